@@ -1,0 +1,182 @@
+//! A CloudEvent (specification 1.0.2), and its two wire forms.
+//!
+//! Binary mode puts the attributes in headers and leaves the body alone (HTTP and NATS protocol bindings);
+//! structured mode is one JSON document (JSON event format). The types are our own rather than the SDK's:
+//! the body stays the sender's bytes, and every event here has a type that can stand in a subject.
+
+mod json;
+mod headers;
+
+pub use headers::{decode_value, encode_value};
+pub use json::JsonError;
+
+use crate::{EventType, subject::InvalidSubject};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use time::OffsetDateTime;
+
+/// The media type of one event as JSON.
+pub const STRUCTURED: &str = "application/cloudevents+json";
+/// The media type of a JSON array of events.
+pub const BATCH: &str = "application/cloudevents-batch+json";
+
+/// One thing that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Unique within [`source`](Self::source).
+    pub id: String,
+    /// Where it happened: a URI reference.
+    pub source: String,
+    /// What happened.
+    pub ty: EventType,
+    /// What within the source it is about.
+    pub subject: Option<String>,
+    /// When it happened.
+    pub time: Option<OffsetDateTime>,
+    /// The body's media type; none means JSON.
+    pub content_type: Option<String>,
+    /// The schema the body follows: a URI.
+    pub schema: Option<String>,
+    /// Extension attributes, such as [`CORRELATION_ID`]; lower-case letters and digits name them.
+    pub extensions: BTreeMap<String, String>,
+    /// The body, as it was sent.
+    pub data: Bytes,
+}
+
+/// Extension: one conversation or workflow.
+pub const CORRELATION_ID: &str = "correlationid";
+/// Extension: the id of the event that caused this one.
+pub const CAUSATION_ID: &str = "causationid";
+/// Extension: the W3C trace context.
+pub const TRACEPARENT: &str = "traceparent";
+/// Extension: what is processed in order.
+pub const PARTITION_KEY: &str = "partitionkey";
+/// Extension (CloudEvents "dataref", the claim-check pattern): where a body too large for a message lies.
+pub const DATA_REF: &str = "dataref";
+
+/// Why something is not a CloudEvent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum EventError {
+    /// A required attribute is absent or empty.
+    #[error("the CloudEvents attribute `{0}` is missing")]
+    Missing(&'static str),
+    /// An attribute has a value it may not have.
+    #[error("the CloudEvents attribute `{name}` is wrong: {why}")]
+    Invalid {
+        /// The attribute.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The type cannot stand in a subject.
+    #[error("the CloudEvents attribute `type` is wrong: {0}")]
+    Type(#[from] InvalidSubject),
+}
+
+impl EventError {
+    fn invalid(name: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Invalid { name: name.into(), why: why.into() }
+    }
+}
+
+impl Event {
+    /// An event with the required attributes and nothing else.
+    pub fn new(id: impl Into<String>, source: impl Into<String>, ty: EventType) -> Self {
+        Self {
+            id: id.into(),
+            source: source.into(),
+            ty,
+            subject: None,
+            time: None,
+            content_type: None,
+            schema: None,
+            extensions: BTreeMap::new(),
+            data: Bytes::new(),
+        }
+    }
+
+    /// This event with a body of that media type.
+    #[must_use]
+    pub fn with_data(mut self, content_type: impl Into<String>, data: impl Into<Bytes>) -> Self {
+        self.content_type = Some(content_type.into());
+        self.data = data.into();
+        self
+    }
+
+    /// This event with an extension attribute; `name` must be lower-case letters and digits.
+    #[must_use]
+    pub fn with_extension(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.extensions.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// An extension attribute.
+    pub fn extension(&self, name: &str) -> Option<&str> {
+        self.extensions.get(name).map(String::as_str)
+    }
+
+    /// Whether the body is JSON by its media type: none, `application/json`, or anything `+json`.
+    pub fn is_json(&self) -> bool {
+        let Some(declared) = &self.content_type else { return true };
+        let essence = declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
+    }
+
+    /// Sets a context attribute or extension from its text form.
+    fn set(&mut self, name: &str, value: String) -> Result<(), EventError> {
+        match name {
+            "specversion" if value == "1.0" => {}
+            "specversion" => return Err(EventError::invalid(name, "only version 1.0 is understood")),
+            "id" => self.id = value,
+            "source" => self.source = value,
+            "type" => self.ty = EventType::parse(value)?,
+            "subject" => self.subject = Some(value),
+            "datacontenttype" => self.content_type = Some(value),
+            "dataschema" => self.schema = Some(value),
+            "time" => {
+                let format = &time::format_description::well_known::Rfc3339;
+                let parsed = OffsetDateTime::parse(&value, format);
+                self.time = Some(parsed.map_err(|_| EventError::invalid(name, "it is not an RFC 3339 time"))?);
+            }
+            _ if name.is_empty() || !name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) => {
+                return Err(EventError::invalid(name, "attribute names are lower-case letters and digits"));
+            }
+            _ => {
+                self.extensions.insert(name.to_owned(), value);
+            }
+        }
+        Ok(())
+    }
+
+    /// The attributes that are set, in their text form, `specversion` first; the content type is not among them.
+    fn attributes(&self) -> impl Iterator<Item = (&str, String)> {
+        let time = self.time.and_then(|t| t.format(&time::format_description::well_known::Rfc3339).ok());
+        [
+            ("specversion", Some("1.0".to_owned())),
+            ("id", Some(self.id.clone())),
+            ("source", Some(self.source.clone())),
+            ("type", Some(self.ty.to_string())),
+            ("subject", self.subject.clone()),
+            ("time", time),
+            ("dataschema", self.schema.clone()),
+        ]
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value?)))
+        .chain(self.extensions.iter().map(|(name, value)| (name.as_str(), value.clone())))
+    }
+
+    /// An event to be filled by [`set`](Self::set), then checked by [`checked`](Self::checked).
+    fn blank(ty: EventType) -> Self {
+        Self::new(String::new(), String::new(), ty)
+    }
+
+    fn checked(self) -> Result<Self, EventError> {
+        if self.id.is_empty() {
+            return Err(EventError::Missing("id"));
+        }
+        if self.source.is_empty() {
+            return Err(EventError::Missing("source"));
+        }
+        Ok(self)
+    }
+}

@@ -1,0 +1,28 @@
+//! Nerve's types: what an event, a subject, a manifest, a function and a verdict are.
+//!
+//! # Layout
+//! - [`event`]: a CloudEvent, and its JSON and binary-mode (header) forms.
+//! - [`subject`]: validated NATS subjects, patterns and event types.
+//! - [`manifest`]: `nerve.toml`, parsed with the line of every mistake, and the records it is stored as.
+//! - [`function`]: the contract between a worker and whatever runs a function.
+//! - [`verdict`]: what becomes of an event after a function has had it, as one pure function.
+//!
+//! # Flow
+//! A worker turns a NATS message into an [`Event`], hands a batch to a [`Function`], publishes each
+//! [`Emission`] it returns, and settles the message by the [`Verdict`].
+//!
+//! There is no I/O here and no async runtime, so every crate can depend on this one.
+
+pub mod event;
+pub mod function;
+pub mod manifest;
+pub mod name;
+pub mod subject;
+pub mod verdict;
+
+pub use event::Event;
+pub use function::{Context, Deployment, Emission, Fault, Function, FunctionError, Host, LoadError, Outcome};
+pub use manifest::{FunctionSpec, Manifest, SourceSpec};
+pub use name::Name;
+pub use subject::{EventType, Pattern, Subject};
+pub use verdict::{RetryPolicy, Verdict};
