@@ -1,0 +1,1 @@
+//! Nerve from outside, as its users meet it: the binary, HTTP, NATS.
