@@ -12,8 +12,8 @@ use std::{
 };
 use tempfile::TempDir;
 
-/// The key under which secrets are stored, where every role and command of a test finds it.
-const SECRETS_KEY: &str = "test-only-key-test-only-key-32by";
+/// The private key that secrets are sealed to in tests whose roles share no data folder.
+const SECRETS_KEY: &str = "6e65727665206e65727665206e65727665206e65727665206e65727665212121";
 
 /// A `nerve` role that serves: `nerve up`, or `nerve gateway`.
 pub struct Nerve {
@@ -50,8 +50,10 @@ pub struct Options {
 /// `nerve` with an environment that holds nothing of the machine's own configuration.
 pub fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut command = Command::new(nerve_binary());
-    command.args(args).env_remove("NERVE_NATS_URL").env_remove("NERVE_CONFIG").env("NO_COLOR", "1");
-    command.env("NERVE_NATS_SERVER", crate::nats_server_binary());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NERVE_")) {
+        command.env_remove(name);
+    }
+    command.args(args).env("NO_COLOR", "1").env("NERVE_NATS_SERVER", crate::nats_server_binary());
     command.current_dir(std::env::temp_dir());
     command
 }
@@ -82,7 +84,7 @@ impl Nerve {
     pub async fn gateway(nats: &str) -> Self {
         let args = ["gateway", "--listen", "127.0.0.1:0", "--nats", nats, "--output", "json"].map(str::to_owned);
         let role = Role { name: "nerve gateway", args: args.to_vec(), envs: vec![] };
-        Self::start(role, Some(nats.to_owned()), None).await
+        Self::start(shared(role), Some(nats.to_owned()), None).await
     }
 
     async fn start(role: Role, nats: Option<String>, folder: Option<TempDir>) -> Self {
@@ -141,17 +143,27 @@ impl Nerve {
     }
 }
 
-/// `nerve worker` alone on that NATS server, ready when this returns.
-pub async fn worker(nats: &str) -> Daemon {
-    let args = ["worker", "--nats", nats, "--output", "json"].map(str::to_owned);
-    let mut daemon = spawn(&Role { name: "nerve worker", args: args.to_vec(), envs: vec![] });
+/// `nerve worker` alone on that NATS server, ready when this returns. `data` is its cache.
+pub async fn worker(nats: &str, data: &Path) -> Daemon {
+    let data = data.display().to_string();
+    let args = ["worker", "--nats", nats, "--data", &data, "--output", "json"].map(str::to_owned);
+    let mut daemon = spawn(&shared(Role { name: "nerve worker", args: args.to_vec(), envs: vec![] }));
     daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
     daemon
 }
 
+/// Roles that run apart are given the same key for secrets.
+fn shared(mut role: Role) -> Role {
+    role.envs.push(("NERVE_SECRETS_KEY".to_owned(), SECRETS_KEY.to_owned()));
+    role
+}
+
+/// A killed worker's events come again after this long; the default would only make the tests longer.
+const ACK_WAIT: &str = "2s";
+
 fn spawn(role: &Role) -> Daemon {
     let mut command = command(&role.args);
-    command.env("NERVE_SECRETS_KEY", SECRETS_KEY).envs(role.envs.iter().cloned());
+    command.env("NERVE_WORKER_ACK_WAIT", ACK_WAIT).envs(role.envs.iter().cloned());
     Daemon::spawn(role.name, &mut command)
 }
 
@@ -216,7 +228,7 @@ impl Cli {
     /// The same with `input` on stdin.
     pub async fn run_with(&self, args: &[&str], input: &str) -> Output {
         let mut command = command(args);
-        command.args(["--nats", &self.nats]).env("NERVE_SECRETS_KEY", SECRETS_KEY);
+        command.args(["--nats", &self.nats]);
         call(command, input).await
     }
 
