@@ -7,6 +7,7 @@ mod deploy;
 mod events;
 mod faults;
 mod github;
+mod harness;
 mod kills;
 mod large;
 mod manifests;
