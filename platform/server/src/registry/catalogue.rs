@@ -181,9 +181,15 @@ impl Follower {
         Ok(changes)
     }
 
-    /// Applies changes until the watch ends.
+    /// Applies changes until the watch ends, or the connection it stands on does.
     async fn run(&self, changes: &mut Changes) {
-        while let Some(change) = changes.next().await {
+        let mut reconnects = self.registry.bus.reconnects();
+        loop {
+            let change = tokio::select! {
+                change = changes.next() => change,
+                _ = reconnects.changed() => return,
+            };
+            let Some(change) = change else { return };
             match change {
                 Ok(change) => {
                     self.sender.send_modify(|catalogue| Arc::make_mut(catalogue).apply(&self.keyring, change))
