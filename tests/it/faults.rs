@@ -61,7 +61,7 @@ async fn retried_then_dead_then_redriven(folder: &Folder, bad: &str, said: &[&st
     streams.reaches("EVENTS", "events.mood.done", 10, seconds(20)).await;
     let done = streams.read("EVENTS", "events.mood.done").await;
     assert_eq!(done[9].header("ce-causationid"), "bad");
-    assert_eq!(streams.count("DEAD", ">").await, 0, "a letter that is delivered is dead no more");
+    assert_eq!(streams.count("DEAD", "dead.>").await, 0, "a letter that is delivered is dead no more");
     assert_eq!(streams.count("EVENTS", "events.mood.new").await, 10, "the log holds the event once");
 }
 
@@ -144,7 +144,7 @@ async fn a_dead_letter_that_is_dropped_is_gone() {
     one_bad_among_neighbours(&nerve, &streams, "mood.new", "\"invalid\"").await;
     let sequence = streams.read("DEAD", "dead.moody").await[0].sequence.to_string();
     nerve.cli().run(&["dlq", "drop", &sequence]).await.ok();
-    assert_eq!(streams.count("DEAD", ">").await, 0);
+    assert_eq!(streams.count("DEAD", "dead.>").await, 0);
     let gone = nerve.cli().run(&["dlq", "show", &sequence]).await.failed(1);
     assert!(gone.stderr.contains(&sequence), "{gone:?}");
 }

@@ -31,11 +31,29 @@ async fn up_with_github() -> Nerve {
     nerve
 }
 
-/// Waits until the gateway has heard of a source that checks signatures.
+/// Waits until the gateway has heard of a source and of its secrets: until it refuses what is signed wrong.
 async fn source_is_served(nerve: &Nerve, name: &str) {
     let url = nerve.url(&format!("/hooks/{name}"));
-    eventually("the gateway serves the source", seconds(10), || async {
-        let response = reqwest::Client::new().post(&url).body("{}").send().await.ok()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time after 1970");
+    let (zeros, now) = ("0".repeat(64), now.as_secs().to_string());
+    let forged = [
+        ("x-hub-signature-256", format!("sha256={zeros}")),
+        ("x-till-signature", format!("v1={zeros}")),
+        ("x-till-time", now.clone()),
+    ];
+    let standard = ["webhook", "svix"].into_iter().flat_map(|prefix| {
+        let signature = format!("v1,{}=", "A".repeat(43));
+        let fields = [("id", "forged".to_owned()), ("timestamp", now.clone()), ("signature", signature)];
+        fields.map(|(field, value)| (format!("{prefix}-{field}"), value))
+    });
+    let forged = forged.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(standard);
+    let headers = forged.map(|(name, value)| {
+        let name: reqwest::header::HeaderName = name.parse().expect("a header's name");
+        (name, value.parse().expect("a header's value"))
+    });
+    let headers: reqwest::header::HeaderMap = headers.collect();
+    eventually("the gateway verifies for the source", seconds(10), || async {
+        let response = reqwest::Client::new().post(&url).headers(headers.clone()).body("{}").send().await.ok()?;
         (response.status() == 401).then_some(())
     })
     .await;

@@ -15,6 +15,9 @@ use tempfile::TempDir;
 /// The private key that secrets are sealed to in tests whose roles share no data folder.
 const SECRETS_KEY: &str = "6e65727665206e65727665206e65727665206e65727665206e65727665212121";
 
+/// A killed worker's events come again after this long; the default would only make the tests longer.
+const ACK_WAIT: &str = "2s";
+
 /// A `nerve` role that serves: `nerve up`, or `nerve gateway`.
 pub struct Nerve {
     /// The process.
@@ -54,6 +57,7 @@ pub fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
         command.env_remove(name);
     }
     command.args(args).env("NO_COLOR", "1").env("NERVE_NATS_SERVER", crate::nats_server_binary());
+    command.env("NERVE_WORKER_ACK_WAIT", ACK_WAIT);
     command.current_dir(std::env::temp_dir());
     command
 }
@@ -158,12 +162,9 @@ fn shared(mut role: Role) -> Role {
     role
 }
 
-/// A killed worker's events come again after this long; the default would only make the tests longer.
-const ACK_WAIT: &str = "2s";
-
 fn spawn(role: &Role) -> Daemon {
     let mut command = command(&role.args);
-    command.env("NERVE_WORKER_ACK_WAIT", ACK_WAIT).envs(role.envs.iter().cloned());
+    command.envs(role.envs.iter().cloned());
     Daemon::spawn(role.name, &mut command)
 }
 
