@@ -1,0 +1,3 @@
+//! The gateway.
+
+pub(crate) mod verify;
