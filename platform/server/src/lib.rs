@@ -1,3 +1,4 @@
-//! placeholder
-#[allow(missing_docs)]
-pub mod gateway;
+//! The bus, the registry, the worker and the gateway: everything that speaks NATS or HTTP, nothing that runs a guest.
+
+pub mod bus;
+pub mod config;
