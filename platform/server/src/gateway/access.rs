@@ -66,7 +66,8 @@ fn local_only(uri: &Uri, headers: &HeaderMap) -> Answer<()> {
         let detail = format!("without gateway.keys the API answers this machine only, and {what}; configure a key");
         Err(Problem::new(StatusCode::FORBIDDEN, detail))
     };
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| Some(uri.authority()?.as_str()));
+    let host =
+        headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| Some(uri.authority()?.as_str()));
     if !host.is_some_and(is_local_authority) {
         return refuse("the header Host names another");
     }
@@ -115,10 +116,14 @@ mod tests {
 
     #[test]
     fn without_keys_only_this_machine_is_answered() {
-        for host in ["localhost", "localhost:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:80", "a.localhost", "LOCALHOST."] {
+        for host in
+            ["localhost", "localhost:8080", "127.0.0.1:8080", "127.9.9.9", "[::1]:80", "a.localhost", "LOCALHOST."]
+        {
             assert_eq!(check(&[], &[("host", host)]), Ok(()), "{host}");
         }
-        for host in ["evil.example", "127.0.0.1.evil.example", "localhost@evil.example", "10.0.0.1", "0.0.0.0", "", "[::2]"] {
+        for host in
+            ["evil.example", "127.0.0.1.evil.example", "localhost@evil.example", "10.0.0.1", "0.0.0.0", "", "[::2]"]
+        {
             assert_eq!(check(&[], &[("host", host)]), Err(403), "{host}");
         }
         assert_eq!(check(&[], &[]), Err(403));

@@ -168,7 +168,8 @@ mod tests {
     #[tokio::test]
     async fn a_body_that_never_ends_is_given_up() {
         let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::convert::Infallible>>());
-        let problem = Bodies::within(BUDGET, Duration::from_millis(5)).read(&HeaderMap::new(), body, 5).await.unwrap_err();
+        let problem =
+            Bodies::within(BUDGET, Duration::from_millis(5)).read(&HeaderMap::new(), body, 5).await.unwrap_err();
         assert_eq!(problem.status(), 408);
     }
 }

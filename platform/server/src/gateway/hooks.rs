@@ -6,11 +6,12 @@ use super::{
     publish::{Receipt, publish},
     verify::{Delivery, Refusal, Verified, verify},
 };
+use crate::registry::Catalogue;
 use axum::{
     Json,
     body::Body,
     extract::{Path, Request, State},
-    response::{IntoResponse, Response},
+    response::IntoResponse,
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode};
@@ -22,8 +23,8 @@ use time::OffsetDateTime;
 const LARGE: usize = 256 << 10;
 /// The longest id that a sender is believed; another is replaced by the hash of what is signed.
 const MAX_ID: usize = 255;
-/// The longest event type that a sender is believed; the rest is cut off.
-const MAX_TYPE: usize = 160;
+/// The longest event type, so that its subject stays within 255 bytes; the rest of what a sender says is cut off.
+const MAX_TYPE: usize = 240;
 /// When to come back to a source that somebody has to mend first.
 const MENDED: Duration = Duration::from_secs(60);
 
@@ -35,16 +36,31 @@ pub(super) async fn receive(
 ) -> Answer {
     let unknown = || Problem::not_found(format!("there is no webhook source `{source}`; deploy `[source.{source}]`"));
     let name = Name::parse(source.as_str()).map_err(|_| unknown())?;
-    let spec = gateway.source(&name).ok_or_else(unknown)?;
+    let catalogue = gateway.catalogue();
+    let spec = catalogue.sources.get(&name).ok_or_else(unknown)?.record.spec.clone();
     let (parts, body) = request.into_parts();
     let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_hook_body).await?;
-    let secrets = gateway.secrets_of(&name, &spec);
+    let secrets = secrets_of(&catalogue, &name, &spec);
     let now = OffsetDateTime::now_utc();
     let hook = Hook { spec, secrets, headers: parts.headers, body: body.bytes.clone(), now };
     let verified = hook.verify().await?.map_err(|refusal| refuse(&name, &refusal))?;
     let event = event_of(&name, verified, now)?;
     let receipt: Receipt = publish(gateway.bus(), &event).await?;
     Ok((StatusCode::ACCEPTED, Json(receipt)).into_response())
+}
+
+/// The secrets of a source that this gateway can read. While one is rotated, the others go on.
+fn secrets_of(catalogue: &Catalogue, source: &Name, spec: &SourceSpec) -> Vec<Secret> {
+    let value = |name: &String| {
+        let secret = catalogue.secrets.get(name);
+        let value = secret.and_then(|secret| secret.value.clone());
+        if value.is_none() {
+            let why = if secret.is_some() { "is sealed to a key that this server does not have" } else { "is not set" };
+            tracing::warn!(%source, secret = name, "a secret of this source {why}; `nerve secrets set {name}` sets it");
+        }
+        value
+    };
+    spec.secrets.iter().filter_map(value).collect()
 }
 
 /// Everything that verification looks at.
@@ -109,9 +125,11 @@ fn event_of(source: &Name, verified: Verified, now: OffsetDateTime) -> Answer<Ev
 /// `<source>.<type>`, with `_` for what cannot stand in a subject; `<source>.event` when there is no type.
 fn event_type(source: &Name, ty: Option<&str>) -> Answer<EventType> {
     let fits = |c: char| if c.is_ascii_graphic() && !matches!(c, '*' | '>') { c } else { '_' };
-    let cut: String = ty.unwrap_or("event").chars().take(MAX_TYPE).map(fits).collect();
-    let tokens: Vec<_> = cut.split('.').map(|token| if token.is_empty() { "_" } else { token }).collect();
-    let text = format!("{source}.{}", tokens.join("."));
+    let fitted: String = ty.unwrap_or("event").chars().take(MAX_TYPE).map(fits).collect();
+    let tokens: Vec<_> = fitted.split('.').map(|token| if token.is_empty() { "_" } else { token }).collect();
+    let mut text = format!("{source}.{}", tokens.join("."));
+    text.truncate(MAX_TYPE);
+    let text = text.trim_end_matches('.');
     EventType::parse(text).map_err(|error| Problem::bad_request(error.to_string()))
 }
 
@@ -174,7 +192,9 @@ mod tests {
     #[test]
     fn a_refusal_tells_the_sender_no_more_than_its_kind() {
         let wrong = refuse(&source(), &Refusal::Wrong);
-        for refusal in [Refusal::Missing("x".into()), Refusal::Old(MENDED), Refusal::Repeated("y".into()), Refusal::Time] {
+        for refusal in
+            [Refusal::Missing("x".into()), Refusal::Old(MENDED), Refusal::Repeated("y".into()), Refusal::Time]
+        {
             assert_eq!(refuse(&source(), &refusal), wrong);
         }
         assert_eq!(wrong.status(), 401);

@@ -44,7 +44,9 @@ pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
         return Ok(Posted::Plain);
     }
     let mut pairs = Vec::with_capacity(headers.len());
-    for (name, value) in headers.iter().filter(|(name, _)| name.as_str().starts_with("ce-") || *name == header::CONTENT_TYPE) {
+    for (name, value) in
+        headers.iter().filter(|(name, _)| name.as_str().starts_with("ce-") || *name == header::CONTENT_TYPE)
+    {
         let value = std::str::from_utf8(value.as_bytes());
         let value = value.map_err(|_| Problem::bad_request(format!("the header `{name}` is not UTF-8")))?;
         pairs.push((name.as_str(), value));

@@ -90,7 +90,9 @@ impl IntoResponse for Problem {
 /// Turns what a framework answered in its own words into a problem document.
 pub(crate) async fn uniform(response: Response) -> Response {
     let status = response.status();
-    let ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == MEDIA_TYPE);
+    // Frameworks explain in plain text or not at all; JSON is our own, such as the checks of readiness.
+    let media_type = response.headers().get(header::CONTENT_TYPE);
+    let ours = media_type.is_some_and(|value| value == MEDIA_TYPE || value == "application/json");
     if ours || !(status.is_client_error() || status.is_server_error()) {
         return response;
     }

@@ -32,9 +32,19 @@ pub(crate) async fn publish(bus: &Bus, event: &Event) -> Answer<Receipt> {
         Err(PublishError::Invalid(why)) => Err(Problem::bad_request(format!("the event cannot be stored: {why}"))),
         Err(PublishError::Unavailable(error)) => {
             tracing::warn!(%error, "an event is answered 503: JetStream did not acknowledge it");
-            let detail = "the event may not be stored: JetStream did not acknowledge it; send it again, with the same id";
+            let detail =
+                "the event may not be stored: JetStream did not acknowledge it; send it again, with the same id";
             Err(Problem::unavailable(detail, BROKER_BACK))
         }
+    }
+}
+
+/// Refuses at once what would only wait for a connection.
+pub(crate) fn check_connected(bus: &Bus) -> Answer<()> {
+    if bus.connected() {
+        Ok(())
+    } else {
+        Err(Problem::unavailable("there is no connection to NATS; try again", BROKER_BACK))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     Gateway,
     problem::{Answer, Problem},
-    publish::broker_problem,
+    publish::{broker_problem, check_connected},
     sse::{self, Frame, HEARTBEAT},
 };
 use crate::bus::{Start, Tail, Tailed};
@@ -50,6 +50,7 @@ pub(super) async fn get(
     let pattern = wanted.pattern()?;
     let start = wanted.start(&headers)?;
     let slot = gateway.stream_slot()?;
+    check_connected(gateway.bus())?;
     let tail = gateway.bus().tail(&pattern, start).await.map_err(|error| broker_problem(&error))?;
     let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT_EVERY, HEARTBEAT_EVERY);
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -64,7 +65,9 @@ impl Wanted {
         let pattern = Pattern::parse(text).map_err(|error| wrong(error.to_string()))?;
         match text.split('.').next() {
             Some("events" | ">") => Ok(pattern),
-            _ => Err(wrong(format!("the log holds `events.>` only; for events of type `{text}` ask for `events.{text}`"))),
+            _ => Err(wrong(format!(
+                "the log holds `events.>` only; for events of type `{text}` ask for `events.{text}`"
+            ))),
         }
     }
 
@@ -73,7 +76,8 @@ impl Wanted {
         let header = headers.get("last-event-id").map(|value| value.to_str().unwrap_or("?"));
         if let Some(last) = header.or(self.last_event_id.as_deref()).filter(|last| !last.is_empty()) {
             let after = last.parse::<u64>().ok().and_then(|last| last.checked_add(1));
-            let wrong = || Problem::bad_request("`Last-Event-ID` is wrong: it must be the `id` of an event of this stream");
+            let wrong =
+                || Problem::bad_request("`Last-Event-ID` is wrong: it must be the `id` of an event of this stream");
             return after.map(Start::Sequence).ok_or_else(wrong);
         }
         match self.from.as_deref() {
@@ -82,7 +86,8 @@ impl Wanted {
             Some(text) => {
                 // In a query `+` is a space, and the one space there is stood for the sign of the zone.
                 let time = || OffsetDateTime::parse(&text.replace(' ', "+"), &Rfc3339).ok().map(Start::Time);
-                let wrong = "the parameter `from` is wrong: it may be `new`, `first`, a sequence number or an RFC 3339 time";
+                let wrong =
+                    "the parameter `from` is wrong: it may be `new`, `first`, a sequence number or an RFC 3339 time";
                 let sequence = text.parse().ok().map(Start::Sequence);
                 sequence.or_else(time).ok_or_else(|| Problem::bad_request(wrong))
             }
@@ -131,7 +136,9 @@ fn event_frame(tailed: &Tailed) -> Bytes {
 }
 
 /// One of the streams that may be open at once; counted while it lives.
-pub(crate) struct StreamSlot(#[expect(dead_code, reason = "held for what dropping it gives back")] OwnedSemaphorePermit);
+pub(crate) struct StreamSlot(
+    #[expect(dead_code, reason = "held for what dropping it gives back")] OwnedSemaphorePermit,
+);
 
 impl StreamSlot {
     pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
