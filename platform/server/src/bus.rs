@@ -28,10 +28,12 @@ pub use delivery::{Attempt, Delivery};
 pub use invoke::{Invocation, InvokeError};
 pub use logs::{LogRecord, Logs};
 pub use publish::{PublishError, Published};
+pub(crate) use pull::Pulse;
 pub use pull::{Puller, PullerOptions};
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, consumer_name};
 pub use tail::{Start, Tail, Tailed};
 
+pub(crate) use body::BodyError;
 pub(crate) use lease::Leases;
 
 use crate::config::NatsConfig;
@@ -156,7 +158,7 @@ impl Bus {
     }
 
     /// Counts the connections made: whoever waits for an answer over an old one hears of the new one here.
-    fn reconnects(&self) -> watch::Receiver<u64> {
+    pub(crate) fn reconnects(&self) -> watch::Receiver<u64> {
         self.reconnects.clone()
     }
 

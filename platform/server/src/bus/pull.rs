@@ -7,7 +7,13 @@ use super::{Bus, BusError, Delivery, Leases};
 use async_nats::{StatusCode, Subscriber, jetstream};
 use futures::StreamExt;
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::Instant,
@@ -48,6 +54,31 @@ pub struct Puller {
     nobody: u32,
     heard: Instant,
     not_before: Instant,
+    pulse: Pulse,
+}
+
+/// When a puller last showed that it is at work, for readiness.
+#[derive(Debug, Clone)]
+pub(crate) struct Pulse {
+    started: Instant,
+    last_ms: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    fn new() -> Self {
+        Self { started: Instant::now(), last_ms: Arc::default() }
+    }
+
+    fn beat(&self) {
+        let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// Whether the puller showed itself lately.
+    pub(crate) fn is_alive(&self) -> bool {
+        let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
+        self.started.elapsed().saturating_sub(last) < HEARTBEAT * 4
+    }
 }
 
 #[derive(Serialize)]
@@ -83,6 +114,7 @@ impl Puller {
             nobody: 0,
             heard: Instant::now(),
             not_before: Instant::now(),
+            pulse: Pulse::new(),
             options,
         })
     }
@@ -94,7 +126,7 @@ impl Puller {
     pub async fn next(&mut self) -> Result<(Delivery, OwnedSemaphorePermit), BusError> {
         loop {
             self.ask().await?;
-            let (wake, must_wake) = (self.silence_or_pause(), self.must_wake());
+            let wake = self.wake_at();
             tokio::select! {
                 // Messages that are here go before asking for more.
                 biased;
@@ -103,6 +135,7 @@ impl Puller {
                         return Err(BusError::unavailable("pulling", "the subscription ended"));
                     };
                     self.heard = Instant::now();
+                    self.pulse.beat();
                     if let Some(found) = self.take(answer).await? {
                         return Ok(found);
                     }
@@ -117,8 +150,11 @@ impl Puller {
                 slot = self.slots.clone().acquire_owned(), if self.held.num_permits() < self.capacity => {
                     self.hold(slot)?;
                 }
-                () = tokio::time::sleep_until(wake), if must_wake => {
-                    if self.asked > 0 && self.heard.elapsed() > HEARTBEAT * 2 {
+                () = tokio::time::sleep_until(wake) => {
+                    if self.asked == 0 {
+                        // Every slot is at work: that is life, too.
+                        self.pulse.beat();
+                    } else if self.heard.elapsed() > HEARTBEAT * 2 {
                         self.asked = 0;
                         self.heard = Instant::now();
                     }
@@ -127,9 +163,9 @@ impl Puller {
         }
     }
 
-    /// Whether the server answered lately; for readiness.
-    pub fn is_alive(&self) -> bool {
-        self.heard.elapsed() < HEARTBEAT * 4
+    /// Tells whether this puller goes on.
+    pub(crate) fn pulse(&self) -> Pulse {
+        self.pulse.clone()
     }
 
     /// Stops asking, and gives back what came and was not taken, so that another worker has it at once.
@@ -150,12 +186,14 @@ impl Puller {
         Ok(())
     }
 
-    fn must_wake(&self) -> bool {
-        self.asked > 0 || self.held.num_permits() > 0
-    }
-
-    fn silence_or_pause(&self) -> Instant {
-        if self.asked > 0 { self.heard + HEARTBEAT * 2 + PAUSE } else { self.not_before.max(Instant::now() + PAUSE) }
+    fn wake_at(&self) -> Instant {
+        if self.asked > 0 {
+            self.heard + HEARTBEAT * 2 + PAUSE
+        } else if self.held.num_permits() > 0 {
+            self.not_before.max(Instant::now() + PAUSE)
+        } else {
+            Instant::now() + HEARTBEAT
+        }
     }
 
     /// Asks for as many messages as there are slots held and not asked for yet, in few requests.
