@@ -2,5 +2,6 @@
 
 pub mod bus;
 pub mod config;
+pub mod gateway;
 pub mod registry;
 mod worker;

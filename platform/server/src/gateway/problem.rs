@@ -58,6 +58,7 @@ impl Problem {
     }
 
     /// The status it is answered with.
+    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
