@@ -7,14 +7,14 @@ async fn a_broken_manifest_shows_the_line_the_key_and_the_nearest_right_key() {
     let nerve = Nerve::up().await;
     let good = "[function.good]\nruntime = \"process\"\ncommand = [\"python3\", \"good.py\"]\non = [\"events.a\"]\n";
     let cases = [
-        ("timeot = \"3s\"", vec!["line 5", "function.good.timeot", "timeout"]),
-        ("timeout = \"soon\"", vec!["line 5", "function.good.timeout", "soon"]),
-        ("concurrency = 0", vec!["line 5", "function.good.concurrency"]),
-        ("[function.good.retry]\natempts = 3", vec!["line 6", "atempts", "attempts"]),
-        ("[sorce.github]\nprovider = \"github\"", vec!["line 5", "sorce", "source"]),
-        ("order_by = \"partitionkey\"", vec!["line 5", "order_by", "not yet supported"]),
-        ("[source.x]\nprovider = \"github\"", vec!["line 5", "source.x", "secret"]),
-        ("= 3", vec!["line 5"]),
+        ("timeot = \"3s\"", vec!["nerve.toml:5:", "function.good.timeot", "timeout"]),
+        ("timeout = \"soon\"", vec!["nerve.toml:5:", "function.good.timeout", "soon"]),
+        ("concurrency = 0", vec!["nerve.toml:5:", "function.good.concurrency"]),
+        ("[function.good.retry]\natempts = 3", vec!["nerve.toml:6:", "atempts", "attempts"]),
+        ("[sorce.github]\nprovider = \"github\"", vec!["nerve.toml:5:", "sorce", "source"]),
+        ("order_by = \"partitionkey\"", vec!["nerve.toml:5:", "order_by", "not yet supported"]),
+        ("[source.x]\nprovider = \"github\"", vec!["nerve.toml:5:", "source.x", "secret"]),
+        ("= 3", vec!["nerve.toml:5:"]),
     ];
     for (broken, expected) in cases {
         let folder = Folder::new(&format!("{good}{broken}\n")).with("good.py", "");

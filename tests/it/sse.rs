@@ -36,12 +36,13 @@ async fn a_client_that_is_cut_20_times_while_10000_events_pass_sees_each_once_an
     let url = format!("http://{}/v1/events?subject=events.tick&from=1", proxy.address);
     let mut client = Node::start("listen.mjs", &[&url, &EVENTS.to_string()]);
     client.says("open", seconds(30)).await;
-    for cut in 0..CUTS {
-        publish_ticks(&streams, cut * EVENTS / CUTS, EVENTS / CUTS).await;
-        nerve_tests::eventually("the client is connected again", seconds(10), || async {
-            (proxy.cut() > 0).then_some(())
-        })
-        .await;
+    // Each cut has events before and behind it.
+    let chunk = EVENTS / CUTS / 2;
+    for n in 0..CUTS {
+        publish_ticks(&streams, 2 * n * chunk, chunk).await;
+        nerve_tests::eventually("the client is connected", seconds(10), || async { (proxy.cut() > 0).then_some(()) })
+            .await;
+        publish_ticks(&streams, (2 * n + 1) * chunk, chunk).await;
     }
     let (seen, well) = client.finish(seconds(90)).await;
     assert!(well);
