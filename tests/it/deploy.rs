@@ -93,8 +93,10 @@ async fn a_template_deploys_and_runs() {
     let nerve = Nerve::up().await;
     let streams = Streams::connect(&nerve.nats).await;
     let folder = tempfile::tempdir().unwrap();
+    let parent = folder.path().display().to_string();
     let path = folder.path().join("words").display().to_string();
-    nerve.cli().run(&["new", "--template", "process-python", &path]).await.ok();
+    let new = ["new", "words", "--template", "process-python", "--path", &parent];
+    nerve.cli().run(&new).await.ok();
     let manifest = std::fs::read_to_string(folder.path().join("words/nerve.toml")).unwrap();
     nerve.cli().run(&["deploy", &path]).await.ok();
     let on = manifest.lines().find_map(|line| line.split_once("\"events.")).expect("a subject under events.").1;
@@ -103,7 +105,7 @@ async fn a_template_deploys_and_runs() {
     streams.reaches("EVENTS", ">", 2, seconds(20)).await;
     let events = streams.read("EVENTS", ">").await;
     assert_eq!(events[1].header("ce-causationid"), "1");
-    let again = nerve.cli().run(&["new", "--template", "process-python", &path]).await;
+    let again = nerve.cli().run(&new).await;
     assert_ne!(again.code, Some(0), "a folder that is there already is not written over: {again:?}");
 }
 
@@ -112,8 +114,8 @@ async fn every_template_has_a_manifest_that_parses() {
     let folder = tempfile::tempdir().unwrap();
     for template in ["wasm-js", "wasm-python", "wasm-rust", "process-python"] {
         let path = folder.path().join(template);
-        let mut command = nerve_tests::nerve::command(["new", "--template", template]);
-        command.arg(&path);
+        let mut command = nerve_tests::nerve::command(["new", template, "--template", template, "--path"]);
+        command.arg(folder.path());
         nerve_tests::nerve::call(command, "").await.ok();
         let manifest = std::fs::read_to_string(path.join("nerve.toml")).unwrap();
         let parsed = nerve_core::Manifest::parse(&manifest);
