@@ -50,12 +50,19 @@ fn compare(title: &str, unit: &str, nerve: (&str, &Side), bare: (&str, &Side)) {
 #[tokio::main]
 async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    if let [command, url] = args.as_slice()
-        && command == "bare"
-    {
-        return webhooks::serve_bare(url).await;
-    }
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (functions, webhooks) = match args.as_slice() {
+        ["bare", url] => return webhooks::serve_bare(url).await,
+        [] => (true, true),
+        ["functions"] => (true, false),
+        ["webhooks"] => (false, true),
+        other => panic!("{other:?} is none of `functions` and `webhooks`; both are run when nothing is said"),
+    };
     let nats = Nats::start().await;
-    functions::compare_with_raw_loop(&nats).await;
-    webhooks::compare_with_bare_handler(&nats).await;
+    if functions {
+        functions::compare_with_raw_loop(&nats).await;
+    }
+    if webhooks {
+        webhooks::compare_with_bare_handler(&nats).await;
+    }
 }

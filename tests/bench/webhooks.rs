@@ -7,7 +7,7 @@ use nerve_tests::{Folder, Nats, Nerve, daemon::Daemon, eventually, github, secon
 use std::process::Command;
 
 /// Requests a round.
-const REQUESTS: usize = 20_000;
+const REQUESTS: usize = 40_000;
 /// Connections, each with one request at a time.
 const CONNECTIONS: usize = 64;
 /// Bytes of each body.
