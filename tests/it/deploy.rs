@@ -59,15 +59,22 @@ async fn a_deploy_replaces_and_a_removal_stops_a_function_with_no_restart() {
 }
 
 #[tokio::test]
-async fn a_function_can_be_invoked_and_events_published_from_the_command_line() {
+async fn a_function_can_be_invoked_and_events_published_from_the_command_line_and_over_http() {
     let nerve = Nerve::up().await;
     let streams = Streams::connect(&nerve.nats).await;
     nerve.cli().deploy(guest::wasm("echo", "events.a", "b", "", &guest::echo("b")).path()).await;
     let invoked = nerve.cli().run(&["invoke", "echo", "--data", r#"{"n":41}"#, "--output", "json"]).await.ok();
     assert!(invoked.stdout.replace(' ', "").contains(r#""n":41"#), "{invoked:?}");
+    let post = reqwest::Client::new().post(nerve.url("/v1/functions/echo/invoke")).body(r#"{"n":40}"#);
+    let response = post.header("content-type", "application/json").send().await.unwrap();
+    assert_eq!(response.status(), 200);
+    let answer: serde_json::Value = response.json().await.unwrap();
+    assert_eq!((&answer[0]["type"], &answer[0]["data"]["n"]), (&"b".into(), &40.into()), "{answer}");
     assert_eq!(streams.total().await, 0, "an invocation leaves nothing in the log");
     nerve.cli().run(&["publish", "a", "--data", r#"{"n":42}"#]).await.ok();
     streams.reaches("EVENTS", "events.b", 1, seconds(20)).await;
+    let nobody = reqwest::Client::new().post(nerve.url("/v1/functions/nobody/invoke")).body("{}").send().await.unwrap();
+    assert_eq!(crate::problem(nobody).await.0, 404);
     let unknown = nerve.cli().run(&["invoke", "nobody", "--data", "{}"]).await.failed(1);
     assert!(unknown.stderr.contains("nobody"), "{unknown:?}");
 }

@@ -46,8 +46,6 @@ pub struct Options {
     pub nats: Option<String>,
     /// More environment.
     pub envs: Vec<(String, String)>,
-    /// More arguments.
-    pub args: Vec<String>,
 }
 
 /// `nerve` with an environment that holds nothing of the machine's own configuration.
@@ -79,7 +77,6 @@ impl Nerve {
             None => args.extend(["--nats-listen".into(), "127.0.0.1:0".into()]),
         }
         args.extend(["--output".into(), "json".into()]);
-        args.extend(options.args);
         let role = Role { name: "nerve up", args, envs: options.envs };
         Self::start(role, options.nats, Some(folder)).await
     }
