@@ -43,21 +43,19 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
 /// Publishes `count` events of type `ty`; returns the stream's last sequence.
 async fn preload(streams: &Streams, ty: &str, count: usize) -> u64 {
     let body = bytes::Bytes::from(format!("\"{}\"", "x".repeat(BODY - 2)));
-    let mut acknowledgements = Vec::with_capacity(count);
-    for n in 0..count {
-        let mut headers = async_nats::HeaderMap::new();
-        let id = n.to_string();
-        for (name, value) in [("ce-specversion", "1.0"), ("ce-type", ty), ("ce-source", "/bench"), ("ce-id", &id)] {
-            headers.insert(name, value);
+    let sent = futures::stream::iter(0..count).map(|n| {
+        let body = body.clone();
+        async move {
+            let mut headers = async_nats::HeaderMap::new();
+            let id = n.to_string();
+            for (name, value) in [("ce-specversion", "1.0"), ("ce-type", ty), ("ce-source", "/bench"), ("ce-id", &id)] {
+                headers.insert(name, value);
+            }
+            let sent = streams.jetstream.publish_with_headers(format!("events.{ty}"), headers, body).await;
+            sent.expect("a publish").await.expect("an acknowledgement").sequence
         }
-        let sent = streams.jetstream.publish_with_headers(format!("events.{ty}"), headers, body.clone()).await;
-        acknowledgements.push(sent.expect("a publish"));
-    }
-    let mut last = 0;
-    for acknowledgement in acknowledgements {
-        last = acknowledgement.await.expect("an acknowledgement").sequence.max(last);
-    }
-    last
+    });
+    sent.buffer_unordered(512).fold(0, async |last, sequence| last.max(sequence)).await
 }
 
 /// Results a second from the first to the last of a round, by the server's own clock: what was started when, and
