@@ -43,11 +43,13 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
 /// Publishes `count` events of type `ty`; returns the stream's last sequence.
 async fn preload(streams: &Streams, ty: &str, count: usize) -> u64 {
     let body = bytes::Bytes::from(format!("\"{}\"", "x".repeat(BODY - 2)));
+    // A result's id comes from its event's: were ids used twice, the second round's results would be duplicates.
+    let round = uuid::Uuid::now_v7();
     let sent = futures::stream::iter(0..count).map(|n| {
         let body = body.clone();
         async move {
             let mut headers = async_nats::HeaderMap::new();
-            let id = n.to_string();
+            let id = format!("{round}-{n}");
             for (name, value) in [("ce-specversion", "1.0"), ("ce-type", ty), ("ce-source", "/bench"), ("ce-id", &id)] {
                 headers.insert(name, value);
             }
