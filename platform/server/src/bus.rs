@@ -127,6 +127,15 @@ impl Bus {
         Ok(Self { client, jetstream, reconnects })
     }
 
+    /// A bus whose broker is away, to test what callers are told then.
+    #[cfg(test)]
+    pub(crate) async fn away() -> Self {
+        let connect = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        let client = connect.connect("127.0.0.1:1").await.unwrap();
+        let jetstream = jetstream::new(client.clone());
+        Self { client, jetstream, reconnects: watch::channel(0).1 }
+    }
+
     /// Whether the connection stands at this moment.
     pub fn connected(&self) -> bool {
         self.client.connection_state() == State::Connected

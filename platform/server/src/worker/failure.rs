@@ -27,7 +27,7 @@ pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, deli
     match verdict {
         Verdict::DeadLetter => {
             shared.bus.log(&record).await;
-            bury_with(shared, outlet, revision, delivery, &attempts).await;
+            bury_with(outlet, revision, delivery, &attempts).await;
         }
         Verdict::RetryAfter(wait) => {
             shared.bus.log_attempts(&delivery.stream, delivery.sequence, &record).await;
@@ -46,7 +46,7 @@ pub(super) async fn bury(shared: &Shared, outlet: &Outlet, revision: u64, delive
     let attempts = shared.bus.attempts(&outlet.function, &delivery.stream, delivery.sequence).await;
     let attempts = without_holes(attempts, delivery.attempt.saturating_sub(1));
     shared.bus.log(&record(outlet, &delivery, &attempts, &Verdict::DeadLetter)).await;
-    bury_with(shared, outlet, revision, delivery, &attempts).await;
+    bury_with(outlet, revision, delivery, &attempts).await;
 }
 
 /// Gives a delivery back at once: it was not its fault.
@@ -56,7 +56,7 @@ pub(super) async fn give_back(delivery: Delivery) {
     }
 }
 
-async fn bury_with(shared: &Shared, outlet: &Outlet, revision: u64, delivery: Delivery, attempts: &[Attempt]) {
+async fn bury_with(outlet: &Outlet, revision: u64, delivery: Delivery, attempts: &[Attempt]) {
     let function = &outlet.function;
     match delivery.dead_letter(function, revision, attempts).await {
         Ok(id) => {
