@@ -10,7 +10,9 @@ mod logs;
 mod publish;
 mod remove;
 mod secrets;
+mod serve;
 mod tail;
+mod up;
 
 use crate::args::Globals;
 use clap::Subcommand;
@@ -18,6 +20,12 @@ use clap::Subcommand;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Start everything on this machine: NATS, the gateway and a worker
+    Up(up::Up),
+    /// Start a gateway: webhooks and the HTTP API
+    Gateway(serve::Gateway),
+    /// Start a worker: it runs the deployed functions
+    Worker(serve::Worker),
     /// Deploy what a nerve.toml describes
     Deploy(deploy::Deploy),
     /// List what is deployed
@@ -47,12 +55,15 @@ pub(crate) enum Command {
 impl Command {
     /// Whether it serves until it is told to stop.
     pub(crate) fn is_server(&self) -> bool {
-        false
+        matches!(self, Self::Up(_) | Self::Gateway(_) | Self::Worker(_))
     }
 
     /// Does it.
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         match self {
+            Self::Up(up) => up.run(globals).await,
+            Self::Gateway(gateway) => gateway.run(globals).await,
+            Self::Worker(worker) => worker.run(globals).await,
             Self::Deploy(deploy) => deploy.run(globals).await,
             Self::List(list) => list.run(globals).await,
             Self::Describe(describe) => describe.run(globals).await,

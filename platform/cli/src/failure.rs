@@ -1,6 +1,7 @@
 //! What a person reads when a command fails: the thing, its cause, the next step.
 
 use crate::output::Format;
+use nerve_server::bus::{BusError, PublishError};
 use serde_json::json;
 use std::{fmt, io, process::ExitCode};
 
@@ -68,8 +69,20 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     let failure = error.downcast_ref::<Failure>();
     let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
     let cause = Some(join(&causes)).filter(|cause| !cause.is_empty());
-    write(&error.to_string(), cause.as_deref(), failure.and_then(|f| f.next.as_deref()), format);
+    let next = failure.and_then(|failure| failure.next.as_deref()).or_else(|| next_of(error));
+    write(&error.to_string(), cause.as_deref(), next, format);
     ExitCode::from(failure.map_or(FAILED, |failure| failure.code))
+}
+
+/// What helps against an error of the broker's, which comes from anywhere.
+fn next_of(error: &anyhow::Error) -> Option<&'static str> {
+    let away = error.chain().any(|cause| {
+        matches!(cause.downcast_ref(), Some(BusError::Unavailable { .. }))
+            || matches!(cause.downcast_ref(), Some(PublishError::Unavailable(_)))
+    });
+    away.then_some(
+        "check that NATS runs with JetStream, and that `nerve up`, a gateway or a worker has started on it once",
+    )
 }
 
 /// Answers what clap says about a call: help on stdout, or a mistake on stderr.

@@ -2,7 +2,7 @@
 
 use nerve_core::{
     FunctionSpec, SourceSpec,
-    manifest::{Locator, Provider, Run, Verify},
+    manifest::{Batch, Locator, Provider, Run, Verify},
 };
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(crate) fn of_function(spec: &FunctionSpec) -> Fields {
         ("stream", spec.stream.clone().unwrap_or_default()),
         ("emits", list(&spec.emits)),
         ("concurrency", spec.concurrency.to_string()),
-        ("batch", format!("{} within {}", spec.batch.size, duration(spec.batch.wait))),
+        ("batch", batch(spec.batch)),
         ("timeout", duration(spec.timeout)),
         ("memory", bytes(spec.memory)),
         ("attempts", spec.retry.attempts.to_string()),
@@ -65,6 +65,11 @@ pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
     }
     fields.retain(|(_, value)| !value.is_empty());
     fields
+}
+
+fn batch(batch: Batch) -> String {
+    let wait = if batch.wait.is_zero() { String::new() } else { format!(" within {}", duration(batch.wait)) };
+    format!("{}{wait}", batch.size)
 }
 
 fn locator(locator: &Locator) -> String {

@@ -29,8 +29,8 @@ mod settings;
 mod signals;
 
 use clap::Parser;
-use std::{process::ExitCode, time::Duration};
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use tracing_subscriber::EnvFilter;
 
 /// How long work on other threads may take to notice the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
@@ -56,7 +56,12 @@ fn main() -> ExitCode {
 /// Logs go to stderr: stdout is for results. `NERVE_LOG`, else `RUST_LOG`, says what is logged.
 fn start_logging(server: bool) {
     let wanted = ["NERVE_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
-    let level = if server { LevelFilter::INFO } else { LevelFilter::WARN };
-    let filter = EnvFilter::builder().with_default_directive(level.into()).parse_lossy(wanted.unwrap_or_default());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let usual = if server { "info,async_nats=warn" } else { "warn,async_nats=error" };
+    let filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or(usual));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
 }

@@ -66,19 +66,27 @@ impl Deploy {
             changed = bundle.deploy(&registry).await?;
         }
         let missing_secrets = bundle.missing_secrets(&registry).await?;
-        for name in &missing_secrets {
-            output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
-        }
         match globals.output {
             Format::Json => {
                 let report = Report { dry_run: self.dry_run, changed, steps, missing_secrets };
                 output::line(&serde_json::to_string(&report)?)?;
             }
-            Format::Text if self.dry_run => output::line("nothing was changed: this was a dry run")?,
-            Format::Text if changed => output::line("deployed")?,
-            Format::Text => output::line("nothing changed")?,
+            Format::Text => {
+                for name in &missing_secrets {
+                    output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
+                }
+                output::line(self.summary(changed))?;
+            }
         }
         Ok(())
+    }
+
+    fn summary(&self, changed: bool) -> &'static str {
+        match (self.dry_run, changed) {
+            (true, _) => "nothing was changed: this was a dry run",
+            (false, true) => "deployed",
+            (false, false) => "nothing changed",
+        }
     }
 }
 

@@ -125,7 +125,10 @@ impl List {
 impl Show {
     async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
-        let letter = connection.bus.dead_letter(self.id).await?;
+        let letter = connection.bus.dead_letter(self.id).await.map_err(|error| {
+            let next = "`nerve dlq list` shows which there are";
+            Failure::new(format!("cannot show dead letter {}", self.id)).because(error).next(next)
+        })?;
         globals.output.show(&letter, text)
     }
 }
