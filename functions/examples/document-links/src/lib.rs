@@ -12,11 +12,9 @@ impl Guest for DocumentLinks {
     fn handle(event: Event) -> Result<Vec<Emission>, Failure> {
         let body: Value = serde_json::from_slice(&event.data)
             .map_err(|error| Failure::Invalid(format!("the body is not JSON: {error}")))?;
-        let text = body
-            .get("text")
-            .unwrap_or(&body)
-            .as_str()
-            .ok_or_else(|| Failure::Invalid("the document has no text: send a string, or an object with `text`".into()))?;
+        let text = body.get("text").unwrap_or(&body).as_str().ok_or_else(|| {
+            Failure::Invalid("the document has no text: send a string, or an object with `text`".into())
+        })?;
         let links = links(text);
         if links.is_empty() {
             return Ok(Vec::new());
