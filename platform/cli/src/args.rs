@@ -30,17 +30,22 @@ pub(crate) struct Cli {
     pub(crate) command: Command,
 }
 
+const HEADING: &str = "Options of every command";
+
 /// What every command takes.
 #[derive(Debug, Args)]
 pub(crate) struct Globals {
-    /// How results are written on stdout
-    #[arg(long, global = true, value_enum, value_name = "FORMAT", default_value_t = Format::Text)]
+    /// How results are written on stdout: text, or json (streams: one document a line)
+    #[arg(long, global = true, value_enum, value_name = "FORMAT", hide_possible_values = true)]
+    #[arg(default_value_t = Format::Text, help_heading = HEADING)]
     pub(crate) output: Format,
     /// The NATS server, with JetStream
     #[arg(long, global = true, value_name = "URL", env = "NERVE_NATS_URL", hide_env_values = true)]
+    #[arg(help_heading = HEADING)]
     pub(crate) nats: Option<String>,
     /// A NATS credentials file
-    #[arg(long, global = true, value_name = "FILE", env = "NERVE_NATS_CREDS")]
+    #[arg(long, global = true, value_name = "FILE", env = "NERVE_NATS_CREDS", hide_env_values = true)]
+    #[arg(help_heading = HEADING)]
     pub(crate) creds: Option<PathBuf>,
 }
 
@@ -48,7 +53,7 @@ pub(crate) struct Globals {
 #[derive(Debug, Args)]
 pub(crate) struct DataFolder {
     /// The data folder; a `nerve up` that runs on it says where NATS is [default: .nerve]
-    #[arg(long = "data", alias = "data-dir", value_name = "DIR", env = "NERVE_DATA_DIR")]
+    #[arg(long = "data", alias = "data-dir", value_name = "DIR", env = "NERVE_DATA_DIR", hide_env_values = true)]
     pub(crate) data: Option<PathBuf>,
 }
 
@@ -88,14 +93,13 @@ mod tests {
 
     fn examples(command: &clap::Command, found: &mut Vec<String>) {
         let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
-        let lines = help
-            .lines()
-            .map(str::trim)
-            .filter(|line| line.contains("nerve ") && !line.contains('.'.to_string().repeat(3).as_str()));
-        for line in lines {
-            // Past a pipe, and before a column of explanation or a further pipe.
-            let call = line.split(" | ").find(|part| part.starts_with("nerve "));
-            found.extend(call.map(|call| call.split("  ").next().unwrap_or_default().to_owned()));
+        let past_title = help.split_once("Examples:\n").map(|(_, examples)| examples).unwrap_or_default();
+        for line in past_title.lines().take_while(|line| line.starts_with(' ')) {
+            // Without a pipe, a redirection, and the column that explains it.
+            let call = line.split(" | ").map(str::trim).find(|part| part.starts_with("nerve "));
+            let call = call.unwrap_or_else(|| panic!("no call of nerve: {line}"));
+            let end = ["  ", " < ", " > "].iter().filter_map(|mark| call.find(mark)).min();
+            found.push(call[..end.unwrap_or(call.len())].to_owned());
         }
         for sub in command.get_subcommands() {
             examples(sub, found);

@@ -7,6 +7,7 @@ mod dlq;
 mod invoke;
 mod list;
 mod logs;
+mod new;
 mod publish;
 mod remove;
 mod secrets;
@@ -20,27 +21,17 @@ use clap::Subcommand;
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Start everything on this machine: NATS, the gateway and a worker
     Up(up::Up),
-    /// Start a gateway: webhooks and the HTTP API
     Gateway(serve::Gateway),
-    /// Start a worker: it runs the deployed functions
     Worker(serve::Worker),
-    /// Deploy what a nerve.toml describes
+    New(new::New),
     Deploy(deploy::Deploy),
-    /// List what is deployed
     List(list::List),
-    /// Show one function or source
     Describe(describe::Describe),
-    /// Remove a function or source
     Remove(remove::Remove),
-    /// Call a function directly and print what it answers
     Invoke(invoke::Invoke),
-    /// Publish an event
     Publish(publish::Publish),
-    /// Watch events as they come
     Tail(tail::Tail),
-    /// Read what functions log
     Logs(logs::Logs),
     /// Events that failed for good: list, show, redrive, drop
     #[command(subcommand)]
@@ -48,7 +39,6 @@ pub(crate) enum Command {
     /// Secrets of functions and sources: set, list, remove
     #[command(subcommand)]
     Secrets(secrets::Secrets),
-    /// Print a completion script for a shell
     Completions(completions::Completions),
 }
 
@@ -64,6 +54,7 @@ impl Command {
             Self::Up(up) => up.run(globals).await,
             Self::Gateway(gateway) => gateway.run(globals).await,
             Self::Worker(worker) => worker.run(globals).await,
+            Self::New(new) => new.run(globals),
             Self::Deploy(deploy) => deploy.run(globals).await,
             Self::List(list) => list.run(globals).await,
             Self::Describe(describe) => describe.run(globals).await,

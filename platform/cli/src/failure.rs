@@ -1,7 +1,10 @@
 //! What a person reads when a command fails: the thing, its cause, the next step.
 
 use crate::output::Format;
-use nerve_server::bus::{BusError, PublishError};
+use nerve_server::{
+    ServerError,
+    bus::{BusError, PublishError},
+};
 use serde_json::json;
 use std::{fmt, io, process::ExitCode};
 
@@ -77,7 +80,11 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
 /// What helps against an error of the broker's, which comes from anywhere.
 fn next_of(error: &anyhow::Error) -> Option<&'static str> {
     let away = error.chain().any(|cause| {
-        matches!(cause.downcast_ref(), Some(BusError::Unavailable { .. }))
+        let of_server = match cause.downcast_ref() {
+            Some(ServerError::Bus(error)) => Some(error),
+            _ => None,
+        };
+        matches!(of_server.or_else(|| cause.downcast_ref()), Some(BusError::Unavailable { .. }))
             || matches!(cause.downcast_ref(), Some(PublishError::Unavailable(_)))
     });
     away.then_some(

@@ -36,7 +36,7 @@ pub(crate) struct Payload {
     #[arg(long = "extension", short = 'e', value_name = "NAME=VALUE", value_parser = parse_extension)]
     extensions: Vec<(String, String)>,
     /// The data folder; a `nerve up` that runs on it says where NATS is [default: .nerve]
-    #[arg(long, value_name = "DIR", env = "NERVE_DATA_DIR")]
+    #[arg(long, value_name = "DIR", env = "NERVE_DATA_DIR", hide_env_values = true)]
     pub(crate) data_dir: Option<PathBuf>,
 }
 

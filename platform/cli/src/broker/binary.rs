@@ -58,7 +58,9 @@ async fn version(binary: &Path) -> anyhow::Result<Version> {
     let asked = Command::new(binary).arg("--version").kill_on_drop(true).output();
     let output = tokio::time::timeout(ANSWER, asked).await??;
     let text = String::from_utf8_lossy(&output.stdout);
-    parse_version(&text).ok_or_else(|| anyhow::anyhow!("`--version` says `{}`, which is no version", text.trim()))
+    let first = text.lines().next().unwrap_or_default();
+    parse_version(first)
+        .ok_or_else(|| anyhow::anyhow!("`--version` says `{first}`, which is no version of nats-server"))
 }
 
 /// Reads `nats-server: v2.15.1`, with or without `-beta.1` and the like.

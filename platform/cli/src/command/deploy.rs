@@ -21,8 +21,8 @@ use std::{
 /// Deploy what a nerve.toml describes; what is deployed already and the same is left alone
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Of a process, the arguments that name files in the folder of nerve.toml are deployed with it, and whatever
-`source` names: of a folder all files but hidden ones.
+Of a process, the arguments that name files in the folder of nerve.toml are deployed with it, and
+whatever `source` names: of a folder, all files but hidden ones.
 
 Examples:
   nerve deploy

@@ -20,8 +20,9 @@ use tokio_util::sync::CancellationToken;
 /// Start everything on this machine: NATS with JetStream, the gateway and a worker
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --nats it starts a nats-server of its own, whose data is in the data folder. It stops at SIGTERM or
-Ctrl-C, once what is running has ended or `worker.grace` is over; a second signal stops at once.
+Without --nats it starts a nats-server of its own, whose data is in the data folder. It stops at
+SIGTERM or Ctrl-C, once what is running has ended or `worker.grace` is over; a second signal stops
+at once.
 
 Examples:
   nerve up
@@ -36,7 +37,7 @@ pub(crate) struct Up {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", conflicts_with = "nats")]
     nats_listen: SocketAddr,
     /// The nats-server to start [default: searched for]
-    #[arg(long, value_name = "FILE", env = "NERVE_NATS_SERVER")]
+    #[arg(long, value_name = "FILE", env = "NERVE_NATS_SERVER", hide_env_values = true)]
     nats_server: Option<PathBuf>,
     /// The settings [default: nerve-server.toml, if there is one]
     #[arg(long, value_name = "FILE")]
