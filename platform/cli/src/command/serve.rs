@@ -134,3 +134,29 @@ fn say_ready(gateway: Option<&str>, nats: &str, format: Format) -> anyhow::Resul
         None => format!("nerve is ready\n  nats     {nats}"),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+
+    #[tokio::test]
+    async fn the_first_signal_asks_and_the_second_does_not() {
+        let asked = until_stopped(async |stop| {
+            kill(Pid::this(), Signal::SIGTERM)?;
+            stop.0.cancelled().await;
+            Ok(())
+        });
+        asked.await.unwrap();
+        let insisted = until_stopped(async |stop| {
+            kill(Pid::this(), Signal::SIGTERM)?;
+            stop.0.cancelled().await;
+            kill(Pid::this(), Signal::SIGINT)?;
+            std::future::pending().await
+        });
+        assert!(insisted.await.unwrap_err().to_string().contains("stopped at once"));
+    }
+}
