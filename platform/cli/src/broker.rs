@@ -141,10 +141,8 @@ fn spawn(options: &BrokerOptions, address: SocketAddr) -> anyhow::Result<Child> 
         .stdin(options.lock.share()?)
         .stdout(settings.errors()?)
         .stderr(settings.errors()?)
-        // Ctrl-C in a terminal goes to the whole group; this child must outlive the drain.
-        .process_group(0)
         .kill_on_drop(true);
-    parent::die_with_parent(&mut command);
+    nerve_runtime::die_with_parent(&mut command);
     Ok(command.spawn()?)
 }
 
@@ -235,20 +233,6 @@ fn failed(data: &Path, error: anyhow::Error) -> Failure {
     Failure::new("nats-server did not start")
         .because(cause)
         .next(format!("read {}; a server that runs already is used with --nats URL", settings.log().display()))
-}
-
-mod parent {
-    use nix::sys::{prctl, signal::Signal};
-    use tokio::process::Command;
-
-    pub(super) fn die_with_parent(command: &mut Command) {
-        let die = || prctl::set_pdeathsig(Signal::SIGKILL).map_err(std::io::Error::from);
-        #[allow(unsafe_code)]
-        // SAFETY: one system call that allocates nothing and takes no lock, as is allowed between fork and exec.
-        unsafe {
-            command.pre_exec(die);
-        }
-    }
 }
 
 #[cfg(test)]

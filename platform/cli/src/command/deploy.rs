@@ -175,13 +175,14 @@ fn state_of_source(spec: &SourceSpec) -> State {
 
 /// Finds out here what a worker would find out later.
 fn check(run: &Run, files: &[File]) -> Result<(), Failure> {
-    let (Run::Wasm { source }, [file]) = (run, files) else { return Ok(()) };
-    if file.content.starts_with(b"\0asm") {
-        return Ok(());
+    match (run, files) {
+        (Run::Wasm { source }, [file]) => nerve_runtime::inspect(&file.content)
+            .map_err(|error| Failure::new(format!("cannot deploy {source}")).because(error)),
+        (Run::Http { url }, _) => Err(Failure::new(format!("cannot deploy a function at {url}"))
+            .cause("the runtime `http` is not supported yet")
+            .next("use `wasm`, or `process` with a program that calls the service")),
+        _ => Ok(()),
     }
-    Err(Failure::new(format!("cannot deploy {source}"))
-        .cause("it is not WebAssembly")
-        .next("build a component that exports `handle` of the world nerve:function/function"))
 }
 
 #[cfg(test)]

@@ -11,9 +11,14 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Host;
+use nerve_runtime::{ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_server::{Roles, Server, config::Config};
 use serde_json::json;
-use std::{net::SocketAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Start a gateway: webhooks and the HTTP API. Any number of them serve one NATS
@@ -106,7 +111,7 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
     let (data, nats) = (config.data.dir.clone(), config.nats.url.clone());
     let worker = match role {
         Role::Gateway => None,
-        Role::Worker | Role::Both => None::<Arc<dyn Host>>,
+        Role::Worker | Role::Both => Some(runtimes(&data)?),
     };
     let roles = Roles { gateway: role != Role::Worker, worker };
     let Some(server) = stop.unless_stopped(Server::bind(config, roles)).await else { return Ok(()) };
@@ -122,6 +127,13 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
     let served = server.run(stop.0).await;
     drop(announced);
     Ok(served?)
+}
+
+/// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
+fn runtimes(data: &Path) -> anyhow::Result<Arc<dyn Host>> {
+    let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled") })?;
+    let process = ProcessHost::new(ProcessConfig::new(data.join("processes")));
+    Ok(Arc::new(Runtimes::new(wasm, process)))
 }
 
 fn say_ready(gateway: Option<&str>, nats: &str, format: Format) -> anyhow::Result<()> {
