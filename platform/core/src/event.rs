@@ -4,8 +4,8 @@
 //! structured mode is one JSON document (JSON event format). The types are our own rather than the SDK's:
 //! the body stays the sender's bytes, and every event here has a type that can stand in a subject.
 
-mod json;
 mod headers;
+mod json;
 
 pub use headers::{decode_value, encode_value};
 pub use json::JsonError;

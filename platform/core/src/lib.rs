@@ -21,7 +21,7 @@ pub mod subject;
 pub mod verdict;
 
 pub use event::Event;
-pub use function::{Context, Deployment, Emission, Fault, Function, FunctionError, Host, LoadError, Outcome};
+pub use function::{Context, Deployment, Emission, Fault, Function, FunctionError, Host, LoadError, Outcome, Secret};
 pub use manifest::{FunctionSpec, Manifest, SourceSpec};
 pub use name::Name;
 pub use subject::{EventType, Pattern, Subject};

@@ -3,9 +3,13 @@
 //! [`Manifest::parse`] reads the file and reports every mistake with its line, its key and the nearest right
 //! key. The tables it yields ([`FunctionSpec`], [`SourceSpec`]) are what the registry stores, as JSON.
 
+mod function_table;
 mod problem;
 mod read;
 mod source;
+mod source_table;
+#[cfg(test)]
+mod tests;
 
 pub use problem::{ManifestError, Problem};
 pub use source::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify};
@@ -142,5 +146,17 @@ pub(crate) mod millis {
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         Ok(Duration::from_millis(u64::deserialize(deserializer)?))
+    }
+    /// A list of them.
+    pub(crate) mod list {
+        use super::*;
+
+        pub(crate) fn serialize<S: Serializer>(values: &[Duration], serializer: S) -> Result<S::Ok, S::Error> {
+            serializer.collect_seq(values.iter().map(|value| u64::try_from(value.as_millis()).unwrap_or(u64::MAX)))
+        }
+
+        pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Duration>, D::Error> {
+            Ok(Vec::<u64>::deserialize(deserializer)?.into_iter().map(Duration::from_millis).collect())
+        }
     }
 }

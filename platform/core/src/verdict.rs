@@ -10,6 +10,7 @@ pub struct RetryPolicy {
     /// Tries in all, the first one counted in; at least 1.
     pub attempts: u32,
     /// The wait after the first, second, … try; the last one repeats.
+    #[serde(with = "crate::manifest::millis::list")]
     pub backoff: Vec<Duration>,
 }
 

@@ -1,1 +1,26 @@
-//! placeholder
+//! The bus, the registry, the worker and the gateway: everything that speaks NATS or HTTP, and nothing that
+//! runs a guest.
+//!
+//! # Layout
+//! - [`config`]: settings, read and checked before anything binds.
+//! - [`bus`]: NATS JetStream; no other module names its types.
+//! - [`registry`]: what is deployed: manifests, files, secrets.
+//! - `worker`: pulls events, runs functions, publishes results, settles.
+//! - `gateway`: HTTP: webhooks in, the API, event streams out.
+//! - `server`: composes them; [`Server::bind`], then [`Server::run`].
+//!
+//! # Flow
+//! ```text
+//! request ──> gateway ──publish+ack──> EVENTS ──pull──> worker ──> nerve_core::Function
+//!                                        ^                 └── results, published before the ack
+//! ```
+
+pub mod bus;
+pub mod config;
+pub mod gateway;
+pub mod registry;
+mod server;
+mod worker;
+
+pub use server::{Roles, Server, ServerError, connect};
+pub use worker::{FunctionStatus, Statuses};

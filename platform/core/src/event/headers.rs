@@ -72,7 +72,8 @@ pub fn decode_value(value: &str) -> String {
     let mut rest = value.as_bytes();
     while let Some((&byte, tail)) = rest.split_first() {
         let escape = if byte == b'%' { tail.get(..2) } else { None };
-        let code = escape.and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        let code =
+            escape.and_then(|hex| std::str::from_utf8(hex).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match code {
             Some(code) => {
                 decoded.push(code);

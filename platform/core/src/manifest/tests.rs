@@ -1,0 +1,138 @@
+use super::*;
+
+const GOOD: &str = r#"
+[function.summarise]
+runtime = "wasm"
+source  = "./build/summarise.wasm"
+on      = ["events.document.uploaded", "events.github.>"]
+stream  = "EVENTS"
+emits   = ["document.summarised"]
+concurrency = 4
+batch   = { size = 32, wait = "5ms" }
+timeout = "10s"
+memory  = "64MiB"
+retry   = { attempts = 3, backoff = ["1s", "5s"] }
+env     = { LANG = "en", EMPTY = "" }
+secrets = ["OPENAI_API_KEY"]
+
+[function.count]
+runtime = "process"
+command = ["python3", "count.py"]
+on = ["events.document.uploaded"]
+
+[source.github]
+provider = "github"
+secrets = ["GITHUB_WEBHOOK_SECRET"]
+
+[source.billing]
+provider = "custom"
+secrets = ["A", "B"]
+signature = "X-Signature"
+prefix = "v1="
+signed = "{timestamp}.{body}"
+algorithm = "sha256"
+encoding = "hex"
+timestamp = "X-Time"
+id = "X-Id"
+type = "/event/type"
+tolerance = "2m"
+"#;
+
+fn problems(text: &str) -> Vec<String> {
+    Manifest::parse(text).unwrap_err().problems.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_whole_manifest() {
+    let manifest = Manifest::parse(GOOD).unwrap();
+    let summarise = &manifest.functions[&Name::parse("summarise").unwrap()];
+    assert_eq!(summarise.run, Run::Wasm { source: "build/summarise.wasm".into() });
+    assert_eq!(summarise.memory, 64 << 20);
+    assert_eq!(summarise.batch, Batch { size: 32, wait: Duration::from_millis(5) });
+    assert!(summarise.may_emit(&EventType::parse("document.summarised").unwrap()));
+    assert!(!summarise.may_emit(&EventType::parse("document.uploaded").unwrap()));
+    let count = &manifest.functions[&Name::parse("count").unwrap()];
+    assert_eq!((count.retry.attempts, count.concurrency, count.memory), (5, 16, limits::PROCESS_MEMORY));
+    let billing = &manifest.sources[&Name::parse("billing").unwrap()];
+    assert_eq!(billing.tolerance, Duration::from_secs(120));
+    assert!(matches!(&billing.provider, Provider::Custom(scheme) if scheme.signature == "x-signature"));
+}
+
+#[test]
+fn what_is_stored_reads_back_the_same() {
+    let manifest = Manifest::parse(GOOD).unwrap();
+    for spec in manifest.functions.values() {
+        let stored = serde_json::to_string(spec).unwrap();
+        assert_eq!(&serde_json::from_str::<FunctionSpec>(&stored).unwrap(), spec, "{stored}");
+    }
+    for spec in manifest.sources.values() {
+        let stored = serde_json::to_string(spec).unwrap();
+        assert_eq!(&serde_json::from_str::<SourceSpec>(&stored).unwrap(), spec, "{stored}");
+    }
+}
+
+#[test]
+fn every_mistake_has_its_line_its_key_and_the_nearest_right_key() {
+    let text = "[function.a]\nruntime = \"wasm\"\nsorce = \"a.wasm\"\non = [\"events.>.x\"]\ntimeout = \"soon\"\nconcurrency = 0\n";
+    let found = problems(text);
+    assert!(
+        found[0].contains("line 1") && found[0].contains("function.a.source") && found[0].contains("missing"),
+        "{found:#?}"
+    );
+    assert!(
+        found[1].starts_with("line 3, column 1: function.a.sorce: unknown key: did you mean `source`?"),
+        "{found:#?}"
+    );
+    assert!(found[2].starts_with("line 4, column 7: function.a.on:"), "{found:#?}");
+    assert!(found[3].contains("timeout") && found[3].contains("30s"), "{found:#?}");
+    assert!(found[4].contains("from 1 to 1024"), "{found:#?}");
+}
+
+#[test]
+fn what_is_not_built_yet_is_refused_not_ignored() {
+    for (text, key) in [
+        ("[sink.crm]\nurl = \"x\"", "sink"),
+        ("[schedule.d]\ncron = \"x\"", "schedule"),
+        ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\norder_by=\"partitionkey\"", "order_by"),
+        ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\nallow={}", "allow"),
+        ("[function.a]\nruntime=\"builtin\"\nuse=\"onnx/embed\"\non=[\"e.x\"]", "use"),
+        ("[source.s]\nprovider=\"stripe\"\nsecrets=[\"A\"]", "stripe"),
+    ] {
+        let found = problems(text);
+        assert!(found.iter().any(|p| p.contains(key) && p.contains("not yet supported")), "{found:#?}");
+    }
+}
+
+#[test]
+fn mistakes_in_sources() {
+    for (text, said) in [
+        ("[source.s]\nprovider=\"github\"", "without a secret is refused"),
+        ("[source.s]\nprovider=\"githb\"\nsecrets=[\"A\"]", "did you mean `github`?"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nprefix=\"x\"", "only provider = \"custom\""),
+        ("[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]", "source.s.signature: it is missing"),
+    ] {
+        assert!(problems(text).iter().any(|p| p.contains(said)), "{:#?}", problems(text));
+    }
+    let scheme =
+        "[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]\nsignature=\"x\"\nalgorithm=\"sha256\"\nencoding=\"hex\"\n";
+    for (signed, said) in [
+        ("{timestamp}", "needs timestamp"),
+        ("{url}{body}", "needs public_url"),
+        ("{bdy}", "{body}, {timestamp}, {id} and {url} only"),
+        ("x", "must cover {body}"),
+    ] {
+        let found = problems(&format!("{scheme}signed=\"{signed}\""));
+        assert!(found.iter().any(|p| p.contains(said)), "{found:#?}");
+    }
+}
+
+#[test]
+fn a_broken_file_and_an_empty_one() {
+    assert!(problems("[function.a\nruntime = 1")[0].starts_with("line 1"));
+    assert!(problems("")[0].contains("deploys nothing"));
+    assert!(problems("[function.\"No Name\"]\nruntime=\"wasm\"")[0].contains("is not a name"));
+    assert!(
+        problems("[function.a]\nruntime=\"wasm\"\nsource=\"../a\"\non=[\"e.x\"]")[0].contains("leaves the manifest")
+    );
+    assert!(problems("function = 3")[0].contains("must be a table, not an integer"));
+}

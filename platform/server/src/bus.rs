@@ -1,0 +1,173 @@
+//! NATS JetStream, and the only place that knows it: events in, deliveries out.
+//!
+//! # Layout
+//! - `streams`: the streams and buckets, made and migrated idempotently.
+//! - `publish`: an event out, with its message id, acknowledged.
+//! - `body`: bodies too large for a message, in the Object Store by reference.
+//! - `delivery`: one message to settle, by value, so that it is settled once.
+//! - `lease`: extends every delivery in flight from one timer.
+//! - `pull`: deliveries as there are free slots, and no more.
+//! - `tail`: a stream read in order from anywhere, over reconnects.
+//! - `dead`: dead letters.
+//! - `invoke`: a function called directly, past the log.
+//! - `logs`: what functions say.
+
+mod body;
+mod dead;
+mod delivery;
+mod invoke;
+mod lease;
+mod logs;
+mod publish;
+mod pull;
+mod streams;
+mod tail;
+
+pub use dead::{DeadLetter, DeadLetters};
+pub use delivery::{Attempt, Delivery};
+pub use invoke::{Invocation, InvokeError};
+pub use logs::{LogRecord, Logs};
+pub use publish::{PublishError, Published};
+pub(crate) use pull::Pulse;
+pub use pull::{Puller, PullerOptions};
+pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, consumer_name};
+pub use tail::{Start, Tail, Tailed};
+
+pub(crate) use body::BodyError;
+pub(crate) use lease::Leases;
+
+use crate::config::NatsConfig;
+use async_nats::{
+    Client,
+    connection::State,
+    jetstream::{self, Context},
+};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// How long one request to JetStream may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to NATS JetStream; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Bus {
+    client: Client,
+    jetstream: Context,
+    reconnects: watch::Receiver<u64>,
+}
+
+/// What went wrong with the broker, split by what the caller must do.
+#[derive(Debug, thiserror::Error)]
+pub enum BusError {
+    /// The broker cannot be reached or does not answer: try again later.
+    #[error("{what}: NATS is not available")]
+    Unavailable {
+        /// What was being done.
+        what: String,
+        /// What the client says.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// The broker said no: the request itself must change.
+    #[error("{what}: {why}")]
+    Refused {
+        /// What was being done.
+        what: String,
+        /// What the broker says.
+        why: String,
+    },
+    /// The thing asked for is not there.
+    #[error("{0} does not exist")]
+    NotFound(String),
+}
+
+impl BusError {
+    pub(crate) fn unavailable(what: impl Into<String>, source: impl Into<async_nats::Error>) -> Self {
+        Self::Unavailable { what: what.into(), source: source.into() }
+    }
+
+    pub(crate) fn refused(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
+        Self::Refused { what: what.into(), why: why.to_string() }
+    }
+}
+
+impl Bus {
+    /// Connects, and goes on reconnecting for as long as it lives. `name` is what the server lists it as.
+    pub async fn connect(options: &NatsConfig, name: &str) -> Result<Self, BusError> {
+        let what = || format!("connecting to {}", options.url);
+        let mut connect = async_nats::ConnectOptions::new()
+            .name(name)
+            .connection_timeout(REQUEST_TIMEOUT)
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            // The default gives up to 4 s between attempts; a restarted broker should be found at once.
+            .reconnect_delay_callback(|attempts| {
+                Duration::from_millis(50).saturating_mul(1 << attempts.min(5)).min(Duration::from_secs(1))
+            });
+        let (reconnected, reconnects) = watch::channel(0);
+        connect = connect.event_callback(move |event| {
+            match &event {
+                async_nats::Event::Connected => reconnected.send_modify(|count| *count += 1),
+                async_nats::Event::Disconnected => tracing::warn!("the connection to NATS is lost; reconnecting"),
+                other => tracing::debug!(event = %other, "NATS"),
+            }
+            std::future::ready(())
+        });
+        if let Some(creds) = &options.creds {
+            let text = std::fs::read_to_string(creds)
+                .map_err(|error| BusError::refused(format!("reading credentials {}", creds.display()), error))?;
+            connect = connect.credentials(&text).map_err(|error| BusError::refused(what(), error))?;
+        }
+        let client = connect.connect(&options.url).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let jetstream = jetstream::context::ContextBuilder::new()
+            .timeout(REQUEST_TIMEOUT)
+            .ack_timeout(REQUEST_TIMEOUT)
+            .max_ack_inflight(16 * 1024)
+            .backpressure_on_inflight(true)
+            .build(client.clone());
+        Ok(Self { client, jetstream, reconnects })
+    }
+
+    /// A bus whose broker is away, to test what callers are told then.
+    #[cfg(test)]
+    pub(crate) async fn away() -> Self {
+        let connect = async_nats::ConnectOptions::new().retry_on_initial_connect();
+        let client = connect.connect("127.0.0.1:1").await.unwrap();
+        let jetstream = jetstream::new(client.clone());
+        Self { client, jetstream, reconnects: watch::channel(0).1 }
+    }
+
+    /// Whether the connection stands at this moment.
+    pub fn connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
+    }
+
+    /// Asks JetStream for the log; an error says why it cannot be written to.
+    pub async fn ready(&self) -> Result<(), BusError> {
+        if !self.connected() {
+            return Err(BusError::unavailable("asking JetStream", "there is no connection"));
+        }
+        match self.jetstream.get_stream(EVENTS).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(BusError::unavailable("asking JetStream for the stream EVENTS", error)),
+        }
+    }
+
+    /// Sends what is buffered; for the end of a process.
+    pub async fn flush(&self) -> Result<(), BusError> {
+        self.client.flush().await.map_err(|error| BusError::unavailable("flushing", error))
+    }
+
+    /// Counts the connections made: whoever waits for an answer over an old one hears of the new one here.
+    pub(crate) fn reconnects(&self) -> watch::Receiver<u64> {
+        self.reconnects.clone()
+    }
+
+    /// The client, for parts of this crate that speak core NATS.
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn jetstream(&self) -> &Context {
+        &self.jetstream
+    }
+}

@@ -1,0 +1,75 @@
+//! Bodies too large for a message lie in the Object Store, by their digest, and the message refers to them
+//! (the claim-check pattern; the reference is CloudEvents' `dataref` extension).
+
+use super::{Bus, BusError, PublishError, streams::BODIES};
+use bytes::Bytes;
+use nerve_core::Event;
+use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+
+/// The header that refers to a body.
+pub(super) const HEADER: &str = "ce-dataref";
+
+const SCHEME: &str = "nats-object:bodies/";
+
+/// What is left of a message's limit for its subject and headers, in bytes.
+const HEADROOM: usize = 32 * 1024;
+
+/// The largest body that is put back into an event, in bytes: a bound on what one reference can cost.
+const LARGEST: u64 = 64 << 20;
+
+/// Why a body that an event refers to is not there.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BodyError {
+    /// It is gone, or never was: nothing brings it back.
+    #[error("the event's body is no longer in the Object Store: {0}")]
+    Gone(String),
+    /// The broker did not hand it over: try again.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+impl Bus {
+    /// The largest body that goes into a message, in bytes.
+    pub(super) fn largest_body(&self) -> usize {
+        self.client.max_payload().saturating_sub(HEADROOM)
+    }
+
+    /// Stores a body and returns the reference to it. The same body is stored once.
+    pub(super) async fn store_body(&self, body: &Bytes) -> Result<String, PublishError> {
+        let unavailable = |error: async_nats::Error| PublishError::Unavailable(error);
+        if !self.connected() {
+            return Err(unavailable("there is no connection to NATS".into()));
+        }
+        let digest = hex::encode(Sha256::digest(body));
+        let store = self.jetstream.get_object_store(BODIES).await.map_err(|error| unavailable(error.into()))?;
+        // A later event starts the body's age anew, so a body that is there is written again all the same.
+        store.put(digest.as_str(), &mut body.as_ref()).await.map_err(|error| unavailable(error.into()))?;
+        Ok(format!("{SCHEME}{digest}"))
+    }
+
+    /// Puts the body that `event` refers to into it; an event with its body aboard is left alone.
+    pub(crate) async fn restore_body(&self, event: &mut Event) -> Result<(), BodyError> {
+        let reference = event.extension(nerve_core::event::DATA_REF).and_then(|text| text.strip_prefix(SCHEME));
+        let Some(digest) = reference.map(str::to_owned) else { return Ok(()) };
+        let what = || format!("reading the body {digest}");
+        let store = self.jetstream.get_object_store(BODIES).await;
+        let store = store.map_err(|error| BusError::unavailable(what(), error))?;
+        let object = match store.get(&digest).await {
+            Ok(object) => object,
+            Err(error) if error.kind() == async_nats::jetstream::object_store::GetErrorKind::NotFound => {
+                return Err(BodyError::Gone(digest));
+            }
+            Err(error) => return Err(BusError::unavailable(what(), error).into()),
+        };
+        if u64::try_from(object.info().size).unwrap_or(u64::MAX) > LARGEST {
+            return Err(BodyError::Gone(format!("{digest} is larger than {LARGEST} bytes")));
+        }
+        let mut body = Vec::with_capacity(object.info().size);
+        let mut reader = object;
+        reader.read_to_end(&mut body).await.map_err(|error| BusError::unavailable(what(), error))?;
+        event.data = Bytes::from(body);
+        event.extensions.remove(nerve_core::event::DATA_REF);
+        Ok(())
+    }
+}

@@ -1,0 +1,84 @@
+//! An event out, acknowledged by JetStream before anybody is told that it is stored.
+
+use super::Bus;
+use async_nats::{HeaderMap, HeaderValue, header, jetstream::context::PublishErrorKind};
+use bytes::Bytes;
+use nerve_core::{Event, Subject};
+
+/// Where an event was stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Published {
+    /// Its sequence in the stream; for a duplicate, that of the first one.
+    pub sequence: u64,
+    /// Whether the stream already had it.
+    pub duplicate: bool,
+}
+
+/// Why an event was not stored, or not known to be.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The broker did not acknowledge: publish it again, under the same id.
+    #[error("JetStream did not acknowledge the event")]
+    Unavailable(#[source] async_nats::Error),
+    /// This event cannot be published as it is.
+    #[error("the event cannot be published: {0}")]
+    Invalid(String),
+}
+
+impl Bus {
+    /// Publishes an event from outside to `events.<type>`, once an id within the dedupe window.
+    pub async fn publish(&self, event: &Event) -> Result<Published, PublishError> {
+        // Both parts are of any length and content, and an id is unique within its source only.
+        self.publish_as(event, &format!("{}#{}", event.source, event.id)).await
+    }
+
+    /// Publishes an event to `events.<type>` under a message id of the caller's.
+    pub async fn publish_as(&self, event: &Event, message_id: &str) -> Result<Published, PublishError> {
+        let subject = event.ty.subject();
+        let (headers, body) = self.to_message(event).await?;
+        self.publish_message(&subject, headers, body, message_id).await
+    }
+
+    /// The headers and body that carry `event`; a body over the limit is stored and referred to.
+    pub(super) async fn to_message(&self, event: &Event) -> Result<(HeaderMap, Bytes), PublishError> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in event.to_headers() {
+            let value = value
+                .parse::<HeaderValue>()
+                .map_err(|_| PublishError::Invalid(format!("its attribute `{name}` holds a line break")))?;
+            headers.insert(name.as_str(), value);
+        }
+        if event.data.len() <= self.largest_body() {
+            return Ok((headers, event.data.clone()));
+        }
+        let reference = self.store_body(&event.data).await?;
+        headers.insert(super::body::HEADER, reference.as_str());
+        Ok((headers, Bytes::new()))
+    }
+
+    pub(super) async fn publish_message(
+        &self,
+        subject: &Subject,
+        mut headers: HeaderMap,
+        body: Bytes,
+        message_id: &str,
+    ) -> Result<Published, PublishError> {
+        // While the connection is down the client would buffer, and the caller wait for nothing.
+        if !self.connected() {
+            return Err(PublishError::Unavailable("there is no connection to NATS".into()));
+        }
+        headers.insert(header::NATS_MESSAGE_ID, nerve_core::event::encode_value(message_id).as_str());
+        let sent = self.jetstream.publish_with_headers(subject.as_str().to_owned(), headers, body).await;
+        let acknowledged = match sent {
+            Ok(acknowledgement) => acknowledgement.await,
+            Err(error) => Err(error),
+        };
+        match acknowledged {
+            Ok(ack) => Ok(Published { sequence: ack.sequence, duplicate: ack.duplicate }),
+            Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                Err(PublishError::Invalid("its attributes are larger than the broker's payload limit".to_owned()))
+            }
+            Err(error) => Err(PublishError::Unavailable(error.into())),
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The streams and buckets, made where they are missing and brought up to date where they are older.
+
+use super::{Bus, BusError};
+use crate::config::StreamsConfig;
+use async_nats::jetstream::{kv, object_store, stream};
+use nerve_core::Name;
+use std::time::Duration;
+
+/// The log of events.
+pub const EVENTS: &str = "EVENTS";
+/// Streamed answers.
+pub const ANSWERS: &str = "ANSWERS";
+/// Dead letters, and those on their way back to a function.
+pub const DEAD: &str = "DEAD";
+/// What functions say.
+pub const LOGS: &str = "LOGS";
+/// KV: what is deployed.
+pub const FUNCTIONS: &str = "functions";
+/// KV: sealed secrets.
+pub const SECRETS: &str = "secrets";
+/// KV: projections.
+pub(super) const VIEWS: &str = "views";
+/// Object Store: deployed files.
+pub const ARTIFACTS: &str = "artifacts";
+/// Object Store: bodies too large for a message.
+pub(super) const BODIES: &str = "bodies";
+
+/// A dead letter on its way back to one function is on this and the function's name.
+///
+/// It stands in DEAD rather than in EVENTS, so that no other function sees the event a second time.
+pub const REDRIVE_PREFIX: &str = "redrive.";
+
+/// Versions of a manifest that are kept.
+const HISTORY: i64 = 32;
+
+/// The durable consumer of a function, on whichever stream it is bound to.
+pub fn consumer_name(function: &Name) -> String {
+    format!("nerve-{function}")
+}
+
+impl Bus {
+    /// Makes and migrates every stream and bucket. Running it twice, or on two machines at once, changes nothing more.
+    pub async fn provision(&self, config: &StreamsConfig) -> Result<(), BusError> {
+        let keep = [
+            (EVENTS, vec!["events.>".to_owned()], config.events_max_age),
+            (ANSWERS, vec!["answers.>".to_owned()], config.answers_max_age),
+            (DEAD, vec!["dead.>".to_owned(), format!("{REDRIVE_PREFIX}>")], config.dead_max_age),
+            (LOGS, vec!["logs.>".to_owned()], config.logs_max_age),
+        ];
+        for (name, subjects, max_age) in keep {
+            self.ensure_stream(name, subjects, max_age, config).await?;
+        }
+        let replicas = config.replicas;
+        self.ensure_bucket(kv::Config {
+            bucket: FUNCTIONS.into(),
+            history: HISTORY,
+            num_replicas: replicas,
+            ..<_>::default()
+        })
+        .await?;
+        self.ensure_bucket(kv::Config { bucket: SECRETS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
+            .await?;
+        let memory = stream::StorageType::Memory;
+        self.ensure_bucket(kv::Config {
+            bucket: VIEWS.into(),
+            storage: memory,
+            num_replicas: replicas,
+            ..<_>::default()
+        })
+        .await?;
+        self.ensure_object_store(ARTIFACTS, Duration::ZERO, replicas).await?;
+        // A body outlives the event that refers to it, and its dead letter.
+        let bodies_max_age = if config.events_max_age.is_zero() || config.dead_max_age.is_zero() {
+            Duration::ZERO
+        } else {
+            config.events_max_age + config.dead_max_age
+        };
+        self.ensure_object_store(BODIES, bodies_max_age, replicas).await
+    }
+
+    async fn ensure_stream(
+        &self,
+        name: &str,
+        subjects: Vec<String>,
+        max_age: Duration,
+        config: &StreamsConfig,
+    ) -> Result<(), BusError> {
+        let what = || format!("making the stream {name}");
+        let wanted = stream::Config {
+            name: name.to_owned(),
+            subjects,
+            max_age,
+            max_bytes: if name == EVENTS { config.events_max_bytes } else { -1 },
+            num_replicas: config.replicas,
+            duplicate_window: if max_age.is_zero() { config.dedupe_window } else { config.dedupe_window.min(max_age) },
+            allow_direct: true,
+            allow_message_ttl: true,
+            allow_atomic_publish: true,
+            allow_message_schedules: name == EVENTS,
+            storage: stream::StorageType::File,
+            discard: stream::DiscardPolicy::Old,
+            ..<_>::default()
+        };
+        match self.jetstream.get_stream(name).await {
+            Ok(existing) => {
+                // What an operator placed, compressed or mirrored stays as it is; what the contracts need is set.
+                let current = existing.cached_info().config.clone();
+                let migrated = stream::Config {
+                    subjects: wanted.subjects,
+                    max_age: wanted.max_age,
+                    max_bytes: wanted.max_bytes,
+                    num_replicas: wanted.num_replicas,
+                    duplicate_window: wanted.duplicate_window,
+                    allow_direct: true,
+                    allow_message_ttl: true,
+                    allow_atomic_publish: true,
+                    allow_message_schedules: wanted.allow_message_schedules,
+                    ..current.clone()
+                };
+                if migrated == current {
+                    return Ok(());
+                }
+                self.jetstream.update_stream(migrated).await.map_err(|error| BusError::refused(what(), error))?;
+            }
+            Err(_) => {
+                self.jetstream
+                    .get_or_create_stream(wanted)
+                    .await
+                    .map_err(|error| BusError::unavailable(what(), error))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ensure_bucket(&self, config: kv::Config) -> Result<(), BusError> {
+        let bucket = config.bucket.clone();
+        if self.jetstream.get_key_value(&bucket).await.is_ok() {
+            return Ok(());
+        }
+        let made = self.jetstream.create_or_update_key_value(config).await;
+        made.map(drop).map_err(|error| BusError::unavailable(format!("making the bucket {bucket}"), error))
+    }
+
+    async fn ensure_object_store(&self, bucket: &str, max_age: Duration, replicas: usize) -> Result<(), BusError> {
+        if self.jetstream.get_object_store(bucket).await.is_ok() {
+            return Ok(());
+        }
+        let config = object_store::Config {
+            bucket: bucket.to_owned(),
+            max_age,
+            num_replicas: replicas,
+            max_bytes: -1,
+            ..<_>::default()
+        };
+        let made = self.jetstream.create_object_store(config).await;
+        made.map(drop).map_err(|error| BusError::unavailable(format!("making the object store {bucket}"), error))
+    }
+
+    /// The stream that holds all of `subjects`; `None` when there is none, or more than one.
+    pub async fn stream_of(&self, subjects: &[nerve_core::Pattern]) -> Result<Option<String>, BusError> {
+        let mut found: Option<String> = None;
+        for subject in subjects {
+            let name = match self.jetstream.stream_by_subject(subject.as_str()).await {
+                Ok(name) => name,
+                Err(error) if error.kind() == async_nats::jetstream::context::GetStreamByNameErrorKind::NotFound => {
+                    return Ok(None);
+                }
+                Err(error) => return Err(BusError::unavailable(format!("finding the stream of {subject}"), error)),
+            };
+            if found.as_ref().is_some_and(|other| *other != name) {
+                return Ok(None);
+            }
+            found = Some(name);
+        }
+        Ok(found)
+    }
+}

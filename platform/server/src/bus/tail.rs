@@ -1,0 +1,186 @@
+//! A stream read in order from anywhere, over reconnects, each message once.
+
+use super::{Bus, BusError, delivery::event_of};
+use async_nats::jetstream::{
+    self,
+    consumer::{DeliverPolicy, pull},
+};
+use futures::StreamExt;
+use nerve_core::{Event, Pattern};
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// Where a reader starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// With what comes from now on.
+    New,
+    /// With the oldest that there is.
+    First,
+    /// With this sequence.
+    Sequence(u64),
+    /// With the first since this moment.
+    Time(OffsetDateTime),
+}
+
+/// An event and its place in the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tailed {
+    /// Its sequence in EVENTS.
+    pub sequence: u64,
+    /// When it was stored.
+    pub time: OffsetDateTime,
+    /// The event; a body too large for a message stays a reference (`dataref`).
+    pub event: Event,
+}
+
+/// A reader of one stream. Slow readers slow nobody else: messages wait in the stream.
+pub struct Tail {
+    bus: Bus,
+    stream: String,
+    filters: Vec<String>,
+    policy: DeliverPolicy,
+    last: u64,
+    gap: Option<(u64, u64)>,
+    messages: Option<pull::Ordered>,
+}
+
+/// The wait before a broken reader is opened again.
+const REOPEN: Duration = Duration::from_millis(250);
+
+impl Bus {
+    /// Reads the events on `pattern`.
+    pub async fn tail(&self, pattern: &Pattern, start: Start) -> Result<Tail, BusError> {
+        self.tail_stream(super::EVENTS, vec![pattern.to_string()], start).await
+    }
+
+    pub(super) async fn tail_stream(&self, stream: &str, filters: Vec<String>, start: Start) -> Result<Tail, BusError> {
+        let what = || format!("reading {stream}");
+        let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let state = &handle.cached_info().state;
+        let (first, end) = (state.first_sequence.max(1), state.last_sequence + 1);
+        let mut gap = None;
+        let policy = match start {
+            Start::First => DeliverPolicy::ByStartSequence { start_sequence: first },
+            // Named by its sequence, so that a reconnect before the first message skips nothing.
+            Start::New => DeliverPolicy::ByStartSequence { start_sequence: end },
+            Start::Time(moment) => DeliverPolicy::ByStartTime { start_time: moment },
+            Start::Sequence(wanted) if wanted < first => {
+                gap = Some((wanted, first - 1));
+                DeliverPolicy::ByStartSequence { start_sequence: first }
+            }
+            // The log is younger than the reader: its sequences began anew.
+            Start::Sequence(wanted) if wanted > end => {
+                gap = Some((wanted, wanted));
+                DeliverPolicy::ByStartSequence { start_sequence: first }
+            }
+            Start::Sequence(wanted) => DeliverPolicy::ByStartSequence { start_sequence: wanted },
+        };
+        let mut tail =
+            Tail { bus: self.clone(), stream: stream.to_owned(), filters, policy, last: 0, gap, messages: None };
+        tail.open().await?;
+        Ok(tail)
+    }
+}
+
+impl Tail {
+    /// The first and last sequence that were asked for and are gone, if any; told once.
+    pub fn take_gap(&mut self) -> Option<(u64, u64)> {
+        self.gap.take()
+    }
+
+    /// The next event; waits for it for ever. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Tailed {
+        let (message, sequence, time) = self.next_message().await;
+        Tailed { sequence, time, event: event_of(&message, &self.stream, sequence) }
+    }
+
+    pub(super) async fn next_message(&mut self) -> (async_nats::Message, u64, OffsetDateTime) {
+        loop {
+            let Some(messages) = &mut self.messages else {
+                tokio::time::sleep(REOPEN).await;
+                if let Err(error) = self.open().await {
+                    tracing::debug!(%error, "a reader waits for the broker");
+                }
+                continue;
+            };
+            match messages.next().await {
+                Some(Ok(message)) => {
+                    if let Some(taken) = self.take(message) {
+                        return taken;
+                    }
+                }
+                Some(Err(error)) => {
+                    tracing::debug!(%error, stream = self.stream, "a reader is opened again");
+                    self.messages = None;
+                }
+                None => self.messages = None,
+            }
+        }
+    }
+
+    fn take(&mut self, message: jetstream::Message) -> Option<(async_nats::Message, u64, OffsetDateTime)> {
+        let (sequence, time) = message.info().map(|info| (info.stream_sequence, info.published)).ok()?;
+        if sequence <= self.last {
+            return None;
+        }
+        self.last = sequence;
+        Some((message.message, sequence, time))
+    }
+
+    async fn open(&mut self) -> Result<(), BusError> {
+        let what = || format!("reading {}", self.stream);
+        let deliver_policy = match self.last {
+            0 => self.policy,
+            last => DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
+        };
+        let config = pull::OrderedConfig { deliver_policy, filter_subjects: self.filters.clone(), ..<_>::default() };
+        let consumer: jetstream::consumer::Consumer<pull::OrderedConfig> = self
+            .bus
+            .jetstream
+            .create_consumer_on_stream(config, self.stream.as_str())
+            .await
+            .map_err(|error| BusError::unavailable(what(), error))?;
+        let messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;
+        self.messages = Some(messages);
+        Ok(())
+    }
+}
+
+impl Bus {
+    /// The messages of a stream that are there now, oldest first, `limit` at most.
+    pub(super) async fn read(
+        &self,
+        stream: &str,
+        filters: Vec<String>,
+        start: Start,
+        limit: usize,
+    ) -> Result<Vec<(async_nats::Message, u64, OffsetDateTime)>, BusError> {
+        let what = || format!("reading {stream}");
+        let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let deliver_policy = match start {
+            Start::First | Start::New => DeliverPolicy::All,
+            Start::Sequence(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+            Start::Time(start_time) => DeliverPolicy::ByStartTime { start_time },
+        };
+        let config = pull::OrderedConfig { deliver_policy, filter_subjects: filters, ..<_>::default() };
+        let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let mut left = usize::try_from(consumer.cached_info().num_pending).unwrap_or(usize::MAX).min(limit);
+        let mut messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;
+        let mut found = Vec::with_capacity(left.min(1024));
+        while left > 0 {
+            let next = tokio::time::timeout(super::REQUEST_TIMEOUT, messages.next()).await;
+            let message = match next {
+                Ok(Some(Ok(message))) => message,
+                Ok(Some(Err(error))) => return Err(BusError::unavailable(what(), error)),
+                // What was counted has been deleted since.
+                Ok(None) | Err(_) => break,
+            };
+            let place = message.info().map(|info| (info.stream_sequence, info.published, info.pending));
+            let (sequence, time, pending) = place.map_err(|error| BusError::unavailable(what(), error))?;
+            found.push((message.message, sequence, time));
+            left = (left - 1).min(usize::try_from(pending).unwrap_or(usize::MAX));
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,268 @@
+//! Settings: the embedded defaults < `nerve-server.toml` < `NERVE_*`, each stage with a section of its own.
+//!
+//! Everything is read and checked here, before anything binds or connects.
+
+use nerve_core::Secret;
+use serde::Deserialize;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const DEFAULTS: &str = include_str!("default.toml");
+const PREFIX: &str = "NERVE_";
+/// Variables with our prefix that are no settings of the server.
+const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
+
+/// All settings.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[nats]`
+    pub nats: NatsConfig,
+    /// `[data]`
+    pub data: DataConfig,
+    /// `[streams]`
+    pub streams: StreamsConfig,
+    /// `[worker]`
+    pub worker: WorkerConfig,
+    /// `[gateway]`
+    pub gateway: GatewayConfig,
+    /// `[secrets]`
+    pub secrets: SecretsConfig,
+}
+
+/// Where NATS is.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NatsConfig {
+    /// The server's URL; empty for a child of our own.
+    pub url: String,
+    /// A credentials file.
+    pub creds: Option<PathBuf>,
+    /// The nats-server binary for a child of our own.
+    pub server: Option<PathBuf>,
+}
+
+/// Where files are.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// The folder.
+    pub dir: PathBuf,
+}
+
+/// How streams are kept.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StreamsConfig {
+    /// Copies of each message.
+    pub replicas: usize,
+    /// Age at which an event goes; zero for never.
+    #[serde(deserialize_with = "duration")]
+    pub events_max_age: Duration,
+    /// Bytes that EVENTS may take; -1 for no bound.
+    pub events_max_bytes: i64,
+    /// How long an id is remembered.
+    #[serde(deserialize_with = "duration")]
+    pub dedupe_window: Duration,
+    /// Age at which a log line goes.
+    #[serde(deserialize_with = "duration")]
+    pub logs_max_age: Duration,
+    /// Age at which an answer goes.
+    #[serde(deserialize_with = "duration")]
+    pub answers_max_age: Duration,
+    /// Age at which a dead letter goes.
+    #[serde(deserialize_with = "duration")]
+    pub dead_max_age: Duration,
+}
+
+/// How functions are run.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerConfig {
+    /// The longest that a delivery goes without an extension before it is redelivered.
+    #[serde(deserialize_with = "duration")]
+    pub ack_wait: Duration,
+    /// How long shutdown waits for what is running.
+    #[serde(deserialize_with = "duration")]
+    pub grace: Duration,
+}
+
+/// How HTTP is served.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewayConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Bearer keys of the API.
+    #[serde(deserialize_with = "secrets")]
+    pub keys: Vec<Secret>,
+    /// Largest webhook body, in bytes.
+    pub max_hook_body: usize,
+    /// Largest API body, in bytes.
+    pub max_api_body: usize,
+    /// Requests served at once.
+    pub max_requests: usize,
+    /// Event streams served at once.
+    pub max_streams: usize,
+}
+
+/// How secrets are unsealed.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretsConfig {
+    /// The private key as 64 hexadecimal digits; from `<data.dir>/secrets.key` when none.
+    #[serde(default, deserialize_with = "secret")]
+    pub key: Option<Secret>,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file or variable cannot be read, or says something unknown.
+    #[error("the configuration is wrong: {0}")]
+    Read(#[from] config::ConfigError),
+    /// A value is out of its bounds.
+    #[error("the configuration is wrong: {key}: {why}")]
+    Invalid {
+        /// The setting.
+        key: &'static str,
+        /// What is wrong, and what would be right.
+        why: String,
+    },
+}
+
+impl Config {
+    /// Reads the defaults, then `file` (or `./nerve-server.toml` where there is one), then `NERVE_*` out of
+    /// `environment`, and checks the whole.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let file = match file {
+            Some(path) => config::File::from(path).format(config::FileFormat::Toml).required(true),
+            None => config::File::new("nerve-server.toml", config::FileFormat::Toml).required(false),
+        };
+        let mut builder = config::Config::builder()
+            .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml))
+            .add_source(file);
+        for (name, value) in environment {
+            let Some(key) = setting(&name) else { continue };
+            builder = if key == "gateway.keys" {
+                let keys: Vec<&str> = value.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
+                builder.set_override(key, keys)?
+            } else {
+                builder.set_override(key, value)?
+            };
+        }
+        let config: Self = builder.build()?.try_deserialize()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
+        if ![1, 3, 5].contains(&self.streams.replicas) {
+            return wrong("streams.replicas", "it must be 1, 3 or 5");
+        }
+        if self.streams.dedupe_window < Duration::from_secs(10) {
+            return wrong("streams.dedupe_window", "redeliveries come later than that: give it at least 10s");
+        }
+        let age = self.streams.events_max_age;
+        if !age.is_zero() && age < self.streams.dedupe_window {
+            return wrong("streams.events_max_age", "it must be at least streams.dedupe_window");
+        }
+        if !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&self.worker.ack_wait) {
+            return wrong("worker.ack_wait", "it must be from 1s to 5m");
+        }
+        if self.gateway.max_requests == 0 || self.gateway.max_streams == 0 {
+            return wrong("gateway", "max_requests and max_streams must be at least 1");
+        }
+        if self.gateway.keys.iter().any(|key| key.expose().len() < 16) {
+            return wrong("gateway.keys", "a key must have at least 16 characters");
+        }
+        Ok(())
+    }
+}
+
+/// `NERVE_WORKER_ACK_WAIT` is `worker.ack_wait`: a section is one word, a key may be several.
+fn setting(variable: &str) -> Option<String> {
+    if NOT_SETTINGS.contains(&variable) {
+        return None;
+    }
+    let (section, key) = variable.strip_prefix(PREFIX)?.split_once('_')?;
+    Some(format!("{}.{}", section.to_ascii_lowercase(), key.to_ascii_lowercase()))
+}
+
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map_err(|error| serde::de::Error::custom(format!("`{text}`: {error}")))
+}
+
+fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(Secret::new))
+}
+
+fn secrets<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Secret>, D::Error> {
+    Ok(Vec::<String>::deserialize(deserializer)?.into_iter().map(Secret::new).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(variables: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        Config::load(None, variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())))
+    }
+
+    #[test]
+    fn the_defaults_hold() {
+        let config = load(&[]).unwrap();
+        assert_eq!(config.gateway.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.worker.ack_wait, Duration::from_secs(10));
+        assert!(config.secrets.key.is_none());
+    }
+
+    #[test]
+    fn the_environment_wins() {
+        let config = load(&[
+            ("NERVE_WORKER_ACK_WAIT", "2s"),
+            ("NERVE_GATEWAY_KEYS", "0123456789abcdef, fedcba9876543210"),
+            ("NERVE_STREAMS_REPLICAS", "3"),
+            ("NERVE_LOG", "debug"),
+            ("HOME", "/"),
+        ])
+        .unwrap();
+        assert_eq!(config.worker.ack_wait, Duration::from_secs(2));
+        assert_eq!(config.gateway.keys.len(), 2);
+        assert_eq!(config.streams.replicas, 3);
+        assert!(!format!("{config:?}").contains("0123456789abcdef"));
+    }
+
+    #[test]
+    fn a_file_overrides_and_its_unknown_keys_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("s.toml");
+        std::fs::write(&file, "[gateway]\nlisten = \"127.0.0.1:9\"\n").unwrap();
+        assert_eq!(Config::load(Some(&file), []).unwrap().gateway.listen.port(), 9);
+        std::fs::write(&file, "[gateway]\nlissten = \"127.0.0.1:9\"\n").unwrap();
+        assert!(Config::load(Some(&file), []).unwrap_err().to_string().contains("lissten"));
+        assert!(Config::load(Some(&folder.path().join("none.toml")), []).is_err());
+    }
+
+    #[test]
+    fn values_out_of_bounds_are_named() {
+        for (variable, value, said) in [
+            ("NERVE_STREAMS_REPLICAS", "2", "streams.replicas"),
+            ("NERVE_WORKER_ACK_WAIT", "1ms", "worker.ack_wait"),
+            ("NERVE_WORKER_ACK_WAIT", "soon", "soon"),
+            ("NERVE_GATEWAY_KEYS", "short", "gateway.keys"),
+            ("NERVE_GATEWAY_COLOUR", "red", "colour"),
+        ] {
+            let error = load(&[(variable, value)]).unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The gateway: HTTP in front of the log.
+//!
+//! # Layout
+//! - `hooks` with `verify`: webhooks, checked against their sender's scheme, become events.
+//! - `events` with `modes`: CloudEvents in, in any HTTP mode. `publish`: the wait for JetStream's ack.
+//! - `tail` with `sse`: the log out, as server-sent events.
+//! - `functions`: the list, and direct calls.
+//! - `health`, `metrics`: for whoever runs it.
+//! - `access`: who may use the API. `body`: how much they may send. `problem`: how they are told what is wrong.
+//! - `serve`: connections, from accept to drain.
+//!
+//! # Flow
+//! accept → bound the requests in flight → (API: access) → read the body → verify or parse → publish, and wait
+//! for the ack → answer. The gateway holds no state of its own: any number of them serve one cluster.
+
+mod access;
+mod body;
+mod events;
+mod functions;
+mod health;
+mod hooks;
+pub mod metrics;
+mod modes;
+mod problem;
+mod publish;
+mod serve;
+mod sse;
+mod tail;
+mod verify;
+
+pub use access::{OpenToAll, check_bind};
+pub use health::{Check, Checks};
+pub use serve::serve;
+
+use crate::{bus::Bus, config::GatewayConfig, registry::Catalogue};
+use access::Access;
+use axum::{
+    Router,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use body::Bodies;
+use metrics_exporter_prometheus::PrometheusHandle;
+use problem::{Answer, Problem};
+use std::{sync::Arc, time::Duration};
+use tail::StreamSlot;
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tower_http::catch_panic::CatchPanicLayer;
+
+/// When to come back to a gateway that has its hands full.
+const LATER: Duration = Duration::from_secs(1);
+
+/// What a gateway is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// The broker.
+    pub bus: Bus,
+    /// What is deployed, as [`Registry::follow`](crate::registry::Registry::follow) tells it.
+    pub catalogue: watch::Receiver<Arc<Catalogue>>,
+    /// The settings.
+    pub config: GatewayConfig,
+    /// Where `/metrics` reads; see [`metrics::install`].
+    pub metrics: PrometheusHandle,
+    /// How the worker in this process is, if there is one.
+    pub checks: Checks,
+    /// Ends event streams and [`serve`].
+    pub shutdown: CancellationToken,
+}
+
+/// A gateway; clones are the same one.
+#[derive(Clone)]
+pub struct Gateway {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    parts: Parts,
+    access: Access,
+    bodies: Bodies,
+    requests: Semaphore,
+    streams: Arc<Semaphore>,
+}
+
+impl Gateway {
+    /// A gateway of these parts; it serves nothing yet.
+    pub fn new(parts: Parts) -> Self {
+        let shared = Shared {
+            access: Access::new(&parts.config.keys),
+            bodies: Bodies::new(),
+            requests: Semaphore::new(parts.config.max_requests),
+            streams: Arc::new(Semaphore::new(parts.config.max_streams)),
+            parts,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Every route, with what surrounds it.
+    pub fn router(&self) -> Router {
+        let api = Router::new()
+            .route("/v1/events", get(tail::get).post(events::post))
+            .route("/v1/functions", get(functions::list))
+            .route("/v1/functions/{name}/invoke", post(functions::invoke))
+            .route_layer(middleware::from_fn_with_state(self.clone(), allowed));
+        let metrics_route = Router::new().route("/metrics", get(health::metrics));
+        // The address is loopback without keys, and a scraper's Host is nobody's business.
+        let metrics_route = match self.config().keys.is_empty() {
+            true => metrics_route,
+            false => metrics_route.route_layer(middleware::from_fn_with_state(self.clone(), allowed)),
+        };
+        let routes = Router::new()
+            .route("/", get(front))
+            .route("/healthz", get(health::live))
+            .route("/readyz", get(health::ready))
+            .route("/hooks/{source}", post(hooks::receive))
+            .merge(api)
+            .merge(metrics_route);
+        self.surround(routes)
+    }
+
+    /// What every request passes on its way in and out.
+    fn surround(&self, routes: Router<Self>) -> Router {
+        routes
+            .layer(middleware::from_fn_with_state(self.clone(), bounded))
+            .layer(CatchPanicLayer::custom(problem::after_panic))
+            .layer(middleware::map_response(problem::uniform))
+            .layer(middleware::from_fn(metrics::record))
+            .with_state(self.clone())
+    }
+
+    fn bus(&self) -> &Bus {
+        &self.shared.parts.bus
+    }
+
+    /// What is deployed at this moment.
+    fn catalogue(&self) -> Arc<Catalogue> {
+        Arc::clone(&self.shared.parts.catalogue.borrow())
+    }
+
+    fn config(&self) -> &GatewayConfig {
+        &self.shared.parts.config
+    }
+
+    fn bodies(&self) -> &Bodies {
+        &self.shared.bodies
+    }
+
+    fn checks(&self) -> &Checks {
+        &self.shared.parts.checks
+    }
+
+    fn metrics(&self) -> &PrometheusHandle {
+        &self.shared.parts.metrics
+    }
+
+    fn shutdown(&self) -> &CancellationToken {
+        &self.shared.parts.shutdown
+    }
+
+    /// Connections that may be open at once.
+    fn capacity(&self) -> usize {
+        self.config().max_requests.saturating_add(self.config().max_streams)
+    }
+
+    /// A place among the streams that may be open at once.
+    fn stream_slot(&self) -> Answer<StreamSlot> {
+        let permit = Arc::clone(&self.shared.streams).try_acquire_owned();
+        let detail = "too many event streams are open; gateway.max_streams bounds them";
+        permit.map(StreamSlot::new).map_err(|_| Problem::unavailable(detail, LATER))
+    }
+}
+
+/// Lets a request through to the API, or refuses it.
+async fn allowed(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
+    match gateway.shared.access.check(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// Refuses what comes on top of `max_requests`; whoever asks how Nerve is gets an answer all the same.
+async fn bounded(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
+    if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
+        return next.run(request).await;
+    }
+    let Ok(_permit) = gateway.shared.requests.try_acquire() else {
+        return Problem::unavailable("too many requests at once; gateway.max_requests bounds them", LATER)
+            .into_response();
+    };
+    next.run(request).await
+}
+
+async fn front() -> &'static str {
+    "This is Nerve's gateway.\n\n\
+     POST /hooks/{source}   a webhook\n\
+     POST /v1/events        CloudEvents in\n\
+     GET  /v1/events        the log, as server-sent events\n\
+     GET  /v1/functions     what is deployed\n\
+     GET  /readyz           whether it can work\n"
+}
+
+#[cfg(test)]
+mod tests;

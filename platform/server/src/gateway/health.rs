@@ -1,0 +1,81 @@
+//! `/healthz`, `/readyz` and `/metrics`: for whoever runs Nerve.
+
+use super::{Gateway, problem::Answer};
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header};
+use serde::Serialize;
+use std::{sync::Arc, time::Duration};
+
+/// How long readiness waits for JetStream.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+
+/// Tells how each part of a worker in this process is; for readiness.
+#[derive(Clone)]
+pub struct Checks(Arc<dyn Fn() -> Vec<Check> + Send + Sync>);
+
+/// How one part is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Which part, such as `function word-count`.
+    pub name: String,
+    /// Whether it does its work.
+    pub ok: bool,
+    /// What is wrong, when it does not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl Checks {
+    /// Checks that `look` reports; it is called for each question, and must not block.
+    pub fn new(look: impl Fn() -> Vec<Check> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(look))
+    }
+
+    /// Nothing to check: a gateway alone.
+    pub fn none() -> Self {
+        Self::new(Vec::new)
+    }
+}
+
+impl std::fmt::Debug for Checks {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Checks")
+    }
+}
+
+/// The process is up.
+pub(super) async fn live() -> &'static str {
+    "ok\n"
+}
+
+/// Whether this process can do its work now: 200 or 503, with each part of it.
+pub(super) async fn ready(State(gateway): State<Gateway>) -> Response {
+    let connected = gateway.bus().connected();
+    let answer = tokio::time::timeout(ANSWER_WITHIN, gateway.bus().ready()).await;
+    let trouble = match answer {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some(format!("no answer within {ANSWER_WITHIN:?}")),
+    };
+    let mut checks = vec![
+        Check { name: "nats".into(), ok: connected, detail: (!connected).then(|| "not connected".into()) },
+        Check { name: "jetstream".into(), ok: trouble.is_none(), detail: trouble },
+    ];
+    if gateway.shutdown().is_cancelled() {
+        checks.push(Check { name: "gateway".into(), ok: false, detail: Some("shutting down".into()) });
+    }
+    checks.extend((gateway.checks().0)());
+    let ready = checks.iter().all(|check| check.ok);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(serde_json::json!({ "ready": ready, "checks": checks }))).into_response()
+}
+
+/// The metrics as Prometheus reads them.
+pub(super) async fn metrics(State(gateway): State<Gateway>) -> Answer {
+    let text = gateway.metrics().render();
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}

@@ -1,0 +1,101 @@
+//! CloudEvents over HTTP: which mode a request is in, and the events in it.
+//!
+//! HTTP protocol binding 1.0.2: the media type tells structured and batch mode, `ce-specversion` binary mode.
+
+use super::problem::{Answer, Problem};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, header};
+use nerve_core::event::{BATCH, Event, STRUCTURED};
+
+/// Most events of one batch.
+const MAX_BATCH: usize = 1000;
+
+/// The events of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Posted {
+    /// Binary or structured mode.
+    One(Box<Event>),
+    /// Batch mode.
+    Batch(Vec<Event>),
+    /// Not a CloudEvent in any mode.
+    Plain,
+}
+
+/// Reads a request in whichever mode it is.
+pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
+    let essence = essence(headers);
+    if essence == BATCH {
+        let events = Event::batch_from_json(body).map_err(|error| Problem::bad_request(error.to_string()))?;
+        if events.len() > MAX_BATCH {
+            let detail = format!("a batch holds at most {MAX_BATCH} events, this one {}; split it", events.len());
+            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+        }
+        return Ok(Posted::Batch(events));
+    }
+    if essence == STRUCTURED {
+        let event = Event::from_json(body).map_err(|error| Problem::bad_request(error.to_string()))?;
+        return Ok(Posted::One(Box::new(event)));
+    }
+    if essence.starts_with("application/cloudevents") {
+        let detail = format!("`{essence}` is not understood; send `{STRUCTURED}` or `{BATCH}`");
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+    }
+    if !headers.contains_key("ce-specversion") {
+        return Ok(Posted::Plain);
+    }
+    let mut pairs = Vec::with_capacity(headers.len());
+    for (name, value) in
+        headers.iter().filter(|(name, _)| name.as_str().starts_with("ce-") || *name == header::CONTENT_TYPE)
+    {
+        let value = std::str::from_utf8(value.as_bytes());
+        let value = value.map_err(|_| Problem::bad_request(format!("the header `{name}` is not UTF-8")))?;
+        pairs.push((name.as_str(), value));
+    }
+    let event = Event::from_headers(pairs, body.clone()).map_err(|error| Problem::bad_request(error.to_string()))?;
+    Ok(Posted::One(Box::new(event)))
+}
+
+/// The media type without its parameters, in lower case; empty when there is none.
+pub(crate) fn essence(headers: &HeaderMap) -> String {
+    let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ONE: &str = r#"{"specversion":"1.0","id":"1","source":"/s","type":"a.b","data":{"n":1}}"#;
+
+    fn posted(headers: &[(&'static str, &str)], body: &str) -> Result<Posted, u16> {
+        let pair = |(name, value): &(&'static str, &str)| (http::HeaderName::from_static(name), value.parse().unwrap());
+        let read = read(&headers.iter().map(pair).collect(), &Bytes::from(body.to_owned()));
+        read.map_err(|problem| problem.status().as_u16())
+    }
+
+    #[test]
+    fn the_three_modes_give_the_same_event() {
+        let binary = posted(
+            &[("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "a.b"), ("accept", "*/*")],
+            r#"{"n":1}"#,
+        );
+        let structured = posted(&[("content-type", "application/cloudevents+json; charset=utf-8")], ONE);
+        assert_eq!(binary, structured);
+        let Ok(Posted::One(event)) = structured else { panic!("one event") };
+        let batch = posted(&[("content-type", "application/cloudevents-batch+json")], &format!("[{ONE},{ONE}]"));
+        assert_eq!(batch, Ok(Posted::Batch(vec![(*event).clone(), *event])));
+        assert_eq!(posted(&[("content-type", BATCH)], "[]"), Ok(Posted::Batch(vec![])));
+    }
+
+    #[test]
+    fn what_is_no_event_is_refused_or_plain() {
+        assert_eq!(posted(&[("content-type", "application/json")], "{}"), Ok(Posted::Plain));
+        assert_eq!(posted(&[], ""), Ok(Posted::Plain));
+        assert_eq!(posted(&[("content-type", STRUCTURED)], "{"), Err(400));
+        assert_eq!(posted(&[("content-type", BATCH)], "{}"), Err(400));
+        assert_eq!(posted(&[("content-type", "application/cloudevents+avro")], ""), Err(415));
+        assert_eq!(posted(&[("ce-specversion", "1.0")], ""), Err(400));
+        let huge = format!("[{}]", vec![ONE; MAX_BATCH + 1].join(","));
+        assert_eq!(posted(&[("content-type", BATCH)], &huge), Err(413));
+    }
+}

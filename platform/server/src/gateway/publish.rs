@@ -1,0 +1,64 @@
+//! Publishing for a caller that waits: a receipt once JetStream has the event, a problem otherwise.
+
+use super::problem::{Answer, Problem};
+use crate::bus::{Bus, BusError, PublishError};
+use http::StatusCode;
+use nerve_core::Event;
+use serde::Serialize;
+use std::time::Duration;
+
+/// When to come back while the broker is away: it is usually a restart.
+const BROKER_BACK: Duration = Duration::from_secs(5);
+
+/// What the caller gets for an event that is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Receipt {
+    id: String,
+    #[serde(rename = "type")]
+    ty: String,
+    sequence: u64,
+    duplicate: bool,
+}
+
+/// Publishes `event` and waits until it is stored.
+pub(crate) async fn publish(bus: &Bus, event: &Event) -> Answer<Receipt> {
+    match bus.publish(event).await {
+        Ok(published) => Ok(Receipt {
+            id: event.id.clone(),
+            ty: event.ty.to_string(),
+            sequence: published.sequence,
+            duplicate: published.duplicate,
+        }),
+        Err(PublishError::Invalid(why)) => Err(Problem::bad_request(format!("the event cannot be stored: {why}"))),
+        Err(PublishError::Unavailable(error)) => {
+            tracing::warn!(%error, "an event is answered 503: JetStream did not acknowledge it");
+            let detail =
+                "the event may not be stored: JetStream did not acknowledge it; send it again, with the same id";
+            Err(Problem::unavailable(detail, BROKER_BACK))
+        }
+    }
+}
+
+/// Refuses at once what would only wait for a connection.
+pub(crate) fn check_connected(bus: &Bus) -> Answer<()> {
+    if bus.connected() {
+        Ok(())
+    } else {
+        Err(Problem::unavailable("there is no connection to NATS; try again", BROKER_BACK))
+    }
+}
+
+/// What a failure of the broker is to a caller.
+pub(crate) fn broker_problem(error: &BusError) -> Problem {
+    match error {
+        BusError::Unavailable { .. } => {
+            tracing::warn!(error = error as &dyn std::error::Error, "a request is answered 503");
+            Problem::unavailable("NATS JetStream is not available; try again", BROKER_BACK)
+        }
+        BusError::NotFound(what) => Problem::not_found(format!("{what} does not exist")),
+        BusError::Refused { .. } => {
+            tracing::warn!(%error, "the broker refused a request");
+            Problem::new(StatusCode::BAD_GATEWAY, "NATS refused this; the gateway's log says why")
+        }
+    }
+}

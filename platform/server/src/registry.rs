@@ -1,0 +1,224 @@
+//! What is deployed: manifests in KV `functions`, files in the Object Store by digest, secrets sealed in KV.
+//!
+//! # Layout
+//! - `record`: what is stored, and how a deploy compares with it.
+//! - `artifacts`: deployed files, up and down.
+//! - `secrets`: sealed to the server's key, so that whoever deploys can set a secret and not read one.
+//! - `catalogue`: all of it as one snapshot that follows every change.
+//!
+//! # Flow
+//! A deploy makes the function's durable consumer, then writes one KV revision. Workers follow the KV; that
+//! revision is what switches them.
+
+mod artifacts;
+mod catalogue;
+mod record;
+mod secrets;
+
+pub use catalogue::{Catalogue, SealedOrOpen};
+pub use record::{ArtifactRef, Deployed, Entry, FunctionRecord, SourceRecord};
+pub use secrets::{Keyring, KeyringError, SecretInfo};
+
+use crate::bus::{Bus, BusError, DEAD, FUNCTIONS, REDRIVE_PREFIX, SECRETS, consumer_name};
+use async_nats::jetstream::{
+    consumer::{AckPolicy, DeliverPolicy, pull},
+    kv,
+};
+use bytes::Bytes;
+use futures::StreamExt;
+use nerve_core::{FunctionSpec, Name, SourceSpec};
+use serde::{Serialize, de::DeserializeOwned};
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// Deliveries of one function that may be in flight over all workers.
+const MAX_ACK_PENDING: i64 = 65_536;
+
+/// What is deployed, and the means to change it.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    bus: Bus,
+    functions: kv::Store,
+    secrets: kv::Store,
+    ack_wait: Duration,
+}
+
+pub(crate) fn function_key(name: &Name) -> String {
+    format!("function.{name}")
+}
+
+pub(crate) fn source_key(name: &Name) -> String {
+    format!("source.{name}")
+}
+
+impl Registry {
+    /// Opens the buckets, which [`Bus::provision`] made. `ack_wait` is that of the consumers it makes.
+    pub async fn open(bus: &Bus, ack_wait: Duration) -> Result<Self, BusError> {
+        let open = async |bucket: &str| {
+            let opened = bus.jetstream().get_key_value(bucket).await;
+            opened.map_err(|error| BusError::unavailable(format!("opening the bucket {bucket}"), error))
+        };
+        Ok(Self { bus: bus.clone(), functions: open(FUNCTIONS).await?, secrets: open(SECRETS).await?, ack_wait })
+    }
+
+    /// The deployed functions, by name.
+    pub async fn functions(&self) -> Result<Vec<Entry<FunctionRecord>>, BusError> {
+        self.list("function.").await
+    }
+
+    /// The deployed sources, by name.
+    pub async fn sources(&self) -> Result<Vec<Entry<SourceRecord>>, BusError> {
+        self.list("source.").await
+    }
+
+    /// One deployed function.
+    pub async fn function(&self, name: &Name) -> Result<Option<Entry<FunctionRecord>>, BusError> {
+        self.get(name, &function_key(name)).await
+    }
+
+    /// One deployed source.
+    pub async fn source(&self, name: &Name) -> Result<Option<Entry<SourceRecord>>, BusError> {
+        self.get(name, &source_key(name)).await
+    }
+
+    /// Deploys a function whose artifacts are uploaded. The same deployment again changes nothing.
+    pub async fn deploy_function(
+        &self,
+        name: &Name,
+        spec: FunctionSpec,
+        artifacts: Vec<ArtifactRef>,
+    ) -> Result<Deployed, BusError> {
+        let stream = self.resolve_stream(name, &spec).await?;
+        let record = FunctionRecord { spec, artifacts, stream, deployed_at: OffsetDateTime::now_utc() };
+        let before = self.function(name).await?;
+        // The consumer comes first, so that from this moment on the broker keeps the function's events for it.
+        self.ensure_consumers(name, &record).await?;
+        if let Some(before) = &before {
+            if before.record.same_as(&record) {
+                return Ok(Deployed::Unchanged { revision: before.revision });
+            }
+            if before.record.stream != record.stream {
+                self.delete_consumer(&before.record.stream, name).await?;
+            }
+        }
+        let revision = self.put(&function_key(name), &record).await?;
+        Ok(if before.is_some() { Deployed::Changed { revision } } else { Deployed::Created { revision } })
+    }
+
+    /// Deploys a source. The same deployment again changes nothing.
+    pub async fn deploy_source(&self, name: &Name, spec: SourceSpec) -> Result<Deployed, BusError> {
+        let record = SourceRecord { spec, deployed_at: OffsetDateTime::now_utc() };
+        let before = self.source(name).await?;
+        match before {
+            Some(before) if before.record.spec == record.spec => Ok(Deployed::Unchanged { revision: before.revision }),
+            before => {
+                let revision = self.put(&source_key(name), &record).await?;
+                Ok(if before.is_some() { Deployed::Changed { revision } } else { Deployed::Created { revision } })
+            }
+        }
+    }
+
+    /// Removes a function and its consumers; `false` when there was none.
+    pub async fn remove_function(&self, name: &Name) -> Result<bool, BusError> {
+        let Some(entry) = self.function(name).await? else { return Ok(false) };
+        self.delete(&function_key(name)).await?;
+        self.delete_consumer(&entry.record.stream, name).await?;
+        self.delete_consumer(DEAD, name).await?;
+        Ok(true)
+    }
+
+    /// Removes a source; `false` when there was none.
+    pub async fn remove_source(&self, name: &Name) -> Result<bool, BusError> {
+        if self.source(name).await?.is_none() {
+            return Ok(false);
+        }
+        self.delete(&source_key(name)).await.map(|()| true)
+    }
+
+    async fn resolve_stream(&self, name: &Name, spec: &FunctionSpec) -> Result<String, BusError> {
+        let what = || format!("deploying {name}");
+        if let Some(stream) = &spec.stream {
+            return match self.bus.jetstream().get_stream(stream).await {
+                Ok(_) => Ok(stream.clone()),
+                Err(error) => Err(BusError::refused(what(), format!("its stream {stream} cannot be used: {error}"))),
+            };
+        }
+        self.bus.stream_of(&spec.on).await?.ok_or_else(|| {
+            let why = "no single stream holds all the subjects of `on`: correct them, name the stream, or make \
+                       one function a stream";
+            BusError::refused(what(), why)
+        })
+    }
+
+    /// Makes or updates the durable consumers of a function: for its subjects, and for what is redriven to it.
+    pub(crate) async fn ensure_consumers(&self, name: &Name, record: &FunctionRecord) -> Result<(), BusError> {
+        let subjects = record.spec.on.iter().map(ToString::to_string).collect();
+        self.ensure_consumer(&record.stream, name, subjects).await?;
+        self.ensure_consumer(DEAD, name, vec![format!("{REDRIVE_PREFIX}{name}")]).await
+    }
+
+    async fn ensure_consumer(&self, stream: &str, name: &Name, subjects: Vec<String>) -> Result<(), BusError> {
+        let config = pull::Config {
+            durable_name: Some(consumer_name(name)),
+            description: Some(format!("Nerve's function {name}")),
+            deliver_policy: DeliverPolicy::New,
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: self.ack_wait,
+            // The worker counts attempts and writes the dead letter; the server would drop the message silently.
+            max_deliver: -1,
+            max_ack_pending: MAX_ACK_PENDING,
+            filter_subjects: subjects,
+            ..<_>::default()
+        };
+        let made = self.bus.jetstream().create_consumer_on_stream(config, stream).await;
+        made.map(drop).map_err(|error| match error.kind() {
+            async_nats::jetstream::stream::ConsumerErrorKind::JetStream(why) => {
+                BusError::refused(format!("making the consumer of {name} on {stream}"), why)
+            }
+            _ => BusError::unavailable(format!("making the consumer of {name} on {stream}"), error),
+        })
+    }
+
+    async fn delete_consumer(&self, stream: &str, name: &Name) -> Result<(), BusError> {
+        let deleted = self.bus.jetstream().delete_consumer_from_stream(consumer_name(name), stream).await;
+        if let Err(error) = deleted {
+            // It is gone, or its stream is: what was wanted.
+            tracing::debug!(%error, stream, function = %name, "the consumer was not there to delete");
+        }
+        Ok(())
+    }
+
+    async fn list<R: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<Entry<R>>, BusError> {
+        let unavailable = |error: async_nats::Error| BusError::unavailable("listing what is deployed", error);
+        let mut keys = self.functions.keys().await.map_err(|error| unavailable(error.into()))?;
+        let mut entries = Vec::new();
+        while let Some(key) = keys.next().await {
+            let key = key.map_err(|error| unavailable(error.into()))?;
+            let Some(name) = key.strip_prefix(prefix).and_then(|name| Name::parse(name).ok()) else { continue };
+            entries.extend(self.get(&name, &key).await?);
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    async fn get<R: DeserializeOwned>(&self, name: &Name, key: &str) -> Result<Option<Entry<R>>, BusError> {
+        let what = || format!("reading {key}");
+        let entry = self.functions.entry(key).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { return Ok(None) };
+        let record = serde_json::from_slice(&entry.value).map_err(|error| {
+            BusError::refused(what(), format!("it was written by another version of Nerve ({error}): deploy it again"))
+        })?;
+        Ok(Some(Entry { name: name.clone(), revision: entry.revision, record }))
+    }
+
+    async fn put(&self, key: &str, record: &impl Serialize) -> Result<u64, BusError> {
+        let body = serde_json::to_vec(record).map_err(|error| BusError::refused(format!("writing {key}"), error))?;
+        let stored = self.functions.put(key, Bytes::from(body)).await;
+        stored.map_err(|error| BusError::unavailable(format!("writing {key}"), error))
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), BusError> {
+        let deleted = self.functions.delete(key).await;
+        deleted.map_err(|error| BusError::unavailable(format!("deleting {key}"), error))
+    }
+}

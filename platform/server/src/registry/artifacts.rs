@@ -1,0 +1,79 @@
+//! Deployed files: up into the Object Store and down to a worker's disk, by their digest.
+
+use super::{ArtifactRef, Registry};
+use crate::bus::{ARTIFACTS, BusError};
+use async_nats::jetstream::object_store::{InfoErrorKind, ObjectStore};
+use nerve_core::function::Artifact;
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+use tokio::io::AsyncWriteExt;
+use tokio_util::io::InspectReader;
+
+impl Registry {
+    /// Stores a file; one that is there already is not sent again. `name` is what the manifest calls it.
+    pub async fn upload(&self, name: &str, content: &[u8]) -> Result<ArtifactRef, BusError> {
+        let what = || format!("uploading {name}");
+        let sha256 = hex::encode(Sha256::digest(content));
+        let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        let reference = ArtifactRef { name: name.to_owned(), sha256, size };
+        let store = self.object_store().await?;
+        match store.info(&reference.sha256).await {
+            Ok(info) if u64::try_from(info.size).is_ok_and(|stored| stored == size) => return Ok(reference),
+            Ok(_) => {}
+            Err(error) if error.kind() == InfoErrorKind::NotFound => {}
+            Err(error) => return Err(BusError::unavailable(what(), error)),
+        }
+        let mut reader = content;
+        let stored = store.put(reference.sha256.as_str(), &mut reader).await;
+        stored.map(|_| reference).map_err(|error| BusError::unavailable(what(), error))
+    }
+
+    /// Brings a file to `folder`, unless it is there, and checks its digest.
+    pub(crate) async fn fetch(&self, reference: &ArtifactRef, folder: &Path) -> Result<Artifact, BusError> {
+        let file = folder.join(&reference.sha256);
+        let artifact = Artifact { name: reference.name.clone(), sha256: reference.sha256.clone(), file: file.clone() };
+        // It is put in place by a rename once its digest is right, so what is there is whole.
+        if tokio::fs::try_exists(&file).await.unwrap_or(false) {
+            return Ok(artifact);
+        }
+        let temporary = folder.join(format!("{}.{}", reference.sha256, uuid::Uuid::now_v7()));
+        let fetched = self.fetch_to(reference, &temporary).await;
+        let placed = match fetched {
+            Ok(()) => tokio::fs::rename(&temporary, &file).await.map_err(|error| local(&file, error)),
+            Err(error) => Err(error),
+        };
+        if placed.is_err() {
+            tokio::fs::remove_file(&temporary).await.ok();
+        }
+        placed.map(|()| artifact)
+    }
+
+    async fn fetch_to(&self, reference: &ArtifactRef, path: &PathBuf) -> Result<(), BusError> {
+        let what = || format!("fetching {}", reference.name);
+        if let Some(folder) = path.parent() {
+            tokio::fs::create_dir_all(folder).await.map_err(|error| local(folder, error))?;
+        }
+        let object = self.object_store().await?.get(&reference.sha256).await;
+        let object = object.map_err(|error| BusError::unavailable(what(), error))?;
+        let mut digest = Sha256::new();
+        let mut reader = InspectReader::new(object, |bytes| digest.update(bytes));
+        let mut file = tokio::fs::File::create(path).await.map_err(|error| local(path, error))?;
+        tokio::io::copy(&mut reader, &mut file).await.map_err(|error| BusError::unavailable(what(), error))?;
+        file.flush().await.map_err(|error| local(path, error))?;
+        file.sync_all().await.map_err(|error| local(path, error))?;
+        drop(reader);
+        if hex::encode(digest.finalize()) != reference.sha256 {
+            return Err(BusError::unavailable(what(), "what came does not have its digest"));
+        }
+        Ok(())
+    }
+
+    async fn object_store(&self) -> Result<ObjectStore, BusError> {
+        let store = self.bus.jetstream().get_object_store(ARTIFACTS).await;
+        store.map_err(|error| BusError::unavailable("opening the object store of artifacts", error))
+    }
+}
+
+fn local(path: &Path, error: std::io::Error) -> BusError {
+    BusError::unavailable(format!("writing {}", path.display()), error)
+}

@@ -1,0 +1,204 @@
+//! Everything that is deployed, as one snapshot that follows every change.
+
+use super::{Entry, FunctionRecord, Keyring, Registry, SourceRecord, secrets::PUBLIC_KEY};
+use crate::bus::BusError;
+use async_nats::jetstream::kv;
+use futures::{Stream, StreamExt};
+use nerve_core::{Name, Secret};
+use serde::de::DeserializeOwned;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The wait before a broken watch is opened again.
+const REOPEN: Duration = Duration::from_millis(250);
+/// How long the first snapshot may take.
+const FIRST: Duration = Duration::from_secs(15);
+
+/// What is deployed at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Catalogue {
+    /// By name.
+    pub functions: BTreeMap<Name, Entry<FunctionRecord>>,
+    /// By name.
+    pub sources: BTreeMap<Name, Entry<SourceRecord>>,
+    /// By name.
+    pub secrets: BTreeMap<String, SealedOrOpen>,
+}
+
+/// A secret as this server has it.
+#[derive(Debug, Clone)]
+pub struct SealedOrOpen {
+    /// A new value has a higher one.
+    pub revision: u64,
+    /// The value; `None` when it is sealed to a key that this server does not have.
+    pub value: Option<Secret>,
+}
+
+impl Catalogue {
+    /// The values of the secrets named; the error is the first name without one.
+    pub fn secrets_of<'n>(&self, names: &'n [String]) -> Result<BTreeMap<String, Secret>, &'n str> {
+        let value = |name: &'n String| {
+            let value = self.secrets.get(name).and_then(|secret| secret.value.clone());
+            value.map(|value| (name.clone(), value)).ok_or(name.as_str())
+        };
+        names.iter().map(value).collect()
+    }
+
+    fn apply(&mut self, keyring: &Keyring, change: Change) {
+        let Change { bucket, entry } = change;
+        let put = entry.operation == kv::Operation::Put;
+        match bucket {
+            Bucket::Secrets if entry.key == PUBLIC_KEY => {}
+            Bucket::Secrets if put => {
+                let value = keyring.open(&entry.key, &entry.value);
+                if value.is_none() {
+                    tracing::warn!(secret = entry.key, "this secret is sealed to a key that this server does not have");
+                }
+                self.secrets.insert(entry.key, SealedOrOpen { revision: entry.revision, value });
+            }
+            Bucket::Secrets => {
+                self.secrets.remove(&entry.key);
+            }
+            Bucket::Functions => {
+                if let Some(name) = named(&entry.key, "function.") {
+                    set(&mut self.functions, name, &entry, put);
+                } else if let Some(name) = named(&entry.key, "source.") {
+                    set(&mut self.sources, name, &entry, put);
+                }
+            }
+        }
+    }
+}
+
+fn named(key: &str, prefix: &str) -> Option<Name> {
+    key.strip_prefix(prefix).and_then(|name| Name::parse(name).ok())
+}
+
+fn set<R: DeserializeOwned>(records: &mut BTreeMap<Name, Entry<R>>, name: Name, entry: &kv::Entry, put: bool) {
+    if !put {
+        records.remove(&name);
+        return;
+    }
+    match serde_json::from_slice(&entry.value) {
+        Ok(record) => {
+            records.insert(name.clone(), Entry { name, revision: entry.revision, record });
+        }
+        // The one before it goes on: a newer tool wrote something that this server cannot run.
+        Err(error) => {
+            tracing::error!(key = entry.key, %error, "a deployment cannot be read; deploy it with this version")
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Bucket {
+    Functions,
+    Secrets,
+}
+
+struct Change {
+    bucket: Bucket,
+    entry: kv::Entry,
+}
+
+impl Registry {
+    /// The catalogue, whole from the first, and everything that changes it until `stop`.
+    pub async fn follow(
+        &self,
+        keyring: Keyring,
+        stop: CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Result<watch::Receiver<Arc<Catalogue>>, BusError> {
+        let (sender, receiver) = watch::channel(Arc::new(Catalogue::default()));
+        let mut follower = Follower { registry: self.clone(), keyring, sender };
+        let opened = tokio::time::timeout(FIRST, follower.open()).await;
+        let mut changes = opened.map_err(|error| BusError::unavailable("reading what is deployed", error))??;
+        tasks.spawn(async move {
+            stop.run_until_cancelled(async {
+                loop {
+                    follower.run(&mut changes).await;
+                    changes = loop {
+                        tokio::time::sleep(REOPEN).await;
+                        match follower.open().await {
+                            Ok(changes) => break changes,
+                            Err(error) => tracing::debug!(%error, "the watch of what is deployed waits for the broker"),
+                        }
+                    };
+                }
+            })
+            .await;
+        });
+        Ok(receiver)
+    }
+}
+
+struct Follower {
+    registry: Registry,
+    keyring: Keyring,
+    sender: watch::Sender<Arc<Catalogue>>,
+}
+
+type Changes = futures::stream::BoxStream<'static, Result<Change, BusError>>;
+
+impl Follower {
+    /// Reads the whole into a new snapshot, and returns what comes after it.
+    async fn open(&mut self) -> Result<Changes, BusError> {
+        let mut catalogue = Catalogue::default();
+        let functions = self.open_bucket(Bucket::Functions, &mut catalogue).await?;
+        let secrets = self.open_bucket(Bucket::Secrets, &mut catalogue).await?;
+        self.sender.send_replace(Arc::new(catalogue));
+        Ok(futures::stream::select(functions, secrets).boxed())
+    }
+
+    async fn open_bucket(
+        &self,
+        bucket: Bucket,
+        catalogue: &mut Catalogue,
+    ) -> Result<impl Stream<Item = Result<Change, BusError>> + Send + 'static, BusError> {
+        let store = match bucket {
+            Bucket::Functions => &self.registry.functions,
+            Bucket::Secrets => &self.registry.secrets,
+        };
+        let what = "watching what is deployed";
+        let unavailable = move |error: async_nats::Error| BusError::unavailable(what, error);
+        let watch = store.watch_with_history(">").await.map_err(|error| unavailable(error.into()))?;
+        let there = store.status().await.map_err(|error| unavailable(error.into()))?.values();
+        let mut changes = watch
+            .map(move |entry| Ok(Change { bucket, entry: entry.map_err(|error| unavailable(error.into()))? }))
+            .boxed();
+        // The watch says which entry is the last of what was there, but says nothing where there was nothing.
+        let mut seen = there == 0;
+        while !seen {
+            let next = tokio::time::timeout(REOPEN * 20, changes.next()).await;
+            let Ok(Some(change)) = next else {
+                return Err(BusError::unavailable(what, "the watch fell silent"));
+            };
+            let change: Change = change?;
+            seen = change.entry.delta == 0;
+            catalogue.apply(&self.keyring, change);
+        }
+        Ok(changes)
+    }
+
+    /// Applies changes until the watch ends, or the connection it stands on does.
+    async fn run(&self, changes: &mut Changes) {
+        let mut reconnects = self.registry.bus.reconnects();
+        loop {
+            let change = tokio::select! {
+                change = changes.next() => change,
+                _ = reconnects.changed() => return,
+            };
+            let Some(change) = change else { return };
+            match change {
+                Ok(change) => {
+                    self.sender.send_modify(|catalogue| Arc::make_mut(catalogue).apply(&self.keyring, change))
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "the watch of what is deployed is opened again");
+                    return;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! What is stored for a deployed function or source.
+
+use nerve_core::{FunctionSpec, Name, SourceSpec};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+/// A deployed function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionRecord {
+    /// The manifest's table.
+    pub spec: FunctionSpec,
+    /// Its files in the Object Store.
+    pub artifacts: Vec<ArtifactRef>,
+    /// The stream it is bound to.
+    pub stream: String,
+    /// When it was deployed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub deployed_at: OffsetDateTime,
+}
+
+impl FunctionRecord {
+    /// Whether deploying `other` over this would change nothing.
+    pub fn same_as(&self, other: &Self) -> bool {
+        self.spec == other.spec && self.artifacts == other.artifacts && self.stream == other.stream
+    }
+}
+
+/// A deployed source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceRecord {
+    /// The manifest's table.
+    pub spec: SourceSpec,
+    /// When it was deployed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub deployed_at: OffsetDateTime,
+}
+
+/// A deployed file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArtifactRef {
+    /// The path the manifest knows it by.
+    pub name: String,
+    /// Lower-case hex SHA-256 of the content, which is its name in the Object Store.
+    pub sha256: String,
+    /// In bytes.
+    pub size: u64,
+}
+
+/// A record and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry<R> {
+    /// The function's or source's name.
+    pub name: Name,
+    /// The KV revision: a later deploy has a higher one.
+    pub revision: u64,
+    /// What is deployed.
+    #[serde(flatten)]
+    pub record: R,
+}
+
+/// What a deploy did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(tag = "result", rename_all = "lowercase")]
+pub enum Deployed {
+    /// It is new.
+    Created {
+        /// The KV revision.
+        revision: u64,
+    },
+    /// It replaced another revision.
+    Changed {
+        /// The KV revision.
+        revision: u64,
+    },
+    /// The same was deployed already.
+    Unchanged {
+        /// The KV revision.
+        revision: u64,
+    },
+}

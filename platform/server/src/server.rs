@@ -1,0 +1,173 @@
+//! One server: a gateway, a worker, or both, over one connection to NATS.
+
+use crate::{
+    bus::{Bus, BusError},
+    config::{Config, NatsConfig},
+    gateway::{self, Check, Checks, Gateway},
+    registry::{Catalogue, KeyringError, Registry},
+    worker::{self, FunctionStatus, Statuses},
+};
+use nerve_core::Host;
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long a broker that has just started may take until its streams can be made.
+const PROVISION: Duration = Duration::from_secs(20);
+/// The wait between two tries.
+const AGAIN: Duration = Duration::from_millis(250);
+
+/// What a server does.
+#[derive(Clone)]
+pub struct Roles {
+    /// Whether it serves HTTP.
+    pub gateway: bool,
+    /// What runs its functions; none when it runs none.
+    pub worker: Option<Arc<dyn Host>>,
+}
+
+/// A server that is bound, connected and ready to run.
+pub struct Server {
+    config: Config,
+    roles: Roles,
+    bus: Bus,
+    registry: Registry,
+    catalogue: watch::Receiver<Arc<Catalogue>>,
+    listener: Option<TcpListener>,
+    /// What follows the broker until the very end.
+    followers: TaskTracker,
+    end: CancellationToken,
+}
+
+/// Why a server does not start, or does not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// It may not listen there.
+    #[error(transparent)]
+    Access(#[from] gateway::OpenToAll),
+    /// It cannot listen there.
+    #[error("the gateway cannot listen on {addr}: choose another address with --listen")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The broker cannot be used.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The secrets key cannot be used.
+    #[error(transparent)]
+    Keyring(#[from] KeyringError),
+    /// The listener failed.
+    #[error("the gateway's listener failed")]
+    Serve(#[source] std::io::Error),
+    /// Metrics cannot be recorded.
+    #[error("metrics cannot be recorded: {0}")]
+    Metrics(String),
+}
+
+/// Connects a tool to a server's NATS: the bus, and what is deployed on it.
+pub async fn connect(config: &Config, name: &str) -> Result<(Bus, Registry), BusError> {
+    let bus = Bus::connect(&config.nats, name).await?;
+    provision(&bus, config).await?;
+    let registry = Registry::open(&bus, config.worker.ack_wait).await?;
+    Ok((bus, registry))
+}
+
+/// Makes the streams; a broker that has just started may still be electing or recovering.
+async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
+    let deadline = tokio::time::Instant::now() + PROVISION;
+    loop {
+        match bus.provision(&config.streams).await {
+            Err(BusError::Unavailable { what, source }) if tokio::time::Instant::now() < deadline => {
+                tracing::debug!(what, %source, "JetStream is not ready yet");
+                tokio::time::sleep(AGAIN).await;
+            }
+            done => return done,
+        }
+    }
+}
+
+impl Server {
+    /// Listens, connects, makes what is missing on the broker and reads what is deployed.
+    pub async fn bind(config: Config, roles: Roles) -> Result<Self, ServerError> {
+        let listener = if roles.gateway { Some(listen(&config).await?) } else { None };
+        let NatsConfig { url, .. } = &config.nats;
+        let (bus, registry) = connect(&config, "nerve").await?;
+        tracing::debug!(url, "connected");
+        let keyring = registry.keyring(&config).await?;
+        let (followers, end) = (TaskTracker::new(), CancellationToken::new());
+        let catalogue = registry.follow(keyring, end.clone(), &followers).await?;
+        Ok(Self { config, roles, bus, registry, catalogue, listener, followers, end })
+    }
+
+    /// Where the gateway listens.
+    pub fn gateway_addr(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Serves until `shutdown`, then stops intake, finishes or gives back what it has, flushes and returns.
+    pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServerError> {
+        let statuses = Statuses::default();
+        let tasks = TaskTracker::new();
+        let gateway = async {
+            let Some(listener) = self.listener else { return Ok(()) };
+            let metrics = gateway::metrics::install(self.end.clone(), &self.followers);
+            let gateway = Gateway::new(gateway::Parts {
+                bus: self.bus.clone(),
+                catalogue: self.catalogue.clone(),
+                config: self.config.gateway.clone(),
+                metrics: metrics.map_err(|error| ServerError::Metrics(error.to_string()))?,
+                checks: checks(statuses.clone()),
+                shutdown: shutdown.clone(),
+            });
+            gateway::serve(listener, gateway, tasks.clone()).await.map_err(ServerError::Serve)
+        };
+        let worker = async {
+            let Some(host) = self.roles.worker else { return };
+            let parts = worker::Parts {
+                bus: self.bus.clone(),
+                registry: self.registry.clone(),
+                host,
+                catalogue: self.catalogue.clone(),
+                statuses: statuses.clone(),
+            };
+            worker::run(parts, &self.config, shutdown.clone()).await;
+        };
+        let (served, ()) = tokio::join!(gateway, worker);
+        tasks.close();
+        tasks.wait().await;
+        self.end.cancel();
+        self.followers.close();
+        self.followers.wait().await;
+        if let Err(error) = self.bus.flush().await {
+            tracing::debug!(%error, "the connection ended before the last bytes left");
+        }
+        served
+    }
+}
+
+/// A function that cannot be loaded is told of but takes nobody out of service: the others, and the gateway, go on.
+fn checks(statuses: Statuses) -> Checks {
+    Checks::new(move || {
+        let each = statuses.snapshot().into_iter().map(|(name, status)| Check {
+            name: format!("function {name}"),
+            ok: !matches!(status, FunctionStatus::Running { alive: false, .. }),
+            detail: match status {
+                FunctionStatus::Running { alive: true, .. } => None,
+                FunctionStatus::Running { alive: false, .. } => Some("its consumer does not answer".to_owned()),
+                FunctionStatus::Loading => Some("loading".to_owned()),
+                FunctionStatus::Failed { error } => Some(error),
+            },
+        });
+        each.collect()
+    })
+}
+
+async fn listen(config: &Config) -> Result<TcpListener, ServerError> {
+    let addr = config.gateway.listen;
+    gateway::check_bind(addr, &config.gateway.keys)?;
+    TcpListener::bind(addr).await.map_err(|source| ServerError::Listen { addr, source })
+}

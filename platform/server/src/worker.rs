@@ -1,0 +1,224 @@
+//! Runs what is deployed: pulls events into free slots, hands them to functions, publishes what those return,
+//! and settles each by its verdict.
+//!
+//! # Layout
+//! - `supervisor`: one a function: loads each revision, and swaps it in while the old one finishes.
+//! - `runner`: one a revision: the intake, from the stream, from redriven letters and from direct calls.
+//! - `invocation`: one batch from delivery to verdict.
+//! - `emission`: what a function returns, as events with ids that do not change from one try to the next.
+//! - `failure`: attempts, retries, dead letters.
+//! - `log`: what functions say, on its way to LOGS.
+//!
+//! # Flow
+//! The catalogue changes → a supervisor loads the function → its runner pulls → an invocation runs the function,
+//! publishes its results, and only then settles the deliveries. The worker keeps no state: whatever it has not
+//! settled comes again, here or elsewhere.
+
+mod emission;
+mod failure;
+mod invocation;
+mod log;
+mod runner;
+mod supervisor;
+
+use crate::{
+    bus::{Bus, Leases},
+    config::Config,
+    registry::{Catalogue, Entry, FunctionRecord, Registry},
+};
+use nerve_core::{Host, Name, Secret};
+use serde::Serialize;
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// What every part of a worker shares.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    pub(crate) bus: Bus,
+    pub(crate) registry: Registry,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) leases: Leases,
+    pub(crate) artifacts: PathBuf,
+    pub(crate) statuses: Statuses,
+    pub(crate) stops: Stops,
+    pub(crate) tasks: TaskTracker,
+}
+
+/// The two steps of an end: first nothing new is taken, then what still runs is given back.
+#[derive(Debug, Clone)]
+pub(crate) struct Stops {
+    pub(crate) intake: CancellationToken,
+    pub(crate) work: CancellationToken,
+}
+
+/// How a function is doing on this worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum FunctionStatus {
+    /// It is being fetched, compiled or started.
+    Loading,
+    /// It takes events.
+    Running {
+        /// The revision that does.
+        revision: u64,
+        /// Whether its consumer answered lately.
+        alive: bool,
+    },
+    /// It cannot be loaded, or its consumer cannot be asked.
+    Failed {
+        /// Why.
+        error: String,
+    },
+}
+
+impl FunctionStatus {
+    /// Whether events are being taken.
+    pub fn is_ready(&self) -> bool {
+        matches!(self, Self::Running { alive: true, .. })
+    }
+}
+
+/// How every function on this worker is doing.
+#[derive(Debug, Clone, Default)]
+pub struct Statuses(Arc<Mutex<BTreeMap<Name, Slot>>>);
+
+#[derive(Debug)]
+enum Slot {
+    Loading,
+    Running { revision: u64, pulse: crate::bus::Pulse },
+    Failed { error: String },
+}
+
+impl Statuses {
+    /// The state at this moment.
+    pub fn snapshot(&self) -> BTreeMap<Name, FunctionStatus> {
+        let status = |slot: &Slot| match slot {
+            Slot::Loading => FunctionStatus::Loading,
+            Slot::Running { revision, pulse } => {
+                FunctionStatus::Running { revision: *revision, alive: pulse.is_alive() }
+            }
+            Slot::Failed { error } => FunctionStatus::Failed { error: error.clone() },
+        };
+        self.lock().iter().map(|(name, slot)| (name.clone(), status(slot))).collect()
+    }
+
+    fn set(&self, name: &Name, slot: Slot) {
+        self.lock().insert(name.clone(), slot);
+    }
+
+    fn remove(&self, name: &Name) {
+        self.lock().remove(name);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, Slot>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a worker is made of.
+pub(crate) struct Parts {
+    pub(crate) bus: Bus,
+    pub(crate) registry: Registry,
+    pub(crate) host: Arc<dyn Host>,
+    pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) statuses: Statuses,
+}
+
+/// What one function should be running: a change in any of it is a new load.
+#[derive(Debug, Clone)]
+struct Desired {
+    entry: Entry<FunctionRecord>,
+    /// Revisions of the secrets, so that a rotated one is picked up.
+    secret_revisions: Vec<u64>,
+    secrets: Result<BTreeMap<String, Secret>, String>,
+}
+
+impl Desired {
+    fn of(catalogue: &Catalogue, entry: &Entry<FunctionRecord>) -> Self {
+        let names = &entry.record.spec.secrets;
+        Self {
+            entry: entry.clone(),
+            secret_revisions: names.iter().filter_map(|name| Some(catalogue.secrets.get(name)?.revision)).collect(),
+            secrets: catalogue.secrets_of(names).map_err(str::to_owned),
+        }
+    }
+
+    fn is_same_load(&self, other: &Self) -> bool {
+        self.entry.revision == other.entry.revision && self.secret_revisions == other.secret_revisions
+    }
+}
+
+/// Runs functions until `shutdown`, then drains within the configured grace and returns.
+pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationToken) {
+    let stops = Stops { intake: shutdown.clone(), work: CancellationToken::new() };
+    let timer = CancellationToken::new();
+    let (tasks, timers) = (TaskTracker::new(), TaskTracker::new());
+    let shared = Shared {
+        leases: Leases::start(parts.bus.client().clone(), config.worker.ack_wait, timer.clone(), &timers),
+        bus: parts.bus,
+        registry: parts.registry,
+        host: parts.host,
+        artifacts: config.data.dir.join("artifacts"),
+        statuses: parts.statuses,
+        stops: stops.clone(),
+        tasks: tasks.clone(),
+    };
+    reconcile(&shared, parts.catalogue).await;
+    tasks.close();
+    if tokio::time::timeout(config.worker.grace, tasks.wait()).await.is_err() {
+        tracing::warn!("the grace is over: what still runs is given back");
+        stops.work.cancel();
+        // Giving back is one message each; a guest that does not end is left behind.
+        tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.ok();
+    }
+    timer.cancel();
+    timers.close();
+    timers.wait().await;
+    if let Err(error) = shared.bus.flush().await {
+        tracing::warn!(%error, "the last acknowledgements may not have left");
+    }
+}
+
+/// Keeps one supervisor a function, told of every change, until the intake stops.
+async fn reconcile(shared: &Shared, mut catalogue: watch::Receiver<Arc<Catalogue>>) {
+    let mut supervised: BTreeMap<Name, watch::Sender<Option<Desired>>> = BTreeMap::new();
+    loop {
+        let now = catalogue.borrow_and_update().clone();
+        supervised.retain(|name, desired| {
+            let stays = now.functions.contains_key(name);
+            if !stays {
+                desired.send_replace(None);
+            }
+            stays
+        });
+        for (name, entry) in &now.functions {
+            let desired = Desired::of(&now, entry);
+            match supervised.get(name) {
+                Some(sender) => {
+                    sender.send_if_modified(|current| {
+                        let changed = current.as_ref().is_none_or(|current| !current.is_same_load(&desired));
+                        if changed {
+                            *current = Some(desired.clone());
+                        }
+                        changed
+                    });
+                }
+                None => {
+                    let (sender, receiver) = watch::channel(Some(desired));
+                    shared.tasks.spawn(supervisor::supervise(shared.clone(), name.clone(), receiver));
+                    supervised.insert(name.clone(), sender);
+                }
+            }
+        }
+        tokio::select! {
+            changed = catalogue.changed() => if changed.is_err() { return },
+            () = shared.stops.intake.cancelled() => return,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! One batch, from delivery to verdict: invoke, publish the results, then settle.
+
+use super::{
+    Shared,
+    emission::{Outlet, Publisher},
+    failure,
+};
+use crate::bus::{BodyError, Delivery};
+use futures::FutureExt;
+use nerve_core::{Context, Event, Fault, Function, FunctionError, Outcome};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A delivery and the slot it occupies.
+pub(super) struct Taken {
+    pub(super) delivery: Delivery,
+    pub(super) slot: OwnedSemaphorePermit,
+}
+
+/// Runs one revision of a function.
+pub(super) struct Invoker {
+    pub(super) shared: Shared,
+    pub(super) outlet: Outlet,
+    pub(super) revision: u64,
+    pub(super) function: Arc<dyn Function>,
+    /// Invocations at once: batches that are not full would otherwise be more than the manifest says.
+    pub(super) running: Semaphore,
+}
+
+impl Invoker {
+    /// Takes a batch to its end: every delivery is settled, or left to come again.
+    pub(super) async fn handle(self: Arc<Self>, batch: Vec<Taken>) {
+        let stop = self.shared.stops.work.clone();
+        let Some(Ok(_running)) = stop.run_until_cancelled(self.running.acquire()).await else {
+            for taken in batch {
+                failure::give_back(taken.delivery).await;
+            }
+            return;
+        };
+        let (taken, events) = self.unpack(batch).await;
+        if events.is_empty() {
+            return;
+        }
+        let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, &events));
+        let started = Instant::now();
+        let outcomes = self.invoke(events, &publisher).await;
+        let seconds = started.elapsed().as_secs_f64();
+        let function = self.outlet.function.to_string();
+        metrics::histogram!("nerve_function_seconds", "function" => function).record(seconds);
+        let each = taken.into_iter().zip(outcomes).enumerate();
+        futures::future::join_all(each.map(|(index, (taken, outcome))| self.finish(&publisher, index, taken, outcome)))
+            .await;
+    }
+
+    /// The events of a batch, with their bodies; what cannot be an event is settled here.
+    async fn unpack(&self, batch: Vec<Taken>) -> (Vec<Taken>, Vec<Event>) {
+        let (mut kept, mut events) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
+        for taken in batch {
+            if self.outlet.spec.retry.exhausted_before(taken.delivery.attempt) {
+                self.bury(taken).await;
+                continue;
+            }
+            match taken.delivery.event().await {
+                Ok(event) => {
+                    events.push(event);
+                    kept.push(taken);
+                }
+                Err(error) => {
+                    let fault = match error {
+                        BodyError::Gone(_) => Fault::Invalid,
+                        BodyError::Bus(_) => Fault::Interrupted,
+                    };
+                    self.fail(taken, FunctionError::new(fault, error.to_string())).await;
+                }
+            }
+        }
+        (kept, events)
+    }
+
+    /// One outcome an event, whatever the function does.
+    async fn invoke(&self, events: Vec<Event>, publisher: &Arc<Publisher>) -> Vec<Outcome> {
+        let count = events.len();
+        let context = Context { emitter: publisher.clone() };
+        // A built-in function that panics costs this batch, not the worker.
+        let run = AssertUnwindSafe(self.function.invoke(events, context)).catch_unwind();
+        let all = |fault, message: &str| vec![Err(FunctionError::new(fault, message)); count];
+        match self.shared.stops.work.run_until_cancelled(run).await {
+            Some(Ok(outcomes)) if outcomes.len() == count => outcomes,
+            Some(Ok(outcomes)) => {
+                let message = format!("it answered {} of {count} events", outcomes.len());
+                all(Fault::Crash, &message)
+            }
+            Some(Err(_)) => all(Fault::Crash, "it panicked; the worker's log has the message"),
+            None => all(Fault::Interrupted, "the worker is shutting down"),
+        }
+    }
+
+    async fn finish(&self, publisher: &Publisher, index: usize, taken: Taken, outcome: Outcome) {
+        let result = match outcome {
+            Ok(emissions) if emissions.is_empty() => Ok(()),
+            Ok(emissions) => publisher.results(index, emissions).await,
+            Err(error) => Err(error),
+        };
+        match result {
+            Ok(()) => {
+                self.count("ok");
+                let Taken { delivery, slot } = taken;
+                if let Err(error) = delivery.ack().await {
+                    tracing::warn!(function = %self.outlet.function, %error, "an event is done and will come again");
+                }
+                drop(slot);
+            }
+            Err(error) => self.fail(taken, error).await,
+        }
+    }
+
+    /// Settles an event that failed: it is tried again, or becomes a dead letter.
+    async fn fail(&self, taken: Taken, error: FunctionError) {
+        let Taken { delivery, slot } = taken;
+        self.count(match error.fault {
+            Fault::Invalid => "invalid",
+            Fault::Retry { .. } => "retry",
+            Fault::Timeout => "timeout",
+            Fault::Crash => "crash",
+            Fault::Interrupted => "interrupted",
+        });
+        failure::settle(&self.shared, &self.outlet, self.revision, delivery, error).await;
+        drop(slot);
+    }
+
+    /// Dead-letters an event whose tries all ended without a word: it took the workers down with it.
+    async fn bury(&self, taken: Taken) {
+        self.count("exhausted");
+        failure::bury(&self.shared, &self.outlet, self.revision, taken.delivery).await;
+        drop(taken.slot);
+    }
+
+    fn count(&self, outcome: &'static str) {
+        let function = self.outlet.function.to_string();
+        metrics::counter!("nerve_function_events_total", "function" => function, "outcome" => outcome).increment(1);
+    }
+}
