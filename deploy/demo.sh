@@ -153,6 +153,11 @@ done
 say "8. What passed where"
 note "$sent webhooks -> gateway (signature checked) -> JetStream, stream EVENTS -> worker:"
 for pair in "${expected[@]}"; do note "$(came "${pair% *}") of ${pair#* }  ${pair% *}"; done
-[ $complete = yes ] || give_up "not every result came within $RESULT_SECONDS s. \`nerve logs\` and \`nerve dlq list\` tell why."
+if [ $complete = no ]; then
+  # The data goes away with the demo, so what tells why is shown now.
+  nerve dlq list >&2 || true
+  nerve logs -n 20 >&2 || true
+  give_up "not every result came within $RESULT_SECONDS s; dead letters and logs are above."
+fi
 printf '\nIt works. Now your own: `target/release/nerve up` in one terminal, and in another\n'
 printf '`target/release/nerve new hello --template process-python && target/release/nerve deploy hello`.\n'
