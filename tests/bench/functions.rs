@@ -1,0 +1,97 @@
+//! A no-op component through a worker, against a bare loop over async-nats.
+
+use crate::{ROUNDS, Side, compare};
+use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
+use futures::StreamExt;
+use nerve_tests::{Cli, Nats, Streams, guest, nerve, seconds};
+use nix::sys::signal::Signal;
+
+/// Events a round.
+const EVENTS: usize = 20_000;
+/// In flight at once, on both sides.
+const IN_FLIGHT: usize = 64;
+/// Bytes of each event's body.
+const BODY: usize = 256;
+
+pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let worker = nerve::worker(&nats.url(), data.path()).await;
+    let extra = format!("concurrency = {IN_FLIGHT}");
+    let folder = guest::wasm("noop", "events.bench.in", "bench.out", &extra, &guest::echo("bench.out"));
+    Cli::new(&nats.url()).deploy(folder.path()).await;
+    let streams = Streams::connect(&nats.url()).await;
+    // One event to make sure that the function runs.
+    preload(&streams, "bench.in", 1).await;
+    streams.reaches("EVENTS", "events.bench.out", 1, seconds(60)).await;
+    let raw = raw_consumer(&streams).await;
+
+    let (mut component, mut bare) = (Side::default(), Side::default());
+    for _ in 0..ROUNDS {
+        worker.signal(Signal::SIGSTOP);
+        let before = preload(&streams, "bench.in", EVENTS).await;
+        worker.signal(Signal::SIGCONT);
+        component.rates.push(rate_of_results(&streams, before).await);
+
+        let before = preload(&streams, "bench.raw", EVENTS).await;
+        raw_loop(&streams, &raw).await;
+        bare.rates.push(rate_of_results(&streams, before).await);
+    }
+    let title = format!("no-op component, {BODY} B, {IN_FLIGHT} in flight: event to result, both acknowledged");
+    compare(&title, "events/s", ("component through the host", &component), ("raw async-nats loop", &bare));
+}
+
+/// Publishes `count` events of type `ty`; returns the stream's last sequence.
+async fn preload(streams: &Streams, ty: &str, count: usize) -> u64 {
+    let body = bytes::Bytes::from(format!("\"{}\"", "x".repeat(BODY - 2)));
+    let sent = futures::stream::iter(0..count).map(|n| {
+        let body = body.clone();
+        async move {
+            let mut headers = async_nats::HeaderMap::new();
+            let id = n.to_string();
+            for (name, value) in [("ce-specversion", "1.0"), ("ce-type", ty), ("ce-source", "/bench"), ("ce-id", &id)] {
+                headers.insert(name, value);
+            }
+            let sent = streams.jetstream.publish_with_headers(format!("events.{ty}"), headers, body).await;
+            sent.expect("a publish").await.expect("an acknowledgement").sequence
+        }
+    });
+    sent.buffer_unordered(512).fold(0, async |last, sequence| last.max(sequence)).await
+}
+
+/// Results a second from the first to the last of a round, by the server's own clock: what was started when, and
+/// who was told how fast, does not count.
+async fn rate_of_results(streams: &Streams, before: u64) -> f64 {
+    let stream = streams.stream("EVENTS").await;
+    let last = before + EVENTS as u64;
+    nerve_tests::eventually("the round's results", seconds(120), || async {
+        let stream = streams.stream("EVENTS").await;
+        (stream.cached_info().state.last_sequence >= last).then_some(())
+    })
+    .await;
+    let time = async |sequence| stream.get_raw_message(sequence).await.expect("a stored result").time;
+    let elapsed = time(last).await - time(before + 1).await;
+    (EVENTS - 1) as f64 / elapsed.as_seconds_f64()
+}
+
+async fn raw_consumer(streams: &Streams) -> PullConsumer {
+    let config = pull::Config {
+        durable_name: Some("raw".to_owned()),
+        filter_subject: "events.bench.raw".to_owned(),
+        ack_policy: AckPolicy::Explicit,
+        max_ack_pending: -1,
+        ..Default::default()
+    };
+    streams.stream("EVENTS").await.create_consumer(config).await.expect("a consumer")
+}
+
+/// Pulls, publishes with ack and acknowledges every preloaded event.
+async fn raw_loop(streams: &Streams, consumer: &PullConsumer) {
+    let messages = consumer.messages().await.expect("messages").take(EVENTS);
+    let handled = messages.for_each_concurrent(IN_FLIGHT, |message| async {
+        let message = message.expect("a message");
+        let sent = streams.jetstream.publish("events.bench.rawout", message.payload.clone()).await;
+        sent.expect("a publish").await.expect("an acknowledgement");
+        message.ack().await.expect("an ack");
+    });
+    handled.await;
+}

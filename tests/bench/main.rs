@@ -1,0 +1,68 @@
+//! What Nerve costs, as two ratios: against the same work done by hand, on the same nats-server, in the same run.
+//!
+//! 1. A no-op component through a worker, against a bare async-nats loop: pull, publish with ack, ack.
+//! 2. Verified GitHub webhooks of 1 KiB to JetStream's ack, against a bare axum handler that publishes with ack.
+//!
+//! Each pair is alternated (A B A B …) and the medians are compared, so that a noisy machine spoils both alike;
+//! only the ratios travel between machines. Run it by `make bench`.
+//!
+//! # Layout
+//! - [`functions`]: the first pair.
+//! - [`webhooks`]: the second pair, with its bare handler, which runs as a child (`bench bare URL`).
+//! - [`load`]: the HTTP client, which is written by hand so as to take little of what is measured.
+
+mod functions;
+mod load;
+mod webhooks;
+
+use nerve_tests::Nats;
+
+/// Rounds of each side.
+const ROUNDS: usize = 5;
+
+/// What each round of a side gave, a second.
+#[derive(Default)]
+struct Side {
+    rates: Vec<f64>,
+}
+
+impl Side {
+    fn median(&self) -> f64 {
+        let mut sorted = self.rates.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+    }
+
+    fn show(&self, name: &str, unit: &str) {
+        let rounds: Vec<String> = self.rates.iter().map(|rate| format!("{rate:.0}")).collect();
+        println!("  {name:<28} {:>8.0} {unit} (rounds: {})", self.median(), rounds.join(" "));
+    }
+}
+
+/// Prints a pair and its ratio.
+fn compare(title: &str, unit: &str, nerve: (&str, &Side), bare: (&str, &Side)) {
+    println!("{title}");
+    nerve.1.show(nerve.0, unit);
+    bare.1.show(bare.0, unit);
+    println!("  ratio                        {:>8.2}\n", nerve.1.median() / bare.1.median());
+}
+
+#[tokio::main]
+async fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let (functions, webhooks) = match args.as_slice() {
+        ["bare", url] => return webhooks::serve_bare(url).await,
+        [] => (true, true),
+        ["functions"] => (true, false),
+        ["webhooks"] => (false, true),
+        other => panic!("{other:?} is none of `functions` and `webhooks`; both are run when nothing is said"),
+    };
+    let nats = Nats::start().await;
+    if functions {
+        functions::compare_with_raw_loop(&nats).await;
+    }
+    if webhooks {
+        webhooks::compare_with_bare_handler(&nats).await;
+    }
+}

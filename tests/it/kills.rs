@@ -1,0 +1,150 @@
+//! `kill -9` in the middle of a run: nothing is lost, nothing comes twice.
+
+use crate::{
+    digesting_github,
+    github::{PAYLOADS, each_once_with_one_result},
+    source_is_served, up_with_github,
+};
+use nerve_tests::{
+    Folder, Nats, Nerve, Node, Streams, daemon::command_name, eventually, github, guest, nerve, seconds,
+};
+use nix::sys::signal::{Signal, kill};
+
+/// So slow that a run takes some seconds and is surely cut in the middle.
+const PACE_MS: &str = "250";
+
+fn start_sending(nerve: &Nerve) -> Node {
+    Node::start("github.mjs", &[&nerve.url("/hooks/github"), github::SECRET, PACE_MS])
+}
+
+async fn finish_sending(sender: Node) {
+    let (sent, accepted) = sender.finish(seconds(180)).await;
+    assert!(accepted, "{sent}");
+}
+
+#[tokio::test]
+async fn nerve_up_killed_in_the_middle_of_a_run_and_started_again() {
+    let mut nerve = up_with_github().await;
+    nerve.cli().deploy(digesting_github().path()).await;
+    let sender = start_sending(&nerve);
+    let streams = Streams::connect(&nerve.nats).await;
+    streams.reaches("EVENTS", "events.github.>", PAYLOADS / 3, seconds(60)).await;
+    nerve.kill9();
+    nerve.restart().await;
+    finish_sending(sender).await;
+    each_once_with_one_result(&Streams::connect(&nerve.nats).await).await;
+}
+
+#[tokio::test]
+async fn the_nats_server_child_killed_in_the_middle_of_a_run() {
+    let mut nerve = up_with_github().await;
+    nerve.cli().deploy(digesting_github().path()).await;
+    let sender = start_sending(&nerve);
+    let streams = Streams::connect(&nerve.nats).await;
+    streams.reaches("EVENTS", "events.github.>", PAYLOADS / 3, seconds(60)).await;
+    let child = nerve.nats_child();
+    kill(child, Signal::SIGKILL).unwrap();
+    eventually("the child is gone", seconds(5), || async { command_name(child).is_none().then_some(()) }).await;
+    // `nerve up` either starts another child or ends, to be started again by whoever supervises it.
+    let client = reqwest::Client::new();
+    let ready = nerve.url("/readyz");
+    let ended = eventually("nerve up recovers or ends", seconds(30), || {
+        let ended = nerve.daemon.exited().is_some();
+        let probe = client.get(&ready).send();
+        async move { if ended { Some(true) } else { probe.await.ok()?.status().is_success().then_some(false) } }
+    });
+    if ended.await {
+        nerve.restart().await;
+    }
+    finish_sending(sender).await;
+    each_once_with_one_result(&Streams::connect(&nerve.nats).await).await;
+}
+
+/// A source and a worker's function that takes 10 ms an event, one at a time: a kill always finds it at work.
+fn slow_digest() -> Folder {
+    let script = "import json, sys, time\n\
+                  for line in sys.stdin:\n    \
+                      call = json.loads(line)\n    \
+                      time.sleep(0.01)\n    \
+                      event = {'type': 'digest.made', 'data': {'of': call['event']['id']}}\n    \
+                      print(json.dumps({'id': call['id'], 'events': [event]}), flush=True)\n";
+    let function = "[function.digest]\nruntime = \"process\"\ncommand = [\"python3\", \"digest.py\"]\n\
+                    on = [\"events.github.>\"]\nemits = [\"digest.made\"]\nconcurrency = 8\n";
+    Folder::new(&format!("{}{function}", github::SOURCE)).with("digest.py", script)
+}
+
+#[tokio::test]
+async fn a_separate_worker_killed_in_the_middle_of_a_run_and_started_again() {
+    let nats = Nats::start().await;
+    let data = tempfile::tempdir().unwrap();
+    let gateway = Nerve::gateway(&nats.url()).await;
+    let mut worker = nerve::worker(&nats.url(), data.path()).await;
+    gateway.cli().secret("GITHUB_WEBHOOK_SECRET", github::SECRET).await;
+    gateway.cli().deploy(slow_digest().path()).await;
+    source_is_served(&gateway, "github").await;
+    let sender = start_sending(&gateway);
+    let streams = Streams::connect(&nats.url()).await;
+    streams.reaches("EVENTS", "events.digest.made", PAYLOADS / 3, seconds(60)).await;
+    worker.kill9();
+    let _worker = nerve::worker(&nats.url(), data.path()).await;
+    finish_sending(sender).await;
+    each_once_with_one_result(&streams).await;
+}
+
+#[tokio::test]
+async fn the_nats_server_killed_under_separate_roles_and_started_again() {
+    let mut nats = Nats::start().await;
+    let data = tempfile::tempdir().unwrap();
+    let gateway = Nerve::gateway(&nats.url()).await;
+    let _worker = nerve::worker(&nats.url(), data.path()).await;
+    gateway.cli().secret("GITHUB_WEBHOOK_SECRET", github::SECRET).await;
+    gateway.cli().deploy(slow_digest().path()).await;
+    source_is_served(&gateway, "github").await;
+    let sender = start_sending(&gateway);
+    let streams = Streams::connect(&nats.url()).await;
+    streams.reaches("EVENTS", "events.digest.made", PAYLOADS / 3, seconds(60)).await;
+    nats.kill9();
+    nats.restart().await;
+    finish_sending(sender).await;
+    each_once_with_one_result(&Streams::connect(&nats.url()).await).await;
+}
+
+#[tokio::test]
+async fn killing_nerve_up_takes_its_nats_server_with_it() {
+    let mut nerve = Nerve::up().await;
+    let child = nerve.nats_child();
+    nerve.kill9();
+    eventually("the nats-server child ends", seconds(5), || async { command_name(child).is_none().then_some(()) })
+        .await;
+}
+
+#[tokio::test]
+async fn two_workers_share_the_work_and_one_killed_loses_nothing() {
+    let nats = Nats::start().await;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let gateway = Nerve::gateway(&nats.url()).await;
+    let mut first = nerve::worker(&nats.url(), folders[0].path()).await;
+    let _second = nerve::worker(&nats.url(), folders[1].path()).await;
+    // Each process says which it is.
+    let script = "import json, os, sys, time\n\
+                  for line in sys.stdin:\n    \
+                      call = json.loads(line)\n    \
+                      time.sleep(0.01)\n    \
+                      event = {'type': 'task.done', 'data': {'by': os.getpid()}}\n    \
+                      print(json.dumps({'id': call['id'], 'events': [event]}), flush=True)\n";
+    let folder = guest::python("share", "events.task.new", "task.done", "concurrency = 4", script);
+    gateway.cli().deploy(folder.path()).await;
+    let streams = Streams::connect(&nats.url()).await;
+    let tasks = 400;
+    for n in 0..tasks {
+        assert_eq!(crate::post_event(&gateway, "task.new", &n.to_string(), "{}").await / 100, 2);
+    }
+    streams.reaches("EVENTS", "events.task.done", tasks / 4, seconds(30)).await;
+    first.kill9();
+    streams.reaches("EVENTS", "events.task.done", tasks, seconds(60)).await;
+    let done = streams.read("EVENTS", "events.task.done").await;
+    let causes: std::collections::BTreeSet<_> = done.iter().map(|event| event.header("ce-causationid")).collect();
+    assert_eq!((done.len(), causes.len()), (tasks, tasks), "each task is done once");
+    let workers: std::collections::BTreeSet<_> = done.iter().map(|event| event.data.clone()).collect();
+    assert!(workers.len() >= 2, "both workers had some: {workers:?}");
+}

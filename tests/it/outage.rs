@@ -1,0 +1,66 @@
+//! The broker is away: the gateway says so, promises nothing, and goes on when it is back.
+
+use crate::problem;
+use nerve_tests::{Folder, Nats, Nerve, Streams, eventually, github, seconds};
+
+const BODY: &str = r#"{"zen":"Design for failure."}"#;
+
+async fn gateway(nats: &Nats) -> Nerve {
+    let gateway = Nerve::gateway(&nats.url()).await;
+    gateway.cli().secret("GITHUB_WEBHOOK_SECRET", github::SECRET).await;
+    gateway.cli().deploy(Folder::new(github::SOURCE).path()).await;
+    let url = gateway.url("/hooks/github");
+    eventually("the gateway serves the source", seconds(10), || async {
+        let response = github::delivery(&url, "ping", "first", BODY).send().await.ok()?;
+        response.status().is_success().then_some(())
+    })
+    .await;
+    assert_eq!(reqwest::get(gateway.url("/readyz")).await.unwrap().status(), 200);
+    gateway
+}
+
+/// A delivery is answered 503 with `Retry-After`, and readyz says 503.
+async fn is_away(gateway: &Nerve) {
+    let response = github::delivery(&gateway.url("/hooks/github"), "ping", "second", BODY).send().await.unwrap();
+    let retry_after = response.headers().get("retry-after").cloned();
+    let (status, document) = problem(response).await;
+    assert_eq!(status, 503, "{document}");
+    let retry_after = retry_after.expect("Retry-After").to_str().unwrap().to_owned();
+    assert!(retry_after.parse::<u64>().is_ok_and(|seconds| seconds > 0), "{retry_after}");
+    assert_eq!(reqwest::get(gateway.url("/readyz")).await.unwrap().status(), 503);
+    assert_eq!(reqwest::get(gateway.url("/healthz")).await.unwrap().status(), 200, "the process itself is well");
+}
+
+/// The same delivery is taken within ten seconds, and stored once.
+async fn is_back(gateway: &Nerve, nats: &Nats) {
+    eventually("readyz is 200", seconds(10), || async {
+        let response = reqwest::get(gateway.url("/readyz")).await.ok()?;
+        (response.status() == 200).then_some(())
+    })
+    .await;
+    let response = github::delivery(&gateway.url("/hooks/github"), "ping", "second", BODY).send().await.unwrap();
+    assert!(response.status().is_success(), "{response:?}");
+    let streams = Streams::connect(&nats.url()).await;
+    let stored = streams.read("EVENTS", "events.github.ping").await;
+    assert_eq!(stored.iter().filter(|event| event.header("ce-id") == "second").count(), 1);
+}
+
+#[tokio::test]
+async fn with_nats_server_killed_the_gateway_answers_503_with_retry_after_until_it_is_back() {
+    let mut nats = Nats::start().await;
+    let gateway = gateway(&nats).await;
+    nats.kill9();
+    is_away(&gateway).await;
+    nats.restart().await;
+    is_back(&gateway, &nats).await;
+}
+
+#[tokio::test]
+async fn with_nats_server_frozen_the_gateway_answers_503_with_retry_after_until_it_goes_on() {
+    let nats = Nats::start().await;
+    let gateway = gateway(&nats).await;
+    nats.freeze();
+    is_away(&gateway).await;
+    nats.thaw();
+    is_back(&gateway, &nats).await;
+}

@@ -1,0 +1,264 @@
+//! The `nerve` binary: its roles as daemons, its commands as calls.
+
+use crate::{daemon::Daemon, nerve_binary, seconds};
+use nix::{sys::signal::Signal, unistd::Pid};
+use serde_json::Value;
+use std::{
+    ffi::OsStr,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// The private key that secrets are sealed to in tests whose roles share no data folder.
+const SECRETS_KEY: &str = "6e65727665206e65727665206e65727665206e65727665206e65727665212121";
+
+/// A killed worker's events come again after this long; the default would only make the tests longer.
+const ACK_WAIT: &str = "2s";
+
+/// A `nerve` role that serves: `nerve up`, or `nerve gateway`.
+pub struct Nerve {
+    /// The process.
+    pub daemon: Daemon,
+    /// The gateway's base URL.
+    pub gateway: String,
+    /// The NATS URL.
+    pub nats: String,
+    role: Role,
+    _folder: Option<TempDir>,
+}
+
+#[derive(Clone)]
+struct Role {
+    name: &'static str,
+    args: Vec<String>,
+    envs: Vec<(String, String)>,
+}
+
+/// How to start a role.
+#[derive(Default)]
+pub struct Options {
+    /// `--data`; a temporary folder when none.
+    pub data: Option<PathBuf>,
+    /// `--nats`: a server that runs already.
+    pub nats: Option<String>,
+    /// More environment.
+    pub envs: Vec<(String, String)>,
+}
+
+/// `nerve` with an environment that holds nothing of the machine's own configuration.
+pub fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = Command::new(nerve_binary());
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NERVE_")) {
+        command.env_remove(name);
+    }
+    command.args(args).env("NO_COLOR", "1").env("NERVE_NATS_SERVER", crate::nats_server_binary());
+    command.env("NERVE_WORKER_ACK_WAIT", ACK_WAIT);
+    command.current_dir(std::env::temp_dir());
+    command
+}
+
+impl Nerve {
+    /// `nerve up` with data of its own.
+    pub async fn up() -> Self {
+        Self::up_with(Options::default()).await
+    }
+
+    /// `nerve up`.
+    pub async fn up_with(options: Options) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let data = options.data.clone().unwrap_or_else(|| folder.path().to_owned());
+        let mut args = vec!["up".to_owned(), "--data".into(), data.display().to_string()];
+        args.extend(["--listen".into(), "127.0.0.1:0".into()]);
+        match &options.nats {
+            Some(url) => args.extend(["--nats".into(), url.clone()]),
+            None => args.extend(["--nats-listen".into(), "127.0.0.1:0".into()]),
+        }
+        args.extend(["--output".into(), "json".into()]);
+        let role = Role { name: "nerve up", args, envs: options.envs };
+        Self::start(role, options.nats, Some(folder)).await
+    }
+
+    /// `nerve gateway` alone on that NATS server.
+    pub async fn gateway(nats: &str) -> Self {
+        let args = ["gateway", "--listen", "127.0.0.1:0", "--nats", nats, "--output", "json"].map(str::to_owned);
+        let role = Role { name: "nerve gateway", args: args.to_vec(), envs: vec![] };
+        Self::start(shared(role), Some(nats.to_owned()), None).await
+    }
+
+    async fn start(role: Role, nats: Option<String>, folder: Option<TempDir>) -> Self {
+        let mut daemon = spawn(&role);
+        let ready = daemon.line(seconds(30), |line| {
+            let ready: Value = serde_json::from_str(line).ok()?;
+            ready.get("gateway").is_some().then_some(ready)
+        });
+        let ready = ready.await;
+        let url = |key: &str| ready[key].as_str().map(str::to_owned);
+        let gateway = url("gateway").expect("the ready line has the gateway's URL");
+        let nats = url("nats").or(nats).expect("the ready line has the NATS URL");
+        Self { daemon, gateway, nats, role, _folder: folder }
+    }
+
+    /// `kill -9` of the role itself.
+    pub fn kill9(&mut self) {
+        self.daemon.kill9();
+    }
+
+    /// Starts the role again, on the addresses it had.
+    pub async fn restart(&mut self) {
+        let mut role = self.role.clone();
+        let address = |url: &str| url.rsplit('/').next().unwrap_or_default().to_owned();
+        for (flag, taken) in [("--listen", address(&self.gateway)), ("--nats-listen", address(&self.nats))] {
+            if let Some(at) = role.args.iter().position(|arg| arg == flag) {
+                role.args[at + 1] = taken;
+            }
+        }
+        let folder = self._folder.take();
+        // The old daemon goes first: its drop waits for the end.
+        self.daemon.kill9();
+        *self = Self::start(role, Some(self.nats.clone()), folder).await;
+    }
+
+    /// SIGTERM, and the exit status it ends with.
+    pub async fn sigterm(&mut self, timeout: Duration) -> ExitStatus {
+        self.daemon.signal(Signal::SIGTERM);
+        self.daemon.exit(timeout).await
+    }
+
+    /// The nats-server child of `nerve up`.
+    pub fn nats_child(&self) -> Pid {
+        let children = self.daemon.children("nats-server");
+        *children.first().unwrap_or_else(|| panic!("`nerve up` ({}) has no nats-server child", self.daemon.pid()))
+    }
+
+    /// Commands against this server.
+    pub fn cli(&self) -> Cli {
+        Cli::new(&self.nats)
+    }
+
+    /// `path` on the gateway.
+    pub fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.gateway.trim_end_matches('/'))
+    }
+}
+
+/// `nerve worker` alone on that NATS server, ready when this returns. `data` is its cache.
+pub async fn worker(nats: &str, data: &Path) -> Daemon {
+    let data = data.display().to_string();
+    let args = ["worker", "--nats", nats, "--data", &data, "--output", "json"].map(str::to_owned);
+    let mut daemon = spawn(&shared(Role { name: "nerve worker", args: args.to_vec(), envs: vec![] }));
+    daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
+    daemon
+}
+
+/// Roles that run apart are given the same key for secrets.
+fn shared(mut role: Role) -> Role {
+    role.envs.push(("NERVE_SECRETS_KEY".to_owned(), SECRETS_KEY.to_owned()));
+    role
+}
+
+fn spawn(role: &Role) -> Daemon {
+    let mut command = command(&role.args);
+    command.envs(role.envs.iter().cloned());
+    Daemon::spawn(role.name, &mut command)
+}
+
+/// Runs commands against one NATS server.
+#[derive(Clone)]
+pub struct Cli {
+    nats: String,
+}
+
+/// What a command gave.
+#[derive(Debug)]
+pub struct Output {
+    /// The exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Output {
+    /// This output, once it is sure that the command succeeded.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "the command failed: {self:#?}");
+        self
+    }
+
+    /// This output, once it is sure that the command failed with this code.
+    #[track_caller]
+    pub fn failed(self, code: i32) -> Self {
+        assert_eq!(self.code, Some(code), "the command should have failed: {self:#?}");
+        self
+    }
+
+    /// Both streams, for a message that may stand on either.
+    pub fn text(&self) -> String {
+        format!("{}\n{}", self.stdout, self.stderr)
+    }
+
+    /// Standard output as JSON: one document, or one a line.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|_| {
+            let lines: Result<Vec<Value>, _> = self.stdout.lines().map(serde_json::from_str).collect();
+            Value::Array(lines.unwrap_or_else(|e| panic!("not JSON ({e}): {self:#?}")))
+        })
+    }
+}
+
+impl Cli {
+    /// Commands against the server at this URL.
+    pub fn new(nats: &str) -> Self {
+        Self { nats: nats.to_owned() }
+    }
+
+    /// `nerve ARGS… --nats URL`.
+    pub async fn run(&self, args: &[&str]) -> Output {
+        self.run_with(args, "").await
+    }
+
+    /// The same with `input` on stdin.
+    pub async fn run_with(&self, args: &[&str], input: &str) -> Output {
+        let mut command = command(args);
+        command.args(["--nats", &self.nats]);
+        call(command, input).await
+    }
+
+    /// `nerve deploy FOLDER`, which must succeed.
+    pub async fn deploy(&self, folder: &Path) -> Output {
+        self.run(&["deploy", &folder.display().to_string()]).await.ok()
+    }
+
+    /// `nerve secrets set`, which must succeed.
+    pub async fn secret(&self, name: &str, value: &str) {
+        self.run_with(&["secrets", "set", name], value).await.ok();
+    }
+}
+
+/// Runs a command to its end, for two minutes at most.
+pub async fn call(mut command: Command, input: &str) -> Output {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?} does not start: {e}"));
+    let pid = Pid::from_raw(child.id().try_into().expect("a pid"));
+    let input = input.to_owned();
+    let end = tokio::task::spawn_blocking(move || {
+        // A command that does not read its stdin has closed it: no error.
+        let _ = child.stdin.take().map(|mut stdin| stdin.write_all(input.as_bytes()));
+        child.wait_with_output()
+    });
+    let output = match tokio::time::timeout(seconds(120), end).await {
+        Ok(output) => output.expect("the command's thread ends").expect("the command's output can be read"),
+        Err(_) => {
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+            panic!("{command:?} did not end within two minutes");
+        }
+    };
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Output { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}

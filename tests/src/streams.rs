@@ -1,0 +1,91 @@
+//! What is really in JetStream, read past Nerve.
+
+use crate::eventually;
+use async_nats::jetstream::{self, consumer::DeliverPolicy, stream::Stream};
+use futures::StreamExt;
+use std::{collections::BTreeMap, time::Duration};
+
+/// A client of its own on a NATS server.
+pub struct Streams {
+    /// The context, for what has no shortcut here.
+    pub jetstream: jetstream::Context,
+}
+
+/// One stored message.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its place in the stream.
+    pub sequence: u64,
+    /// Its subject.
+    pub subject: String,
+    /// Its headers, names in lower case.
+    pub headers: BTreeMap<String, String>,
+    /// Its body.
+    pub data: bytes::Bytes,
+}
+
+impl Stored {
+    /// A header, or nothing.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", String::as_str)
+    }
+}
+
+impl Streams {
+    /// Connects.
+    pub async fn connect(url: &str) -> Self {
+        let client = async_nats::connect(url).await.unwrap_or_else(|e| panic!("no NATS at {url}: {e}"));
+        Self { jetstream: jetstream::new(client) }
+    }
+
+    /// A stream that must exist.
+    pub async fn stream(&self, name: &str) -> Stream {
+        let stream = self.jetstream.get_stream(name).await;
+        stream.unwrap_or_else(|e| panic!("no stream {name}: {e}"))
+    }
+
+    /// How many messages a stream holds on subjects that match `filter`.
+    pub async fn count(&self, stream: &str, filter: &str) -> usize {
+        let Ok(stream) = self.jetstream.get_stream(stream).await else { return 0 };
+        let subjects = stream.info_with_subjects(filter).await.expect("the stream's subjects");
+        subjects.map(|entry| entry.expect("a subject and its count").1).collect::<Vec<_>>().await.iter().sum()
+    }
+
+    /// How many messages the streams for events, answers and dead letters hold together.
+    pub async fn total(&self) -> usize {
+        self.count("EVENTS", ">").await + self.count("ANSWERS", ">").await + self.count("DEAD", ">").await
+    }
+
+    /// Waits until a stream holds at least `wanted` messages on `filter`.
+    pub async fn reaches(&self, stream: &str, filter: &str, wanted: usize, timeout: Duration) {
+        let what = format!("{wanted} messages on {filter} in {stream}");
+        eventually(&what, timeout, || async { (self.count(stream, filter).await >= wanted).then_some(()) }).await;
+    }
+
+    /// Every message of a stream on subjects that match `filter`, in order.
+    pub async fn read(&self, stream: &str, filter: &str) -> Vec<Stored> {
+        let wanted = self.count(stream, filter).await;
+        let config = jetstream::consumer::pull::OrderedConfig {
+            filter_subjects: vec![filter.to_owned()],
+            deliver_policy: DeliverPolicy::All,
+            ..Default::default()
+        };
+        let consumer = self.stream(stream).await.create_consumer(config).await.expect("an ordered consumer");
+        let mut messages = consumer.messages().await.expect("messages").take(wanted);
+        let mut stored = Vec::with_capacity(wanted);
+        while let Some(message) = messages.next().await {
+            let message = message.expect("a message");
+            let headers = message.headers.iter().flat_map(|headers| headers.iter());
+            let headers = headers.flat_map(|(name, values)| {
+                values.iter().map(|value| (name.to_string().to_ascii_lowercase(), value.to_string()))
+            });
+            stored.push(Stored {
+                sequence: message.info().expect("JetStream's reply subject").stream_sequence,
+                subject: message.subject.to_string(),
+                headers: headers.collect(),
+                data: message.payload.clone(),
+            });
+        }
+        stored
+    }
+}
