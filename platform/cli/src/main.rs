@@ -1,2 +1,67 @@
-//! placeholder
-fn main() {}
+//! `nerve`: runs the platform, deploys to it and operates it.
+//!
+//! # Layout
+//! - [`args`]: the command line as a whole; [`command`]: one file a command.
+//! - [`settings`], [`endpoint`], [`connection`]: the settings, where NATS is, and the way to it.
+//! - [`broker`], [`lock`], [`signals`]: what `nerve up` keeps around the server.
+//! - [`artifacts`], [`fields`], [`plan`]: what a deploy sends, and how it compares with what is there.
+//! - [`payload`], [`moment`]: events and times as a command line gives them.
+//! - [`output`], [`failure`]: what a person or a program reads.
+//!
+//! # Flow
+//! `main` reads the arguments, starts logging and hands over to the command. This is the only crate that knows
+//! both the server, which speaks NATS, and the runtimes, which run guests.
+
+mod args;
+mod artifacts;
+mod broker;
+mod command;
+mod connection;
+mod endpoint;
+mod failure;
+mod fields;
+mod lock;
+mod moment;
+mod output;
+mod payload;
+mod plan;
+mod settings;
+mod signals;
+
+use clap::Parser;
+use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use tracing_subscriber::EnvFilter;
+
+/// How long work on other threads may take to notice the end.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    let cli = match args::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::report_usage(&error, args::asks_for_json(std::env::args_os())),
+    };
+    start_logging(cli.command.is_server());
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failure::report(&error.into(), cli.globals.output),
+    };
+    let result = runtime.block_on(cli.command.run(&cli.globals));
+    runtime.shutdown_timeout(LAST_WORDS);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure::report(&error, cli.globals.output),
+    }
+}
+
+/// Logs go to stderr: stdout is for results. `NERVE_LOG`, else `RUST_LOG`, says what is logged.
+fn start_logging(server: bool) {
+    let wanted = ["NERVE_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
+    let usual = if server { "info,async_nats=warn" } else { "warn,async_nats=error" };
+    let filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or(usual));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

@@ -1,1 +1,46 @@
-//! placeholder
+//! Runs one function: a WebAssembly component or a long-lived process. Never sees NATS.
+//!
+//! # Layout
+//! - [`wasm`]: components, a fresh instance an event.
+//! - [`process`]: a child that speaks one JSON object a line.
+//!
+//! # Flow
+//! A worker hands [`Runtimes`] a deployment; the host that its `runtime` names prepares it, and the function that
+//! comes back takes batches of events.
+
+pub mod process;
+pub mod wasm;
+
+pub use process::{ProcessConfig, ProcessHost, die_with_parent};
+pub use wasm::{WasmConfig, WasmHost, inspect};
+
+use async_trait::async_trait;
+use nerve_core::{Deployment, Function, Host, LoadError, manifest::Run};
+use std::sync::Arc;
+
+/// Every runtime in one host; `spec.run` chooses.
+pub struct Runtimes {
+    wasm: WasmHost,
+    process: ProcessHost,
+}
+
+impl Runtimes {
+    /// Composes the hosts.
+    pub fn new(wasm: WasmHost, process: ProcessHost) -> Self {
+        Self { wasm, process }
+    }
+}
+
+#[async_trait]
+impl Host for Runtimes {
+    async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
+        match &deployment.spec.run {
+            Run::Wasm { .. } => self.wasm.load(deployment).await,
+            Run::Process { .. } => self.process.load(deployment).await,
+            Run::Http { .. } => Err(LoadError::Invalid(format!(
+                "`{}` has runtime = \"http\", which this version cannot run; use wasm or process",
+                deployment.name
+            ))),
+        }
+    }
+}

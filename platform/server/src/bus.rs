@@ -159,7 +159,10 @@ impl Bus {
 
     /// Counts the connections made: whoever waits for an answer over an old one hears of the new one here.
     pub(crate) fn reconnects(&self) -> watch::Receiver<u64> {
-        self.reconnects.clone()
+        let mut reconnects = self.reconnects.clone();
+        // A clone has seen what the original has, which nobody reads: the connection that stands is not news.
+        reconnects.mark_unchanged();
+        reconnects
     }
 
     /// The client, for parts of this crate that speak core NATS.

@@ -68,9 +68,19 @@ impl Bus {
             return Err(PublishError::Unavailable("there is no connection to NATS".into()));
         }
         headers.insert(header::NATS_MESSAGE_ID, nerve_core::event::encode_value(message_id).as_str());
+        let mut reconnects = self.reconnects();
+        reconnects.mark_unchanged();
         let sent = self.jetstream.publish_with_headers(subject.as_str().to_owned(), headers, body).await;
         let acknowledged = match sent {
-            Ok(acknowledgement) => acknowledgement.await,
+            Ok(acknowledgement) => tokio::select! {
+                biased;
+                acknowledged = acknowledgement.into_future() => acknowledged,
+                // An acknowledgement over the old connection does not come over the new one: better try again now
+                // than wait it out.
+                Ok(()) = reconnects.changed() => {
+                    return Err(PublishError::Unavailable("the connection was lost before the acknowledgement".into()));
+                }
+            },
             Err(error) => Err(error),
         };
         match acknowledged {

@@ -9,6 +9,7 @@ use futures::StreamExt;
 use nerve_core::{Event, Pattern};
 use std::time::Duration;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 /// Where a reader starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,7 @@ pub struct Tail {
     last: u64,
     gap: Option<(u64, u64)>,
     messages: Option<pull::Ordered>,
+    reconnects: watch::Receiver<u64>,
 }
 
 /// The wait before a broken reader is opened again.
@@ -76,8 +78,16 @@ impl Bus {
             }
             Start::Sequence(wanted) => DeliverPolicy::ByStartSequence { start_sequence: wanted },
         };
-        let mut tail =
-            Tail { bus: self.clone(), stream: stream.to_owned(), filters, policy, last: 0, gap, messages: None };
+        let mut tail = Tail {
+            bus: self.clone(),
+            stream: stream.to_owned(),
+            filters,
+            policy,
+            last: 0,
+            gap,
+            messages: None,
+            reconnects: self.reconnects(),
+        };
         tail.open().await?;
         Ok(tail)
     }
@@ -104,7 +114,13 @@ impl Tail {
                 }
                 continue;
             };
-            match messages.next().await {
+            let next = tokio::select! {
+                biased;
+                next = messages.next() => next,
+                // The reader's consumer lived in the old server's memory; left alone, its heartbeats take 15 s to miss.
+                Ok(()) = self.reconnects.changed() => None,
+            };
+            match next {
                 Some(Ok(message)) => {
                     if let Some(taken) = self.take(message) {
                         return taken;
@@ -129,6 +145,7 @@ impl Tail {
     }
 
     async fn open(&mut self) -> Result<(), BusError> {
+        self.reconnects.mark_unchanged();
         let what = || format!("reading {}", self.stream);
         let deliver_policy = match self.last {
             0 => self.policy,

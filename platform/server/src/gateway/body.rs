@@ -61,9 +61,10 @@ impl Bodies {
     }
 
     async fn collect(&self, body: Body, limit: usize, expected: usize) -> Answer<ReadBody> {
-        let mut share = self.claim(expected)?;
-        let mut claimed = expected.div_ceil(UNIT) * UNIT;
-        let mut bytes = BytesMut::with_capacity(expected);
+        let mut share = None;
+        let mut claimed = 0;
+        // Neither memory nor a share of it is taken on a sender's word: what has arrived counts.
+        let mut bytes = BytesMut::with_capacity(expected.min(UNIT));
         let mut chunks = body.into_data_stream();
         while let Some(chunk) = chunks.next().await {
             let chunk = chunk.map_err(|_| closing(Problem::bad_request("the body broke off")))?;
@@ -75,10 +76,10 @@ impl Bodies {
             }
             if size > claimed {
                 let more = self.claim(size - claimed)?;
-                claimed += (size - claimed).div_ceil(UNIT) * UNIT;
-                match (&mut share, more) {
-                    (Some(share), Some(more)) => share.merge(more),
-                    (share, more) => *share = more,
+                claimed += more.num_permits() * UNIT;
+                match &mut share {
+                    Some(share) => OwnedSemaphorePermit::merge(share, more),
+                    None => share = Some(more),
                 }
             }
             bytes.extend_from_slice(&chunk);
@@ -86,13 +87,10 @@ impl Bodies {
         Ok(ReadBody { bytes: bytes.freeze(), _share: share })
     }
 
-    fn claim(&self, bytes: usize) -> Answer<Option<OwnedSemaphorePermit>> {
+    fn claim(&self, bytes: usize) -> Answer<OwnedSemaphorePermit> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        if units == 0 {
-            return Ok(None);
-        }
         let permit = Arc::clone(&self.budget).try_acquire_many_owned(units);
-        permit.map(Some).map_err(|_| {
+        permit.map_err(|_| {
             closing(Problem::unavailable("too many large bodies are being handled", Duration::from_secs(1)))
         })
     }

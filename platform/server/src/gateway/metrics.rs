@@ -6,7 +6,10 @@ use axum::{
     response::Response,
 };
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The upper bounds of a histogram's buckets, in seconds.
@@ -14,9 +17,12 @@ const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 
 /// How often what was recorded is folded into the buckets, which bounds the memory it takes.
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// Installs the process's metrics recorder, once a process; the handle reads it.
+/// The handle of the process's one recorder; servers in one process share it.
+static INSTALLED: Mutex<Option<PrometheusHandle>> = Mutex::new(None);
+
+/// Installs the process's metrics recorder, unless it is there already; the handle reads it.
 pub fn install(stop: CancellationToken, tasks: &TaskTracker) -> Result<PrometheusHandle, BuildError> {
-    let handle = PrometheusBuilder::new().set_buckets(&BUCKETS)?.install_recorder()?;
+    let handle = recorder()?;
     let upkeep = handle.clone();
     tasks.spawn(async move {
         let mut ticks = tokio::time::interval(UPKEEP_EVERY);
@@ -24,6 +30,16 @@ pub fn install(stop: CancellationToken, tasks: &TaskTracker) -> Result<Prometheu
             upkeep.run_upkeep();
         }
     });
+    Ok(handle)
+}
+
+fn recorder() -> Result<PrometheusHandle, BuildError> {
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(handle) = installed.as_ref() {
+        return Ok(handle.clone());
+    }
+    let handle = PrometheusBuilder::new().set_buckets(&BUCKETS)?.install_recorder()?;
+    *installed = Some(handle.clone());
     Ok(handle)
 }
 
@@ -49,5 +65,22 @@ fn method_label(method: &http::Method) -> &'static str {
         "DELETE" => "DELETE",
         "OPTIONS" => "OPTIONS",
         _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn servers_of_one_process_share_the_recorder() {
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let first = install(stop.clone(), &tasks).unwrap();
+        let second = install(stop.clone(), &tasks).unwrap();
+        metrics::counter!("nerve_test_total").increment(1);
+        assert!(first.render().contains("nerve_test_total 1") && second.render().contains("nerve_test_total 1"));
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
     }
 }

@@ -312,3 +312,24 @@ async fn shutdown_closes_idle_connections_and_lets_answers_finish() {
     tasks.close();
     tasks.wait().await;
 }
+
+#[tokio::test]
+async fn a_caller_that_says_nothing_is_hung_up_on() {
+    let gateway = gateway(&[], 10).await;
+    let stop = gateway.shutdown().clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = TaskTracker::new();
+    let soon = Duration::from_millis(20);
+    let serving = tasks.spawn(serve::serve_patiently(listener, gateway, tasks.clone(), soon));
+    for beginning in ["", "PRI * HT", "GET / HTTP"] {
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(beginning.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // Closed, or reset because the beginning was never read.
+        let _ = slow.read_to_end(&mut answer).await;
+        assert!(answer.is_empty(), "{beginning}");
+    }
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}

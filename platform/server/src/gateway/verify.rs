@@ -8,7 +8,7 @@
 //! - [`pointer`]: reads one value out of a JSON body.
 //!
 //! # Flow
-//! find the scheme → read its headers, each of which may stand once → check the time → lay out what is signed →
+//! find the scheme and its keys → read its headers, each of which may stand once → check the time → lay out what is signed →
 //! try each secret → read the id, the type and the subject from where the scheme says.
 
 mod pointer;
@@ -22,7 +22,7 @@ use nerve_core::{
     function::Secret,
     manifest::{TimestampUnit, Verify},
 };
-use scheme::{Piece, Place, Scheme};
+use scheme::{Kind, Piece, Place, Scheme};
 use sha2::{Digest, Sha256};
 use signature::{BadKey, Key};
 use std::time::Duration;
@@ -106,10 +106,11 @@ pub(crate) enum Unusable {
 pub(crate) fn verify(source: &SourceSpec, secrets: &[Secret], delivery: Delivery<'_>) -> Result<Verified, Refusal> {
     let scheme = Scheme::of(&source.provider);
     let checked = source.verify == Verify::Signature;
+    let keys = if checked { keys(&scheme, secrets)? } else { Vec::new() };
     let signed = Signed::read(&scheme, source, delivery, checked)?;
     if checked {
         signed.check_time(&scheme, source.tolerance, delivery.now)?;
-        signed.check(&scheme, secrets)?;
+        signed.check(&keys)?;
     }
     let content = Content::read(&scheme, delivery);
     if content.malformed() {
@@ -124,6 +125,25 @@ pub(crate) fn verify(source: &SourceSpec, secrets: &[Secret], delivery: Delivery
         content_type: content.content_type,
         data: content.data,
     })
+}
+
+/// The keys that may have signed, each with the kind of signature it makes; an error when there is none at all.
+fn keys<'s>(scheme: &'s Scheme<'_>, secrets: &[Secret]) -> Result<Vec<(&'s Kind<'s>, Key)>, Refusal> {
+    let mut bad = None;
+    let mut keys = Vec::new();
+    for kind in scheme.kinds.iter().flatten() {
+        for key in secrets.iter().filter_map(|secret| Key::of(secret, kind)) {
+            match key {
+                Ok(key) => keys.push((kind, key)),
+                Err(reason) => bad = Some(reason),
+            }
+        }
+    }
+    match bad {
+        _ if !keys.is_empty() => Ok(keys),
+        Some(reason) => Err(Refusal::Unusable(Unusable::BadSecret(reason))),
+        None => Err(Refusal::Unusable(Unusable::NoSecret)),
+    }
 }
 
 /// The header's one value; an error when it is absent, stands twice or is not text.
@@ -271,26 +291,15 @@ impl<'a> Signed<'a> {
         }
     }
 
-    fn check(&self, scheme: &Scheme<'_>, secrets: &[Secret]) -> Result<(), Refusal> {
+    fn check(&self, keys: &[(&Kind<'_>, Key)]) -> Result<(), Refusal> {
         let pieces: Vec<&[u8]> = self.pieces.iter().map(SignedPiece::bytes).collect();
-        let mut usable = false;
-        let mut bad = None;
-        for kind in scheme.kinds.iter().flatten() {
+        for (kind, key) in keys {
             let candidates = signature::candidates(self.signatures, kind).ok_or(Refusal::TooManySignatures)?;
-            for key in secrets.iter().filter_map(|secret| Key::of(secret, kind)) {
-                match key {
-                    Err(reason) => bad = Some(reason),
-                    Ok(_) if candidates.is_empty() => usable = true,
-                    Ok(key) if key.signed(&pieces, &candidates) => return Ok(()),
-                    Ok(_) => usable = true,
-                }
+            if !candidates.is_empty() && key.signed(&pieces, &candidates) {
+                return Ok(());
             }
         }
-        match bad {
-            _ if usable => Err(Refusal::Wrong),
-            Some(reason) => Err(Refusal::Unusable(Unusable::BadSecret(reason))),
-            None => Err(Refusal::Unusable(Unusable::NoSecret)),
-        }
+        Err(Refusal::Wrong)
     }
 
     fn sha256(&self) -> String {

@@ -163,7 +163,8 @@ impl Follower {
         let what = "watching what is deployed";
         let unavailable = move |error: async_nats::Error| BusError::unavailable(what, error);
         let watch = store.watch_with_history(">").await.map_err(|error| unavailable(error.into()))?;
-        let there = store.status().await.map_err(|error| unavailable(error.into()))?.values();
+        // Asked anew: the store's own status is what it was when the bucket was opened.
+        let there = store.stream.get_info().await.map_err(|error| unavailable(error.into()))?.state.messages;
         let mut changes = watch
             .map(move |entry| Ok(Change { bucket, entry: entry.map_err(|error| unavailable(error.into()))? }))
             .boxed();

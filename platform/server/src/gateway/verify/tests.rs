@@ -221,8 +221,12 @@ fn a_source_that_cannot_verify_says_what_to_mend() {
     assert_eq!(with(&[]), Refusal::Unusable(Unusable::NoSecret));
     assert_eq!(with(&["whsec_!"]), Refusal::Unusable(Unusable::BadSecret(BadKey::Encoding("base64"))));
     assert_eq!(with(&[""]), Refusal::Unusable(Unusable::BadSecret(BadKey::Empty)));
+    let mut unsigned = Post::standard();
+    unsigned.headers.clear();
+    unsigned.secrets.clear();
+    assert_eq!(unsigned.refused(), Refusal::Unusable(Unusable::NoSecret), "whatever was sent");
     let url = custom(|scheme| scheme.signed = "{url}{body}".into());
-    let post = Post::new(url, &["k"], &[("x-signature", "00"), ("x-time", "1614265330"), ("x-id", "1")], "{}");
+    let post = Post::new(url, &["6b"], &[("x-signature", "00"), ("x-time", "1614265330"), ("x-id", "1")], "{}");
     assert_eq!(post.refused(), Refusal::Unusable(Unusable::NoPublicUrl));
 }
 

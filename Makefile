@@ -1,0 +1,34 @@
+# What people type, and exactly what CI runs.
+#
+# Everything that is not the source lands in .tools, target and functions/examples/*/build, which git ignores.
+
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+.PHONY: setup build guests demo test lint bench clean
+
+setup: ## tools for the guests and the tests, into .tools
+	deploy/setup.sh
+
+build: ## the nerve binary: target/release/nerve
+	cargo build --release --locked -p nerve-cli
+
+guests: setup ## the example functions that are compiled
+	deploy/guests.sh
+
+demo: ## real GitHub webhooks through functions, and what comes out
+	deploy/demo.sh
+
+test: setup guests ## every test
+	deploy/test.sh
+
+lint: ## formatting and clippy, warnings denied
+	cargo fmt --all --check
+	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+bench: setup ## two ratios: Nerve against what it is built on
+	cargo build --release --locked -p nerve-cli
+	cargo run --release --locked -p nerve-tests --bin bench
+
+clean: ## everything that was built or installed
+	cargo clean
+	rm -rf .tools .nerve .nerve-demo tests/node/node_modules functions/examples/*/build

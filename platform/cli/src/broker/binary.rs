@@ -1,0 +1,111 @@
+//! Which nats-server to start.
+
+use crate::failure::Failure;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::process::Command;
+
+const NAME: &str = "nats-server";
+/// The oldest that has message schedules and atomic batches as the streams use them.
+const OLDEST: Version = (2, 14, 0);
+const ANSWER: Duration = Duration::from_secs(10);
+
+type Version = (u32, u32, u32);
+
+/// The nats-server that was named, or the first that is new enough: on the PATH, in `.tools/bin` of this folder or
+/// one above it, beside the `nerve` that runs.
+pub(crate) async fn find(named: Option<&Path>) -> Result<PathBuf, Failure> {
+    let mut too_old = Vec::new();
+    for candidate in named.map_or_else(candidates, |path| vec![path.to_owned()]) {
+        match version(&candidate).await {
+            Ok(version) if version >= OLDEST => return Ok(candidate),
+            Ok((major, minor, patch)) => {
+                too_old.push(format!("{} is {major}.{minor}.{patch}", candidate.display()));
+            }
+            Err(error) if named.is_some() => {
+                return Err(Failure::new(format!("cannot use {} as nats-server", candidate.display()))
+                    .because(error)
+                    .next("name a nats-server of at least 2.14 with --nats-server or NERVE_NATS_SERVER"));
+            }
+            Err(error) => tracing::debug!(%error, path = %candidate.display(), "not a nats-server to use"),
+        }
+    }
+    let cause = if too_old.is_empty() {
+        "there is none on the PATH, in .tools/bin or beside nerve".to_owned()
+    } else {
+        format!("{}: at least 2.14 is needed", too_old.join(", "))
+    };
+    Err(Failure::new("cannot start nats-server").cause(cause).next(
+        "install nats-server 2.14 or newer (`make setup` does, in a checkout), name one with --nats-server,\n\
+         or use a server that runs already: --nats URL",
+    ))
+}
+
+fn candidates() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    if let Ok(here) = std::env::current_dir() {
+        folders.extend(here.ancestors().map(|folder| folder.join(".tools/bin")));
+    }
+    let nerve = std::env::current_exe().ok();
+    folders.extend(nerve.as_deref().and_then(Path::parent).map(Path::to_owned));
+    folders.into_iter().map(|folder| folder.join(NAME)).filter(|file| file.is_file()).collect()
+}
+
+async fn version(binary: &Path) -> anyhow::Result<Version> {
+    let asked = Command::new(binary).arg("--version").kill_on_drop(true).output();
+    let output = tokio::time::timeout(ANSWER, asked).await??;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let first = text.lines().next().unwrap_or_default();
+    parse_version(first)
+        .ok_or_else(|| anyhow::anyhow!("`--version` says `{first}`, which is no version of nats-server"))
+}
+
+/// Reads `nats-server: v2.15.1`, with or without `-beta.1` and the like.
+fn parse_version(text: &str) -> Option<Version> {
+    let number = text.trim().strip_prefix("nats-server: v")?;
+    let mut parts = number.split('.').map(|part| {
+        let digits = part.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+        digits.parse().ok()
+    });
+    Some((parts.next()??, parts.next()??, parts.next()??))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_read_and_compared_as_numbers() {
+        assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15, 1)));
+        assert_eq!(parse_version("nats-server: v2.14.0-RC.3"), Some((2, 14, 0)));
+        assert!(parse_version("nats-server: v2.9.10").is_some_and(|version| version < OLDEST));
+        for bad in ["", "nats-server: v2", "2.15.1", "nats-server: vx.y.z"] {
+            assert_eq!(parse_version(bad), None, "{bad}");
+        }
+    }
+
+    fn script(folder: &Path, text: &str) -> PathBuf {
+        use std::os::unix::fs::PermissionsExt;
+        let path = folder.join("fake-server");
+        std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[tokio::test]
+    async fn a_named_server_that_is_old_or_none_is_refused_with_the_reason() {
+        let folder = tempfile::tempdir().unwrap();
+        let said = |failure: Failure| format!("{:#}", anyhow::Error::from(failure));
+        let old = script(folder.path(), "echo nats-server: v2.9.10");
+        let error = said(find(Some(&old)).await.unwrap_err());
+        assert!(error.contains("2.9.10") && error.contains("2.14"), "{error}");
+        let other = script(folder.path(), "echo hello");
+        assert!(said(find(Some(&other)).await.unwrap_err()).contains("hello"));
+        assert!(said(find(Some(&folder.path().join("none"))).await.unwrap_err()).contains("none"));
+        let new = script(folder.path(), "echo nats-server: v2.14.0");
+        assert_eq!(find(Some(&new)).await.unwrap(), new);
+    }
+}

@@ -1,0 +1,166 @@
+//! The files of the nats-server child in the data folder.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Seek, SeekFrom},
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+/// How much of a log is looked at for the reason of a failed start, in bytes.
+const TAIL: u64 = 16 * 1024;
+
+/// The files of a nats-server whose data lies in `data`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings<'d> {
+    /// The data folder, absolute.
+    pub(super) data: &'d Path,
+}
+
+impl Settings<'_> {
+    /// The configuration.
+    pub(super) fn config(&self) -> PathBuf {
+        self.data.join("nats-server.conf")
+    }
+
+    /// The log, kept small by the server itself.
+    pub(super) fn log(&self) -> PathBuf {
+        self.data.join("nats-server.log")
+    }
+
+    /// What it says before it has a log, or as it crashes; begun anew at each start.
+    fn crash(&self) -> PathBuf {
+        self.data.join("nats-server.err")
+    }
+
+    fn port(&self) -> PathBuf {
+        self.data.join("nats-server.port")
+    }
+
+    fn ports_folder(&self) -> PathBuf {
+        self.data.join("ports")
+    }
+
+    /// Writes the configuration for `address`, and clears away what the last start left.
+    pub(super) fn write(&self, address: SocketAddr) -> std::io::Result<()> {
+        match std::fs::remove_dir_all(self.ports_folder()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => std::fs::create_dir_all(self.ports_folder())?,
+        }
+        File::create(self.crash())?;
+        std::fs::write(self.config(), self.text(address))
+    }
+
+    fn text(&self, address: SocketAddr) -> String {
+        let port = if address.port() == 0 { -1 } else { i32::from(address.port()) };
+        format!(
+            "# Written by `nerve up` at each start of nats-server: edits are lost.\n\
+             server_name: \"nerve\"\n\
+             host: \"{host}\"\n\
+             port: {port}\n\
+             ports_file_dir: {ports}\n\
+             log_file: {log}\n\
+             logfile_size_limit: 16MB\n\
+             logfile_max_num: 2\n\
+             jetstream {{\n  store_dir: {store}\n}}\n",
+            host = address.ip(),
+            ports = quoted(&self.ports_folder()),
+            log = quoted(&self.log()),
+            store = quoted(&self.data.join("jetstream")),
+        )
+    }
+
+    /// Where its stdout and stderr go.
+    pub(super) fn errors(&self) -> std::io::Result<File> {
+        OpenOptions::new().append(true).create(true).open(self.crash())
+    }
+
+    /// The port that the child of that id says it took, once it does.
+    pub(super) fn chosen_port(&self, pid: u32) -> Option<u16> {
+        let ending = format!("_{pid}.ports");
+        let files = std::fs::read_dir(self.ports_folder()).ok()?;
+        let file = files.flatten().find(|file| file.file_name().to_string_lossy().ends_with(&ending))?;
+        parse_ports(&std::fs::read_to_string(file.path()).ok()?)
+    }
+
+    /// Keeps the port for the next start.
+    pub(super) fn remember_port(&self, port: u16) -> std::io::Result<()> {
+        std::fs::write(self.port(), port.to_string())
+    }
+
+    /// The port of the last start.
+    pub(super) fn remembered_port(&self) -> Option<u16> {
+        std::fs::read_to_string(self.port()).ok()?.trim().parse().ok().filter(|port| *port != 0)
+    }
+
+    /// The last thing that it complained about.
+    pub(super) fn last_complaint(&self) -> Option<String> {
+        [self.crash(), self.log()].iter().find_map(|file| complaint(&tail(file)?).map(str::to_owned))
+    }
+}
+
+fn tail(file: &Path) -> Option<String> {
+    let mut file = File::open(file).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+    let mut bytes = Vec::new();
+    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The last line of a log that tells why it ended, without its time.
+fn complaint(log: &str) -> Option<&str> {
+    log.lines().rev().find_map(|line| {
+        let fatal = ["[FTL] ", "[ERR] "].iter().find_map(|level| line.split_once(level));
+        fatal.map(|(_, said)| said).or((line.starts_with("nats-server:") || line.starts_with("panic:")).then_some(line))
+    })
+}
+
+/// Reads `{"nats": ["nats://127.0.0.1:4222"], …}`.
+fn parse_ports(text: &str) -> Option<u16> {
+    let ports: serde_json::Value = serde_json::from_str(text).ok()?;
+    ports.get("nats")?.get(0)?.as_str()?.rsplit_once(':')?.1.parse().ok()
+}
+
+/// A path as a string of the configuration's.
+fn quoted(path: &Path) -> String {
+    let escaped = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{escaped}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_binds_what_it_was_told_and_no_more() {
+        let settings = Settings { data: Path::new("/data \"x\"") };
+        let text = settings.text("127.0.0.1:0".parse().unwrap());
+        assert!(text.contains("host: \"127.0.0.1\"\nport: -1\n"), "{text}");
+        assert!(text.contains(r#"store_dir: "/data \"x\"/jetstream""#), "{text}");
+        assert!(settings.text("[::1]:4222".parse().unwrap()).contains("host: \"::1\"\nport: 4222\n"));
+    }
+
+    #[test]
+    fn the_port_is_read_and_remembered() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { data: folder.path() };
+        assert_eq!(settings.remembered_port(), None);
+        settings.remember_port(4333).unwrap();
+        assert_eq!(settings.remembered_port(), Some(4333));
+        settings.write("127.0.0.1:0".parse().unwrap()).unwrap();
+        assert_eq!(settings.chosen_port(7), None);
+        let file = folder.path().join("ports/nats-server_7.ports");
+        std::fs::write(file, r#"{"nats":["nats://127.0.0.1:4555"]}"#).unwrap();
+        assert_eq!(settings.chosen_port(7), Some(4555));
+    }
+
+    #[test]
+    fn the_reason_is_found_in_the_log() {
+        let log =
+            "[1] 2026/01/01 00:00:00.0 [INF] Starting\n[1] 2026/01/01 00:00:00.0 [FTL] Error listening on port: 1\n";
+        assert_eq!(complaint(log), Some("Error listening on port: 1"));
+        assert_eq!(complaint("nats-server: bad.conf:1: oops\n"), Some("nats-server: bad.conf:1: oops"));
+        assert_eq!(complaint("[INF] fine\n"), None);
+    }
+}

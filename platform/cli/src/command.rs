@@ -1,0 +1,71 @@
+//! The commands, one file each.
+
+mod completions;
+mod deploy;
+mod describe;
+mod dlq;
+mod invoke;
+mod list;
+mod logs;
+mod new;
+mod publish;
+mod remove;
+mod secrets;
+mod serve;
+mod tail;
+mod up;
+
+use crate::args::Globals;
+use clap::Subcommand;
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Up(up::Up),
+    Gateway(serve::Gateway),
+    Worker(serve::Worker),
+    New(new::New),
+    Deploy(deploy::Deploy),
+    List(list::List),
+    Describe(describe::Describe),
+    Remove(remove::Remove),
+    Invoke(invoke::Invoke),
+    Publish(publish::Publish),
+    Tail(tail::Tail),
+    Logs(logs::Logs),
+    /// Events that failed for good: list, show, redrive, drop
+    #[command(subcommand)]
+    Dlq(dlq::Dlq),
+    /// Secrets of functions and sources: set, list, remove
+    #[command(subcommand)]
+    Secrets(secrets::Secrets),
+    Completions(completions::Completions),
+}
+
+impl Command {
+    /// Whether it serves until it is told to stop.
+    pub(crate) fn is_server(&self) -> bool {
+        matches!(self, Self::Up(_) | Self::Gateway(_) | Self::Worker(_))
+    }
+
+    /// Does it.
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        match self {
+            Self::Up(up) => up.run(globals).await,
+            Self::Gateway(gateway) => gateway.run(globals).await,
+            Self::Worker(worker) => worker.run(globals).await,
+            Self::New(new) => new.run(globals),
+            Self::Deploy(deploy) => deploy.run(globals).await,
+            Self::List(list) => list.run(globals).await,
+            Self::Describe(describe) => describe.run(globals).await,
+            Self::Remove(remove) => remove.run(globals).await,
+            Self::Invoke(invoke) => invoke.run(globals).await,
+            Self::Publish(publish) => publish.run(globals).await,
+            Self::Tail(tail) => tail.run(globals).await,
+            Self::Logs(logs) => logs.run(globals).await,
+            Self::Dlq(dlq) => dlq.run(globals).await,
+            Self::Secrets(secrets) => secrets.run(globals).await,
+            Self::Completions(completions) => completions.run(),
+        }
+    }
+}

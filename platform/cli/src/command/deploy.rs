@@ -1,0 +1,216 @@
+//! `nerve deploy`
+
+use crate::{
+    args::{DataFolder, Globals},
+    artifacts::{self, File},
+    connection::Connection,
+    failure::Failure,
+    fields,
+    output::{self, Format},
+    plan::{self, Action, State, Step},
+};
+use clap::Args;
+use nerve_core::{FunctionSpec, Manifest, Name, SourceSpec, manifest::Run};
+use nerve_server::registry::{Deployed, FunctionRecord, Registry};
+use serde::Serialize;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+/// Deploy what a nerve.toml describes; what is deployed already and the same is left alone
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Of a process, the arguments that name files in the folder of nerve.toml are deployed with it, and
+whatever `source` names: of a folder, all files but hidden ones.
+
+Examples:
+  nerve deploy
+  nerve deploy functions/github-labels --dry-run
+  nerve deploy nerve.toml --output json")]
+pub(crate) struct Deploy {
+    /// A nerve.toml, or the folder it is in
+    #[arg(default_value = ".")]
+    path: PathBuf,
+    /// Print what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+/// What is to be deployed, read and checked.
+struct Bundle {
+    functions: BTreeMap<Name, (FunctionSpec, Vec<File>)>,
+    sources: BTreeMap<Name, SourceSpec>,
+}
+
+#[derive(Serialize)]
+struct Report {
+    dry_run: bool,
+    changed: bool,
+    steps: Vec<Step>,
+    missing_secrets: Vec<String>,
+}
+
+impl Deploy {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let bundle = Bundle::read(&self.path)?;
+        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let steps = bundle.plan(&registry).await?;
+        if globals.output == Format::Text {
+            output::line(&steps.iter().map(Step::to_text).collect::<Vec<_>>().join("\n"))?;
+        }
+        let mut changed = steps.iter().any(|step| step.action != Action::Keep);
+        if !self.dry_run {
+            changed = bundle.deploy(&registry).await?;
+        }
+        let missing_secrets = bundle.missing_secrets(&registry).await?;
+        match globals.output {
+            Format::Json => {
+                let report = Report { dry_run: self.dry_run, changed, steps, missing_secrets };
+                output::line(&serde_json::to_string(&report)?)?;
+            }
+            Format::Text => {
+                for name in &missing_secrets {
+                    output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
+                }
+                output::line(self.summary(changed))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn summary(&self, changed: bool) -> &'static str {
+        match (self.dry_run, changed) {
+            (true, _) => "nothing was changed: this was a dry run",
+            (false, true) => "deployed",
+            (false, false) => "nothing changed",
+        }
+    }
+}
+
+impl Bundle {
+    fn read(path: &Path) -> Result<Self, Failure> {
+        let file = if path.is_dir() { path.join("nerve.toml") } else { path.to_owned() };
+        let text = std::fs::read_to_string(&file).map_err(|error| {
+            let next = "name a nerve.toml or the folder it is in; `nerve new` begins one";
+            Failure::new(format!("cannot read {}", file.display())).because(error).next(next)
+        })?;
+        let manifest = Manifest::parse(&text).map_err(|error| {
+            let place = |p: &nerve_core::manifest::Problem| {
+                let key = if p.key.is_empty() { String::new() } else { format!("{}: ", p.key) };
+                format!("{}:{}:{}: {key}{}", file.display(), p.line, p.column, p.message)
+            };
+            Failure::new(format!("cannot deploy {}", file.display()))
+                .cause(error.problems.iter().map(place).collect::<Vec<_>>().join("\n"))
+                .next("correct it and deploy again; nothing was changed")
+        })?;
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut functions = BTreeMap::new();
+        for (name, spec) in manifest.functions {
+            let files = artifacts::collect(folder, &spec.run)?;
+            check(&spec.run, &files)?;
+            functions.insert(name, (spec, files));
+        }
+        Ok(Self { functions, sources: manifest.sources })
+    }
+
+    async fn plan(&self, registry: &Registry) -> anyhow::Result<Vec<Step>> {
+        let mut steps = Vec::new();
+        for (name, (spec, files)) in &self.functions {
+            let now = registry.function(name).await?.map(|entry| state_of(&entry.record));
+            let files = files.iter().map(|file| (file.name.clone(), file.sha256.clone())).collect();
+            let wanted = State { fields: fields::of_function(spec), files };
+            steps.push(plan::step("function", name.as_str(), now.as_ref(), &wanted));
+        }
+        for (name, spec) in &self.sources {
+            let now = registry.source(name).await?.map(|entry| state_of_source(&entry.record.spec));
+            steps.push(plan::step("source", name.as_str(), now.as_ref(), &state_of_source(spec)));
+        }
+        Ok(steps)
+    }
+
+    /// Deploys all of it: functions first, so that they are bound when a source's first event comes.
+    async fn deploy(&self, registry: &Registry) -> anyhow::Result<bool> {
+        let mut changed = false;
+        for (name, (spec, files)) in &self.functions {
+            let mut references = Vec::new();
+            for file in files {
+                references.push(registry.upload(&file.name, &file.content).await?);
+            }
+            let deployed = registry.deploy_function(name, spec.clone(), references).await?;
+            changed |= !matches!(deployed, Deployed::Unchanged { .. });
+        }
+        for (name, spec) in &self.sources {
+            let deployed = registry.deploy_source(name, spec.clone()).await?;
+            changed |= !matches!(deployed, Deployed::Unchanged { .. });
+        }
+        Ok(changed)
+    }
+
+    /// The secrets that are named and not set.
+    async fn missing_secrets(&self, registry: &Registry) -> anyhow::Result<Vec<String>> {
+        let of_functions = self.functions.values().flat_map(|(spec, _)| &spec.secrets);
+        let of_sources = self.sources.values().flat_map(|spec| &spec.secrets);
+        let mut named: BTreeSet<&String> = of_functions.chain(of_sources).collect();
+        if named.is_empty() {
+            return Ok(Vec::new());
+        }
+        for secret in registry.secrets().await? {
+            named.remove(&secret.name);
+        }
+        Ok(named.into_iter().cloned().collect())
+    }
+}
+
+fn state_of(record: &FunctionRecord) -> State {
+    let files = record.artifacts.iter().map(|file| (file.name.clone(), file.sha256.clone())).collect();
+    State { fields: fields::of_function(&record.spec), files }
+}
+
+fn state_of_source(spec: &SourceSpec) -> State {
+    State { fields: fields::of_source(spec), files: Vec::new() }
+}
+
+/// Finds out here what a worker would find out later.
+fn check(run: &Run, files: &[File]) -> Result<(), Failure> {
+    match (run, files) {
+        (Run::Wasm { source }, [file]) => nerve_runtime::inspect(&file.content)
+            .map_err(|error| Failure::new(format!("cannot deploy {source}")).because(error)),
+        (Run::Http { url }, _) => Err(Failure::new(format!("cannot deploy a function at {url}"))
+            .cause("the runtime `http` is not supported yet")
+            .next("use `wasm`, or `process` with a program that calls the service")),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(files: &[(&str, &str)]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let error = Bundle::read(folder.path()).err().unwrap();
+        format!("{:#}", anyhow::Error::from(error))
+    }
+
+    #[test]
+    fn a_broken_manifest_is_told_by_line_and_key() {
+        let text = "[function.a]\nruntime = \"wasm\"\nsource = \"a.wasm\"\non = [\"events.>\"]\ntimeoutt = \"3s\"\n";
+        let error = refused(&[("nerve.toml", text)]);
+        assert!(error.contains("nerve.toml:5:1: function.a.timeoutt: "), "{error}");
+        assert!(error.contains("timeout"), "{error}");
+    }
+
+    #[test]
+    fn no_manifest_an_empty_one_and_what_is_no_component_are_refused() {
+        assert!(refused(&[]).contains("nerve.toml"));
+        assert!(refused(&[("nerve.toml", "")]).contains("[function."));
+        let text = "[function.a]\nruntime = \"wasm\"\nsource = \"a.wasm\"\non = [\"events.>\"]\n";
+        assert!(refused(&[("nerve.toml", text), ("a.wasm", "hello")]).contains("not WebAssembly"));
+    }
+}

@@ -1,0 +1,74 @@
+//! `nerve describe`
+
+use crate::{
+    args::{DataFolder, Globals},
+    connection::Connection,
+    failure::Failure,
+    fields, moment, output,
+};
+use clap::Args;
+use nerve_core::Name;
+use nerve_server::registry::{Entry, FunctionRecord, SourceRecord};
+use serde::Serialize;
+
+/// Show one function or source: its settings, files and revision; of secrets only the names
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nerve describe github-labels
+  nerve describe github-labels --output json")]
+pub(crate) struct Describe {
+    /// The function's or source's name
+    name: Name,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+#[derive(Serialize)]
+struct Description {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function: Option<Entry<FunctionRecord>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source: Option<Entry<SourceRecord>>,
+}
+
+impl Describe {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let found =
+            Description { function: registry.function(&self.name).await?, source: registry.source(&self.name).await? };
+        if found.function.is_none() && found.source.is_none() {
+            return Err(not_deployed(&self.name).into());
+        }
+        globals.output.show(&found, text)
+    }
+}
+
+/// There is neither a function nor a source of that name.
+pub(super) fn not_deployed(name: &Name) -> Failure {
+    Failure::new(format!("no function or source `{name}` is deployed")).next("`nerve list` shows what is")
+}
+
+fn text(found: &Description) -> String {
+    let function = found.function.as_ref().map(|Entry { name, revision, record }| {
+        let mut rows = vec![("function", name.to_string())];
+        rows.extend(fields::of_function(&record.spec).into_iter().filter(|(label, _)| *label != "stream"));
+        rows.push(("stream", record.stream.clone()));
+        rows.push(("revision", revision.to_string()));
+        rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
+        rows.extend(record.artifacts.iter().map(|file| {
+            let digest: String = file.sha256.chars().take(12).collect();
+            ("file", format!("{} ({} bytes, sha256 {digest}…)", file.name, file.size))
+        }));
+        output::pairs(rows)
+    });
+    let source = found.source.as_ref().map(|Entry { name, revision, record }| {
+        let mut rows = vec![("source", name.to_string())];
+        rows.extend(fields::of_source(&record.spec));
+        rows.push(("path", format!("/hooks/{name}")));
+        rows.push(("revision", revision.to_string()));
+        rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
+        output::pairs(rows)
+    });
+    function.into_iter().chain(source).collect::<Vec<_>>().join("\n\n")
+}

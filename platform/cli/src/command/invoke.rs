@@ -1,0 +1,70 @@
+//! `nerve invoke`
+
+use super::tail;
+use crate::{
+    args::{DataFolder, Globals},
+    connection::Connection,
+    failure::Failure,
+    output,
+    payload::Payload,
+};
+use clap::Args;
+use nerve_core::{EventType, Name};
+use nerve_server::bus::InvokeError;
+use std::time::Duration;
+
+/// Call a function directly and print the events that it answers with; they are not published
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nerve invoke word-count --data '{\"text\": \"one two\"}'
+  nerve invoke github-labels --type github.issues.opened --data @issue.json --output json")]
+pub(crate) struct Invoke {
+    /// The function
+    name: Name,
+    /// The event's type
+    #[arg(long = "type", value_name = "TYPE", default_value = "nerve.invoke")]
+    ty: EventType,
+    /// How long to wait for the answer [default: the function's timeout and 5s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    #[command(flatten)]
+    payload: Payload,
+}
+
+/// What is added to a function's timeout for the way there and back.
+const TRAVEL: Duration = Duration::from_secs(5);
+
+impl Invoke {
+    pub(crate) async fn run(mut self, globals: &Globals) -> anyhow::Result<()> {
+        let folder = DataFolder { data: self.payload.data_dir.take() };
+        let event = self.payload.into_event(self.ty)?;
+        let connection = Connection::open(globals, &folder).await?;
+        let deployed = connection.registry().await?.function(&self.name).await?;
+        let Some(deployed) = deployed else {
+            let next = "`nerve list` shows what is deployed";
+            return Err(Failure::new(format!("no function `{}` is deployed", self.name)).next(next).into());
+        };
+        let wait = self.timeout.unwrap_or(deployed.record.spec.timeout + TRAVEL);
+        let events =
+            connection.bus.invoke(&self.name, &event, wait).await.map_err(|error| failed(&self.name, error))?;
+        if globals.output.is_json() {
+            return Ok(output::line(&serde_json::to_string(&events)?)?);
+        }
+        for event in &events {
+            output::line(&tail::event_text(event))?;
+        }
+        Ok(())
+    }
+}
+
+fn failed(name: &Name, error: InvokeError) -> Failure {
+    let failure = Failure::new(format!("cannot invoke `{name}`"));
+    let next = match &error {
+        InvokeError::NoWorker(_) => format!("start `nerve worker`, or see in `nerve logs {name}` why it does not load"),
+        InvokeError::Timeout(..) => "wait longer with --timeout, or see `nerve logs`".to_owned(),
+        InvokeError::Function(_) => format!("see `nerve logs {name}`, then deploy a correction"),
+        InvokeError::Bus(_) => "check that NATS is up".to_owned(),
+    };
+    failure.because(error).next(next)
+}

@@ -1,0 +1,67 @@
+//! `nerve list`
+
+use crate::{
+    args::{DataFolder, Globals},
+    connection::Connection,
+    moment, output,
+};
+use clap::Args;
+use nerve_core::Pattern;
+use nerve_server::registry::{Entry, FunctionRecord, SourceRecord};
+use serde::Serialize;
+
+/// List what is deployed
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nerve list
+  nerve list --output json | jq '.functions[].name'")]
+pub(crate) struct List {
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    functions: Vec<Entry<FunctionRecord>>,
+    sources: Vec<Entry<SourceRecord>>,
+}
+
+impl List {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let listing = Listing { functions: registry.functions().await?, sources: registry.sources().await? };
+        globals.output.show(&listing, text)
+    }
+}
+
+fn text(listing: &Listing) -> String {
+    let joined = |patterns: &[Pattern]| patterns.iter().map(Pattern::as_str).collect::<Vec<_>>().join(" ");
+    let functions = listing.functions.iter().map(|Entry { name, revision, record }| {
+        let spec = &record.spec;
+        [
+            name.to_string(),
+            spec.run.runtime().to_owned(),
+            joined(&spec.on),
+            joined(&spec.emits),
+            revision.to_string(),
+            moment::shown(record.deployed_at),
+        ]
+    });
+    let sources = listing.sources.iter().map(|Entry { name, revision, record }| {
+        let provider = record.spec.provider.name().to_owned();
+        [name.to_string(), provider, format!("/hooks/{name}"), revision.to_string(), moment::shown(record.deployed_at)]
+    });
+    let mut parts = Vec::new();
+    if !listing.functions.is_empty() {
+        parts.push(output::table(["FUNCTION", "RUNTIME", "ON", "EMITS", "REVISION", "DEPLOYED (UTC)"], functions));
+    }
+    if !listing.sources.is_empty() {
+        parts.push(output::table(["SOURCE", "PROVIDER", "PATH", "REVISION", "DEPLOYED (UTC)"], sources));
+    }
+    if parts.is_empty() {
+        return "nothing is deployed; begin with `nerve new NAME --template wasm-js` and `nerve deploy NAME`"
+            .to_owned();
+    }
+    parts.join("\n\n")
+}

@@ -1,0 +1,40 @@
+//! `nerve publish`
+
+use crate::{
+    args::{DataFolder, Globals},
+    connection::Connection,
+    payload::Payload,
+};
+use clap::Args;
+use nerve_core::EventType;
+use serde_json::json;
+
+/// Publish an event, and wait until JetStream has stored it
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nerve publish document.uploaded --data '{\"name\": \"a.txt\"}'
+  nerve publish document.uploaded --data @event.json --id upload-17
+  echo hello | nerve publish note.written --data - --content-type text/plain")]
+pub(crate) struct Publish {
+    /// The event's type; an event of type T is on the subject events.T
+    #[arg(value_name = "TYPE")]
+    ty: EventType,
+    #[command(flatten)]
+    payload: Payload,
+}
+
+impl Publish {
+    pub(crate) async fn run(mut self, globals: &Globals) -> anyhow::Result<()> {
+        let folder = DataFolder { data: self.payload.data_dir.take() };
+        let event = self.payload.into_event(self.ty)?;
+        let connection = Connection::open(globals, &folder).await?;
+        let stored = connection.bus.publish(&event).await?;
+        let result =
+            json!({"id": event.id, "type": event.ty, "sequence": stored.sequence, "duplicate": stored.duplicate});
+        globals.output.show(&result, |_| {
+            let place = format!("{} {} as {}", event.ty, event.id, stored.sequence);
+            if stored.duplicate { format!("already stored: {place}") } else { format!("stored {place}") }
+        })
+    }
+}

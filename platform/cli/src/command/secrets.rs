@@ -1,0 +1,136 @@
+//! `nerve secrets`
+
+use crate::{
+    args::{DataFolder, Globals},
+    connection::Connection,
+    failure::Failure,
+    moment, output,
+};
+use clap::{Args, Subcommand};
+use nerve_core::Secret;
+use serde_json::json;
+use std::io::{IsTerminal, Read, stdin};
+
+/// The most that is read as a secret, in bytes.
+const MAX: u64 = 64 << 10;
+
+/// Secrets of functions and sources: sealed to the server's key, never shown again
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secrets {
+    /// Set a secret to what stands on stdin
+    #[command(after_help = "\
+Examples:
+  printf %s \"$TOKEN\" | nerve secrets set GITHUB_WEBHOOK_SECRET
+  nerve secrets set OPENAI_API_KEY < key.txt")]
+    Set(Named),
+    /// List the names of the secrets that are set
+    #[command(after_help = "\
+Examples:
+  nerve secrets list")]
+    List(DataFolder),
+    /// Remove a secret
+    #[command(after_help = "\
+Examples:
+  nerve secrets remove OPENAI_API_KEY")]
+    Remove(Named),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// The secret's name: letters, digits and _, beginning with no digit
+    #[arg(value_parser = parse_name)]
+    name: String,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+impl Secrets {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        match self {
+            Self::Set(named) => named.set(globals).await,
+            Self::List(folder) => list(globals, &folder).await,
+            Self::Remove(named) => named.remove(globals).await,
+        }
+    }
+}
+
+impl Named {
+    async fn set(self, globals: &Globals) -> anyhow::Result<()> {
+        if stdin().is_terminal() {
+            output::hint("type the secret, then Enter and Ctrl-D (it shows on the screen; a pipe does not)");
+        }
+        let secret = read(stdin(), &self.name)?;
+        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        registry.set_secret(&self.name, &secret).await?;
+        globals.output.show(&json!({"set": self.name}), |_| format!("set {}", self.name))
+    }
+
+    async fn remove(self, globals: &Globals) -> anyhow::Result<()> {
+        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        if !registry.remove_secret(&self.name).await? {
+            let next = "`nerve secrets list` shows which are";
+            return Err(Failure::new(format!("no secret `{}` is set", self.name)).next(next).into());
+        }
+        globals.output.show(&json!({"removed": self.name}), |_| format!("removed {}", self.name))
+    }
+}
+
+async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
+    let secrets = Connection::open(globals, folder).await?.registry().await?.secrets().await?;
+    globals.output.show(&secrets, |secrets| {
+        if secrets.is_empty() {
+            return "no secret is set; set one with `nerve secrets set NAME`".to_owned();
+        }
+        output::table(["SECRET", "SET (UTC)"], secrets.iter().map(|s| [s.name.clone(), moment::shown(s.set_at)]))
+    })
+}
+
+/// The secret without the line end that an editor or `echo` puts behind it.
+fn read(from: impl Read, name: &str) -> Result<Secret, Failure> {
+    let refused = || Failure::new(format!("cannot set the secret {name}"));
+    let mut text = String::new();
+    let length = from.take(MAX + 1).read_to_string(&mut text).map_err(|error| refused().because(error))?;
+    if u64::try_from(length).unwrap_or(u64::MAX) > MAX {
+        return Err(refused().cause("it is larger than 64 KiB").next("store it elsewhere, and its key as a secret"));
+    }
+    let value = text.strip_suffix('\n').unwrap_or(&text);
+    let value = value.strip_suffix('\r').unwrap_or(value);
+    if value.is_empty() {
+        let next = format!("pipe the value in: printf %s \"$VALUE\" | nerve secrets set {name}");
+        return Err(refused().cause("stdin is empty").next(next));
+    }
+    Ok(Secret::new(value))
+}
+
+/// A secret becomes an environment variable, so it is named like one.
+fn parse_name(text: &str) -> Result<String, String> {
+    let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    if starts_well && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+        return Ok(text.to_owned());
+    }
+    Err("use letters, digits and _, beginning with no digit, as in OPENAI_API_KEY".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_end_is_no_part_of_a_secret() {
+        let value = |text: &str| read(text.as_bytes(), "A").map(|secret| secret.expose().to_owned()).ok();
+        assert_eq!(value("x y\n").as_deref(), Some("x y"));
+        assert_eq!(value("x\r\n").as_deref(), Some("x"));
+        assert_eq!(value("x\n\n").as_deref(), Some("x\n"));
+        assert_eq!(value(""), None);
+        assert_eq!(value("\n"), None);
+        assert_eq!(value(&"x".repeat(70_000)), None);
+    }
+
+    #[test]
+    fn names_are_those_of_variables() {
+        assert!(parse_name("_A1").is_ok());
+        for bad in ["", "1A", "A-B", "A.B", "A B"] {
+            assert!(parse_name(bad).is_err(), "{bad}");
+        }
+    }
+}

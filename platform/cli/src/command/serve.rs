@@ -1,0 +1,174 @@
+//! `nerve gateway` and `nerve worker`, and what they share with `nerve up`.
+
+use crate::{
+    args::{DataFolder, Globals},
+    broker::reachable,
+    endpoint::{Endpoint, find_nats},
+    failure::Failure,
+    output::Format,
+    settings,
+    signals::Signals,
+};
+use clap::Args;
+use nerve_core::Host;
+use nerve_runtime::{ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
+use nerve_server::{Roles, Server, config::Config};
+use serde_json::json;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Start a gateway: webhooks and the HTTP API. Any number of them serve one NATS
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nerve gateway --nats nats://127.0.0.1:4222 --listen 127.0.0.1:8081
+  nerve gateway --config /etc/nerve/nerve-server.toml")]
+pub(crate) struct Gateway {
+    /// Where it listens; port 0 takes a free one [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// The settings [default: nerve-server.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+/// Start a worker: it runs the deployed functions. Any number of them share one NATS
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nerve worker --nats nats://127.0.0.1:4222
+  nerve worker --data /var/lib/nerve --output json")]
+pub(crate) struct Worker {
+    /// The settings [default: nerve-server.toml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+impl Gateway {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let mut config = settings::load(self.config.as_deref(), globals, self.folder.data.as_deref())?;
+        config.gateway.listen = self.listen.unwrap_or(config.gateway.listen);
+        alone(config, Role::Gateway, globals.output).await
+    }
+}
+
+impl Worker {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let config = settings::load(self.config.as_deref(), globals, self.folder.data.as_deref())?;
+        alone(config, Role::Worker, globals.output).await
+    }
+}
+
+async fn alone(mut config: Config, role: Role, format: Format) -> anyhow::Result<()> {
+    config.nats.url = find_nats(Some(&config.nats.url), &config.data.dir)?;
+    until_stopped(async |stop| serve(config, role, format, stop).await).await
+}
+
+/// What a server does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It serves HTTP.
+    Gateway,
+    /// It runs functions.
+    Worker,
+    /// It does both, and tells commands on its data folder where it is.
+    Both,
+}
+
+/// Cancelled by the first signal.
+#[derive(Debug, Clone)]
+pub(super) struct Stop(CancellationToken);
+
+impl Stop {
+    /// What `start` yields, or none if the signal comes first.
+    pub(super) async fn unless_stopped<T>(&self, start: impl Future<Output = T>) -> Option<T> {
+        self.0.run_until_cancelled(start).await
+    }
+}
+
+/// Does `work` until it ends, which the first signal asks it to; the second signal drops it.
+pub(super) async fn until_stopped(work: impl AsyncFnOnce(Stop) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let signals = Signals::listen()?;
+    let stop = Stop(CancellationToken::new());
+    tokio::select! {
+        result = work(stop.clone()) => result,
+        () = signals.until_second(&stop.0) => {
+            Err(Failure::new("stopped at once").cause("a second signal came before what was running had ended").into())
+        }
+    }
+}
+
+/// Serves until it is stopped, and says where once it is ready.
+pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop) -> anyhow::Result<()> {
+    let (data, nats) = (config.data.dir.clone(), config.nats.url.clone());
+    let worker = match role {
+        Role::Gateway => None,
+        Role::Worker | Role::Both => Some(runtimes(&data)?),
+    };
+    let roles = Roles { gateway: role != Role::Worker, worker };
+    let Some(server) = stop.unless_stopped(Server::bind(config, roles)).await else { return Ok(()) };
+    let server = server?;
+    let gateway = server.gateway_addr().map(|address| format!("http://{}", reachable(address)));
+    let announced = match &gateway {
+        Some(gateway) if role == Role::Both => {
+            Some(Endpoint { gateway: gateway.clone(), nats: nats.clone(), pid: std::process::id() }.announce(&data)?)
+        }
+        _ => None,
+    };
+    say_ready(gateway.as_deref(), &nats, format)?;
+    let served = server.run(stop.0).await;
+    drop(announced);
+    Ok(served?)
+}
+
+/// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
+fn runtimes(data: &Path) -> anyhow::Result<Arc<dyn Host>> {
+    let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled") })?;
+    let process = ProcessHost::new(ProcessConfig::new(data.join("processes")));
+    Ok(Arc::new(Runtimes::new(wasm, process)))
+}
+
+fn say_ready(gateway: Option<&str>, nats: &str, format: Format) -> anyhow::Result<()> {
+    let ready = match gateway {
+        Some(gateway) => json!({"gateway": gateway, "nats": nats}),
+        None => json!({"nats": nats}),
+    };
+    format.show(&ready, |_| match gateway {
+        Some(gateway) => format!("nerve is ready\n  gateway  {gateway}\n  nats     {nats}"),
+        None => format!("nerve is ready\n  nats     {nats}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+
+    #[tokio::test]
+    async fn the_first_signal_asks_and_the_second_does_not() {
+        let asked = until_stopped(async |stop| {
+            kill(Pid::this(), Signal::SIGTERM)?;
+            stop.0.cancelled().await;
+            Ok(())
+        });
+        asked.await.unwrap();
+        let insisted = until_stopped(async |stop| {
+            kill(Pid::this(), Signal::SIGTERM)?;
+            stop.0.cancelled().await;
+            kill(Pid::this(), Signal::SIGINT)?;
+            std::future::pending().await
+        });
+        assert!(insisted.await.unwrap_err().to_string().contains("stopped at once"));
+    }
+}

@@ -1,0 +1,122 @@
+//! A deployed table as labelled fields: what `describe` shows and what a plan compares.
+
+use nerve_core::{
+    FunctionSpec, SourceSpec,
+    manifest::{Batch, Locator, Provider, Run, Verify},
+};
+use std::time::Duration;
+
+/// Labels and values, in the order in which they are shown; a value that is not set is left out.
+pub(crate) type Fields = Vec<(&'static str, String)>;
+
+/// The fields of a function.
+pub(crate) fn of_function(spec: &FunctionSpec) -> Fields {
+    let mut fields = vec![("runtime", spec.run.runtime().to_owned())];
+    match &spec.run {
+        Run::Wasm { source } => fields.push(("source", source.clone())),
+        Run::Process { command, source } => {
+            fields.push(("command", command.join(" ")));
+            fields.extend(source.iter().map(|source| ("source", source.clone())));
+        }
+        Run::Http { url } => fields.push(("url", url.clone())),
+    }
+    let backoff: Vec<String> = spec.retry.backoff.iter().map(|&wait| duration(wait)).collect();
+    fields.extend([
+        ("on", list(&spec.on)),
+        ("stream", spec.stream.clone().unwrap_or_default()),
+        ("emits", list(&spec.emits)),
+        ("concurrency", spec.concurrency.to_string()),
+        ("batch", batch(spec.batch)),
+        ("timeout", duration(spec.timeout)),
+        ("memory", bytes(spec.memory)),
+        ("attempts", spec.retry.attempts.to_string()),
+        ("backoff", backoff.join(", ")),
+        ("env", spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")),
+        ("secrets", spec.secrets.join(", ")),
+    ]);
+    fields.retain(|(_, value)| !value.is_empty());
+    fields
+}
+
+/// The fields of a webhook source.
+pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
+    let mut fields = vec![
+        ("provider", spec.provider.name().to_owned()),
+        ("secrets", spec.secrets.join(", ")),
+        ("tolerance", duration(spec.tolerance)),
+        ("public_url", spec.public_url.clone().unwrap_or_default()),
+    ];
+    if spec.verify == Verify::None {
+        fields.push(("verify", "none".to_owned()));
+    }
+    if let Provider::Custom(scheme) = &spec.provider {
+        fields.extend([
+            ("signature", scheme.signature.clone()),
+            ("prefix", scheme.prefix.clone()),
+            ("signed", scheme.signed.clone()),
+            ("algorithm", format!("{:?}", scheme.algorithm).to_lowercase()),
+            ("encoding", format!("{:?}", scheme.encoding).to_lowercase()),
+            ("key", format!("{:?}", scheme.key).to_lowercase()),
+            ("timestamp", scheme.timestamp.clone().unwrap_or_default()),
+            ("timestamp_unit", format!("{:?}", scheme.timestamp_unit).to_lowercase()),
+            ("id", scheme.id.as_ref().map(locator).unwrap_or_default()),
+            ("type", scheme.ty.as_ref().map(locator).unwrap_or_default()),
+        ]);
+    }
+    fields.retain(|(_, value)| !value.is_empty());
+    fields
+}
+
+fn batch(batch: Batch) -> String {
+    let wait = if batch.wait.is_zero() { String::new() } else { format!(" within {}", duration(batch.wait)) };
+    format!("{}{wait}", batch.size)
+}
+
+fn locator(locator: &Locator) -> String {
+    match locator {
+        Locator::Header(name) => format!("header {name}"),
+        Locator::Pointer(pointer) => format!("pointer {pointer}"),
+    }
+}
+
+fn list<T: ToString>(items: &[T]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// A duration as a manifest writes it.
+pub(crate) fn duration(value: Duration) -> String {
+    humantime::format_duration(value).to_string().replace(' ', "")
+}
+
+/// A size as a manifest writes it: in the largest unit that loses nothing.
+pub(crate) fn bytes(value: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let whole = units.iter().find(|(_, shift)| value > 0 && value.trailing_zeros() >= *shift);
+    whole.map_or_else(|| format!("{value}B"), |(unit, shift)| format!("{}{unit}", value >> shift))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nerve_core::Manifest;
+
+    #[test]
+    fn a_function_reads_as_it_was_written() {
+        let text = "[function.a]\nruntime = \"process\"\ncommand = [\"python3\", \"a.py\"]\non = [\"events.>\"]\n\
+                    timeout = \"90s\"\nmemory = \"64MiB\"\nenv = { LANG = \"en\" }\n";
+        let manifest = Manifest::parse(text).unwrap();
+        let fields = of_function(manifest.functions.values().next().unwrap());
+        let value = |label: &str| fields.iter().find(|(l, _)| *l == label).map(|(_, value)| value.as_str());
+        assert_eq!(value("command"), Some("python3 a.py"));
+        assert_eq!(value("timeout"), Some("1m30s"));
+        assert_eq!(value("memory"), Some("64MiB"));
+        assert_eq!(value("env"), Some("LANG=en"));
+        assert_eq!(value("backoff"), Some("1s, 5s, 30s, 2m"));
+        assert_eq!(value("emits"), None);
+    }
+
+    #[test]
+    fn sizes_lose_nothing() {
+        assert_eq!([bytes(1 << 30), bytes(3 << 19), bytes(0), bytes(1000)], ["1GiB", "1536KiB", "0B", "1000B"]);
+    }
+}

@@ -1,0 +1,33 @@
+//! SIGTERM and SIGINT: the first asks for a drain, the second ends it.
+
+use std::io;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// The signals that stop a server.
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Takes the signals from their default, which would end the process.
+    pub(crate) fn listen() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Cancels `shutdown` at the first signal and returns at the second.
+    pub(crate) async fn until_second(mut self, shutdown: &CancellationToken) {
+        self.next().await;
+        tracing::info!("stopping: what is running may end; a second signal stops at once");
+        shutdown.cancel();
+        self.next().await;
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Called once an event, in an instance of its own: nothing that is left in memory reaches the next call.
+
+wit_bindgen::generate!({ path: "wit", world: "function" });
+
+use nerve::function::host;
+use nerve::function::types::Level;
+use serde_json::{Value, json};
+
+struct Function;
+
+export!(Function);
+
+impl Guest for Function {
+    fn handle(event: Event) -> Result<Vec<Emission>, Failure> {
+        // Never succeeds: a dead letter at once. `Failure::Retry` is tried again by the schedule.
+        let data: Value = serde_json::from_slice(&event.data)
+            .map_err(|error| Failure::Invalid(format!("the body is not JSON: {error}")))?;
+        host::log(Level::Info, &format!("answering {}", event.id));
+        let name = data["name"].as_str().unwrap_or("you");
+        Ok(vec![emit("demo.answered", &json!({ "hello": name }))])
+    }
+}
+
+/// An event to publish; its type must be covered by `emits` in nerve.toml.
+fn emit(ty: &str, data: &Value) -> Emission {
+    Emission {
+        type_: ty.into(),
+        data: data.to_string().into_bytes(),
+        content_type: None,
+        subject: None,
+        partition_key: None,
+    }
+}

@@ -1,0 +1,227 @@
+//! One child process: started, fed, read and killed.
+
+use super::wire::MAX_LINE;
+use nerve_core::{
+    Deployment, LoadError,
+    function::{LogLevel, LogSink},
+};
+use nix::sys::{
+    prctl,
+    resource::{Resource, setrlimit},
+    signal::{Signal, killpg},
+};
+use std::{
+    collections::VecDeque,
+    path::PathBuf,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader},
+    process::{Child as OsChild, ChildStdin, Command},
+    sync::mpsc,
+};
+use tokio_util::task::TaskTracker;
+
+/// Bytes of one stderr line that are logged.
+const LOG_LINE: usize = 8 * 1024;
+/// Lines of stderr that explain a crash.
+const TAIL: usize = 20;
+/// How long the pipes of a process that is gone are read; a grandchild may hold them open.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// How to start the process.
+pub(super) struct Launch {
+    pub(super) command: Vec<String>,
+    pub(super) home: PathBuf,
+    pub(super) deployment: Arc<Deployment>,
+}
+
+/// A running process.
+pub(super) struct Child {
+    os: OsChild,
+    group: Option<i32>,
+    feed: Option<mpsc::UnboundedSender<String>>,
+    lines: mpsc::Receiver<Vec<u8>>,
+    tail: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Child {
+    /// Starts the process; its pipes are served by tasks of `tracker`.
+    pub(super) fn start(launch: &Launch, tracker: &TaskTracker) -> Result<Self, LoadError> {
+        let name = &launch.deployment.name;
+        let Some((program, arguments)) = launch.command.split_first() else {
+            return Err(LoadError::Invalid(format!("`{name}` has an empty `command`; name a program in nerve.toml")));
+        };
+        let mut os = command(launch, program, arguments).spawn().map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => LoadError::Invalid(format!(
+                "`{name}` cannot start `{program}`: {error}; install it on the worker, or correct `command`"
+            )),
+            _ => LoadError::failed(format!("`{name}` could not start `{program}`"), error),
+        })?;
+        let (feed, fed) = mpsc::unbounded_channel();
+        let (out, lines) = mpsc::channel(16);
+        let logs = launch.deployment.logs.clone();
+        let tail = Arc::<Mutex<VecDeque<String>>>::default();
+        if let Some(stdin) = os.stdin.take() {
+            tracker.spawn(write(stdin, fed));
+        }
+        if let Some(stdout) = os.stdout.take() {
+            tracker.spawn(read(BufReader::new(stdout), MAX_LINE, logs.clone(), out));
+        }
+        if let Some(stderr) = os.stderr.take() {
+            tracker.spawn(log(BufReader::new(stderr), logs, tail.clone()));
+        }
+        let group = os.id().and_then(|id| i32::try_from(id).ok());
+        Ok(Self { os, group, feed: Some(feed), lines, tail })
+    }
+
+    /// Hands over a line; its number is bounded by the requests in flight. A dead process shows in [`step`](Self::step).
+    pub(super) fn send(&self, line: String) {
+        if let Some(feed) = &self.feed {
+            let _ = feed.send(line);
+        }
+    }
+
+    /// Ends its stdin: it should finish and exit.
+    pub(super) fn finish(&mut self) {
+        self.feed = None;
+    }
+
+    /// The next line of its stdout; none once it has exited or closed it. Cancel safe.
+    pub(super) async fn step(&mut self) -> Option<Vec<u8>> {
+        tokio::select! {
+            biased;
+            line = self.lines.recv() => line,
+            _ = self.os.wait() => None,
+        }
+    }
+
+    /// Kills it and its group, and takes the lines it had still written.
+    pub(super) async fn end(mut self) -> (Vec<Vec<u8>>, String) {
+        if let Some(group) = self.group {
+            // Gone already is as good as killed.
+            let _ = killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
+        }
+        let status = self.os.wait().await;
+        let mut rest = Vec::new();
+        let _ = tokio::time::timeout(DRAIN, async {
+            while let Some(line) = self.lines.recv().await {
+                rest.push(line);
+            }
+        })
+        .await;
+        let mut what = status.map_or_else(|error| error.to_string(), |status| status.to_string());
+        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        if !tail.is_empty() {
+            what.push_str("\nstderr:");
+        }
+        for line in tail.iter() {
+            what.push_str("\n  ");
+            what.push_str(line);
+        }
+        (rest, what)
+    }
+}
+
+fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
+    let spec = &launch.deployment.spec;
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(&launch.home).env_clear().kill_on_drop(true);
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", &launch.home);
+    if let Some(lang) = std::env::var_os("LANG") {
+        command.env("LANG", lang);
+    }
+    command.envs(&spec.env);
+    command.envs(launch.deployment.secrets.iter().map(|(name, secret)| (name, secret.expose())));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    die_with_parent(&mut command);
+    limit_memory(&mut command, spec.memory);
+    command
+}
+
+/// Makes a child die with this process, whatever kills it, and keeps a terminal's Ctrl-C from the child.
+///
+/// The kernel ties the death to the *thread* that spawns: spawn from async code, never from `spawn_blocking`, whose
+/// threads end when idle.
+#[allow(unsafe_code)]
+pub fn die_with_parent(command: &mut Command) {
+    let parent = nix::unistd::getpid();
+    command.process_group(0);
+    // SAFETY: between fork and exec the closure may only do what is async-signal-safe. It makes two system calls
+    // (prctl, getppid), takes no lock and allocates nothing: `parent` is a copied integer, and an error made of an
+    // errno holds no memory.
+    unsafe {
+        command.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // The parent may have died before the call above, and then no signal comes.
+            if nix::unistd::getppid() != parent { Err(nix::errno::Errno::ESRCH.into()) } else { Ok(()) }
+        });
+    }
+}
+
+#[allow(unsafe_code)]
+fn limit_memory(command: &mut Command, bytes: u64) {
+    // SAFETY: as above: one system call (setrlimit) with a copied integer, no lock and no allocation.
+    unsafe {
+        command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?));
+    }
+}
+
+async fn write(mut stdin: ChildStdin, mut fed: mpsc::UnboundedReceiver<String>) {
+    while let Some(line) = fed.recv().await {
+        // A process that has closed its stdin is found by its exit or by the timeout.
+        if stdin.write_all(line.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn read(mut pipe: impl AsyncBufRead + Unpin, limit: usize, logs: LogSink, out: mpsc::Sender<Vec<u8>>) {
+    while let Some((line, cut)) = next_line(&mut pipe, limit).await {
+        if cut {
+            logs.log(LogLevel::Warn, format!("a line of stdout is longer than {limit} bytes and is passed over"));
+        } else if out.send(line).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn log(mut pipe: impl AsyncBufRead + Unpin, logs: LogSink, tail: Arc<Mutex<VecDeque<String>>>) {
+    while let Some((line, _)) = next_line(&mut pipe, LOG_LINE).await {
+        let line = String::from_utf8_lossy(&line).into_owned();
+        {
+            let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+            if tail.len() == TAIL {
+                tail.pop_front();
+            }
+            tail.push_back(line.clone());
+        }
+        logs.log(LogLevel::Info, line);
+    }
+}
+
+/// The next line without its end, and whether it was cut at `limit` bytes; none at the end of the pipe.
+async fn next_line(pipe: &mut (impl AsyncBufRead + Unpin), limit: usize) -> Option<(Vec<u8>, bool)> {
+    let (mut line, mut cut, mut any) = (Vec::new(), false, false);
+    loop {
+        let (used, ended) = {
+            let chunk = pipe.fill_buf().await.ok()?;
+            if chunk.is_empty() {
+                return any.then_some((line, cut));
+            }
+            let end = chunk.iter().position(|&byte| byte == b'\n');
+            let piece = end.and_then(|end| chunk.get(..end)).unwrap_or(chunk);
+            let room = limit.saturating_sub(line.len());
+            cut |= piece.len() > room;
+            line.extend(piece.iter().take(room));
+            (end.map_or(chunk.len(), |end| end.saturating_add(1)), end.is_some())
+        };
+        any = true;
+        pipe.consume(used);
+        if ended {
+            return Some((line, cut));
+        }
+    }
+}
