@@ -103,7 +103,7 @@ impl Bus {
             .reconnect_delay_callback(|attempts| {
                 Duration::from_millis(50).saturating_mul(1 << attempts.min(5)).min(Duration::from_secs(1))
             });
-        let (reconnected, reconnects) = watch::channel(0);
+        let (reconnected, mut reconnects) = watch::channel(0);
         connect = connect.event_callback(move |event| {
             match &event {
                 async_nats::Event::Connected => reconnected.send_modify(|count| *count += 1),
@@ -124,6 +124,10 @@ impl Bus {
             .max_ack_inflight(16 * 1024)
             .backpressure_on_inflight(true)
             .build(client.clone());
+        // The client tells of its first connection a moment after it has it; told later, it would pass for a new one.
+        let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
+        told.map_err(|error| BusError::unavailable(what(), error))?
+            .map_err(|error| BusError::unavailable(what(), error))?;
         Ok(Self { client, jetstream, reconnects })
     }
 

@@ -69,7 +69,6 @@ impl Bus {
         }
         headers.insert(header::NATS_MESSAGE_ID, nerve_core::event::encode_value(message_id).as_str());
         let mut reconnects = self.reconnects();
-        reconnects.mark_unchanged();
         let sent = self.jetstream.publish_with_headers(subject.as_str().to_owned(), headers, body).await;
         let acknowledged = match sent {
             Ok(acknowledgement) => tokio::select! {

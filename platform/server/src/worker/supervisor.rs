@@ -68,6 +68,9 @@ async fn load(shared: &Shared, name: &Name, desired: &Desired) -> Result<Arc<dyn
     let secrets = desired.secrets.clone().map_err(|missing| {
         LoadError::Invalid(format!("the secret {missing} is not set: nerve secrets set {missing}"))
     })?;
+    // Whoever deployed may have had another ack wait; it is this worker that extends.
+    let ensured = shared.registry.ensure_consumers(name, record).await;
+    ensured.map_err(|error| LoadError::failed("making its consumers", error))?;
     let mut artifacts = Vec::with_capacity(record.artifacts.len());
     for reference in &record.artifacts {
         let fetched = shared.registry.fetch(reference, &shared.artifacts).await;
