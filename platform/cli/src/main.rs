@@ -32,6 +32,10 @@ use clap::Parser;
 use std::{io::IsTerminal, process::ExitCode, time::Duration};
 use tracing_subscriber::EnvFilter;
 
+/// Events are many small allocations that one thread makes and another frees, which the system's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long work on other threads may take to notice the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 

@@ -42,7 +42,7 @@ use async_nats::{
     connection::State,
     jetstream::{self, Context},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// How long one request to JetStream may take.
@@ -51,8 +51,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A connection to NATS JetStream; cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Bus {
-    client: Client,
-    jetstream: Context,
+    // A client and a context are many handles each, and every delivery carries a bus.
+    client: Arc<Client>,
+    jetstream: Arc<Context>,
     reconnects: watch::Receiver<u64>,
 }
 
@@ -128,7 +129,7 @@ impl Bus {
         let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
         told.map_err(|error| BusError::unavailable(what(), error))?
             .map_err(|error| BusError::unavailable(what(), error))?;
-        Ok(Self { client, jetstream, reconnects })
+        Ok(Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects })
     }
 
     /// A bus whose broker is away, to test what callers are told then.
@@ -137,7 +138,7 @@ impl Bus {
         let connect = async_nats::ConnectOptions::new().retry_on_initial_connect();
         let client = connect.connect("127.0.0.1:1").await.unwrap();
         let jetstream = jetstream::new(client.clone());
-        Self { client, jetstream, reconnects: watch::channel(0).1 }
+        Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects: watch::channel(0).1 }
     }
 
     /// Whether the connection stands at this moment.

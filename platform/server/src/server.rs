@@ -7,6 +7,7 @@ use crate::{
     registry::{Catalogue, KeyringError, Registry},
     worker::{self, FunctionStatus, Statuses},
 };
+use metrics_exporter_prometheus::PrometheusHandle;
 use nerve_core::Host;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
@@ -34,6 +35,7 @@ pub struct Server {
     registry: Registry,
     catalogue: watch::Receiver<Arc<Catalogue>>,
     listener: Option<TcpListener>,
+    metrics: PrometheusHandle,
     /// What follows the broker until the very end.
     followers: TaskTracker,
     end: CancellationToken,
@@ -99,8 +101,11 @@ impl Server {
         tracing::debug!(url, "connected");
         let keyring = registry.keyring(&config).await?;
         let (followers, end) = (TaskTracker::new(), CancellationToken::new());
+        // Before any part of the server takes a meter: those taken earlier would count for nobody.
+        let metrics = gateway::metrics::install(end.clone(), &followers);
+        let metrics = metrics.map_err(|error| ServerError::Metrics(error.to_string()))?;
         let catalogue = registry.follow(keyring, end.clone(), &followers).await?;
-        Ok(Self { config, roles, bus, registry, catalogue, listener, followers, end })
+        Ok(Self { config, roles, bus, registry, catalogue, listener, metrics, followers, end })
     }
 
     /// Where the gateway listens.
@@ -114,12 +119,11 @@ impl Server {
         let tasks = TaskTracker::new();
         let gateway = async {
             let Some(listener) = self.listener else { return Ok(()) };
-            let metrics = gateway::metrics::install(self.end.clone(), &self.followers);
             let gateway = Gateway::new(gateway::Parts {
                 bus: self.bus.clone(),
                 catalogue: self.catalogue.clone(),
                 config: self.config.gateway.clone(),
-                metrics: metrics.map_err(|error| ServerError::Metrics(error.to_string()))?,
+                metrics: self.metrics,
                 checks: checks(statuses.clone()),
                 shutdown: shutdown.clone(),
             });

@@ -55,6 +55,20 @@ pub struct Puller {
     heard: Instant,
     not_before: Instant,
     pulse: Pulse,
+    /// Reads reply subjects; one for all, since each would carry a whole context.
+    place: jetstream::Message,
+}
+
+fn nothing() -> async_nats::Message {
+    async_nats::Message {
+        subject: async_nats::Subject::from_static(""),
+        reply: None,
+        payload: bytes::Bytes::new(),
+        headers: None,
+        status: None,
+        description: None,
+        length: 0,
+    }
 }
 
 /// When a puller last showed that it is at work, for readiness.
@@ -115,6 +129,7 @@ impl Puller {
             heard: Instant::now(),
             not_before: Instant::now(),
             pulse: Pulse::new(),
+            place: jetstream::Message { message: nothing(), context: bus.jetstream().clone() },
             options,
         })
     }
@@ -229,14 +244,13 @@ impl Puller {
         }
         self.nobody = 0;
         self.asked = self.asked.saturating_sub(1);
-        let wrapped = jetstream::Message { message: answer, context: self.bus.jetstream.clone() };
+        self.place.message.reply.clone_from(&answer.reply);
         let place =
-            wrapped.info().map(|info| (info.stream.to_owned(), info.stream_sequence, info.delivered, info.pending));
-        let Ok((stream, sequence, delivered, pending)) = place else {
-            tracing::warn!(subject = %wrapped.subject, "a message without a JetStream reply subject was passed over");
+            self.place.info().map(|info| (info.stream.to_owned(), info.stream_sequence, info.delivered, info.pending));
+        let (Ok((stream, sequence, delivered, pending)), Some(reply)) = (place, answer.reply.clone()) else {
+            tracing::warn!(subject = %answer.subject, "a message without a JetStream reply subject was passed over");
             return Ok(None);
         };
-        let Some(reply) = wrapped.reply.clone() else { return Ok(None) };
         let lease = self.leases.take(reply);
         let slot = match self.held.split(1) {
             Some(slot) => slot,
@@ -248,7 +262,7 @@ impl Puller {
         };
         let delivery = Delivery {
             bus: self.bus.clone(),
-            message: wrapped.message,
+            message: answer,
             stream,
             sequence,
             attempt: u32::try_from(delivered).unwrap_or(u32::MAX),

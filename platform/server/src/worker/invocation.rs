@@ -7,7 +7,7 @@ use super::{
 };
 use crate::bus::{BodyError, Delivery};
 use futures::FutureExt;
-use nerve_core::{Context, Event, Fault, Function, FunctionError, Outcome};
+use nerve_core::{Context, Event, Fault, Function, FunctionError, Name, Outcome};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -23,8 +23,28 @@ pub(super) struct Invoker {
     pub(super) outlet: Outlet,
     pub(super) revision: u64,
     pub(super) function: Arc<dyn Function>,
+    pub(super) meters: Meters,
     /// Invocations at once: batches that are not full would otherwise be more than the manifest says.
     pub(super) running: Semaphore,
+}
+
+/// The meters that every event moves, looked up once.
+pub(super) struct Meters {
+    seconds: metrics::Histogram,
+    ok: metrics::Counter,
+}
+
+impl Meters {
+    pub(super) fn of(function: &Name) -> Self {
+        Self {
+            seconds: metrics::histogram!("nerve_function_seconds", "function" => function.to_string()),
+            ok: outcomes(function, "ok"),
+        }
+    }
+}
+
+fn outcomes(function: &Name, outcome: &'static str) -> metrics::Counter {
+    metrics::counter!("nerve_function_events_total", "function" => function.to_string(), "outcome" => outcome)
 }
 
 impl Invoker {
@@ -44,9 +64,7 @@ impl Invoker {
         let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, &events));
         let started = Instant::now();
         let outcomes = self.invoke(events, &publisher).await;
-        let seconds = started.elapsed().as_secs_f64();
-        let function = self.outlet.function.to_string();
-        metrics::histogram!("nerve_function_seconds", "function" => function).record(seconds);
+        self.meters.seconds.record(started.elapsed().as_secs_f64());
         let each = taken.into_iter().zip(outcomes).enumerate();
         futures::future::join_all(each.map(|(index, (taken, outcome))| self.finish(&publisher, index, taken, outcome)))
             .await;
@@ -103,7 +121,7 @@ impl Invoker {
         };
         match result {
             Ok(()) => {
-                self.count("ok");
+                self.meters.ok.increment(1);
                 let Taken { delivery, slot } = taken;
                 if let Err(error) = delivery.ack().await {
                     tracing::warn!(function = %self.outlet.function, %error, "an event is done and will come again");
@@ -136,7 +154,6 @@ impl Invoker {
     }
 
     fn count(&self, outcome: &'static str) {
-        let function = self.outlet.function.to_string();
-        metrics::counter!("nerve_function_events_total", "function" => function, "outcome" => outcome).increment(1);
+        outcomes(&self.outlet.function, outcome).increment(1);
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Shared, Slot,
     emission::{Collector, Outlet},
-    invocation::{Invoker, Taken},
+    invocation::{Invoker, Meters, Taken},
 };
 use crate::{
     bus::{BusError, DEAD, Puller, PullerOptions, consumer_name},
@@ -46,6 +46,7 @@ impl Runner {
             outlet: Outlet { function: name.clone(), spec: spec.clone() },
             revision: entry.revision,
             function,
+            meters: Meters::of(name),
             running: Semaphore::new(spec.concurrency),
         };
         Self {
