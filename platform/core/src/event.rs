@@ -12,7 +12,7 @@ pub use json::JsonError;
 
 use crate::{EventType, subject::InvalidSubject};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 use time::OffsetDateTime;
 
 /// The media type of one event as JSON.
@@ -149,20 +149,20 @@ impl Event {
     }
 
     /// The attributes that are set, in their text form, `specversion` first; the content type is not among them.
-    fn attributes(&self) -> impl Iterator<Item = (&str, String)> {
+    fn attributes(&self) -> impl Iterator<Item = (&str, Cow<'_, str>)> {
         let time = self.time.and_then(|t| t.format(&time::format_description::well_known::Rfc3339).ok());
         [
-            ("specversion", Some("1.0".to_owned())),
-            ("id", Some(self.id.clone())),
-            ("source", Some(self.source.clone())),
-            ("type", Some(self.ty.to_string())),
-            ("subject", self.subject.clone()),
-            ("time", time),
-            ("dataschema", self.schema.clone()),
+            ("specversion", Some(Cow::Borrowed("1.0"))),
+            ("id", Some(Cow::Borrowed(self.id.as_str()))),
+            ("source", Some(Cow::Borrowed(self.source.as_str()))),
+            ("type", Some(Cow::Borrowed(self.ty.as_str()))),
+            ("subject", self.subject.as_deref().map(Cow::Borrowed)),
+            ("time", time.map(Cow::Owned)),
+            ("dataschema", self.schema.as_deref().map(Cow::Borrowed)),
         ]
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)))
-        .chain(self.extensions.iter().map(|(name, value)| (name.as_str(), value.clone())))
+        .chain(self.extensions.iter().map(|(name, value)| (name.as_str(), Cow::Borrowed(value.as_str()))))
     }
 
     /// An event to be filled by [`set`](Self::set), then checked by [`checked`](Self::checked).

@@ -3,6 +3,7 @@
 use super::{Event, EventError};
 use crate::EventType;
 use bytes::Bytes;
+use std::borrow::Cow;
 
 const PREFIX: &str = "ce-";
 const CONTENT_TYPE: &str = "content-type";
@@ -11,11 +12,11 @@ impl Event {
     /// The headers of this event in binary mode: `ce-specversion` first, and `content-type` last if there is one.
     ///
     /// Values are percent-encoded as the HTTP and NATS bindings ask, so they are printable ASCII.
-    pub fn to_headers(&self) -> Vec<(String, String)> {
+    pub fn to_headers(&self) -> Vec<(Cow<'static, str>, Cow<'_, str>)> {
         let mut headers: Vec<_> =
-            self.attributes().map(|(name, value)| (format!("{PREFIX}{name}"), encode_value(&value))).collect();
+            self.attributes().map(|(name, value)| (header_name(name), encode_cow(value))).collect();
         if let Some(content_type) = &self.content_type {
-            headers.push((CONTENT_TYPE.to_owned(), content_type.clone()));
+            headers.push((Cow::Borrowed(CONTENT_TYPE), Cow::Borrowed(content_type)));
         }
         headers
     }
@@ -25,23 +26,25 @@ impl Event {
         headers: impl IntoIterator<Item = (&'h str, &'h str)>,
         data: Bytes,
     ) -> Result<Self, EventError> {
-        let mut attributes = Vec::new();
+        let mut attributes: Vec<(Cow<'_, str>, &str)> = Vec::new();
         let mut content_type = None;
         for (name, value) in headers {
-            let name = name.to_ascii_lowercase();
-            if name == CONTENT_TYPE {
+            if name.eq_ignore_ascii_case(CONTENT_TYPE) {
                 content_type = Some(value.to_owned());
-            } else if let Some(attribute) = name.strip_prefix(PREFIX) {
-                attributes.push((attribute.to_owned(), decode_value(value)));
+            } else if let Some((_, attribute)) =
+                name.split_at_checked(PREFIX.len()).filter(|(prefix, _)| prefix.eq_ignore_ascii_case(PREFIX))
+            {
+                let is_lower = !attribute.bytes().any(|b| b.is_ascii_uppercase());
+                let lower = if is_lower { attribute.into() } else { attribute.to_ascii_lowercase().into() };
+                attributes.push((lower, value));
             }
         }
-        if !attributes.iter().any(|(name, _)| name == "specversion") {
-            return Err(EventError::Missing("specversion"));
-        }
-        let ty = attributes.iter().find(|(name, _)| name == "type").ok_or(EventError::Missing("type"))?;
-        let mut event = Self::blank(EventType::parse(ty.1.clone())?);
-        for (name, value) in attributes {
-            event.set(&name, value)?;
+        let find = |wanted| attributes.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
+        find("specversion").ok_or(EventError::Missing("specversion"))?;
+        let ty = find("type").ok_or(EventError::Missing("type"))?;
+        let mut event = Self::blank(EventType::parse(decode_value(ty))?);
+        for (name, value) in attributes.iter().filter(|(name, _)| name != "type") {
+            event.set(name, decode_value(value))?;
         }
         event.content_type = content_type.or(event.content_type);
         event.data = data;
@@ -49,18 +52,48 @@ impl Event {
     }
 }
 
+/// The header of an attribute; those of every event are not written anew each time.
+fn header_name(attribute: &str) -> Cow<'static, str> {
+    const KNOWN: [&str; 11] = [
+        "ce-specversion",
+        "ce-id",
+        "ce-source",
+        "ce-type",
+        "ce-subject",
+        "ce-time",
+        "ce-dataschema",
+        "ce-correlationid",
+        "ce-causationid",
+        "ce-traceparent",
+        "ce-partitionkey",
+    ];
+    let known = KNOWN.iter().find(|name| name.strip_prefix(PREFIX) == Some(attribute));
+    known.map_or_else(|| format!("{PREFIX}{attribute}").into(), |name| Cow::Borrowed(*name))
+}
+
+fn stands_for_itself(byte: u8) -> bool {
+    (0x21..=0x7e).contains(&byte) && byte != b'"' && byte != b'%'
+}
+
+fn encode_cow(value: Cow<'_, str>) -> Cow<'_, str> {
+    if value.bytes().all(stands_for_itself) { value } else { encode_value(&value).into_owned().into() }
+}
+
 /// Percent-encodes a header value: everything but printable ASCII, and space, `"` and `%`.
 /// (CloudEvents HTTP binding 1.0.2, section 3.1.3.2.)
-pub fn encode_value(value: &str) -> String {
-    let mut encoded = String::with_capacity(value.len());
+pub fn encode_value(value: &str) -> Cow<'_, str> {
+    if value.bytes().all(stands_for_itself) {
+        return Cow::Borrowed(value);
+    }
+    let mut encoded = String::with_capacity(value.len() + 16);
     for byte in value.bytes() {
-        if (0x21..=0x7e).contains(&byte) && byte != b'"' && byte != b'%' {
+        if stands_for_itself(byte) {
             encoded.push(char::from(byte));
         } else {
             encoded.push_str(&format!("%{byte:02X}"));
         }
     }
-    encoded
+    Cow::Owned(encoded)
 }
 
 /// Undoes [`encode_value`]; what is not a valid escape is kept as it stands.
@@ -101,7 +134,7 @@ mod tests {
         event.time = Some(time::macros::datetime!(2026-01-02 03:04:05.678 UTC));
         let headers = event.to_headers();
         assert!(headers.iter().all(|(_, value)| value.is_ascii()));
-        let pairs = headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        let pairs = headers.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
         assert_eq!(Event::from_headers(pairs, event.data.clone()).unwrap(), event);
     }
 

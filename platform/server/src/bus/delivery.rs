@@ -3,7 +3,11 @@
 use super::{Bus, BusError, PublishError, body::BodyError, lease::Lease, streams::DEAD};
 use async_nats::{HeaderMap, jetstream::AckKind};
 use bytes::Bytes;
-use nerve_core::{Event, EventType, FunctionError, Name, Subject, event::encode_value, subject::EVENTS_PREFIX};
+use nerve_core::{
+    Event, EventType, FunctionError, Name, Subject,
+    event::{DATA_REF, encode_value},
+    subject::EVENTS_PREFIX,
+};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -56,7 +60,9 @@ impl Delivery {
     /// A message that is no CloudEvent becomes one: its type is the subject, its id the place in the stream.
     pub(crate) async fn event(&self) -> Result<Event, BodyError> {
         let mut event = event_of(&self.message, &self.stream, self.sequence);
-        self.bus.restore_body(&mut event).await?;
+        if event.extension(DATA_REF).is_some() {
+            Box::pin(self.bus.restore_body(&mut event)).await?;
+        }
         Ok(event)
     }
 
@@ -124,11 +130,12 @@ impl Delivery {
 fn errors_header(attempts: &[Attempt]) -> String {
     let mut newest = attempts;
     loop {
-        let text = encode_value(&serde_json::to_string(newest).unwrap_or_default());
+        let json = serde_json::to_string(newest).unwrap_or_default();
+        let text = encode_value(&json);
         match newest.split_first() {
             Some((_, rest)) if text.len() > ERRORS_MAX && !rest.is_empty() => newest = rest,
-            _ if text.len() > ERRORS_MAX => return encode_value("[]"),
-            _ => return text,
+            _ if text.len() > ERRORS_MAX => return "[]".to_owned(),
+            _ => return text.into_owned(),
         }
     }
 }

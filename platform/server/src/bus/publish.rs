@@ -1,9 +1,10 @@
 //! An event out, acknowledged by JetStream before anybody is told that it is stored.
 
 use super::Bus;
-use async_nats::{HeaderMap, HeaderValue, header, jetstream::context::PublishErrorKind};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
 use nerve_core::{Event, Subject};
+use std::borrow::Cow;
 
 /// Where an event was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,12 +47,16 @@ impl Bus {
             let value = value
                 .parse::<HeaderValue>()
                 .map_err(|_| PublishError::Invalid(format!("its attribute `{name}` holds a line break")))?;
-            headers.insert(name.as_str(), value);
+            match name {
+                Cow::Borrowed(name) => headers.insert(HeaderName::from_static(name), value),
+                Cow::Owned(name) => headers.insert(name.as_str(), value),
+            }
         }
         if event.data.len() <= self.largest_body() {
             return Ok((headers, event.data.clone()));
         }
-        let reference = self.store_body(&event.data).await?;
+        // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
+        let reference = Box::pin(self.store_body(&event.data)).await?;
         headers.insert(super::body::HEADER, reference.as_str());
         Ok((headers, Bytes::new()))
     }
@@ -67,7 +72,7 @@ impl Bus {
         if !self.connected() {
             return Err(PublishError::Unavailable("there is no connection to NATS".into()));
         }
-        headers.insert(header::NATS_MESSAGE_ID, nerve_core::event::encode_value(message_id).as_str());
+        headers.insert(header::NATS_MESSAGE_ID, nerve_core::event::encode_value(message_id).as_ref());
         let mut reconnects = self.reconnects();
         let sent = self.jetstream.publish_with_headers(subject.as_str().to_owned(), headers, body).await;
         let acknowledged = match sent {

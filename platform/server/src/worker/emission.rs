@@ -124,6 +124,9 @@ impl Publisher {
     pub(super) async fn results(&self, index: usize, emissions: Vec<Emission>) -> Result<(), FunctionError> {
         let events: Result<Vec<_>, _> = emissions.into_iter().map(|emission| self.event(index, emission)).collect();
         let events = events?;
+        if let [only] = events.as_slice() {
+            return publish(&self.bus, only).await;
+        }
         futures::future::try_join_all(events.iter().map(|event| publish(&self.bus, event))).await.map(drop)
     }
 

@@ -65,9 +65,13 @@ impl Invoker {
         let started = Instant::now();
         let outcomes = self.invoke(events, &publisher).await;
         self.meters.seconds.record(started.elapsed().as_secs_f64());
-        let each = taken.into_iter().zip(outcomes).enumerate();
-        futures::future::join_all(each.map(|(index, (taken, outcome))| self.finish(&publisher, index, taken, outcome)))
-            .await;
+        let mut ended = taken.into_iter().zip(outcomes).enumerate();
+        let finish = |(index, (taken, outcome))| self.finish(&publisher, index, taken, outcome);
+        // Most functions take one event at a time, which needs no set of futures.
+        match (ended.next(), ended.len()) {
+            (Some(only), 0) => finish(only).await,
+            (first, _) => drop(futures::future::join_all(first.into_iter().chain(ended).map(finish)).await),
+        }
     }
 
     /// The events of a batch, with their bodies; what cannot be an event is settled here.
@@ -75,7 +79,7 @@ impl Invoker {
         let (mut kept, mut events) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for taken in batch {
             if self.outlet.spec.retry.exhausted_before(taken.delivery.attempt) {
-                self.bury(taken).await;
+                Box::pin(self.bury(taken)).await;
                 continue;
             }
             match taken.delivery.event().await {
@@ -88,7 +92,7 @@ impl Invoker {
                         BodyError::Gone(_) => Fault::Invalid,
                         BodyError::Bus(_) => Fault::Interrupted,
                     };
-                    self.fail(taken, FunctionError::new(fault, error.to_string())).await;
+                    Box::pin(self.fail(taken, FunctionError::new(fault, error.to_string()))).await;
                 }
             }
         }
@@ -128,7 +132,8 @@ impl Invoker {
                 }
                 drop(slot);
             }
-            Err(error) => self.fail(taken, error).await,
+            // Boxed, since it is rare and its future is far larger than that of an event that goes well.
+            Err(error) => Box::pin(self.fail(taken, error)).await,
         }
     }
 
