@@ -66,6 +66,11 @@ impl Delivery {
         Ok(event)
     }
 
+    /// The event's id, or its place in the stream when the message is no CloudEvent.
+    pub(crate) fn event_id(&self) -> String {
+        event_of(&self.message, &self.stream, self.sequence).id
+    }
+
     /// Acknowledges it: it is done.
     pub async fn ack(self) -> Result<(), BusError> {
         self.settle(AckKind::Ack).await

@@ -104,7 +104,7 @@ fn record(outlet: &Outlet, delivery: &Delivery, attempts: &[Attempt], verdict: &
     let of = outlet.spec.retry.attempts;
     let message = format!("attempt {} of {of} failed ({next}): {last}", delivery.attempt);
     let mut record = log::record(&outlet.function, LogLevel::Error, message);
-    record.event = Some(format!("{}:{}", delivery.stream, delivery.sequence));
+    record.event = Some(delivery.event_id());
     record.attempts = attempts.to_vec();
     record
 }
