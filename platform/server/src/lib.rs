@@ -22,5 +22,5 @@ pub mod registry;
 mod server;
 mod worker;
 
-pub use server::{Roles, Server, ServerError, connect};
+pub use server::{Roles, Server, ServerError};
 pub use worker::{FunctionStatus, Statuses};

@@ -2,7 +2,7 @@
 
 use crate::{
     bus::{Bus, BusError},
-    config::{Config, NatsConfig},
+    config::Config,
     gateway::{self, Check, Checks, Gateway},
     registry::{Catalogue, KeyringError, Registry},
     worker::{self, FunctionStatus, Statuses},
@@ -70,14 +70,6 @@ pub enum ServerError {
     Metrics(String),
 }
 
-/// Connects a tool to a server's NATS: the bus, and what is deployed on it.
-pub async fn connect(config: &Config, name: &str) -> Result<(Bus, Registry), BusError> {
-    let bus = Bus::connect(&config.nats, name).await?;
-    provision(&bus, config).await?;
-    let registry = Registry::open(&bus, config.worker.ack_wait).await?;
-    Ok((bus, registry))
-}
-
 /// Makes the streams; a broker that has just started may still be electing or recovering.
 async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
     let deadline = tokio::time::Instant::now() + PROVISION;
@@ -96,9 +88,9 @@ impl Server {
     /// Listens, connects, makes what is missing on the broker and reads what is deployed.
     pub async fn bind(config: Config, roles: Roles) -> Result<Self, ServerError> {
         let listener = if roles.gateway { Some(listen(&config).await?) } else { None };
-        let NatsConfig { url, .. } = &config.nats;
-        let (bus, registry) = connect(&config, "nerve").await?;
-        tracing::debug!(url, "connected");
+        let bus = Bus::connect(&config.nats, "nerve").await?;
+        provision(&bus, &config).await?;
+        let registry = Registry::open(&bus, config.worker.ack_wait).await?;
         let keyring = registry.keyring(&config).await?;
         let (followers, end) = (TaskTracker::new(), CancellationToken::new());
         // Before any part of the server takes a meter: those taken earlier would count for nobody.
