@@ -8,9 +8,11 @@
 //! A worker hands [`Runtimes`] a deployment; the host that its `runtime` names prepares it, and the function that
 //! comes back takes batches of events.
 
+pub mod http;
 pub mod process;
 pub mod wasm;
 
+pub use http::HttpHost;
 pub use process::{ProcessConfig, ProcessHost, die_with_parent};
 pub use wasm::{WasmConfig, WasmHost, inspect};
 
@@ -22,12 +24,13 @@ use std::sync::Arc;
 pub struct Runtimes {
     wasm: WasmHost,
     process: ProcessHost,
+    http: HttpHost,
 }
 
 impl Runtimes {
     /// Composes the hosts.
-    pub fn new(wasm: WasmHost, process: ProcessHost) -> Self {
-        Self { wasm, process }
+    pub fn new(wasm: WasmHost, process: ProcessHost, http: HttpHost) -> Self {
+        Self { wasm, process, http }
     }
 }
 
@@ -37,10 +40,7 @@ impl Host for Runtimes {
         match &deployment.spec.run {
             Run::Wasm { .. } => self.wasm.load(deployment).await,
             Run::Process { .. } => self.process.load(deployment).await,
-            Run::Http { .. } => Err(LoadError::Invalid(format!(
-                "`{}` has runtime = \"http\", which this version cannot run; use wasm or process",
-                deployment.name
-            ))),
+            Run::Http { .. } => self.http.load(deployment).await,
         }
     }
 }

@@ -178,9 +178,6 @@ fn check(run: &Run, files: &[File]) -> Result<(), Failure> {
     match (run, files) {
         (Run::Wasm { source }, [file]) => nerve_runtime::inspect(&file.content)
             .map_err(|error| Failure::new(format!("cannot deploy {source}")).because(error)),
-        (Run::Http { url }, _) => Err(Failure::new(format!("cannot deploy a function at {url}"))
-            .cause("the runtime `http` is not supported yet")
-            .next("use `wasm`, or `process` with a program that calls the service")),
         _ => Ok(()),
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Host;
-use nerve_runtime::{ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
+use nerve_runtime::{HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_server::{Roles, Server, config::Config};
 use serde_json::json;
 use std::{
@@ -133,7 +133,7 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
 fn runtimes(data: &Path) -> anyhow::Result<Arc<dyn Host>> {
     let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled") })?;
     let process = ProcessHost::new(ProcessConfig::new(data.join("processes")));
-    Ok(Arc::new(Runtimes::new(wasm, process)))
+    Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?)))
 }
 
 fn say_ready(gateway: Option<&str>, nats: &str, format: Format) -> anyhow::Result<()> {

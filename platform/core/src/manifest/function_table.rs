@@ -98,7 +98,7 @@ fn read_run(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
             }
             Some(Run::Process { command, source: reader.parsed(table, "source", parse_path) })
         }
-        _ => Some(Run::Http { url: reader.parsed(table, "url", parse_url)? }),
+        _ => Some(Run::Http { url: reader.parsed(table, "url", parse_service)? }),
     }
 }
 
@@ -117,6 +117,15 @@ pub(super) fn parse_url(text: &str) -> Result<String, String> {
         Some(rest) if !rest.is_empty() && !text.contains(char::is_whitespace) => Ok(text.to_owned()),
         _ => Err(format!("`{text}` is not an http:// or https:// URL")),
     }
+}
+
+fn parse_service(text: &str) -> Result<String, String> {
+    if text.starts_with("https://") {
+        return Err(
+            "https:// is not yet supported by this version of Nerve: use http:// to a service or proxy nearby".into()
+        );
+    }
+    parse_url(text)
 }
 
 fn parse_stream(text: &str) -> Result<String, String> {

@@ -96,6 +96,7 @@ fn what_is_not_built_yet_is_refused_not_ignored() {
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\norder_by=\"partitionkey\"", "order_by"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\nallow={}", "allow"),
         ("[function.a]\nruntime=\"builtin\"\nuse=\"onnx/embed\"\non=[\"e.x\"]", "use"),
+        ("[function.a]\nruntime=\"http\"\nurl=\"https://a.example\"\non=[\"e.x\"]", "url"),
         ("[source.s]\nprovider=\"stripe\"\nsecrets=[\"A\"]", "stripe"),
     ] {
         let found = problems(text);

@@ -1,0 +1,173 @@
+//! Runs a function that is an HTTP service.
+//!
+//! # The exchange
+//! Each event is posted to the manifest's `url` as a CloudEvent in HTTP binary mode: attributes in `ce-*` headers,
+//! the body as it is. What the answer says settles the event:
+//!
+//! | answer | means |
+//! |---|---|
+//! | 2xx, no body | done, nothing to publish |
+//! | 2xx, a CloudEvent (binary, structured or batch mode) | publish it; id, source and time are set by Nerve |
+//! | 408, 425, 429, 5xx, or no connection | try again by the schedule, or after `Retry-After` (seconds) |
+//! | anything else | the event can never succeed: it is dead-lettered |
+//! | nothing within `timeout` | a timeout: try again by the schedule |
+//!
+//! Redirects are not followed. The events of a batch are posted side by side. `memory`, `env` and `secrets` do not
+//! reach a service, which has its own.
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::future::join_all;
+use nerve_core::{
+    Context, Deployment, Emission, Event, Fault, Function, FunctionError, Host, LoadError, Outcome,
+    event::{BATCH, PARTITION_KEY, STRUCTURED},
+    manifest::Run,
+};
+use reqwest::{
+    Client, Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
+    redirect::Policy,
+};
+use std::{sync::Arc, time::Duration};
+
+/// The largest answer that is read, in bytes.
+const ANSWER_MAX: usize = 16 << 20;
+/// Bytes of a refusal's body that are told.
+const TOLD: usize = 200;
+/// The longest wait that a service may ask for.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// Posts events to services; connections are kept and shared.
+pub struct HttpHost {
+    client: Client,
+}
+
+impl HttpHost {
+    /// A host with a pool of connections of its own.
+    pub fn new() -> Result<Self, LoadError> {
+        let client = Client::builder().redirect(Policy::none()).build();
+        Ok(Self { client: client.map_err(|error| LoadError::failed("making an HTTP client", error))? })
+    }
+}
+
+#[async_trait]
+impl Host for HttpHost {
+    async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
+        let Run::Http { url } = &deployment.spec.run else {
+            let message = format!("`{}` is not an HTTP service; this host runs http", deployment.name);
+            return Err(LoadError::Invalid(message));
+        };
+        if url.starts_with("https://") {
+            let message = format!(
+                "`{}` has an https:// url, which is not yet supported: use http:// to a service or proxy nearby",
+                deployment.name
+            );
+            return Err(LoadError::Invalid(message));
+        }
+        let service = Service { client: self.client.clone(), url: url.clone(), timeout: deployment.spec.timeout };
+        Ok(Arc::new(service))
+    }
+}
+
+struct Service {
+    client: Client,
+    url: String,
+    timeout: Duration,
+}
+
+#[async_trait]
+impl Function for Service {
+    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+        join_all(batch.iter().map(|event| self.call(event))).await
+    }
+}
+
+impl Service {
+    async fn call(&self, event: &Event) -> Outcome {
+        match tokio::time::timeout(self.timeout, self.exchange(event)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                let message =
+                    format!("{} did not answer within {:?} (`timeout` in nerve.toml)", self.url, self.timeout);
+                Err(FunctionError::new(Fault::Timeout, message))
+            }
+        }
+    }
+
+    async fn exchange(&self, event: &Event) -> Outcome {
+        let mut request = self.client.post(&self.url).body(event.data.clone());
+        for (name, value) in event.to_headers() {
+            request = request.header(name.as_ref(), value.as_ref());
+        }
+        let answer = request.send().await.map_err(|error| self.away(&error))?;
+        let (status, headers) = (answer.status(), answer.headers().clone());
+        let body = self.read(answer).await?;
+        if !status.is_success() {
+            return Err(self.refusal(status, &headers, &body));
+        }
+        if body.is_empty() && !headers.contains_key("ce-type") {
+            return Ok(Vec::new());
+        }
+        emissions(&headers, body).map_err(|why| {
+            let message = format!("{} answered {status} with a body that is no CloudEvent: {why}", self.url);
+            FunctionError::new(Fault::Invalid, message)
+        })
+    }
+
+    async fn read(&self, mut answer: Response) -> Result<Bytes, FunctionError> {
+        let mut body = BytesMut::new();
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.away(&error))? {
+            if body.len() + chunk.len() > ANSWER_MAX {
+                let message = format!("{} answered more than {} MiB", self.url, ANSWER_MAX >> 20);
+                return Err(FunctionError::new(Fault::Invalid, message));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body.freeze())
+    }
+
+    fn away(&self, error: &reqwest::Error) -> FunctionError {
+        let mut message = format!("{} could not be asked: {error}", self.url);
+        let mut cause = std::error::Error::source(error);
+        while let Some(inner) = cause {
+            message.push_str(&format!(": {inner}"));
+            cause = inner.source();
+        }
+        FunctionError::new(Fault::Retry { after: None }, message)
+    }
+
+    fn refusal(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> FunctionError {
+        let told = String::from_utf8_lossy(body.get(..TOLD.min(body.len())).unwrap_or_default());
+        let message = format!("{} answered {status}: {told}", self.url);
+        let later = matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error();
+        let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let after = seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
+        FunctionError::new(if later { Fault::Retry { after } } else { Fault::Invalid }, message)
+    }
+}
+
+/// What an answer wants published. Only type, body, media type, subject and partition key count, so an answer in
+/// binary mode need not name an id or a source.
+fn emissions(headers: &HeaderMap, body: Bytes) -> Result<Vec<Emission>, String> {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if content_type.starts_with(BATCH) {
+        let events = Event::batch_from_json(&body).map_err(|error| error.to_string())?;
+        return Ok(events.into_iter().map(emission).collect());
+    }
+    if content_type.starts_with(STRUCTURED) {
+        return Ok(vec![emission(Event::from_json(&body).map_err(|error| error.to_string())?)]);
+    }
+    let set_by_nerve = [("ce-specversion", "1.0"), ("ce-id", "-"), ("ce-source", "-")];
+    let absent = set_by_nerve.into_iter().filter(|(name, _)| !headers.contains_key(*name));
+    let sent = headers.iter().filter_map(|(name, value)| Some((name.as_str(), value.to_str().ok()?)));
+    let event = Event::from_headers(sent.chain(absent), body).map_err(|error| error.to_string())?;
+    Ok(vec![emission(event)])
+}
+
+fn emission(mut event: Event) -> Emission {
+    let partition_key = event.extensions.remove(PARTITION_KEY);
+    Emission { ty: event.ty, data: event.data, content_type: event.content_type, subject: event.subject, partition_key }
+}
+
+#[cfg(test)]
+mod tests;
