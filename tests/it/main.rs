@@ -3,8 +3,10 @@
 //! Each test runs servers of its own and is named after what it shows.
 
 mod access;
+mod commands;
 mod deploy;
 mod events;
+mod examples;
 mod faults;
 mod github;
 mod harness;
@@ -18,6 +20,7 @@ mod secrets;
 mod senders;
 mod sse;
 mod up;
+mod workers;
 
 use nerve_tests::{Folder, Nerve, eventually, github::SOURCE, guest, seconds};
 use serde_json::Value;

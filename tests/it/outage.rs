@@ -64,3 +64,33 @@ async fn with_nats_server_frozen_the_gateway_answers_503_with_retry_after_until_
     nats.thaw();
     is_back(&gateway, &nats).await;
 }
+
+#[tokio::test]
+async fn with_the_disk_full_the_gateway_answers_503_and_everything_it_took_is_stored() {
+    let nats = Nats::with_room_for(4 << 20).await;
+    let gateway = gateway(&nats).await;
+    let url = gateway.url("/hooks/github");
+    let body = format!(r#"{{"zen":"{}"}}"#, "x".repeat(200_000));
+    let (mut taken, mut refused) = (vec!["first".to_owned()], None);
+    for n in 0..60 {
+        let id = format!("large-{n}");
+        let response = github::delivery(&url, "ping", &id, body.clone()).send().await.unwrap();
+        if response.status().is_success() {
+            taken.push(id);
+            continue;
+        }
+        assert!(response.headers().contains_key("retry-after"), "{response:?}");
+        refused = Some(problem(response).await);
+        break;
+    }
+    let (status, document) = refused.expect("4 MiB hold no 60 bodies of 200 kB");
+    assert_eq!(status, 503, "{document}");
+    let streams = Streams::connect(&nats.url()).await;
+    let stored = streams.read("EVENTS", "events.github.ping").await;
+    let ids: Vec<_> = stored.iter().map(|event| event.header("ce-id").to_owned()).collect();
+    assert_eq!(ids, taken);
+
+    streams.stream("EVENTS").await.purge().await.expect("room again");
+    let again = github::delivery(&url, "ping", "after", body).send().await.unwrap();
+    assert!(again.status().is_success(), "{again:?}");
+}

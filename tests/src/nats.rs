@@ -10,15 +10,25 @@ pub struct Nats {
     daemon: Daemon,
     port: u16,
     store: TempDir,
+    room: Option<u64>,
 }
 
 impl Nats {
     /// Starts one and waits until it answers.
     pub async fn start() -> Self {
+        Self::start_with(None).await
+    }
+
+    /// One whose disk, as far as it knows, has room for so many bytes.
+    pub async fn with_room_for(bytes: u64) -> Self {
+        Self::start_with(Some(bytes)).await
+    }
+
+    async fn start_with(room: Option<u64>) -> Self {
         let store = tempfile::tempdir().expect("a temporary folder");
         let port = free_port();
-        let daemon = spawn(port, store.path());
-        let nats = Self { daemon, port, store };
+        let daemon = spawn(port, store.path(), room);
+        let nats = Self { daemon, port, store, room };
         nats.ready().await;
         nats
     }
@@ -35,7 +45,7 @@ impl Nats {
 
     /// Starts it again after [`kill9`](Self::kill9), on the same port and data.
     pub async fn restart(&mut self) {
-        self.daemon = spawn(self.port, self.store.path());
+        self.daemon = spawn(self.port, self.store.path(), self.room);
         self.ready().await;
     }
 
@@ -59,9 +69,10 @@ impl Nats {
     }
 }
 
-fn spawn(port: u16, store: &Path) -> Daemon {
+fn spawn(port: u16, store: &Path, room: Option<u64>) -> Daemon {
     let config = store.join("nats.conf");
-    let text = format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: {:?} }}\n", store.join("js"));
+    let room = room.map(|bytes| format!(", max_file_store: {bytes}")).unwrap_or_default();
+    let text = format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: {:?}{room} }}\n", store.join("js"));
     fs::write(&config, text).expect("a configuration file");
     Daemon::spawn("nats-server", Command::new(nats_server_binary()).arg("-c").arg(config))
 }
