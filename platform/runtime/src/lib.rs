@@ -1,8 +1,9 @@
-//! Runs one function: a WebAssembly component or a long-lived process. Never sees NATS.
+//! Runs one function: a WebAssembly component, a long-lived process or an HTTP service. Never sees NATS.
 //!
 //! # Layout
 //! - [`wasm`]: components, a fresh instance an event.
 //! - [`process`]: a child that speaks one JSON object a line.
+//! - [`http`]: a service that events are posted to.
 //!
 //! # Flow
 //! A worker hands [`Runtimes`] a deployment; the host that its `runtime` names prepares it, and the function that

@@ -21,6 +21,7 @@ use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader},
     process::{Child as OsChild, ChildStdin, Command},
     sync::mpsc,
+    task::JoinHandle,
 };
 use tokio_util::task::TaskTracker;
 
@@ -45,6 +46,8 @@ pub(super) struct Child {
     feed: Option<mpsc::UnboundedSender<String>>,
     lines: mpsc::Receiver<Vec<u8>>,
     tail: Arc<Mutex<VecDeque<String>>>,
+    /// Ends with the pipe of stderr: then the tail is whole.
+    logged: Option<JoinHandle<()>>,
 }
 
 impl Child {
@@ -70,11 +73,10 @@ impl Child {
         if let Some(stdout) = os.stdout.take() {
             tracker.spawn(read(BufReader::new(stdout), MAX_LINE, logs.clone(), out));
         }
-        if let Some(stderr) = os.stderr.take() {
-            tracker.spawn(log(BufReader::new(stderr), logs, tail.clone()));
-        }
+        let stderr = os.stderr.take();
+        let logged = stderr.map(|stderr| tracker.spawn(log(BufReader::new(stderr), logs, tail.clone())));
         let group = os.id().and_then(|id| i32::try_from(id).ok());
-        Ok(Self { os, group, feed: Some(feed), lines, tail })
+        Ok(Self { os, group, feed: Some(feed), lines, tail, logged })
     }
 
     /// Hands over a line; its number is bounded by the requests in flight. A dead process shows in [`step`](Self::step).
@@ -109,6 +111,9 @@ impl Child {
         let _ = tokio::time::timeout(DRAIN, async {
             while let Some(line) = self.lines.recv().await {
                 rest.push(line);
+            }
+            if let Some(logged) = self.logged.take() {
+                let _ = logged.await;
             }
         })
         .await;
