@@ -73,6 +73,8 @@ fn context() -> (Arc<Stored>, Context) {
 fn component(body: &str) -> Vec<u8> {
     let wat = format!(
         r#"(module
+            (import "nerve:function/host@0.1.0" "emit" (func $emit
+                (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32 i32)))
             (memory (export "memory") 2)
             (global $top (mut i32) (i32.const 4096))
             (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (local i32)
@@ -129,6 +131,42 @@ async fn a_component_answers_refuses_traps_and_is_bounded() {
             }
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_emits_before_it_ends() {
+    // An event of type `bad` with the body `bad`, whatever that is worth, and nothing else.
+    let emit = "(call $emit (i32.const 2304) (i32.const 3) (i32.const 2304) (i32.const 3) (i32.const 0) (i32.const 0) \
+        (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 0) \
+        (i32.const 3000))";
+    for (end, fault) in [("(i32.const 1024)", None), ("unreachable", Some(Fault::Crash))] {
+        let dir = tempfile::tempdir().unwrap();
+        let function = wasm(dir.path(), &format!("{emit} {end}")).await;
+        let (stored, context) = context();
+        let outcomes = function.invoke(events(&["a", "b"]), context).await;
+        assert!(
+            outcomes.iter().all(|outcome| outcome.as_ref().err().map(|error| error.fault) == fault),
+            "{outcomes:?}"
+        );
+        let stored = stored.0.lock().unwrap();
+        let seen: Vec<_> = stored.iter().map(|(index, one)| (*index, one.ty.as_str(), &one.data[..])).collect();
+        assert_eq!(seen, [(0, "bad", &b"bad"[..]), (1, "bad", &b"bad"[..])]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_component_that_wants_what_nobody_offers_is_refused_when_it_is_loaded() {
+    let wat = r#"(component
+        (import "other:world/thing@1.0.0" (instance (export "f" (func))))
+        (core module $m (func (export "handle")))
+        (core instance $i (instantiate $m))
+        (func (export "handle") (canon lift (core func $i "handle"))))"#;
+    let dir = tempfile::tempdir().unwrap();
+    let host = WasmHost::new(WasmConfig { cache_dir: dir.path().join("cache") }).unwrap();
+    let run = Run::Wasm { source: "f.wasm".into() };
+    let loaded = host.load(deployment(dir.path(), run, "f.wasm", &wat::parse_str(wat).unwrap())).await;
+    let Err(LoadError::Invalid(why)) = loaded else { panic!("it was loaded, or the machine was blamed") };
+    assert!(why.contains("cannot be linked") && why.contains("other:world/thing"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
