@@ -62,6 +62,36 @@ async fn sigterm_lets_work_in_flight_finish() {
 }
 
 #[tokio::test]
+async fn sigterm_gives_back_what_outlasts_the_grace() {
+    let nats = Nats::start().await;
+    // An ack wait that the test would not live to see: the event comes again because it was given back.
+    let envs = [("NERVE_WORKER_GRACE", "1s"), ("NERVE_WORKER_ACK_WAIT", "120s")];
+    let envs = envs.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let options = Options { nats: Some(nats.url()), envs, ..Options::default() };
+    let mut nerve = Nerve::up_with(options).await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let flag = folder.path().join("seen");
+    let script = format!(
+        "import json, os, sys, time\n\
+         for line in sys.stdin:\n    \
+             call = json.loads(line)\n    \
+             if not os.path.exists({flag:?}):\n        \
+                 open({flag:?}, 'w').close()\n        \
+                 time.sleep(100)\n    \
+             print(json.dumps({{'id': call['id'], 'events': [{{'type': 'b', 'data': 1}}]}}), flush=True)\n"
+    );
+    nerve.cli().deploy(guest::python("long", "events.a", "b", "timeout = \"200s\"", &script).path()).await;
+    let streams = Streams::connect(&nats.url()).await;
+    post_event(&nerve, "a", "1", "{}").await;
+    nerve_tests::eventually("the first try has begun", seconds(20), || async { flag.exists().then_some(()) }).await;
+    let status = nerve.sigterm(seconds(30)).await;
+    assert!(status.success(), "{status}");
+    nerve.restart().await;
+    streams.reaches("EVENTS", "events.b", 1, seconds(20)).await;
+    assert_eq!(streams.count("DEAD", ">").await, 0);
+}
+
+#[tokio::test]
 async fn what_a_process_says_on_stderr_is_in_its_logs() {
     let nerve = Nerve::up().await;
     let script = "import json, sys\n\
