@@ -47,7 +47,8 @@ pub(crate) fn collect(folder: &Path, run: &Run) -> Result<Vec<File>, Failure> {
                 collector.add(source)?;
             }
         }
-        Run::Http { .. } => {}
+        // A built-in's model is collected by the rules of models.
+        Run::Http { .. } | Run::Builtin { .. } => {}
     }
     Ok(collector.files.into_values().collect())
 }

@@ -19,6 +19,13 @@ pub(crate) fn of_function(spec: &FunctionSpec) -> Fields {
             fields.extend(source.iter().map(|source| ("source", source.clone())));
         }
         Run::Http { url } => fields.push(("url", url.clone())),
+        Run::Builtin { function, model, with } => {
+            fields.push(("use", function.clone()));
+            fields.extend(model.iter().map(|model| ("model", model.clone())));
+            if !with.is_empty() {
+                fields.push(("with", serde_json::Value::Object(with.clone()).to_string()));
+            }
+        }
     }
     let backoff: Vec<String> = spec.retry.backoff.iter().map(|&wait| duration(wait)).collect();
     fields.extend([

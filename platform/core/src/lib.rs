@@ -5,6 +5,7 @@
 //! - [`subject`]: validated NATS subjects, patterns and event types.
 //! - [`manifest`]: `nerve.toml`, parsed with the line of every mistake, and the records it is stored as.
 //! - [`function`]: the contract between a worker and whatever runs a function.
+//! - [`inference`]: the contract between the gateway and whatever runs models.
 //! - [`verdict`]: what becomes of an event after a function has had it, as one pure function.
 //!
 //! # Flow
@@ -15,6 +16,7 @@
 
 pub mod event;
 pub mod function;
+pub mod inference;
 pub mod manifest;
 pub mod name;
 pub mod subject;
@@ -22,7 +24,8 @@ pub mod verdict;
 
 pub use event::Event;
 pub use function::{Context, Deployment, Emission, Fault, Function, FunctionError, Host, LoadError, Outcome, Secret};
+pub use inference::Inference;
 pub use manifest::{FunctionSpec, Manifest, SourceSpec};
-pub use name::Name;
+pub use name::{ModelName, Name};
 pub use subject::{EventType, Pattern, Subject};
 pub use verdict::{RetryPolicy, Verdict};

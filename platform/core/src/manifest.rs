@@ -81,7 +81,22 @@ pub enum Run {
         /// Where events are posted.
         url: String,
     },
+    /// A function that comes with Nerve.
+    Builtin {
+        /// Which: one of [`BUILTINS`].
+        #[serde(rename = "use")]
+        function: String,
+        /// The model it runs: a name in the registry, or a path relative to the manifest, which then has a `/`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        model: Option<String>,
+        /// Its options, which the function itself defines.
+        #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
+        with: serde_json::Map<String, serde_json::Value>,
+    },
 }
+
+/// The functions that come with Nerve, as `use` names them.
+pub const BUILTINS: &[&str] = &["onnx/embed", "onnx/score"];
 
 impl Run {
     /// The runtime's name in a manifest.
@@ -90,6 +105,7 @@ impl Run {
             Self::Wasm { .. } => "wasm",
             Self::Process { .. } => "process",
             Self::Http { .. } => "http",
+            Self::Builtin { .. } => "builtin",
         }
     }
 }

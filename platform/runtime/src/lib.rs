@@ -26,12 +26,13 @@ pub struct Runtimes {
     wasm: WasmHost,
     process: ProcessHost,
     http: HttpHost,
+    builtin: Arc<dyn Host>,
 }
 
 impl Runtimes {
-    /// Composes the hosts.
-    pub fn new(wasm: WasmHost, process: ProcessHost, http: HttpHost) -> Self {
-        Self { wasm, process, http }
+    /// Composes the hosts; `builtin` runs the functions that come with Nerve, which live in crates of their own.
+    pub fn new(wasm: WasmHost, process: ProcessHost, http: HttpHost, builtin: Arc<dyn Host>) -> Self {
+        Self { wasm, process, http, builtin }
     }
 }
 
@@ -42,6 +43,7 @@ impl Host for Runtimes {
             Run::Wasm { .. } => self.wasm.load(deployment).await,
             Run::Process { .. } => self.process.load(deployment).await,
             Run::Http { .. } => self.http.load(deployment).await,
+            Run::Builtin { .. } => self.builtin.load(deployment).await,
         }
     }
 }

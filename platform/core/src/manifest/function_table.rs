@@ -1,10 +1,10 @@
 //! `[function.NAME]`
 
 use super::{
-    Batch, FunctionSpec, Run, limits,
+    BUILTINS, Batch, FunctionSpec, Run, limits,
     read::{Reader, Section, did_you_mean, parse_duration},
 };
-use crate::{Pattern, RetryPolicy};
+use crate::{ModelName, Pattern, RetryPolicy};
 use std::{collections::BTreeMap, time::Duration};
 
 const KEYS: &[&str] = &[
@@ -12,6 +12,9 @@ const KEYS: &[&str] = &[
     "source",
     "command",
     "url",
+    "use",
+    "model",
+    "with",
     "on",
     "stream",
     "emits",
@@ -23,7 +26,7 @@ const KEYS: &[&str] = &[
     "env",
     "secrets",
 ];
-const PLANNED: &[&str] = &["use", "order_by", "idle", "allow"];
+const PLANNED: &[&str] = &["order_by", "idle", "allow"];
 const RUNTIMES: &[&str] = &["wasm", "process", "http", "builtin"];
 
 pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<FunctionSpec> {
@@ -63,7 +66,11 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<F
 fn read_run(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
     let Some(runtime) = reader.string(table, "runtime") else {
         if table.get("runtime").is_none() {
-            reader.fault(table, "runtime", "it is missing: say runtime = \"wasm\", \"process\" or \"http\"");
+            reader.fault(
+                table,
+                "runtime",
+                "it is missing: say runtime = \"wasm\", \"process\", \"http\" or \"builtin\"",
+            );
         }
         return None;
     };
@@ -71,17 +78,14 @@ fn read_run(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
         "wasm" => &["source"],
         "process" => &["command", "source"],
         "http" => &["url"],
-        "builtin" => {
-            reader.fault(table, "runtime", "built-in functions are not yet supported by this version of Nerve");
-            return None;
-        }
+        "builtin" => &["use", "model", "with"],
         other => {
             let message = format!("`{other}` is not a runtime{}", did_you_mean(other, RUNTIMES));
             reader.fault(table, "runtime", message);
             return None;
         }
     };
-    for key in ["source", "command", "url"].into_iter().filter(|key| !taken.contains(key)) {
+    for key in ["source", "command", "url", "use", "model", "with"].into_iter().filter(|key| !taken.contains(key)) {
         if table.get(key).is_some() {
             reader.fault(table, key, format!("runtime = \"{runtime}\" does not take it: remove it"));
         }
@@ -98,8 +102,36 @@ fn read_run(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
             }
             Some(Run::Process { command, source: reader.parsed(table, "source", parse_path) })
         }
+        "builtin" => read_builtin(reader, table),
         _ => Some(Run::Http { url: reader.parsed(table, "url", parse_service)? }),
     }
+}
+
+fn read_builtin(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
+    for key in ["env", "secrets", "memory"] {
+        if table.get(key).is_some() {
+            reader.fault(table, key, "a built-in function does not take it: remove it");
+        }
+    }
+    let function = reader.parsed(table, "use", |text| match BUILTINS.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("`{text}` is not a built-in function{}", did_you_mean(text, BUILTINS))),
+    });
+    let model = reader.parsed(table, "model", parse_model);
+    let with = reader.json(table, "with").unwrap_or_default();
+    Some(Run::Builtin { function: function?, model, with })
+}
+
+/// A path when it has a `/`, else a name.
+fn parse_model(text: &str) -> Result<String, String> {
+    if text.contains('/') {
+        let path = parse_path(text)?;
+        return Ok(if path.contains('/') { path } else { format!("./{path}") });
+    }
+    ModelName::parse(text).map(String::from).map_err(|error| match text.ends_with(".onnx") {
+        true => format!("{error}; a file beside nerve.toml is written ./{text}"),
+        false => error.to_string(),
+    })
 }
 
 /// A path below the manifest's folder.

@@ -205,10 +205,57 @@ impl Reader<'_> {
         None
     }
 
+    /// A table of whatever values, as JSON.
+    pub(super) fn json(
+        &mut self,
+        section: &Section<'_, '_>,
+        key: &str,
+    ) -> Option<serde_json::Map<String, serde_json::Value>> {
+        let section = self.table(section, key)?;
+        let mut map = serde_json::Map::new();
+        for (name, value) in section.table {
+            match to_json(value.get_ref()) {
+                Ok(json) => drop(map.insert(name.get_ref().to_string(), json)),
+                Err(why) => self.report(value.span(), &section.path_of(name.get_ref()), why),
+            }
+        }
+        Some(map)
+    }
+
     /// A duration such as `"30s"`, at most `max`.
     pub(super) fn duration(&mut self, section: &Section<'_, '_>, key: &str, max: Duration) -> Option<Duration> {
         self.parsed(section, key, |text| parse_duration(text, max))
     }
+}
+
+fn to_json(value: &DeValue<'_>) -> Result<serde_json::Value, String> {
+    use serde_json::Value;
+    Ok(match value {
+        DeValue::String(text) => Value::String(text.to_string()),
+        DeValue::Boolean(flag) => Value::Bool(*flag),
+        DeValue::Integer(n) => {
+            let number = i64::from_str_radix(n.as_str(), n.radix());
+            number.map(Value::from).map_err(|_| format!("`{n}` is too large a number"))?
+        }
+        DeValue::Float(n) => n
+            .as_str()
+            .parse::<f64>()
+            .ok()
+            .and_then(serde_json::Number::from_f64)
+            .map(Value::Number)
+            .ok_or_else(|| format!("`{n}` is not a finite number"))?,
+        DeValue::Array(items) => items.iter().map(|item| to_json(item.get_ref())).collect::<Result<_, _>>()?,
+        DeValue::Table(table) => {
+            let field = |(name, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
+                Ok::<_, String>((
+                    AsRef::<str>::as_ref(Spanned::<std::borrow::Cow<'_, str>>::get_ref(name)).to_owned(),
+                    to_json(value.get_ref())?,
+                ))
+            };
+            Value::Object(table.iter().map(field).collect::<Result<_, _>>()?)
+        }
+        DeValue::Datetime(_) => return Err("a date is not taken here: write it as a string".to_owned()),
+    })
 }
 
 /// Reads a duration such as `5ms` or `2m`, at most `max`.

@@ -95,12 +95,44 @@ fn what_is_not_built_yet_is_refused_not_ignored() {
         ("[schedule.d]\ncron = \"x\"", "schedule"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\norder_by=\"partitionkey\"", "order_by"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\nallow={}", "allow"),
-        ("[function.a]\nruntime=\"builtin\"\nuse=\"onnx/embed\"\non=[\"e.x\"]", "use"),
         ("[function.a]\nruntime=\"http\"\nurl=\"https://a.example\"\non=[\"e.x\"]", "url"),
         ("[source.s]\nprovider=\"stripe\"\nsecrets=[\"A\"]", "stripe"),
     ] {
         let found = problems(text);
         assert!(found.iter().any(|p| p.contains(key) && p.contains("not yet supported")), "{found:#?}");
+    }
+}
+
+#[test]
+fn a_builtin_function_names_its_model_and_its_options() {
+    let text = "[function.embed]\nruntime = \"builtin\"\nuse = \"onnx/embed\"\nmodel = \"all-MiniLM-L6-v2\"\n\
+                on = [\"events.chunk\"]\nemits = [\"embedded\"]\n\
+                with = { input = \"/text\", dimensions = 128, normalise = true, scale = 0.5, keep = [\"id\"], map = { a = 1 } }\n";
+    let manifest = Manifest::parse(text).unwrap();
+    let spec = manifest.functions.values().next().unwrap();
+    let Run::Builtin { function, model, with } = &spec.run else { panic!("{:?}", spec.run) };
+    assert_eq!((function.as_str(), model.as_deref()), ("onnx/embed", Some("all-MiniLM-L6-v2")));
+    let expected = serde_json::json!({
+        "input": "/text", "dimensions": 128, "normalise": true, "scale": 0.5, "keep": ["id"], "map": {"a": 1}
+    });
+    assert_eq!(serde_json::Value::Object(with.clone()), expected);
+    let stored = serde_json::to_string(spec).unwrap();
+    assert_eq!(&serde_json::from_str::<FunctionSpec>(&stored).unwrap(), spec, "{stored}");
+}
+
+#[test]
+fn mistakes_in_builtin_functions() {
+    for (line, said) in [
+        ("use = \"onnx/embd\"", "did you mean `onnx/embed`?"),
+        ("use = \"onnx/embed\"\nmodel = \"../m/\"", "leaves the manifest's folder"),
+        ("use = \"onnx/embed\"\nmodel = \"a b\"", "is not a model's name"),
+        ("use = \"onnx/embed\"\nsource = \"x\"", "does not take it"),
+        ("use = \"onnx/embed\"\nwith = { a = 2020-01-01 }", "function.a.with.a: a date is not taken here"),
+        ("use = \"onnx/embed\"\nmemory = \"1GiB\"", "function.a.memory: a built-in function does not take it"),
+        ("model = \"x\"", "function.a.use: it is missing"),
+    ] {
+        let found = problems(&format!("[function.a]\nruntime = \"builtin\"\non = [\"e.x\"]\n{line}\n"));
+        assert!(found.iter().any(|p| p.contains(said)), "{said}: {found:#?}");
     }
 }
 

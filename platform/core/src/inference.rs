@@ -1,0 +1,191 @@
+//! The contract between the gateway and whatever runs models.
+//!
+//! The gateway reads requests and finds a model's files; an [`Inference`] turns texts into vectors, relevance and
+//! labels. Neither sees the other's machinery: models never see HTTP, the gateway never sees ONNX Runtime.
+
+use crate::function::Artifact;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+/// A model's files on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Model {
+    /// The name it was asked for by.
+    pub name: String,
+    /// Its files, named relative to the model's folder.
+    pub files: Vec<Artifact>,
+}
+
+/// What a text is embedded for, where a model was trained to tell the two apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Purpose {
+    /// It is searched for.
+    #[serde(alias = "search_query")]
+    Query,
+    /// It is found.
+    #[serde(alias = "search_document", alias = "passage")]
+    Document,
+}
+
+/// What a vector's numbers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    #[serde(alias = "float", alias = "float32")]
+    F32,
+    /// 16-bit floats (IEEE 754 binary16).
+    #[serde(alias = "float16")]
+    F16,
+    /// Signed bytes: each number times 127, of a vector of length one.
+    Int8,
+    /// Unsigned bytes: `int8` plus 128.
+    Uint8,
+    /// One bit a dimension, set where it is positive, eight to a signed byte (the byte minus 128), the first highest.
+    Binary,
+    /// One bit a dimension, eight to an unsigned byte.
+    Ubinary,
+}
+
+/// Texts to embed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EmbedRequest {
+    /// The texts.
+    pub texts: Vec<String>,
+    /// What they are for; a model with prompts puts the right one before each.
+    pub purpose: Option<Purpose>,
+    /// Keep only this many leading dimensions (Matryoshka), and normalise again.
+    pub dimensions: Option<usize>,
+    /// What the vectors' numbers are.
+    pub precision: Precision,
+}
+
+/// A vector.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Vector {
+    /// 32-bit floats.
+    F32(Vec<f32>),
+    /// The bits of 16-bit floats.
+    F16(Vec<u16>),
+    /// Signed bytes; bits where the precision is binary.
+    I8(Vec<i8>),
+    /// Unsigned bytes; bits where the precision is ubinary.
+    U8(Vec<u8>),
+    /// The dimensions that are not zero, ascending, and their weights.
+    Sparse {
+        /// Which.
+        indices: Vec<u32>,
+        /// How much.
+        values: Vec<f32>,
+    },
+}
+
+/// One text's vector.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Embedding {
+    /// The vector.
+    pub vector: Vector,
+    /// Tokens the model read, special ones too.
+    pub tokens: usize,
+    /// Whether the text was longer than the model reads, and cut.
+    pub truncated: bool,
+}
+
+/// Documents to order by their relevance to a query.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RerankRequest {
+    /// The query.
+    pub query: String,
+    /// The documents.
+    pub documents: Vec<String>,
+    /// Whether to leave the model's own activation out.
+    pub raw: bool,
+}
+
+/// One document's relevance.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Relevance {
+    /// Higher is more relevant; from 0 to 1 unless raw.
+    pub score: f32,
+    /// Tokens the model read of query and document.
+    pub tokens: usize,
+    /// Whether query and document together were longer than the model reads, and cut.
+    pub truncated: bool,
+}
+
+/// What is classified.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Sample {
+    /// A text.
+    Text(String),
+    /// A text and a second one that belongs to it.
+    Pair(String, String),
+    /// Named or ordered features of a tabular model.
+    Features(serde_json::Value),
+}
+
+/// A label and how likely it is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Label {
+    /// The model's name for it.
+    pub label: String,
+    /// From 0 to 1, or the model's own output when raw was asked for.
+    pub score: f32,
+}
+
+/// What a model says of one sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Classification {
+    /// Every label, the likeliest first.
+    pub labels: Vec<Label>,
+    /// Tokens the model read; none of a tabular model.
+    pub tokens: usize,
+    /// Whether the text was longer than the model reads, and cut.
+    pub truncated: bool,
+}
+
+/// Why a model gave no answer, split by what the caller must do.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InferenceError {
+    /// The request can never succeed on this model.
+    #[error("{0}")]
+    Invalid(String),
+    /// Too much is waiting already: try again a little later.
+    #[error("{0}")]
+    Busy(String),
+    /// The answer did not come within the time allowed.
+    #[error("{0}")]
+    Timeout(String),
+    /// This machine cannot run the model as it is: something is to be installed or freed.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It failed though nothing was wrong with the request: trying again may help.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Runs models for the gateway. Dropping a future withdraws what has not begun.
+#[async_trait]
+pub trait Inference: Send + Sync {
+    /// The model that comes with this installation under `name`, if one does.
+    async fn bundled(&self, name: &str) -> Option<Model>;
+
+    /// The names of the models that come with this installation.
+    fn bundled_names(&self) -> Vec<String>;
+
+    /// One vector a text, in the texts' order.
+    async fn embed(&self, model: &Model, request: EmbedRequest) -> Result<Vec<Embedding>, InferenceError>;
+
+    /// One relevance a document, in the documents' order.
+    async fn rerank(&self, model: &Model, request: RerankRequest) -> Result<Vec<Relevance>, InferenceError>;
+
+    /// One classification a sample, in the samples' order.
+    async fn classify(
+        &self,
+        model: &Model,
+        samples: Vec<Sample>,
+        raw: bool,
+    ) -> Result<Vec<Classification>, InferenceError>;
+}
