@@ -1,0 +1,158 @@
+//! The outline of an ONNX file: what its graph takes and gives, and which files hold its weights.
+//!
+//! Field numbers are those of onnx.proto (ONNX IR version 10). Weights and nodes are skipped, not kept, so that the
+//! outline of a file costs one pass over it and no ONNX Runtime.
+
+use prost::Message;
+
+/// `TensorProto.DataLocation.EXTERNAL`
+const EXTERNAL: i32 = 1;
+
+#[derive(Clone, PartialEq, Message)]
+struct ModelProto {
+    #[prost(message, optional, tag = "7")]
+    graph: Option<GraphProto>,
+    #[prost(message, repeated, tag = "8")]
+    opset_import: Vec<OperatorSetIdProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct OperatorSetIdProto {
+    #[prost(int64, tag = "2")]
+    version: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct GraphProto {
+    #[prost(message, repeated, tag = "5")]
+    initializer: Vec<TensorProto>,
+    #[prost(message, repeated, tag = "11")]
+    input: Vec<ValueInfoProto>,
+    #[prost(message, repeated, tag = "12")]
+    output: Vec<ValueInfoProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TensorProto {
+    #[prost(string, tag = "8")]
+    name: String,
+    #[prost(message, repeated, tag = "13")]
+    external_data: Vec<StringStringEntryProto>,
+    #[prost(int32, tag = "14")]
+    data_location: i32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct StringStringEntryProto {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ValueInfoProto {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(message, optional, tag = "2")]
+    ty: Option<TypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TypeProto {
+    #[prost(message, optional, tag = "1")]
+    tensor: Option<TensorTypeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TensorTypeProto {
+    #[prost(message, optional, tag = "2")]
+    shape: Option<TensorShapeProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TensorShapeProto {
+    #[prost(message, repeated, tag = "1")]
+    dim: Vec<DimensionProto>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct DimensionProto {
+    #[prost(int64, optional, tag = "1")]
+    value: Option<i64>,
+}
+
+/// What an ONNX file says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outline {
+    /// What is to be fed, without weights that may be overridden.
+    pub(crate) inputs: Vec<Port>,
+    /// What comes out.
+    pub(crate) outputs: Vec<Port>,
+    /// The files that hold weights, relative to the ONNX file, each once.
+    pub(crate) external: Vec<String>,
+}
+
+/// An input or output of a graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Port {
+    pub(crate) name: String,
+    /// One a dimension, none where it varies; none at all when the rank is not declared or it is no tensor.
+    pub(crate) shape: Option<Vec<Option<usize>>>,
+}
+
+impl Outline {
+    /// Reads an ONNX file's bytes; the error says what they are instead.
+    pub(crate) fn read(bytes: &[u8]) -> Result<Self, String> {
+        let model = ModelProto::decode(bytes).map_err(|error| format!("it is not an ONNX model ({error})"))?;
+        let Some(graph) = model.graph.filter(|graph| !graph.output.is_empty()) else {
+            return Err("it is not an ONNX model: it has no graph with outputs".to_owned());
+        };
+        if model.opset_import.iter().all(|opset| opset.version <= 0) {
+            return Err("it is not an ONNX model: it names no operator set".to_owned());
+        }
+        let is_weight = |port: &ValueInfoProto| graph.initializer.iter().any(|weight| weight.name == port.name);
+        let inputs = graph.input.iter().filter(|port| !is_weight(port)).map(Port::of).collect();
+        let mut external: Vec<String> = graph.initializer.iter().filter_map(TensorProto::file).collect();
+        external.sort();
+        external.dedup();
+        Ok(Self { inputs, outputs: graph.output.iter().map(Port::of).collect(), external })
+    }
+}
+
+impl TensorProto {
+    fn file(&self) -> Option<String> {
+        let location = self.external_data.iter().find(|entry| entry.key == "location")?;
+        (self.data_location == EXTERNAL).then(|| location.value.clone())
+    }
+}
+
+impl Port {
+    fn of(info: &ValueInfoProto) -> Self {
+        let shape = info.ty.as_ref().and_then(|ty| ty.tensor.as_ref()).and_then(|tensor| tensor.shape.as_ref());
+        let size = |dim: &DimensionProto| dim.value.and_then(|value| usize::try_from(value).ok());
+        Self { name: info.name.clone(), shape: shape.map(|shape| shape.dim.iter().map(size).collect()) }
+    }
+
+    pub(crate) fn rank(&self) -> Option<usize> {
+        self.shape.as_ref().map(Vec::len)
+    }
+
+    /// The size of the last dimension, where it is fixed.
+    pub(crate) fn width(&self) -> Option<usize> {
+        *self.shape.as_ref()?.last()?
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_model_is_said_to_be_none() {
+        for bytes in [b"".as_slice(), b"GGUF\x03\0\0\0", b"{\"a\": 1}", b"PK\x03\x04", &[0x80, 4, 0x95, 1, 2, 3]] {
+            let error = Outline::read(bytes).unwrap_err();
+            assert!(error.contains("not an ONNX model"), "{error}");
+        }
+    }
+}
