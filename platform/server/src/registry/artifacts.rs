@@ -50,6 +50,11 @@ impl Registry {
         stored.map(|_| reference).map_err(|error| BusError::unavailable(what(), error))
     }
 
+    /// Whether a file is there already, so that storing it would send nothing.
+    pub async fn is_uploaded(&self, reference: &ArtifactRef) -> Result<bool, BusError> {
+        is_stored(&self.object_store().await?, reference).await
+    }
+
     /// Stores the file at `path`, of any size and never whole in memory; one that is there already is not sent again.
     pub async fn upload_file(&self, reference: &ArtifactRef, path: &Path) -> Result<(), BusError> {
         let what = || format!("uploading {}", path.display());

@@ -59,12 +59,13 @@ impl Registry {
         let Some(entry) = self.model(name).await? else { return Ok(false) };
         let users = users(name, &entry.record, &self.models().await?, &self.functions().await?);
         if !users.is_empty() {
-            let why = format!(
-                "{} {} it: remove {}, or deploy with another model, first",
-                users.join(", "),
-                if users.len() == 1 { "runs" } else { "run" },
-                if users.len() == 1 { "that function" } else { "those functions" },
-            );
+            let why = match users.as_slice() {
+                [user] => format!("the function {user} runs it: remove that, or deploy it with another model, first"),
+                users => format!(
+                    "the functions {} run it: remove them, or deploy them with another model, first",
+                    users.join(", ")
+                ),
+            };
             return Err(BusError::refused(format!("removing the model {name}"), why));
         }
         self.delete(&model_key(name)).await?;
