@@ -93,7 +93,7 @@ impl Models {
 fn unknown(name: &ModelName, known: BTreeSet<String>) -> Failure {
     let cause = match known.len() {
         0 => "no model is added yet".to_owned(),
-        _ => format!("there are {}", known.into_iter().collect::<Vec<_>>().join(", ")),
+        _ => format!("known are {}", known.into_iter().collect::<Vec<_>>().join(", ")),
     };
     let next = format!("add it with `nerve models add DIR --name {name}`, or name a folder: model = \"./{name}\"");
     Failure::new(format!("there is no model `{name}`")).cause(cause).next(next)
@@ -179,6 +179,6 @@ mod tests {
     #[test]
     fn an_unknown_model_is_told_with_those_there_are() {
         let failure = unknown(&ModelName::parse("m").unwrap(), BTreeSet::from(["a".into(), "b".into()]));
-        assert!(told(failure).contains("there are a, b"));
+        assert!(told(failure).contains("known are a, b"));
     }
 }

@@ -86,7 +86,10 @@ where
         done.map(|done| (model.name.clone(), done)).map_err(problem)
     });
     answer.await.unwrap_or_else(|_| {
-        let detail = format!("the model gave no answer within {limit:?}; onnx.timeout bounds it");
+        let detail = format!(
+            "the model gave no answer within {limit:?}, which onnx.timeout bounds; one that is new to this server may \
+             still be on its way"
+        );
         Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
     })
 }

@@ -14,25 +14,33 @@ use tokio_util::sync::CancellationToken;
 /// A file younger than that may be on its way to a process that shares the folder, or to its place.
 const SETTLED: Duration = Duration::from_secs(3600);
 
-/// Clears `folder` of what an earlier run left there, then of what each change leaves without a use, until `stop`.
+/// Clears `folder` of what each change leaves without a use until `stop`; and at the start, and every hour, of what
+/// has none for another reason: an earlier run left it, or it arrived when nothing wanted it any more.
 pub(crate) async fn evict(folder: PathBuf, mut catalogue: watch::Receiver<Arc<Catalogue>>, stop: CancellationToken) {
     let mut named = catalogue.borrow_and_update().digests();
-    if let Err(error) = sweep(&folder, &named, SETTLED).await {
-        tracing::warn!(folder = %folder.display(), %error, "files that nothing needs could not be looked for");
-    }
+    let mut sweeps = tokio::time::interval(SETTLED);
     loop {
-        match stop.run_until_cancelled(catalogue.changed()).await {
-            Some(Ok(())) => {}
-            Some(Err(_)) | None => return,
-        }
-        let now = catalogue.borrow_and_update().digests();
-        for digest in named.difference(&now) {
-            // What is deployed again meanwhile is being fetched, or found there.
-            if !catalogue.borrow().digests().contains(digest) {
-                remove(&folder.join(digest)).await;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = sweeps.tick() => {
+                if let Err(error) = sweep(&folder, &named, SETTLED).await {
+                    tracing::warn!(folder = %folder.display(), %error, "files that nothing needs cannot be looked for");
+                }
+            }
+            changed = catalogue.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                let now = catalogue.borrow_and_update().digests();
+                for digest in named.difference(&now) {
+                    // What is deployed again meanwhile is being fetched, or found there.
+                    if !catalogue.borrow().digests().contains(digest) {
+                        remove(&folder.join(digest)).await;
+                    }
+                }
+                named = now;
             }
         }
-        named = now;
     }
 }
 
@@ -112,7 +120,7 @@ mod tests {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(evict(here.path().to_owned(), receiver, stop.clone()));
         tasks.close();
-        // It has seen the first state once it waits for the next.
+        // It has to see the first state before it can compare.
         tokio::time::sleep(Duration::from_millis(50)).await;
         sender.send_replace(catalogue(&["b"]));
         let cleared = async {

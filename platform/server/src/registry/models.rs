@@ -5,7 +5,7 @@
 
 use super::{ArtifactRef, Deployed, Entry, FunctionRecord, ModelInfo, ModelRecord, Registry};
 use crate::bus::BusError;
-use nerve_core::ModelName;
+use nerve_core::{ModelName, manifest::Run};
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
@@ -82,15 +82,17 @@ impl Registry {
     }
 }
 
-/// The functions that run this model: a file that it shares with another model, as tokenizers are, says nothing.
+/// The functions that run this model: they hold its files and name it, or hold a file that no other model has, for a
+/// function may name a folder. A file that is shared, as tokenizers are, says nothing by itself.
 fn users(name: &ModelName, record: &ModelRecord, models: &Models, functions: &Functions) -> Vec<String> {
     let others = models.iter().filter(|entry| entry.name != *name);
     let shared: BTreeSet<&str> =
         others.flat_map(|entry| &entry.record.files).map(|file| file.sha256.as_str()).collect();
-    let own = record.files.iter().map(|file| file.sha256.as_str()).filter(|digest| !shared.contains(digest));
-    let own: BTreeSet<&str> = own.collect();
     let runs = |entry: &&Entry<FunctionRecord>| {
-        entry.record.artifacts.iter().any(|artifact| own.contains(artifact.sha256.as_str()))
+        let FunctionRecord { spec, artifacts, .. } = &entry.record;
+        let names_it = matches!(&spec.run, Run::Builtin { model: Some(model), .. } if model == name.as_str());
+        let mut held = record.files.iter().filter(|file| artifacts.iter().any(|held| held.sha256 == file.sha256));
+        held.any(|file| names_it || !shared.contains(file.sha256.as_str()))
     };
     functions.iter().filter(runs).map(|entry| entry.name.to_string()).collect()
 }
@@ -118,27 +120,34 @@ mod tests {
         Entry { name: ModelName::parse(name).unwrap(), revision: 1, record }
     }
 
-    fn function(name: &str, digests: &[&str]) -> Entry<FunctionRecord> {
+    fn function(name: &str, model: &str, digests: &[&str]) -> Entry<FunctionRecord> {
         let text = "[function.f]\nruntime = \"builtin\"\nuse = \"onnx/embed\"\non = [\"events.>\"]\n";
-        let spec = Manifest::parse(text).unwrap().functions.into_values().next().unwrap();
+        let spec =
+            Manifest::parse(&format!("{text}model = \"{model}\"\n")).unwrap().functions.into_values().next().unwrap();
         let deployed_at = OffsetDateTime::UNIX_EPOCH;
         let record = FunctionRecord { spec, artifacts: files(digests), stream: "EVENTS".into(), deployed_at };
         Entry { name: Name::parse(name).unwrap(), revision: 1, record }
     }
 
     #[test]
-    fn what_runs_a_model_holds_a_file_of_its_own() {
+    fn what_runs_a_model_names_it_or_holds_a_file_of_its_own() {
         let models = [model("a", &["weights-a", "tokenizer"]), model("b", &["weights-b", "tokenizer"])];
-        let functions = [function("f", &["weights-a", "tokenizer"]), function("g", &["other"])];
-        let users = |entry: &Entry<ModelRecord, ModelName>| users(&entry.name, &entry.record, &models, &functions);
-        assert_eq!(users(&models[0]), ["f"]);
-        assert!(users(&models[1]).is_empty());
+        let of = |index: usize, functions: &[Entry<FunctionRecord>], models: &Models| {
+            users(&models[index].name, &models[index].record, models, functions)
+        };
+        let functions = [function("f", "./here", &["weights-a", "tokenizer"]), function("g", "b", &["older"])];
+        assert_eq!(of(0, &functions, &models), ["f"]);
+        assert!(of(1, &functions, &models).is_empty());
+        let twins = [model("a", &["weights"]), model("b", &["weights"])];
+        let functions = [function("f", "a", &["weights"])];
+        assert_eq!(of(0, &functions, &twins), ["f"]);
+        assert!(of(1, &functions, &twins).is_empty());
     }
 
     #[test]
     fn only_what_nothing_needs_is_freed() {
         let freed = files(&["weights-a", "tokenizer", "pinned"]);
-        let needed = unreferenced(&freed, &[model("b", &["tokenizer"])], &[function("f", &["pinned"])]);
+        let needed = unreferenced(&freed, &[model("b", &["tokenizer"])], &[function("f", "c", &["pinned"])]);
         assert_eq!(needed.into_iter().collect::<Vec<_>>(), ["weights-a"]);
     }
 

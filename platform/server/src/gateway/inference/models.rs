@@ -85,7 +85,7 @@ impl Models {
         let last = wanted.rsplit('/').next().unwrap_or(wanted);
         let Ok(name) = ModelName::parse(last) else { return Err(self.unknown(catalogue, wanted)) };
         if let Some(entry) = catalogue.models.get(&name) {
-            return self.fetched(entry).await;
+            return self.fetched(catalogue, entry).await;
         }
         match self.inference()?.bundled(name.as_str()).await {
             Some(model) => Ok(Arc::new(model)),
@@ -97,7 +97,7 @@ impl Models {
     pub(super) async fn only_for(&self, catalogue: &Catalogue, task: &str) -> Answer<Arc<Model>> {
         let mut able = catalogue.models.values().filter(|entry| entry.record.description.task == task);
         match (able.next(), able.next()) {
-            (Some(only), None) => self.fetched(only).await,
+            (Some(only), None) => self.fetched(catalogue, only).await,
             (Some(_), Some(_)) => {
                 Err(Problem::bad_request(format!("`model` is missing, and several are there for {task}: name one")))
             }
@@ -123,18 +123,19 @@ impl Models {
         let names: BTreeSet<String> = catalogue.models.keys().map(ToString::to_string).chain(bundled).collect();
         let there = match names.len() {
             0 => "there is none yet".to_owned(),
-            _ => format!("there are {}", names.into_iter().collect::<Vec<_>>().join(", ")),
+            _ => format!("known are {}", names.into_iter().collect::<Vec<_>>().join(", ")),
         };
         Problem::not_found(format!("there is no model `{wanted}`: {there}; add one with `nerve models add DIR`"))
     }
 
-    async fn fetched(&self, entry: &Entry<ModelRecord, ModelName>) -> Answer<Arc<Model>> {
+    async fn fetched(&self, catalogue: &Catalogue, entry: &Entry<ModelRecord, ModelName>) -> Answer<Arc<Model>> {
         let fetching = {
             let mut fetched = self.lock();
             match fetched.get(&entry.name).filter(|there| there.revision == entry.revision) {
                 Some(there) => there.model.clone(),
                 None => {
                     let model = self.fetch(entry);
+                    fetched.retain(|name, _| catalogue.models.contains_key(name));
                     fetched.insert(entry.name.clone(), Fetched { revision: entry.revision, model: model.clone() });
                     model
                 }
