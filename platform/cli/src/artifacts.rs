@@ -1,8 +1,15 @@
 //! The files that a function is deployed with: what its table names, from the manifest's folder and nowhere else.
 
-use crate::failure::Failure;
+use crate::{
+    failure::Failure,
+    output::{self, Format},
+};
 use bytes::Bytes;
 use nerve_core::manifest::Run;
+use nerve_server::{
+    bus::BusError,
+    registry::{ArtifactRef, Registry},
+};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
@@ -15,6 +22,8 @@ use std::{
 const MAX_BYTES: u64 = 64 << 20;
 /// The most files of one function.
 const MAX_FILES: usize = 2000;
+/// A file from this size on takes long enough to tell of it, in bytes.
+const LARGE: u64 = 8 << 20;
 /// The deepest that folders may lie in each other.
 const MAX_DEPTH: usize = 32;
 
@@ -25,8 +34,56 @@ pub(crate) struct File {
     pub(crate) name: String,
     /// Lower-case hex SHA-256 of its content.
     pub(crate) sha256: String,
+    /// In bytes.
+    pub(crate) size: u64,
     /// Its content.
-    pub(crate) content: Bytes,
+    pub(crate) content: Content,
+}
+
+/// Where a file's content is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    /// Here.
+    Read(Bytes),
+    /// In this file, which may be larger than memory.
+    At(PathBuf),
+    /// In the Object Store already.
+    Stored,
+}
+
+impl File {
+    /// The file at `path`, of any size.
+    pub(crate) async fn at(name: &str, path: PathBuf) -> std::io::Result<Self> {
+        let ArtifactRef { name, sha256, size } = ArtifactRef::of_file(name, &path).await?;
+        Ok(Self { name, sha256, size, content: Content::At(path) })
+    }
+
+    /// A file that is in the Object Store.
+    pub(crate) fn stored(reference: ArtifactRef) -> Self {
+        let ArtifactRef { name, sha256, size } = reference;
+        Self { name, sha256, size, content: Content::Stored }
+    }
+
+    /// What the registry knows it by.
+    pub(crate) fn reference(&self) -> ArtifactRef {
+        ArtifactRef { name: self.name.clone(), sha256: self.sha256.clone(), size: self.size }
+    }
+
+    /// Sends it, unless it is there; people are told of a large one.
+    pub(crate) async fn upload(&self, registry: &Registry, format: Format) -> Result<ArtifactRef, BusError> {
+        let reference = self.reference();
+        match &self.content {
+            Content::Stored => {}
+            Content::Read(content) => return registry.upload(&self.name, content).await,
+            Content::At(path) => {
+                if self.size >= LARGE && format == Format::Text && !registry.is_uploaded(&reference).await? {
+                    output::hint(&format!("uploading {} ({}) …", self.name, output::size(self.size)));
+                }
+                registry.upload_file(&reference, path).await?;
+            }
+        }
+        Ok(reference)
+    }
 }
 
 /// The files that `run` names, sorted by name.
@@ -115,7 +172,7 @@ impl Collector {
         }
         self.bytes += length;
         let sha256 = hex::encode(Sha256::digest(&content));
-        self.files.insert(name.clone(), File { name, sha256, content: content.into() });
+        self.files.insert(name.clone(), File { name, sha256, size: length, content: Content::Read(content.into()) });
         Ok(())
     }
 

@@ -7,6 +7,7 @@ mod dlq;
 mod invoke;
 mod list;
 mod logs;
+mod models;
 mod new;
 mod publish;
 mod remove;
@@ -39,6 +40,9 @@ pub(crate) enum Command {
     /// Secrets of functions and sources: set, list, remove
     #[command(subcommand)]
     Secrets(secrets::Secrets),
+    /// Models that functions and requests share by name: add, list, remove
+    #[command(subcommand)]
+    Models(models::Models),
     Completions(completions::Completions),
 }
 
@@ -65,6 +69,7 @@ impl Command {
             Self::Logs(logs) => logs.run(globals).await,
             Self::Dlq(dlq) => dlq.run(globals).await,
             Self::Secrets(secrets) => secrets.run(globals).await,
+            Self::Models(models) => models.run(globals).await,
             Self::Completions(completions) => completions.run(),
         }
     }

@@ -16,7 +16,8 @@ use nerve_server::{
 pub(crate) struct Connection {
     /// The bus.
     pub(crate) bus: Bus,
-    config: Config,
+    /// The settings.
+    pub(crate) config: Config,
 }
 
 impl Connection {

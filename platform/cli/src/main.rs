@@ -4,7 +4,9 @@
 //! - [`args`]: the command line as a whole; [`command`]: one file a command.
 //! - [`settings`], [`endpoint`], [`connection`]: the settings, where NATS is, and the way to it.
 //! - [`broker`], [`lock`], [`signals`]: what `nerve up` keeps around the server.
-//! - [`artifacts`], [`fields`], [`plan`]: what a deploy sends, and how it compares with what is there.
+//! - [`artifacts`], [`model`], [`builtin`]: what a deploy sends. [`fields`], [`plan`]: how it compares with what is
+//!   there.
+//! - [`onnx`]: where the models and the library of ONNX Runtime are that come with this installation.
 //! - [`payload`], [`moment`]: events and times as a command line gives them.
 //! - [`output`], [`failure`]: what a person or a program reads.
 //!
@@ -15,13 +17,16 @@
 mod args;
 mod artifacts;
 mod broker;
+mod builtin;
 mod command;
 mod connection;
 mod endpoint;
 mod failure;
 mod fields;
 mod lock;
+mod model;
 mod moment;
+mod onnx;
 mod output;
 mod payload;
 mod plan;

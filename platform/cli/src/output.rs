@@ -73,6 +73,16 @@ pub(crate) fn shortened(text: &str, max: usize) -> String {
     format!("{kept}…")
 }
 
+/// A size in bytes for people, to three digits or so.
+pub(crate) fn size(bytes: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let Some((unit, shift)) = units.into_iter().find(|(_, shift)| bytes >> shift > 0) else {
+        return format!("{bytes} B");
+    };
+    let tenths = ((bytes >> (shift - 10)) * 10) >> 10;
+    format!("{}.{} {unit}", tenths / 10, tenths % 10)
+}
+
 fn bare() -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -94,6 +104,12 @@ mod tests {
     fn a_table_is_plain_columns() {
         let text = table(["NAME", "RUNTIME"], [["a".to_owned(), "wasm".to_owned()]]);
         assert_eq!(text, "NAME  RUNTIME\na     wasm");
+    }
+
+    #[test]
+    fn sizes_are_in_the_unit_that_reads_best() {
+        assert_eq!([size(0), size(1023), size(1024), size(90_868_373)], ["0 B", "1023 B", "1.0 KiB", "86.6 MiB"]);
+        assert_eq!(size(u64::MAX >> 1), "8589934591.9 GiB");
     }
 
     #[test]

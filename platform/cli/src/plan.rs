@@ -3,10 +3,10 @@
 use crate::fields::Fields;
 use serde::Serialize;
 
-/// What becomes of one function or source.
+/// What becomes of one function, source or model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Step {
-    /// `function` or `source`.
+    /// `function`, `source` or `model`.
     pub(crate) kind: &'static str,
     /// Its name.
     pub(crate) name: String,

@@ -2,6 +2,10 @@
 //!
 //! Everything is read and checked here, before anything binds or connects.
 
+mod onnx;
+
+pub use onnx::{OnnxConfig, Optimisation, Provider};
+
 use nerve_core::Secret;
 use serde::Deserialize;
 use std::{
@@ -14,6 +18,8 @@ const DEFAULTS: &str = include_str!("default.toml");
 const PREFIX: &str = "NERVE_";
 /// Variables with our prefix that are no settings of the server.
 const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
+/// Settings that a variable gives as a list with commas.
+const LISTS: &[&str] = &["gateway.keys", "onnx.providers"];
 
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,6 +35,8 @@ pub struct Config {
     pub worker: WorkerConfig,
     /// `[gateway]`
     pub gateway: GatewayConfig,
+    /// `[onnx]`
+    pub onnx: OnnxConfig,
     /// `[secrets]`
     pub secrets: SecretsConfig,
 }
@@ -150,9 +158,9 @@ impl Config {
             .add_source(file);
         for (name, value) in environment {
             let Some(key) = setting(&name) else { continue };
-            builder = if key == "gateway.keys" {
-                let keys: Vec<&str> = value.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
-                builder.set_override(key, keys)?
+            builder = if LISTS.contains(&key.as_str()) {
+                let items: Vec<&str> = value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
+                builder.set_override(key, items)?
             } else {
                 builder.set_override(key, value)?
             };
@@ -160,6 +168,11 @@ impl Config {
         let config: Self = builder.build()?.try_deserialize()?;
         config.check()?;
         Ok(config)
+    }
+
+    /// Where fetched files lie.
+    pub(crate) fn artifacts(&self) -> PathBuf {
+        self.data.dir.join("artifacts")
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -183,7 +196,7 @@ impl Config {
         if self.gateway.keys.iter().any(|key| key.expose().len() < 16) {
             return wrong("gateway.keys", "a key must have at least 16 characters");
         }
-        Ok(())
+        self.onnx.check()
     }
 }
 

@@ -5,6 +5,7 @@
 //! - `events` with `modes`: CloudEvents in, in any HTTP mode. `publish`: the wait for JetStream's ack.
 //! - `tail` with `sse`: the log out, as server-sent events.
 //! - `functions`: the list, and direct calls.
+//! - `inference`: embeddings, relevance and labels, by models.
 //! - `health`, `metrics`: for whoever runs it.
 //! - `access`: who may use the API. `body`: how much they may send. `problem`: how they are told what is wrong.
 //! - `serve`: connections, from accept to drain.
@@ -19,6 +20,7 @@ mod events;
 mod functions;
 mod health;
 mod hooks;
+mod inference;
 pub mod metrics;
 mod modes;
 mod problem;
@@ -30,6 +32,7 @@ mod verify;
 
 pub use access::{OpenToAll, check_bind};
 pub use health::{Check, Checks};
+pub use inference::{Fetch, ModelParts, Models};
 pub use serve::serve;
 
 use crate::{bus::Bus, config::GatewayConfig, registry::Catalogue};
@@ -64,6 +67,8 @@ pub struct Parts {
     pub config: GatewayConfig,
     /// Where `/metrics` reads; see [`metrics::install`].
     pub metrics: PrometheusHandle,
+    /// What runs models, and where their files come from.
+    pub models: Models,
     /// How the worker in this process is, if there is one.
     pub checks: Checks,
     /// Ends event streams and [`serve`].
@@ -103,6 +108,9 @@ impl Gateway {
             .route("/v1/events", get(tail::get).post(events::post))
             .route("/v1/functions", get(functions::list))
             .route("/v1/functions/{name}/invoke", post(functions::invoke))
+            .route("/v1/embeddings", post(inference::embeddings::post))
+            .route("/v1/rerank", post(inference::rerank::post))
+            .route("/v1/classify", post(inference::classify::post))
             .route("/metrics", get(health::metrics))
             .route_layer(middleware::from_fn_with_state(self.clone(), allowed));
         let routes = Router::new()
@@ -192,6 +200,9 @@ async fn front() -> &'static str {
      POST /v1/events        CloudEvents in\n\
      GET  /v1/events        the log, as server-sent events\n\
      GET  /v1/functions     what is deployed\n\
+     POST /v1/embeddings    texts to vectors, as OpenAI's\n\
+     POST /v1/rerank        documents by relevance, as Cohere's\n\
+     POST /v1/classify      texts or features to labels\n\
      GET  /readyz           whether it can work\n"
 }
 

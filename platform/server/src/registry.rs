@@ -2,7 +2,8 @@
 //!
 //! # Layout
 //! - `record`: what is stored, and how a deploy compares with it.
-//! - `artifacts`: deployed files, up and down.
+//! - `artifacts`: deployed files, up and down. `eviction`: off this machine's disk again.
+//! - `models`: models that functions and the gateway share by name.
 //! - `secrets`: sealed to the server's key, so that whoever deploys can set a secret and not read one.
 //! - `catalogue`: all of it as one snapshot that follows every change.
 //!
@@ -12,12 +13,16 @@
 
 mod artifacts;
 mod catalogue;
+mod eviction;
+mod models;
 mod record;
 mod secrets;
 
 pub use catalogue::{Catalogue, SealedOrOpen};
-pub use record::{ArtifactRef, Deployed, Entry, FunctionRecord, SourceRecord};
+pub use record::{ArtifactRef, Deployed, Entry, FunctionRecord, ModelInfo, ModelRecord, SourceRecord};
 pub use secrets::{Keyring, KeyringError, SecretInfo};
+
+pub(crate) use eviction::evict;
 
 use crate::bus::{Bus, BusError, DEAD, FUNCTIONS, REDRIVE_PREFIX, SECRETS, consumer_name};
 use async_nats::jetstream::{
@@ -28,7 +33,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use nerve_core::{FunctionSpec, Name, SourceSpec};
 use serde::{Serialize, de::DeserializeOwned};
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 use time::OffsetDateTime;
 
 /// Deliveries of one function that may be in flight over all workers.
@@ -188,20 +193,28 @@ impl Registry {
         Ok(())
     }
 
-    async fn list<R: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<Entry<R>>, BusError> {
+    async fn list<R, N>(&self, prefix: &str) -> Result<Vec<Entry<R, N>>, BusError>
+    where
+        R: DeserializeOwned,
+        N: FromStr + Clone + Ord,
+    {
         let unavailable = |error: async_nats::Error| BusError::unavailable("listing what is deployed", error);
         let mut keys = self.functions.keys().await.map_err(|error| unavailable(error.into()))?;
         let mut entries = Vec::new();
         while let Some(key) = keys.next().await {
             let key = key.map_err(|error| unavailable(error.into()))?;
-            let Some(name) = key.strip_prefix(prefix).and_then(|name| Name::parse(name).ok()) else { continue };
+            let Some(name) = key.strip_prefix(prefix).and_then(|name| N::from_str(name).ok()) else { continue };
             entries.extend(self.get(&name, &key).await?);
         }
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(entries)
     }
 
-    async fn get<R: DeserializeOwned>(&self, name: &Name, key: &str) -> Result<Option<Entry<R>>, BusError> {
+    async fn get<R, N>(&self, name: &N, key: &str) -> Result<Option<Entry<R, N>>, BusError>
+    where
+        R: DeserializeOwned,
+        N: Clone,
+    {
         let what = || format!("reading {key}");
         let entry = self.functions.entry(key).await.map_err(|error| BusError::unavailable(what(), error))?;
         let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { return Ok(None) };

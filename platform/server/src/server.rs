@@ -3,13 +3,14 @@
 use crate::{
     bus::{Bus, BusError},
     config::Config,
-    gateway::{self, Check, Checks, Gateway},
-    registry::{Catalogue, KeyringError, Registry},
+    gateway::{self, Check, Checks, Fetch, Gateway, ModelParts, Models},
+    registry::{self, Catalogue, KeyringError, Registry},
     worker::{self, FunctionStatus, Statuses},
 };
+use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
-use nerve_core::Host;
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use nerve_core::{Host, Inference};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,6 +26,8 @@ pub struct Roles {
     pub gateway: bool,
     /// What runs its functions; none when it runs none.
     pub worker: Option<Arc<dyn Host>>,
+    /// What runs models for its gateway; none when it runs none.
+    pub inference: Option<Arc<dyn Inference>>,
 }
 
 /// A server that is bound, connected and ready to run.
@@ -97,6 +100,7 @@ impl Server {
         let metrics = gateway::metrics::install(end.clone(), &followers);
         let metrics = metrics.map_err(|error| ServerError::Metrics(error.to_string()))?;
         let catalogue = registry.follow(keyring, end.clone(), &followers).await?;
+        followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
         Ok(Self { config, roles, bus, registry, catalogue, listener, metrics, followers, end })
     }
 
@@ -111,11 +115,19 @@ impl Server {
         let tasks = TaskTracker::new();
         let gateway = async {
             let Some(listener) = self.listener else { return Ok(()) };
+            let models = Models::new(ModelParts {
+                inference: self.roles.inference,
+                fetch: fetch_to(self.config.artifacts(), self.registry.clone()),
+                config: self.config.onnx.clone(),
+                tasks: tasks.clone(),
+                stop: shutdown.clone(),
+            });
             let gateway = Gateway::new(gateway::Parts {
                 bus: self.bus.clone(),
                 catalogue: self.catalogue.clone(),
                 config: self.config.gateway.clone(),
                 metrics: self.metrics,
+                models,
                 checks: checks(statuses.clone()),
                 shutdown: shutdown.clone(),
             });
@@ -143,6 +155,14 @@ impl Server {
         }
         served
     }
+}
+
+/// Brings deployed files to `folder`, which the worker shares.
+fn fetch_to(folder: PathBuf, registry: Registry) -> Fetch {
+    Arc::new(move |reference| {
+        let (folder, registry) = (folder.clone(), registry.clone());
+        async move { registry.fetch(&reference, &folder).await }.boxed()
+    })
 }
 
 /// A function that cannot be loaded is told of but takes nobody out of service: the others, and the gateway, go on.

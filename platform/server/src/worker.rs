@@ -164,7 +164,7 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         bus: parts.bus,
         registry: parts.registry,
         host: parts.host,
-        artifacts: config.data.dir.join("artifacts"),
+        artifacts: config.artifacts(),
         statuses: parts.statuses,
         stops: stops.clone(),
         tasks: tasks.clone(),

@@ -2,16 +2,18 @@
 
 use crate::{
     args::{DataFolder, Globals},
-    artifacts::{self, File},
+    artifacts::{self, Content, File},
+    builtin::{self, Found, Models, Wanted},
     connection::Connection,
     failure::Failure,
     fields,
+    model::LocalModel,
     output::{self, Format},
     plan::{self, Action, State, Step},
 };
 use clap::Args;
-use nerve_core::{FunctionSpec, Manifest, Name, SourceSpec, manifest::Run};
-use nerve_server::registry::{Deployed, FunctionRecord, Registry};
+use nerve_core::{FunctionSpec, Manifest, ModelName, Name, SourceSpec, manifest::Run};
+use nerve_server::registry::{Deployed, FunctionRecord, ModelRecord, Registry};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +24,8 @@ use std::{
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Of a process, the arguments that name files in the folder of nerve.toml are deployed with it, and
-whatever `source` names: of a folder, all files but hidden ones.
+whatever `source` names: of a folder, all files but hidden ones. Of a built-in function, its model's
+files are, as they are at that moment.
 
 Examples:
   nerve deploy
@@ -43,6 +46,10 @@ pub(crate) struct Deploy {
 struct Bundle {
     functions: BTreeMap<Name, (FunctionSpec, Vec<File>)>,
     sources: BTreeMap<Name, SourceSpec>,
+    /// The models that functions name, which the registry is still to be asked for.
+    named: BTreeMap<Name, ModelName>,
+    /// The models that come with this installation and are to be added.
+    models: BTreeMap<ModelName, LocalModel>,
 }
 
 #[derive(Serialize)]
@@ -55,15 +62,17 @@ struct Report {
 
 impl Deploy {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
-        let bundle = Bundle::read(&self.path)?;
-        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let mut bundle = Bundle::read(&self.path).await?;
+        let connection = Connection::open(globals, &self.folder).await?;
+        let registry = connection.registry().await?;
+        bundle.find_models(&connection, &registry).await?;
         let steps = bundle.plan(&registry).await?;
         if globals.output == Format::Text {
             output::line(&steps.iter().map(Step::to_text).collect::<Vec<_>>().join("\n"))?;
         }
         let mut changed = steps.iter().any(|step| step.action != Action::Keep);
         if !self.dry_run {
-            changed = bundle.deploy(&registry).await?;
+            changed = bundle.deploy(&registry, globals.output).await?;
         }
         let missing_secrets = bundle.missing_secrets(&registry).await?;
         match globals.output {
@@ -91,7 +100,7 @@ impl Deploy {
 }
 
 impl Bundle {
-    fn read(path: &Path) -> Result<Self, Failure> {
+    async fn read(path: &Path) -> Result<Self, Failure> {
         let file = if path.is_dir() { path.join("nerve.toml") } else { path.to_owned() };
         let text = std::fs::read_to_string(&file).map_err(|error| {
             let next = "name a nerve.toml or the folder it is in; `nerve new` begins one";
@@ -107,17 +116,44 @@ impl Bundle {
                 .next("correct it and deploy again; nothing was changed")
         })?;
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut functions = BTreeMap::new();
-        for (name, spec) in manifest.functions {
-            let files = artifacts::collect(folder, &spec.run)?;
+        let (mut functions, mut named) = (BTreeMap::new(), BTreeMap::new());
+        for (name, mut spec) in manifest.functions {
+            let mut files = artifacts::collect(folder, &spec.run)?;
             check(&spec.run, &files)?;
+            match builtin::read(folder, &name, &mut spec)? {
+                Some(Wanted::Path(path)) => {
+                    let model = LocalModel::read(&path).await?;
+                    builtin::check(&name, &spec, &model.info)?;
+                    files = model.files;
+                }
+                Some(Wanted::Name(model)) => drop(named.insert(name.clone(), model)),
+                None => {}
+            }
             functions.insert(name, (spec, files));
         }
-        Ok(Self { functions, sources: manifest.sources })
+        Ok(Self { functions, sources: manifest.sources, named, models: BTreeMap::new() })
+    }
+
+    /// Pins the models that functions name as they are at this moment.
+    async fn find_models(&mut self, connection: &Connection, registry: &Registry) -> anyhow::Result<()> {
+        let mut models = Models::default();
+        for (name, model) in &self.named {
+            let Found { files: found, info } = models.find(connection, registry, model).await?;
+            if let Some((spec, files)) = self.functions.get_mut(name) {
+                builtin::check(name, spec, &info)?;
+                *files = found;
+            }
+        }
+        self.models = models.to_add;
+        Ok(())
     }
 
     async fn plan(&self, registry: &Registry) -> anyhow::Result<Vec<Step>> {
         let mut steps = Vec::new();
+        for name in self.models.keys() {
+            let wanted = State { fields: Vec::new(), files: Vec::new() };
+            steps.push(plan::step("model", name.as_str(), None, &wanted));
+        }
         for (name, (spec, files)) in &self.functions {
             let now = registry.function(name).await?.map(|entry| state_of(&entry.record));
             let files = files.iter().map(|file| (file.name.clone(), file.sha256.clone())).collect();
@@ -131,13 +167,20 @@ impl Bundle {
         Ok(steps)
     }
 
-    /// Deploys all of it: functions first, so that they are bound when a source's first event comes.
-    async fn deploy(&self, registry: &Registry) -> anyhow::Result<bool> {
+    /// Deploys all of it: functions before sources, so that they are bound when a source's first event comes.
+    async fn deploy(&self, registry: &Registry, format: Format) -> anyhow::Result<bool> {
         let mut changed = false;
+        for (name, model) in &self.models {
+            for file in &model.files {
+                file.upload(registry, format).await?;
+            }
+            let record = ModelRecord::new(model.references(), model.info.clone());
+            changed |= !matches!(registry.add_model(name, record).await?, Deployed::Unchanged { .. });
+        }
         for (name, (spec, files)) in &self.functions {
             let mut references = Vec::new();
             for file in files {
-                references.push(registry.upload(&file.name, &file.content).await?);
+                references.push(file.upload(registry, format).await?);
             }
             let deployed = registry.deploy_function(name, spec.clone(), references).await?;
             changed |= !matches!(deployed, Deployed::Unchanged { .. });
@@ -176,7 +219,7 @@ fn state_of_source(spec: &SourceSpec) -> State {
 /// Finds out here what a worker would find out later.
 fn check(run: &Run, files: &[File]) -> Result<(), Failure> {
     match (run, files) {
-        (Run::Wasm { source }, [file]) => nerve_runtime::inspect(&file.content)
+        (Run::Wasm { source }, [File { content: Content::Read(content), .. }]) => nerve_runtime::inspect(content)
             .map_err(|error| Failure::new(format!("cannot deploy {source}")).because(error)),
         _ => Ok(()),
     }
@@ -186,28 +229,36 @@ fn check(run: &Run, files: &[File]) -> Result<(), Failure> {
 mod tests {
     use super::*;
 
-    fn refused(files: &[(&str, &str)]) -> String {
+    async fn refused(files: &[(&str, &str)]) -> String {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
-        let error = Bundle::read(folder.path()).err().unwrap();
+        let error = Bundle::read(folder.path()).await.err().unwrap();
         format!("{:#}", anyhow::Error::from(error))
     }
 
-    #[test]
-    fn a_broken_manifest_is_told_by_line_and_key() {
+    #[tokio::test]
+    async fn a_broken_manifest_is_told_by_line_and_key() {
         let text = "[function.a]\nruntime = \"wasm\"\nsource = \"a.wasm\"\non = [\"events.>\"]\ntimeoutt = \"3s\"\n";
-        let error = refused(&[("nerve.toml", text)]);
+        let error = refused(&[("nerve.toml", text)]).await;
         assert!(error.contains("nerve.toml:5:1: function.a.timeoutt: "), "{error}");
         assert!(error.contains("timeout"), "{error}");
     }
 
-    #[test]
-    fn no_manifest_an_empty_one_and_what_is_no_component_are_refused() {
-        assert!(refused(&[]).contains("nerve.toml"));
-        assert!(refused(&[("nerve.toml", "")]).contains("[function."));
+    #[tokio::test]
+    async fn no_manifest_an_empty_one_and_what_is_no_component_are_refused() {
+        assert!(refused(&[]).await.contains("nerve.toml"));
+        assert!(refused(&[("nerve.toml", "")]).await.contains("[function."));
         let text = "[function.a]\nruntime = \"wasm\"\nsource = \"a.wasm\"\non = [\"events.>\"]\n";
-        assert!(refused(&[("nerve.toml", text), ("a.wasm", "hello")]).contains("not WebAssembly"));
+        assert!(refused(&[("nerve.toml", text), ("a.wasm", "hello")]).await.contains("not WebAssembly"));
+    }
+
+    #[tokio::test]
+    async fn a_built_in_function_is_checked_before_anything_is_sent() {
+        let table = "[function.a]\nruntime = \"builtin\"\nuse = \"onnx/embed\"\non = [\"events.>\"]\n";
+        assert!(refused(&[("nerve.toml", table)]).await.contains("emits"));
+        let with_model = format!("{table}emits = [\"b\"]\nmodel = \"./none\"\n");
+        assert!(refused(&[("nerve.toml", &with_model)]).await.contains("none"));
     }
 }

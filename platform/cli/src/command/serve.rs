@@ -5,14 +5,19 @@ use crate::{
     broker::reachable,
     endpoint::{Endpoint, find_nats},
     failure::Failure,
+    onnx,
     output::Format,
     settings,
     signals::Signals,
 };
+use async_trait::async_trait;
 use clap::Args;
-use nerve_core::Host;
+use nerve_core::{Deployment, Function, Host, LoadError};
 use nerve_runtime::{HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
-use nerve_server::{Roles, Server, config::Config};
+use nerve_server::{
+    Roles, Server,
+    config::{Config, OnnxConfig},
+};
 use serde_json::json;
 use std::{
     net::SocketAddr,
@@ -111,9 +116,9 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
     let (data, nats) = (config.data.dir.clone(), config.nats.url.clone());
     let worker = match role {
         Role::Gateway => None,
-        Role::Worker | Role::Both => Some(runtimes(&data)?),
+        Role::Worker | Role::Both => Some(runtimes(&data, &config.onnx)?),
     };
-    let roles = Roles { gateway: role != Role::Worker, worker };
+    let roles = Roles { gateway: role != Role::Worker, worker, inference: None };
     let Some(server) = stop.unless_stopped(Server::bind(config, roles)).await else { return Ok(()) };
     let server = server?;
     let gateway = server.gateway_addr().map(|address| format!("http://{}", reachable(address)));
@@ -130,10 +135,20 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
 }
 
 /// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
-fn runtimes(data: &Path) -> anyhow::Result<Arc<dyn Host>> {
+fn runtimes(data: &Path, config: &OnnxConfig) -> anyhow::Result<Arc<dyn Host>> {
     let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled") })?;
     let process = ProcessHost::new(ProcessConfig::new(data.join("processes")));
-    Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?)))
+    tracing::debug!(library = ?onnx::library(config)?, "ONNX Runtime");
+    Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, Arc::new(NotComposed))))
+}
+
+struct NotComposed;
+
+#[async_trait]
+impl Host for NotComposed {
+    async fn load(&self, _: Deployment) -> Result<Arc<dyn Function>, LoadError> {
+        Err(LoadError::Invalid("built-in functions are not yet composed".to_owned()))
+    }
 }
 
 fn say_ready(gateway: Option<&str>, nats: &str, format: Format) -> anyhow::Result<()> {

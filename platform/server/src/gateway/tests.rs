@@ -23,7 +23,7 @@ use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 const SECRET: &str = "It's a Secret to Everybody";
-const KEY: &str = "a-key-of-the-api";
+pub(super) const KEY: &str = "a-key-of-the-api";
 const LIMIT: usize = 1000;
 
 fn source(secrets: &[&str]) -> SourceSpec {
@@ -65,6 +65,7 @@ fn catalogue() -> Catalogue {
         functions: BTreeMap::from([(name.clone(), Entry { name, revision: 1, record })]),
         sources: BTreeMap::from([source("github", source_of_github()), source("keyless", self::source(&["MISSING"]))]),
         secrets: BTreeMap::from([("GITHUB".to_owned(), open(SECRET))]),
+        ..Catalogue::default()
     }
 }
 
@@ -73,7 +74,25 @@ fn source_of_github() -> SourceSpec {
 }
 
 async fn gateway(keys: &[&str], max_requests: usize) -> Gateway {
-    let (sender, catalogue) = watch::channel(Arc::new(catalogue()));
+    gateway_of(keys, max_requests, catalogue(), no_models()).await
+}
+
+pub(super) fn onnx() -> crate::config::OnnxConfig {
+    crate::config::Config::load(None, []).unwrap().onnx
+}
+
+fn no_models() -> Models {
+    Models::new(ModelParts {
+        inference: None,
+        fetch: Arc::new(|_| unreachable!("nothing is fetched")),
+        config: onnx(),
+        tasks: TaskTracker::new(),
+        stop: CancellationToken::new(),
+    })
+}
+
+pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Catalogue, models: Models) -> Gateway {
+    let (sender, catalogue) = watch::channel(Arc::new(catalogue));
     // The catalogue outlives what follows it, as when the broker is away.
     drop(sender);
     let config = GatewayConfig {
@@ -89,12 +108,13 @@ async fn gateway(keys: &[&str], max_requests: usize) -> Gateway {
         catalogue,
         config,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),
+        models,
         checks: Checks::none(),
         shutdown: CancellationToken::new(),
     })
 }
 
-fn request(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
+pub(super) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
     let builder = Request::builder().method(method).uri(path).header(header::HOST, "127.0.0.1:8080");
     let builder = headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
     builder.body(body.into()).unwrap()
@@ -113,13 +133,13 @@ fn hook(source: &str, signature: Option<&str>, body: &str) -> Request<Body> {
     request("POST", &format!("/hooks/{source}"), &headers, body.to_owned())
 }
 
-struct Told {
-    status: u16,
-    headers: http::HeaderMap,
-    body: Bytes,
+pub(super) struct Told {
+    pub(super) status: u16,
+    pub(super) headers: http::HeaderMap,
+    pub(super) body: Bytes,
 }
 
-async fn ask(gateway: &Gateway, request: Request<Body>) -> Told {
+pub(super) async fn ask(gateway: &Gateway, request: Request<Body>) -> Told {
     let response = gateway.router().oneshot(request).await.unwrap();
     let (parts, body) = response.into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
@@ -128,7 +148,7 @@ async fn ask(gateway: &Gateway, request: Request<Body>) -> Told {
 
 impl Told {
     /// The explanation; only a whole problem document has one.
-    fn problem(&self, status: u16) -> String {
+    pub(super) fn problem(&self, status: u16) -> String {
         let text = String::from_utf8_lossy(&self.body);
         assert_eq!(self.status, status, "{text}");
         assert_eq!(self.headers[header::CONTENT_TYPE], problem::MEDIA_TYPE, "{text}");
@@ -187,6 +207,9 @@ async fn the_api_asks_for_a_key_where_there_are_keys() {
         ("POST", "/v1/events"),
         ("GET", "/v1/events"),
         ("POST", "/v1/functions/count/invoke"),
+        ("POST", "/v1/embeddings"),
+        ("POST", "/v1/rerank"),
+        ("POST", "/v1/classify"),
         ("GET", "/metrics"),
     ] {
         let told = ask(&gateway, request(method, path, &[], "")).await;

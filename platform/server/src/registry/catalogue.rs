@@ -1,12 +1,17 @@
 //! Everything that is deployed, as one snapshot that follows every change.
 
-use super::{Entry, FunctionRecord, Keyring, Registry, SourceRecord, secrets::PUBLIC_KEY};
+use super::{Entry, FunctionRecord, Keyring, ModelRecord, Registry, SourceRecord, secrets::PUBLIC_KEY};
 use crate::bus::BusError;
 use async_nats::jetstream::kv;
 use futures::{Stream, StreamExt};
-use nerve_core::{Name, Secret};
+use nerve_core::{ModelName, Name, Secret};
 use serde::de::DeserializeOwned;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    str::FromStr,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -22,6 +27,8 @@ pub struct Catalogue {
     pub functions: BTreeMap<Name, Entry<FunctionRecord>>,
     /// By name.
     pub sources: BTreeMap<Name, Entry<SourceRecord>>,
+    /// By name.
+    pub models: BTreeMap<ModelName, Entry<ModelRecord, ModelName>>,
     /// By name.
     pub secrets: BTreeMap<String, SealedOrOpen>,
 }
@@ -45,6 +52,13 @@ impl Catalogue {
         names.iter().map(value).collect()
     }
 
+    /// The digest of every file that a function or a model needs.
+    pub(super) fn digests(&self) -> BTreeSet<String> {
+        let of_functions = self.functions.values().flat_map(|entry| &entry.record.artifacts);
+        let of_models = self.models.values().flat_map(|entry| &entry.record.files);
+        of_functions.chain(of_models).map(|file| file.sha256.clone()).collect()
+    }
+
     fn apply(&mut self, keyring: &Keyring, change: Change) {
         let Change { bucket, entry } = change;
         let put = entry.operation == kv::Operation::Put;
@@ -65,17 +79,23 @@ impl Catalogue {
                     set(&mut self.functions, name, &entry, put);
                 } else if let Some(name) = named(&entry.key, "source.") {
                     set(&mut self.sources, name, &entry, put);
+                } else if let Some(name) = named(&entry.key, "model.") {
+                    set(&mut self.models, name, &entry, put);
                 }
             }
         }
     }
 }
 
-fn named(key: &str, prefix: &str) -> Option<Name> {
-    key.strip_prefix(prefix).and_then(|name| Name::parse(name).ok())
+fn named<N: FromStr>(key: &str, prefix: &str) -> Option<N> {
+    key.strip_prefix(prefix).and_then(|name| N::from_str(name).ok())
 }
 
-fn set<R: DeserializeOwned>(records: &mut BTreeMap<Name, Entry<R>>, name: Name, entry: &kv::Entry, put: bool) {
+fn set<R, N>(records: &mut BTreeMap<N, Entry<R, N>>, name: N, entry: &kv::Entry, put: bool)
+where
+    R: DeserializeOwned,
+    N: Ord + Clone,
+{
     if !put {
         records.remove(&name);
         return;

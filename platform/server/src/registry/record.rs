@@ -1,4 +1,4 @@
-//! What is stored for a deployed function or source.
+//! What is stored for a deployed function, source or model.
 
 use nerve_core::{FunctionSpec, Name, SourceSpec};
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,31 @@ pub struct SourceRecord {
     pub deployed_at: OffsetDateTime,
 }
 
+/// A model that functions and the gateway can name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    /// Its files in the Object Store, named relative to the model's folder.
+    pub files: Vec<ArtifactRef>,
+    /// What it is.
+    pub description: ModelInfo,
+    /// When it was added.
+    #[serde(with = "time::serde::rfc3339")]
+    pub added_at: OffsetDateTime,
+}
+
+/// What a model is, as whoever read its folder says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// What it is for: `embed`, `sparse`, `rerank`, `classify` or `tensor`.
+    pub task: String,
+    /// Length of its vectors, or count of its labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dimensions: Option<usize>,
+    /// The most tokens it reads of one text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<usize>,
+}
+
 /// A deployed file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactRef {
@@ -48,9 +73,9 @@ pub struct ArtifactRef {
 
 /// A record and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Entry<R> {
-    /// The function's or source's name.
-    pub name: Name,
+pub struct Entry<R, N = Name> {
+    /// The function's, source's or model's name.
+    pub name: N,
     /// The KV revision: a later deploy has a higher one.
     pub revision: u64,
     /// What is deployed.

@@ -1,0 +1,191 @@
+//! `nerve models`
+
+use crate::{
+    args::{DataFolder, Globals},
+    connection::Connection,
+    failure::Failure,
+    model::{LocalModel, summary, total},
+    moment, output,
+};
+use clap::{Args, Subcommand};
+use nerve_core::ModelName;
+use nerve_server::{
+    bus::BusError,
+    registry::{Deployed, ModelInfo, ModelRecord},
+};
+use serde::Serialize;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Models that functions and requests share by name
+#[derive(Debug, Subcommand)]
+pub(crate) enum Models {
+    /// Add an ONNX model, or replace one; functions keep the files that they were deployed with
+    #[command(after_help = "\
+Of a folder in Hugging Face's layout, the files that the model needs are sent: model.onnx with its
+external data, tokenizer.json, config.json and what says how to pool.
+
+Examples:
+  nerve models add models/bge-small-en-v1.5
+  nerve models add export --name reranker
+  nerve models add churn.onnx --output json")]
+    Add(Add),
+    /// List the models that were added
+    #[command(after_help = "\
+Examples:
+  nerve models list
+  nerve models list --output json | jq '.[].name'")]
+    List(DataFolder),
+    /// Remove a model that no deployed function runs, and its files
+    #[command(after_help = "\
+Examples:
+  nerve models remove reranker")]
+    Remove(Remove),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Add {
+    /// The model's folder, or an .onnx file
+    #[arg(value_name = "DIR|FILE")]
+    path: PathBuf,
+    /// What functions and requests name it by [default: the name of the folder or file]
+    #[arg(long)]
+    name: Option<ModelName>,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// The model's name
+    name: ModelName,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+#[derive(Serialize)]
+struct Added {
+    name: ModelName,
+    #[serde(flatten)]
+    deployed: Deployed,
+    description: ModelInfo,
+    files: usize,
+    size: u64,
+}
+
+impl Models {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        match self {
+            Self::Add(add) => add.run(globals).await,
+            Self::List(folder) => list(globals, &folder).await,
+            Self::Remove(remove) => remove.run(globals).await,
+        }
+    }
+}
+
+impl Add {
+    async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let name = match self.name {
+            Some(name) => name,
+            None => name_of(&self.path)?,
+        };
+        let model = LocalModel::read(&self.path).await?;
+        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        for file in &model.files {
+            file.upload(&registry, globals.output).await?;
+        }
+        let references = model.references();
+        let deployed = registry.add_model(&name, ModelRecord::new(references.clone(), model.info.clone())).await?;
+        let (files, size) = (references.len(), total(&references));
+        let added = Added { name, deployed, description: model.info, files, size };
+        globals.output.show(&added, |added| {
+            let what = format!("{}: {}", added.name, summary(&added.description, &references));
+            match added.deployed {
+                Deployed::Created { .. } => format!("added {what}"),
+                Deployed::Changed { .. } => {
+                    format!(
+                        "replaced {what}\nfunctions run the files that they were deployed with until you deploy again"
+                    )
+                }
+                Deployed::Unchanged { .. } => format!("nothing changed: {what}"),
+            }
+        })
+    }
+}
+
+impl Remove {
+    async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let name = &self.name;
+        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let removed = registry.remove_model(name).await.map_err(|error| match error {
+            BusError::Refused { why, .. } => {
+                let (cause, next) = why.split_once(": ").unwrap_or((&why, "`nerve list` shows what is deployed"));
+                Failure::new(format!("cannot remove the model {name}")).cause(cause).next(next).into()
+            }
+            other => anyhow::Error::from(other),
+        })?;
+        if !removed {
+            let next = "`nerve models list` shows which are";
+            return Err(Failure::new(format!("no model `{name}` is added")).next(next).into());
+        }
+        globals.output.show(&json!({"removed": name}), |_| format!("removed {name}"))
+    }
+}
+
+async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
+    let models = Connection::open(globals, folder).await?.registry().await?.models().await?;
+    globals.output.show(&models, |models| {
+        if models.is_empty() {
+            return "no model is added; add one with `nerve models add DIR`".to_owned();
+        }
+        let count = |count: Option<usize>| count.map(|count| count.to_string()).unwrap_or_default();
+        let rows = models.iter().map(|entry| {
+            let info = &entry.record.description;
+            [
+                entry.name.to_string(),
+                info.task.clone(),
+                count(info.dimensions),
+                count(info.max_tokens),
+                output::size(total(&entry.record.files)),
+                moment::shown(entry.record.added_at),
+            ]
+        });
+        output::table(["MODEL", "TASK", "DIMENSIONS", "TOKENS", "SIZE", "ADDED (UTC)"], rows)
+    })
+}
+
+/// The name of the folder, or of the file without its extension.
+fn name_of(path: &Path) -> Result<ModelName, Failure> {
+    let real = path.canonicalize().map_err(|error| {
+        let next = "name a model's folder or an .onnx file";
+        Failure::new(format!("cannot read {}", path.display())).because(error).next(next)
+    })?;
+    // A link has the name that people chose; `.` has none of its own.
+    let named = if path.file_name().is_some() { path } else { &real };
+    let name = if real.is_dir() { named.file_name() } else { named.file_stem() };
+    let name = name.and_then(|name| name.to_str()).unwrap_or_default();
+    ModelName::parse(name).map_err(|error| {
+        let next = "give it a name: --name NAME";
+        Failure::usage(format!("cannot name the model in {} by its place", path.display())).because(error).next(next)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_named_by_its_place() {
+        let here = tempfile::tempdir().unwrap();
+        let folder = here.path().join("bge-small-en-v1.5");
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::write(folder.join("churn.v2.onnx"), "").unwrap();
+        std::fs::create_dir(here.path().join("my model")).unwrap();
+        assert_eq!(name_of(&folder).unwrap().as_str(), "bge-small-en-v1.5");
+        assert_eq!(name_of(&folder.join(".")).unwrap().as_str(), "bge-small-en-v1.5");
+        assert_eq!(name_of(&folder.join("churn.v2.onnx")).unwrap().as_str(), "churn.v2");
+        let told = |path: &Path| format!("{:#}", anyhow::Error::from(name_of(path).unwrap_err()));
+        assert!(told(&here.path().join("my model")).contains("my model"));
+        assert!(told(&here.path().join("none")).contains("none"));
+    }
+}

@@ -1,0 +1,151 @@
+//! What comes with this installation for ONNX Runtime: its library, and models.
+
+use crate::failure::Failure;
+use nerve_server::config::OnnxConfig;
+use std::{
+    collections::BTreeSet,
+    env::consts::{ARCH, DLL_PREFIX, DLL_SUFFIX},
+    path::{Path, PathBuf},
+};
+
+/// The model of `onnx/embed` where none is named.
+pub(crate) const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
+
+/// Where packages put models.
+const SYSTEM_MODELS: [&str; 2] = ["/usr/share/nerve/models", "/usr/local/share/nerve/models"];
+
+/// Where packages and people put libraries.
+const SYSTEM_LIBRARIES: [&str; 4] = ["/usr/local/lib", "/usr/lib", "/usr/lib64", "/opt/onnxruntime/lib"];
+
+/// The folder of the model that comes with this installation under `name`: in `onnx.models`, in `.tools/models` of
+/// this folder or one above it, or of one above the `nerve` that runs, or where packages put models.
+pub(crate) fn bundled_folder(config: &OnnxConfig, name: &str) -> Option<PathBuf> {
+    folder_in(model_roots(config), name)
+}
+
+/// The names of the models that come with this installation.
+pub(crate) fn bundled_names(config: &OnnxConfig) -> BTreeSet<String> {
+    let entries = model_roots(config).into_iter().filter_map(|root| std::fs::read_dir(root).ok()).flatten().flatten();
+    let folders = entries.filter(|entry| entry.path().is_dir());
+    folders.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !name.starts_with('.')).collect()
+}
+
+/// ONNX Runtime's library: `onnx.library`, else `ORT_DYLIB_PATH`, else the first in `.tools/lib` of this folder or
+/// one above it, near the `nerve` that runs, or where libraries are. None where there is none.
+pub(crate) fn library(config: &OnnxConfig) -> Result<Option<PathBuf>, Failure> {
+    if let Some(path) = &config.library {
+        return named(path, "onnx.library (NERVE_ONNX_LIBRARY)").map(Some);
+    }
+    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from) {
+        // A bare name is for the system's loader, which knows where to look.
+        let is_bare = path.components().count() == 1;
+        return if is_bare { Ok(Some(path)) } else { named(&path, "ORT_DYLIB_PATH").map(Some) };
+    }
+    Ok(library_folders().iter().find_map(|folder| library_in(folder)))
+}
+
+fn named(path: &Path, by: &str) -> Result<PathBuf, Failure> {
+    if path.is_file() {
+        return Ok(path.to_owned());
+    }
+    Err(Failure::new(format!("cannot use {} as ONNX Runtime's library", path.display()))
+        .cause(format!("{by} names it, and there is no such file"))
+        .next("correct it, or leave it out to have the library searched for; `make setup` installs one in a checkout"))
+}
+
+fn model_roots(config: &OnnxConfig) -> Vec<PathBuf> {
+    let configured = config.models.iter().cloned();
+    let near = ancestors().into_iter().map(|folder| folder.join(".tools/models"));
+    configured.chain(near).chain(SYSTEM_MODELS.map(PathBuf::from)).collect()
+}
+
+fn folder_in(roots: Vec<PathBuf>, name: &str) -> Option<PathBuf> {
+    // What is no name must not lead out of the roots.
+    nerve_core::ModelName::parse(name).ok()?;
+    roots.into_iter().map(|root| root.join(name)).find(|folder| folder.is_dir())
+}
+
+fn library_folders() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = ancestors().into_iter().map(|folder| folder.join(".tools/lib")).collect();
+    if let Some(beside) = nerve().as_deref().and_then(Path::parent) {
+        folders.extend([beside.to_owned(), beside.join("lib"), beside.join("../lib")]);
+    }
+    folders.extend(SYSTEM_LIBRARIES.map(PathBuf::from));
+    folders.push(format!("/usr/lib/{ARCH}-linux-gnu").into());
+    folders
+}
+
+/// The library in `folder`, without a version in its name, else the one that sorts last.
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    let plain = format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}");
+    let exact = folder.join(&plain);
+    if exact.is_file() {
+        return Some(exact);
+    }
+    let versioned = format!("{plain}.");
+    let entries = std::fs::read_dir(folder).ok()?.flatten();
+    let named = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.starts_with(&versioned)));
+    named.map(|entry| entry.path()).filter(|path| path.is_file()).max()
+}
+
+/// This folder and those above it, then those above the `nerve` that runs.
+fn ancestors() -> Vec<PathBuf> {
+    let starts = std::env::current_dir().ok().into_iter().chain(nerve());
+    starts.flat_map(|start| start.ancestors().map(Path::to_owned).collect::<Vec<_>>()).collect()
+}
+
+fn nerve() -> Option<PathBuf> {
+    std::env::current_exe().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nerve_server::config::Config;
+    use std::fs;
+
+    fn config(models: Option<&Path>, library: Option<&Path>) -> OnnxConfig {
+        let defaults = Config::load(None, []).unwrap().onnx;
+        OnnxConfig { models: models.map(Path::to_owned), library: library.map(Path::to_owned), ..defaults }
+    }
+
+    #[test]
+    fn a_bundled_model_is_a_folder_of_its_name() {
+        let root = tempfile::tempdir().unwrap();
+        for name in ["one", "two", ".cache"] {
+            fs::create_dir(root.path().join(name)).unwrap();
+        }
+        fs::write(root.path().join("README"), "").unwrap();
+        let config = config(Some(root.path()), None);
+        assert_eq!(bundled_folder(&config, "one"), Some(root.path().join("one")));
+        let names = bundled_names(&config);
+        assert!(names.contains("one") && names.contains("two") && !names.contains(".cache"), "{names:?}");
+        assert!(!names.contains("README"));
+        for none in ["README", "..", "../x", "one/..", "", "no-such-model"] {
+            assert_eq!(bundled_folder(&config, none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn a_library_with_a_version_in_its_name_is_found_too() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(library_in(folder.path()), None);
+        let plain = format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}");
+        for version in ["1.30.0", "1.31.1"] {
+            fs::write(folder.path().join(format!("{plain}.{version}")), "").unwrap();
+        }
+        assert_eq!(library_in(folder.path()), Some(folder.path().join(format!("{plain}.1.31.1"))));
+        fs::write(folder.path().join(&plain), "").unwrap();
+        assert_eq!(library_in(folder.path()), Some(folder.path().join(&plain)));
+    }
+
+    #[test]
+    fn a_library_that_is_named_must_be_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("lib.so");
+        let error = library(&config(None, Some(&file))).unwrap_err();
+        assert!(format!("{:#}", anyhow::Error::from(error)).contains("NERVE_ONNX_LIBRARY"));
+        fs::write(&file, "").unwrap();
+        assert_eq!(library(&config(None, Some(&file))).unwrap(), Some(file));
+    }
+}
