@@ -9,6 +9,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Component, Path, PathBuf},
+    str::FromStr,
 };
 
 /// The files beside the graph that say how it is used.
@@ -38,6 +39,15 @@ pub enum Task {
     Tensor,
 }
 
+impl FromStr for Task {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Embed, Self::Sparse, Self::Rerank, Self::Classify, Self::Tensor];
+        all.into_iter().find(|task| task.as_str() == text).ok_or_else(|| format!("`{text}` is not what a model can be for"))
+    }
+}
+
 impl Task {
     /// The word for it, as `nerve models list` shows it.
     pub fn as_str(self) -> &'static str {
@@ -62,6 +72,12 @@ pub struct Description {
     /// The most tokens it reads of one text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
+    /// What its graph takes, by name, where a manifest maps it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<String>,
+    /// What its graph gives, by name, where a manifest maps it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
 }
 
 /// A model's folder, read and checked without running it.

@@ -24,6 +24,8 @@ pub(crate) struct Layout {
     /// Of a model that reads text.
     pub(crate) text: Option<TextLayout>,
     width: Option<usize>,
+    /// Of a model that reads none: the names of what its graph takes and gives.
+    ports: (Vec<String>, Vec<String>),
 }
 
 /// How a text model is fed, and what is made of what it gives.
@@ -116,7 +118,9 @@ impl Layout {
     pub(crate) fn read(root: &Path, outline: &Outline) -> Result<Self, FolderError> {
         if !outline.inputs.iter().any(|port| port.name == "input_ids") {
             let width = outline.outputs.last().and_then(Port::width);
-            return Ok(Self { task: Task::Tensor, text: None, width });
+            let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();
+            let ports = (names(&outline.inputs), names(&outline.outputs));
+            return Ok(Self { task: Task::Tensor, text: None, width, ports });
         }
         let wrong = |why: String| FolderError(format!("the model in {} cannot be used: {why}", root.display()));
         if let Some(port) = outline.inputs.iter().find(|port| !TEXT_INPUTS.contains(&port.name.as_str())) {
@@ -142,15 +146,16 @@ impl Layout {
         };
         let width = match &text.head {
             Head::Labels { names, .. } => Some(names.len()),
-            Head::Relevance { .. } => Some(1),
+            Head::Relevance { .. } => None,
             Head::Vector { .. } | Head::Sparse { .. } => output.width(),
         };
-        Ok(Self { task, text: Some(text), width })
+        Ok(Self { task, text: Some(text), width, ports: Default::default() })
     }
 
     pub(crate) fn description(&self) -> Description {
         let max_tokens = self.text.as_ref().map(|text| text.max_tokens);
-        Description { task: self.task, dimensions: self.width, max_tokens }
+        let (inputs, outputs) = self.ports.clone();
+        Description { task: self.task, dimensions: self.width, max_tokens, inputs, outputs }
     }
 }
 

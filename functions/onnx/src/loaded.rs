@@ -2,7 +2,7 @@
 
 use crate::{
     batcher::{JobError, Ticket},
-    folder::Task,
+    folder::{Description, Task},
     head::{Head, Pooling},
     tensor::{Feed, TensorModel},
     text::{TextJob, TextModel},
@@ -18,7 +18,7 @@ use std::borrow::Cow;
 /// A model in memory, shared by everything that names it.
 pub(crate) struct Loaded {
     pub(crate) name: String,
-    pub(crate) task: Task,
+    pub(crate) description: Description,
     pub(crate) kind: Kind,
 }
 
@@ -63,15 +63,14 @@ impl From<JobError> for InferenceError {
 impl Loaded {
     fn text(&self, wanted: &[Task], what: &str) -> Answer<&TextModel> {
         match &self.kind {
-            Kind::Text(model) if wanted.contains(&self.task) => Ok(model),
+            Kind::Text(model) if wanted.contains(&self.description.task) => Ok(model),
             _ => Err(self.unfit(what)),
         }
     }
 
     fn unfit(&self, what: &str) -> InferenceError {
-        let article = if self.task == Task::Embed { "an" } else { "a" };
-        let task = self.task.as_str();
-        InferenceError::Invalid(format!("`{}` is {article} {task} model, which cannot {what}", self.name))
+        let task = self.description.task.as_str();
+        InferenceError::Invalid(format!("`{}` is a model for {task}, which cannot {what}", self.name))
     }
 
     /// One vector a text.
@@ -171,9 +170,10 @@ impl Loaded {
         Ok(rows.into_iter().zip(counted).map(finish).collect())
     }
 
-    /// What a model that is no text model gives for each feed, by output.
-    pub(crate) async fn run(&self, feed: Feed, admission: Admission) -> Answer<Map<String, Value>> {
+    /// What a model of numbers and strings gives for one sample, by output.
+    pub(crate) async fn run(&self, features: &Value, admission: Admission) -> Answer<Map<String, Value>> {
         let Kind::Tensor(model) = &self.kind else { return Err(self.unfit("take features: it reads text")) };
+        let feed = feed_of(model, features).map_err(InferenceError::Invalid)?;
         let mut rows = run_feeds(model, vec![feed], admission).await?;
         rows.pop().ok_or_else(|| InferenceError::Failed("the model gave nothing".to_owned()))
     }

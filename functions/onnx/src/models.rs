@@ -3,7 +3,7 @@
 use crate::{
     folder::{FolderError, ModelFolder, locate},
     layout::Layout,
-    library::Library,
+    library::{Library, LibraryError},
     loaded::{Kind, Loaded},
     proto::Outline,
     session::Recipe,
@@ -102,7 +102,7 @@ impl Models {
                     let loaded = load.map_err(|_| InferenceError::Failed("loading the model panicked".to_owned()))?;
                     let loaded = Arc::new(loaded?);
                     slot.model = Arc::downgrade(&loaded);
-                    Ok((loaded, slot))
+                    Ok::<_, InferenceError>((loaded, slot))
                 });
                 let ended = load.await.map_err(|_| InferenceError::Failed("loading the model panicked".to_owned()))?;
                 let (loaded, taken) = ended?;
@@ -117,7 +117,7 @@ impl Models {
     }
 
     fn load(&self, model: &Model, digest: &str) -> Result<Loaded, InferenceError> {
-        let library = self.library()?;
+        let library = self.library().map_err(|error| InferenceError::Unavailable(error.to_string()))?;
         let started = Instant::now();
         let load = || {
             let cache = self.settings.cache.join(digest);
@@ -133,9 +133,8 @@ impl Models {
     }
 
     /// ONNX Runtime, or why there is none.
-    pub(crate) fn library(&self) -> Result<Library, InferenceError> {
-        let loaded = Library::load(self.settings.library.as_deref());
-        loaded.map_err(|error| InferenceError::Unavailable(error.to_string()))
+    pub(crate) fn library(&self) -> Result<Library, LibraryError> {
+        Library::load(self.settings.library.as_deref())
     }
 
     fn open(&self, name: &str, library: Library, root: &Path, cache: &Path) -> Result<Loaded, FolderError> {
@@ -147,6 +146,7 @@ impl Models {
         let layout = Layout::read(root, &outline)?;
         let recipe = Recipe::prepare(library, graph, &self.settings, cache).map_err(FolderError)?;
         let (sessions, threads) = self.share(root);
+        let description = layout.description();
         let (recipe, queue) = (recipe.with_threads(threads), self.settings.queue);
         let kind = match layout.text {
             Some(layout) => {
@@ -155,7 +155,7 @@ impl Models {
             }
             None => Kind::Tensor(TensorModel::load(name, recipe, (sessions, queue), &self.tasks)?),
         };
-        Ok(Loaded { name: name.to_owned(), task: layout.task, kind })
+        Ok(Loaded { name: name.to_owned(), description, kind })
     }
 
     /// Sessions of a model, and the threads of each.

@@ -3,7 +3,7 @@
 mod read;
 mod write;
 
-pub(crate) use write::{Column, Feed};
+pub(crate) use write::Feed;
 
 use crate::{
     batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket},

@@ -1,6 +1,6 @@
 //! What a built-in function is deployed with: its model, found and checked.
 
-use crate::{artifacts::File, connection::Connection, failure::Failure, model::LocalModel, onnx};
+use crate::{artifacts::File, connection::Connection, failure::Failure, model::{self, LocalModel}, onnx};
 use nerve_core::{
     FunctionSpec, ModelName, Name,
     manifest::{BUILTINS, Run},
@@ -112,17 +112,10 @@ pub(crate) fn check(name: &Name, spec: &FunctionSpec, info: &ModelInfo) -> Resul
         let next = format!("use = \"{right}\" runs such models; {function} runs those for {}", able.join(", "));
         return Err(Failure::new(format!("cannot deploy {name}")).cause(cause).next(next));
     }
-    check_options(name, function, info, with)
-}
-
-/// nerve-onnx's own check of `with` belongs here.
-fn check_options(
-    _name: &Name,
-    _function: &str,
-    _info: &ModelInfo,
-    _with: &serde_json::Map<String, serde_json::Value>,
-) -> Result<(), Failure> {
-    Ok(())
+    nerve_onnx::check_options(function, &model::description(info)?, with).map_err(|why| {
+        let next = "correct it; README.md of functions lists what `with` takes";
+        Failure::new(format!("cannot deploy {name}")).cause(format!("`with`: {why}")).next(next)
+    })
 }
 
 #[cfg(test)]
@@ -170,7 +163,7 @@ mod tests {
     #[test]
     fn a_model_for_something_else_is_refused() {
         let spec = spec("use = \"onnx/embed\"\nmodel = \"m\"\nemits = [\"a\"]");
-        let info = |task: &str| ModelInfo { task: task.into(), dimensions: None, max_tokens: None };
+        let info = |task: &str| ModelInfo { task: task.into(), ..ModelInfo::default() };
         let name = Name::parse("f").unwrap();
         assert!(check(&name, &spec, &info("sparse")).is_ok());
         assert!(told(check(&name, &spec, &info("rerank")).unwrap_err()).contains("is for rerank"));

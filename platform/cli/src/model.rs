@@ -1,9 +1,14 @@
 //! A model on this machine, read to be sent.
 
-use crate::{artifacts::File, failure::Failure, output};
-use nerve_onnx::{Description, ModelFolder, Task};
-use nerve_server::registry::{ArtifactRef, ModelInfo};
+use crate::{artifacts::File, failure::Failure, onnx, output};
+use nerve_onnx::{Description, ModelFolder, Onnx, Optimisation, Provider, Settings};
+use nerve_server::{
+    bus::BusError,
+    config::OnnxConfig,
+    registry::{ArtifactRef, ModelInfo, Registry},
+};
 use std::path::Path;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// The most that one model's files may hold, in bytes.
 const MAX_BYTES: u64 = 16 << 30;
@@ -36,21 +41,60 @@ impl LocalModel {
         Ok(Self { files, info: info(folder.description) })
     }
 
+    /// Runs the model in `path` once, where ONNX Runtime is on this machine: finds out here what a worker would find
+    /// out later.
+    pub(crate) async fn try_out(path: &Path, config: &OnnxConfig) -> anyhow::Result<()> {
+        let cache = tempfile::tempdir()?;
+        let settings = onnx::engine_settings(config, cache.path().to_owned())?;
+        // Once is not worth an optimised graph.
+        let settings = Settings { optimisation: Optimisation::Off, providers: vec![Provider::Cpu], threads: 1, ..settings };
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let onnx = Onnx::start(settings, stop.clone(), tasks.clone());
+        let tried = match onnx.library() {
+            Ok(_) => onnx.try_out(path).await,
+            Err(error) => {
+                tracing::debug!(%error, "the model is not tried out");
+                Ok(())
+            }
+        };
+        drop(onnx);
+        stop.cancel();
+        tasks.close();
+        tasks.wait().await;
+        tried.map_err(|error| {
+            let next = "export it again, for the version of ONNX Runtime that is here";
+            Failure::new(format!("cannot use {} as a model", path.display())).because(error).next(next).into()
+        })
+    }
+
+    /// Whether all of its files are in the registry.
+    pub(crate) async fn is_uploaded(&self, registry: &Registry) -> Result<bool, BusError> {
+        for file in &self.files {
+            if !registry.is_uploaded(&file.reference()).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What the registry knows its files by.
     pub(crate) fn references(&self) -> Vec<ArtifactRef> {
         self.files.iter().map(File::reference).collect()
     }
 }
 
-fn info(Description { task, dimensions, max_tokens }: Description) -> ModelInfo {
-    let task = match task {
-        Task::Embed => "embed",
-        Task::Sparse => "sparse",
-        Task::Rerank => "rerank",
-        Task::Classify => "classify",
-        Task::Tensor => "tensor",
-    };
-    ModelInfo { task: task.to_owned(), dimensions, max_tokens }
+fn info(description: Description) -> ModelInfo {
+    let Description { task, dimensions, max_tokens, inputs, outputs } = description;
+    ModelInfo { task: task.as_str().to_owned(), dimensions, max_tokens, inputs, outputs }
+}
+
+/// What nerve-onnx knows a model by.
+pub(crate) fn description(info: &ModelInfo) -> Result<Description, Failure> {
+    let ModelInfo { task, dimensions, max_tokens, inputs, outputs } = info.clone();
+    let task = task.parse().map_err(|why: String| {
+        Failure::new("cannot use the model").cause(why).next("a newer nerve added it: use that, or add the model again")
+    })?;
+    Ok(Description { task, dimensions, max_tokens, inputs, outputs })
 }
 
 /// What a model is, in one line: `embed, 384 dimensions, 256 tokens, 86.6 MiB`.
@@ -71,20 +115,27 @@ pub(crate) fn total(files: &[ArtifactRef]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nerve_onnx::Task;
 
     #[test]
     fn a_model_is_told_in_one_line() {
         let files = [ArtifactRef { name: "model.onnx".into(), sha256: "abc".into(), size: 3 << 20 }];
-        let info = |task: &str| ModelInfo { task: task.into(), dimensions: Some(3), max_tokens: None };
+        let info = |task: &str| ModelInfo { task: task.into(), dimensions: Some(3), ..ModelInfo::default() };
         assert_eq!(summary(&info("embed"), &files), "embed, 3 dimensions, 3.0 MiB");
         assert_eq!(summary(&info("classify"), &[]), "classify, 3 labels, 0 B");
     }
 
     #[test]
-    fn tasks_have_the_names_that_they_are_stored_by() {
+    fn what_is_stored_is_what_was_read() {
         for task in [Task::Embed, Task::Sparse, Task::Rerank, Task::Classify, Task::Tensor] {
-            let told = info(Description { task, dimensions: None, max_tokens: None }).task;
-            assert_eq!(serde_json::to_value(task).unwrap(), told);
+            let read = Description {
+                task,
+                dimensions: Some(3),
+                max_tokens: None,
+                inputs: vec!["a".into()],
+                outputs: vec!["b".into()],
+            };
+            assert_eq!(description(&info(read.clone())).unwrap(), read);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What comes with this installation for ONNX Runtime: its library, and models.
 
-use crate::failure::Failure;
+use nerve_onnx::{Provider, Settings};
 use nerve_server::config::OnnxConfig;
 use std::{
     collections::BTreeSet,
@@ -31,26 +31,36 @@ pub(crate) fn bundled_names(config: &OnnxConfig) -> BTreeSet<String> {
 }
 
 /// ONNX Runtime's library: `onnx.library`, else `ORT_DYLIB_PATH`, else the first in `.tools/lib` of this folder or
-/// one above it, near the `nerve` that runs, or where libraries are. None where there is none.
-pub(crate) fn library(config: &OnnxConfig) -> Result<Option<PathBuf>, Failure> {
-    if let Some(path) = &config.library {
-        return named(path, "onnx.library (NERVE_ONNX_LIBRARY)").map(Some);
+/// one above it, near the `nerve` that runs, or where libraries are. None where there is none; one that is named need
+/// not be there.
+pub(crate) fn library(config: &OnnxConfig) -> Option<PathBuf> {
+    let variable = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
+    match config.library.clone().or_else(variable) {
+        // A bare name says which, not where.
+        Some(name) if name.components().count() == 1 && !name.is_file() => {
+            let found = library_folders().into_iter().map(|folder| folder.join(&name)).find(|path| path.is_file());
+            Some(found.unwrap_or(name))
+        }
+        Some(path) => Some(path),
+        None => library_folders().iter().find_map(|folder| library_in(folder)),
     }
-    if let Some(path) = std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from) {
-        // A bare name is for the system's loader, which knows where to look.
-        let is_bare = path.components().count() == 1;
-        return if is_bare { Ok(Some(path)) } else { named(&path, "ORT_DYLIB_PATH").map(Some) };
-    }
-    Ok(library_folders().iter().find_map(|folder| library_in(folder)))
 }
 
-fn named(path: &Path, by: &str) -> Result<PathBuf, Failure> {
-    if path.is_file() {
-        return Ok(path.to_owned());
-    }
-    Err(Failure::new(format!("cannot use {} as ONNX Runtime's library", path.display()))
-        .cause(format!("{by} names it, and there is no such file"))
-        .next("correct it, or leave it out to have the library searched for; `make setup` installs one in a checkout"))
+/// How nerve-onnx is to run models, with what it writes in `cache`.
+pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf) -> anyhow::Result<Settings> {
+    let providers: Result<Vec<Provider>, String> =
+        config.providers.iter().map(|provider| provider.as_str().parse()).collect();
+    let named = |name: String| bundled_folder(config, &name).map(|folder| (name, folder));
+    Ok(Settings {
+        library: library(config),
+        cache,
+        bundled: bundled_names(config).into_iter().filter_map(named).collect(),
+        providers: providers.map_err(anyhow::Error::msg)?,
+        threads: config.threads,
+        optimisation: config.optimisation.as_str().parse().map_err(anyhow::Error::msg)?,
+        queue: config.queue,
+        idle: config.idle,
+    })
 }
 
 fn model_roots(config: &OnnxConfig) -> Vec<PathBuf> {
@@ -140,12 +150,9 @@ mod tests {
     }
 
     #[test]
-    fn a_library_that_is_named_must_be_there() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("lib.so");
-        let error = library(&config(None, Some(&file))).unwrap_err();
-        assert!(format!("{:#}", anyhow::Error::from(error)).contains("NERVE_ONNX_LIBRARY"));
-        fs::write(&file, "").unwrap();
-        assert_eq!(library(&config(None, Some(&file))).unwrap(), Some(file));
+    fn a_library_that_is_named_is_the_one_there_or_not() {
+        let file = Path::new("/no/such/lib.so");
+        assert_eq!(library(&config(None, Some(file))), Some(file.to_owned()));
+        assert_eq!(library(&config(None, Some(Path::new("no-such-lib.so")))), Some("no-such-lib.so".into()));
     }
 }

@@ -39,7 +39,7 @@ pub enum Precision {
     /// 16-bit floats (IEEE 754 binary16).
     #[serde(alias = "float16")]
     F16,
-    /// Signed bytes: each number times 127, of a vector of length one.
+    /// Signed bytes: each number's share of the vector's largest, times 127, so that cosines stay what they are.
     Int8,
     /// Unsigned bytes: `int8` plus 128.
     Uint8,

@@ -50,6 +50,8 @@ struct Bundle {
     named: BTreeMap<Name, ModelName>,
     /// The models that come with this installation and are to be added.
     models: BTreeMap<ModelName, LocalModel>,
+    /// The models that lie beside the manifest.
+    beside: Vec<(PathBuf, LocalModel)>,
 }
 
 #[derive(Serialize)]
@@ -116,7 +118,7 @@ impl Bundle {
                 .next("correct it and deploy again; nothing was changed")
         })?;
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let (mut functions, mut named) = (BTreeMap::new(), BTreeMap::new());
+        let (mut functions, mut named, mut beside) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
         for (name, mut spec) in manifest.functions {
             let mut files = artifacts::collect(folder, &spec.run)?;
             check(&spec.run, &files)?;
@@ -124,14 +126,15 @@ impl Bundle {
                 Some(Wanted::Path(path)) => {
                     let model = LocalModel::read(&path).await?;
                     builtin::check(&name, &spec, &model.info)?;
-                    files = model.files;
+                    files = model.files.clone();
+                    beside.push((path, model));
                 }
                 Some(Wanted::Name(model)) => drop(named.insert(name.clone(), model)),
                 None => {}
             }
             functions.insert(name, (spec, files));
         }
-        Ok(Self { functions, sources: manifest.sources, named, models: BTreeMap::new() })
+        Ok(Self { functions, sources: manifest.sources, named, models: BTreeMap::new(), beside })
     }
 
     /// Pins the models that functions name as they are at this moment.
@@ -145,6 +148,11 @@ impl Bundle {
             }
         }
         self.models = models.to_add;
+        for (path, model) in &self.beside {
+            if !model.is_uploaded(registry).await? {
+                LocalModel::try_out(path, &connection.config.onnx).await?;
+            }
+        }
         Ok(())
     }
 

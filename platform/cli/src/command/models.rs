@@ -90,7 +90,9 @@ impl Add {
             None => name_of(&self.path)?,
         };
         let model = LocalModel::read(&self.path).await?;
-        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let connection = Connection::open(globals, &self.folder).await?;
+        LocalModel::try_out(&self.path, &connection.config.onnx).await?;
+        let registry = connection.registry().await?;
         for file in &model.files {
             file.upload(&registry, globals.output).await?;
         }

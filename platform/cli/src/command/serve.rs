@@ -10,9 +10,9 @@ use crate::{
     settings,
     signals::Signals,
 };
-use async_trait::async_trait;
 use clap::Args;
-use nerve_core::{Deployment, Function, Host, LoadError};
+use nerve_core::{Host, Inference};
+use nerve_onnx::Onnx;
 use nerve_runtime::{HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_server::{
     Roles, Server,
@@ -23,8 +23,12 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// How long shutdown waits for models once nobody waits for them.
+const CLOSING: Duration = Duration::from_secs(5);
 
 /// Start a gateway: webhooks and the HTTP API. Any number of them serve one NATS
 #[derive(Debug, Args)]
@@ -114,11 +118,13 @@ pub(super) async fn until_stopped(work: impl AsyncFnOnce(Stop) -> anyhow::Result
 /// Serves until it is stopped, and says where once it is ready.
 pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop) -> anyhow::Result<()> {
     let (data, nats) = (config.data.dir.clone(), config.nats.url.clone());
+    let models = ModelRunner::start(&config.onnx, &data)?;
     let worker = match role {
         Role::Gateway => None,
-        Role::Worker | Role::Both => Some(runtimes(&data, &config.onnx)?),
+        Role::Worker | Role::Both => Some(runtimes(&data, models.onnx.clone())?),
     };
-    let roles = Roles { gateway: role != Role::Worker, worker, inference: None };
+    let inference: Arc<dyn Inference> = models.onnx.clone();
+    let roles = Roles { gateway: role != Role::Worker, worker, inference: Some(inference) };
     let Some(server) = stop.unless_stopped(Server::bind(config, roles)).await else { return Ok(()) };
     let server = server?;
     let gateway = server.gateway_addr().map(|address| format!("http://{}", reachable(address)));
@@ -131,23 +137,55 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
     say_ready(gateway.as_deref(), &nats, format)?;
     let served = server.run(stop.0).await;
     drop(announced);
+    models.close().await;
     Ok(served?)
 }
 
 /// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
-fn runtimes(data: &Path, config: &OnnxConfig) -> anyhow::Result<Arc<dyn Host>> {
+fn runtimes(data: &Path, builtin: Arc<Onnx>) -> anyhow::Result<Arc<dyn Host>> {
     let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled") })?;
     let process = ProcessHost::new(ProcessConfig::new(data.join("processes")));
-    tracing::debug!(library = ?onnx::library(config)?, "ONNX Runtime");
-    Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, Arc::new(NotComposed))))
+    Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, builtin)))
 }
 
-struct NotComposed;
+/// What runs models in this process, and what ends it.
+struct ModelRunner {
+    onnx: Arc<Onnx>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
 
-#[async_trait]
-impl Host for NotComposed {
-    async fn load(&self, _: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        Err(LoadError::Invalid("built-in functions are not yet composed".to_owned()))
+impl ModelRunner {
+    /// Starts without a model, and even without ONNX Runtime: then it says what is missing.
+    fn start(config: &OnnxConfig, data: &Path) -> anyhow::Result<Self> {
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let settings = onnx::engine_settings(config, data.join("models"))?;
+        let default = settings.bundled.contains_key(onnx::DEFAULT_MODEL);
+        let onnx = Arc::new(Onnx::start(settings, stop.clone(), tasks.clone()));
+        let loading = onnx.clone();
+        tasks.spawn_blocking(move || match loading.library() {
+            Ok(file) => tracing::debug!(library = %file.display(), "ONNX Runtime"),
+            Err(error) => tracing::warn!("models cannot run: {error}"),
+        });
+        if !default {
+            tracing::warn!(
+                "the default model {name} does not come with this installation: `make setup` makes it, or \
+                 `nerve models add DIR --name {name}` adds it",
+                name = onnx::DEFAULT_MODEL
+            );
+        }
+        Ok(Self { onnx, stop, tasks })
+    }
+
+    /// Drops every model, and waits until their threads have ended.
+    async fn close(self) {
+        let Self { onnx, stop, tasks } = self;
+        drop(onnx);
+        stop.cancel();
+        tasks.close();
+        if tokio::time::timeout(CLOSING, tasks.wait()).await.is_err() {
+            tracing::warn!("a model did not end within {CLOSING:?}");
+        }
     }
 }
 

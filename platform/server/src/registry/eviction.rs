@@ -78,7 +78,7 @@ mod tests {
 
     fn catalogue(digests: &[&str]) -> Arc<Catalogue> {
         let file = |digest: &&str| ArtifactRef { name: "x".into(), sha256: (*digest).into(), size: 1 };
-        let description = ModelInfo { task: "embed".into(), dimensions: None, max_tokens: None };
+        let description = ModelInfo { task: "embed".into(), ..ModelInfo::default() };
         let record = ModelRecord::new(digests.iter().map(file).collect(), description);
         let name = ModelName::parse("m").unwrap();
         let mut catalogue = Catalogue::default();

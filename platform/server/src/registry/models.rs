@@ -115,7 +115,7 @@ mod tests {
     }
 
     fn model(name: &str, digests: &[&str]) -> Entry<ModelRecord, ModelName> {
-        let description = ModelInfo { task: "embed".into(), dimensions: Some(384), max_tokens: None };
+        let description = ModelInfo { task: "embed".into(), dimensions: Some(384), ..ModelInfo::default() };
         let record = ModelRecord::new(files(digests), description);
         Entry { name: ModelName::parse(name).unwrap(), revision: 1, record }
     }

@@ -48,7 +48,7 @@ pub struct ModelRecord {
 }
 
 /// What a model is, as whoever read its folder says.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelInfo {
     /// What it is for: `embed`, `sparse`, `rerank`, `classify` or `tensor`.
     pub task: String,
@@ -58,6 +58,12 @@ pub struct ModelInfo {
     /// The most tokens it reads of one text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
+    /// What its graph takes, by name, where a manifest maps it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inputs: Vec<String>,
+    /// What its graph gives, by name, where a manifest maps it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outputs: Vec<String>,
 }
 
 /// A deployed file.

@@ -116,7 +116,7 @@ fn catalogue(models: &[(&str, &str)]) -> Catalogue {
     for (name, task) in models {
         let name = ModelName::parse(*name).unwrap();
         let file = ArtifactRef { name: "model.onnx".into(), sha256: "abc".into(), size: 1 };
-        let description = ModelInfo { task: (*task).into(), dimensions: None, max_tokens: None };
+        let description = ModelInfo { task: (*task).into(), ..ModelInfo::default() };
         let record = ModelRecord::new(vec![file], description);
         catalogue.models.insert(name.clone(), Entry { name, revision: 1, record });
     }

@@ -1,0 +1,192 @@
+//! `onnx/embed` and `onnx/score` as functions: an event in, one event out.
+
+use crate::{
+    folder::Task,
+    loaded::{Admission, Loaded, labels_of},
+    options::{EmbedOptions, OnLong, Options, Pointer, ScoreOptions, split_output},
+    payload::{self, Best, Embedded, Labelled, Made, Published, Scored, Texts, Written},
+};
+use async_trait::async_trait;
+use futures::future::join_all;
+use nerve_core::{
+    Context, Emission, Event, EventType, Fault, Function, FunctionError, Outcome,
+    inference::{Classification, Embedding, InferenceError, RerankRequest, Sample},
+};
+use serde_json::{Map, Value};
+use std::{sync::Arc, time::Duration};
+
+/// Where texts usually are.
+const TEXT: &[&str] = &["/text", "/content", "/input"];
+const QUERY: &[&str] = &["/query", "/question"];
+const DOCUMENTS: &[&str] = &["/documents", "/document", "/text"];
+const FEATURES: &[&str] = &["/features", "/input", ""];
+
+/// A built-in function, loaded.
+pub(crate) struct BuiltIn {
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) options: Options,
+    /// For one event.
+    pub(crate) timeout: Duration,
+    pub(crate) emits: EventType,
+}
+
+#[async_trait]
+impl Function for BuiltIn {
+    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+        join_all(batch.iter().map(|event| self.call(event))).await
+    }
+}
+
+impl BuiltIn {
+    async fn call(&self, event: &Event) -> Outcome {
+        let answer = tokio::time::timeout(self.timeout, self.answer(event)).await.unwrap_or_else(|_| {
+            let limit = self.timeout;
+            Err(InferenceError::Timeout(format!("the model gave no answer within {limit:?} (`timeout` in nerve.toml)")))
+        });
+        let data = answer.map_err(|error| FunctionError::new(fault(&error), error.to_string()))?;
+        Ok(vec![Emission {
+            ty: self.emits.clone(),
+            data: data.into(),
+            content_type: None,
+            subject: event.subject.clone(),
+            partition_key: None,
+        }])
+    }
+
+    async fn answer(&self, event: &Event) -> Result<Vec<u8>, InferenceError> {
+        let data = payload::read(event).map_err(InferenceError::Invalid)?;
+        let (result, carry) = match &self.options {
+            Options::Embed(options) => (self.embed(options, &data).await?, &options.carry),
+            Options::Score(options) => (self.score(options, &data).await?, &options.carry),
+        };
+        let published = Published { model: &self.loaded.name, result, carried: carry.take(&data) };
+        serde_json::to_vec(&published).map_err(|error| InferenceError::Failed(error.to_string()))
+    }
+
+    async fn embed(&self, options: &EmbedOptions, data: &Value) -> Result<Made, InferenceError> {
+        let texts = read_texts(data, options.input.as_ref(), TEXT, "input")?;
+        let is_one = texts.is_one();
+        let request = options.request(texts.into_vec());
+        let embeddings = self.loaded.embed(request, &options.style(), Admission::Wait).await?;
+        let written = |Embedding { vector, tokens, truncated }| {
+            self.allow(truncated, options.on_long)?;
+            Ok(Embedded { embedding: Written::of(vector, options.encoding), tokens, truncated })
+        };
+        let mut embeddings = embeddings.into_iter().map(written).collect::<Result<Vec<_>, InferenceError>>()?;
+        let width = options.dimensions.or(self.loaded.description.dimensions);
+        let dimensions = width.filter(|_| self.loaded.description.task == Task::Embed);
+        Ok(match embeddings.pop_if(|_| is_one) {
+            Some(one) => Made::Embedding { dimensions, one },
+            None => Made::Embeddings { dimensions, embeddings },
+        })
+    }
+
+    async fn score(&self, options: &ScoreOptions, data: &Value) -> Result<Made, InferenceError> {
+        match self.loaded.description.task {
+            Task::Rerank => self.rerank(options, data).await,
+            Task::Tensor => self.run(options, data).await,
+            _ => self.classify(options, data).await,
+        }
+    }
+
+    async fn rerank(&self, options: &ScoreOptions, data: &Value) -> Result<Made, InferenceError> {
+        let query = payload::find(data, options.query.as_ref(), QUERY, "query").map_err(InferenceError::Invalid)?;
+        let query = query.as_str().ok_or_else(|| InferenceError::Invalid("its `query` is not a text".to_owned()))?;
+        let documents = read_texts(data, options.documents.as_ref(), DOCUMENTS, "documents")?;
+        let is_one = documents.is_one();
+        let request = RerankRequest { query: query.to_owned(), documents: documents.into_vec(), raw: options.raw };
+        let relevance = self.loaded.rerank(request, Admission::Wait).await?;
+        let mut results = Vec::with_capacity(relevance.len());
+        for (index, one) in relevance.into_iter().enumerate() {
+            self.allow(one.truncated, options.on_long)?;
+            let index = (!is_one).then_some(index);
+            results.push(Scored { index, score: one.score, tokens: one.tokens, truncated: one.truncated });
+        }
+        results.sort_by(|a, b| b.score.total_cmp(&a.score));
+        results.truncate(options.top.unwrap_or(usize::MAX));
+        Ok(match results.pop_if(|_| is_one) {
+            Some(one) => Made::Score(one),
+            None => Made::Scores { results },
+        })
+    }
+
+    async fn classify(&self, options: &ScoreOptions, data: &Value) -> Result<Made, InferenceError> {
+        let texts = read_texts(data, options.input.as_ref(), TEXT, "input")?;
+        let is_one = texts.is_one();
+        let samples = match (&options.second, texts) {
+            (None, texts) => texts.into_vec().into_iter().map(Sample::Text).collect(),
+            (Some(second), Texts::One(first)) => match read_texts(data, Some(second), TEXT, "second")? {
+                Texts::One(second) => vec![Sample::Pair(first, second)],
+                Texts::Many(_) => return Err(InferenceError::Invalid("its `second` is not one text".to_owned())),
+            },
+            (Some(_), Texts::Many(_)) => {
+                return Err(InferenceError::Invalid("with `second`, its `input` must be one text".to_owned()));
+            }
+        };
+        let classified = self.loaded.classify(samples, options.raw, Admission::Wait).await?;
+        let labelled = |Classification { labels, tokens, truncated }| {
+            self.allow(truncated, options.on_long)?;
+            Ok(Labelled { best: Best::of(labels, options.top), tokens, truncated })
+        };
+        let mut results = classified.into_iter().map(labelled).collect::<Result<Vec<_>, InferenceError>>()?;
+        Ok(match results.pop_if(|_| is_one) {
+            Some(one) => Made::Labels(one),
+            None => Made::Labelled { results },
+        })
+    }
+
+    /// Runs a model of numbers and strings.
+    async fn run(&self, options: &ScoreOptions, data: &Value) -> Result<Made, InferenceError> {
+        let features = match &options.inputs {
+            Some(inputs) => {
+                let value = |(name, Pointer(pointer)): (&String, &Pointer)| {
+                    let value = data.pointer(pointer).cloned();
+                    let missing = || InferenceError::Invalid(format!("its data has nothing at {pointer} (`{name}`)"));
+                    Ok((name.clone(), value.ok_or_else(missing)?))
+                };
+                Value::Object(inputs.iter().map(value).collect::<Result<Map<_, _>, InferenceError>>()?)
+            }
+            None => {
+                let found = payload::find(data, options.input.as_ref(), FEATURES, "input");
+                found.map_err(InferenceError::Invalid)?.clone()
+            }
+        };
+        let outputs = self.loaded.run(&features, Admission::Wait).await?;
+        let Some(wanted) = &options.outputs else {
+            let labels = labels_of(&outputs);
+            let best = (!labels.is_empty()).then(|| Best::of(labels, options.top));
+            return Ok(Made::Outputs { outputs, best });
+        };
+        let names = &self.loaded.description.outputs;
+        let field = |(field, wanted): (&String, &String)| {
+            let (output, within) = split_output(wanted, names);
+            let value = outputs.get(output).and_then(|value| value.pointer(within)).cloned();
+            let missing = || InferenceError::Failed(format!("the model's outputs have no `{wanted}` (`{field}`)"));
+            Ok((field.clone(), value.ok_or_else(missing)?))
+        };
+        Ok(Made::Mapped(wanted.iter().map(field).collect::<Result<Map<_, _>, InferenceError>>()?))
+    }
+
+    fn allow(&self, truncated: bool, on_long: OnLong) -> Result<(), InferenceError> {
+        if !truncated || on_long == OnLong::Truncate {
+            return Ok(());
+        }
+        let most = self.loaded.description.max_tokens.unwrap_or_default();
+        Err(InferenceError::Invalid(format!(
+            "a text has more than the {most} tokens that the model reads; with = {{ on_long = \"truncate\" }} reads its beginning"
+        )))
+    }
+}
+
+fn read_texts(data: &Value, pointer: Option<&Pointer>, usual: &[&str], key: &str) -> Result<Texts, InferenceError> {
+    payload::texts(data, pointer, usual, key).map_err(InferenceError::Invalid)
+}
+
+fn fault(error: &InferenceError) -> Fault {
+    match error {
+        InferenceError::Invalid(_) => Fault::Invalid,
+        InferenceError::Busy(_) | InferenceError::Unavailable(_) => Fault::Retry { after: None },
+        InferenceError::Timeout(_) => Fault::Timeout,
+        InferenceError::Failed(_) => Fault::Crash,
+    }
+}

@@ -1,0 +1,115 @@
+//! What this crate is to the rest of Nerve: a host of built-in functions, and whatever answers HTTP requests.
+
+use crate::{
+    builtin::BuiltIn,
+    folder::{FolderError, Task},
+    library::LibraryError,
+    loaded::{Admission, EmbedStyle, Loaded},
+    models::{Models, read_model},
+    options::Options,
+    settings::Settings,
+};
+use async_trait::async_trait;
+use nerve_core::{
+    Deployment, EventType, Function, Host, Inference, LoadError,
+    inference::{
+        Classification, EmbedRequest, Embedding, InferenceError, Model, Relevance, RerankRequest, Sample,
+    },
+    manifest::Run,
+};
+use std::{path::Path, sync::Arc};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Embeds and scores for whoever asks; models are shared by all of them.
+pub struct Onnx {
+    models: Arc<Models>,
+}
+
+impl Onnx {
+    /// Starts with no model loaded. After `stop` models are dropped as soon as nobody uses them; their threads, and
+    /// what is being loaded, are in `tasks`.
+    pub fn start(settings: Settings, stop: CancellationToken, tasks: TaskTracker) -> Self {
+        Self { models: Models::start(settings, stop, tasks) }
+    }
+
+    /// Loads ONNX Runtime, and says which file it came from.
+    pub fn library(&self) -> Result<std::path::PathBuf, LibraryError> {
+        self.models.library().map(|library| library.file)
+    }
+
+    /// Loads the model in a folder, or of one `.onnx` file, and runs it once where it reads text: finds out what only
+    /// ONNX Runtime knows of a model.
+    pub async fn try_out(&self, path: &Path) -> Result<(), FolderError> {
+        let model = read_model("on trial", path)?;
+        let loaded = self.models.get(&model, false).await;
+        let loaded = loaded.map_err(|error| FolderError(error.to_string()))?;
+        let tried = match loaded.description.task {
+            Task::Embed | Task::Sparse => {
+                let request = EmbedRequest { texts: vec!["a trial".to_owned()], ..EmbedRequest::default() };
+                loaded.embed(request, &EmbedStyle::default(), Admission::Wait).await.map(drop)
+            }
+            Task::Rerank => {
+                let request = RerankRequest { query: "a".to_owned(), documents: vec!["trial".to_owned()], raw: false };
+                loaded.rerank(request, Admission::Wait).await.map(drop)
+            }
+            Task::Classify => {
+                loaded.classify(vec![Sample::Text("a trial".to_owned())], false, Admission::Wait).await.map(drop)
+            }
+            Task::Tensor => Ok(()),
+        };
+        tried.map_err(|error| FolderError(format!("{} does not run: {error}", path.display())))
+    }
+
+    /// The model in memory, for a request of which nobody knows whether another one comes.
+    async fn hold(&self, model: &Model) -> Result<Arc<Loaded>, InferenceError> {
+        self.models.get(model, true).await
+    }
+}
+
+#[async_trait]
+impl Host for Onnx {
+    async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
+        let Deployment { name, spec, artifacts, .. } = deployment;
+        let Run::Builtin { function, model, with } = spec.run else {
+            return Err(LoadError::Invalid(format!("`{name}` is no built-in function; this host runs builtin")));
+        };
+        let emits = match spec.emits.as_slice() {
+            [one] => EventType::parse(one.as_str()).map_err(|error| LoadError::Invalid(format!("`emits`: {error}")))?,
+            _ => return Err(LoadError::Invalid(format!("`{name}` must emit one type of events, which `emits` names"))),
+        };
+        let model = Model { name: model.unwrap_or_else(|| function.clone()), files: artifacts };
+        let loaded = self.models.get(&model, false).await;
+        let loaded = loaded.map_err(|error| LoadError::failed(format!("loading the model `{}`", model.name), error))?;
+        let options = Options::read(&function, &loaded.description, &with);
+        let options = options.map_err(|why| LoadError::Invalid(format!("`with` of `{name}`: {why}")))?;
+        Ok(Arc::new(BuiltIn { loaded, options, timeout: spec.timeout, emits }))
+    }
+}
+
+#[async_trait]
+impl Inference for Onnx {
+    async fn bundled(&self, name: &str) -> Option<Model> {
+        self.models.bundled(name).await
+    }
+
+    fn bundled_names(&self) -> Vec<String> {
+        self.models.bundled_names()
+    }
+
+    async fn embed(&self, model: &Model, request: EmbedRequest) -> Result<Vec<Embedding>, InferenceError> {
+        self.hold(model).await?.embed(request, &EmbedStyle::default(), Admission::Refuse).await
+    }
+
+    async fn rerank(&self, model: &Model, request: RerankRequest) -> Result<Vec<Relevance>, InferenceError> {
+        self.hold(model).await?.rerank(request, Admission::Refuse).await
+    }
+
+    async fn classify(
+        &self,
+        model: &Model,
+        samples: Vec<Sample>,
+        raw: bool,
+    ) -> Result<Vec<Classification>, InferenceError> {
+        self.hold(model).await?.classify(samples, raw, Admission::Refuse).await
+    }
+}
