@@ -44,7 +44,9 @@ impl FromStr for Task {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Self::Embed, Self::Sparse, Self::Rerank, Self::Classify, Self::Tensor];
-        all.into_iter().find(|task| task.as_str() == text).ok_or_else(|| format!("`{text}` is not what a model can be for"))
+        all.into_iter()
+            .find(|task| task.as_str() == text)
+            .ok_or_else(|| format!("`{text}` is not what a model can be for"))
     }
 }
 

@@ -173,8 +173,11 @@ fn read_head<'o>(root: &Path, outline: &'o Outline, config: &Config) -> Result<(
             return Ok((Task::Sparse, logits, Head::Sparse { pooling: SparsePooling::Max, twice: false }));
         }
         if logits.rank().is_some_and(|rank| rank != 2) {
-            return Err(format!("its output `logits` has {} dimensions: Nerve runs embedding models, cross-encoders, \
-                                sequence classifiers and SPLADE", logits.rank().unwrap_or_default()));
+            return Err(format!(
+                "its output `logits` has {} dimensions: Nerve runs embedding models, cross-encoders, \
+                                sequence classifiers and SPLADE",
+                logits.rank().unwrap_or_default()
+            ));
         }
         return read_classifier(config, logits);
     }
@@ -215,7 +218,9 @@ fn read_pooling(root: &Path, module: &Module) -> Result<Vec<Pooling>, String> {
         mode => mode.as_str().into_iter().collect::<Vec<_>>(),
     });
     let flagged = || {
-        let set = |(key, value): (&'static str, _)| config.get(key).and_then(|v| v.as_bool()).unwrap_or(false).then_some(value);
+        let set = |(key, value): (&'static str, _)| {
+            config.get(key).and_then(|v| v.as_bool()).unwrap_or(false).then_some(value)
+        };
         let flags = [
             ("pooling_mode_cls_token", "cls"),
             ("pooling_mode_max_tokens", "max"),
@@ -302,7 +307,8 @@ fn max_tokens(root: &Path, config: &Config, sbert: &SbertConfig) -> Result<usize
 impl Prompts {
     fn read(root: &Path) -> Result<Self, FolderError> {
         let config: PromptConfig = read_json(root, "config_sentence_transformers.json")?.unwrap_or_default();
-        let prompt = |names: &[&str]| names.iter().find_map(|name| config.prompts.get(*name)).cloned().unwrap_or_default();
+        let prompt =
+            |names: &[&str]| names.iter().find_map(|name| config.prompts.get(*name)).cloned().unwrap_or_default();
         Ok(Self {
             query: prompt(&["query"]),
             document: prompt(&["document", "passage"]),

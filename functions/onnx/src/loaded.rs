@@ -146,7 +146,10 @@ impl Loaded {
                 feeds.push(feed_of(model, features).map_err(InferenceError::Invalid)?);
             }
             let rows = run_feeds(model, feeds, admission).await?;
-            return Ok(rows.iter().map(|row| Classification { labels: labels_of(row), tokens: 0, truncated: false }).collect());
+            return Ok(rows
+                .iter()
+                .map(|row| Classification { labels: labels_of(row), tokens: 0, truncated: false })
+                .collect());
         }
         let model = self.text(&[Task::Classify, Task::Rerank], "classify")?;
         let tokenizer = model.tokenizer.clone();
@@ -299,7 +302,9 @@ pub(crate) fn labels_of(row: &Map<String, Value>) -> Vec<Label> {
             labels
         }
         (None, Some(chosen)) => vec![Label { label: text(chosen), score: 1.0 }],
-        (None, None) => row.iter().filter_map(|(name, value)| Some(Label { label: name.clone(), score: score(value)? })).collect(),
+        (None, None) => {
+            row.iter().filter_map(|(name, value)| Some(Label { label: name.clone(), score: score(value)? })).collect()
+        }
     }
 }
 

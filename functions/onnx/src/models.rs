@@ -144,6 +144,8 @@ impl Models {
         let outline = Outline::read(&bytes).map_err(FolderError)?;
         drop(bytes);
         let layout = Layout::read(root, &outline)?;
+        // An optimised graph would look for its weights beside itself.
+        let cache = Some(cache).filter(|_| outline.external.is_empty());
         let recipe = Recipe::prepare(library, graph, &self.settings, cache).map_err(FolderError)?;
         let (sessions, threads) = self.share(root);
         let description = layout.description();

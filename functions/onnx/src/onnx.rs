@@ -12,9 +12,7 @@ use crate::{
 use async_trait::async_trait;
 use nerve_core::{
     Deployment, EventType, Function, Host, Inference, LoadError,
-    inference::{
-        Classification, EmbedRequest, Embedding, InferenceError, Model, Relevance, RerankRequest, Sample,
-    },
+    inference::{Classification, EmbedRequest, Embedding, InferenceError, Model, Relevance, RerankRequest, Sample},
     manifest::Run,
 };
 use std::{path::Path, sync::Arc};

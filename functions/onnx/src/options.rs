@@ -12,7 +12,17 @@ use std::collections::BTreeMap;
 
 /// The fields of what a function publishes, which nothing carried over may have the name of.
 const OWN: &[&str] = &[
-    "model", "embedding", "embeddings", "dimensions", "tokens", "truncated", "score", "label", "labels", "results", "outputs",
+    "model",
+    "embedding",
+    "embeddings",
+    "dimensions",
+    "tokens",
+    "truncated",
+    "score",
+    "label",
+    "labels",
+    "results",
+    "outputs",
 ];
 
 /// What a function does with an event.
@@ -96,7 +106,9 @@ impl<'de> Deserialize<'de> for Pointer {
         let text = String::deserialize(deserializer)?;
         let pointer = if text.is_empty() || text.starts_with('/') { text } else { format!("/{text}") };
         if pointer.split('~').skip(1).any(|rest| !rest.starts_with(['0', '1'])) {
-            return Err(de::Error::custom(format!("`{pointer}` is no JSON pointer: write ~ as ~0, and / in a name as ~1")));
+            return Err(de::Error::custom(format!(
+                "`{pointer}` is no JSON pointer: write ~ as ~0, and / in a name as ~1"
+            )));
         }
         Ok(Self(pointer))
     }
@@ -215,7 +227,11 @@ impl ScoreOptions {
             only(&tensor, "models of numbers and strings", model.task)?;
         }
         if model.task == Task::Rerank {
-            only(&[("input", self.input.is_some())], "other models (a cross-encoder has query and documents)", model.task)?;
+            only(
+                &[("input", self.input.is_some())],
+                "other models (a cross-encoder has query and documents)",
+                model.task,
+            )?;
         }
         if model.task == Task::Tensor {
             only(&[("raw", self.raw)], "models of text", model.task)?;
@@ -292,7 +308,8 @@ mod tests {
         check("onnx/embed", Task::Sparse, json!({"keep": 32})).unwrap();
         check("onnx/score", Task::Rerank, json!({"query": "/q", "documents": "/hits", "raw": true, "top": 3})).unwrap();
         check("onnx/score", Task::Classify, json!({"input": "a", "second": "b"})).unwrap();
-        let mapped = json!({"inputs": {"amount": "/total", "country": "/land"}, "outputs": {"risk": "probabilities/fraud"}});
+        let mapped =
+            json!({"inputs": {"amount": "/total", "country": "/land"}, "outputs": {"risk": "probabilities/fraud"}});
         check("onnx/score", Task::Tensor, mapped).unwrap();
     }
 

@@ -45,7 +45,12 @@ pub(crate) fn read(event: &Event) -> Result<Value, String> {
 }
 
 /// The value at `pointer`, or else at the first of the usual places that is there.
-pub(crate) fn find<'d>(data: &'d Value, pointer: Option<&Pointer>, usual: &[&str], key: &str) -> Result<&'d Value, String> {
+pub(crate) fn find<'d>(
+    data: &'d Value,
+    pointer: Option<&Pointer>,
+    usual: &[&str],
+    key: &str,
+) -> Result<&'d Value, String> {
     if let Some(Pointer(pointer)) = pointer {
         return data.pointer(pointer).ok_or_else(|| format!("its data has nothing at {pointer} (`{key}`)"));
     }
@@ -70,9 +75,9 @@ pub(crate) fn texts(data: &Value, pointer: Option<&Pointer>, usual: &[&str], key
             });
             texts.collect::<Result<_, _>>().map(Texts::Many)
         }
-        other => text_of(other).map(|text| Texts::One(text.to_owned())).ok_or_else(|| {
-            format!("its `{key}` is neither a text nor a list of texts")
-        }),
+        other => text_of(other)
+            .map(|text| Texts::One(text.to_owned()))
+            .ok_or_else(|| format!("its `{key}` is neither a text nor a list of texts")),
     }
 }
 
@@ -107,10 +112,18 @@ pub(crate) enum Made {
         embeddings: Vec<Embedded>,
     },
     Score(Scored),
-    Scores { results: Vec<Scored> },
+    Scores {
+        results: Vec<Scored>,
+    },
     Labels(Labelled),
-    Labelled { results: Vec<Labelled> },
-    Outputs { outputs: Map<String, Value>, #[serde(flatten)] best: Option<Best> },
+    Labelled {
+        results: Vec<Labelled>,
+    },
+    Outputs {
+        outputs: Map<String, Value>,
+        #[serde(flatten)]
+        best: Option<Best>,
+    },
     Mapped(Map<String, Value>),
 }
 
@@ -174,7 +187,9 @@ impl Written {
             Vector::Sparse { indices, values } => Self::Sparse { indices, values },
             Vector::F32(numbers) if array => Self::Floats(numbers),
             Vector::F32(numbers) => in_base64(numbers.into_iter().flat_map(f32::to_le_bytes).collect()),
-            Vector::F16(bits) if array => Self::Floats(bits.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect()),
+            Vector::F16(bits) if array => {
+                Self::Floats(bits.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect())
+            }
             Vector::F16(bits) => in_base64(bits.into_iter().flat_map(u16::to_le_bytes).collect()),
             Vector::I8(bytes) if array => Self::Signed(bytes),
             Vector::I8(bytes) => in_base64(bytes.into_iter().map(i8::cast_unsigned).collect()),
@@ -230,7 +245,10 @@ mod tests {
     fn a_vector_is_written_with_no_more_digits_than_it_has() {
         let written = |vector| serde_json::to_string(&Written::of(vector, Encoding::Array)).unwrap();
         assert_eq!(written(Vector::F32(vec![0.1, -2.0])), "[0.1,-2.0]");
-        assert_eq!(written(Vector::Sparse { indices: vec![3], values: vec![0.3] }), r#"{"indices":[3],"values":[0.3]}"#);
+        assert_eq!(
+            written(Vector::Sparse { indices: vec![3], values: vec![0.3] }),
+            r#"{"indices":[3],"values":[0.3]}"#
+        );
         let base64 = Written::of(Vector::F32(vec![1.5, -2.0]), Encoding::Base64);
         assert_eq!(base64, Written::Base64("AADAPwAAAMA=".into()));
     }

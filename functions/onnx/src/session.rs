@@ -29,8 +29,13 @@ pub(crate) struct Recipe {
 }
 
 impl Recipe {
-    /// Prepares to make sessions of `graph`: its optimised form is made once and kept in `cache`.
-    pub(crate) fn prepare(library: Library, graph: PathBuf, settings: &Settings, cache: &Path) -> Result<Self, String> {
+    /// Prepares to make sessions of `graph`: its optimised form is made once and kept in `cache`, if one is given.
+    pub(crate) fn prepare(
+        library: Library,
+        graph: PathBuf,
+        settings: &Settings,
+        cache: Option<&Path>,
+    ) -> Result<Self, String> {
         let plain = Self {
             library,
             graph,
@@ -41,9 +46,8 @@ impl Recipe {
         let size = plain.graph.metadata().map(|metadata| metadata.len()).unwrap_or_default();
         let on_cpu = plain.providers.iter().all(|provider| *provider == Provider::Cpu);
         // Graphs that other providers compiled cannot be written down.
-        if !on_cpu || settings.optimisation == Optimisation::Off || size > LARGEST_KEPT {
-            return Ok(plain);
-        }
+        let keepable = on_cpu && settings.optimisation != Optimisation::Off && size <= LARGEST_KEPT;
+        let Some(cache) = cache.filter(|_| keepable) else { return Ok(plain) };
         let kept = cache.join(format!("optimised-{:016x}.onnx", plain.fingerprint()));
         if !kept.is_file() && !plain.optimise(&kept)? {
             return Ok(plain);

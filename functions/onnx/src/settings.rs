@@ -109,7 +109,9 @@ impl FromStr for Optimisation {
             "basic" => Self::Basic,
             "extended" => Self::Extended,
             "all" => Self::All,
-            other => return Err(format!("`{other}` is not an optimisation level: it is one of off, basic, extended, all")),
+            other => {
+                return Err(format!("`{other}` is not an optimisation level: it is one of off, basic, extended, all"));
+            }
         })
     }
 }

@@ -111,7 +111,10 @@ fn run(
     stop: &Stop,
 ) -> Result<Vec<Map<String, Value>>, String> {
     if feeds.len() > 1 && !signature.stacks() {
-        return feeds.iter().map(|feed| Ok(run(session, signature, std::slice::from_ref(feed), stop)?.remove(0))).collect();
+        return feeds
+            .iter()
+            .map(|feed| Ok(run(session, signature, std::slice::from_ref(feed), stop)?.remove(0)))
+            .collect();
     }
     let inputs = write::stack(signature, feeds)?;
     let options = Arc::new(RunOptions::new().map_err(|error| error.to_string())?);

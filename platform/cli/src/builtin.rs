@@ -1,6 +1,12 @@
 //! What a built-in function is deployed with: its model, found and checked.
 
-use crate::{artifacts::File, connection::Connection, failure::Failure, model::{self, LocalModel}, onnx};
+use crate::{
+    artifacts::File,
+    connection::Connection,
+    failure::Failure,
+    model::{self, LocalModel},
+    onnx,
+};
 use nerve_core::{
     FunctionSpec, ModelName, Name,
     manifest::{BUILTINS, Run},

@@ -47,7 +47,8 @@ impl LocalModel {
         let cache = tempfile::tempdir()?;
         let settings = onnx::engine_settings(config, cache.path().to_owned())?;
         // Once is not worth an optimised graph.
-        let settings = Settings { optimisation: Optimisation::Off, providers: vec![Provider::Cpu], threads: 1, ..settings };
+        let settings =
+            Settings { optimisation: Optimisation::Off, providers: vec![Provider::Cpu], threads: 1, ..settings };
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let onnx = Onnx::start(settings, stop.clone(), tasks.clone());
         let tried = match onnx.library() {

@@ -74,7 +74,9 @@ async fn held(plan: Plan) -> (Batcher<Word, usize>, Arc<Seen>, Gate, Ticket<usiz
 async fn jobs_of_like_length_and_one_group_go_together_and_the_oldest_first() {
     let (batcher, seen, gate, first) = held(PLAN).await;
     let mut tickets = Vec::new();
-    for (word, group) in [("aaaaaaaaaa", 0), ("b", 0), ("cccccccccc", 1), ("ddddddddd", 0), ("eeeeeeeeeee", 0), ("f", 0)] {
+    for (word, group) in
+        [("aaaaaaaaaa", 0), ("b", 0), ("cccccccccc", 1), ("ddddddddd", 0), ("eeeeeeeeeee", 0), ("f", 0)]
+    {
         tickets.push(batcher.submit(Word(word, group)).await.unwrap());
     }
     open(&gate);

@@ -183,15 +183,23 @@ pub(super) fn stack(signature: &Signature, feeds: &[Feed]) -> Result<Inputs<'sta
     Ok(inputs)
 }
 
-fn tensor(ty: TensorElementType, shape: Vec<usize>, columns: &[&Column]) -> Result<SessionInputValue<'static>, ort::Error> {
-    let numbers = || columns.iter().flat_map(|column| match &column.elements {
-        Elements::Numbers(numbers) => numbers.as_slice(),
-        _ => &[],
-    });
-    let integers = || columns.iter().flat_map(|column| match &column.elements {
-        Elements::Integers(integers) => integers.as_slice(),
-        _ => &[],
-    });
+fn tensor(
+    ty: TensorElementType,
+    shape: Vec<usize>,
+    columns: &[&Column],
+) -> Result<SessionInputValue<'static>, ort::Error> {
+    let numbers = || {
+        columns.iter().flat_map(|column| match &column.elements {
+            Elements::Numbers(numbers) => numbers.as_slice(),
+            _ => &[],
+        })
+    };
+    let integers = || {
+        columns.iter().flat_map(|column| match &column.elements {
+            Elements::Integers(integers) => integers.as_slice(),
+            _ => &[],
+        })
+    };
     // The graph asked for the narrower type.
     #[expect(clippy::cast_possible_truncation)]
     Ok(match ty {
@@ -260,7 +268,8 @@ mod tests {
     fn strings_take_what_reads_as_one_and_numbers_what_is_missing() {
         let strings = column(TensorElementType::String, &[-1, 2], json!(["a", 7])).unwrap();
         assert_eq!(strings.elements, Elements::Strings(vec!["a".into(), "7".into()]));
-        let Elements::Numbers(numbers) = column(TensorElementType::Float32, &[-1, 2], json!([null, true])).unwrap().elements
+        let Elements::Numbers(numbers) =
+            column(TensorElementType::Float32, &[-1, 2], json!([null, true])).unwrap().elements
         else {
             panic!()
         };

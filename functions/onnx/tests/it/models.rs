@@ -1,0 +1,204 @@
+//! Which folders are models, which are refused, and what is in memory when.
+
+use crate::{Rig, fixtures, settings};
+use nerve_core::{
+    Inference,
+    inference::{EmbedRequest, InferenceError},
+};
+use nerve_onnx::{ModelFolder, Onnx, Task};
+use std::{fs, path::Path, time::Duration};
+
+fn copy_of(model: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&fixtures().join("models").join(model), folder.path());
+    folder
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+fn refusal(folder: &Path) -> String {
+    ModelFolder::read(folder).unwrap_err().to_string()
+}
+
+#[test]
+fn a_folder_says_what_its_model_is_for() {
+    for (name, task, dimensions, max_tokens) in [
+        ("pooling-cls", Task::Embed, Some(32), Some(64)),
+        ("splade", Task::Sparse, Some(218), Some(64)),
+        ("cross-encoder", Task::Rerank, None, Some(64)),
+        ("classifier", Task::Classify, Some(3), Some(64)),
+        ("mixed", Task::Tensor, None, None),
+    ] {
+        let read = ModelFolder::read(&fixtures().join("models").join(name)).unwrap().description;
+        assert_eq!((read.task, read.dimensions, read.max_tokens), (task, dimensions, max_tokens), "{name}");
+    }
+    let mixed = ModelFolder::read(&fixtures().join("models/mixed/model.onnx")).unwrap();
+    assert_eq!(
+        (mixed.files, mixed.description.inputs),
+        (vec!["model.onnx".to_owned()], vec!["amount".into(), "country".into()])
+    );
+}
+
+#[test]
+fn only_the_files_that_a_model_needs_are_its_files() {
+    let folder = copy_of("external");
+    fs::write(folder.path().join("pytorch_model.bin"), "large").unwrap();
+    let files = ModelFolder::read(folder.path()).unwrap().files;
+    assert!(
+        files.contains(&"model.onnx_data".to_owned()) && files.contains(&"1_Pooling/config.json".to_owned()),
+        "{files:?}"
+    );
+    assert!(!files.contains(&"pytorch_model.bin".to_owned()) && !files.contains(&"expected.json".to_owned()));
+}
+
+#[test]
+fn a_file_that_is_not_onnx_is_refused() {
+    let folder = copy_of("pooling-cls");
+    for content in ["not a model", "", "<html>404</html>"] {
+        fs::write(folder.path().join("model.onnx"), content).unwrap();
+        let why = refusal(folder.path());
+        assert!(why.contains("model.onnx cannot be used"), "{content:?}: {why}");
+    }
+    fs::remove_file(folder.path().join("model.onnx")).unwrap();
+    assert!(refusal(folder.path()).contains("no .onnx file: export the model"), "{}", refusal(folder.path()));
+}
+
+#[test]
+fn a_model_without_its_tokenizer_or_weights_is_refused() {
+    let folder = copy_of("external");
+    fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
+    assert!(refusal(folder.path()).contains("no tokenizer.json"), "{}", refusal(folder.path()));
+    let folder = copy_of("external");
+    fs::remove_file(folder.path().join("model.onnx_data")).unwrap();
+    assert!(refusal(folder.path()).contains("`model.onnx_data`, which is not there"), "{}", refusal(folder.path()));
+}
+
+#[test]
+fn a_model_with_wrong_inputs_is_refused() {
+    let folder = copy_of("pooling-cls");
+    // The name has the same length, so that the file stays valid.
+    let file = folder.path().join("model.onnx");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, replaced(&bytes, b"token_type_ids", b"pixel_values__")).unwrap();
+    let why = refusal(folder.path());
+    assert!(why.contains("wants the input `pixel_values__`"), "{why}");
+}
+
+fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+    let mut out = bytes.to_vec();
+    let mut at = 0;
+    while let Some(found) = out[at..].windows(from.len()).position(|window| window == from) {
+        at += found;
+        out[at..at + to.len()].copy_from_slice(to);
+    }
+    out
+}
+
+#[tokio::test]
+async fn what_only_onnx_runtime_knows_is_found_by_a_trial() {
+    let rig = Rig::start();
+    let folder = copy_of("pooling-cls");
+    rig.onnx.try_out(folder.path()).await.unwrap();
+    let file = folder.path().join("model.onnx");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, replaced(&bytes, b"Softmax", b"Softmix")).unwrap();
+    ModelFolder::read(folder.path()).unwrap();
+    let why = rig.onnx.try_out(folder.path()).await.unwrap_err().to_string();
+    assert!(why.contains("ONNX Runtime cannot load the model") && why.contains("Softmix"), "{why}");
+    for model in ["cross-encoder", "classifier", "splade", "mixed"] {
+        rig.onnx.try_out(&fixtures().join("models").join(model)).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn without_the_library_everything_else_works_and_the_fix_is_said() {
+    let rig = Rig::with(|settings| settings.library = None);
+    let model = rig.model("pooling-cls").await;
+    let request = EmbedRequest { texts: vec!["a".into()], ..EmbedRequest::default() };
+    let error = rig.onnx.embed(&model, request).await.unwrap_err();
+    let InferenceError::Unavailable(why) = &error else { panic!("{error:?}") };
+    assert!(why.contains("ONNX Runtime is not there: run `make setup`"), "{why}");
+}
+
+#[tokio::test]
+async fn an_older_library_is_refused_with_both_versions_and_the_fix() {
+    let folder = tempfile::tempdir().unwrap();
+    let (source, library) = (folder.path().join("old.c"), folder.path().join("libonnxruntime.so"));
+    let old = r#"
+        static const void *api(unsigned version) { return version > 20 ? (const void *)0 : (const void *)1; }
+        static const char *version(void) { return "1.20.1"; }
+        static const struct { const void *(*api)(unsigned); const char *(*version)(void); } base = { api, version };
+        const void *OrtGetApiBase(void) { return &base; }
+    "#;
+    fs::write(&source, old).unwrap();
+    let compiled = std::process::Command::new("cc").args(["-shared", "-fPIC", "-o"]).args([&library, &source]).status();
+    assert!(compiled.expect("cc, which links Rust too").success());
+    let rig = Rig::with(|settings| settings.library = Some(library));
+    let why = rig.onnx.library().unwrap_err().to_string();
+    let named = why.contains("is ONNX Runtime 1.20.1, and Nerve was built for 1.31.1 or newer");
+    assert!(named && why.contains("pip install onnxruntime==1.31.1") && why.contains("onnx.library"), "{why}");
+}
+
+#[tokio::test]
+async fn a_model_that_nobody_uses_leaves_memory_with_its_threads() {
+    let rig = Rig::with(|settings| settings.idle = Duration::from_millis(200));
+    let model = rig.model("pooling-cls").await;
+    let request = || EmbedRequest { texts: vec!["a".into()], ..EmbedRequest::default() };
+    rig.onnx.embed(&model, request()).await.unwrap();
+    assert!(threads() >= 2, "a session's threads");
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while threads() > 0 {
+        assert!(std::time::Instant::now() < deadline, "{} threads are left", threads());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    rig.onnx.embed(&model, request()).await.unwrap();
+}
+
+/// Threads that run models in this process.
+fn threads() -> usize {
+    let names = fs::read_dir("/proc/self/task").unwrap();
+    let names = names.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("onnx-")).count()
+}
+
+#[tokio::test]
+async fn an_optimised_graph_is_kept_and_used_again() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut sizes = Vec::new();
+    for _ in 0..2 {
+        let rig = Rig::with(|settings| settings.cache = cache.path().to_owned());
+        let model = rig.model("pooling-cls").await;
+        let request = EmbedRequest { texts: vec!["late order".into()], ..EmbedRequest::default() };
+        sizes.push(rig.onnx.embed(&model, request).await.unwrap());
+        rig.close().await;
+        let kept: Vec<_> = fs::read_dir(cache.path())
+            .unwrap()
+            .flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap())
+            .collect();
+        assert_eq!(kept.len(), 1, "{kept:?}");
+    }
+    assert_eq!(sizes[0], sizes[1]);
+}
+
+#[tokio::test]
+async fn providers_that_this_build_has_not_are_told() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut settings = settings(cache.path());
+    settings.providers = vec!["cuda".parse().unwrap()];
+    let onnx = Onnx::start(settings, Default::default(), Default::default());
+    let model = onnx.bundled("pooling-cls").await.unwrap();
+    let request = EmbedRequest { texts: vec!["a".into()], ..EmbedRequest::default() };
+    let why = onnx.embed(&model, request).await.unwrap_err().to_string();
+    assert!(why.contains("cargo build --features cuda"), "{why}");
+}
