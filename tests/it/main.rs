@@ -3,6 +3,7 @@
 //! Each test runs servers of its own and is named after what it shows.
 
 mod access;
+mod builtins;
 mod commands;
 mod deploy;
 mod events;
@@ -10,9 +11,11 @@ mod examples;
 mod faults;
 mod github;
 mod harness;
+mod inference;
 mod kills;
 mod large;
 mod manifests;
+mod models;
 mod outage;
 mod processes;
 mod refusals;

@@ -6,6 +6,7 @@
 //! - [`nerve`]: the `nerve` binary in each of its roles, and its commands.
 //! - [`streams`]: what is really in JetStream, read past Nerve.
 //! - [`guest`]: components made from WAT, and manifests around them.
+//! - [`models`]: the fixtures' models, and clients written in Python.
 //! - [`node`]: independent senders and receivers, as node scripts.
 //! - [`proxy`]: a TCP proxy that cuts its connections.
 //! - [`github`]: signed GitHub webhooks without node.
@@ -17,6 +18,7 @@
 pub mod daemon;
 pub mod github;
 pub mod guest;
+pub mod models;
 pub mod nats;
 pub mod nerve;
 pub mod node;

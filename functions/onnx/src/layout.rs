@@ -207,8 +207,8 @@ fn read_head<'o>(root: &Path, outline: &'o Outline, config: &Config) -> Result<(
 
 fn read_pooling(root: &Path, module: &Module) -> Result<Vec<Pooling>, String> {
     let name = format!("{}/config.json", module.path);
-    let config: BTreeMap<String, serde_json::Value> =
-        read_json(root, &name).map_err(|error| error.0)?.unwrap_or_default();
+    let config: Option<BTreeMap<String, serde_json::Value>> = read_json(root, &name).map_err(|error| error.0)?;
+    let config = config.ok_or_else(|| format!("modules.json names {name}, which is not there"))?;
     if config.get("include_prompt") == Some(&serde_json::Value::Bool(false)) {
         return Err(format!("{name} leaves the prompt out of pooling, which Nerve does not do"));
     }

@@ -26,7 +26,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) struct Rig {
     pub(crate) onnx: Arc<Onnx>,
     stop: CancellationToken,
-    tasks: TaskTracker,
+    pub(crate) tasks: TaskTracker,
     _cache: TempDir,
 }
 

@@ -28,6 +28,8 @@ pub struct OnnxConfig {
     pub timeout: Duration,
     /// Texts that one request may hold.
     pub max_inputs: usize,
+    /// Largest request body, in bytes.
+    pub max_body: usize,
 }
 
 /// What runs a model: an execution provider of ONNX Runtime.
@@ -123,7 +125,7 @@ mod tests {
     fn the_defaults_hold_and_the_environment_wins() {
         let onnx = load(&[]).unwrap().onnx;
         assert_eq!((onnx.providers.as_slice(), onnx.optimisation), ([Provider::Cpu].as_slice(), Optimisation::All));
-        assert_eq!((onnx.threads, onnx.queue, onnx.max_inputs), (0, 2048, 2048));
+        assert_eq!((onnx.threads, onnx.queue, onnx.max_inputs, onnx.max_body), (0, 2048, 2048, 16 << 20));
         assert_eq!((onnx.idle, onnx.timeout), (Duration::from_secs(300), Duration::from_secs(30)));
         assert!(onnx.library.is_none() && onnx.models.is_none());
         let onnx = load(&[

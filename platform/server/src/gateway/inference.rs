@@ -54,7 +54,7 @@ enum Wanted<'a> {
 
 async fn read_body(gateway: &Gateway, request: Request<Body>) -> Answer<ReadBody> {
     let (parts, body) = request.into_parts();
-    gateway.bodies().read(&parts.headers, body, gateway.config().max_api_body).await
+    gateway.bodies().read(&parts.headers, body, gateway.shared.parts.models.config().max_body).await
 }
 
 fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Answer<T> {

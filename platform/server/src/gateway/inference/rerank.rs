@@ -102,8 +102,7 @@ pub(in crate::gateway) async fn post(State(gateway): State<Gateway>, request: Re
     }
     let wanted = match asked.model.as_deref() {
         Some(name) => Wanted::Named(name),
-        None if plain => Wanted::OnlyFor("rerank"),
-        None => return Err(missing("model")),
+        None => Wanted::OnlyFor("rerank"),
     };
     let shows = if plain { asked.return_text } else { asked.return_documents }.unwrap_or_default();
     let mut kept = if shows { documents.clone() } else { Vec::new() };

@@ -180,8 +180,10 @@ async fn embeddings_have_openais_shape() {
 #[tokio::test]
 async fn what_cannot_be_embedded_is_refused_with_the_reason() {
     let fake = Arc::new(Fake::default());
-    let models =
-        Models::new(ModelParts { config: crate::config::OnnxConfig { max_inputs: 2, ..onnx() }, ..parts(&fake) });
+    let models = Models::new(ModelParts {
+        config: crate::config::OnnxConfig { max_inputs: 2, max_body: 1000, ..onnx() },
+        ..parts(&fake)
+    });
     let gateway = gateway_of(&[], 10, Catalogue::default(), models).await;
     for (body, said) in [
         (r#"{"input": []}"#, "empty"),
@@ -271,7 +273,6 @@ async fn rerank_has_coheres_shape() {
     let request = fake.reranked.lock().unwrap().pop().unwrap();
     assert_eq!((request.query.as_str(), request.raw), ("q\u{FFFD}", false));
     for (body, said) in [
-        (json!({"query": "q", "documents": ["a"]}), "`model` is missing"),
         (json!({"model": "ranker", "documents": ["a"]}), "`query` is missing"),
         (json!({"model": "ranker", "query": "q"}), "`documents` is missing"),
         (json!({"model": "ranker", "query": "q", "documents": []}), "empty"),
