@@ -25,7 +25,8 @@ lint: ## formatting and clippy, warnings denied
 	cargo fmt --all --check
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
 
-bench: setup ## two ratios: Nerve against what it is built on
+bench: setup ## ratios: Nerve against what it is built on, and against embedding servers in Python
+	deploy/setup.sh peers
 	cargo build --release --locked -p nerve-cli
 	cargo run --release --locked -p nerve-tests --bin bench
 

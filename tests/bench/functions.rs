@@ -30,15 +30,15 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
         worker.signal(Signal::SIGSTOP);
         let before = preload(&streams, "bench.in", EVENTS).await;
         worker.signal(Signal::SIGCONT);
-        component.rates.push(rate_of_results(&streams, before).await);
+        component.rates.push(rate_of_results(&streams, before, EVENTS).await);
 
         let before = preload(&streams, "bench.raw", EVENTS).await;
         raw_loop(&streams, &raw, Sent::Body).await;
-        bare.rates.push(rate_of_results(&streams, before).await);
+        bare.rates.push(rate_of_results(&streams, before, EVENTS).await);
 
         let before = preload(&streams, "bench.raw", EVENTS).await;
         raw_loop(&streams, &raw, Sent::Event).await;
-        same.rates.push(rate_of_results(&streams, before).await);
+        same.rates.push(rate_of_results(&streams, before, EVENTS).await);
     }
     let title = format!("no-op component, {BODY} B, {IN_FLIGHT} in flight: event to result, both acknowledged");
     compare(&title, "events/s", ("component through the host", &component), ("raw async-nats loop", &bare));
@@ -69,9 +69,9 @@ async fn preload(streams: &Streams, ty: &str, count: usize) -> u64 {
 
 /// Results a second from the first to the last of a round, by the server's own clock: what was started when, and
 /// who was told how fast, does not count.
-async fn rate_of_results(streams: &Streams, before: u64) -> f64 {
+pub(crate) async fn rate_of_results(streams: &Streams, before: u64, count: usize) -> f64 {
     let stream = streams.stream("EVENTS").await;
-    let last = before + EVENTS as u64;
+    let last = before + count as u64;
     nerve_tests::eventually("the round's results", seconds(120), || async {
         let stream = streams.stream("EVENTS").await;
         (stream.cached_info().state.last_sequence >= last).then_some(())
@@ -79,7 +79,7 @@ async fn rate_of_results(streams: &Streams, before: u64) -> f64 {
     .await;
     let time = async |sequence| stream.get_raw_message(sequence).await.expect("a stored result").time;
     let elapsed = time(last).await - time(before + 1).await;
-    (EVENTS - 1) as f64 / elapsed.as_seconds_f64()
+    (count - 1) as f64 / elapsed.as_seconds_f64()
 }
 
 async fn raw_consumer(streams: &Streams) -> PullConsumer {

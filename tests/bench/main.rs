@@ -1,7 +1,10 @@
-//! What Nerve costs, as two ratios: against the same work done by hand, on the same nats-server, in the same run.
+//! What Nerve costs and what it saves, as ratios: against the same work done by hand and against peers, on the same
+//! machine, in the same run.
 //!
 //! 1. A no-op component through a worker, against a bare async-nats loop: pull, publish with ack, ack.
 //! 2. Verified GitHub webhooks of 1 KiB to JetStream's ack, against a bare axum handler that publishes with ack.
+//!
+//! 3. Embeddings: events through `onnx/embed` against a raw loop in Python, requests against Python's servers.
 //!
 //! Each pair is alternated (A B A B …) and the medians are compared, so that a noisy machine spoils both alike;
 //! only the ratios travel between machines. Run it by `make bench`.
@@ -9,8 +12,10 @@
 //! # Layout
 //! - [`functions`]: the first pair.
 //! - [`webhooks`]: the second pair, with its bare handler, which runs as a child (`bench bare URL`).
+//! - [`embeddings`]: the third, with its peers in `python/`.
 //! - [`load`]: the HTTP client, which is written by hand so as to take little of what is measured.
 
+mod embeddings;
 mod functions;
 mod load;
 mod webhooks;
@@ -51,18 +56,23 @@ fn compare(title: &str, unit: &str, nerve: (&str, &Side), bare: (&str, &Side)) {
 async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let (functions, webhooks) = match args.as_slice() {
+    let all = ["functions", "webhooks", "embeddings"];
+    let chosen = match args.as_slice() {
         ["bare", url] => return webhooks::serve_bare(url).await,
-        [] => (true, true),
-        ["functions"] => (true, false),
-        ["webhooks"] => (false, true),
-        other => panic!("{other:?} is none of `functions` and `webhooks`; both are run when nothing is said"),
+        [] => all.to_vec(),
+        some => some.to_vec(),
     };
+    if let Some(other) = chosen.iter().find(|other| !all.contains(other)) {
+        panic!("`{other}` is none of {}; all are run when nothing is said", all.join(", "));
+    }
     let nats = Nats::start().await;
-    if functions {
+    if chosen.contains(&"functions") {
         functions::compare_with_raw_loop(&nats).await;
     }
-    if webhooks {
+    if chosen.contains(&"webhooks") {
         webhooks::compare_with_bare_handler(&nats).await;
+    }
+    if chosen.contains(&"embeddings") {
+        embeddings::compare_embeddings(&nats).await;
     }
 }

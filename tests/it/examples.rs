@@ -85,6 +85,17 @@ async fn the_component_in_python_finds_the_keywords_of_a_comment() {
 }
 
 #[tokio::test]
+async fn the_builtin_embeds_documents() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    nerve.cli().deploy(&example("document-embed", "nerve.toml")).await;
+    let document = json!({ "name": "a", "text": "This is an example sentence" }).to_string();
+    assert_eq!(post_event(&nerve, "document.uploaded", "1", &document).await / 100, 2);
+    let result = only_result(&streams, "document.embedded").await;
+    assert_eq!((&result["name"], &result["dimensions"]), (&json!("a"), &json!(384)), "{result:#}");
+}
+
+#[tokio::test]
 async fn the_process_counts_words_and_calls_what_is_no_document_invalid() {
     let nerve = Nerve::up().await;
     let streams = Streams::connect(&nerve.nats).await;

@@ -122,6 +122,8 @@ impl Models {
         let load = || {
             let cache = self.settings.cache.join(digest);
             fs::create_dir_all(&cache).map_err(|error| writing(&cache, &error))?;
+            // When it was last used.
+            fs::File::open(&cache).and_then(|folder| folder.set_modified(SystemTime::now())).ok();
             let root = place(model, &cache)?;
             self.open(&model.name, library, &root, &cache)
         };
@@ -250,8 +252,6 @@ fn place(model: &Model, cache: &Path) -> Result<PathBuf, FolderError> {
         let linked = fs::hard_link(&artifact.file, &file).or_else(|_| fs::copy(&artifact.file, &file).map(drop));
         linked.map_err(|error| writing(&file, &error))?;
     }
-    // When it was last used.
-    fs::File::open(cache).and_then(|folder| folder.set_modified(SystemTime::now())).ok();
     Ok(root)
 }
 
