@@ -121,7 +121,7 @@ async fn through_jetstream(nats: &Nats, texts: &Texts) {
     let streams = Streams::connect(&nats.url()).await;
     for (index, model) in MODELS.iter().enumerate() {
         let table = format!(
-            "[function.embed{index}]\nruntime = \"builtin\"\nuse = \"onnx/embed\"\nmodel = \"{model}\"\n\
+            "[function.{name}{index}]\nruntime = \"builtin\"\nuse = \"onnx/embed\"\nmodel = \"{model}\"\n\
              on = [\"events.{name}{index}.in\"]\nemits = [\"{name}{index}.out\"]\nconcurrency = 256\n",
             name = texts.name
         );
@@ -132,11 +132,11 @@ async fn through_jetstream(nats: &Nats, texts: &Texts) {
     let mut loops = [PythonLoop::start("ort_loop.py", texts), PythonLoop::start("fastembed_loop.py", texts)];
     let mut sides = [Side::default(), Side::default(), Side::default(), Side::default()];
     for _ in 0..ROUNDS {
-        for index in 0..MODELS.len() {
+        for (index, side) in sides.iter_mut().take(MODELS.len()).enumerate() {
             worker.signal(Signal::SIGSTOP);
             let before = publish(&streams, &format!("{}{index}.in", texts.name), &texts.texts).await;
             worker.signal(Signal::SIGCONT);
-            sides[index].rates.push(crate::functions::rate_of_results(&streams, before, texts.texts.len()).await);
+            side.rates.push(crate::functions::rate_of_results(&streams, before, texts.texts.len()).await);
         }
         for (index, looping) in loops.iter_mut().enumerate() {
             sides[2 + index].rates.push(looping.rate());

@@ -130,7 +130,7 @@ async fn a_batch_that_nobody_waits_for_is_stopped() {
     drop(first);
     // The gate is shut: only being asked to stop lets the first batch end.
     gate.1.notify_all();
-    let next = tokio::spawn(batcher.submit(Word("next", 0)).await.unwrap());
+    let next = TaskTracker::new().spawn(batcher.submit(Word("next", 0)).await.unwrap());
     let notify = gate.clone();
     let finished = tokio::time::timeout(Duration::from_secs(10), async move {
         open(&notify);

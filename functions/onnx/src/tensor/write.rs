@@ -95,7 +95,7 @@ impl Input {
         let varying = self.shape.iter().skip(rows).filter(|size| **size < 0).count();
         let left = match varying {
             0 => (fixed == count).then_some(1),
-            1 => (fixed > 0 && count % fixed == 0).then(|| count / fixed),
+            1 => (fixed > 0 && count.is_multiple_of(fixed)).then(|| count / fixed),
             _ => None,
         }?;
         let size = |(index, size): (usize, &i64)| match usize::try_from(*size) {

@@ -6,6 +6,7 @@ use nerve_core::{
     inference::{EmbedRequest, InferenceError},
 };
 use std::time::{Duration, Instant};
+use tokio_util::task::TaskTracker;
 
 fn long(count: usize) -> EmbedRequest {
     EmbedRequest {
@@ -24,7 +25,7 @@ async fn a_request_beyond_the_queue_is_refused_and_later_taken() {
     let model = rig.model("all-MiniLM-L6-v2").await;
     rig.onnx.embed(&model, short()).await.unwrap();
     let (onnx, busy) = (rig.onnx.clone(), model.clone());
-    let running = tokio::spawn(async move { onnx.embed(&busy, long(64)).await });
+    let running = TaskTracker::new().spawn(async move { onnx.embed(&busy, long(64)).await });
     let refused = async {
         loop {
             if let Err(error) = rig.onnx.embed(&model, short()).await {
@@ -55,9 +56,9 @@ async fn shutdown_ends_what_runs_and_waits_for_its_threads() {
     let rig = Rig::start();
     let model = rig.model("all-MiniLM-L6-v2").await;
     let (onnx, busy) = (rig.onnx.clone(), model.clone());
-    let running = tokio::spawn(async move { onnx.embed(&busy, long(8)).await });
+    let running = TaskTracker::new().spawn(async move { onnx.embed(&busy, long(8)).await });
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let closing = tokio::spawn(rig.close());
+    let closing = TaskTracker::new().spawn(rig.close());
     assert_eq!(running.await.unwrap().unwrap().len(), 8, "what was begun is finished");
     closing.await.unwrap();
 }

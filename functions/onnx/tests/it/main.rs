@@ -3,6 +3,9 @@
 //!
 //! A part that is missing (the library, the default model) fails the test and says how to get it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests panic")]
+#![allow(clippy::cast_possible_truncation, reason = "of numbers that the tests chose")]
+
 mod builtins;
 mod embeddings;
 mod faults;
