@@ -221,7 +221,8 @@ async fn over_http(gateway: &Nerve, texts: &Texts) {
 fn requests(server: &Server, texts: &Texts, each: usize) -> Vec<Vec<Bytes>> {
     let request = |n: usize| {
         let body = json!({"model": server.model, "input": texts.texts[n % texts.texts.len()]}).to_string();
-        let head = "POST /v1/embeddings HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length:";
+        let head =
+            "POST /v1/embeddings HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length:";
         Bytes::from(format!("{head} {}\r\n\r\n{body}", body.len()))
     };
     (0..CONNECTIONS).map(|connection| (0..each).map(|n| request(connection * each + n)).collect()).collect()

@@ -1,8 +1,6 @@
 //! What events hold, and what is published of them.
 
 use crate::options::{Encoding, Pointer};
-use base64::{Engine, prelude::BASE64_STANDARD};
-use half::f16;
 use nerve_core::{
     Event,
     inference::{Label, Vector},
@@ -168,33 +166,19 @@ impl Best {
     }
 }
 
-/// A vector as JSON holds it.
+/// A vector as the event holds it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Written {
-    Floats(Vec<f32>),
-    Signed(Vec<i8>),
-    Unsigned(Vec<u8>),
+    Vector(Vector),
     Base64(String),
-    Sparse { indices: Vec<u32>, values: Vec<f32> },
 }
 
 impl Written {
     pub(crate) fn of(vector: Vector, encoding: Encoding) -> Self {
-        let array = encoding == Encoding::Array;
-        let in_base64 = |bytes: Vec<u8>| Self::Base64(BASE64_STANDARD.encode(bytes));
-        match vector {
-            Vector::Sparse { indices, values } => Self::Sparse { indices, values },
-            Vector::F32(numbers) if array => Self::Floats(numbers),
-            Vector::F32(numbers) => in_base64(numbers.into_iter().flat_map(f32::to_le_bytes).collect()),
-            Vector::F16(bits) if array => {
-                Self::Floats(bits.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect())
-            }
-            Vector::F16(bits) => in_base64(bits.into_iter().flat_map(u16::to_le_bytes).collect()),
-            Vector::I8(bytes) if array => Self::Signed(bytes),
-            Vector::I8(bytes) => in_base64(bytes.into_iter().map(i8::cast_unsigned).collect()),
-            Vector::U8(bytes) if array => Self::Unsigned(bytes),
-            Vector::U8(bytes) => in_base64(bytes),
+        match encoding {
+            Encoding::Array => Self::Vector(vector),
+            Encoding::Base64 => vector.into_base64().map_or_else(Self::Vector, Self::Base64),
         }
     }
 }
@@ -239,17 +223,5 @@ mod tests {
         assert!(one(json!({"text": ["a", 7]})).contains("item 1"));
         let pointer = Pointer("/x".into());
         assert!(texts(&json!({}), Some(&pointer), USUAL, "input").unwrap_err().contains("nothing at /x"));
-    }
-
-    #[test]
-    fn a_vector_is_written_with_no_more_digits_than_it_has() {
-        let written = |vector| serde_json::to_string(&Written::of(vector, Encoding::Array)).unwrap();
-        assert_eq!(written(Vector::F32(vec![0.1, -2.0])), "[0.1,-2.0]");
-        assert_eq!(
-            written(Vector::Sparse { indices: vec![3], values: vec![0.3] }),
-            r#"{"indices":[3],"values":[0.3]}"#
-        );
-        let base64 = Written::of(Vector::F32(vec![1.5, -2.0]), Encoding::Base64);
-        assert_eq!(base64, Written::Base64("AADAPwAAAMA=".into()));
     }
 }

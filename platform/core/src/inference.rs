@@ -5,7 +5,9 @@
 
 use crate::function::Artifact;
 use async_trait::async_trait;
-use serde::{Deserialize, Serialize};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use half::f16;
+use serde::{Deserialize, Serialize, Serializer};
 
 /// A model's files on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,13 +64,14 @@ pub struct EmbedRequest {
     pub precision: Precision,
 }
 
-/// A vector.
-#[derive(Debug, Clone, PartialEq)]
+/// A vector; as JSON an array of its numbers, or of a sparse one `{"indices": […], "values": […]}`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
 pub enum Vector {
     /// 32-bit floats.
     F32(Vec<f32>),
-    /// The bits of 16-bit floats.
-    F16(Vec<u16>),
+    /// 16-bit floats.
+    F16(#[serde(serialize_with = "as_floats")] Vec<f16>),
     /// Signed bytes; bits where the precision is binary.
     I8(Vec<i8>),
     /// Unsigned bytes; bits where the precision is ubinary.
@@ -80,6 +83,24 @@ pub enum Vector {
         /// How much.
         values: Vec<f32>,
     },
+}
+
+fn as_floats<S: Serializer>(numbers: &[f16], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(numbers.iter().map(|number| number.to_f32()))
+}
+
+impl Vector {
+    /// The numbers' bytes, little-endian, in Base64; a sparse vector, which is no row of numbers, comes back.
+    pub fn into_base64(self) -> Result<String, Self> {
+        let bytes: Vec<u8> = match self {
+            Self::F32(numbers) => numbers.into_iter().flat_map(f32::to_le_bytes).collect(),
+            Self::F16(numbers) => numbers.into_iter().flat_map(f16::to_le_bytes).collect(),
+            Self::I8(numbers) => numbers.into_iter().map(i8::cast_unsigned).collect(),
+            Self::U8(numbers) => numbers,
+            Self::Sparse { .. } => return Err(self),
+        };
+        Ok(BASE64_STANDARD.encode(bytes))
+    }
 }
 
 /// One text's vector.
@@ -188,4 +209,27 @@ pub trait Inference: Send + Sync {
         samples: Vec<Sample>,
         raw: bool,
     ) -> Result<Vec<Classification>, InferenceError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_precision_has_its_two_forms() {
+        let half = f16::from_f32(-0.5);
+        let cases = [
+            (Vector::F32(vec![0.1, -2.0]), "[0.1,-2.0]", vec![205, 204, 204, 61, 0, 0, 0, 192]),
+            (Vector::F16(vec![half]), "[-0.5]", half.to_le_bytes().to_vec()),
+            (Vector::I8(vec![-1, 127]), "[-1,127]", vec![255, 127]),
+            (Vector::U8(vec![0, 255]), "[0,255]", vec![0, 255]),
+        ];
+        for (vector, json, bytes) in cases {
+            assert_eq!(serde_json::to_string(&vector).unwrap(), json);
+            assert_eq!(BASE64_STANDARD.decode(vector.into_base64().unwrap()).unwrap(), bytes);
+        }
+        let sparse = Vector::Sparse { indices: vec![7], values: vec![0.5] };
+        assert_eq!(serde_json::to_string(&sparse).unwrap(), r#"{"indices":[7],"values":[0.5]}"#);
+        assert_eq!(sparse.clone().into_base64(), Err(sparse));
+    }
 }

@@ -93,7 +93,7 @@ async fn smaller_numbers_keep_the_vector() {
     for precision in [Precision::F16, Precision::Int8, Precision::Uint8, Precision::Binary, Precision::Ubinary] {
         let asked = EmbedRequest { precision, ..request(&texts) };
         let numbers: Vec<f32> = match rig.onnx.embed(&model, asked).await.unwrap().remove(0).vector {
-            Vector::F16(bits) => bits.into_iter().map(|bits| half::f16::from_bits(bits).to_f32()).collect(),
+            Vector::F16(halves) => halves.into_iter().map(half::f16::to_f32).collect(),
             Vector::I8(bytes) if bytes.len() == 384 => bytes.into_iter().map(f32::from).collect(),
             Vector::U8(bytes) if bytes.len() == 384 => bytes.into_iter().map(|byte| f32::from(byte) - 128.0).collect(),
             Vector::I8(bytes) => signs(bytes.into_iter().map(|byte| (i16::from(byte) + 128) as u8)),

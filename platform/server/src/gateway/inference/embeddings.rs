@@ -14,8 +14,6 @@ use axum::{
     extract::{Request, State},
     response::IntoResponse,
 };
-use base64::{Engine, prelude::BASE64_STANDARD};
-use half::f16;
 use nerve_core::{
     Inference,
     inference::{EmbedRequest, Embedding, Model, Precision, Purpose, Vector},
@@ -70,11 +68,8 @@ struct Item {
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 enum Shown {
-    Floats(Vec<f32>),
-    Signed(Vec<i8>),
-    Unsigned(Vec<u8>),
+    Vector(Vector),
     Base64(String),
-    Sparse { indices: Vec<u32>, values: Vec<f32> },
 }
 
 /// Embeds texts.
@@ -127,23 +122,9 @@ fn texts(input: &RawValue) -> Answer<Vec<String>> {
 }
 
 fn shown(vector: Vector, format: EncodingFormat) -> Shown {
-    let in_base64 = |bytes: Vec<u8>| Shown::Base64(BASE64_STANDARD.encode(bytes));
-    match (vector, format) {
-        (Vector::Sparse { indices, values }, _) => Shown::Sparse { indices, values },
-        (Vector::F32(values), EncodingFormat::Float) => Shown::Floats(values),
-        (Vector::F16(bits), EncodingFormat::Float) => {
-            Shown::Floats(bits.into_iter().map(|bits| f16::from_bits(bits).to_f32()).collect())
-        }
-        (Vector::I8(values), EncodingFormat::Float) => Shown::Signed(values),
-        (Vector::U8(values), EncodingFormat::Float) => Shown::Unsigned(values),
-        (Vector::F32(values), EncodingFormat::Base64) => {
-            in_base64(values.into_iter().flat_map(f32::to_le_bytes).collect())
-        }
-        (Vector::F16(bits), EncodingFormat::Base64) => in_base64(bits.into_iter().flat_map(u16::to_le_bytes).collect()),
-        (Vector::I8(values), EncodingFormat::Base64) => {
-            in_base64(values.into_iter().flat_map(i8::to_le_bytes).collect())
-        }
-        (Vector::U8(values), EncodingFormat::Base64) => in_base64(values),
+    match format {
+        EncodingFormat::Float => Shown::Vector(vector),
+        EncodingFormat::Base64 => vector.into_base64().map_or_else(Shown::Vector, Shown::Base64),
     }
 }
 
@@ -172,27 +153,5 @@ mod tests {
         for other in ["1", "{}", "null", "true"] {
             assert!(read(other).unwrap_err().contains("a list of strings"), "{other}");
         }
-    }
-
-    #[test]
-    fn each_precision_has_its_two_forms() {
-        let bytes = |shown: Shown| match shown {
-            Shown::Base64(text) => BASE64_STANDARD.decode(text).unwrap(),
-            other => panic!("{other:?}"),
-        };
-        let half = f16::from_f32(-0.5).to_bits();
-        let cases = [
-            (Vector::F32(vec![1.5, -2.0]), Shown::Floats(vec![1.5, -2.0]), vec![0, 0, 192, 63, 0, 0, 0, 192]),
-            (Vector::F16(vec![half]), Shown::Floats(vec![-0.5]), half.to_le_bytes().to_vec()),
-            (Vector::I8(vec![-1, 127]), Shown::Signed(vec![-1, 127]), vec![255, 127]),
-            (Vector::U8(vec![0, 255]), Shown::Unsigned(vec![0, 255]), vec![0, 255]),
-        ];
-        for (vector, floats, raw) in cases {
-            assert_eq!(shown(vector.clone(), EncodingFormat::Float), floats);
-            assert_eq!(bytes(shown(vector, EncodingFormat::Base64)), raw);
-        }
-        let sparse = Vector::Sparse { indices: vec![7], values: vec![0.5] };
-        let json = serde_json::to_string(&shown(sparse, EncodingFormat::Base64)).unwrap();
-        assert_eq!(json, r#"{"indices":[7],"values":[0.5]}"#);
     }
 }
