@@ -6,6 +6,7 @@ mod access;
 mod builtins;
 mod commands;
 mod deploy;
+mod documents;
 mod events;
 mod examples;
 mod faults;

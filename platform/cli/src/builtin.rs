@@ -9,7 +9,7 @@ use crate::{
 };
 use nerve_core::{
     FunctionSpec, ModelName, Name,
-    manifest::{BUILTINS, Run},
+    manifest::Run,
 };
 use nerve_server::registry::{ModelInfo, Registry};
 use std::{
@@ -50,7 +50,8 @@ pub(crate) fn read(folder: &Path, name: &Name, spec: &mut FunctionSpec) -> Resul
         };
         return Err(refused().cause(cause).next("name one event type, such as emits = [\"document.embedded\"]"));
     }
-    if model.is_none() && BUILTINS.first().is_some_and(|embed| embed == function) {
+    // All but this one embed, or measure by what embeds.
+    if model.is_none() && function != "onnx/score" {
         *model = Some(onnx::DEFAULT_MODEL.to_owned());
     }
     let Some(model) = model else {
@@ -108,19 +109,24 @@ fn unknown(name: &ModelName, known: BTreeSet<String>) -> Failure {
 /// Finds out here what a worker would find out later.
 pub(crate) fn check(name: &Name, spec: &FunctionSpec, info: &ModelInfo) -> Result<(), Failure> {
     let Run::Builtin { function, model, with } = &spec.run else { return Ok(()) };
+    let refused = || Failure::new(format!("cannot deploy {name}"));
     let able: &[&str] = match function.as_str() {
         "onnx/embed" => &["embed", "sparse"],
-        _ => &["rerank", "classify", "tensor"],
+        "onnx/score" => &["rerank", "classify", "tensor"],
+        _ => &["embed"],
     };
     if !able.contains(&info.task.as_str()) {
         let cause = format!("its model {} is for {}", model.as_deref().unwrap_or_default(), info.task);
-        let right = BUILTINS.iter().find(|other| *other != function).copied().unwrap_or_default();
-        let next = format!("use = \"{right}\" runs such models; {function} runs those for {}", able.join(", "));
-        return Err(Failure::new(format!("cannot deploy {name}")).cause(cause).next(next));
+        let next = format!("{function} wants a model for {}; `nerve models list` shows which there are", able.join(", "));
+        return Err(refused().cause(cause).next(next));
     }
-    nerve_onnx::check_options(function, &model::description(info)?, with).map_err(|why| {
-        let next = "correct it; README.md of functions lists what `with` takes";
-        Failure::new(format!("cannot deploy {name}")).cause(format!("`with`: {why}")).next(next)
+    let checked = match function.starts_with("rag/") {
+        true => nerve_rag::check_options(function, with),
+        false => nerve_onnx::check_options(function, &model::description(info)?, with),
+    };
+    checked.map_err(|why| {
+        let next = format!("correct it; the manual of {function} lists what `with` takes");
+        refused().cause(format!("`with`: {why}")).next(next)
     })
 }
 

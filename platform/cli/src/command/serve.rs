@@ -10,9 +10,11 @@ use crate::{
     settings,
     signals::Signals,
 };
+use async_trait::async_trait;
 use clap::Args;
-use nerve_core::{Host, Inference};
+use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
 use nerve_onnx::Onnx;
+use nerve_rag::Rag;
 use nerve_runtime::{HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_server::{
     Roles, Server,
@@ -121,7 +123,7 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
     let models = ModelRunner::start(&config.onnx, &data)?;
     let worker = match role {
         Role::Gateway => None,
-        Role::Worker | Role::Both => Some(runtimes(&data, models.onnx.clone())?),
+        Role::Worker | Role::Both => Some(runtimes(&data, Builtins::new(&data, models.onnx.clone()))?),
     };
     let inference: Arc<dyn Inference> = models.onnx.clone();
     let roles = Roles { gateway: role != Role::Worker, worker, inference: Some(inference) };
@@ -142,10 +144,33 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
 }
 
 /// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
-fn runtimes(data: &Path, builtin: Arc<Onnx>) -> anyhow::Result<Arc<dyn Host>> {
+fn runtimes(data: &Path, builtin: Builtins) -> anyhow::Result<Arc<dyn Host>> {
     let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled") })?;
     let process = ProcessHost::new(ProcessConfig::new(data.join("processes")));
-    Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, builtin)))
+    Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, Arc::new(builtin))))
+}
+
+/// The functions that come with Nerve, by what their names begin with.
+struct Builtins {
+    onnx: Arc<Onnx>,
+    rag: Rag,
+}
+
+impl Builtins {
+    /// Questions are embedded by the models that embed documents; the index lies in the data folder.
+    fn new(data: &Path, onnx: Arc<Onnx>) -> Self {
+        Self { rag: Rag::new(data.join("index"), onnx.clone()), onnx }
+    }
+}
+
+#[async_trait]
+impl Host for Builtins {
+    async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
+        match &deployment.spec.run {
+            Run::Builtin { function, .. } if function.starts_with("rag/") => self.rag.load(deployment).await,
+            _ => self.onnx.load(deployment).await,
+        }
+    }
 }
 
 /// What runs models in this process, and what ends it.

@@ -1,0 +1,344 @@
+//! `rag/chunk`, `rag/index` and `rag/retrieve` as functions: an event in, an event out.
+
+use crate::{
+    chunk::{self, Chunk, Size},
+    document::{DEFAULT_COLLECTION, Document, Uploaded},
+    index::{Applied, Change, Index, IndexError, Query, Weights},
+};
+use async_trait::async_trait;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use futures::future::join_all;
+use nerve_core::{
+    Context, Emission, Event, EventType, Fault, Function, FunctionError, Inference, Outcome,
+    inference::{EmbedRequest, InferenceError, Model, Purpose, Vector},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::{sync::Arc, time::Duration};
+use tokenizers::Tokenizer;
+
+/// The end of the types of events that say that a document is gone.
+const DELETED: &str = ".deleted";
+
+/// What every function has.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    pub(crate) emits: EventType,
+    /// For one event.
+    pub(crate) timeout: Duration,
+}
+
+impl Frame {
+    /// One event that is published.
+    fn emission<T: Serialize>(&self, event: &Event, data: &T) -> Outcome {
+        let data = serde_json::to_vec(data).map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
+        Ok(vec![Emission {
+            ty: self.emits.clone(),
+            data: data.into(),
+            content_type: None,
+            subject: event.subject.clone(),
+            partition_key: None,
+        }])
+    }
+
+    async fn within(&self, work: impl Future<Output = Outcome>) -> Outcome {
+        tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| {
+            let message = format!("it was not done within {:?} (`timeout` in nerve.toml)", self.timeout);
+            Err(FunctionError::new(Fault::Timeout, message))
+        })
+    }
+}
+
+fn invalid(why: impl Into<String>) -> FunctionError {
+    FunctionError::new(Fault::Invalid, why)
+}
+
+/// A failed index says which file or call failed too.
+fn index_failed(error: &IndexError) -> FunctionError {
+    let fault = if matches!(error, IndexError::Invalid(_)) { Fault::Invalid } else { Fault::Crash };
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        message.push_str(&format!(": {inner}"));
+        cause = inner.source();
+    }
+    FunctionError::new(fault, message)
+}
+
+/// Runs what blocks where it may; a panic there is a crash of this event.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FunctionError> + Send + 'static,
+) -> Result<T, FunctionError> {
+    let ended = tokio::task::spawn_blocking(work).await;
+    ended.unwrap_or_else(|error| Err(FunctionError::new(Fault::Crash, error.to_string())))
+}
+
+/// `with` of `rag/chunk`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ChunkOptions {
+    /// The most tokens of a chunk.
+    pub(crate) size: usize,
+    /// Tokens that two neighbours share.
+    pub(crate) overlap: usize,
+}
+
+impl Default for ChunkOptions {
+    fn default() -> Self {
+        Self { size: 200, overlap: 0 }
+    }
+}
+
+/// `rag/chunk`: `document.uploaded` → `document.chunked`.
+pub(crate) struct Chunker {
+    pub(crate) frame: Frame,
+    pub(crate) size: Size,
+    pub(crate) tokenizer: Arc<Tokenizer>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Chunked {
+    #[serde(flatten)]
+    document: Document,
+    chunks: Vec<Chunk>,
+}
+
+#[async_trait]
+impl Function for Chunker {
+    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+        join_all(batch.into_iter().map(|event| self.frame.within(self.chunk(event)))).await
+    }
+}
+
+impl Chunker {
+    async fn chunk(&self, event: Event) -> Outcome {
+        let (size, tokenizer) = (self.size, self.tokenizer.clone());
+        let (event, chunked) = blocking(move || {
+            let Uploaded { document, text, format } = Uploaded::read(&event).map_err(invalid)?;
+            let chunks = chunk::split(&text, format, size, &tokenizer).map_err(invalid)?;
+            Ok((event, Chunked { document, chunks }))
+        })
+        .await?;
+        self.frame.emission(&event, &chunked)
+    }
+}
+
+/// `rag/index`: `embedding.created` or `document.deleted` → `document.indexed`.
+pub(crate) struct Indexer {
+    pub(crate) frame: Frame,
+    pub(crate) index: Arc<Index>,
+}
+
+#[derive(Deserialize)]
+struct Embedded {
+    #[serde(flatten)]
+    chunked: Chunked,
+    embeddings: Vec<OneEmbedding>,
+}
+
+#[derive(Deserialize)]
+struct OneEmbedding {
+    embedding: Numbers,
+}
+
+/// A vector as `onnx/embed` writes it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Numbers {
+    Array(Vec<f32>),
+    Base64(String),
+}
+
+impl Numbers {
+    fn read(self) -> Result<Vec<f32>, String> {
+        match self {
+            Self::Array(numbers) => Ok(numbers),
+            Self::Base64(text) => {
+                let bytes =
+                    BASE64_STANDARD.decode(text).map_err(|error| format!("an embedding is not Base64: {error}"))?;
+                let (numbers, rest) = bytes.as_chunks::<4>();
+                if !rest.is_empty() {
+                    return Err("an embedding is not whole 32-bit floats: use precision = \"f32\"".to_owned());
+                }
+                Ok(numbers.iter().map(|four| f32::from_le_bytes(*four)).collect())
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Indexed<'d> {
+    #[serde(flatten)]
+    document: &'d Document,
+    #[serde(flatten)]
+    applied: Applied,
+    removed: bool,
+}
+
+#[async_trait]
+impl Function for Indexer {
+    /// The changes of a batch are one transaction; if it fails, each is tried alone.
+    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+        let changes: Vec<Result<Change, FunctionError>> =
+            batch.iter().map(|event| change_of(event).map_err(invalid)).collect();
+        let good: Vec<Change> = changes.iter().flatten().cloned().collect();
+        let together = if good.len() > 1 { self.apply(good).await.ok() } else { None };
+        let mut together = together.map(Vec::into_iter);
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for (event, change) in batch.iter().zip(changes) {
+            let outcome = async {
+                let change = change?;
+                let applied = match together.as_mut().and_then(Iterator::next) {
+                    Some(applied) => applied,
+                    None => {
+                        self.apply(vec![change.clone()]).await?.pop().ok_or_else(|| invalid("nothing was applied"))?
+                    }
+                };
+                let (document, removed) = match &change {
+                    Change::Replace { document, .. } => (document, false),
+                    Change::Remove(document) => (document, true),
+                };
+                self.frame.emission(event, &Indexed { document, applied, removed })
+            };
+            outcomes.push(outcome.await);
+        }
+        outcomes
+    }
+
+    async fn close(&self) {
+        let index = self.index.clone();
+        if let Err(error) = blocking(move || index.save().map_err(|error| index_failed(&error))).await {
+            tracing::warn!(%error, "the index could not be written down: it catches up when it is opened");
+        }
+    }
+}
+
+impl Indexer {
+    async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, FunctionError> {
+        let index = self.index.clone();
+        let work = blocking(move || index.apply(&changes).map_err(|error| index_failed(&error)));
+        let late =
+            || FunctionError::new(Fault::Timeout, format!("the index took longer than {:?}", self.frame.timeout));
+        tokio::time::timeout(self.frame.timeout, work).await.map_err(|_| late())?
+    }
+}
+
+fn change_of(event: &Event) -> Result<Change, String> {
+    let unread = |error: serde_json::Error| format!("its data is not what `rag/index` reads: {error}");
+    if event.ty.as_str().ends_with(DELETED) {
+        let mut document: Document = serde_json::from_slice(&event.data).map_err(unread)?;
+        if let (0, Some(time)) = (document.uploaded_at, event.time) {
+            document.uploaded_at = i64::try_from(time.unix_timestamp_nanos()).unwrap_or_default();
+        }
+        return Ok(Change::Remove(document));
+    }
+    let Embedded { chunked: Chunked { document, chunks }, embeddings } =
+        serde_json::from_slice(&event.data).map_err(unread)?;
+    if chunks.len() != embeddings.len() {
+        return Err(format!("it has {} chunks and {} embeddings: one belongs to each", chunks.len(), embeddings.len()));
+    }
+    let vectors = embeddings.into_iter().map(|one| one.embedding.read());
+    let chunks =
+        chunks.into_iter().zip(vectors).map(|(chunk, vector)| Ok((chunk, vector?))).collect::<Result<_, String>>()?;
+    Ok(Change::Replace { document, chunks })
+}
+
+/// `with` of `rag/retrieve`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RetrieveOptions {
+    /// The most documents.
+    pub(crate) limit: usize,
+    /// How much the ranking by words weighs.
+    pub(crate) lexical: f32,
+    /// How much the ranking by meaning weighs.
+    pub(crate) dense: f32,
+}
+
+impl Default for RetrieveOptions {
+    fn default() -> Self {
+        let Weights { lexical, dense } = Weights::default();
+        Self { limit: 10, lexical, dense }
+    }
+}
+
+/// `rag/retrieve`: `prompt.received` → `documents.retrieved`.
+pub(crate) struct Retriever {
+    pub(crate) frame: Frame,
+    pub(crate) index: Arc<Index>,
+    pub(crate) inference: Arc<dyn Inference>,
+    pub(crate) model: Model,
+    pub(crate) options: RetrieveOptions,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Asked {
+    #[serde(alias = "prompt", alias = "text")]
+    question: String,
+    #[serde(default = "default_collection")]
+    collection: String,
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    filter: Map<String, Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limit: Option<usize>,
+    /// Whatever else the prompt has goes along.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+fn default_collection() -> String {
+    DEFAULT_COLLECTION.to_owned()
+}
+
+#[derive(Serialize)]
+struct Retrieved {
+    #[serde(flatten)]
+    asked: Asked,
+    documents: Vec<crate::index::Hit>,
+}
+
+#[async_trait]
+impl Function for Retriever {
+    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+        join_all(batch.iter().map(|event| self.frame.within(self.retrieve(event)))).await
+    }
+}
+
+impl Retriever {
+    async fn retrieve(&self, event: &Event) -> Outcome {
+        let asked: Result<Asked, _> = serde_json::from_slice(&event.data);
+        let mut asked = asked.map_err(|error| invalid(format!("its data is not a prompt: {error}")))?;
+        asked.rest.remove("documents");
+        let limit = asked.limit.unwrap_or(self.options.limit).clamp(1, 100);
+        let request = EmbedRequest {
+            texts: vec![asked.question.clone()],
+            purpose: Some(Purpose::Query),
+            ..EmbedRequest::default()
+        };
+        let embedded = self.inference.embed(&self.model, request).await.map_err(|error| inference_failed(&error))?;
+        let Some(Vector::F32(vector)) = embedded.into_iter().next().map(|one| one.vector) else {
+            return Err(invalid("the model gives no dense vectors: name one for embedding"));
+        };
+        let query = Query {
+            collection: asked.collection.clone(),
+            text: asked.question.clone(),
+            vector,
+            filter: asked.filter.clone(),
+            limit,
+            weights: Weights { lexical: self.options.lexical, dense: self.options.dense },
+        };
+        let index = self.index.clone();
+        let documents = blocking(move || index.search(&query).map_err(|error| index_failed(&error))).await?;
+        self.frame.emission(event, &Retrieved { asked, documents })
+    }
+}
+
+fn inference_failed(error: &InferenceError) -> FunctionError {
+    let fault = match error {
+        InferenceError::Invalid(_) => Fault::Invalid,
+        InferenceError::Busy(_) | InferenceError::Unavailable(_) => Fault::Retry { after: None },
+        InferenceError::Timeout(_) => Fault::Timeout,
+        InferenceError::Failed(_) => Fault::Crash,
+    };
+    FunctionError::new(fault, error.to_string())
+}

@@ -1,0 +1,22 @@
+//! Documents to chunks, a hybrid index of them, and retrieval. No NATS, no HTTP, no ONNX Runtime.
+//!
+//! # Layout
+//! - [`document`]: what an uploaded document is, and its text, whatever it was written in.
+//! - [`chunk`]: a document's text to chunks, by its structure, sized in tokens of the embedding model.
+//! - [`index`]: chunks on disk, found by words (BM25) and by meaning (HNSW), fused by rank.
+//! - `functions`: `rag/chunk`, `rag/index` and `rag/retrieve`, an event in, an event out.
+//! - [`rag`]: the host of these functions.
+//!
+//! # Flow
+//! `document.uploaded` → `rag/chunk` → `document.chunked` → `onnx/embed` → `embedding.created` → `rag/index` →
+//! `document.indexed`; `prompt.received` → `rag/retrieve` → `documents.retrieved`. Every arrow is an event; no
+//! function knows another.
+
+pub mod chunk;
+pub mod document;
+mod functions;
+pub mod index;
+pub mod rag;
+
+pub use index::{Index, IndexError};
+pub use rag::{Rag, check_options};

@@ -1,0 +1,136 @@
+//! The host of the functions that answer questions about documents.
+
+use crate::{
+    chunk::Size,
+    functions::{ChunkOptions, Chunker, Frame, Indexer, RetrieveOptions, Retriever},
+    index::{Index, IndexError},
+};
+use async_trait::async_trait;
+use nerve_core::{
+    Deployment, EventType, Function, Host, Inference, LoadError, Name,
+    function::Artifact,
+    inference::{EmbedRequest, Model, Vector},
+    manifest::Run,
+};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Weak},
+};
+use tokenizers::Tokenizer;
+use tokio::sync::Mutex;
+
+/// Chunks, indexes and retrieves for whoever asks; one index is shared by all of them.
+pub struct Rag {
+    folder: PathBuf,
+    inference: Arc<dyn Inference>,
+    index: Mutex<Weak<Index>>,
+}
+
+impl Rag {
+    /// Keeps the index in `folder`; questions are embedded by `inference`.
+    pub fn new(folder: PathBuf, inference: Arc<dyn Inference>) -> Self {
+        Self { folder, inference, index: Mutex::default() }
+    }
+
+    /// The index, opened for the vectors of `model` by whoever asks first, closed by whoever leaves last.
+    async fn index(&self, name: &Name, model: &Model) -> Result<Arc<Index>, LoadError> {
+        let mut known = self.index.lock().await;
+        if let Some(index) = known.upgrade() {
+            return Ok(index);
+        }
+        let request = EmbedRequest { texts: vec![String::new()], ..EmbedRequest::default() };
+        let probe = self.inference.embed(model, request).await;
+        let probe = probe.map_err(|error| LoadError::failed(format!("embedding with `{}`", model.name), error))?;
+        let Some(Vector::F32(vector)) = probe.into_iter().next().map(|one| one.vector) else {
+            return Err(LoadError::Invalid(format!(
+                "`model` of `{name}` gives no dense vectors: name one for embedding"
+            )));
+        };
+        let (folder, of) = (self.folder.clone(), model.name.clone());
+        let opened = tokio::task::spawn_blocking(move || Index::open(&folder, &of, vector.len())).await;
+        let opened = opened.map_err(|error| LoadError::failed("opening the index", error))?;
+        let index = Arc::new(opened.map_err(|error| match error {
+            IndexError::Invalid(why) => LoadError::Invalid(why),
+            failed => LoadError::failed(format!("opening the index in {}", self.folder.display()), failed),
+        })?);
+        *known = Arc::downgrade(&index);
+        Ok(index)
+    }
+}
+
+#[async_trait]
+impl Host for Rag {
+    async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
+        let Deployment { name, spec, artifacts, .. } = deployment;
+        let Run::Builtin { function, model, with } = spec.run else {
+            return Err(LoadError::Invalid(format!("`{name}` is no built-in function; this host runs builtin")));
+        };
+        let emits = match spec.emits.as_slice() {
+            [one] => EventType::parse(one.as_str()).map_err(|error| LoadError::Invalid(format!("`emits`: {error}")))?,
+            _ => return Err(LoadError::Invalid(format!("`{name}` must emit one type of events, which `emits` names"))),
+        };
+        let frame = Frame { emits, timeout: spec.timeout };
+        let model = Model { name: model.unwrap_or_else(|| function.clone()), files: artifacts };
+        let unfit = |why: String| LoadError::Invalid(format!("`with` of `{name}`: {why}"));
+        match function.as_str() {
+            "rag/chunk" => {
+                let ChunkOptions { size, overlap } = read(&with).map_err(unfit)?;
+                let tokenizer = Arc::new(tokenizer(&model.files)?);
+                Ok(Arc::new(Chunker { frame, size: Size { most: size, overlap }, tokenizer }))
+            }
+            "rag/index" => Ok(Arc::new(Indexer { frame, index: self.index(&name, &model).await? })),
+            "rag/retrieve" => {
+                let options = read(&with).map_err(unfit)?;
+                let (index, inference) = (self.index(&name, &model).await?, self.inference.clone());
+                Ok(Arc::new(Retriever { frame, index, inference, model, options }))
+            }
+            other => Err(LoadError::Invalid(format!("there is no built-in function {other}"))),
+        }
+    }
+}
+
+fn tokenizer(files: &[Artifact]) -> Result<Tokenizer, LoadError> {
+    let file = files.iter().find(|file| file.name == "tokenizer.json");
+    let file =
+        file.ok_or_else(|| LoadError::Invalid("the model has no tokenizer.json to measure chunks by".to_owned()))?;
+    let mut tokenizer = Tokenizer::from_file(&file.file)
+        .map_err(|error| LoadError::Invalid(format!("the model's tokenizer.json cannot be used: {error}")))?;
+    tokenizer.with_padding(None);
+    let whole = tokenizer.with_truncation(None);
+    whole.map_err(|error| LoadError::Invalid(format!("the model's tokenizer.json cannot be used: {error}")))?;
+    Ok(tokenizer)
+}
+
+fn read<T: DeserializeOwned>(with: &Map<String, Value>) -> Result<T, String> {
+    serde_json::from_value(Value::Object(with.clone())).map_err(|error| error.to_string())
+}
+
+/// Checks `with` of a built-in function, as a worker will when it loads the function.
+pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), String> {
+    match function {
+        "rag/chunk" => {
+            let ChunkOptions { size, overlap } = read(with)?;
+            match (size, overlap) {
+                (8..=4096, overlap) if overlap < size => Ok(()),
+                (8..=4096, _) => {
+                    Err(format!("`overlap` is {overlap}: it must be smaller than `size`, which is {size}"))
+                }
+                _ => Err(format!("`size` is {size}: chunks have from 8 to 4096 tokens")),
+            }
+        }
+        "rag/index" if with.is_empty() => Ok(()),
+        "rag/index" => Err("rag/index takes no options: leave `with` out".to_owned()),
+        "rag/retrieve" => {
+            let RetrieveOptions { limit, lexical, dense } = read(with)?;
+            let weights = [lexical, dense].iter().all(|weight| (0.0..=100.0).contains(weight));
+            match limit {
+                1..=100 if weights => Ok(()),
+                1..=100 => Err("`lexical` and `dense` must be from 0 to 100".to_owned()),
+                _ => Err(format!("`limit` is {limit}: it must be from 1 to 100")),
+            }
+        }
+        other => Err(format!("there is no built-in function {other}")),
+    }
+}
