@@ -6,6 +6,8 @@
 //!
 //! 3. Embeddings: events through `onnx/embed` against a raw loop in Python, requests against Python's servers.
 //!
+//! 4. The index of documents: the time of a search, and its recall against an exact one.
+//!
 //! Each pair is alternated (A B A B …) and the medians are compared, so that a noisy machine spoils both alike;
 //! only the ratios travel between machines. Run it by `make bench`.
 //!
@@ -13,10 +15,12 @@
 //! - [`functions`]: the first pair.
 //! - [`webhooks`]: the second pair, with its bare handler, which runs as a child (`bench bare URL`).
 //! - [`embeddings`]: the third, with its peers in `python/`.
+//! - [`index`]: the fourth.
 //! - [`load`]: the HTTP client, which is written by hand so as to take little of what is measured.
 
 mod embeddings;
 mod functions;
+mod index;
 mod load;
 mod webhooks;
 
@@ -56,7 +60,7 @@ fn compare(title: &str, unit: &str, nerve: (&str, &Side), bare: (&str, &Side)) {
 async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let all = ["functions", "webhooks", "embeddings"];
+    let all = ["functions", "webhooks", "embeddings", "index"];
     let chosen = match args.as_slice() {
         ["bare", url] => return webhooks::serve_bare(url).await,
         [] => all.to_vec(),
@@ -74,5 +78,8 @@ async fn main() {
     }
     if chosen.contains(&"embeddings") {
         embeddings::compare_embeddings(&nats).await;
+    }
+    if chosen.contains(&"index") {
+        index::measure();
     }
 }

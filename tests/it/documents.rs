@@ -58,7 +58,8 @@ async fn what_was_uploaded_is_found_by_questions_and_cited_where_it_stands() {
     ] {
         let found = ask(&nerve, &streams, id, json!({"question": question, "limit": 5})).await;
         assert_eq!(found.len(), 5);
-        let one = found.iter().find(|hit| hit["document"] == document).unwrap_or_else(|| panic!("{question}: {found:#?}"));
+        let one =
+            found.iter().find(|hit| hit["document"] == document).unwrap_or_else(|| panic!("{question}: {found:#?}"));
         assert!(found.iter().any(|hit| hit["text"].as_str().unwrap().contains(said)), "{question}: {found:#?}");
         let text = fs::read_to_string(checkout().join(document)).unwrap();
         let (start, end) = (one["start"].as_u64().unwrap() as usize, one["end"].as_u64().unwrap() as usize);
@@ -103,7 +104,10 @@ async fn collections_are_apart_and_filters_narrow() {
     };
     let question = "When are refunds paid?";
     assert_eq!(names(ask(&nerve, &streams, "q1", json!({"question": question})).await), "a,b");
-    assert_eq!(names(ask(&nerve, &streams, "q2", json!({"question": question, "filter": {"country": "fr"}})).await), "b");
+    assert_eq!(
+        names(ask(&nerve, &streams, "q2", json!({"question": question, "filter": {"country": "fr"}})).await),
+        "b"
+    );
     assert_eq!(names(ask(&nerve, &streams, "q3", json!({"question": question, "collection": "other"})).await), "c");
 }
 
@@ -128,4 +132,32 @@ async fn a_kill_amid_indexing_loses_no_document() {
         assert!(found.iter().any(|hit| hit["document"] == format!("order-{n}")), "{n}: {found:#?}");
     }
     assert_eq!(streams.count("DEAD", "dead.>").await, 0);
+}
+
+#[tokio::test]
+async fn a_folder_is_ingested_with_a_summary_and_the_pipeline_deploys_itself() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let folder = tempfile::tempdir().unwrap();
+    for name in PAGES {
+        let file = folder.path().join(name);
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::copy(checkout().join(name), file).unwrap();
+    }
+    fs::write(folder.path().join("page.html"), "<h1>Fees</h1><p>Late invoices cost ten percent.</p>").unwrap();
+    fs::write(folder.path().join("broken.pdf"), "%PDF-1.4 nothing").unwrap();
+    fs::write(folder.path().join("picture.png"), b"\x89PNG\0").unwrap();
+    let path = folder.path().display().to_string();
+    let ingested = nerve.cli().run(&["ingest", &path]).await.failed(1);
+    assert!(ingested.stdout.contains("indexed 5 of 6 documents"), "{ingested:?}");
+    assert!(ingested.stdout.contains("failed: ") && ingested.stdout.contains("broken.pdf"), "{ingested:?}");
+    assert!(ingested.stdout.contains("1 files are no text and no PDF"), "{ingested:?}");
+    fs::remove_file(folder.path().join("broken.pdf")).unwrap();
+    let again = nerve.cli().run(&["ingest", &path, "--output", "json"]).await.ok().json();
+    assert_eq!((&again["documents"], &again["unchanged"], &again["indexed"]), (&json!(5), &json!(5), &json!(0)));
+    let found = ask(&nerve, &streams, "q", json!({"question": "What do late invoices cost?", "limit": 1})).await;
+    let hit = &found[0];
+    assert!(hit["document"].as_str().unwrap().ends_with("page.html"), "{hit}");
+    assert_eq!((&hit["heading"], &hit["metadata"]["path"]), (&json!(["Fees"]), &hit["document"]));
+    nerve.cli().run(&["ingest", "/no/such/folder"]).await.failed(1);
 }

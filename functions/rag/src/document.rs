@@ -185,6 +185,38 @@ mod tests {
         assert!(uploaded.text.contains("# Late fees") && !uploaded.text.contains("x()"), "{}", uploaded.text);
     }
 
+    /// A PDF of one page with one line.
+    fn pdf(line: &str) -> Vec<u8> {
+        let content = format!("BT /F1 12 Tf 72 720 Td ({line}) Tj ET");
+        let objects = [
+            "<< /Type /Catalog /Pages 2 0 R >>".to_owned(),
+            "<< /Type /Pages /Kids [3 0 R] /Count 1 >>".to_owned(),
+            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R \
+             /Resources << /Font << /F1 5 0 R >> >> >>"
+                .to_owned(),
+            format!("<< /Length {} >>\nstream\n{content}\nendstream", content.len()),
+            "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>".to_owned(),
+        ];
+        let mut file = "%PDF-1.4\n".to_owned();
+        let mut offsets = String::new();
+        for (index, object) in objects.iter().enumerate() {
+            offsets.push_str(&format!("{:010} 00000 n \n", file.len()));
+            file.push_str(&format!("{} 0 obj\n{object}\nendobj\n", index + 1));
+        }
+        let start = file.len();
+        file.push_str(&format!("xref\n0 6\n0000000000 65535 f \n{offsets}trailer\n<< /Size 6 /Root 1 0 R >>\n"));
+        file.push_str(&format!("startxref\n{start}\n%%EOF\n"));
+        file.into_bytes()
+    }
+
+    #[test]
+    fn a_pdf_gives_its_text() {
+        let data = json!({"name": "fees.pdf", "data": BASE64_STANDARD.encode(pdf("Late invoices cost ten percent."))});
+        let uploaded = Uploaded::read(&json_event(&data)).unwrap();
+        assert_eq!(uploaded.text.trim(), "Late invoices cost ten percent.");
+        assert_eq!(uploaded.document.document, "fees.pdf");
+    }
+
     #[test]
     fn what_is_no_document_is_told() {
         for (event, said) in [

@@ -7,10 +7,7 @@ use crate::{
     model::{self, LocalModel},
     onnx,
 };
-use nerve_core::{
-    FunctionSpec, ModelName, Name,
-    manifest::Run,
-};
+use nerve_core::{FunctionSpec, ModelName, Name, manifest::Run};
 use nerve_server::registry::{ModelInfo, Registry};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -117,7 +114,8 @@ pub(crate) fn check(name: &Name, spec: &FunctionSpec, info: &ModelInfo) -> Resul
     };
     if !able.contains(&info.task.as_str()) {
         let cause = format!("its model {} is for {}", model.as_deref().unwrap_or_default(), info.task);
-        let next = format!("{function} wants a model for {}; `nerve models list` shows which there are", able.join(", "));
+        let next =
+            format!("{function} wants a model for {}; `nerve models list` shows which there are", able.join(", "));
         return Err(refused().cause(cause).next(next));
     }
     let checked = match function.starts_with("rag/") {

@@ -4,6 +4,7 @@ mod completions;
 mod deploy;
 mod describe;
 mod dlq;
+mod ingest;
 mod invoke;
 mod list;
 mod logs;
@@ -32,6 +33,7 @@ pub(crate) enum Command {
     Remove(remove::Remove),
     Invoke(invoke::Invoke),
     Publish(publish::Publish),
+    Ingest(ingest::Ingest),
     Tail(tail::Tail),
     Logs(logs::Logs),
     /// Events that failed for good: list, show, redrive, drop
@@ -65,6 +67,7 @@ impl Command {
             Self::Remove(remove) => remove.run(globals).await,
             Self::Invoke(invoke) => invoke.run(globals).await,
             Self::Publish(publish) => publish.run(globals).await,
+            Self::Ingest(ingest) => ingest.run(globals).await,
             Self::Tail(tail) => tail.run(globals).await,
             Self::Logs(logs) => logs.run(globals).await,
             Self::Dlq(dlq) => dlq.run(globals).await,

@@ -23,6 +23,7 @@ mod connection;
 mod endpoint;
 mod failure;
 mod fields;
+mod files;
 mod lock;
 mod model;
 mod moment;

@@ -101,6 +101,14 @@ impl Deploy {
     }
 }
 
+/// Deploys a manifest that comes with Nerve and names no files.
+pub(super) async fn deploy_own(connection: &Connection, manifest: &str, format: Format) -> anyhow::Result<()> {
+    let registry = connection.registry().await?;
+    let mut bundle = Bundle::parse(Path::new("nerve.toml"), manifest).await?;
+    bundle.find_models(connection, &registry).await?;
+    bundle.deploy(&registry, format).await.map(drop)
+}
+
 impl Bundle {
     async fn read(path: &Path) -> Result<Self, Failure> {
         let file = if path.is_dir() { path.join("nerve.toml") } else { path.to_owned() };
@@ -108,7 +116,11 @@ impl Bundle {
             let next = "name a nerve.toml or the folder it is in; `nerve new` begins one";
             Failure::new(format!("cannot read {}", file.display())).because(error).next(next)
         })?;
-        let manifest = Manifest::parse(&text).map_err(|error| {
+        Self::parse(&file, &text).await
+    }
+
+    async fn parse(file: &Path, text: &str) -> Result<Self, Failure> {
+        let manifest = Manifest::parse(text).map_err(|error| {
             let place = |p: &nerve_core::manifest::Problem| {
                 let key = if p.key.is_empty() { String::new() } else { format!("{}: ", p.key) };
                 format!("{}:{}:{}: {key}{}", file.display(), p.line, p.column, p.message)

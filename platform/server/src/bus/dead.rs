@@ -1,7 +1,7 @@
 //! Dead letters: listed, shown, sent back to the function that failed on them, or dropped.
 
 use super::{
-    Attempt, Bus, BusError, DEAD, PublishError, REDRIVE_PREFIX, Start,
+    Attempt, Bus, BusError, DEAD, PublishError, REDRIVE_PREFIX, Start, Tail,
     delivery::{dead_headers, event_of},
 };
 use async_nats::{HeaderMap, jetstream::stream::DirectGetErrorKind};
@@ -56,6 +56,11 @@ impl Bus {
     pub async fn dead_letters(&self, which: DeadLetters<'_>, limit: usize) -> Result<Vec<DeadLetter>, BusError> {
         let found = self.read(DEAD, vec![which.subject()], Start::First, limit).await?;
         Ok(found.iter().map(|(message, id, time)| letter_of(message, *id, *time)).collect())
+    }
+
+    /// Reads the events that are given up, as they are.
+    pub async fn tail_dead(&self, start: Start) -> Result<Tail, BusError> {
+        self.tail_stream(DEAD, vec![DeadLetters::All.subject()], start).await
     }
 
     /// One dead letter.
