@@ -199,7 +199,7 @@ impl Ingest {
             if good {
                 let made: Value = serde_json::from_slice(&event.data).unwrap_or_default();
                 summary.indexed += 1;
-                summary.chunks += made["chunks"].as_u64().unwrap_or_default();
+                summary.chunks += made.get("chunks").and_then(Value::as_u64).unwrap_or_default();
             } else {
                 summary.failed.insert(name, format!("given up as {}", event.ty));
             }
