@@ -50,6 +50,8 @@ async fn what_was_uploaded_is_found_by_questions_and_cited_where_it_stands() {
     }
     let made = indexed(&streams, PAGES.len()).await;
     assert!(made.iter().all(|one| one["chunks"].as_u64().unwrap() > 3 && one["replaced"] == false), "{made:?}");
+    // Five functions fetched one model of 86 MiB, at once, over one connection.
+    assert!(!nerve.daemon.stderr().contains("connection to NATS is lost"), "{}", nerve.daemon.stderr());
     for (id, question, document, said) in [
         ("q1", "Which port of a nats-server does JetStream's ack wait have?", "platform/README.md", "ack"),
         ("q2", "What happens when a process writes an error of the kind retry?", "functions/README.md", "retry"),
@@ -82,6 +84,15 @@ async fn an_upload_replaces_and_a_deletion_removes() {
     post_event(&nerve, "document.deleted", "3", r#"{"document": "fees"}"#).await;
     assert_eq!(indexed(&streams, 3).await[2]["removed"], true);
     assert!(ask(&nerve, &streams, "q2", question).await.is_empty());
+    // Each question was answered too, the second by saying that nothing answers it.
+    streams.reaches("EVENTS", "events.answer.generated", 2, seconds(20)).await;
+    let answers = streams.read("EVENTS", "events.answer.generated").await;
+    let answers: Vec<Value> = answers.iter().map(|event| serde_json::from_slice(&event.data).unwrap()).collect();
+    assert_eq!(
+        (&answers[0]["answer"], &answers[1]["answered"]),
+        (&json!("Late invoices cost nothing."), &json!(false))
+    );
+    assert_eq!(answers[0]["citations"][0]["source"], "fees");
     // What is no document is dead at once, and nothing waits for it.
     upload(&nerve, "4", json!({"document": "broken"})).await;
     streams.reaches("DEAD", "dead.chunk", 1, seconds(20)).await;
@@ -160,4 +171,11 @@ async fn a_folder_is_ingested_with_a_summary_and_the_pipeline_deploys_itself() {
     assert!(hit["document"].as_str().unwrap().ends_with("page.html"), "{hit}");
     assert_eq!((&hit["heading"], &hit["metadata"]["path"]), (&json!(["Fees"]), &hit["document"]));
     nerve.cli().run(&["ingest", "/no/such/folder"]).await.failed(1);
+    let asked = nerve.cli().run(&["ask", "What do late invoices cost?"]).await.ok();
+    assert!(asked.stdout.starts_with("Late invoices cost ten percent.\n\n  [1] "), "{asked:?}");
+    assert!(asked.stdout.contains("page.html › Fees: “Late invoices cost ten percent.”"), "{asked:?}");
+    let asked = nerve.cli().run(&["ask", "Who was the first king of Portugal?", "--output", "json"]).await.ok().json();
+    assert_eq!((&asked["answered"], &asked["citations"]), (&json!(false), &json!([])), "{asked}");
+    let narrowed = ["ask", "What do late invoices cost?", "--filter", "path=nowhere", "--output", "json"];
+    assert_eq!(nerve.cli().run(&narrowed).await.ok().json()["answered"], false);
 }

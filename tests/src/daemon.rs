@@ -58,6 +58,14 @@ impl Daemon {
         let _ = kill(self.pid(), signal);
     }
 
+    /// Whether every thread of it is stopped by a signal.
+    pub fn is_stopped(&self) -> bool {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
+        let mut states = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+        // pid (name) state …
+        states.all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    }
+
     /// `kill -9`, and waits for the end.
     pub fn kill9(&mut self) {
         let _ = self.child.kill();

@@ -2,7 +2,13 @@
 
 use crate::{daemon::Daemon, eventually, nats_server_binary, seconds};
 use nix::sys::signal::Signal;
-use std::{fs, net::TcpListener, path::Path, process::Command};
+use std::{
+    fs,
+    net::TcpListener,
+    path::Path,
+    process::Command,
+    time::{Duration, Instant},
+};
 use tempfile::TempDir;
 
 /// A nats-server with JetStream on a free port of 127.0.0.1, its store in a temporary folder.
@@ -52,6 +58,12 @@ impl Nats {
     /// Stops it in its tracks: connections stay open and nothing is answered.
     pub fn freeze(&self) {
         self.daemon.signal(Signal::SIGSTOP);
+        // On a busy machine its threads go on for a moment.
+        let deadline = Instant::now() + seconds(5);
+        while !self.daemon.is_stopped() {
+            assert!(Instant::now() < deadline, "nats-server does not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Lets it go on after [`freeze`](Self::freeze).

@@ -30,7 +30,7 @@ pub(crate) struct Frame {
 
 impl Frame {
     /// One event that is published.
-    fn emission<T: Serialize>(&self, event: &Event, data: &T) -> Outcome {
+    pub(crate) fn emission<T: Serialize>(&self, event: &Event, data: &T) -> Outcome {
         let data = serde_json::to_vec(data).map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
         Ok(vec![Emission {
             ty: self.emits.clone(),
@@ -41,7 +41,7 @@ impl Frame {
         }])
     }
 
-    async fn within(&self, work: impl Future<Output = Outcome>) -> Outcome {
+    pub(crate) async fn within(&self, work: impl Future<Output = Outcome>) -> Outcome {
         tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| {
             let message = format!("it was not done within {:?} (`timeout` in nerve.toml)", self.timeout);
             Err(FunctionError::new(Fault::Timeout, message))
@@ -49,7 +49,7 @@ impl Frame {
     }
 }
 
-fn invalid(why: impl Into<String>) -> FunctionError {
+pub(crate) fn invalid(why: impl Into<String>) -> FunctionError {
     FunctionError::new(Fault::Invalid, why)
 }
 
@@ -333,7 +333,7 @@ impl Retriever {
     }
 }
 
-fn inference_failed(error: &InferenceError) -> FunctionError {
+pub(crate) fn inference_failed(error: &InferenceError) -> FunctionError {
     let fault = match error {
         InferenceError::Invalid(_) => Fault::Invalid,
         InferenceError::Busy(_) | InferenceError::Unavailable(_) => Fault::Retry { after: None },

@@ -18,7 +18,7 @@ mod tests;
 use crate::{chunk::Chunk, document::Document};
 use dense::Dense;
 use lexical::Lexical;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::{
     collections::HashMap,
@@ -115,7 +115,7 @@ impl Default for Weights {
 }
 
 /// A chunk that was found.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Hit {
     /// The chunk's own id, as long as its document is not uploaded again.
     pub id: String,
@@ -127,15 +127,16 @@ pub struct Hit {
     #[serde(flatten)]
     pub chunk: Chunk,
     /// The document's metadata.
-    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,
     /// The fused score; only its order means something.
+    #[serde(default)]
     pub score: f32,
     /// BM25, where it was among the candidates by words.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bm25: Option<f32>,
     /// Cosine, where it was among the candidates by meaning.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub similarity: Option<f32>,
 }
 

@@ -2,7 +2,9 @@
 
 use crate::{
     chunk::Size,
+    extract::Limits,
     functions::{ChunkOptions, Chunker, Frame, Indexer, RetrieveOptions, Retriever},
+    generate::{GenerateOptions, Generator},
     index::{Index, IndexError},
 };
 use async_trait::async_trait;
@@ -86,6 +88,11 @@ impl Host for Rag {
                 let (index, inference) = (self.index(&name, &model).await?, self.inference.clone());
                 Ok(Arc::new(Retriever { frame, index, inference, model, options }))
             }
+            "rag/generate" => {
+                let GenerateOptions { sentences, threshold } = read(&with).map_err(unfit)?;
+                let (inference, limits) = (self.inference.clone(), Limits { sentences, threshold });
+                Ok(Arc::new(Generator { frame, inference, model, limits }))
+            }
             other => Err(LoadError::Invalid(format!("there is no built-in function {other}"))),
         }
     }
@@ -131,6 +138,42 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
                 _ => Err(format!("`limit` is {limit}: it must be from 1 to 100")),
             }
         }
+        "rag/generate" => {
+            let GenerateOptions { sentences, threshold } = read(with)?;
+            match sentences {
+                1..=20 if (0.0..=1.0).contains(&threshold) => Ok(()),
+                1..=20 => Err("`threshold` must be from 0 to 1".to_owned()),
+                _ => Err(format!("`sentences` is {sentences}: an answer has from 1 to 20")),
+            }
+        }
         other => Err(format!("there is no built-in function {other}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn options_out_of_bounds_are_refused_and_named() {
+        let check = |function: &str, with: Value| check_options(function, with.as_object().unwrap());
+        for function in ["rag/chunk", "rag/index", "rag/retrieve", "rag/generate"] {
+            assert_eq!(check(function, json!({})), Ok(()));
+        }
+        for (function, with, said) in [
+            ("rag/chunk", json!({"size": 4}), "from 8 to 4096"),
+            ("rag/chunk", json!({"size": 20, "overlap": 20}), "smaller than `size`"),
+            ("rag/chunk", json!({"sise": 20}), "sise"),
+            ("rag/index", json!({"a": 1}), "no options"),
+            ("rag/retrieve", json!({"limit": 0}), "from 1 to 100"),
+            ("rag/retrieve", json!({"dense": -1}), "from 0 to 100"),
+            ("rag/generate", json!({"sentences": 0}), "from 1 to 20"),
+            ("rag/generate", json!({"threshold": 2}), "from 0 to 1"),
+            ("rag/other", json!({}), "no built-in"),
+        ] {
+            let why = check(function, with.clone()).unwrap_err();
+            assert!(why.contains(said), "{function} {with}: {why}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod ask;
 mod completions;
 mod deploy;
 mod describe;
@@ -34,6 +35,7 @@ pub(crate) enum Command {
     Invoke(invoke::Invoke),
     Publish(publish::Publish),
     Ingest(ingest::Ingest),
+    Ask(ask::Ask),
     Tail(tail::Tail),
     Logs(logs::Logs),
     /// Events that failed for good: list, show, redrive, drop
@@ -68,6 +70,7 @@ impl Command {
             Self::Invoke(invoke) => invoke.run(globals).await,
             Self::Publish(publish) => publish.run(globals).await,
             Self::Ingest(ingest) => ingest.run(globals).await,
+            Self::Ask(ask) => ask.run(globals).await,
             Self::Tail(tail) => tail.run(globals).await,
             Self::Logs(logs) => logs.run(globals).await,
             Self::Dlq(dlq) => dlq.run(globals).await,

@@ -96,7 +96,7 @@ pub enum Run {
 }
 
 /// The functions that come with Nerve, as `use` names them.
-pub const BUILTINS: &[&str] = &["onnx/embed", "onnx/score", "rag/chunk", "rag/index", "rag/retrieve"];
+pub const BUILTINS: &[&str] = &["onnx/embed", "onnx/score", "rag/chunk", "rag/index", "rag/retrieve", "rag/generate"];
 
 impl Run {
     /// The runtime's name in a manifest.

@@ -33,8 +33,9 @@ use bytes::Bytes;
 use futures::StreamExt;
 use nerve_core::{FunctionSpec, Name, SourceSpec};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{str::FromStr, time::Duration};
+use std::{str::FromStr, sync::Arc, time::Duration};
 use time::OffsetDateTime;
+use tokio::sync::Mutex;
 
 /// Deliveries of one function that may be in flight over all workers.
 const MAX_ACK_PENDING: i64 = 65_536;
@@ -46,6 +47,9 @@ pub struct Registry {
     functions: kv::Store,
     secrets: kv::Store,
     ack_wait: Duration,
+    /// Held while a file is fetched: flow control bounds what of one file is on its way, but several at once are more
+    /// than nats-server keeps for a connection, which it then cuts.
+    fetching: Arc<Mutex<()>>,
 }
 
 pub(crate) fn function_key(name: &Name) -> String {
@@ -63,7 +67,8 @@ impl Registry {
             let opened = bus.jetstream().get_key_value(bucket).await;
             opened.map_err(|error| BusError::unavailable(format!("opening the bucket {bucket}"), error))
         };
-        Ok(Self { bus: bus.clone(), functions: open(FUNCTIONS).await?, secrets: open(SECRETS).await?, ack_wait })
+        let (functions, secrets) = (open(FUNCTIONS).await?, open(SECRETS).await?);
+        Ok(Self { bus: bus.clone(), functions, secrets, ack_wait, fetching: Arc::default() })
     }
 
     /// The deployed functions, by name.

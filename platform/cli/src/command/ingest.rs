@@ -81,7 +81,7 @@ impl Ingest {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let started = Instant::now();
         let connection = Connection::open(globals, &self.folder).await?;
-        prepare(&connection, globals.output).await?;
+        prepare(&connection, UPLOADED, globals.output).await?;
         let bus = &connection.bus;
         let (mut indexed, mut dead) =
             (bus.tail(&Pattern::parse(INDEXED)?, Start::New).await?, bus.tail_dead(Start::New).await?);
@@ -209,15 +209,15 @@ impl Ingest {
     }
 }
 
-/// Deploys the functions that index documents, unless something takes documents already.
-async fn prepare(connection: &Connection, format: Format) -> anyhow::Result<()> {
-    let uploaded = format!("events.{UPLOADED}");
+/// Deploys the functions that index documents and answer questions, unless something takes events of this type already.
+pub(super) async fn prepare(connection: &Connection, ty: &str, format: Format) -> anyhow::Result<()> {
+    let subject = format!("events.{ty}");
     let functions = connection.registry().await?.functions().await?;
-    if functions.iter().any(|entry| entry.record.spec.on.iter().any(|pattern| pattern.covers(&uploaded))) {
+    if functions.iter().any(|entry| entry.record.spec.on.iter().any(|pattern| pattern.covers(&subject))) {
         return Ok(());
     }
     if format == Format::Text {
-        output::hint("nothing takes documents yet: deploying chunk, embed, index and retrieve");
+        output::hint(&format!("nothing takes {ty} yet: deploying chunk, embed, index, retrieve and generate"));
     }
     deploy_own(connection, PIPELINE, format).await
 }

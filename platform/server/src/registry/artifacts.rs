@@ -86,10 +86,12 @@ impl Registry {
         }
     }
 
-    /// Brings a file to `folder`, unless it is there, and checks its digest.
+    /// Brings a file to `folder`, unless it is there, and checks its digest. One file comes at a time, and once however
+    /// many want it.
     pub(crate) async fn fetch(&self, reference: &ArtifactRef, folder: &Path) -> Result<Artifact, BusError> {
         let file = folder.join(&reference.sha256);
         let artifact = Artifact { name: reference.name.clone(), sha256: reference.sha256.clone(), file: file.clone() };
+        let _alone = self.fetching.lock().await;
         // It is put in place by a rename once its digest is right, so what is there is whole.
         if tokio::fs::try_exists(&file).await.unwrap_or(false) {
             return Ok(artifact);

@@ -1,0 +1,262 @@
+//! Answers without a language model: the sentences of the documents that answer a question, quoted and cited.
+
+use crate::index::Hit;
+use serde::Serialize;
+use std::{collections::BTreeSet, ops::Range};
+use unicode_segmentation::UnicodeSegmentation;
+
+/// Words that a sentence needs to say something, and the most that is still one sentence.
+const WORDS: Range<usize> = 4..80;
+/// How much likeness by meaning counts; the rest is the share of the question's words that are said.
+const MEANING: f32 = 0.8;
+/// A sentence this far below the best one has less to do with the question.
+const NEAR_THE_BEST: f32 = 0.8;
+/// Sentences more alike than this say the same.
+const SAME: f32 = 0.92;
+/// What is answered where the documents say nothing of it.
+pub const NO_ANSWER: &str = "The documents do not answer this question.";
+
+/// A sentence of a document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sentence {
+    /// The rank of the chunk it is in, from 0.
+    pub rank: usize,
+    /// Where it is in the chunk, in bytes.
+    pub range: Range<usize>,
+    /// What it says.
+    pub text: String,
+}
+
+/// Where a sentence of the answer comes from.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Citation {
+    /// The chunk's id in the index.
+    pub chunk: String,
+    /// The document.
+    pub source: String,
+    /// The document's name.
+    pub name: String,
+    /// The headings above it.
+    pub heading: Vec<String>,
+    /// What it says, word for word.
+    pub text: String,
+    /// Where it begins in the document's text, in bytes.
+    pub start: usize,
+    /// Where it ends, in bytes.
+    pub end: usize,
+}
+
+/// An answer, every sentence of which is cited.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    /// The sentences, in the documents' order.
+    pub answer: String,
+    /// Whether the documents answer the question.
+    pub answered: bool,
+    /// How near the best sentence is to the question, from 0 to 1.
+    pub confidence: f32,
+    /// One a sentence.
+    pub citations: Vec<Citation>,
+}
+
+/// How answers are made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limits {
+    /// The most sentences.
+    pub sentences: usize,
+    /// The least that the best sentence must have to do with the question, from 0 to 1.
+    pub threshold: f32,
+}
+
+/// The sentences of the best chunks, at most `most`.
+pub fn sentences(hits: &[Hit], most: usize) -> Vec<Sentence> {
+    let mut found = Vec::new();
+    for (rank, hit) in hits.iter().enumerate() {
+        let text = &hit.chunk.text;
+        for (block_start, block) in blocks(text) {
+            // To Unicode (UAX #29) the end of a line is the end of a sentence; in a paragraph it is a space.
+            let line = block.replace(['\n', '\r'], " ");
+            for (offset, piece) in line.split_sentence_bound_indices() {
+                let said = piece.trim_matches(|c: char| c.is_whitespace() || "#*>-|`".contains(c));
+                if !WORDS.contains(&said.unicode_words().count()) || said.ends_with(['?', ':']) {
+                    continue;
+                }
+                let start = block_start + offset + piece.find(said).unwrap_or_default();
+                let range = start..start + said.len();
+                let text = text.get(range.clone()).unwrap_or(said).to_owned();
+                found.push(Sentence { rank, range, text });
+                if found.len() == most {
+                    return found;
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The paragraphs of a text that are prose: no headings, no tables, no fenced code.
+fn blocks(text: &str) -> Vec<(usize, &str)> {
+    let mut blocks: Vec<(usize, &str)> = Vec::new();
+    let (mut start, mut at, mut fenced) = (None, 0, false);
+    for line in text.split_inclusive('\n') {
+        let bare = line.trim();
+        let fence = bare.starts_with("```") || bare.starts_with("~~~");
+        fenced ^= fence;
+        let prose = !(fence || fenced || bare.is_empty() || bare.starts_with(['#', '|']));
+        let item = bare.starts_with("- ") || bare.starts_with("* ");
+        if (!prose || item)
+            && let Some(begun) = start.take()
+        {
+            blocks.extend(text.get(begun..at).map(|block| (begun, block)));
+        }
+        if prose && start.is_none() {
+            start = Some(at);
+        }
+        at += line.len();
+    }
+    if let Some(begun) = start {
+        blocks.extend(text.get(begun..).map(|block| (begun, block)));
+    }
+    blocks
+}
+
+/// Picks and orders the sentences that answer. `vectors` has one of length one a sentence, `question` the question's.
+pub fn answer(
+    hits: &[Hit],
+    sentences: &[Sentence],
+    vectors: &[Vec<f32>],
+    (question, vector): (&str, &[f32]),
+    limits: Limits,
+) -> Answer {
+    let wanted = words(question);
+    let mut scored: Vec<(f32, usize)> = sentences
+        .iter()
+        .zip(vectors)
+        .enumerate()
+        .map(|(index, (sentence, other))| {
+            let meaning = dot(vector, other).clamp(0.0, 1.0);
+            (MEANING * meaning + (1.0 - MEANING) * share(&wanted, &words(&sentence.text)), index)
+        })
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let best = scored.first().map_or(0.0, |(score, _)| *score);
+    if best < limits.threshold {
+        return Answer { answer: NO_ANSWER.to_owned(), answered: false, confidence: best, citations: Vec::new() };
+    }
+    let mut chosen: Vec<usize> = Vec::new();
+    for (score, index) in scored {
+        if score < best * NEAR_THE_BEST || chosen.len() == limits.sentences {
+            break;
+        }
+        let again = |other: &usize| match (vectors.get(*other), vectors.get(index)) {
+            (Some(other), Some(this)) => dot(other, this) > SAME,
+            _ => false,
+        };
+        if !chosen.iter().any(again) {
+            chosen.push(index);
+        }
+    }
+    // Read in the order of the documents, what belongs together stands together.
+    chosen.sort_unstable();
+    let picked: Vec<&Sentence> = chosen.iter().filter_map(|index| sentences.get(*index)).collect();
+    let said: Vec<String> = picked.iter().map(|sentence| ended(&sentence.text)).collect();
+    let citations = picked.iter().filter_map(|sentence| cite(hits.get(sentence.rank)?, sentence)).collect();
+    Answer { answer: said.join(" "), answered: true, confidence: best, citations }
+}
+
+fn cite(hit: &Hit, sentence: &Sentence) -> Option<Citation> {
+    let text = hit.chunk.text.get(sentence.range.clone())?.to_owned();
+    Some(Citation {
+        chunk: hit.id.clone(),
+        source: hit.document.clone(),
+        name: hit.name.clone(),
+        heading: hit.chunk.heading.clone(),
+        text,
+        start: hit.chunk.start + sentence.range.start,
+        end: hit.chunk.start + sentence.range.end,
+    })
+}
+
+/// A sentence on one line, with a mark at its end.
+fn ended(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if line.ends_with(['.', '!', '…', ';', ')', '"']) { line } else { format!("{line}.") }
+}
+
+fn words(text: &str) -> BTreeSet<String> {
+    text.unicode_words().map(str::to_lowercase).filter(|word| word.chars().count() > 3).collect()
+}
+
+/// The share of `wanted` that is in `said`, whatever the ends of the words are.
+fn share(wanted: &BTreeSet<String>, said: &BTreeSet<String>) -> f32 {
+    let stem = |word: &str| word.chars().take(5).collect::<String>();
+    let said: BTreeSet<String> = said.iter().map(|word| stem(word)).collect();
+    let found = wanted.iter().filter(|word| said.contains(&stem(word))).count();
+    // A question has few words, far below where an f32 loses whole numbers.
+    #[expect(clippy::cast_precision_loss)]
+    if wanted.is_empty() { 0.0 } else { found as f32 / wanted.len() as f32 }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chunk::Chunk;
+
+    const TEXT: &str = "# Fees\n\nInvoices that are paid late cost ten\npercent more. Refunds take a week.\n\n\
+                        | a | table | of | four | words |\n\n```\ncode says nothing at all here.\n```\n\n\
+                        - The night train is slow but cheap.\n- Is this a question with words?\n";
+
+    fn hit(text: &str) -> Hit {
+        Hit {
+            id: "7".into(),
+            document: "fees.md".into(),
+            name: "fees.md".into(),
+            chunk: Chunk {
+                index: 0,
+                text: text.into(),
+                heading: vec!["Fees".into()],
+                start: 100,
+                end: 100 + text.len(),
+            },
+            ..Hit::default()
+        }
+    }
+
+    #[test]
+    fn sentences_are_prose_and_know_where_they_stand() {
+        let found = sentences(&[hit(TEXT)], 100);
+        let said: Vec<&str> = found.iter().map(|sentence| sentence.text.as_str()).collect();
+        let wanted = [
+            "Invoices that are paid late cost ten\npercent more.",
+            "Refunds take a week.",
+            "The night train is slow but cheap.",
+        ];
+        assert_eq!(said, wanted);
+        assert!(found.iter().all(|sentence| TEXT[sentence.range.clone()] == sentence.text));
+        assert_eq!(sentences(&[hit(TEXT)], 2).len(), 2);
+    }
+
+    #[test]
+    fn an_answer_quotes_what_is_near_once_and_cites_it() {
+        let hits = [hit(TEXT)];
+        let found = sentences(&hits, 100);
+        let limits = Limits { sentences: 2, threshold: 0.4 };
+        let vectors = [vec![0.9, 0.436], vec![0.1, 0.995], vec![0.0, 1.0]];
+        let made = answer(&hits, &found, &vectors, ("What do invoices cost that are paid late?", &[1.0, 0.0]), limits);
+        assert_eq!(made.answer, "Invoices that are paid late cost ten percent more.");
+        assert!(made.answered && made.confidence > 0.8, "{made:?}");
+        let citation = &made.citations[0];
+        assert_eq!((citation.source.as_str(), citation.start), ("fees.md", 100 + TEXT.find("Invoices").unwrap()));
+        let same = [vec![1.0, 0.0], vec![1.0, 0.0], vec![0.9, 0.436]];
+        let made = answer(&hits, &found, &same, ("late trains", &[1.0, 0.0]), limits);
+        assert_eq!(made.citations.len(), 2, "two that say the same are one");
+        let nothing =
+            answer(&hits, &found, &[vec![0.0, 1.0], vec![0.0, 1.0], vec![0.0, 1.0]], ("x", &[1.0, 0.0]), limits);
+        assert_eq!((nothing.answer.as_str(), nothing.answered, nothing.citations.len()), (NO_ANSWER, false, 0));
+        assert!(!answer(&[], &[], &[], ("x", &[1.0]), limits).answered);
+    }
+}
