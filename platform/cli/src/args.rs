@@ -79,12 +79,13 @@ mod tests {
     /// The words of a line as a shell would split them.
     fn words(line: &str) -> Vec<String> {
         let mut words = vec![String::new()];
-        let mut quoted = false;
+        let mut quote = None;
         for c in line.chars() {
-            match c {
-                '\'' => quoted = !quoted,
-                ' ' if !quoted => words.push(String::new()),
-                c => words.last_mut().unwrap().push(c),
+            match (quote, c) {
+                (None, '\'' | '"') => quote = Some(c),
+                (Some(mark), _) if c == mark => quote = None,
+                (None, ' ') => words.push(String::new()),
+                _ => words.last_mut().unwrap().push(c),
             }
         }
         words.retain(|word| !word.is_empty());
