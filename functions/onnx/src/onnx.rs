@@ -10,9 +10,13 @@ use crate::{
     settings::Settings,
 };
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use nerve_core::{
     Deployment, EventType, Function, Host, Inference, LoadError,
-    inference::{Classification, EmbedRequest, Embedding, InferenceError, Model, Relevance, RerankRequest, Sample},
+    inference::{
+        Classification, EmbedRequest, Embedding, GenerateRequest, InferenceError, Model, Piece, Relevance,
+        RerankRequest, Sample,
+    },
     manifest::Run,
 };
 use std::{path::Path, sync::Arc};
@@ -109,5 +113,13 @@ impl Inference for Onnx {
         raw: bool,
     ) -> Result<Vec<Classification>, InferenceError> {
         self.hold(model).await?.classify(samples, raw, Admission::Refuse).await
+    }
+
+    async fn generate(
+        &self,
+        model: &Model,
+        _request: GenerateRequest,
+    ) -> Result<BoxStream<'static, Result<Piece, InferenceError>>, InferenceError> {
+        Err(InferenceError::Invalid(format!("the model `{}` writes no text", model.name)))
     }
 }

@@ -6,6 +6,7 @@
 use crate::function::Artifact;
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
+use futures_core::stream::BoxStream;
 use half::f16;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -167,6 +168,85 @@ pub struct Classification {
     pub truncated: bool,
 }
 
+/// Who says a message of a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Whoever set the conversation up.
+    System,
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// One message of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What is said.
+    pub content: String,
+}
+
+/// How each next token is chosen.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// How far from the likeliest token it may stray; 0 always takes the likeliest.
+    pub temperature: f32,
+    /// Only the likeliest tokens whose chances together reach this are considered; from 0 to 1.
+    pub top_p: f32,
+    /// Only this many of the likeliest tokens are considered; 0 considers all.
+    pub top_k: usize,
+    /// Where chance begins: the same seed gives the same text.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_p: 1.0, top_k: 0, seed: 0 }
+    }
+}
+
+/// A conversation that a causal language model goes on with.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct GenerateRequest {
+    /// What was said so far. The last message may be the model's own, unfinished: it goes on with it.
+    pub messages: Vec<Message>,
+    /// The most tokens to write; none: as many as the model's context still holds.
+    pub max_tokens: Option<usize>,
+    /// How each next token is chosen.
+    pub sampling: Sampling,
+    /// Texts that end the answer, and are no part of it.
+    pub stop: Vec<String>,
+}
+
+/// Why a text ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// The model had said it all, or one of the texts that end it came.
+    Stop,
+    /// The most tokens were written.
+    Length,
+}
+
+/// A piece of a text that is being written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece {
+    /// What comes next; never empty, and never a part of a character.
+    Text(String),
+    /// The text is over.
+    End {
+        /// Why.
+        finish: Finish,
+        /// Tokens of the conversation.
+        prompt_tokens: usize,
+        /// Tokens that were written.
+        completion_tokens: usize,
+    },
+}
+
 /// Why a model gave no answer, split by what the caller must do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InferenceError {
@@ -209,6 +289,14 @@ pub trait Inference: Send + Sync {
         samples: Vec<Sample>,
         raw: bool,
     ) -> Result<Vec<Classification>, InferenceError>;
+
+    /// What a causal language model writes, as it writes it. The last item is [`Piece::End`] or an error; dropping
+    /// the stream ends the writing.
+    async fn generate(
+        &self,
+        model: &Model,
+        request: GenerateRequest,
+    ) -> Result<BoxStream<'static, Result<Piece, InferenceError>>, InferenceError>;
 }
 
 #[cfg(test)]

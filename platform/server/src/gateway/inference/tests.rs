@@ -6,11 +6,13 @@ use crate::{
     registry::{ArtifactRef, Catalogue, Entry, ModelInfo, ModelRecord},
 };
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use nerve_core::{
     ModelName,
     function::Artifact,
     inference::{
-        Classification, EmbedRequest, Embedding, Label, Precision, Purpose, Relevance, RerankRequest, Sample, Vector,
+        Classification, EmbedRequest, Embedding, GenerateRequest, Label, Piece, Precision, Purpose, Relevance,
+        RerankRequest, Sample, Vector,
     },
 };
 use serde_json::{Value, json};
@@ -108,6 +110,14 @@ impl Inference for Fake {
         let classified = vec![one; samples.len()];
         self.classified.lock().unwrap().push((samples, raw));
         Ok(classified)
+    }
+
+    async fn generate(
+        &self,
+        model: &Model,
+        _request: GenerateRequest,
+    ) -> Result<BoxStream<'static, Result<Piece, InferenceError>>, InferenceError> {
+        Err(InferenceError::Invalid(model.name.clone()))
     }
 }
 
