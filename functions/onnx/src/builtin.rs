@@ -247,7 +247,7 @@ mod tests {
         let event = |text: &str| {
             Event::new("1", "/test", EventType::parse("a").unwrap()).with_data("text/plain", text.to_owned())
         };
-        let context = || Context { emitter: Arc::new(Nowhere) };
+        let context = || Context { emitter: Arc::new(Nowhere), views: None };
         let ten = "coffee ".repeat(10);
         let outcome = function.invoke(vec![event(&ten)], context()).await.remove(0);
         assert_eq!(outcome.unwrap_err().fault, Fault::Crash);

@@ -70,6 +70,32 @@ pub trait Emitter: Send + Sync {
     ///
     /// An error is final for that emission: a type that `emits` does not cover, or a broker that is away.
     async fn emit(&self, index: usize, emission: Emission) -> Result<(), FunctionError>;
+
+    /// The parts of an answer ([`crate::answer`]) that an earlier attempt at the event at `index` has emitted already,
+    /// oldest first. What is emitted from now on comes after them.
+    async fn emitted(&self, _index: usize) -> Result<Vec<Emission>, FunctionError> {
+        Ok(Vec::new())
+    }
+}
+
+/// A document that lasts beyond an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// The content.
+    pub data: Bytes,
+    /// Names this version.
+    pub revision: u64,
+}
+
+/// Documents by key that last beyond an event, and that all workers share: projections, and what is remembered.
+#[async_trait]
+pub trait Views: Send + Sync {
+    /// The document of this key. Keys hold letters, digits, `-`, `_`, `/`, `=` and `.`.
+    async fn view(&self, key: &str) -> Result<Option<View>, FunctionError>;
+
+    /// Writes a document over the version `after`, or, with none, where there is none; `false` if somebody else wrote
+    /// it meanwhile: then read it again.
+    async fn put_view(&self, key: &str, data: Bytes, after: Option<u64>) -> Result<bool, FunctionError>;
 }
 
 /// What surrounds one invocation.
@@ -77,6 +103,8 @@ pub trait Emitter: Send + Sync {
 pub struct Context {
     /// Where emissions before the end go.
     pub emitter: Arc<dyn Emitter>,
+    /// What lasts; none where the function runs on its own.
+    pub views: Option<Arc<dyn Views>>,
 }
 
 /// A loaded function. One value serves every invocation, many at a time.

@@ -4,6 +4,7 @@
 //! - [`event`]: a CloudEvent, and its JSON and binary-mode (header) forms.
 //! - [`subject`]: validated NATS subjects, patterns and event types.
 //! - [`manifest`]: `nerve.toml`, parsed with the line of every mistake, and the records it is stored as.
+//! - [`answer`]: answers while they are made: which events their readers see.
 //! - [`function`]: the contract between a worker and whatever runs a function.
 //! - [`inference`]: the contract between the gateway and whatever runs models.
 //! - [`verdict`]: what becomes of an event after a function has had it, as one pure function.
@@ -14,6 +15,7 @@
 //!
 //! There is no I/O here and no async runtime, so every crate can depend on this one.
 
+pub mod answer;
 pub mod event;
 pub mod function;
 pub mod inference;

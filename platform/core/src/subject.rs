@@ -121,6 +121,19 @@ impl EventType {
 }
 
 impl Pattern {
+    /// Whether some subject is covered by both.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let (mut ours, mut theirs) = (self.0.split('.'), other.0.split('.'));
+        loop {
+            match (ours.next(), theirs.next()) {
+                (None, None) => return true,
+                (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+                (Some(one), Some(two)) if one == "*" || two == "*" || one == two => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// Whether a message on `subject` would be delivered to a subscription on this pattern.
     pub fn covers(&self, subject: &str) -> bool {
         let mut tokens = subject.split('.');

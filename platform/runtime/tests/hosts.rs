@@ -67,7 +67,7 @@ fn events(words: &[&str]) -> Vec<Event> {
 
 fn context() -> (Arc<Stored>, Context) {
     let stored = Arc::new(Stored::default());
-    (stored.clone(), Context { emitter: stored })
+    (stored.clone(), Context { emitter: stored, views: None })
 }
 
 fn component(body: &str) -> Vec<u8> {

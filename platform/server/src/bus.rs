@@ -9,9 +9,11 @@
 //! - `pull`: deliveries as there are free slots, and no more.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `dead`: dead letters.
+//! - `answers`: answers while they are made. `views`: documents that last.
 //! - `invoke`: a function called directly, past the log.
 //! - `logs`: what functions say.
 
+mod answers;
 mod body;
 mod dead;
 mod delivery;
@@ -22,7 +24,9 @@ mod publish;
 mod pull;
 mod streams;
 mod tail;
+mod views;
 
+pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
 pub use dead::{DeadLetter, DeadLetters};
 pub use delivery::{Attempt, Delivery};
 pub use invoke::{Invocation, InvokeError};

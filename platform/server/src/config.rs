@@ -9,6 +9,7 @@ pub use onnx::{OnnxConfig, Optimisation, Provider};
 use nerve_core::Secret;
 use serde::Deserialize;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
@@ -107,6 +108,9 @@ pub struct GatewayConfig {
     /// Bearer keys of the API.
     #[serde(deserialize_with = "secrets")]
     pub keys: Vec<Secret>,
+    /// Keys that see one collection only, by collection.
+    #[serde(default, deserialize_with = "secrets_by_name")]
+    pub collection_keys: BTreeMap<String, Vec<Secret>>,
     /// Largest webhook body, in bytes.
     pub max_hook_body: usize,
     /// Largest API body, in bytes.
@@ -115,6 +119,9 @@ pub struct GatewayConfig {
     pub max_requests: usize,
     /// Event streams served at once.
     pub max_streams: usize,
+    /// The longest that an answer may take.
+    #[serde(deserialize_with = "duration")]
+    pub answer_timeout: Duration,
 }
 
 /// How secrets are unsealed.
@@ -193,8 +200,15 @@ impl Config {
         if self.gateway.max_requests == 0 || self.gateway.max_streams == 0 {
             return wrong("gateway", "max_requests and max_streams must be at least 1");
         }
-        if self.gateway.keys.iter().any(|key| key.expose().len() < 16) {
+        let of_collections = self.gateway.collection_keys.values().flatten();
+        if self.gateway.keys.iter().chain(of_collections).any(|key| key.expose().len() < 16) {
             return wrong("gateway.keys", "a key must have at least 16 characters");
+        }
+        if !self.gateway.collection_keys.is_empty() && self.gateway.keys.is_empty() {
+            return wrong("gateway.collection_keys", "there must be a key in gateway.keys too, for everything else");
+        }
+        if self.gateway.answer_timeout.is_zero() || self.gateway.answer_timeout > self.streams.answers_max_age {
+            return wrong("gateway.answer_timeout", "it must be more than 0s and at most streams.answers_max_age");
         }
         self.onnx.check()
     }
@@ -216,6 +230,13 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duratio
 
 fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.map(Secret::new))
+}
+
+fn secrets_by_name<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, Vec<Secret>>, D::Error> {
+    let named = BTreeMap::<String, Vec<String>>::deserialize(deserializer)?;
+    Ok(named.into_iter().map(|(name, keys)| (name, keys.into_iter().map(Secret::new).collect())).collect())
 }
 
 fn secrets<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Secret>, D::Error> {

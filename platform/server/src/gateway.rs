@@ -4,6 +4,7 @@
 //! - `hooks` with `verify`: webhooks, checked against their sender's scheme, become events.
 //! - `events` with `modes`: CloudEvents in, in any HTTP mode. `publish`: the wait for JetStream's ack.
 //! - `tail` with `sse`: the log out, as server-sent events.
+//! - `answers`: questions in, answers out while they are made.
 //! - `functions`: the list, and direct calls.
 //! - `inference`: embeddings, relevance and labels, by models.
 //! - `health`, `metrics`: for whoever runs it.
@@ -15,6 +16,7 @@
 //! for the ack → answer. The gateway holds no state of its own: any number of them serve one cluster.
 
 mod access;
+mod answers;
 mod body;
 mod events;
 mod functions;
@@ -93,7 +95,7 @@ impl Gateway {
     /// A gateway of these parts; it serves nothing yet.
     pub fn new(parts: Parts) -> Self {
         let shared = Shared {
-            access: Access::new(&parts.config.keys),
+            access: Access::new(&parts.config.keys, &parts.config.collection_keys),
             bodies: Bodies::new(),
             requests: Semaphore::new(parts.config.max_requests),
             streams: Arc::new(Semaphore::new(parts.config.max_streams)),
@@ -106,6 +108,9 @@ impl Gateway {
     pub fn router(&self) -> Router {
         let api = Router::new()
             .route("/v1/events", get(tail::get).post(events::post))
+            .route("/v1/answers", post(answers::post))
+            .route("/v1/answers/{id}", get(answers::get).delete(answers::delete))
+            .route("/v1/chat/completions", post(answers::chat::post))
             .route("/v1/functions", get(functions::list))
             .route("/v1/functions/{name}/invoke", post(functions::invoke))
             .route("/v1/embeddings", post(inference::embeddings::post))
@@ -175,9 +180,12 @@ impl Gateway {
 }
 
 /// Lets a request through to the API, or refuses it.
-async fn allowed(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
+async fn allowed(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
     match gateway.shared.access.check(request.uri(), request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         Err(problem) => problem.into_response(),
     }
 }
@@ -199,6 +207,10 @@ async fn front() -> &'static str {
      POST /hooks/{source}   a webhook\n\
      POST /v1/events        CloudEvents in\n\
      GET  /v1/events        the log, as server-sent events\n\
+     POST /v1/answers       a question; its answer as server-sent events
+\
+     POST /v1/chat/completions   the same, as OpenAI's
+\
      GET  /v1/functions     what is deployed\n\
      POST /v1/embeddings    texts to vectors, as OpenAI's\n\
      POST /v1/rerank        documents by relevance, as Cohere's\n\

@@ -6,6 +6,7 @@
 //! - `runner`: one a revision: the intake, from the stream, from redriven letters and from direct calls.
 //! - `invocation`: one batch from delivery to verdict.
 //! - `emission`: what a function returns, as events with ids that do not change from one try to the next.
+//! - `cancels`: answers that nobody wants any more.
 //! - `failure`: attempts, retries, dead letters.
 //! - `log`: what functions say, on its way to LOGS.
 //!
@@ -14,6 +15,7 @@
 //! publishes its results, and only then settles the deliveries. The worker keeps no state: whatever it has not
 //! settled comes again, here or elsewhere.
 
+mod cancels;
 mod emission;
 mod failure;
 mod invocation;
@@ -26,7 +28,7 @@ use crate::{
     config::Config,
     registry::{Catalogue, Entry, FunctionRecord, Registry},
 };
-use nerve_core::{Host, Name, Secret};
+use nerve_core::{Host, Name, Secret, function::Views};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -47,6 +49,9 @@ pub(crate) struct Shared {
     pub(crate) artifacts: PathBuf,
     pub(crate) statuses: Statuses,
     pub(crate) stops: Stops,
+    pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
+    pub(crate) views: Arc<dyn Views>,
+    cancels: cancels::Cancels,
     pub(crate) tasks: TaskTracker,
 }
 
@@ -161,6 +166,9 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
     let (tasks, timers) = (TaskTracker::new(), TaskTracker::new());
     let shared = Shared {
         leases: Leases::start(parts.bus.client().clone(), config.worker.ack_wait, timer.clone(), &timers),
+        views: Arc::new(parts.bus.clone()),
+        catalogue: parts.catalogue.clone(),
+        cancels: cancels::Cancels::default(),
         bus: parts.bus,
         registry: parts.registry,
         host: parts.host,
@@ -169,6 +177,7 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         stops: stops.clone(),
         tasks: tasks.clone(),
     };
+    timers.spawn(cancels::follow(shared.clone()));
     reconcile(&shared, parts.catalogue).await;
     tasks.close();
     if tokio::time::timeout(config.worker.grace, tasks.wait()).await.is_err() {
@@ -177,6 +186,7 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         // Giving back is one message each; a guest that does not end is left behind.
         tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.ok();
     }
+    stops.work.cancel();
     timer.cancel();
     timers.close();
     timers.wait().await;

@@ -73,7 +73,7 @@ async fn outcomes(url: String, words: &[&str]) -> Vec<Outcome> {
             .with_data("text/plain", (*word).to_owned())
             .with_extension(PARTITION_KEY, "k")
     };
-    function.invoke(words.iter().map(event).collect(), Context { emitter: Arc::new(Nobody) }).await
+    function.invoke(words.iter().map(event).collect(), Context { emitter: Arc::new(Nobody), views: None }).await
 }
 
 async fn asked(words: &[&str]) -> Vec<Outcome> {

@@ -101,6 +101,12 @@ impl Delivery {
         }
     }
 
+    /// The answer that its event belongs to.
+    pub(crate) fn answer_id(&self) -> Option<String> {
+        let event = event_of(&self.message, &self.stream, self.sequence);
+        Some(nerve_core::answer::id_of(&event).to_owned()).filter(|id| !id.is_empty())
+    }
+
     /// Whether it came from a redriven dead letter.
     pub fn is_redriven(&self) -> bool {
         self.stream == DEAD

@@ -1,6 +1,6 @@
 //! An event out, acknowledged by JetStream before anybody is told that it is stored.
 
-use super::Bus;
+use super::{Bus, answers};
 use async_nats::{HeaderMap, HeaderName, HeaderValue, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
 use nerve_core::{Event, Subject};
@@ -33,11 +33,17 @@ impl Bus {
         self.publish_as(event, &format!("{}#{}", event.source, event.id)).await
     }
 
-    /// Publishes an event to `events.<type>` under a message id of the caller's.
+    /// Publishes an event to `events.<type>` under a message id of the caller's; a part of an answer to the answer.
     pub async fn publish_as(&self, event: &Event, message_id: &str) -> Result<Published, PublishError> {
-        let subject = event.ty.subject();
         let (headers, body) = self.to_message(event).await?;
-        self.publish_message(&subject, headers, body, message_id).await
+        if let Some((answer, logged)) = answers::place_of(event)? {
+            // First, so that no part that this event leads to can stand before it.
+            let published = self.publish_message(&answer, headers.clone(), body.clone(), message_id).await?;
+            if !logged {
+                return Ok(published);
+            }
+        }
+        self.publish_message(&event.ty.subject(), headers, body, message_id).await
     }
 
     /// The headers and body that carry `event`; a body over the limit is stored and referred to.

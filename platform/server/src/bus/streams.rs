@@ -60,14 +60,8 @@ impl Bus {
         .await?;
         self.ensure_bucket(kv::Config { bucket: SECRETS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
             .await?;
-        let memory = stream::StorageType::Memory;
-        self.ensure_bucket(kv::Config {
-            bucket: VIEWS.into(),
-            storage: memory,
-            num_replicas: replicas,
-            ..<_>::default()
-        })
-        .await?;
+        self.ensure_bucket(kv::Config { bucket: VIEWS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
+            .await?;
         self.ensure_object_store(ARTIFACTS, Duration::ZERO, replicas).await?;
         // A body outlives the event that refers to it, and its dead letter.
         let bodies_max_age = if config.events_max_age.is_zero() || config.dead_max_age.is_zero() {

@@ -99,6 +99,10 @@ impl Tail {
         self.gap.take()
     }
 
+    pub(super) fn bus(&self) -> &Bus {
+        &self.bus
+    }
+
     /// The next event; waits for it for ever. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Tailed {
         let (message, sequence, time) = self.next_message().await;

@@ -5,12 +5,52 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use nerve_core::function::Secret;
 use sha2::{Digest, Sha256};
 use std::net::{IpAddr, SocketAddr};
-use subtle::{Choice, ConstantTimeEq};
+use subtle::ConstantTimeEq;
 
 /// The keys, as hashes: of one length, so that a comparison tells nothing about them.
 #[derive(Clone)]
 pub(crate) struct Access {
-    keys: Vec<[u8; 32]>,
+    keys: Vec<([u8; 32], Caller)>,
+}
+
+/// Who calls, and what they may see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// Everything.
+    Any,
+    /// The documents of one collection, and answers and conversations about them.
+    Collection(String),
+}
+
+impl Caller {
+    /// Whether it may see what belongs to this collection, or to none.
+    pub(crate) fn may_see(&self, collection: Option<&str>) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Collection(own) => collection == Some(own),
+        }
+    }
+
+    /// The collection that a request is about: the one that it names, which must be the caller's own, or that one.
+    pub(crate) fn collection(&self, named: Option<String>, default: &str) -> Answer<String> {
+        match (self, named) {
+            (Self::Any, named) => Ok(named.unwrap_or_else(|| default.to_owned())),
+            (Self::Collection(own), None) => Ok(own.clone()),
+            (Self::Collection(own), Some(named)) if named == *own => Ok(named),
+            (Self::Collection(own), Some(named)) => {
+                let detail = format!("this key is for the collection `{own}`, and not for `{named}`");
+                Err(Problem::new(StatusCode::FORBIDDEN, detail))
+            }
+        }
+    }
+
+    /// Whether this path is open to it.
+    fn may_use(&self, path: &str) -> bool {
+        const OF_COLLECTIONS: [&str; 4] = ["/v1/answers", "/v1/chat/completions", "/v1/documents", "/v1/feedback"];
+        let is_at =
+            |prefix: &&str| path.strip_prefix(*prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        *self == Self::Any || OF_COLLECTIONS.iter().any(|prefix| is_at(&prefix))
+    }
 }
 
 /// Why an address may not be listened on.
@@ -27,23 +67,44 @@ pub fn check_bind(addr: SocketAddr, keys: &[Secret]) -> Result<(), OpenToAll> {
 }
 
 impl Access {
-    pub(crate) fn new(keys: &[Secret]) -> Self {
-        Self { keys: keys.iter().map(|key| Sha256::digest(key.expose()).into()).collect() }
+    /// `keys` see everything, those of a collection that collection.
+    pub(crate) fn new<'k>(
+        keys: &[Secret],
+        of_collections: impl IntoIterator<Item = (&'k String, &'k Vec<Secret>)>,
+    ) -> Self {
+        let hash = |key: &Secret| Sha256::digest(key.expose()).into();
+        let mut hashed: Vec<_> = keys.iter().map(|key| (hash(key), Caller::Any)).collect();
+        for (collection, keys) in of_collections {
+            hashed.extend(keys.iter().map(|key| (hash(key), Caller::Collection(collection.clone()))));
+        }
+        Self { keys: hashed }
     }
 
-    /// Lets the request through to the API, or says why not.
-    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Answer<()> {
-        if self.keys.is_empty() { local_only(uri, headers) } else { self.check_key(headers) }
+    /// Lets the request through to the API and says who calls, or says why not.
+    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Answer<Caller> {
+        if self.keys.is_empty() {
+            return local_only(uri, headers).map(|()| Caller::Any);
+        }
+        let caller = self.check_key(headers)?;
+        if caller.may_use(uri.path()) {
+            return Ok(caller);
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "this key is for one collection, and this path is about more than that",
+        ))
     }
 
-    fn check_key(&self, headers: &HeaderMap) -> Answer<()> {
+    fn check_key(&self, headers: &HeaderMap) -> Answer<Caller> {
         let detail = match bearer(headers) {
             None => "this needs `Authorization: Bearer KEY`, with a key of gateway.keys",
             Some(key) => {
                 let presented: [u8; 32] = Sha256::digest(key).into();
-                let same = |known: &[u8; 32]| known.ct_eq(&presented);
-                if self.keys.iter().fold(Choice::from(0), |found, known| found | same(known)).into() {
-                    return Ok(());
+                // Every key is looked at, so that the time tells nothing.
+                let same = |(known, _): &&([u8; 32], Caller)| known.ct_eq(&presented).into();
+                let found: Vec<_> = self.keys.iter().filter(same).collect();
+                if let Some((_, caller)) = found.first() {
+                    return Ok(caller.clone());
                 }
                 "the key in `Authorization` is not one of gateway.keys"
             }
@@ -98,8 +159,8 @@ mod tests {
     fn check(keys: &[&str], headers: &[(&'static str, &str)]) -> Result<(), u16> {
         let keys: Vec<_> = keys.iter().map(|key| Secret::new(*key)).collect();
         let headers = headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()));
-        let checked = Access::new(&keys).check(&Uri::from_static("/v1/events"), &headers.collect());
-        checked.map_err(|problem| problem.status().as_u16())
+        let checked = Access::new(&keys, []).check(&Uri::from_static("/v1/events"), &headers.collect());
+        checked.map(drop).map_err(|problem| problem.status().as_u16())
     }
 
     #[test]
@@ -112,6 +173,27 @@ mod tests {
             assert_eq!(check(&keys, &[("authorization", wrong), ("host", "localhost")]), Err(401), "{wrong}");
         }
         assert_eq!(check(&keys, &[("host", "localhost")]), Err(401));
+    }
+
+    #[test]
+    fn a_key_of_a_collection_opens_what_is_about_it() {
+        let of_collections = std::collections::BTreeMap::from([("manuals".to_owned(), vec![Secret::new("theirs")])]);
+        let access = Access::new(&[Secret::new("all")], &of_collections);
+        let check = |key: &str, path: &'static str| {
+            let headers = [(header::AUTHORIZATION, format!("Bearer {key}").parse().unwrap())];
+            let checked = access.check(&Uri::from_static(path), &headers.into_iter().collect());
+            checked.map_err(|problem| problem.status().as_u16())
+        };
+        let own = Caller::Collection("manuals".into());
+        assert_eq!(check("all", "/v1/events"), Ok(Caller::Any));
+        for path in ["/v1/answers", "/v1/answers/1", "/v1/documents", "/v1/feedback", "/v1/chat/completions"] {
+            assert_eq!(check("theirs", path), Ok(own.clone()), "{path}");
+        }
+        for path in ["/v1/events", "/v1/functions", "/v1/answersx", "/metrics", "/v1/traces/1", "/v1/embeddings"] {
+            assert_eq!(check("theirs", path), Err(403), "{path}");
+        }
+        assert_eq!(check("nobody", "/v1/answers"), Err(401));
+        assert!(own.may_see(Some("manuals")) && !own.may_see(Some("other")) && !own.may_see(None));
     }
 
     #[test]

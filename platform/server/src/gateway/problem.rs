@@ -57,6 +57,11 @@ impl Problem {
         self
     }
 
+    /// The explanation, where no problem document can be sent any more.
+    pub(crate) fn detail_text(self) -> String {
+        self.detail
+    }
+
     /// The status it is answered with.
     #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {

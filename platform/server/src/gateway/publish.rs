@@ -22,19 +22,24 @@ pub(crate) struct Receipt {
 
 /// Publishes `event` and waits until it is stored.
 pub(crate) async fn publish(bus: &Bus, event: &Event) -> Answer<Receipt> {
-    match bus.publish(event).await {
-        Ok(published) => Ok(Receipt {
-            id: event.id.clone(),
-            ty: event.ty.to_string(),
-            sequence: published.sequence,
-            duplicate: published.duplicate,
-        }),
-        Err(PublishError::Invalid(why)) => Err(Problem::bad_request(format!("the event cannot be stored: {why}"))),
-        Err(PublishError::Unavailable(error)) => {
+    let published = bus.publish(event).await.map_err(publish_problem)?;
+    Ok(Receipt {
+        id: event.id.clone(),
+        ty: event.ty.to_string(),
+        sequence: published.sequence,
+        duplicate: published.duplicate,
+    })
+}
+
+/// What an event that was not stored is to whoever sent it.
+pub(crate) fn publish_problem(error: PublishError) -> Problem {
+    match error {
+        PublishError::Invalid(why) => Problem::bad_request(format!("the event cannot be stored: {why}")),
+        PublishError::Unavailable(error) => {
             tracing::warn!(%error, "an event is answered 503: JetStream did not acknowledge it");
             let detail =
                 "the event may not be stored: JetStream did not acknowledge it; send it again, with the same id";
-            Err(Problem::unavailable(detail, BROKER_BACK))
+            Problem::unavailable(detail, BROKER_BACK)
         }
     }
 }

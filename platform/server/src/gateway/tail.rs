@@ -22,9 +22,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// How often a silent stream says that it lives.
-const HEARTBEAT_EVERY: Duration = Duration::from_secs(15);
+pub(super) const HEARTBEAT_EVERY: Duration = Duration::from_secs(15);
 /// What clients are asked to wait before they connect again, in milliseconds.
-const RECONNECT: Bytes = Bytes::from_static(b"retry: 1000\n\n");
+pub(super) const RECONNECT: Bytes = Bytes::from_static(b"retry: 1000\n\n");
 
 /// What a reader may ask for.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -102,6 +102,8 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
         max_api_body: LIMIT,
         max_requests,
         max_streams: 1,
+        collection_keys: BTreeMap::new(),
+        answer_timeout: Duration::from_secs(60),
     };
     Gateway::new(Parts {
         bus: Bus::away().await,

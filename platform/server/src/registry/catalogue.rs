@@ -1,10 +1,10 @@
 //! Everything that is deployed, as one snapshot that follows every change.
 
 use super::{Entry, FunctionRecord, Keyring, ModelRecord, Registry, SourceRecord, secrets::PUBLIC_KEY};
-use crate::bus::BusError;
+use crate::bus::{BusError, EVENTS};
 use async_nats::jetstream::kv;
 use futures::{Stream, StreamExt};
-use nerve_core::{ModelName, Name, Secret};
+use nerve_core::{EventType, ModelName, Name, Secret};
 use serde::de::DeserializeOwned;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -50,6 +50,33 @@ impl Catalogue {
             value.map(|value| (name.clone(), value)).ok_or(name.as_str())
         };
         names.iter().map(value).collect()
+    }
+
+    /// Whether what this function emits leads, over any number of functions, to events of type `ty`.
+    pub(crate) fn leads_to(&self, function: &Name, ty: &str) -> bool {
+        let Some(first) = self.functions.get(function) else { return false };
+        let (mut seen, mut next) = (BTreeSet::from([&first.name]), vec![first]);
+        while let Some(entry) = next.pop() {
+            let emits = &entry.record.spec.emits;
+            if emits.iter().any(|pattern| pattern.covers(ty)) {
+                return true;
+            }
+            for other in self.functions.values().filter(|other| other.record.takes_any_of(emits)) {
+                if seen.insert(&other.name) {
+                    next.push(other);
+                }
+            }
+        }
+        false
+    }
+
+    /// Whether any function takes events of type `ty`.
+    pub(crate) fn takes(&self, ty: &EventType) -> bool {
+        let subject = ty.subject();
+        let takes = |entry: &Entry<FunctionRecord>| {
+            entry.record.stream == EVENTS && entry.record.spec.on.iter().any(|on| on.covers(subject.as_str()))
+        };
+        self.functions.values().any(takes)
     }
 
     /// The digest of every file that a function or a model needs.

@@ -1,6 +1,6 @@
 //! What is stored for a deployed function, source or model.
 
-use nerve_core::{FunctionSpec, Name, SourceSpec};
+use nerve_core::{FunctionSpec, Name, Pattern, SourceSpec, subject::EVENTS_PREFIX};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -22,6 +22,13 @@ impl FunctionRecord {
     /// Whether deploying `other` over this would change nothing.
     pub fn same_as(&self, other: &Self) -> bool {
         self.spec == other.spec && self.artifacts == other.artifacts && self.stream == other.stream
+    }
+
+    /// Whether an event that one of these patterns (over types) covers may come to it.
+    pub(crate) fn takes_any_of(&self, emits: &[Pattern]) -> bool {
+        let subjects = emits.iter().filter_map(|types| Pattern::parse(format!("{EVENTS_PREFIX}{types}")).ok());
+        let subjects: Vec<Pattern> = subjects.collect();
+        self.spec.on.iter().any(|on| subjects.iter().any(|emitted| emitted.overlaps(on)))
     }
 }
 

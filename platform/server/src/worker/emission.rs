@@ -7,7 +7,7 @@ use super::Shared;
 use crate::bus::{Bus, PublishError};
 use async_trait::async_trait;
 use nerve_core::{
-    Emission, Event, Fault, FunctionError, FunctionSpec, Name,
+    Emission, Event, Fault, FunctionError, FunctionSpec, Name, answer,
     event::{CAUSATION_ID, CORRELATION_ID, PARTITION_KEY, TRACEPARENT},
     function::Emitter,
 };
@@ -37,6 +37,11 @@ pub(super) struct Outlet {
 }
 
 impl Outlet {
+    /// The source of its events.
+    fn source(&self) -> String {
+        format!("/functions/{}", self.function)
+    }
+
     /// The event for the `index`-th emission of `input`; refuses a type that the manifest does not let it publish.
     pub(super) fn event(&self, input: &Event, index: usize, emission: Emission) -> Result<Event, FunctionError> {
         let function = &self.function;
@@ -51,7 +56,7 @@ impl Outlet {
             let message = format!("it emitted more than {EMISSIONS_MAX} events for one");
             return Err(FunctionError::new(Fault::Invalid, message));
         }
-        let mut event = Event::new(emission_id(function, input, index), format!("/functions/{function}"), emission.ty)
+        let mut event = Event::new(emission_id(function, input, index), self.source(), emission.ty)
             .with_data(emission.content_type.unwrap_or_else(|| "application/json".to_owned()), emission.data)
             .with_extension(CORRELATION_ID, input.extension(CORRELATION_ID).unwrap_or(&input.id))
             .with_extension(CAUSATION_ID, input.id.as_str());
@@ -143,6 +148,23 @@ impl Emitter for Publisher {
     async fn emit(&self, index: usize, emission: Emission) -> Result<(), FunctionError> {
         publish(&self.bus, &self.event(index, emission)?).await
     }
+
+    async fn emitted(&self, index: usize) -> Result<Vec<Emission>, FunctionError> {
+        let (Some(input), Some(count)) = (self.inputs.get(index), self.counts.get(index)) else {
+            return Ok(Vec::new());
+        };
+        let source = self.outlet.source();
+        let events = self.bus.emitted(answer::id_of(input), &source, &input.id).await;
+        let events = events.map_err(|error| FunctionError::new(Fault::Retry { after: None }, error.to_string()))?;
+        // The last emission may be on the way still: its place stays free for the one that comes next.
+        count.fetch_max(events.len(), Ordering::Relaxed);
+        Ok(events.into_iter().map(emission_of).collect())
+    }
+}
+
+fn emission_of(event: Event) -> Emission {
+    let partition_key = event.extension(PARTITION_KEY).map(str::to_owned);
+    Emission { ty: event.ty, data: event.data, content_type: event.content_type, subject: event.subject, partition_key }
 }
 
 /// Keeps what a directly called function emits, for the answer.

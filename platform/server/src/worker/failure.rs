@@ -3,7 +3,7 @@
 use super::{Shared, emission::Outlet, log};
 use crate::bus::{Attempt, Delivery, LogRecord};
 use nerve_core::{
-    Fault, FunctionError,
+    Fault, FunctionError, answer,
     function::LogLevel,
     verdict::{Verdict, decide},
 };
@@ -27,7 +27,7 @@ pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, deli
     match verdict {
         Verdict::DeadLetter => {
             shared.bus.log(&record).await;
-            bury_with(outlet, revision, delivery, &attempts).await;
+            bury_with(shared, outlet, revision, delivery, &attempts).await;
         }
         Verdict::RetryAfter(wait) => {
             shared.bus.log_attempts(&delivery.stream, delivery.sequence, &record).await;
@@ -46,7 +46,7 @@ pub(super) async fn bury(shared: &Shared, outlet: &Outlet, revision: u64, delive
     let attempts = shared.bus.attempts(&outlet.function, &delivery.stream, delivery.sequence).await;
     let attempts = without_holes(attempts, delivery.attempt.saturating_sub(1));
     shared.bus.log(&record(outlet, &delivery, &attempts, &Verdict::DeadLetter)).await;
-    bury_with(outlet, revision, delivery, &attempts).await;
+    bury_with(shared, outlet, revision, delivery, &attempts).await;
 }
 
 /// Gives a delivery back at once: it was not its fault.
@@ -56,14 +56,24 @@ pub(super) async fn give_back(delivery: Delivery) {
     }
 }
 
-async fn bury_with(outlet: &Outlet, revision: u64, delivery: Delivery, attempts: &[Attempt]) {
+async fn bury_with(shared: &Shared, outlet: &Outlet, revision: u64, delivery: Delivery, attempts: &[Attempt]) {
     let function = &outlet.function;
+    let answer = if delivery.is_redriven() { None } else { delivery.answer_id() };
     match delivery.dead_letter(function, revision, attempts).await {
         Ok(id) => {
             metrics::counter!("nerve_dead_letters_total", "function" => function.to_string()).increment(1);
             tracing::warn!(%function, id, "an event failed for good: nerve dlq show {id}");
         }
-        Err(error) => tracing::error!(%function, %error, "a dead letter could not be written; its event comes again"),
+        Err(error) => {
+            tracing::error!(%function, %error, "a dead letter could not be written; its event comes again");
+            return;
+        }
+    }
+    let leads_on = shared.catalogue.borrow().leads_to(function, answer::GENERATED);
+    let Some(answer) = answer.filter(|_| leads_on) else { return };
+    let why = attempts.last().map(|attempt| attempt.error.message.as_str()).unwrap_or("it failed");
+    if let Err(error) = shared.bus.fail_answer(&answer, function.as_str(), why).await {
+        tracing::warn!(%function, %error, answer, "the readers of an answer could not be told that there will be none");
     }
 }
 

@@ -63,7 +63,12 @@ impl Invoker {
         }
         let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, &events));
         let started = Instant::now();
-        let outcomes = self.invoke(events, &publisher).await;
+        let Some(outcomes) = self.unless_cancelled(events, &publisher).await else {
+            for taken in taken {
+                self.pass_over(taken).await;
+            }
+            return;
+        };
         self.meters.seconds.record(started.elapsed().as_secs_f64());
         let mut ended = taken.into_iter().zip(outcomes).enumerate();
         let finish = |(index, (taken, outcome))| self.finish(&publisher, index, taken, outcome);
@@ -74,7 +79,7 @@ impl Invoker {
         }
     }
 
-    /// The events of a batch, with their bodies; what cannot be an event is settled here.
+    /// The events of a batch, with their bodies; what cannot be an event, or is not wanted, is settled here.
     async fn unpack(&self, batch: Vec<Taken>) -> (Vec<Taken>, Vec<Event>) {
         let (mut kept, mut events) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for taken in batch {
@@ -83,6 +88,7 @@ impl Invoker {
                 continue;
             }
             match taken.delivery.event().await {
+                Ok(event) if self.shared.cancels.is_cancelled(&event) => self.pass_over(taken).await,
                 Ok(event) => {
                     events.push(event);
                     kept.push(taken);
@@ -99,10 +105,28 @@ impl Invoker {
         (kept, events)
     }
 
+    /// The outcomes, or none when the answer that a single event is for is cancelled meanwhile. The events of a larger
+    /// batch are of many answers, and go on together.
+    async fn unless_cancelled(&self, events: Vec<Event>, publisher: &Arc<Publisher>) -> Option<Vec<Outcome>> {
+        let running = match events.as_slice() {
+            [only] => self.shared.cancels.running(only),
+            _ => return Some(self.invoke(events, publisher).await),
+        };
+        running.token.run_until_cancelled(self.invoke(events, publisher)).await
+    }
+
+    /// Settles an event of an answer that nobody wants any more.
+    async fn pass_over(&self, taken: Taken) {
+        self.count("cancelled");
+        if let Err(error) = taken.delivery.ack().await {
+            tracing::debug!(function = %self.outlet.function, %error, "a cancelled event will come again");
+        }
+    }
+
     /// One outcome an event, whatever the function does.
     async fn invoke(&self, events: Vec<Event>, publisher: &Arc<Publisher>) -> Vec<Outcome> {
         let count = events.len();
-        let context = Context { emitter: publisher.clone() };
+        let context = Context { emitter: publisher.clone(), views: Some(self.shared.views.clone()) };
         // A built-in function that panics costs this batch, not the worker.
         let run = AssertUnwindSafe(self.function.invoke(events, context)).catch_unwind();
         let all = |fault, message: &str| vec![Err(FunctionError::new(fault, message)); count];

@@ -170,7 +170,7 @@ impl Invoker {
     async fn call(&self, event: nerve_core::Event) -> Result<Vec<nerve_core::Event>, FunctionError> {
         let collector =
             Arc::new(Collector { outlet: self.outlet.clone(), input: event.clone(), events: Mutex::default() });
-        let context = Context { emitter: collector.clone() };
+        let context = Context { emitter: collector.clone(), views: Some(self.shared.views.clone()) };
         let run = self.function.invoke(vec![event], context);
         let outcomes = self.shared.stops.work.run_until_cancelled(run).await;
         let outcome = outcomes.and_then(|mut outcomes| outcomes.pop());

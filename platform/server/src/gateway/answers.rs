@@ -1,0 +1,163 @@
+//! `/v1/answers`: questions in, answers out while they are made, resumable on any gateway.
+//!
+//! # Layout
+//! - `prompt`: a question as the event that starts the pipeline.
+//! - `reading`: one reader of one answer, and the same answer as server-sent events or whole.
+//! - `chat`: the same over `/v1/chat/completions`, in OpenAI's shape.
+//!
+//! # Flow
+//! `prompt.received` goes into the log; functions retrieve, generate and stream parts into ANSWERS; every reader reads
+//! them there by itself, so that none waits for another, and each goes on by its last sequence wherever it connects.
+
+pub(super) mod chat;
+mod prompt;
+mod reading;
+
+use super::{
+    Gateway,
+    access::Caller,
+    problem::{Answer, Problem},
+    publish::{broker_problem, check_connected, publish_problem},
+    sse,
+};
+use crate::bus::{AnswerState, Ending};
+use axum::{
+    Json,
+    body::Body,
+    extract::{Extension, Path, Request, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use prompt::{Asked, Prompt};
+use reading::Reading;
+use serde_json::Value;
+
+/// Asks a question: the answer as it is made, or whole where the caller wants it so.
+pub(super) async fn post(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    request: Request<Body>,
+) -> Answer {
+    let (parts, body) = request.into_parts();
+    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_api_body).await?;
+    let asked: Asked = serde_json::from_slice(&body.bytes)
+        .map_err(|error| Problem::bad_request(format!("the request is no question: {error}")))?;
+    let whole = asked.stream == Some(false) || (asked.stream.is_none() && wants_json(&parts.headers));
+    let prompt = Prompt::of(asked, &caller, parts.headers.get("idempotency-key"))?;
+    let mut response = match ask(&gateway, &prompt, whole).await? {
+        Outcome::Streamed(reading) => sse::response(reading.frames()),
+        Outcome::Whole(answer) => Json(answer).into_response(),
+    };
+    let location = HeaderValue::try_from(format!("/v1/answers/{}", prompt.path_id()));
+    location.into_iter().for_each(|location| drop(response.headers_mut().insert(header::LOCATION, location)));
+    Ok(response)
+}
+
+/// What a question came to.
+enum Outcome {
+    Streamed(Reading),
+    Whole(Value),
+}
+
+/// Publishes the question, and opens its answer.
+async fn ask(gateway: &Gateway, prompt: &Prompt, whole: bool) -> Answer<Outcome> {
+    let reading = start(gateway, prompt).await?;
+    Ok(if whole { Outcome::Whole(reading.whole().await?) } else { Outcome::Streamed(reading) })
+}
+
+async fn start(gateway: &Gateway, prompt: &Prompt) -> Answer<Reading> {
+    if !gateway.catalogue().takes(&prompt.event.ty) {
+        let detail = "no function takes `prompt.received`, so nothing answers: deploy functions/rag/nerve.toml, or \
+                      `nerve ingest` documents, which deploys it";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+    }
+    let slot = gateway.stream_slot()?;
+    check_connected(gateway.bus())?;
+    let opened = gateway.bus().publish(&prompt.opened).await.map_err(publish_problem)?;
+    if opened.duplicate {
+        // Asked again under the id of another caller's answer.
+        state_of(gateway, &prompt.collection_caller(), &prompt.event.id).await?;
+    }
+    let published = async { gateway.bus().publish(&prompt.event).await.map_err(publish_problem) };
+    let (_, reading) = futures::try_join!(published, Reading::open(gateway, prompt.event.id.clone(), None, slot))?;
+    Ok(reading)
+}
+
+/// Goes on with an answer, after the part that the caller saw last.
+pub(super) async fn get(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> Answer {
+    let after = headers.get("last-event-id").filter(|value| !value.is_empty());
+    let after = after.map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or(()));
+    let wrong = || Problem::bad_request("`Last-Event-ID` is wrong: it must be the `id` of a part of this answer");
+    let after = after.transpose().map_err(|()| wrong())?;
+    let slot = gateway.stream_slot()?;
+    check_connected(gateway.bus())?;
+    let state = state_of(&gateway, &caller, &id).await?;
+    if state.ended && after.is_some_and(|after| after >= state.last_sequence) {
+        // Browsers connect again for as long as they are not told this.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let whole = wants_json(&headers);
+    let mut reading = Reading::open(&gateway, id, after, slot).await?;
+    reading.count_from(state.opened_at);
+    if whole { Ok(Json(reading.whole().await?).into_response()) } else { Ok(sse::response(reading.frames())) }
+}
+
+/// Cancels an answer: what works on it stops, and its readers are told.
+pub(super) async fn delete(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer {
+    check_connected(gateway.bus())?;
+    if !state_of(&gateway, &caller, &id).await?.ended {
+        gateway.bus().end_answer(&id, Ending::Cancelled).await.map_err(publish_problem)?;
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// The answer of this id, if the caller may see it.
+async fn state_of(gateway: &Gateway, caller: &Caller, id: &str) -> Answer<AnswerState> {
+    let unknown = || {
+        Problem::not_found(format!("there is no answer `{id}`: it was never asked for, or so long ago that it is gone"))
+    };
+    let state = gateway.bus().answer_state(id).await.map_err(|error| broker_problem(&error))?;
+    state.filter(|state| caller.may_see(prompt::collection_of(&state.first).as_deref())).ok_or_else(unknown)
+}
+
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accepts = |wanted: &str| {
+        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|one| one.trim().starts_with(wanted))
+    };
+    accepts("application/json") && !accepts("text/event-stream")
+}
+
+/// The id as a path holds it.
+fn path_encoded(id: &str) -> String {
+    percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+/// What a response is when the answer failed.
+fn failure(data: &Value) -> Problem {
+    let text = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or_default();
+    let detail = match text("function") {
+        "" => text("message").to_owned(),
+        function => format!("the function `{function}` failed: {}", text("message")),
+    };
+    let status = match text("kind") {
+        "timeout" => StatusCode::GATEWAY_TIMEOUT,
+        "cancelled" => StatusCode::CONFLICT,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    Problem::new(status, detail)
+}
+
+/// A response of JSON with this status.
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
+    (status, Json(value)).into_response()
+}
