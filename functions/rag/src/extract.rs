@@ -1,7 +1,7 @@
 //! Answers without a language model: the sentences of the documents that answer a question, quoted and cited.
 
 use crate::index::Hit;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeSet, ops::Range};
 use unicode_segmentation::UnicodeSegmentation;
 
@@ -28,8 +28,12 @@ pub struct Sentence {
 }
 
 /// Where a sentence of the answer comes from.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Citation {
+    /// The number that the answer names the document by; none where each sentence of it is a quotation.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub number: Option<usize>,
     /// The chunk's id in the index.
     pub chunk: String,
     /// The document.
@@ -51,6 +55,9 @@ pub struct Citation {
 pub struct Answer {
     /// The sentences, in the documents' order.
     pub answer: String,
+    /// The same, one by one.
+    #[serde(skip)]
+    pub sentences: Vec<String>,
     /// Whether the documents answer the question.
     pub answered: bool,
     /// How near the best sentence is to the question, from 0 to 1.
@@ -141,7 +148,8 @@ pub fn answer(
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
     let best = scored.first().map_or(0.0, |(score, _)| *score);
     if best < limits.threshold {
-        return Answer { answer: NO_ANSWER.to_owned(), answered: false, confidence: best, citations: Vec::new() };
+        let (answer, citations) = (NO_ANSWER.to_owned(), Vec::new());
+        return Answer { answer, sentences: Vec::new(), answered: false, confidence: best, citations };
     }
     let mut chosen: Vec<usize> = Vec::new();
     for (score, index) in scored {
@@ -161,12 +169,89 @@ pub fn answer(
     let picked: Vec<&Sentence> = chosen.iter().filter_map(|index| sentences.get(*index)).collect();
     let said: Vec<String> = picked.iter().map(|sentence| ended(&sentence.text)).collect();
     let citations = picked.iter().filter_map(|sentence| cite(hits.get(sentence.rank)?, sentence)).collect();
-    Answer { answer: said.join(" "), answered: true, confidence: best, citations }
+    Answer { answer: said.join(" "), sentences: said, answered: true, confidence: best, citations }
+}
+
+/// The sentences that have most to do with a question by their words and their chunk's rank, at most `most`, in their
+/// order: what is worth comparing by meaning.
+pub fn promising(sentences: Vec<Sentence>, question: &str, most: usize) -> Vec<Sentence> {
+    if sentences.len() <= most {
+        return sentences;
+    }
+    let wanted = words(question);
+    // Ranks are far below where an f32 loses whole numbers.
+    #[expect(clippy::cast_precision_loss)]
+    let promise = |sentence: &Sentence| share(&wanted, &words(&sentence.text)) + 0.5 / (1.0 + sentence.rank as f32);
+    let mut scored: Vec<(f32, usize)> = sentences.iter().map(promise).zip(0..).collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+    let kept: BTreeSet<usize> = scored.into_iter().take(most).map(|(_, index)| index).collect();
+    sentences.into_iter().enumerate().filter(|(index, _)| kept.contains(index)).map(|(_, sentence)| sentence).collect()
+}
+
+/// The sentence of a chunk that says most of `claim`, cited as `number`; the whole chunk where it has no sentence.
+pub fn nearest(hit: &Hit, claim: &str, number: usize) -> Citation {
+    let wanted = words(claim);
+    let sentences = sentences(std::slice::from_ref(hit), usize::MAX);
+    let scored = sentences.iter().map(|sentence| share(&wanted, &words(&sentence.text))).zip(&sentences);
+    // Of equals the first.
+    let best = scored.rev().max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, sentence)| sentence);
+    let whole = Sentence { rank: 0, range: 0..hit.chunk.text.len(), text: hit.chunk.text.clone() };
+    let citation = cite(hit, best.unwrap_or(&whole)).unwrap_or_default();
+    Citation { number: Some(number), ..citation }
+}
+
+/// A sentence of an answer, and the documents that it names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// What it says, without the numbers.
+    pub text: String,
+    /// The numbers.
+    pub numbers: BTreeSet<usize>,
+}
+
+/// The sentences of an answer that say something, at most `most`. A number behind a full stop belongs to the sentence
+/// before it.
+pub fn claims(answer: &str, most: usize) -> Vec<Claim> {
+    let mut claims: Vec<Claim> = Vec::new();
+    for piece in answer.split_sentence_bounds() {
+        let (mut text, mut numbers) = (String::new(), BTreeSet::new());
+        let mut rest = piece;
+        while let Some((before, after)) = rest.split_once('[') {
+            let Some((mark, behind)) = after.split_once(']') else { break };
+            let named: Vec<usize> = mark.split([',', ';']).filter_map(|number| number.trim().parse().ok()).collect();
+            text.push_str(before);
+            if named.is_empty() {
+                text.push_str(mark);
+            }
+            numbers.extend(named);
+            rest = behind;
+        }
+        text.push_str(rest);
+        let said = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if said.unicode_words().next().is_none() {
+            claims.last_mut().into_iter().for_each(|last| last.numbers.extend(&numbers));
+        } else if claims.len() < most {
+            claims.push(Claim { text: said, numbers });
+        }
+    }
+    claims
+}
+
+/// The share of a claim's words that a text has, from 0 to 1.
+pub fn covered(claim: &str, text: &str) -> f32 {
+    share(&words(claim), &words(text))
+}
+
+/// The first sentence of a text, on one line.
+pub fn first_sentence(text: &str) -> String {
+    let first = text.split_sentence_bounds().find(|sentence| !sentence.trim().is_empty()).unwrap_or_default();
+    first.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn cite(hit: &Hit, sentence: &Sentence) -> Option<Citation> {
     let text = hit.chunk.text.get(sentence.range.clone())?.to_owned();
     Some(Citation {
+        number: None,
         chunk: hit.id.clone(),
         source: hit.document.clone(),
         name: hit.name.clone(),

@@ -1,19 +1,17 @@
-//! `rag/chunk`, `rag/index` and `rag/retrieve` as functions: an event in, an event out.
+//! `rag/chunk` and `rag/index` as functions, and what every function here shares.
 
 use crate::{
     chunk::{self, Chunk, Size},
-    document::{DEFAULT_COLLECTION, Document, Uploaded},
-    index::{Applied, Change, Index, IndexError, Query, Weights},
+    document::{Document, Uploaded},
+    index::{Applied, Change, Index, IndexError},
 };
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use futures::future::join_all;
 use nerve_core::{
-    Context, Emission, Event, EventType, Fault, Function, FunctionError, Inference, Outcome,
-    inference::{EmbedRequest, InferenceError, Model, Purpose, Vector},
+    Context, Emission, Event, EventType, Fault, Function, FunctionError, Outcome, inference::InferenceError,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use std::{sync::Arc, time::Duration};
 use tokenizers::Tokenizer;
 
@@ -23,7 +21,10 @@ const DELETED: &str = ".deleted";
 /// What every function has.
 #[derive(Debug, Clone)]
 pub(crate) struct Frame {
+    /// The type of its results.
     pub(crate) emits: EventType,
+    /// Further types that it may emit.
+    pub(crate) side_events: Vec<EventType>,
     /// For one event.
     pub(crate) timeout: Duration,
 }
@@ -41,6 +42,11 @@ impl Frame {
         }])
     }
 
+    /// The further type of this name, if nerve.toml lets the function emit it.
+    pub(crate) fn side_event(&self, ty: &str) -> Option<&EventType> {
+        self.side_events.iter().find(|side| side.as_str() == ty)
+    }
+
     pub(crate) async fn within(&self, work: impl Future<Output = Outcome>) -> Outcome {
         tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| {
             let message = format!("it was not done within {:?} (`timeout` in nerve.toml)", self.timeout);
@@ -54,7 +60,7 @@ pub(crate) fn invalid(why: impl Into<String>) -> FunctionError {
 }
 
 /// A failed index says which file or call failed too.
-fn index_failed(error: &IndexError) -> FunctionError {
+pub(crate) fn index_failed(error: &IndexError) -> FunctionError {
     let fault = if matches!(error, IndexError::Invalid(_)) { Fault::Invalid } else { Fault::Crash };
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(error);
@@ -66,7 +72,7 @@ fn index_failed(error: &IndexError) -> FunctionError {
 }
 
 /// Runs what blocks where it may; a panic there is a crash of this event.
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FunctionError> + Send + 'static,
 ) -> Result<T, FunctionError> {
     let ended = tokio::task::spawn_blocking(work).await;
@@ -241,96 +247,6 @@ fn change_of(event: &Event) -> Result<Change, String> {
     let chunks =
         chunks.into_iter().zip(vectors).map(|(chunk, vector)| Ok((chunk, vector?))).collect::<Result<_, String>>()?;
     Ok(Change::Replace { document, chunks })
-}
-
-/// `with` of `rag/retrieve`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct RetrieveOptions {
-    /// The most documents.
-    pub(crate) limit: usize,
-    /// How much the ranking by words weighs.
-    pub(crate) lexical: f32,
-    /// How much the ranking by meaning weighs.
-    pub(crate) dense: f32,
-}
-
-impl Default for RetrieveOptions {
-    fn default() -> Self {
-        let Weights { lexical, dense } = Weights::default();
-        Self { limit: 10, lexical, dense }
-    }
-}
-
-/// `rag/retrieve`: `prompt.received` → `documents.retrieved`.
-pub(crate) struct Retriever {
-    pub(crate) frame: Frame,
-    pub(crate) index: Arc<Index>,
-    pub(crate) inference: Arc<dyn Inference>,
-    pub(crate) model: Model,
-    pub(crate) options: RetrieveOptions,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Asked {
-    #[serde(alias = "prompt", alias = "text")]
-    question: String,
-    #[serde(default = "default_collection")]
-    collection: String,
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    filter: Map<String, Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    limit: Option<usize>,
-    /// Whatever else the prompt has goes along.
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-fn default_collection() -> String {
-    DEFAULT_COLLECTION.to_owned()
-}
-
-#[derive(Serialize)]
-struct Retrieved {
-    #[serde(flatten)]
-    asked: Asked,
-    documents: Vec<crate::index::Hit>,
-}
-
-#[async_trait]
-impl Function for Retriever {
-    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
-        join_all(batch.iter().map(|event| self.frame.within(self.retrieve(event)))).await
-    }
-}
-
-impl Retriever {
-    async fn retrieve(&self, event: &Event) -> Outcome {
-        let asked: Result<Asked, _> = serde_json::from_slice(&event.data);
-        let mut asked = asked.map_err(|error| invalid(format!("its data is not a prompt: {error}")))?;
-        asked.rest.remove("documents");
-        let limit = asked.limit.unwrap_or(self.options.limit).clamp(1, 100);
-        let request = EmbedRequest {
-            texts: vec![asked.question.clone()],
-            purpose: Some(Purpose::Query),
-            ..EmbedRequest::default()
-        };
-        let embedded = self.inference.embed(&self.model, request).await.map_err(|error| inference_failed(&error))?;
-        let Some(Vector::F32(vector)) = embedded.into_iter().next().map(|one| one.vector) else {
-            return Err(invalid("the model gives no dense vectors: name one for embedding"));
-        };
-        let query = Query {
-            collection: asked.collection.clone(),
-            text: asked.question.clone(),
-            vector,
-            filter: asked.filter.clone(),
-            limit,
-            weights: Weights { lexical: self.options.lexical, dense: self.options.dense },
-        };
-        let index = self.index.clone();
-        let documents = blocking(move || index.search(&query).map_err(|error| index_failed(&error))).await?;
-        self.frame.emission(event, &Retrieved { asked, documents })
-    }
 }
 
 pub(crate) fn inference_failed(error: &InferenceError) -> FunctionError {

@@ -14,12 +14,19 @@
 //! `answer.generated`. Every arrow is an event; no function knows another.
 
 pub mod chunk;
+mod client;
 pub mod document;
+mod embedder;
+mod evaluate;
 pub mod extract;
 mod functions;
 mod generate;
 pub mod index;
+mod notify;
 pub mod rag;
+mod remember;
+mod rerank;
+mod retrieve;
 
 pub use index::{Index, IndexError};
-pub use rag::{Rag, check_options};
+pub use rag::{Rag, check_options, side_events};

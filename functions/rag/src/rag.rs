@@ -2,16 +2,21 @@
 
 use crate::{
     chunk::Size,
-    extract::Limits,
-    functions::{ChunkOptions, Chunker, Frame, Indexer, RetrieveOptions, Retriever},
-    generate::{GenerateOptions, Generator},
+    embedder::Embedder,
+    evaluate::{self, EvaluateOptions, Evaluator},
+    functions::{ChunkOptions, Chunker, Frame, Indexer},
+    generate::{self, Endpoint, Extractor, GenerateOptions, Generator, Writer},
     index::{Index, IndexError},
+    notify::{Notifier, NotifyOptions},
+    remember::{self, RememberOptions, Rememberer},
+    rerank::{RerankOptions, Reranker},
+    retrieve::{RetrieveOptions, Retriever},
 };
 use async_trait::async_trait;
 use nerve_core::{
-    Deployment, EventType, Function, Host, Inference, LoadError, Name,
+    Deployment, EventType, Function, FunctionSpec, Host, Inference, LoadError, Name, Secret,
     function::Artifact,
-    inference::{EmbedRequest, Model, Vector},
+    inference::{EmbedRequest, InferenceError, Model, RerankRequest, Vector},
     manifest::Run,
 };
 use serde::de::DeserializeOwned;
@@ -62,38 +67,97 @@ impl Rag {
     }
 }
 
+/// The types that a built-in function may emit besides its results.
+pub fn side_events(function: &str) -> &'static [&'static str] {
+    match function {
+        "rag/generate" => generate::PARTS,
+        "rag/evaluate" => &[evaluate::FLAGGED],
+        "rag/remember" => &[remember::UPLOADED],
+        _ => &[],
+    }
+}
+
+fn frame(name: &Name, function: &str, spec: &FunctionSpec) -> Result<Frame, LoadError> {
+    let parse = |text: &str| EventType::parse(text).map_err(|error| LoadError::Invalid(format!("`emits`: {error}")));
+    let types: Result<Vec<EventType>, LoadError> = spec.emits.iter().map(|one| parse(one.as_str())).collect();
+    let is_side = |ty: &EventType| side_events(function).contains(&ty.as_str());
+    let (side_events, mut results): (Vec<_>, Vec<_>) = types?.into_iter().partition(is_side);
+    match (results.pop(), results.is_empty()) {
+        (Some(emits), true) => Ok(Frame { emits, side_events, timeout: spec.timeout }),
+        _ => Err(LoadError::Invalid(format!("`{name}` must emit one type of results, which `emits` names"))),
+    }
+}
+
 #[async_trait]
 impl Host for Rag {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        let Deployment { name, spec, artifacts, .. } = deployment;
-        let Run::Builtin { function, model, with } = spec.run else {
+        let Deployment { name, spec, artifacts, secrets, .. } = deployment;
+        let Run::Builtin { function, model, with } = &spec.run else {
             return Err(LoadError::Invalid(format!("`{name}` is no built-in function; this host runs builtin")));
         };
-        let emits = match spec.emits.as_slice() {
-            [one] => EventType::parse(one.as_str()).map_err(|error| LoadError::Invalid(format!("`emits`: {error}")))?,
-            _ => return Err(LoadError::Invalid(format!("`{name}` must emit one type of events, which `emits` names"))),
-        };
-        let frame = Frame { emits, timeout: spec.timeout };
-        let model = Model { name: model.unwrap_or_else(|| function.clone()), files: artifacts };
+        let frame = frame(&name, function, &spec)?;
         let unfit = |why: String| LoadError::Invalid(format!("`with` of `{name}`: {why}"));
+        let model = Model { name: model.clone().unwrap_or_else(|| function.clone()), files: artifacts };
+        let embedder = || Embedder { inference: self.inference.clone(), model: model.clone() };
         match function.as_str() {
             "rag/chunk" => {
-                let ChunkOptions { size, overlap } = read(&with).map_err(unfit)?;
+                let ChunkOptions { size, overlap } = read(with).map_err(unfit)?;
                 let tokenizer = Arc::new(tokenizer(&model.files)?);
                 Ok(Arc::new(Chunker { frame, size: Size { most: size, overlap }, tokenizer }))
             }
             "rag/index" => Ok(Arc::new(Indexer { frame, index: self.index(&name, &model).await? })),
             "rag/retrieve" => {
-                let options = read(&with).map_err(unfit)?;
-                let (index, inference) = (self.index(&name, &model).await?, self.inference.clone());
-                Ok(Arc::new(Retriever { frame, index, inference, model, options }))
+                let options = read(with).map_err(unfit)?;
+                let index = self.index(&name, &model).await?;
+                Ok(Arc::new(Retriever { frame, index, embedder: embedder(), options }))
+            }
+            "rag/rerank" => {
+                let options = read(with).map_err(unfit)?;
+                let cross_encoder = self.reads_pairs(&model).await?;
+                Ok(Arc::new(Reranker { frame, embedder: embedder(), cross_encoder, options }))
             }
             "rag/generate" => {
-                let GenerateOptions { sentences, threshold } = read(&with).map_err(unfit)?;
-                let (inference, limits) = (self.inference.clone(), Limits { sentences, threshold });
-                Ok(Arc::new(Generator { frame, inference, model, limits }))
+                let options: GenerateOptions = read(with).map_err(unfit)?;
+                let writer = self.writer(&model, &options, secrets.into_values().next()).await?;
+                Ok(Arc::new(Generator { frame, writer, options }))
+            }
+            "rag/evaluate" => {
+                let options = read(with).map_err(unfit)?;
+                Ok(Arc::new(Evaluator { frame, embedder: embedder(), options }))
+            }
+            "rag/remember" => Ok(Arc::new(Rememberer { frame, options: read(with).map_err(unfit)? })),
+            "rag/notify" => {
+                let options: NotifyOptions = read(with).map_err(unfit)?;
+                Ok(Arc::new(Notifier::new(frame, options).map_err(unfit)?))
             }
             other => Err(LoadError::Invalid(format!("there is no built-in function {other}"))),
+        }
+    }
+}
+
+impl Rag {
+    /// Whether a model reads a question and a document together.
+    async fn reads_pairs(&self, model: &Model) -> Result<bool, LoadError> {
+        let request = RerankRequest { query: "a".to_owned(), documents: vec!["trial".to_owned()], raw: false };
+        match self.inference.rerank(model, request).await {
+            Ok(_) => Ok(true),
+            Err(InferenceError::Invalid(_)) => Ok(false),
+            Err(error) => Err(LoadError::failed(format!("trying out `{}`", model.name), error)),
+        }
+    }
+
+    /// Who makes the answers: an endpoint where one is named, else a model that writes, else quotations.
+    async fn writer(&self, model: &Model, options: &GenerateOptions, key: Option<Secret>) -> Result<Writer, LoadError> {
+        if let (Some(endpoint), Some(chat_model)) = (&options.endpoint, &options.chat_model) {
+            let endpoint = Endpoint::new(endpoint, chat_model.clone(), key);
+            return Ok(Writer::Endpoint(endpoint.map_err(LoadError::Invalid)?));
+        }
+        let inference = self.inference.clone();
+        let request = EmbedRequest { texts: vec!["a trial".to_owned()], ..EmbedRequest::default() };
+        match inference.embed(model, request).await {
+            Ok(_) => Ok(Writer::Extractive(Extractor { embedder: Embedder { inference, model: model.clone() } })),
+            Err(InferenceError::Invalid(_)) => Ok(Writer::Local { inference, model: model.clone() }),
+            Err(error) => Err(LoadError::failed(format!("trying out `{}`", model.name), error)),
         }
     }
 }
@@ -138,14 +202,19 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
                 _ => Err(format!("`limit` is {limit}: it must be from 1 to 100")),
             }
         }
-        "rag/generate" => {
-            let GenerateOptions { sentences, threshold } = read(with)?;
-            match sentences {
-                1..=20 if (0.0..=1.0).contains(&threshold) => Ok(()),
-                1..=20 => Err("`threshold` must be from 0 to 1".to_owned()),
-                _ => Err(format!("`sentences` is {sentences}: an answer has from 1 to 20")),
+        "rag/rerank" => {
+            let RerankOptions { limit, relevance, retrieved } = read(with)?;
+            let weights = [relevance, retrieved].iter().all(|weight| (0.0..=100.0).contains(weight));
+            match limit {
+                1..=100 if weights => Ok(()),
+                1..=100 => Err("`relevance` and `retrieved` must be from 0 to 100".to_owned()),
+                _ => Err(format!("`limit` is {limit}: it must be from 1 to 100")),
             }
         }
+        "rag/generate" => read::<GenerateOptions>(with)?.check(),
+        "rag/evaluate" => read::<EvaluateOptions>(with)?.check(),
+        "rag/remember" => read::<RememberOptions>(with)?.check(),
+        "rag/notify" => read::<NotifyOptions>(with)?.check(),
         other => Err(format!("there is no built-in function {other}")),
     }
 }
@@ -158,7 +227,7 @@ mod tests {
     #[test]
     fn options_out_of_bounds_are_refused_and_named() {
         let check = |function: &str, with: Value| check_options(function, with.as_object().unwrap());
-        for function in ["rag/chunk", "rag/index", "rag/retrieve", "rag/generate"] {
+        for function in nerve_core::manifest::BUILTINS.iter().filter(|name| name.starts_with("rag/")) {
             assert_eq!(check(function, json!({})), Ok(()));
         }
         for (function, with, said) in [
@@ -170,6 +239,12 @@ mod tests {
             ("rag/retrieve", json!({"dense": -1}), "from 0 to 100"),
             ("rag/generate", json!({"sentences": 0}), "from 1 to 20"),
             ("rag/generate", json!({"threshold": 2}), "from 0 to 1"),
+            ("rag/generate", json!({"endpoint": "http://h/v1"}), "go together"),
+            ("rag/generate", json!({"endpoint": "h", "chat_model": "m"}), "no URL"),
+            ("rag/rerank", json!({"limit": 0}), "from 1 to 100"),
+            ("rag/evaluate", json!({"relevance": 2}), "from 0 to 1"),
+            ("rag/remember", json!({"window": 0}), "from 1 to 50"),
+            ("rag/notify", json!({"url": "x"}), "no URL"),
             ("rag/other", json!({}), "no built-in"),
         ] {
             let why = check(function, with.clone()).unwrap_err();

@@ -7,12 +7,15 @@ use crate::{
     model::{self, LocalModel},
     onnx,
 };
-use nerve_core::{FunctionSpec, ModelName, Name, manifest::Run};
+use nerve_core::{FunctionSpec, ModelName, Name, Pattern, manifest::Run};
 use nerve_server::registry::{ModelInfo, Registry};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
+
+/// Built-in functions that run no model.
+const WITHOUT_MODEL: [&str; 2] = ["rag/remember", "rag/notify"];
 
 /// Which model a built-in function runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,16 +39,26 @@ pub(crate) struct Found {
 /// none gets the default by name, so that what is stored says what runs.
 pub(crate) fn read(folder: &Path, name: &Name, spec: &mut FunctionSpec) -> Result<Option<Wanted>, Failure> {
     let emits = &spec.emits;
-    let Run::Builtin { function, model, .. } = &mut spec.run else { return Ok(None) };
+    let Run::Builtin { function, model, with } = &mut spec.run else { return Ok(None) };
     let refused = || Failure::new(format!("cannot deploy {name}"));
     let literal = |text: &str| !text.split('.').any(|token| token == "*" || token == ">");
-    if !matches!(emits.as_slice(), [one] if literal(one.as_str())) {
-        let cause = match emits.as_slice() {
+    let results: Vec<&Pattern> =
+        emits.iter().filter(|one| !nerve_rag::side_events(function).contains(&one.as_str())).collect();
+    if !matches!(results.as_slice(), [one] if literal(one.as_str())) {
+        let cause = match results.as_slice() {
             [] => format!("`emits` is empty, so whatever {function} finds out would be dropped"),
             [one] => format!("`emits` is the pattern {one}, and {function} must know the one type of its events"),
             _ => format!("`emits` names several types, and {function} publishes events of one"),
         };
         return Err(refused().cause(cause).next("name one event type, such as emits = [\"document.embedded\"]"));
+    }
+    if WITHOUT_MODEL.contains(&function.as_str()) {
+        if let Some(model) = model {
+            let cause = format!("{function} runs no model, and `model` names {model}");
+            return Err(refused().cause(cause).next("remove `model`"));
+        }
+        nerve_rag::check_options(function, with).map_err(|why| unfit(name, function, &why))?;
+        return Ok(None);
     }
     // All but this one embed, or measure by what embeds.
     if model.is_none() && function != "onnx/score" {
@@ -110,6 +123,8 @@ pub(crate) fn check(name: &Name, spec: &FunctionSpec, info: &ModelInfo) -> Resul
     let able: &[&str] = match function.as_str() {
         "onnx/embed" => &["embed", "sparse"],
         "onnx/score" => &["rerank", "classify", "tensor"],
+        "rag/rerank" => &["embed", "rerank"],
+        "rag/generate" => &["embed", "generate"],
         _ => &["embed"],
     };
     if !able.contains(&info.task.as_str()) {
@@ -122,10 +137,13 @@ pub(crate) fn check(name: &Name, spec: &FunctionSpec, info: &ModelInfo) -> Resul
         true => nerve_rag::check_options(function, with),
         false => nerve_onnx::check_options(function, &model::description(info)?, with),
     };
-    checked.map_err(|why| {
-        let next = format!("correct it; the manual of {function} lists what `with` takes");
-        refused().cause(format!("`with`: {why}")).next(next)
-    })
+    checked.map_err(|why| unfit(name, function, &why))
+}
+
+/// Why options do not fit a function.
+fn unfit(name: &Name, function: &str, why: &str) -> Failure {
+    let next = format!("correct it; the manual of {function} lists what `with` takes");
+    Failure::new(format!("cannot deploy {name}")).cause(format!("`with`: {why}")).next(next)
 }
 
 #[cfg(test)]

@@ -38,6 +38,13 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
+/// Writes a piece of a text to stdout, at once, as it is.
+pub(crate) fn piece(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
 /// Writes a hint or a warning to stderr, where it mixes with no result.
 #[expect(clippy::print_stderr, reason = "hints go where results do not")]
 pub(crate) fn hint(text: &str) {

@@ -96,7 +96,18 @@ pub enum Run {
 }
 
 /// The functions that come with Nerve, as `use` names them.
-pub const BUILTINS: &[&str] = &["onnx/embed", "onnx/score", "rag/chunk", "rag/index", "rag/retrieve", "rag/generate"];
+pub const BUILTINS: &[&str] = &[
+    "onnx/embed",
+    "onnx/score",
+    "rag/chunk",
+    "rag/index",
+    "rag/retrieve",
+    "rag/generate",
+    "rag/rerank",
+    "rag/evaluate",
+    "rag/remember",
+    "rag/notify",
+];
 
 impl Run {
     /// The runtime's name in a manifest.

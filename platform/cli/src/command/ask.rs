@@ -5,24 +5,25 @@ use crate::{
     command::ingest::prepare,
     connection::Connection,
     failure::Failure,
+    output,
 };
 use clap::Args;
-use nerve_core::{Event, EventType, Pattern};
-use nerve_server::bus::{Start, Tailed};
+use nerve_core::{Event, EventType, answer::Part};
+use nerve_server::bus::AnswerPart;
 use serde_json::{Map, Value, json};
 use std::{fmt::Write, time::Duration};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 const ASKED: &str = "prompt.received";
-const ANSWERED: &str = "events.answer.generated";
 
-/// Ask the documents that were ingested: the answer quotes them, and says where it is from
+/// Ask the documents that were ingested: the answer comes as it is made, and says where it is from
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nerve ask \"What do late invoices cost?\"
   nerve ask \"How long do refunds take?\" --collection manuals --filter team=support
+  nerve ask \"And in France?\" --conversation ada
   nerve ask \"What do late invoices cost?\" --output json | jq .citations")]
 pub(crate) struct Ask {
     /// The question
@@ -30,10 +31,13 @@ pub(crate) struct Ask {
     /// What is searched
     #[arg(long, value_name = "NAME", default_value = "default")]
     collection: String,
+    /// Goes on with a conversation: what was asked and answered in it before counts
+    #[arg(long, value_name = "NAME")]
+    conversation: Option<String>,
     /// Metadata that documents must have; several narrow further
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_filter)]
     filter: Vec<(String, Value)>,
-    /// The longest to wait for the answer
+    /// The longest to wait for the next part of the answer
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
     patience: Duration,
     #[command(flatten)]
@@ -44,42 +48,48 @@ impl Ask {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
         prepare(&connection, ASKED, globals.output).await?;
-        let mut answers = connection.bus.tail(&Pattern::parse(ANSWERED)?, Start::New).await?;
-        let mut dead = connection.bus.tail_dead(Start::New).await?;
         let prompt = self.prompt()?;
+        let mut parts = connection.bus.answer(&prompt.id, None).await?;
         connection.bus.publish(&prompt).await?;
-        let is_ours =
-            |tailed: &Tailed| tailed.event.extension("correlationid").unwrap_or(&tailed.event.id) == prompt.id;
-        let answer = async {
-            loop {
-                let (tailed, answered) = tokio::select! {
-                    answer = answers.next() => (answer, true),
-                    given_up = dead.next() => (given_up, false),
-                };
-                if is_ours(&tailed) {
-                    return (tailed.event, answered);
+        let mut said = String::new();
+        loop {
+            let Ok(AnswerPart { part, event, .. }) = tokio::time::timeout(self.patience, parts.next()).await else {
+                return Err(self.unanswered(format!("nothing came within {:?}", self.patience)).into());
+            };
+            let data: Value = serde_json::from_slice(&event.data)?;
+            match part {
+                Part::Token if !globals.output.is_json() => {
+                    let text = field(&data, "text");
+                    output::piece(&text)?;
+                    said.push_str(&text);
                 }
+                Part::Done if globals.output.is_json() => return globals.output.show(&data, |_| String::new()),
+                Part::Done => return Ok(output::line(&rest(&data, &said))?),
+                Part::Error => {
+                    output::piece(if said.is_empty() { "" } else { "\n" })?;
+                    let cause = match field(&data, "function").as_str() {
+                        "" => field(&data, "message"),
+                        function => format!("{function}: {}", field(&data, "message")),
+                    };
+                    return Err(self.unanswered(cause).into());
+                }
+                _ => {}
             }
-        };
-        let Ok((event, answered)) = tokio::time::timeout(self.patience, answer).await else {
-            let cause = format!("no answer came within {:?}", self.patience);
-            let next = "`nerve logs` shows what the functions do, `nerve list` whether they are deployed";
-            return Err(Failure::new("the question is not answered").cause(cause).next(next).into());
-        };
-        if !answered {
-            let cause = format!("{} was given up", event.ty);
-            return Err(Failure::new("the question is not answered")
-                .cause(cause)
-                .next("`nerve dlq list` shows why")
-                .into());
         }
-        let answer: Value = serde_json::from_slice(&event.data)?;
-        globals.output.show(&answer, text)
+    }
+
+    fn unanswered(&self, cause: String) -> Failure {
+        let next = "`nerve logs` shows what the functions do, `nerve list` whether they are deployed, `nerve dlq list` \
+                    what was given up";
+        Failure::new("the question is not answered").cause(cause).next(next)
     }
 
     fn prompt(&self) -> anyhow::Result<Event> {
         let filter: Map<String, Value> = self.filter.iter().cloned().collect();
-        let data = json!({"question": self.question, "collection": self.collection, "filter": filter});
+        let mut data = json!({"question": self.question, "collection": self.collection, "filter": filter});
+        if let (Some(conversation), Value::Object(fields)) = (&self.conversation, &mut data) {
+            fields.insert("conversation".to_owned(), conversation.as_str().into());
+        }
         let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ask", EventType::parse(ASKED)?);
         let mut event = event.with_data("application/json", serde_json::to_vec(&data)?);
         event.time = Some(OffsetDateTime::now_utc());
@@ -94,18 +104,22 @@ fn parse_filter(text: &str) -> Result<(String, Value), String> {
     Ok((key.to_owned(), value))
 }
 
-/// The answer, and below it where each sentence is from.
-fn text(answer: &Value) -> String {
-    let field = |value: &Value, name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let mut text = field(answer, "answer");
+fn field(value: &Value, name: &str) -> String {
+    value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+/// What is left to print of an answer: its text, where it was not streamed, and where each sentence is from.
+fn rest(answer: &Value, said: &str) -> String {
+    let mut text = if said.is_empty() { field(answer, "answer") } else { String::new() };
     let citations = answer.get("citations").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for (index, citation) in citations.iter().enumerate() {
         let heading = citation.get("heading").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
         let place: Vec<String> = std::iter::once(field(citation, "name")).chain(heading.map(str::to_owned)).collect();
         let quoted = field(citation, "text").split_whitespace().collect::<Vec<_>>().join(" ");
+        let number = citation.get("number").and_then(Value::as_u64).unwrap_or(index as u64 + 1);
         let gap = if index == 0 { "\n" } else { "" };
         // Writing to a string cannot fail.
-        let _ = write!(text, "{gap}\n  [{}] {}: “{quoted}”", index + 1, place.join(" › "));
+        let _ = write!(text, "{gap}\n  [{number}] {}: “{quoted}”", place.join(" › "));
     }
     text
 }
@@ -126,6 +140,7 @@ mod tests {
     fn an_answer_says_where_it_is_from() {
         let citation = json!({"name": "fees.md", "heading": ["Fees"], "text": "Ten\npercent."});
         let answer = json!({"answer": "Ten percent.", "citations": [citation]});
-        assert_eq!(text(&answer), "Ten percent.\n\n  [1] fees.md › Fees: “Ten percent.”");
+        assert_eq!(rest(&answer, ""), "Ten percent.\n\n  [1] fees.md › Fees: “Ten percent.”");
+        assert_eq!(rest(&answer, "Ten percent."), "\n\n  [1] fees.md › Fees: “Ten percent.”");
     }
 }

@@ -27,6 +27,8 @@ const KEYS: &[&str] = &[
     "secrets",
 ];
 const PLANNED: &[&str] = &["order_by", "idle", "allow"];
+/// The built-in function that calls others with a key.
+const TAKES_A_SECRET: &str = "rag/generate";
 const RUNTIMES: &[&str] = &["wasm", "process", "http", "builtin"];
 
 pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<FunctionSpec> {
@@ -103,12 +105,12 @@ fn read_run(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
             Some(Run::Process { command, source: reader.parsed(table, "source", parse_path) })
         }
         "builtin" => read_builtin(reader, table),
-        _ => Some(Run::Http { url: reader.parsed(table, "url", parse_service)? }),
+        _ => Some(Run::Http { url: reader.parsed(table, "url", parse_url)? }),
     }
 }
 
 fn read_builtin(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
-    for key in ["env", "secrets", "memory"] {
+    for key in ["env", "memory"] {
         if table.get(key).is_some() {
             reader.fault(table, key, "a built-in function does not take it: remove it");
         }
@@ -117,6 +119,9 @@ fn read_builtin(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run>
         true => Ok(text.to_owned()),
         false => Err(format!("`{text}` is not a built-in function{}", did_you_mean(text, BUILTINS))),
     });
+    if function.as_deref() != Some(TAKES_A_SECRET) && table.get("secrets").is_some() {
+        reader.fault(table, "secrets", format!("of the built-in functions only {TAKES_A_SECRET} takes it: remove it"));
+    }
     let model = reader.parsed(table, "model", parse_model);
     let with = reader.json(table, "with").unwrap_or_default();
     Some(Run::Builtin { function: function?, model, with })
@@ -149,15 +154,6 @@ pub(super) fn parse_url(text: &str) -> Result<String, String> {
         Some(rest) if !rest.is_empty() && !text.contains(char::is_whitespace) => Ok(text.to_owned()),
         _ => Err(format!("`{text}` is not an http:// or https:// URL")),
     }
-}
-
-fn parse_service(text: &str) -> Result<String, String> {
-    if text.starts_with("https://") {
-        return Err(
-            "https:// is not yet supported by this version of Nerve: use http:// to a service or proxy nearby".into()
-        );
-    }
-    parse_url(text)
 }
 
 fn parse_stream(text: &str) -> Result<String, String> {

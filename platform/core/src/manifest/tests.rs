@@ -95,7 +95,6 @@ fn what_is_not_built_yet_is_refused_not_ignored() {
         ("[schedule.d]\ncron = \"x\"", "schedule"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\norder_by=\"partitionkey\"", "order_by"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\nallow={}", "allow"),
-        ("[function.a]\nruntime=\"http\"\nurl=\"https://a.example\"\non=[\"e.x\"]", "url"),
         ("[source.s]\nprovider=\"stripe\"\nsecrets=[\"A\"]", "stripe"),
     ] {
         let found = problems(text);

@@ -134,7 +134,16 @@ async fn a_service_that_is_away_is_tried_again() {
 }
 
 #[tokio::test]
-async fn https_is_refused_when_it_is_loaded() {
-    let refused = HttpHost::new().unwrap().load(deployment("https://example.com".into())).await;
-    assert!(matches!(refused, Err(LoadError::Invalid(why)) if why.contains("not yet supported")));
+async fn https_speaks_tls_and_a_service_that_does_not_is_tried_again() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    let service = async {
+        let (mut connection, _) = listener.accept().await.unwrap();
+        let mut first = [0; 1];
+        tokio::io::AsyncReadExt::read_exact(&mut connection, &mut first).await.unwrap();
+        first[0]
+    };
+    let (outcomes, first) = tokio::join!(outcomes(url, &["x"]), service);
+    assert_eq!(first, 22, "a TLS handshake (RFC 8446, section 5.1)");
+    assert_eq!(outcomes[0].as_ref().unwrap_err().fault, Fault::Retry { after: None });
 }

@@ -1,0 +1,156 @@
+//! `rag/notify`: `memory.updated`, or any other event of an answer → `notification.sent`: tells people of it.
+
+use crate::{
+    client::client,
+    functions::{Frame, invalid},
+};
+use async_trait::async_trait;
+use futures::future::join_all;
+use nerve_core::{Context, Event, Fault, Function, FunctionError, Outcome, answer};
+use reqwest::{StatusCode, Url};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+/// Which answers people are told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum When {
+    /// Each.
+    #[default]
+    Always,
+    /// Those that are flagged, and those where the documents do not answer.
+    Flagged,
+}
+
+/// `with` of `rag/notify`.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct NotifyOptions {
+    /// Where the notification is posted as JSON with a `text`, as chat services take it; none: it is an event only.
+    pub(crate) url: Option<String>,
+    pub(crate) when: When,
+}
+
+impl NotifyOptions {
+    /// Says which option is wrong.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let Some(url) = &self.url else { return Ok(()) };
+        let url = Url::parse(url).map_err(|error| format!("`url` is no URL: {error}"))?;
+        match url.scheme() {
+            "http" | "https" => Ok(()),
+            other => Err(format!("`url` is {other}: it must be http or https")),
+        }
+    }
+}
+
+/// The function, loaded.
+pub(crate) struct Notifier {
+    frame: Frame,
+    when: When,
+    target: Option<(reqwest::Client, Url)>,
+}
+
+#[derive(Serialize)]
+struct Notification {
+    /// The answer's id.
+    answer: String,
+    /// What people read.
+    text: String,
+    flagged: bool,
+    /// The host that it went to; none where it is an event only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+}
+
+impl Notifier {
+    pub(crate) fn new(frame: Frame, options: NotifyOptions) -> Result<Self, String> {
+        let target = match options.url {
+            None => None,
+            Some(url) => {
+                Some((client(frame.timeout)?, Url::parse(&url).map_err(|error| format!("`url` is no URL: {error}"))?))
+            }
+        };
+        Ok(Self { frame, when: options.when, target })
+    }
+
+    async fn notify(&self, event: &Event) -> Outcome {
+        let data: Value =
+            serde_json::from_slice(&event.data).map_err(|error| invalid(format!("its data is not JSON: {error}")))?;
+        let flagged = data.get("flags").and_then(Value::as_array).is_some_and(|flags| !flags.is_empty());
+        let unanswered = data.get("answered") == Some(&Value::Bool(false));
+        if self.when == When::Flagged && !flagged && !unanswered {
+            return Ok(Vec::new());
+        }
+        let notification = Notification {
+            answer: answer::id_of(event).to_owned(),
+            text: text(&data, flagged),
+            flagged,
+            to: self.target.as_ref().and_then(|(_, url)| url.host_str().map(str::to_owned)),
+        };
+        if let Some((client, url)) = &self.target {
+            send(client, url, &notification, event).await?;
+        }
+        self.frame.emission(event, &notification)
+    }
+}
+
+#[async_trait]
+impl Function for Notifier {
+    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+        join_all(batch.iter().map(|event| self.frame.within(self.notify(event)))).await
+    }
+}
+
+async fn send(
+    client: &reqwest::Client,
+    url: &Url,
+    notification: &Notification,
+    event: &Event,
+) -> Result<(), FunctionError> {
+    let body = json!({"text": notification.text, "answer": notification.answer, "flagged": notification.flagged});
+    // A receiver that knows the header takes a repeated delivery once.
+    let sent = client.post(url.clone()).json(&body).header("Idempotency-Key", event.id.as_str()).send().await;
+    // The address may hold a token, so no error repeats it.
+    let response = sent.map_err(|error| {
+        let fault = if error.is_timeout() { Fault::Timeout } else { Fault::Retry { after: None } };
+        FunctionError::new(fault, format!("the receiver cannot be reached: {}", error.without_url()))
+    })?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(());
+    }
+    let told = format!("the receiver answered {status}");
+    let later = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+    Err(if later { FunctionError::new(Fault::Retry { after: None }, told) } else { invalid(told) })
+}
+
+/// What people read: the question, the answer, and what is wrong with it.
+fn text(data: &Value, flagged: bool) -> String {
+    let field = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or_default().trim().to_owned();
+    let mut text = format!("{}\n{}", field("question"), field("answer"));
+    if flagged {
+        let flags = data.get("flags").and_then(Value::as_array).into_iter().flatten();
+        let measures: Vec<&str> = flags.filter_map(|flag| flag.get("measure").and_then(Value::as_str)).collect();
+        text.push_str(&format!("\n(flagged: {})", measures.join(", ")));
+    }
+    text.trim().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_read_what_was_asked_said_and_flagged() {
+        let data =
+            json!({"question": "Why?", "answer": "So.", "flags": [{"measure": "relevance"}, {"measure": "cost"}]});
+        assert_eq!(text(&data, true), "Why?\nSo.\n(flagged: relevance, cost)");
+        assert_eq!(text(&data, false), "Why?\nSo.");
+    }
+
+    #[test]
+    fn addresses_are_checked() {
+        let check = |url: &str| NotifyOptions { url: Some(url.into()), ..NotifyOptions::default() }.check();
+        assert!(check("https://h/x").is_ok() && check("h").is_err() && check("ftp://h").is_err());
+    }
+}
