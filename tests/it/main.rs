@@ -3,6 +3,7 @@
 //! Each test runs servers of its own and is named after what it shows.
 
 mod access;
+mod answers;
 mod builtins;
 mod commands;
 mod deploy;

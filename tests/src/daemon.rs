@@ -26,6 +26,7 @@ const TAIL: usize = 8 << 10;
 impl Daemon {
     /// Starts `command`; `name` is for messages.
     pub fn spawn(name: &str, command: &mut Command) -> Self {
+        crate::install_tls();
         let output = tempfile::tempdir().expect("a temporary folder");
         let file = |stream: &str| fs::File::create(output.path().join(stream)).expect("a file for output");
         let child = command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr")).spawn();

@@ -9,6 +9,7 @@
 //! - [`models`]: the fixtures' models, and clients written in Python.
 //! - [`node`]: independent senders and receivers, as node scripts.
 //! - [`proxy`]: a TCP proxy that cuts its connections.
+//! - [`sse`]: a reader of server-sent events that can be cut anywhere.
 //! - [`github`]: signed GitHub webhooks without node.
 //!
 //! A part that is missing (the binary, nats-server, the node packages) fails the test that needs it and says
@@ -23,6 +24,7 @@ pub mod nats;
 pub mod nerve;
 pub mod node;
 pub mod proxy;
+pub mod sse;
 pub mod streams;
 
 pub use guest::Folder;
@@ -52,6 +54,12 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
         assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Gives reqwest what it wants to have before its first client, whether that will speak TLS or not.
+pub fn install_tls() {
+    // Whoever is first installs it; that it is there already is no mistake.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// Whole seconds, for shorter tests.

@@ -81,6 +81,16 @@ impl Nerve {
         Self::start(role, options.nats, Some(folder)).await
     }
 
+    /// `nerve up` with these settings, and data beside them.
+    pub async fn up_configured(settings: &Path) -> Self {
+        let data = settings.with_extension("data").display().to_string();
+        let settings = settings.display().to_string();
+        let args = ["up", "--data", &data, "--config", &settings, "--listen", "127.0.0.1:0"];
+        let args = [&args[..], &["--nats-listen", "127.0.0.1:0", "--output", "json"]].concat();
+        let role = Role { name: "nerve up", args: args.into_iter().map(str::to_owned).collect(), envs: vec![] };
+        Self::start(role, None, None).await
+    }
+
     /// `nerve gateway` alone on that NATS server.
     pub async fn gateway(nats: &str) -> Self {
         let args = ["gateway", "--listen", "127.0.0.1:0", "--nats", nats, "--output", "json"].map(str::to_owned);

@@ -115,6 +115,8 @@ pub struct GatewayConfig {
     pub max_hook_body: usize,
     /// Largest API body, in bytes.
     pub max_api_body: usize,
+    /// Largest document, in bytes.
+    pub max_document: usize,
     /// Requests served at once.
     pub max_requests: usize,
     /// Event streams served at once.

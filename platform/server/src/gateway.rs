@@ -5,6 +5,7 @@
 //! - `events` with `modes`: CloudEvents in, in any HTTP mode. `publish`: the wait for JetStream's ack.
 //! - `tail` with `sse`: the log out, as server-sent events.
 //! - `answers`: questions in, answers out while they are made.
+//! - `documents`: documents in, and what callers think of answers.
 //! - `functions`: the list, and direct calls.
 //! - `inference`: embeddings, relevance and labels, by models.
 //! - `health`, `metrics`: for whoever runs it.
@@ -18,6 +19,7 @@
 mod access;
 mod answers;
 mod body;
+mod documents;
 mod events;
 mod functions;
 mod health;
@@ -44,7 +46,7 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use body::Bodies;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -111,6 +113,9 @@ impl Gateway {
             .route("/v1/answers", post(answers::post))
             .route("/v1/answers/{id}", get(answers::get).delete(answers::delete))
             .route("/v1/chat/completions", post(answers::chat::post))
+            .route("/v1/documents", post(documents::post))
+            .route("/v1/documents/{document}", delete(documents::delete))
+            .route("/v1/feedback", post(documents::feedback))
             .route("/v1/functions", get(functions::list))
             .route("/v1/functions/{name}/invoke", post(functions::invoke))
             .route("/v1/embeddings", post(inference::embeddings::post))
@@ -210,6 +215,10 @@ async fn front() -> &'static str {
      POST /v1/answers       a question; its answer as server-sent events
 \
      POST /v1/chat/completions   the same, as OpenAI's
+\
+     POST /v1/documents     a document to be asked
+\
+     POST /v1/feedback      what you think of an answer
 \
      GET  /v1/functions     what is deployed\n\
      POST /v1/embeddings    texts to vectors, as OpenAI's\n\

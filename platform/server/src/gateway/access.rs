@@ -48,8 +48,8 @@ impl Caller {
     fn may_use(&self, path: &str) -> bool {
         const OF_COLLECTIONS: [&str; 4] = ["/v1/answers", "/v1/chat/completions", "/v1/documents", "/v1/feedback"];
         let is_at =
-            |prefix: &&str| path.strip_prefix(*prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        *self == Self::Any || OF_COLLECTIONS.iter().any(|prefix| is_at(&prefix))
+            |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        *self == Self::Any || OF_COLLECTIONS.into_iter().any(is_at)
     }
 }
 

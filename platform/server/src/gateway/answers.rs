@@ -44,27 +44,15 @@ pub(super) async fn post(
         .map_err(|error| Problem::bad_request(format!("the request is no question: {error}")))?;
     let whole = asked.stream == Some(false) || (asked.stream.is_none() && wants_json(&parts.headers));
     let prompt = Prompt::of(asked, &caller, parts.headers.get("idempotency-key"))?;
-    let mut response = match ask(&gateway, &prompt, whole).await? {
-        Outcome::Streamed(reading) => sse::response(reading.frames()),
-        Outcome::Whole(answer) => Json(answer).into_response(),
-    };
+    let reading = start(&gateway, &prompt).await?;
+    let mut response =
+        if whole { Json(reading.whole().await?).into_response() } else { sse::response(reading.frames()) };
     let location = HeaderValue::try_from(format!("/v1/answers/{}", prompt.path_id()));
     location.into_iter().for_each(|location| drop(response.headers_mut().insert(header::LOCATION, location)));
     Ok(response)
 }
 
-/// What a question came to.
-enum Outcome {
-    Streamed(Reading),
-    Whole(Value),
-}
-
 /// Publishes the question, and opens its answer.
-async fn ask(gateway: &Gateway, prompt: &Prompt, whole: bool) -> Answer<Outcome> {
-    let reading = start(gateway, prompt).await?;
-    Ok(if whole { Outcome::Whole(reading.whole().await?) } else { Outcome::Streamed(reading) })
-}
-
 async fn start(gateway: &Gateway, prompt: &Prompt) -> Answer<Reading> {
     if !gateway.catalogue().takes(&prompt.event.ty) {
         let detail = "no function takes `prompt.received`, so nothing answers: deploy functions/rag/nerve.toml, or \
@@ -121,7 +109,7 @@ pub(super) async fn delete(
 }
 
 /// The answer of this id, if the caller may see it.
-async fn state_of(gateway: &Gateway, caller: &Caller, id: &str) -> Answer<AnswerState> {
+pub(super) async fn state_of(gateway: &Gateway, caller: &Caller, id: &str) -> Answer<AnswerState> {
     let unknown = || {
         Problem::not_found(format!("there is no answer `{id}`: it was never asked for, or so long ago that it is gone"))
     };

@@ -100,6 +100,7 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
         keys: keys.iter().map(|key| Secret::new(*key)).collect(),
         max_hook_body: LIMIT,
         max_api_body: LIMIT,
+        max_document: LIMIT,
         max_requests,
         max_streams: 1,
         collection_keys: BTreeMap::new(),

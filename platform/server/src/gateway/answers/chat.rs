@@ -11,7 +11,6 @@ use super::{
     prompt::{Asked, Prompt},
     reading::{Reading, Step},
 };
-use crate::bus::AnswerPart;
 use axum::{
     body::Body,
     extract::{Extension, Request, State},
@@ -205,24 +204,24 @@ impl Chunks {
             Progress::Parts => {}
         }
         loop {
-            match self.reading.step().await? {
+            let part = match self.reading.step().await? {
                 Step::Silence => return Some(HEARTBEAT),
-                Step::Part(AnswerPart { part: Part::Token, event, .. }) => {
-                    let token: Value = serde_json::from_slice(&event.data).unwrap_or_default();
+                Step::Gap(..) => continue,
+                Step::Part(part) => part,
+            };
+            let data: Value = serde_json::from_slice(&part.event.data).unwrap_or_default();
+            match part.part {
+                Part::Token => {
                     self.said = true;
-                    return Some(frame(&self.head.chunk(json!({"content": token.get("text")}), None)));
+                    return Some(frame(&self.head.chunk(json!({"content": data.get("text")}), None)));
                 }
-                Step::Part(AnswerPart { part: Part::Done, event, .. }) => {
-                    let answer: Value = serde_json::from_slice(&event.data).unwrap_or_default();
-                    return Some(self.finish(&answer));
-                }
-                Step::Part(AnswerPart { part: Part::Error, event, .. }) => {
-                    let data: Value = serde_json::from_slice(&event.data).unwrap_or_default();
+                Part::Done => return Some(self.finish(&data)),
+                Part::Error => {
                     self.state = Progress::Rest(vec![Bytes::from_static(b"data: [DONE]\n\n")]);
                     let message = failure(&data).detail_text();
                     return Some(frame(&json!({"error": {"message": message, "type": "server_error"}})));
                 }
-                Step::Part(_) | Step::Gap(..) => {}
+                Part::Opened | Part::Retrieved | Part::Citation => {}
             }
         }
     }

@@ -41,7 +41,7 @@ pub(super) enum Step {
     /// Parts that are gone: the first and the last sequence.
     Gap(u64, u64),
     /// A part.
-    Part(AnswerPart),
+    Part(Box<AnswerPart>),
     /// Nothing for a while.
     Silence,
 }
@@ -89,7 +89,7 @@ impl Reading {
                     Part::Opened => {}
                     _ => {
                         self.ended = part.part.is_last();
-                        return Some(Step::Part(part));
+                        return Some(Step::Part(Box::new(part)));
                     }
                 },
                 _ = self.heartbeat.tick() => return Some(Step::Silence),
@@ -110,11 +110,10 @@ impl Reading {
     /// The answer when it is done.
     pub(super) async fn whole(mut self) -> Answer<Value> {
         while let Some(step) = self.step().await {
-            match step {
-                Step::Part(AnswerPart { part: Part::Done, event, .. }) => return Ok(with_id(&event.data, &self.id)),
-                Step::Part(AnswerPart { part: Part::Error, event, .. }) => {
-                    return Err(super::failure(&with_id(&event.data, &self.id)));
-                }
+            let Step::Part(part) = step else { continue };
+            match part.part {
+                Part::Done => return Ok(with_id(&part.event.data, &self.id)),
+                Part::Error => return Err(super::failure(&with_id(&part.event.data, &self.id))),
                 _ => {}
             }
         }
@@ -141,7 +140,8 @@ impl Reading {
                 let data = json!({"from": from, "to": to}).to_string();
                 Frame { name: Some("gap"), data: &data, id: None }.to_bytes()
             }
-            Step::Part(AnswerPart { sequence, part, event }) => {
+            Step::Part(part) => {
+                let AnswerPart { sequence, part, event } = *part;
                 let data = match part {
                     Part::Done => with_id(&event.data, &self.id).to_string(),
                     Part::Retrieved => retrieved(&event.data).to_string(),
