@@ -79,7 +79,7 @@ impl Host for ProcessHost {
         let launch = child::Launch { command, home, deployment: Arc::new(deployment) };
         let tracker = TaskTracker::new();
         let child = child::Child::start(&launch, &tracker)?;
-        let (requests, intake) = mpsc::channel(launch.deployment.spec.concurrency.max(1));
+        let (requests, intake) = mpsc::channel(launch.room());
         let stop = CancellationToken::new();
         let home = launch.home.clone();
         tracker.spawn(Actor::new(launch, child, intake, stop.clone(), tracker.clone(), self.config.grace).run());

@@ -234,6 +234,19 @@ async fn a_process_answers_in_any_order_and_emits_before_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_has_a_batch_at_once_however_few_invocations_it_may_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = Run::Process { command: vec!["python3".into(), "src/f.py".into()], source: None };
+    let mut deployment = deployment(dir.path(), run, "src/f.py", SCRIPT.as_bytes());
+    deployment.spec.concurrency = 1;
+    let function = ProcessHost::new(ProcessConfig::new(dir.path().join("work"))).load(deployment).await.unwrap();
+    // The first is answered only when the second is there.
+    let outcomes = function.invoke(events(&["first", "x"]), context().1).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    function.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guilty_event_costs_its_neighbours_nothing() {
     for (word, fault, says) in
         [("exit", Fault::Crash, "boom"), ("hang", Fault::Timeout, "timeout"), ("memory", Fault::Crash, "MemoryError")]

@@ -97,8 +97,9 @@ impl Actor {
 
     async fn step(&mut self) -> Step {
         let alone = !self.suspects.is_empty() || self.in_flight.values().any(|running| running.suspect);
-        let room = !alone && self.in_flight.len() < self.launch.deployment.spec.concurrency.max(1);
-        let first = self.in_flight.iter().min_by_key(|(_, running)| running.deadline);
+        let room = !alone && self.in_flight.len() < self.launch.room();
+        // All have one timeout, and ids grow: the first is due first.
+        let first = self.in_flight.first_key_value();
         let (overdue, deadline) = first.map_or((0, Instant::now()), |(id, running)| (*id, running.deadline));
         let child = &mut self.child;
         let output = async {

@@ -39,6 +39,14 @@ pub(super) struct Launch {
     pub(super) deployment: Arc<Deployment>,
 }
 
+impl Launch {
+    /// The most events that a process has at once: every event of every batch that is in flight.
+    pub(super) fn room(&self) -> usize {
+        let spec = &self.deployment.spec;
+        spec.concurrency.max(1).saturating_mul(spec.batch.size.max(1))
+    }
+}
+
 /// A running process.
 pub(super) struct Child {
     os: OsChild,
