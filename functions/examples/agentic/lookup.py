@@ -1,0 +1,17 @@
+"""tool.called.lookup → tool.returned: a price in euros, or what a euro is in a currency; nothing for what it does not have."""
+
+import json
+import pathlib
+import sys
+
+from serve import serve
+
+PRICES = json.loads(pathlib.Path(sys.argv[1]).read_text())
+
+
+def look_up(_, data):
+    call = data["call"]
+    return "tool.returned", {**data, "call": {**call, "result": PRICES.get(call["argument"])}}
+
+
+serve(look_up)
