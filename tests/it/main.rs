@@ -19,6 +19,7 @@ mod large;
 mod manifests;
 mod models;
 mod outage;
+mod pipelines;
 mod processes;
 mod refusals;
 mod secrets;

@@ -1,4 +1,4 @@
-"""tool.called.lookup → tool.returned: a price in euros, or what a euro is in a currency; nothing for what it does not have."""
+"""tool.called.lookup → tool.returned: a price in euros, or what a euro is in a currency; null if it has none."""
 
 import json
 import pathlib

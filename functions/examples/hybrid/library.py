@@ -9,8 +9,8 @@ from datetime import datetime
 
 TABLE = "CREATE TABLE IF NOT EXISTS documents (document PRIMARY KEY, text, words INTEGER, uploaded REAL)"
 # Events come in no order and may come twice: what was uploaded last stays.
-UPSERT = """INSERT INTO documents VALUES (:document, :text, :words, :uploaded) ON CONFLICT (document) DO UPDATE
-    SET text = excluded.text, words = excluded.words, uploaded = excluded.uploaded WHERE excluded.uploaded >= uploaded"""
+UPSERT = """INSERT INTO documents VALUES (:document, :text, :words, :uploaded)
+    ON CONFLICT (document) DO UPDATE SET text = excluded.text, words = excluded.words, uploaded = excluded.uploaded WHERE excluded.uploaded >= uploaded"""
 
 database = sqlite3.connect(os.environ["DATABASE"], timeout=20)
 database.execute(TABLE)
@@ -33,8 +33,9 @@ def row(event):
     if not isinstance(data, dict) or not isinstance(data.get("text"), str):
         raise ValueError("the document has no text: `data` must be an object with a string `text`")
     name = data.get("document") or data.get("name") or event.get("subject") or event["id"]
+    words = len(re.findall(r"\w+", data["text"]))
     uploaded = datetime.fromisoformat(event["time"]).timestamp() if "time" in event else 0.0
-    return {"document": name, "text": data["text"], "words": len(re.findall(r"\w+", data["text"])), "uploaded": uploaded}
+    return {"document": name, "text": data["text"], "words": words, "uploaded": uploaded}
 
 
 def answer(call, **rest):

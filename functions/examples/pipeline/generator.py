@@ -1,4 +1,4 @@
-"""documents.retrieved → answer.generated, word by word: it quotes the best paragraph. A language model fits in here."""
+"""documents.retrieved → answer.generated, word by word: the best paragraph, quoted. A language model fits here."""
 
 import json
 import re
@@ -7,7 +7,8 @@ import sys
 for line in sys.stdin:
     call = json.loads(line)
     asked = call["event"]["data"]
-    citations = [{"source": one["document"], "name": one["name"], "text": one["text"]} for one in asked["documents"][:1]]
+    best = asked["documents"][:1]
+    citations = [{"source": one["document"], "name": one["name"], "text": one["text"]} for one in best]
     answer = citations[0]["text"] if citations else "The texts do not say."
     for word in re.findall(r"\s*\S+", answer):
         token = {"type": "answer.token", "data": {"text": word}}

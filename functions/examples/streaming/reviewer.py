@@ -11,8 +11,9 @@ STDOUT = Lock()
 
 
 def remarks(draft):
-    """Each remark as soon as it is found: a generator, so that nothing waits for the rest of the draft."""
-    for number, sentence in enumerate(re.split(r"(?<=[.!?])\s+", draft.strip()), start=1):
+    """Each remark as soon as it is found: a generator, so that none waits for the rest of the draft."""
+    for number, found in enumerate(re.finditer(r"\S.*?(?:[.!?](?=\s)|\Z)", draft, re.S), start=1):
+        sentence = found.group()
         words = re.findall(r"\w+", sentence)
         if len(words) > LONGEST:
             yield f"Sentence {number} has {len(words)} words: make two of it.\n"
