@@ -8,6 +8,7 @@
 //! - [`guest`]: components made from WAT, and manifests around them.
 //! - [`models`]: the fixtures' models, and clients written in Python.
 //! - [`node`]: independent senders and receivers, as node scripts.
+//! - [`openai`]: llama.cpp's server with a small model, and an endpoint before it that records, refuses and breaks off.
 //! - [`proxy`]: a TCP proxy that cuts its connections.
 //! - [`github`]: signed GitHub webhooks without node.
 //!
@@ -22,6 +23,7 @@ pub mod models;
 pub mod nats;
 pub mod nerve;
 pub mod node;
+pub mod openai;
 pub mod proxy;
 pub mod streams;
 
@@ -52,6 +54,12 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
         assert!(Instant::now() < deadline, "not within {timeout:?}: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Gives reqwest what it wants to have before its first client, whether that will speak TLS or not.
+pub fn install_tls() {
+    // Whoever is first installs it; that it is there already is no mistake.
+    let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
 /// Whole seconds, for shorter tests.
