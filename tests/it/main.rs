@@ -8,6 +8,7 @@ mod builtins;
 mod commands;
 mod deploy;
 mod documents;
+mod endpoint;
 mod events;
 mod examples;
 mod faults;

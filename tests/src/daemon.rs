@@ -26,10 +26,19 @@ const TAIL: usize = 8 << 10;
 impl Daemon {
     /// Starts `command`; `name` is for messages.
     pub fn spawn(name: &str, command: &mut Command) -> Self {
+        Self::spawn_with(name, command, Stdio::null())
+    }
+
+    /// Starts `command` with a stdin that ends when this test does, however it ends.
+    pub fn spawn_attached(name: &str, command: &mut Command) -> Self {
+        Self::spawn_with(name, command, Stdio::piped())
+    }
+
+    fn spawn_with(name: &str, command: &mut Command, stdin: Stdio) -> Self {
         crate::install_tls();
         let output = tempfile::tempdir().expect("a temporary folder");
         let file = |stream: &str| fs::File::create(output.path().join(stream)).expect("a file for output");
-        let child = command.stdin(Stdio::null()).stdout(file("stdout")).stderr(file("stderr")).spawn();
+        let child = command.stdin(stdin).stdout(file("stdout")).stderr(file("stderr")).spawn();
         let child = child.unwrap_or_else(|e| panic!("{name} does not start ({command:?}): {e}"));
         Self { name: name.to_owned(), child, output }
     }

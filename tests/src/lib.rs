@@ -8,6 +8,7 @@
 //! - [`guest`]: components made from WAT, and manifests around them.
 //! - [`models`]: the fixtures' models, and clients written in Python.
 //! - [`node`]: independent senders and receivers, as node scripts.
+//! - [`openai`]: llama.cpp's server with a small model, and an endpoint before it that records, refuses and breaks off.
 //! - [`proxy`]: a TCP proxy that cuts its connections.
 //! - [`sse`]: a reader of server-sent events that can be cut anywhere.
 //! - [`github`]: signed GitHub webhooks without node.
@@ -23,6 +24,7 @@ pub mod models;
 pub mod nats;
 pub mod nerve;
 pub mod node;
+pub mod openai;
 pub mod proxy;
 pub mod sse;
 pub mod streams;

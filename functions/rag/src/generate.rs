@@ -258,7 +258,10 @@ impl Generator {
     async fn write(&self, given: &Given, outlet: &Outlet<'_>) -> Result<Made, FunctionError> {
         let before = outlet.emitter.emitted(outlet.index).await?;
         let mut written = writing::Writing::resumed(&given.documents, &before);
-        let request = self.request(given, written.text());
+        // A piece is a token, as far as anybody tells.
+        let earlier = before.iter().filter(|emission| emission.ty.as_str() == answer::TOKEN).count();
+        let mut request = self.request(given, written.text());
+        request.max_tokens = request.max_tokens.map(|most| most.saturating_sub(earlier).max(1));
         let mut pieces = self.pieces(request, !written.text().is_empty()).await?;
         while let Some(piece) = pieces.next().await {
             match piece? {
@@ -269,6 +272,7 @@ impl Generator {
                     }
                 }
                 Piece::End { finish, prompt_tokens, completion_tokens } => {
+                    let completion_tokens = earlier + completion_tokens;
                     return Ok(written.finish(finish, Usage { prompt_tokens, completion_tokens }));
                 }
             }

@@ -97,7 +97,11 @@ impl Endpoint {
         let send = || self.send(&body);
         // What the endpoint asks to wait for is the broker's business.
         let response = send.retry(waits).when(|error| matches!(error.fault, Fault::Retry { after: None })).await?;
-        Ok(pieces(response.bytes_stream().map(|chunk| chunk.map_err(|error| broken(&error))).boxed()))
+        let pieces = pieces(response.bytes_stream().map(|chunk| chunk.map_err(|error| broken(&error))));
+        let key = self.key.clone();
+        let hidden =
+            move |error: FunctionError| FunctionError { message: without_key(error.message, key.as_ref()), ..error };
+        Ok(pieces.map(move |piece| piece.map_err(&hidden)).boxed())
     }
 
     fn body(&self, request: &GenerateRequest) -> Value {
@@ -131,9 +135,7 @@ impl Endpoint {
             return Ok(response);
         }
         let wait = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
-        let mut said = response.text().await.unwrap_or_default();
-        let cut = (0..=LONGEST_ERROR.min(said.len())).rev().find(|at| said.is_char_boundary(*at)).unwrap_or_default();
-        said.truncate(cut);
+        let said = self.said(response).await;
         let told = format!("the endpoint {} answered {status}: {}", self.url, said.trim());
         let later =
             status.is_server_error() || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
@@ -142,11 +144,38 @@ impl Endpoint {
             false => invalid(told),
         })
     }
+
+    /// The beginning of an error's body.
+    async fn said(&self, mut response: reqwest::Response) -> String {
+        // A key that begins within the limit is read to its end, so as to be known.
+        let enough = LONGEST_ERROR + self.key.as_ref().map_or(0, |key| key.expose().len());
+        let mut body = Vec::new();
+        while body.len() < enough
+            && let Ok(Some(chunk)) = response.chunk().await
+        {
+            body.extend_from_slice(&chunk);
+        }
+        let mut said = without_key(String::from_utf8_lossy(&body).into_owned(), self.key.as_ref());
+        let cut = (0..=LONGEST_ERROR.min(said.len())).rev().find(|at| said.is_char_boundary(*at)).unwrap_or_default();
+        said.truncate(cut);
+        said
+    }
+}
+
+/// What an endpoint says, which may repeat the key that it was sent, is kept and shown: the key is not, and stars as
+/// many stand there.
+fn without_key(text: String, key: Option<&Secret>) -> String {
+    match key.map(Secret::expose) {
+        Some(key) if !key.is_empty() => text.replace(key, &"*".repeat(key.len())),
+        _ => text,
+    }
 }
 
 /// A connection that could not be made, or broke.
 fn broken(error: &reqwest::Error) -> FunctionError {
-    let mut told = format!("the endpoint cannot be reached: {error}");
+    let what =
+        if error.is_body() || error.is_decode() { "the endpoint broke off" } else { "the endpoint cannot be reached" };
+    let mut told = format!("{what}: {error}");
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         told.push_str(&format!(": {inner}"));
