@@ -18,6 +18,7 @@ mod large;
 mod manifests;
 mod models;
 mod outage;
+mod postgres;
 mod processes;
 mod refusals;
 mod secrets;

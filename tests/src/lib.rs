@@ -7,6 +7,7 @@
 //! - [`streams`]: what is really in JetStream, read past Nerve.
 //! - [`guest`]: components made from WAT, and manifests around them.
 //! - [`models`]: the fixtures' models, and clients written in Python.
+//! - [`postgres`]: a PostgreSQL with pgvector of the test's own, likewise.
 //! - [`node`]: independent senders and receivers, as node scripts.
 //! - [`proxy`]: a TCP proxy that cuts its connections.
 //! - [`github`]: signed GitHub webhooks without node.
@@ -22,6 +23,7 @@ pub mod models;
 pub mod nats;
 pub mod nerve;
 pub mod node;
+pub mod postgres;
 pub mod proxy;
 pub mod streams;
 
@@ -29,6 +31,7 @@ pub use guest::Folder;
 pub use nats::Nats;
 pub use nerve::{Cli, Nerve};
 pub use node::Node;
+pub use postgres::Postgres;
 pub use proxy::Proxy;
 pub use streams::Streams;
 

@@ -21,5 +21,5 @@ mod generate;
 pub mod index;
 pub mod rag;
 
-pub use index::{Index, IndexError};
-pub use rag::{Rag, check_options};
+pub use index::{Database, Index, IndexError};
+pub use rag::{Rag, Settings, check_options};

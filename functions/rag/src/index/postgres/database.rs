@@ -39,8 +39,13 @@ impl Database {
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
             return Err(wrong("names no host"));
         }
-        if config.get_user().is_none() {
+        if config.get_user().is_none_or(str::is_empty) {
             return Err(wrong("names no user"));
+        }
+        // The rest of a password with an `@` that is not encoded, which would be shown as a host or a database.
+        let names = config.get_hosts().iter().map(name_of).chain(config.get_dbname().map(str::to_owned));
+        if names.into_iter().any(|name| name.contains('@')) {
+            return Err(wrong("has an `@` too many"));
         }
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT);
@@ -115,10 +120,10 @@ mod tests {
         assert_eq!(database.to_string(), "postgres://db.example.com/docs");
         assert!(!format!("{database:?}").contains("hunter2"), "{database:?}");
         for url in [
-            "postgres://nerve:hunter2/@db.example.com/docs",
-            "postgres://nerve:hunter2?x@db.example.com/docs",
             "postgres://nerve:hunter2@db.example.com/docs?hunter2=1",
             "postgres://nerve:hunter2@db.example.com:port/docs",
+            "postgres://nerve:p@hunter2@db.example.com/docs",
+            "postgres://nerve:p@ss/hunter2@db.example.com/docs",
             "postgres://:hunter2@db.example.com/docs",
             "mysql://nerve:hunter2@db.example.com/docs",
             "postgres:///docs?user=nerve&password=hunter2",

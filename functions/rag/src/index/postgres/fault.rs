@@ -24,7 +24,8 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(Error) -> IndexError {
         };
         let class = database.code().code().get(..2).unwrap_or_default();
         if ABOUT_VALUES.contains(&class) {
-            IndexError::Invalid(format!("PostgreSQL cannot take it, while {what}: {}", database.message()))
+            let detail = database.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
+            IndexError::Invalid(format!("PostgreSQL cannot take it, while {what}: {}{detail}", database.message()))
         } else if PASSING.contains(&class) {
             IndexError::Unavailable { what, source: error.into() }
         } else {

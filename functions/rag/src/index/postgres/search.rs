@@ -1,12 +1,15 @@
 //! Candidates by words and by meaning, and the chunks that come of them.
 
 use super::super::{Found, Hit, IndexError, Query, fuse};
-use super::{fault::failed, words::Words};
+use super::{
+    fault::failed,
+    words::{self, Words},
+};
 use crate::chunk::Chunk;
 use deadpool_postgres::Transaction;
 use pgvector::Vector;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use tokio_postgres::types::ToSql;
 
 /// Chunks that a walk through the graph of vectors looks for, one after the other until a collection and a filter have
@@ -15,6 +18,8 @@ const WALKS: [usize; 2] = [200, 1000];
 /// What words are worth where they stand: `ts_rank`'s weights of the labels D, C, B and A, which headings have. A word
 /// in a heading says half as much again, as in the embedded index.
 const WORTH: &str = "'{0.667, 0.667, 0.667, 1}'";
+/// The share of chunks that have a word, from which on it is common.
+const COMMON: f32 = 0.05;
 /// The most values of a filter's key that are looked up in the index of metadata, before they are compared.
 const LOOKED_UP: usize = 16;
 
@@ -89,13 +94,10 @@ impl Within {
         searched: &(dyn ToSql + Sync),
         what: &'static str,
     ) -> Result<Vec<(u64, f32)>, IndexError> {
-        // There are as many statements as ways to filter: only those without a filter are worth keeping.
-        let kept = self.values.len() == 1;
-        let select = if kept { transaction.prepare_cached(select).await } else { transaction.prepare(select).await };
-        let select = select.map_err(failed(what))?;
         let values = self.values.iter().map(|value| -> &(dyn ToSql + Sync) { value.as_ref() });
         let values: Vec<&(dyn ToSql + Sync)> = std::iter::once(searched).chain(values).collect();
-        let rows = transaction.query(&select, &values).await.map_err(failed(what))?;
+        // There are too many ways to ask for a connection to keep a statement for each.
+        let rows = transaction.query(select, &values).await.map_err(failed(what))?;
         let ranked = rows.iter().map(|row| Ok((row.try_get::<_, i64>(0)?.cast_unsigned(), row.try_get(1)?)));
         ranked.collect::<Result<_, _>>().map_err(failed(what))
     }
@@ -107,18 +109,55 @@ async fn by_words(
     query: &Query,
     within: &Within,
 ) -> Result<Vec<(u64, f32)>, IndexError> {
-    let words = Words::new().query(&query.text);
-    if words.is_empty() {
-        return Ok(Vec::new());
+    let mut words = Words::new().query(&query.text);
+    let common = common(transaction, &words).await?;
+    words.sort_by_key(|word| common.contains(word));
+    let quoted: Vec<String> = words.iter().map(|word| words::quoted(word)).collect();
+    let rarer = words.len() - common.len();
+    // Every chunk that is looked at costs time, and a common word alone says little: one with a rarer word is enough,
+    // unless there are too few of them.
+    let mut found = Vec::new();
+    for looked_for in if common.is_empty() { [0, words.len()] } else { [rarer, words.len()] } {
+        if looked_for > 0 && found.len() < query.candidates() {
+            let select = select_by_words(words.len(), looked_for, &within.condition, query.candidates());
+            found = within.ranked(transaction, &select, &quoted, "searching words").await?;
+        }
     }
-    let select = format!(
-        "select chunks.id, ts_rank({WORTH}::float4[], words, $1::text::tsquery) as rank
-         from chunks join documents on documents.id = owner
-         where words @@ $1::text::tsquery and {} order by rank desc, chunks.id limit {}",
-        within.condition,
-        query.candidates()
-    );
-    within.ranked(transaction, &select, &words.join(" | "), "searching words").await
+    Ok(found)
+}
+
+/// Those of the words that many chunks have, by what the server's planner knows of them; none before it has looked.
+async fn common(transaction: &Transaction<'_>, words: &[String]) -> Result<HashSet<String>, IndexError> {
+    let what = "reading how common words are";
+    let select = "select word from pg_stats, unnest(most_common_elems::text::text[], most_common_elem_freqs) as common (word, share)
+                  where schemaname = 'nerve' and tablename = 'chunks' and attname = 'words' and share > $2
+                  and word = any ($1)";
+    let select = transaction.prepare_cached(select).await.map_err(failed(what))?;
+    let rows = transaction.query(&select, &[&words, &COMMON]).await.map_err(failed(what))?;
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(failed(what))
+}
+
+/// Ranks chunks by all `words`, an array in `$1`, that have one of the first `looked_for`.
+///
+/// PostgreSQL's rank knows how often a word is in a chunk, and not how rare it is: that is counted in what was found.
+fn select_by_words(words: usize, looked_for: usize, condition: &str, count: usize) -> String {
+    let each = |words: usize, write: &dyn Fn(usize) -> String, between: &str| {
+        (1..=words).map(write).collect::<Vec<_>>().join(between)
+    };
+    let rank = |n| format!("ts_rank({WORTH}::float4[], words, ($1::text[])[{n}]::tsquery) as rank_{n}");
+    let rarity =
+        |n| format!("ln(1 + count(*)::float8 / greatest(count(*) filter (where rank_{n} > 0), 1)) as rarity_{n}");
+    format!(
+        "with found as materialized (
+             select chunks.id, {ranks} from chunks join documents on documents.id = owner
+             where words @@ ({any}) and {condition}),
+         rare as (select {rarities} from found)
+         select id, ({sum})::float4 as rank from found, rare order by rank desc, id limit {count}",
+        ranks = each(words, &rank, ", "),
+        any = each(looked_for, &|n| format!("($1::text[])[{n}]::tsquery"), " || "),
+        rarities = each(words, &rarity, ", "),
+        sum = each(words, &|n| format!("rank_{n} * rarity_{n}"), " + "),
+    )
 }
 
 /// The chunks nearest to the question, the nearest first, with their cosine.

@@ -240,3 +240,26 @@ fn a_wrong_password_is_refused_and_not_shown_and_newer_tables_are_left_alone() {
     assert!(error.contains("newer nerve") && error.contains("99"), "{error}");
     assert!(shared.connect("test", 4096).err().unwrap().to_string().contains("2000 at most"));
 }
+
+#[test]
+fn a_rare_word_weighs_more_than_a_common_one_and_common_ones_alone_are_found_too() {
+    let shared = Shared::start();
+    let index = shared.index();
+    let pages: Vec<(String, String)> =
+        (0..400).map(|n| (n.to_string(), if n == 123 { "one gasket" } else { "pump pump valve" }.to_owned())).collect();
+    let changes: Vec<Change> = pages.iter().map(|(name, text)| replace(name, 1, &[(text, 1)])).collect();
+    index.apply(&changes).unwrap();
+    let found = |text: &str| {
+        let weights = Weights { lexical: 1.0, dense: 0.0 };
+        let hits = index.search(&Query { weights, ..query(text, 2) }).unwrap();
+        hits.into_iter().filter(|hit| hit.bm25.is_some()).map(|hit| hit.chunk.text).collect::<Vec<_>>()
+    };
+    // Before and after the planner has looked at the words.
+    for _ in 0..2 {
+        assert_eq!(found("pump valve gasket")[0], "one gasket");
+        assert_eq!(found("pump"), ["pump pump valve"; 3]);
+        assert_eq!(found("pump nowhere"), ["pump pump valve"; 3]);
+        assert!(found("nowhere").is_empty() && found("").is_empty() && found("the").is_empty());
+        shared.server.execute("postgres", "analyze").unwrap();
+    }
+}

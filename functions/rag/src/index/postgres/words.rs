@@ -41,14 +41,14 @@ impl Words {
         vector
     }
 
-    /// The words of a question, each as a `tsquery`.
+    /// The words of a question, each once.
     pub(super) fn query(&mut self, text: &str) -> Vec<String> {
-        lexical::words(&mut self.0, text).iter().map(|word| quoted(word)).collect()
+        lexical::words(&mut self.0, text)
     }
 }
 
 /// A word as `tsvector` and `tsquery` read it.
-fn quoted(word: &str) -> String {
+pub(super) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\\', "\\\\").replace('\'', "''"))
 }
 
@@ -59,11 +59,8 @@ mod tests {
     #[test]
     fn words_stand_where_they_stand_with_those_of_headings_first() {
         let mut words = Words::new();
-        assert_eq!(
-            words.vector("Fees", "Paid fees, and paying"),
-            "'fee':1A,3 'pai':2 'pay':4 ".replace("'pai'", "'paid'")
-        );
-        assert_eq!(words.query("Is the café's fee paid?"), ["'cafe'", "'s'", "'fee'", "'paid'"]);
+        assert_eq!(words.vector("Fees", "Paid fees, and paying"), "'fee':1A,3 'paid':2 'pay':4 ");
+        assert_eq!(words.query("Is the café's fee paid?"), ["cafe", "s", "fee", "paid"]);
         assert_eq!(words.vector("", "the and"), "");
         assert_eq!(words.vector("", &"word ".repeat(20_000)).matches(',').count(), MOST - 1);
         assert_eq!(quoted(r"a'b\c"), r"'a''b\\c'");
