@@ -65,10 +65,16 @@ impl Postgres {
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
     }
 
-    /// `kill -9`; the processes under it end with it.
+    /// `kill -9`, and waits for the end of the processes under it, which serve on until they notice.
     pub fn kill9(&mut self) {
+        let pid = self.child.id();
+        let under = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let deadline = Instant::now() + LONGEST;
+        while under.split_whitespace().any(lives) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Starts it again after [`kill9`](Self::kill9), on the same port and data.
@@ -135,6 +141,12 @@ fn installed() -> PathBuf {
     let versions = fs::read_dir(&packages).into_iter().flatten().flatten().map(|entry| entry.path());
     let folders = versions.map(|version| version.join("site-packages/pgserver/pginstall"));
     folders.into_iter().find(|folder| folder.is_dir()).unwrap_or(packages)
+}
+
+/// Whether a process is there, and no zombie.
+fn lives(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with('Z'))
 }
 
 /// Whether what this process makes belongs to root.
