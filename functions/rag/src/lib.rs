@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`document`]: what an uploaded document is, and its text, whatever it was written in.
 //! - [`chunk`]: a document's text to chunks, by its structure, sized in tokens of the embedding model.
-//! - [`index`]: chunks on disk, found by words (BM25) and by meaning (HNSW), fused by rank.
+//! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
 //! - `functions`, `generate`: `rag/chunk`, `rag/index`, `rag/retrieve` and `rag/generate`, an event in, an event out.
 //! - [`rag`]: the host of these functions.
@@ -28,5 +28,5 @@ mod remember;
 mod rerank;
 mod retrieve;
 
-pub use index::{Index, IndexError};
-pub use rag::{Rag, check_options, side_events};
+pub use index::{Database, Index, IndexError};
+pub use rag::{Rag, Settings, check_options, side_events};

@@ -6,7 +6,7 @@ use crate::{
     evaluate::{self, EvaluateOptions, Evaluator},
     functions::{ChunkOptions, Chunker, Frame, Indexer},
     generate::{self, Endpoint, Extractor, GenerateOptions, Generator, Writer},
-    index::{Index, IndexError},
+    index::{Database, Index, IndexError},
     notify::{Notifier, NotifyOptions},
     remember::{self, RememberOptions, Rememberer},
     rerank::{RerankOptions, Reranker},
@@ -22,23 +22,63 @@ use nerve_core::{
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::{
+    fmt,
     path::PathBuf,
     sync::{Arc, Weak},
 };
 use tokenizers::Tokenizer;
 use tokio::sync::Mutex;
 
+/// Where the index is.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its folder, where there is no database.
+    pub folder: PathBuf,
+    /// The URL of a PostgreSQL database with pgvector, which all workers share.
+    pub postgres: Option<Secret>,
+}
+
 /// Chunks, indexes and retrieves for whoever asks; one index is shared by all of them.
 pub struct Rag {
-    folder: PathBuf,
+    place: Place,
     inference: Arc<dyn Inference>,
     index: Mutex<Weak<Index>>,
 }
 
+#[derive(Debug, Clone)]
+enum Place {
+    Folder(PathBuf),
+    Database(Database),
+}
+
+impl Place {
+    fn open(&self, model: &str, dimensions: usize) -> Result<Index, IndexError> {
+        match self {
+            Self::Folder(folder) => Index::open(folder, model, dimensions),
+            Self::Database(database) => Index::connect(database, model, dimensions),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Folder(folder) => folder.display().fmt(f),
+            Self::Database(database) => database.fmt(f),
+        }
+    }
+}
+
 impl Rag {
-    /// Keeps the index in `folder`; questions are embedded by `inference`.
-    pub fn new(folder: PathBuf, inference: Arc<dyn Inference>) -> Self {
-        Self { folder, inference, index: Mutex::default() }
+    /// Keeps the index where `settings` say; questions are embedded by `inference`.
+    ///
+    /// It connects to nothing yet: the only error is a URL that is none.
+    pub fn new(settings: Settings, inference: Arc<dyn Inference>) -> Result<Self, IndexError> {
+        let place = match settings.postgres {
+            Some(url) => Place::Database(Database::parse(&url)?),
+            None => Place::Folder(settings.folder),
+        };
+        Ok(Self { place, inference, index: Mutex::default() })
     }
 
     /// The index, opened for the vectors of `model` by whoever asks first, closed by whoever leaves last.
@@ -55,12 +95,12 @@ impl Rag {
                 "`model` of `{name}` gives no dense vectors: name one for embedding"
             )));
         };
-        let (folder, of) = (self.folder.clone(), model.name.clone());
-        let opened = tokio::task::spawn_blocking(move || Index::open(&folder, &of, vector.len())).await;
+        let (place, of) = (self.place.clone(), model.name.clone());
+        let opened = tokio::task::spawn_blocking(move || place.open(&of, vector.len())).await;
         let opened = opened.map_err(|error| LoadError::failed("opening the index", error))?;
         let index = Arc::new(opened.map_err(|error| match error {
             IndexError::Invalid(why) => LoadError::Invalid(why),
-            failed => LoadError::failed(format!("opening the index in {}", self.folder.display()), failed),
+            failed => LoadError::failed(format!("opening the index in {}", self.place), failed),
         })?);
         *known = Arc::downgrade(&index);
         Ok(index)

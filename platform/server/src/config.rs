@@ -38,6 +38,8 @@ pub struct Config {
     pub gateway: GatewayConfig,
     /// `[onnx]`
     pub onnx: OnnxConfig,
+    /// `[rag]`
+    pub rag: RagConfig,
     /// `[secrets]`
     pub secrets: SecretsConfig,
 }
@@ -126,6 +128,15 @@ pub struct GatewayConfig {
     pub answer_timeout: Duration,
 }
 
+/// Where documents are indexed.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RagConfig {
+    /// The URL of a PostgreSQL database, which holds a password; the data folder when none.
+    #[serde(deserialize_with = "secret")]
+    pub postgres: Option<Secret>,
+}
+
 /// How secrets are unsealed.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -212,6 +223,10 @@ impl Config {
         if self.gateway.answer_timeout.is_zero() || self.gateway.answer_timeout > self.streams.answers_max_age {
             return wrong("gateway.answer_timeout", "it must be more than 0s and at most streams.answers_max_age");
         }
+        let schemes = ["postgres://", "postgresql://"];
+        if self.rag.postgres.as_ref().is_some_and(|url| !schemes.iter().any(|it| url.expose().starts_with(it))) {
+            return wrong("rag.postgres", "it must be postgres://user:password@host:5432/database, or empty");
+        }
         self.onnx.check()
     }
 }
@@ -231,7 +246,8 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duratio
 }
 
 fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
-    Ok(Option::<String>::deserialize(deserializer)?.map(Secret::new))
+    let value = Option::<String>::deserialize(deserializer)?;
+    Ok(value.filter(|value| !value.is_empty()).map(Secret::new))
 }
 
 fn secrets_by_name<'de, D: serde::Deserializer<'de>>(
@@ -258,7 +274,7 @@ mod tests {
         let config = load(&[]).unwrap();
         assert_eq!(config.gateway.listen.to_string(), "127.0.0.1:8080");
         assert_eq!(config.worker.ack_wait, Duration::from_secs(10));
-        assert!(config.secrets.key.is_none());
+        assert!(config.secrets.key.is_none() && config.rag.postgres.is_none());
     }
 
     #[test]
@@ -267,6 +283,7 @@ mod tests {
             ("NERVE_WORKER_ACK_WAIT", "2s"),
             ("NERVE_GATEWAY_KEYS", "0123456789abcdef, fedcba9876543210"),
             ("NERVE_STREAMS_REPLICAS", "3"),
+            ("NERVE_RAG_POSTGRES", "postgres://nerve:hunter2@127.0.0.1/nerve"),
             ("NERVE_LOG", "debug"),
             ("HOME", "/"),
         ])
@@ -274,7 +291,10 @@ mod tests {
         assert_eq!(config.worker.ack_wait, Duration::from_secs(2));
         assert_eq!(config.gateway.keys.len(), 2);
         assert_eq!(config.streams.replicas, 3);
-        assert!(!format!("{config:?}").contains("0123456789abcdef"));
+        assert!(config.rag.postgres.is_some());
+        for secret in ["0123456789abcdef", "hunter2"] {
+            assert!(!format!("{config:?}").contains(secret));
+        }
     }
 
     #[test]
@@ -295,10 +315,11 @@ mod tests {
             ("NERVE_WORKER_ACK_WAIT", "1ms", "worker.ack_wait"),
             ("NERVE_WORKER_ACK_WAIT", "soon", "soon"),
             ("NERVE_GATEWAY_KEYS", "short", "gateway.keys"),
+            ("NERVE_RAG_POSTGRES", "mysql://nerve:hunter2@127.0.0.1", "rag.postgres"),
             ("NERVE_GATEWAY_COLOUR", "red", "colour"),
         ] {
             let error = load(&[(variable, value)]).unwrap_err().to_string();
-            assert!(error.contains(said), "{error}");
+            assert!(error.contains(said) && !error.contains("hunter2"), "{error}");
         }
     }
 }

@@ -29,7 +29,7 @@ const LONGEST: usize = 64;
 /// How much more a word in a heading says.
 const HEADING_BOOST: f32 = 1.5;
 /// The analyser's name, which changes when it does, so that the words are made again.
-const ANALYSER: &str = "words-1";
+pub(super) const ANALYSER: &str = "words-1";
 /// The most words of a question that are looked for.
 const MOST_WORDS: usize = 64;
 
@@ -67,7 +67,7 @@ fn schema() -> (Schema, Fields) {
     (schema.build(), fields)
 }
 
-fn analyser() -> TextAnalyzer {
+pub(super) fn analyser() -> TextAnalyzer {
     let plain = TextAnalyzer::builder(SimpleTokenizer::default())
         .filter(RemoveLongFilter::limit(LONGEST))
         .filter(LowerCaser)
@@ -76,6 +76,19 @@ fn analyser() -> TextAnalyzer {
         Some(stop_words) => plain.filter(stop_words).filter(Stemmer::new(Language::English)).build(),
         None => plain.filter(Stemmer::new(Language::English)).build(),
     }
+}
+
+/// The words of a question that are looked for, each once.
+pub(super) fn words(analyser: &mut TextAnalyzer, text: &str) -> Vec<String> {
+    let mut stream = analyser.token_stream(text);
+    let mut words = Vec::new();
+    while let Some(token) = stream.next() {
+        if !words.contains(&token.text) {
+            words.push(token.text.clone());
+        }
+    }
+    words.truncate(MOST_WORDS);
+    words
 }
 
 impl Lexical {
@@ -157,7 +170,8 @@ impl Lexical {
         counts: &dyn Fn(u64) -> bool,
     ) -> Result<Vec<(u64, f32)>, IndexError> {
         let what = "searching words";
-        let words = self.words(text);
+        let words = self.index.tokenizers().get(ANALYSER).map(|mut analyser| words(&mut analyser, text));
+        let words = words.unwrap_or_default();
         if words.is_empty() {
             return Ok(Vec::new());
         }
@@ -180,19 +194,6 @@ impl Lexical {
             }
             asked *= 8;
         }
-    }
-
-    fn words(&self, text: &str) -> Vec<String> {
-        let Some(mut analyser) = self.index.tokenizers().get(ANALYSER) else { return Vec::new() };
-        let mut stream = analyser.token_stream(text);
-        let mut words = Vec::new();
-        while let Some(token) = stream.next() {
-            if !words.contains(&token.text) {
-                words.push(token.text.clone());
-            }
-        }
-        words.truncate(MOST_WORDS);
-        words
     }
 
     fn query(&self, words: &[String], collection: &str) -> BooleanQuery {

@@ -1,11 +1,48 @@
 use super::*;
+use nerve_core::Secret;
 use serde_json::json;
+use server::Postgres as Server;
 use std::time::Instant;
+use tokio::runtime::Runtime;
 
-const WIDTH: usize = 32;
+// It is public in the harness of the integration tests, where it lives.
+#[allow(unreachable_pub)]
+#[path = "../../../../tests/src/postgres.rs"]
+pub(super) mod server;
+
+pub(super) const WIDTH: usize = 32;
+
+/// A PostgreSQL of the test's own, and the runtime that connections to it live on.
+pub(super) struct Shared {
+    pub(super) server: Server,
+    runtime: Runtime,
+}
+
+impl Shared {
+    pub(super) fn start() -> Self {
+        Self { server: Server::start(), runtime: Runtime::new().unwrap() }
+    }
+
+    pub(super) fn connect(&self, model: &str, width: usize) -> Result<Index, IndexError> {
+        let _entered = self.runtime.enter();
+        Index::connect(&Database::parse(&Secret::new(self.server.url("postgres"))).unwrap(), model, width)
+    }
+
+    pub(super) fn index(&self) -> Index {
+        self.connect("test", WIDTH).unwrap()
+    }
+}
+
+/// Shows the same of both kinds of index, each of them empty.
+fn of_both(show: impl Fn(&Index)) {
+    let folder = tempfile::tempdir().unwrap();
+    show(&open(folder.path()));
+    println!("the same in PostgreSQL");
+    show(&Shared::start().index());
+}
 
 /// A unit vector that depends on `seed` alone.
-fn vector(seed: u64) -> Vec<f32> {
+pub(super) fn vector(seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut numbers: Vec<f32> = (0..WIDTH)
         .map(|_| {
@@ -20,7 +57,7 @@ fn vector(seed: u64) -> Vec<f32> {
     numbers
 }
 
-fn document(name: &str, uploaded_at: i64) -> Document {
+pub(super) fn document(name: &str, uploaded_at: i64) -> Document {
     Document {
         collection: "default".into(),
         document: name.into(),
@@ -31,7 +68,7 @@ fn document(name: &str, uploaded_at: i64) -> Document {
     }
 }
 
-fn replace(name: &str, uploaded_at: i64, texts: &[(&str, u64)]) -> Change {
+pub(super) fn replace(name: &str, uploaded_at: i64, texts: &[(&str, u64)]) -> Change {
     let chunk = |(index, (text, seed)): (usize, &(&str, u64))| {
         let heading = vec![format!("About {name}")];
         (Chunk { index, text: (*text).to_owned(), heading, start: 0, end: text.len() }, vector(*seed))
@@ -39,7 +76,7 @@ fn replace(name: &str, uploaded_at: i64, texts: &[(&str, u64)]) -> Change {
     Change::Replace { document: document(name, uploaded_at), chunks: texts.iter().enumerate().map(chunk).collect() }
 }
 
-fn query(text: &str, seed: u64) -> Query {
+pub(super) fn query(text: &str, seed: u64) -> Query {
     Query {
         collection: "default".into(),
         text: text.into(),
@@ -59,57 +96,62 @@ fn ids(hits: &[Hit]) -> Vec<(String, Option<f32>)> {
     hits.iter().map(|hit| (hit.id.clone(), hit.similarity)).collect()
 }
 
-fn texts(hits: &[Hit]) -> Vec<&str> {
+pub(super) fn texts(hits: &[Hit]) -> Vec<&str> {
     hits.iter().map(|hit| hit.chunk.text.as_str()).collect()
 }
 
 #[test]
 fn what_is_near_by_words_and_by_meaning_comes_first() {
-    let folder = tempfile::tempdir().unwrap();
-    let index = open(folder.path());
-    let changes = [
-        replace("fees", 1, &[("Invoices paid late cost ten percent more.", 1), ("Refunds take a week.", 2)]),
-        replace("trains", 1, &[("The night train is slow.", 3), ("Tickets are cheap on Mondays.", 4)]),
-    ];
-    index.apply(&changes).unwrap();
-    let hits = index.search(&query("What does paying an invoice late cost?", 1)).unwrap();
-    assert_eq!(hits[0].chunk.text, "Invoices paid late cost ten percent more.");
-    assert!(hits[0].bm25.is_some() && hits[0].similarity.unwrap() > 0.99, "{:?}", hits[0]);
-    assert_eq!(
-        (hits[0].document.as_str(), hits[0].chunk.heading.as_slice()),
-        ("fees", ["About fees".to_owned()].as_slice())
-    );
-    // Each way alone finds what only it can.
-    let words =
-        index.search(&Query { weights: Weights { lexical: 1.0, dense: 0.0 }, ..query("slow trains", 2) }).unwrap();
-    assert_eq!(words[0].chunk.text, "The night train is slow.");
-    let meaning = index.search(&query("zzz", 4)).unwrap();
-    assert_eq!(meaning[0].chunk.text, "Tickets are cheap on Mondays.");
-    assert!(index.search(&Query { vector: vec![1.0], ..query("a", 1) }).unwrap_err().to_string().contains("32"));
+    of_both(|index| {
+        let changes = [
+            replace("fees", 1, &[("Invoices paid late cost ten percent more.", 1), ("Refunds take a week.", 2)]),
+            replace("trains", 1, &[("The night train is slow.", 3), ("Tickets are cheap on Mondays.", 4)]),
+        ];
+        index.apply(&changes).unwrap();
+        let hits = index.search(&query("What does paying an invoice late cost?", 1)).unwrap();
+        assert_eq!(hits[0].chunk.text, "Invoices paid late cost ten percent more.");
+        assert!(hits[0].bm25.is_some() && hits[0].similarity.unwrap() > 0.99, "{:?}", hits[0]);
+        assert_eq!(
+            (hits[0].document.as_str(), hits[0].chunk.heading.as_slice()),
+            ("fees", ["About fees".to_owned()].as_slice())
+        );
+        // Each way alone finds what only it can.
+        let words =
+            index.search(&Query { weights: Weights { lexical: 1.0, dense: 0.0 }, ..query("slow trains", 2) }).unwrap();
+        assert_eq!(words[0].chunk.text, "The night train is slow.");
+        let meaning = index.search(&query("zzz", 4)).unwrap();
+        assert_eq!(meaning[0].chunk.text, "Tickets are cheap on Mondays.");
+        assert!(index.search(&Query { vector: vec![1.0], ..query("a", 1) }).unwrap_err().to_string().contains("32"));
+    });
 }
 
 #[test]
 fn an_upload_replaces_a_removal_removes_and_what_is_older_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let index = open(folder.path());
-    let applied = |change: Change| index.apply(&[change]).unwrap()[0];
-    assert_eq!(applied(replace("a", 5, &[("old words", 1)])), Applied { chunks: 1, replaced: false, stale: false });
-    assert_eq!(applied(replace("a", 6, &[("new words", 2)])), Applied { chunks: 1, replaced: true, stale: false });
-    assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["new words"]);
-    assert_eq!(applied(replace("a", 5, &[("old words", 1)])), Applied { chunks: 1, replaced: true, stale: true });
-    assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["new words"]);
-    assert_eq!(applied(Change::Remove(document("a", 7))), Applied { chunks: 0, replaced: true, stale: false });
-    assert!(index.search(&query("words", 2)).unwrap().is_empty());
-    assert!(applied(replace("a", 6, &[("late words", 1)])).stale, "a redelivery does not bring back what was deleted");
-    assert!(index.is_empty().unwrap());
+    of_both(|index| {
+        let applied = |change: Change| index.apply(&[change]).unwrap()[0];
+        assert_eq!(applied(replace("a", 5, &[("old words", 1)])), Applied { chunks: 1, replaced: false, stale: false });
+        assert_eq!(applied(replace("a", 6, &[("new words", 2)])), Applied { chunks: 1, replaced: true, stale: false });
+        assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["new words"]);
+        assert_eq!(applied(replace("a", 5, &[("old words", 1)])), Applied { chunks: 1, replaced: true, stale: true });
+        assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["new words"]);
+        assert_eq!(applied(Change::Remove(document("a", 7))), Applied { chunks: 0, replaced: true, stale: false });
+        assert!(index.search(&query("words", 2)).unwrap().is_empty());
+        assert!(
+            applied(replace("a", 6, &[("late words", 1)])).stale,
+            "a redelivery does not bring back what was deleted"
+        );
+        assert!(index.is_empty().unwrap());
+    });
 }
 
 #[test]
 fn collections_and_filters_keep_apart() {
-    let folder = tempfile::tempdir().unwrap();
-    let index = open(folder.path());
-    let with =
-        |name: &str, collection: &str, metadata: Value, seed: u64| match replace(name, 1, &[("same words", seed)]) {
+    of_both(|index| {
+        let with = |name: &str, collection: &str, metadata: Value, seed: u64| match replace(
+            name,
+            1,
+            &[("same words", seed)],
+        ) {
             Change::Replace { mut document, chunks } => {
                 document.collection = collection.into();
                 document.metadata = metadata.as_object().unwrap().clone();
@@ -117,40 +159,43 @@ fn collections_and_filters_keep_apart() {
             }
             other => other,
         };
-    let changes = [
-        with("a", "default", json!({"team": "x", "tags": ["one", "two"]}), 1),
-        with("b", "default", json!({"team": "y", "tags": ["two"]}), 2),
-        with("c", "other", json!({"team": "x"}), 3),
-    ];
-    index.apply(&changes).unwrap();
-    let found = |collection: &str, filter: Value| {
-        let filter = filter.as_object().unwrap().clone();
-        let hits = index.search(&Query { collection: collection.into(), filter, ..query("same words", 1) }).unwrap();
-        let mut names: Vec<String> = hits.into_iter().map(|hit| hit.document).collect();
-        names.sort();
-        names
-    };
-    assert_eq!(found("default", json!({})), ["a", "b"]);
-    assert_eq!(found("other", json!({})), ["c"]);
-    assert_eq!(found("default", json!({"team": "x"})), ["a"]);
-    assert_eq!(found("default", json!({"team": ["x", "y"], "tags": "two"})), ["a", "b"]);
-    assert_eq!(found("default", json!({"tags": ["one", "three"]})), ["a"]);
-    assert!(found("default", json!({"nothing": 1})).is_empty());
+        let changes = [
+            with("a", "default", json!({"team": "x", "tags": ["one", "two"]}), 1),
+            with("b", "default", json!({"team": "y", "tags": ["two"]}), 2),
+            with("c", "other", json!({"team": "x"}), 3),
+        ];
+        index.apply(&changes).unwrap();
+        let found = |collection: &str, filter: Value| {
+            let filter = filter.as_object().unwrap().clone();
+            let hits =
+                index.search(&Query { collection: collection.into(), filter, ..query("same words", 1) }).unwrap();
+            let mut names: Vec<String> = hits.into_iter().map(|hit| hit.document).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(found("default", json!({})), ["a", "b"]);
+        assert_eq!(found("other", json!({})), ["c"]);
+        assert_eq!(found("default", json!({"team": "x"})), ["a"]);
+        assert_eq!(found("default", json!({"team": ["x", "y"], "tags": "two"})), ["a", "b"]);
+        assert_eq!(found("default", json!({"tags": ["one", "three"]})), ["a"]);
+        assert!(found("default", json!({"nothing": 1})).is_empty());
+    });
 }
 
 #[test]
 fn a_filter_that_few_pass_finds_them_among_many() {
-    let folder = tempfile::tempdir().unwrap();
-    let index = open(folder.path());
-    let mut changes: Vec<Change> = (0..2000).map(|n| replace(&n.to_string(), 1, &[("common words here", n)])).collect();
-    if let Change::Replace { document, .. } = &mut changes[1234] {
-        document.metadata = json!({"rare": true}).as_object().unwrap().clone();
-    }
-    index.apply(&changes).unwrap();
-    let filter = json!({"rare": true}).as_object().unwrap().clone();
-    let hits = index.search(&Query { filter, ..query("common words", 7) }).unwrap();
-    assert_eq!((hits.len(), hits[0].document.as_str()), (1, "1234"));
-    assert!(hits[0].bm25.is_some() && hits[0].similarity.is_some(), "{hits:?}");
+    of_both(|index| {
+        let mut changes: Vec<Change> =
+            (0..2000).map(|n| replace(&n.to_string(), 1, &[("common words here", n)])).collect();
+        if let Change::Replace { document, .. } = &mut changes[1234] {
+            document.metadata = json!({"rare": true}).as_object().unwrap().clone();
+        }
+        index.apply(&changes).unwrap();
+        let filter = json!({"rare": true}).as_object().unwrap().clone();
+        let hits = index.search(&Query { filter, ..query("common words", 7) }).unwrap();
+        assert_eq!((hits.len(), hits[0].document.as_str()), (1, "1234"));
+        assert!(hits[0].bm25.is_some() && hits[0].similarity.is_some(), "{hits:?}");
+    });
 }
 
 #[test]
@@ -189,34 +234,42 @@ fn what_was_applied_is_there_after_a_restart_and_what_is_lost_is_made_again() {
 fn another_models_vectors_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
-    let error = Index::open(folder.path(), "other", WIDTH).err().unwrap().to_string();
-    assert!(error.contains("made with test, 32 dimensions, not with other"), "{error}");
+    let shared = Shared::start();
+    drop(shared.index());
+    for other in [Index::open(folder.path(), "other", WIDTH), shared.connect("other", WIDTH)] {
+        let error = other.err().unwrap();
+        assert!(matches!(error, IndexError::Invalid(_)), "{error}");
+        assert!(error.to_string().contains("made with test, 32 dimensions, not with other"), "{error}");
+    }
+    assert!(shared.connect("test", 16).err().unwrap().to_string().contains("not with test, 16 dimensions"));
     let short = Change::Replace { document: document("a", 1), chunks: vec![(Chunk::default(), vec![1.0])] };
-    assert!(matches!(open(folder.path()).apply(&[short]), Err(IndexError::Invalid(_))));
+    for index in [open(folder.path()), shared.index()] {
+        assert!(matches!(index.apply(std::slice::from_ref(&short)), Err(IndexError::Invalid(_))));
+    }
 }
 
 #[test]
 fn searches_go_on_while_documents_come() {
-    let folder = tempfile::tempdir().unwrap();
-    let index = open(folder.path());
-    index.apply(&[replace("first", 1, &[("steady words", 1)])]).unwrap();
-    std::thread::scope(|scope| {
-        let searching = scope.spawn(|| {
-            let started = Instant::now();
-            let mut searches = 0;
-            while started.elapsed().as_millis() < 800 {
-                let hits = index.search(&query("steady", 1)).unwrap();
-                assert!(hits.iter().any(|hit| hit.document == "first"));
-                searches += 1;
+    of_both(|index| {
+        index.apply(&[replace("first", 1, &[("steady words", 1)])]).unwrap();
+        std::thread::scope(|scope| {
+            let searching = scope.spawn(|| {
+                let started = Instant::now();
+                let mut searches = 0;
+                while started.elapsed().as_millis() < 800 {
+                    let hits = index.search(&query("steady", 1)).unwrap();
+                    assert!(hits.iter().any(|hit| hit.document == "first"));
+                    searches += 1;
+                }
+                searches
+            });
+            for n in 0..40 {
+                let changes: Vec<Change> =
+                    (0..50).map(|m| replace(&format!("{n}-{m}"), 1, &[("other", n * 50 + m + 2)])).collect();
+                index.apply(&changes).unwrap();
             }
-            searches
+            assert!(searching.join().unwrap() > 0);
         });
-        for n in 0..40 {
-            let changes: Vec<Change> =
-                (0..50).map(|m| replace(&format!("{n}-{m}"), 1, &[("other", n * 50 + m + 2)])).collect();
-            index.apply(&changes).unwrap();
-        }
-        assert!(searching.join().unwrap() > 0);
+        assert_eq!(index.len().unwrap(), 2001);
     });
-    assert_eq!(index.len().unwrap(), 2001);
 }

@@ -10,11 +10,12 @@ use crate::{
     settings,
     signals::Signals,
 };
+use anyhow::Context;
 use async_trait::async_trait;
 use clap::Args;
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
 use nerve_onnx::Onnx;
-use nerve_rag::Rag;
+use nerve_rag::{Rag, Settings};
 use nerve_runtime::{HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_server::{
     Roles, Server,
@@ -123,7 +124,7 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
     let models = ModelRunner::start(&config.onnx, &data)?;
     let worker = match role {
         Role::Gateway => None,
-        Role::Worker | Role::Both => Some(runtimes(&data, Builtins::new(&data, models.onnx.clone()))?),
+        Role::Worker | Role::Both => Some(runtimes(&data, Builtins::new(&config, models.onnx.clone())?)?),
     };
     let inference: Arc<dyn Inference> = models.onnx.clone();
     let roles = Roles { gateway: role != Role::Worker, worker, inference: Some(inference) };
@@ -157,9 +158,11 @@ struct Builtins {
 }
 
 impl Builtins {
-    /// Questions are embedded by the models that embed documents; the index lies in the data folder.
-    fn new(data: &Path, onnx: Arc<Onnx>) -> Self {
-        Self { rag: Rag::new(data.join("index"), onnx.clone()), onnx }
+    /// Questions are embedded by the models that embed documents; the index lies in the data folder, or in a database.
+    fn new(config: &Config, onnx: Arc<Onnx>) -> anyhow::Result<Self> {
+        let settings = Settings { folder: config.data.dir.join("index"), postgres: config.rag.postgres.clone() };
+        let rag = Rag::new(settings, onnx.clone()).context("`rag.postgres` is wrong")?;
+        Ok(Self { rag, onnx })
     }
 }
 

@@ -1,0 +1,128 @@
+//! The index in a folder, for the one process that has it open.
+//!
+//! # Layout
+//! - `store`: documents, chunks and vectors in SQLite: the truth, in one file.
+//! - `lexical`: their words, in tantivy (BM25).
+//! - `dense`: their vectors, in usearch (HNSW, cosine).
+//!
+//! # How they stay one
+//! A change is one transaction of `store`, which numbers it. Both others remember the number they have got to, and
+//! catch up when the index is opened: after a crash, or when their files are gone, they are made again from `store`.
+
+use super::{Applied, Change, Found, Hit, IndexError, Query, dense::Dense, fuse, lexical::Lexical, store::Store};
+use crate::document::Document;
+use serde_json::{Map, Value};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError, RwLock},
+};
+
+/// The index of every collection on this machine.
+pub(super) struct Embedded {
+    store: Mutex<Store>,
+    lexical: Lexical,
+    dense: Dense,
+    /// The document of each chunk, to tell during a search whether a chunk counts.
+    owners: RwLock<HashMap<u64, u64>>,
+    documents: RwLock<HashMap<u64, Document>>,
+}
+
+impl Embedded {
+    /// Opens the index in `folder`, or begins it, for vectors that `model` gives.
+    pub(super) fn open(folder: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
+        std::fs::create_dir_all(folder).map_err(IndexError::failed("making its folder"))?;
+        let store = Store::open(&folder.join("chunks.sqlite"), model, dimensions)?;
+        let lexical = Lexical::open(&folder.join("words"))?;
+        let dense = Dense::open(&folder.join("vectors"), dimensions)?;
+        let (documents, owners) = store.catalogue()?;
+        let index = Self {
+            lexical,
+            dense,
+            owners: RwLock::new(owners),
+            documents: RwLock::new(documents),
+            store: Mutex::new(store),
+        };
+        let store = index.store();
+        index.catch_up(&store)?;
+        drop(store);
+        Ok(index)
+    }
+
+    /// Applies changes, all or none; what they add is found once this returns.
+    pub(super) fn apply(&self, changes: &[Change]) -> Result<Vec<Applied>, IndexError> {
+        let mut store = self.store();
+        let applied = store.apply(changes)?;
+        let (documents, owners) = store.catalogue_since(&applied)?;
+        // Readers see a chunk of a document only when its owner is known.
+        write(&self.documents).extend(documents);
+        write(&self.owners).extend(owners);
+        self.catch_up(&store)?;
+        Ok(applied.into_iter().map(|one| one.applied).collect())
+    }
+
+    /// Brings words and vectors to where the store is.
+    fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
+        self.lexical.catch_up(store)?;
+        self.dense.catch_up(store)?;
+        let gone = store.forget_before(self.lexical.position().min(self.dense.saved()))?;
+        let mut owners = write(&self.owners);
+        for chunk in gone {
+            owners.remove(&chunk);
+        }
+        Ok(())
+    }
+
+    /// The best chunks, the best first.
+    pub(super) fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
+        let count = query.candidates();
+        let (owners, documents) = (read(&self.owners), read(&self.documents));
+        let counts = |chunk: u64| {
+            let document = owners.get(&chunk).and_then(|owner| documents.get(owner));
+            document.is_some_and(|document| document.collection == query.collection && matches(document, &query.filter))
+        };
+        let by_words = self.lexical.search(&query.text, &query.collection, count, &counts)?;
+        let by_meaning = self.dense.search(&query.vector, count, &counts)?;
+        let fused = fuse(&by_words, &by_meaning, query.weights);
+        drop((owners, documents));
+        let best: Vec<Found> = fused.into_iter().take(query.limit).collect();
+        self.store().hits(&best)
+    }
+
+    /// Chunks in the index, of all collections.
+    pub(super) fn len(&self) -> Result<usize, IndexError> {
+        self.store().len()
+    }
+
+    pub(super) fn dimensions(&self) -> usize {
+        self.dense.dimensions()
+    }
+
+    /// Writes down what a restart would have to make again.
+    pub(super) fn save(&self) -> Result<(), IndexError> {
+        let store = self.store();
+        self.dense.save(&store)
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn matches(document: &Document, filter: &Map<String, Value>) -> bool {
+    filter.iter().all(|(key, wanted)| match (document.metadata.get(key), wanted) {
+        (None, _) => false,
+        (Some(Value::Array(has)), Value::Array(any)) => any.iter().any(|one| has.contains(one)),
+        (Some(Value::Array(has)), one) => has.contains(one),
+        (Some(has), Value::Array(any)) => any.contains(has),
+        (Some(has), one) => has == one,
+    })
+}
