@@ -5,6 +5,7 @@ mod completions;
 mod deploy;
 mod describe;
 mod dlq;
+mod eval;
 mod ingest;
 mod invoke;
 mod list;
@@ -16,6 +17,7 @@ mod remove;
 mod secrets;
 mod serve;
 mod tail;
+mod trace;
 mod up;
 
 use crate::args::Globals;
@@ -36,7 +38,9 @@ pub(crate) enum Command {
     Publish(publish::Publish),
     Ingest(ingest::Ingest),
     Ask(ask::Ask),
+    Eval(eval::Eval),
     Tail(tail::Tail),
+    Trace(trace::Trace),
     Logs(logs::Logs),
     /// Events that failed for good: list, show, redrive, drop
     #[command(subcommand)]
@@ -71,7 +75,9 @@ impl Command {
             Self::Publish(publish) => publish.run(globals).await,
             Self::Ingest(ingest) => ingest.run(globals).await,
             Self::Ask(ask) => ask.run(globals).await,
+            Self::Eval(eval) => eval.run(globals).await,
             Self::Tail(tail) => tail.run(globals).await,
+            Self::Trace(trace) => trace.run(globals).await,
             Self::Logs(logs) => logs.run(globals).await,
             Self::Dlq(dlq) => dlq.run(globals).await,
             Self::Secrets(secrets) => secrets.run(globals).await,

@@ -8,6 +8,7 @@
 //! - `lease`: extends every delivery in flight from one timer.
 //! - `pull`: deliveries as there are free slots, and no more.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
+//! - `trace`: everything that one event led to.
 //! - `dead`: dead letters.
 //! - `answers`: answers while they are made. `views`: documents that last.
 //! - `invoke`: a function called directly, past the log.
@@ -24,6 +25,7 @@ mod publish;
 mod pull;
 mod streams;
 mod tail;
+mod trace;
 mod views;
 
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
@@ -36,6 +38,7 @@ pub(crate) use pull::Pulse;
 pub use pull::{Puller, PullerOptions};
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, consumer_name};
 pub use tail::{Start, Tail, Tailed};
+pub use trace::Traced;
 
 pub(crate) use body::BodyError;
 pub(crate) use lease::Leases;

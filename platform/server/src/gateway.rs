@@ -6,6 +6,7 @@
 //! - `tail` with `sse`: the log out, as server-sent events.
 //! - `answers`: questions in, answers out while they are made.
 //! - `documents`: documents in, and what callers think of answers.
+//! - `traces`: what one event led to.
 //! - `functions`: the list, and direct calls.
 //! - `inference`: embeddings, relevance and labels, by models.
 //! - `health`, `metrics`: for whoever runs it.
@@ -32,6 +33,7 @@ mod publish;
 mod serve;
 mod sse;
 mod tail;
+mod traces;
 mod verify;
 
 pub use access::{OpenToAll, check_bind};
@@ -121,6 +123,7 @@ impl Gateway {
             .route("/v1/embeddings", post(inference::embeddings::post))
             .route("/v1/rerank", post(inference::rerank::post))
             .route("/v1/classify", post(inference::classify::post))
+            .route("/v1/traces/{id}", get(traces::get))
             .route("/metrics", get(health::metrics))
             .route_layer(middleware::from_fn_with_state(self.clone(), allowed));
         let routes = Router::new()

@@ -24,6 +24,17 @@ pub enum Start {
     Time(OffsetDateTime),
 }
 
+impl Start {
+    /// For a reader of what is there now.
+    pub(super) fn policy(self) -> DeliverPolicy {
+        match self {
+            Self::First | Self::New => DeliverPolicy::All,
+            Self::Sequence(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+            Self::Time(start_time) => DeliverPolicy::ByStartTime { start_time },
+        }
+    }
+}
+
 /// An event and its place in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tailed {
@@ -179,12 +190,7 @@ impl Bus {
     ) -> Result<Vec<(async_nats::Message, u64, OffsetDateTime)>, BusError> {
         let what = || format!("reading {stream}");
         let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
-        let deliver_policy = match start {
-            Start::First | Start::New => DeliverPolicy::All,
-            Start::Sequence(start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
-            Start::Time(start_time) => DeliverPolicy::ByStartTime { start_time },
-        };
-        let config = pull::OrderedConfig { deliver_policy, filter_subjects: filters, ..<_>::default() };
+        let config = pull::OrderedConfig { deliver_policy: start.policy(), filter_subjects: filters, ..<_>::default() };
         let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
         let mut left = usize::try_from(consumer.cached_info().num_pending).unwrap_or(usize::MAX).min(limit);
         let mut messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;

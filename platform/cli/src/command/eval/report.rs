@@ -1,0 +1,226 @@
+//! What a run of questions comes to, beside the last one.
+
+use super::{Question, run::Asked};
+use crate::output;
+use anyhow::anyhow;
+use nerve_core::function::Views;
+use nerve_server::bus::Bus;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use time::OffsetDateTime;
+
+/// Questions that are named where something went wrong.
+const NAMED: usize = 10;
+
+/// One run, on average. A share is from 0 to 1; none where no question says.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Run {
+    #[serde(with = "time::serde::rfc3339::option")]
+    at: Option<OffsetDateTime>,
+    questions: usize,
+    answered: usize,
+    failed: usize,
+    /// Share of questions whose source is among the best 5 that the answer was made from.
+    recall_at_5: Option<f64>,
+    /// Share of questions whose source is among the 10 that were found.
+    recall_at_10: Option<f64>,
+    /// One over the place of the source, on average (mean reciprocal rank).
+    reciprocal_rank: Option<f64>,
+    /// Share of questions whose source is cited.
+    cited: Option<f64>,
+    groundedness: Option<f64>,
+    relevance: Option<f64>,
+    context_precision: Option<f64>,
+    latency_p50_ms: Option<f64>,
+    latency_p99_ms: Option<f64>,
+    tokens: u64,
+    cost: f64,
+    flagged: usize,
+    /// Questions whose source was not found, and those that failed, with why.
+    #[serde(default)]
+    missed: Vec<String>,
+}
+
+impl Run {
+    pub(super) fn of(questions: &[Question], asked: Vec<Asked>) -> Self {
+        let mut run = Self { at: Some(OffsetDateTime::now_utc()), questions: questions.len(), ..Self::default() };
+        let (mut at_5, mut at_10, mut ranks, mut cited) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut grounded, mut relevant, mut precise, mut late) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (question, one) in questions.iter().zip(asked) {
+            let is_source = |name: &String| question.source.iter().any(|source| name.ends_with(source.as_str()));
+            if !question.source.is_empty() {
+                let found = one.context.iter().take(5).any(is_source);
+                at_5.push(share(found));
+                at_10.push(share(one.retrieved.iter().take(10).any(is_source)));
+                // Places are far below where an f64 loses whole numbers.
+                #[expect(clippy::cast_precision_loss)]
+                ranks.push(one.context.iter().position(is_source).map_or(0.0, |place| 1.0 / (place + 1) as f64));
+                if !found {
+                    run.missed.push(format!("{} (not found: {})", question.question, question.source.join(", ")));
+                }
+            }
+            let answer = match one.answer {
+                Ok(answer) => answer,
+                Err(why) => {
+                    run.failed += 1;
+                    run.missed.push(format!("{} ({why})", question.question));
+                    continue;
+                }
+            };
+            run.answered += usize::from(answer.get("answered") != Some(&Value::Bool(false)));
+            let citations = answer.get("citations").and_then(Value::as_array).into_iter().flatten();
+            let sources = citations.filter_map(|one| one.get("source").and_then(Value::as_str).map(str::to_owned));
+            if !question.source.is_empty() {
+                cited.push(share(sources.collect::<Vec<_>>().iter().any(is_source)));
+            }
+            let measure = |name: &str| answer.pointer(&format!("/evaluation/{name}")).and_then(Value::as_f64);
+            grounded.extend(measure("groundedness"));
+            relevant.extend(measure("relevance"));
+            precise.extend(measure("context_precision"));
+            late.extend(measure("latency_ms"));
+            run.tokens += answer.pointer("/evaluation/tokens").and_then(Value::as_u64).unwrap_or_default();
+            run.cost += measure("cost").unwrap_or_default();
+            let flags = answer.get("flags").and_then(Value::as_array);
+            run.flagged += usize::from(flags.is_some_and(|flags| !flags.is_empty()));
+        }
+        late.sort_by(f64::total_cmp);
+        Self {
+            recall_at_5: mean(&at_5),
+            recall_at_10: mean(&at_10),
+            reciprocal_rank: mean(&ranks),
+            cited: mean(&cited),
+            groundedness: mean(&grounded),
+            relevance: mean(&relevant),
+            context_precision: mean(&precise),
+            latency_p50_ms: late.get(late.len() / 2).copied(),
+            latency_p99_ms: late.get(late.len().saturating_sub(1) * 99 / 100).copied(),
+            ..run
+        }
+    }
+
+    /// Each measure under its name.
+    fn rows(&self) -> Vec<(&'static str, Option<f64>, usize)> {
+        // Counts are far below where an f64 loses whole numbers.
+        #[expect(clippy::cast_precision_loss)]
+        let count = |count: usize| Some(count as f64);
+        #[expect(clippy::cast_precision_loss)]
+        let tokens = self.tokens as f64;
+        vec![
+            ("questions", count(self.questions), 0),
+            ("answered", count(self.answered), 0),
+            ("failed", count(self.failed), 0),
+            ("flagged", count(self.flagged), 0),
+            ("recall@5", self.recall_at_5, 3),
+            ("recall@10 of retrieval", self.recall_at_10, 3),
+            ("mean reciprocal rank", self.reciprocal_rank, 3),
+            ("source cited", self.cited, 3),
+            ("groundedness", self.groundedness, 3),
+            ("relevance", self.relevance, 3),
+            ("context precision", self.context_precision, 3),
+            ("latency p50, ms", self.latency_p50_ms, 0),
+            ("latency p99, ms", self.latency_p99_ms, 0),
+            ("tokens", Some(tokens), 0),
+            ("cost", Some(self.cost), 4),
+        ]
+    }
+}
+
+fn share(yes: bool) -> f64 {
+    if yes { 1.0 } else { 0.0 }
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    // Questions are far fewer than an f64 counts.
+    #[expect(clippy::cast_precision_loss)]
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+/// A run beside the one before it.
+#[derive(Serialize)]
+pub(super) struct Report<'r> {
+    #[serde(flatten)]
+    pub(super) run: &'r Run,
+    pub(super) before: Option<&'r Run>,
+}
+
+impl Report<'_> {
+    pub(super) fn to_text(&self) -> String {
+        let before = self.before.map(Run::rows).unwrap_or_default();
+        let shown =
+            |value: Option<f64>, digits: usize| value.map_or("–".to_owned(), |value| format!("{value:.digits$}"));
+        let rows = self.run.rows().into_iter().enumerate().map(|(place, (name, now, digits))| {
+            let last = before.get(place).and_then(|(_, last, _)| *last);
+            let change = match (now, last) {
+                (Some(now), Some(last)) => format!("{:+.digits$}", now - last),
+                _ => String::new(),
+            };
+            let last = if self.before.is_some() { shown(last, digits) } else { String::new() };
+            [name.to_owned(), shown(now, digits), last, change]
+        });
+        let last = if self.before.is_some() { ["", "now", "last run", "change"] } else { ["", "now", "", ""] };
+        let mut text = output::table(last, rows);
+        for missed in self.run.missed.iter().take(NAMED) {
+            text.push_str(&format!("\nmissed: {missed}"));
+        }
+        if let Some(more) = self.run.missed.len().checked_sub(NAMED + 1) {
+            text.push_str(&format!("\nand {} more", more + 1));
+        }
+        text
+    }
+}
+
+/// The last run of these questions.
+pub(super) async fn load(bus: &Bus, key: &str) -> anyhow::Result<Option<Run>> {
+    let view = bus.view(key).await.map_err(|error| anyhow!("reading the last run: {error}"))?;
+    Ok(view.and_then(|view| serde_json::from_slice(&view.data).ok()))
+}
+
+/// Keeps this run as the last one.
+pub(super) async fn store(bus: &Bus, key: &str, run: &Run) -> anyhow::Result<()> {
+    let last = bus.view(key).await.map_err(|error| anyhow!("keeping this run: {error}"))?;
+    let data = serde_json::to_vec(run)?;
+    // Of two runs at the same time either may be the last one.
+    let kept = bus.put_view(key, data.into(), last.map(|view| view.revision)).await;
+    kept.map(drop).map_err(|error| anyhow!("keeping this run: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_run_is_measured_and_compared() {
+        let question = |source: &[&str]| Question {
+            question: "q".into(),
+            source: source.iter().map(|name| (*name).to_owned()).collect(),
+            collection: None,
+        };
+        let asked = |context: &[&str], answer: Result<Value, String>| Asked {
+            retrieved: context.iter().map(|name| (*name).to_owned()).collect(),
+            context: context.iter().map(|name| (*name).to_owned()).collect(),
+            answer,
+        };
+        let good = json!({"answered": true, "citations": [{"source": "docs/a.md"}], "flags": [],
+                          "evaluation": {"groundedness": 1.0, "latency_ms": 10, "tokens": 5, "cost": 0.5}});
+        let bad = json!({"answered": false, "flags": [{}], "evaluation": {"latency_ms": 30, "tokens": 0, "cost": 0}});
+        let run = Run::of(
+            &[question(&["a.md"]), question(&["b.md"]), question(&["c.md"]), question(&[])],
+            vec![
+                asked(&["docs/x.md", "docs/a.md"], Ok(good)),
+                asked(&["docs/x.md"], Ok(bad)),
+                asked(&[], Err("it failed".into())),
+                asked(&["docs/x.md"], Ok(json!({}))),
+            ],
+        );
+        assert_eq!((run.questions, run.answered, run.failed, run.flagged, run.tokens), (4, 2, 1, 1, 5));
+        assert_eq!((run.recall_at_5, run.reciprocal_rank, run.cited), (Some(1.0 / 3.0), Some(0.5 / 3.0), Some(0.5)));
+        assert_eq!((run.groundedness, run.relevance, run.latency_p50_ms), (Some(1.0), None, Some(30.0)));
+        assert_eq!(run.missed, ["q (not found: b.md)", "q (not found: c.md)", "q (it failed)"]);
+        let before = Run { recall_at_5: Some(0.5), ..run.clone() };
+        let text = Report { run: &run, before: Some(&before) }.to_text();
+        assert!(text.contains("recall@5") && text.contains("0.333  0.500     -0.167"), "{text}");
+        let first = Report { run: &run, before: None }.to_text();
+        assert!(!first.contains("last run") && first.contains("missed: q (it failed)"), "{first}");
+    }
+}
