@@ -1,7 +1,12 @@
 //! The example pipelines, deployed as their READMEs say.
 
 use crate::post_event;
-use nerve_tests::{Folder, Nerve, Streams, checkout, nerve::Options, seconds};
+use nerve_tests::{
+    Folder, Nerve, Streams, checkout, eventually,
+    nerve::Options,
+    seconds,
+    sse::{Frame, Reader},
+};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -41,27 +46,27 @@ async fn publish(nerve: &Nerve, ty: &str, id: &str, data: Value) {
     assert_eq!(post_event(nerve, ty, id, &data.to_string()).await / 100, 2);
 }
 
-/// Asks with these fields, and reads the whole stream: the name and the data of each part.
-async fn parts(nerve: &Nerve, asked: Value) -> Vec<(String, Value)> {
-    let response = reqwest::Client::new().post(nerve.url("/v1/answers")).json(&asked).send().await.unwrap();
-    assert_eq!(response.status(), 200);
-    let text = tokio::time::timeout(seconds(30), response.text()).await.expect("the answer ends").unwrap();
-    let frame = |frame: &str| {
-        let field = |name: &str| frame.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
-        Some((field("event: ")?, serde_json::from_str(&field("data: ")?).unwrap()))
-    };
-    text.split("\n\n").filter_map(frame).collect()
+/// Asks with these fields, as soon as a function takes questions.
+async fn ask(nerve: &Nerve, asked: Value) -> Reader {
+    let url = nerve.url("/v1/answers");
+    let response = eventually("questions are taken", seconds(20), || async {
+        let response = reqwest::Client::new().post(&url).json(&asked).send().await.ok()?;
+        (response.status() == 200).then_some(response)
+    });
+    Reader::new(response.await)
 }
 
-fn names(parts: &[(String, Value)]) -> Vec<&str> {
-    let mut names: Vec<_> = parts.iter().map(|(name, _)| name.as_str()).collect();
+/// The names of an answer's parts, repetitions left out.
+fn names(parts: &[Frame]) -> Vec<&str> {
+    let mut names: Vec<_> = parts.iter().map(|part| part.name.as_str()).collect();
     names.dedup();
     names
 }
 
 /// What the tokens of an answer say together.
-fn said(parts: &[(String, Value)]) -> String {
-    parts.iter().filter(|(name, _)| name == "token").map(|(_, data)| data["text"].as_str().unwrap()).collect()
+fn said(parts: &[Frame]) -> String {
+    let tokens = parts.iter().filter(|part| part.name == "token");
+    tokens.map(|part| part.data["text"].as_str().unwrap()).collect()
 }
 
 #[tokio::test]
@@ -72,9 +77,9 @@ async fn the_smallest_pipeline_answers_with_no_model_and_is_shown_whole() {
     nerve.cli().deploy(&example("pipeline")).await;
     let asked = nerve.cli().run(&["ask", "What does a late invoice cost?"]).await.ok().stdout;
     assert!(asked.contains("A late invoice costs ten percent more") && asked.contains("[1] fees.md"), "{asked}");
-    let parts = parts(&nerve, json!({"question": "How long do refunds take?", "conversation": "ada"})).await;
+    let parts = ask(&nerve, json!({"question": "How long do refunds take?", "conversation": "ada"})).await.rest().await;
     assert_eq!(names(&parts), ["retrieved", "token", "done"]);
-    let (_, done) = parts.last().unwrap();
+    let done = &parts.last().unwrap().data;
     assert_eq!((said(&parts), &done["answered"]), (done["answer"].as_str().unwrap().to_owned(), &json!(true)));
     assert!(said(&parts).starts_with("Refunds take five working days") && parts.len() > 10, "{parts:?}");
     let remembered = made(&streams, "memory.updated", 2).await;
@@ -96,9 +101,9 @@ async fn a_question_that_breaks_a_function_ends_for_its_reader() {
     let (nerve, streams) = up("agentic").await;
     let asked = nerve.cli().run(&["ask", "What do 3 ropes cost?"]).await.ok().stdout;
     assert!(asked.contains("43.50 EUR"), "{asked}");
-    let parts = parts(&nerve, json!({"question": "What do 3 ropes cost?", "steps": "many"})).await;
-    let (name, failed) = parts.last().unwrap();
-    assert_eq!((name.as_str(), &failed["function"]), ("error", &json!("observer")), "{failed}");
+    let parts = ask(&nerve, json!({"question": "What do 3 ropes cost?", "steps": "many"})).await.rest().await;
+    let failed = parts.last().unwrap();
+    assert_eq!((failed.name.as_str(), &failed.data["function"]), ("error", &json!("observer")), "{failed:?}");
     streams.reaches("DEAD", "dead.observer", 1, seconds(20)).await;
 }
 
@@ -132,40 +137,33 @@ async fn streaming_remarks_are_read_while_the_review_goes_on() {
     nerve.cli().deploy(&example("streaming")).await;
     let draft = format!("The the tide is out. {}. It (soon turns.", ["word", "other"].repeat(20).join(" "));
     let asked = json!({"question": "What is wrong?", "text": draft});
-    let parts = parts(&nerve, asked).await;
+    let parts = ask(&nerve, asked).await.rest().await;
     let remarks =
         ["Sentence 1 says “The” twice.", "Sentence 2 has 40 words: make two of it.", "Sentence 3 has a bracket"];
-    let tokens: Vec<_> = parts.iter().filter(|(name, _)| name == "token").collect();
+    let tokens: Vec<_> = parts.iter().filter(|part| part.name == "token").collect();
     assert_eq!(tokens.len(), 3, "{parts:?}");
-    for ((_, token), remark) in tokens.iter().zip(remarks) {
-        assert!(token["text"].as_str().unwrap().starts_with(remark), "{token}");
+    for (token, remark) in tokens.iter().zip(remarks) {
+        assert!(token.data["text"].as_str().unwrap().starts_with(remark), "{token:?}");
     }
-    let (name, done) = parts.last().unwrap();
-    assert_eq!((name.as_str(), &done["remarks"], &done["answer"]), ("done", &json!(3), &json!(said(&parts))));
+    let done = parts.last().unwrap();
+    assert_eq!((&done.data["remarks"], &done.data["answer"]), (&json!(3), &json!(said(&parts))));
     let asked = nerve.cli().run(&["ask", "All is well here."]).await.ok().stdout;
     assert!(asked.contains("There is nothing to remark."), "{asked}");
 
     // A draft that takes a while: its first remark is there before it is done.
     let long = format!("It it begins. {}", "The harbour is calm tonight. ".repeat(200_000));
     let asked = json!({"question": "And now?", "text": long});
-    let mut response = reqwest::Client::new().post(nerve.url("/v1/answers")).json(&asked).send().await.unwrap();
-    let first = async {
-        let mut text = String::new();
-        while !text.contains("event: token") {
-            text.push_str(&String::from_utf8_lossy(&response.chunk().await.unwrap().expect("it goes on")));
-        }
-        text
-    };
-    let text = tokio::time::timeout(seconds(30), first).await.expect("a remark");
-    assert!(text.contains("says “It” twice") && !text.contains("event: done"), "{text}");
+    let first = ask(&nerve, asked).await.next().await.expect("a remark");
+    assert!(first.name == "token" && said(&[first]).contains("says “It” twice"));
+    assert_eq!(streams.count("EVENTS", "events.answer.generated").await, 2, "it goes on");
     made(&streams, "answer.generated", 3).await;
 }
 
 #[tokio::test]
 async fn agentic_a_loop_of_events_calls_tools_until_the_answer_is_known() {
     let (nerve, streams) = up("agentic").await;
-    let parts = parts(&nerve, json!({"question": "What do 3 ropes and 2 anchors cost in dollars?"})).await;
-    let (_, done) = parts.last().unwrap();
+    let parts = ask(&nerve, json!({"question": "What do 3 ropes and 2 anchors cost in dollars?"})).await.rest().await;
+    let done = &parts.last().unwrap().data;
     // (3 × 14.5 + 2 × 89.9) × 1.09
     assert_eq!((&done["answer"], &done["answered"]), (&json!("243.40 USD"), &json!(true)), "{done}");
     let found: Vec<_> = done["steps"].as_array().unwrap().iter().map(|step| step["finds"].as_str().unwrap()).collect();
@@ -183,8 +181,8 @@ async fn agentic_a_loop_of_events_calls_tools_until_the_answer_is_known() {
 async fn agentic_a_loop_ends_with_its_steps_and_without_what_no_tool_finds() {
     let (nerve, streams) = up("agentic").await;
     let asked = json!({"question": "What do 3 ropes and 2 anchors cost in dollars?", "steps": 2});
-    let parts = parts(&nerve, asked).await;
-    let (_, done) = parts.last().unwrap();
+    let parts = ask(&nerve, asked).await.rest().await;
+    let done = &parts.last().unwrap().data;
     assert_eq!(done["answer"], "After 2 steps this is still missing: total.");
     assert_eq!((&done["answered"], made(&streams, "tool.returned", 2).await.len()), (&json!(false), 2));
     let asked = nerve.cli().run(&["ask", "What do 7 whales cost?"]).await.ok().stdout;
@@ -202,14 +200,13 @@ async fn feedback_moves_weights_that_are_rebuilt_from_the_log() {
     let mut nerve = Nerve::up_with(Options { data: Some(data.path().to_owned()), ..Options::default() }).await;
     let folder = ranking(&nerve);
     nerve.cli().deploy(folder.path()).await;
-    let feedback = [("fees.md", true), ("fees.md", true), ("tides.md", false)];
-    for (number, (document, useful)) in feedback.into_iter().enumerate() {
-        let data = json!({"document": document, "useful": useful});
+    let feedback = [("fees.md", 1.0), ("fees.md", 1.0), ("tides.md", -1.0)];
+    for (number, (document, rating)) in feedback.into_iter().enumerate() {
+        let data = json!({"answer": "7", "rating": rating, "document": document});
         publish(&nerve, "feedback.submitted", &number.to_string(), data).await;
     }
     let streams = Streams::connect(&nerve.nats).await;
-    publish(&nerve, "feedback.submitted", "bad", json!({"document": "fees.md"})).await;
-    streams.reaches("DEAD", "dead.ranking", 1, seconds(20)).await;
+    publish(&nerve, "feedback.submitted", "other", json!({"answer": "7", "correction": "It is Tuesday."})).await;
     let updated = made(&streams, "ranking.updated", 3).await;
     let last = updated.iter().max_by_key(|data| data["feedbacks"].as_u64()).unwrap();
     assert_eq!(last, &json!({"weights": {"fees.md": 1.5, "tides.md": 0.667}, "feedbacks": 3}));
@@ -217,7 +214,7 @@ async fn feedback_moves_weights_that_are_rebuilt_from_the_log() {
     // Nothing that was counted is lost with the process.
     assert!(nerve.sigterm(seconds(20)).await.success());
     nerve.restart().await;
-    publish(&nerve, "feedback.submitted", "later", json!({"document": "tides.md", "useful": true})).await;
+    publish(&nerve, "feedback.submitted", "later", json!({"answer": "7", "rating": 1, "document": "tides.md"})).await;
     let streams = Streams::connect(&nerve.nats).await;
     let updated = made(&streams, "ranking.updated", 4).await;
     assert_eq!(updated[3], json!({"weights": {"fees.md": 1.5, "tides.md": 1.0}, "feedbacks": 4}));

@@ -6,17 +6,19 @@ The log is the state: it is read from its beginning each time, so nothing is kep
 import json
 import os
 import sys
-from collections import Counter
+from collections import defaultdict
 from http.client import HTTPException
 from urllib.request import Request, urlopen
 
 LOG = os.environ["GATEWAY"] + "/v1/events?subject=events.feedback.submitted&from=first"
 KEY = os.environ.get("NERVE_KEY")  # where the gateway wants one: add it to `secrets` in nerve.toml
-WRONG = "feedback is an object with a `document`, and `useful`: true or false"
 
 
-def is_feedback(data):
-    return isinstance(data, dict) and isinstance(data.get("document"), str) and isinstance(data.get("useful"), bool)
+def opinion(event):
+    """The document that a feedback is about and its rating, from -1 to 1; nothing where it rates no document."""
+    match event.get("data"):
+        case {"document": str() as document, "rating": int() | float() as rating}:
+            return document, max(-1, min(1, rating))
 
 
 def log_up_to(last):
@@ -32,25 +34,21 @@ def log_up_to(last):
     raise OSError("the gateway ended it before this event")
 
 
-def rank(events):
-    useful, votes = Counter(), Counter()
-    for data in (event.get("data") for event in events):
-        if is_feedback(data):
-            useful[data["document"]] += data["useful"]
-            votes[data["document"]] += 1
-    # With one vote each way to begin with, so that one reader does not decide.
-    weights = {document: round(2 * (useful[document] + 1) / (votes[document] + 2), 3) for document in votes}
-    return {"type": "ranking.updated", "data": {"weights": weights, "feedbacks": votes.total()}}
+def ranking(events):
+    ratings = defaultdict(list)
+    for document, rating in filter(None, map(opinion, events)):
+        ratings[document].append(rating)
+    # The two stand for readers who do not care, so that the first who does is not all that counts.
+    weights = {document: round(1 + sum(given) / (len(given) + 2), 3) for document, given in ratings.items()}
+    return {"weights": weights, "feedbacks": sum(map(len, ratings.values()))}
 
 
 for line in sys.stdin:
     call = json.loads(line)
-    event = call["event"]
+    answer = {"events": []}
     try:
-        if is_feedback(event.get("data")):
-            answer = {"events": [rank(log_up_to(event))]}
-        else:
-            answer = {"error": {"kind": "invalid", "message": WRONG}}
+        if opinion(call["event"]):
+            answer["events"] = [{"type": "ranking.updated", "data": ranking(log_up_to(call["event"]))}]
     except (OSError, HTTPException) as error:
         answer = {"error": {"kind": "retry", "message": f"the log cannot be read at {LOG}: {error}"}}
     print(json.dumps({"id": call["id"], **answer}), flush=True)

@@ -10,7 +10,8 @@ from datetime import datetime
 TABLE = "CREATE TABLE IF NOT EXISTS documents (document PRIMARY KEY, text, words INTEGER, uploaded REAL)"
 # Events come in no order and may come twice: what was uploaded last stays.
 UPSERT = """INSERT INTO documents VALUES (:document, :text, :words, :uploaded)
-    ON CONFLICT (document) DO UPDATE SET text = excluded.text, words = excluded.words, uploaded = excluded.uploaded WHERE excluded.uploaded >= uploaded"""
+    ON CONFLICT (document) DO UPDATE SET text = excluded.text, words = excluded.words, uploaded = excluded.uploaded
+    WHERE excluded.uploaded >= uploaded"""
 
 database = sqlite3.connect(os.environ["DATABASE"], timeout=20)
 database.execute(TABLE)
