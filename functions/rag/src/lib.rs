@@ -1,17 +1,20 @@
-//! Documents to chunks, a hybrid index of them, and retrieval. No NATS, no HTTP, no ONNX Runtime.
+//! Questions about documents: chunks, a hybrid index, retrieval, answers, and what is made of them. No NATS, no ONNX Runtime.
 //!
 //! # Layout
 //! - [`document`]: what an uploaded document is, and its text, whatever it was written in.
 //! - [`chunk`]: a document's text to chunks, by its structure, sized in tokens of the embedding model.
 //! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
-//! - `functions`, `generate`: `rag/chunk`, `rag/index`, `rag/retrieve` and `rag/generate`, an event in, an event out.
+//! - `functions`: `rag/chunk` and `rag/index`. `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`: one
+//!   function each, an event in, an event out.
+//! - `embedder`: texts to vectors. `client`: calls out over HTTP.
 //! - [`rag`]: the host of these functions.
 //!
 //! # Flow
 //! `document.uploaded` → `rag/chunk` → `document.chunked` → `onnx/embed` → `embedding.created` → `rag/index` →
-//! `document.indexed`; `prompt.received` → `rag/retrieve` → `documents.retrieved` → `rag/generate` →
-//! `answer.generated`. Every arrow is an event; no function knows another.
+//! `document.indexed`; `prompt.received` → `rag/retrieve` → `documents.retrieved` → `rag/rerank` →
+//! `documents.reranked` → `rag/generate` → `answer.generated` → `rag/evaluate` → `answer.evaluated` → `rag/remember` →
+//! `memory.updated` → `rag/notify` → `notification.sent`. Every arrow is an event; no function knows another.
 
 pub mod chunk;
 mod client;

@@ -48,7 +48,7 @@ pub struct Rag {
 #[derive(Debug, Clone)]
 enum Place {
     Folder(PathBuf),
-    Database(Database),
+    Database(Box<Database>),
 }
 
 impl Place {
@@ -75,7 +75,7 @@ impl Rag {
     /// It connects to nothing yet: the only error is a URL that is none.
     pub fn new(settings: Settings, inference: Arc<dyn Inference>) -> Result<Self, IndexError> {
         let place = match settings.postgres {
-            Some(url) => Place::Database(Database::parse(&url)?),
+            Some(url) => Place::Database(Box::new(Database::parse(&url)?)),
             None => Place::Folder(settings.folder),
         };
         Ok(Self { place, inference, index: Mutex::default() })

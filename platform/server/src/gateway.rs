@@ -112,6 +112,7 @@ impl Gateway {
     pub fn router(&self) -> Router {
         let api = Router::new()
             .route("/v1/events", get(tail::get).post(events::post))
+            .route("/v1/event-types", get(events::types))
             .route("/v1/answers", post(answers::post))
             .route("/v1/answers/{id}", get(answers::get).delete(answers::delete))
             .route("/v1/chat/completions", post(answers::chat::post))

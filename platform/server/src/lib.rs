@@ -4,6 +4,7 @@
 //! # Layout
 //! - [`config`]: settings, read and checked before anything binds.
 //! - [`bus`]: NATS JetStream; no other module names its types.
+//! - [`event_types`]: the types of events that Nerve itself makes and takes, and their schemas.
 //! - [`registry`]: what is deployed: manifests, files, secrets.
 //! - `worker`: pulls events, runs functions, publishes results, settles.
 //! - `gateway`: HTTP: webhooks in, the API, event streams out.
@@ -17,6 +18,7 @@
 
 pub mod bus;
 pub mod config;
+pub mod event_types;
 pub mod gateway;
 pub mod registry;
 mod server;

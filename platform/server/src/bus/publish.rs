@@ -1,6 +1,7 @@
 //! An event out, acknowledged by JetStream before anybody is told that it is stored.
 
 use super::{Bus, answers};
+use crate::event_types;
 use async_nats::{HeaderMap, HeaderName, HeaderValue, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
 use nerve_core::{Event, Subject};
@@ -35,6 +36,7 @@ impl Bus {
 
     /// Publishes an event to `events.<type>` under a message id of the caller's; a part of an answer to the answer.
     pub async fn publish_as(&self, event: &Event, message_id: &str) -> Result<Published, PublishError> {
+        event_types::check(event).map_err(PublishError::Invalid)?;
         let (headers, body) = self.to_message(event).await?;
         if let Some((answer, logged)) = answers::place_of(event)? {
             // First, so that no part that this event leads to can stand before it.

@@ -6,6 +6,10 @@ use super::{
     problem::{Answer, Problem},
     publish::publish,
 };
+use crate::{
+    event_types::{KnownType, known_types},
+    registry::Catalogue,
+};
 use axum::{
     Json,
     body::Body,
@@ -13,6 +17,36 @@ use axum::{
     response::IntoResponse,
 };
 use http::StatusCode;
+use nerve_core::{FunctionSpec, Name, subject::EVENTS_PREFIX};
+use serde::Serialize;
+
+/// The types of events that Nerve itself makes and takes, and which deployed functions do.
+pub(super) async fn types(State(gateway): State<Gateway>) -> Answer {
+    let catalogue = gateway.catalogue();
+    let listed: Vec<_> = known_types().iter().map(|known| Listed::of(known, &catalogue)).collect();
+    Ok(Json(serde_json::json!({ "event_types": listed })).into_response())
+}
+
+#[derive(Serialize)]
+struct Listed<'c> {
+    #[serde(flatten)]
+    known: &'c KnownType,
+    /// Deployed functions that may emit it, and those that take it.
+    emitted_by: Vec<&'c Name>,
+    taken_by: Vec<&'c Name>,
+}
+
+impl<'c> Listed<'c> {
+    fn of(known: &'c KnownType, catalogue: &'c Catalogue) -> Self {
+        let subject = format!("{EVENTS_PREFIX}{}", known.ty);
+        let named = |is: &dyn Fn(&FunctionSpec) -> bool| {
+            catalogue.functions.values().filter(|entry| is(&entry.record.spec)).map(|entry| &entry.name).collect()
+        };
+        let emitted_by = named(&|spec| spec.emits.iter().any(|pattern| pattern.covers(&known.ty)));
+        let taken_by = named(&|spec| spec.on.iter().any(|pattern| pattern.covers(&subject)));
+        Self { known, emitted_by, taken_by }
+    }
+}
 
 const NOT_AN_EVENT: &str = "this is not a CloudEvent: send the attributes as `ce-specversion`, `ce-id`, `ce-source` and \
     `ce-type` headers beside the body, or the whole event as `application/cloudevents+json`";
