@@ -20,6 +20,7 @@ mod models;
 mod outage;
 mod processes;
 mod refusals;
+mod replay;
 mod secrets;
 mod senders;
 mod sse;

@@ -13,6 +13,7 @@ mod models;
 mod new;
 mod publish;
 mod remove;
+mod replay;
 mod secrets;
 mod serve;
 mod tail;
@@ -38,6 +39,7 @@ pub(crate) enum Command {
     Ask(ask::Ask),
     Tail(tail::Tail),
     Logs(logs::Logs),
+    Replay(replay::Replay),
     /// Events that failed for good: list, show, redrive, drop
     #[command(subcommand)]
     Dlq(dlq::Dlq),
@@ -73,6 +75,7 @@ impl Command {
             Self::Ask(ask) => ask.run(globals).await,
             Self::Tail(tail) => tail.run(globals).await,
             Self::Logs(logs) => logs.run(globals).await,
+            Self::Replay(replay) => replay.run(globals).await,
             Self::Dlq(dlq) => dlq.run(globals).await,
             Self::Secrets(secrets) => secrets.run(globals).await,
             Self::Models(models) => models.run(globals).await,
