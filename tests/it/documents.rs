@@ -162,7 +162,7 @@ async fn a_folder_is_ingested_with_a_summary_and_the_pipeline_deploys_itself() {
     let ingested = nerve.cli().run(&["ingest", &path]).await.failed(1);
     assert!(ingested.stdout.contains("indexed 5 of 6 documents"), "{ingested:?}");
     assert!(ingested.stdout.contains("failed: ") && ingested.stdout.contains("broken.pdf"), "{ingested:?}");
-    assert!(ingested.stdout.contains("1 files are no text and no PDF"), "{ingested:?}");
+    assert!(ingested.stdout.contains("1 file is no text and no PDF, or too large, and was skipped"), "{ingested:?}");
     fs::remove_file(folder.path().join("broken.pdf")).unwrap();
     let again = nerve.cli().run(&["ingest", &path, "--output", "json"]).await.ok().json();
     assert_eq!((&again["documents"], &again["unchanged"], &again["indexed"]), (&json!(5), &json!(5), &json!(0)));

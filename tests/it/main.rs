@@ -24,6 +24,7 @@ mod pipelines;
 mod postgres;
 mod processes;
 mod refusals;
+mod replay;
 mod secrets;
 mod senders;
 mod sse;

@@ -1,8 +1,12 @@
 //! A text to chunks: by its structure, sized in tokens.
 
-use crate::document::Format;
+use crate::{
+    code::{self, Language},
+    document::Format,
+};
 use pulldown_cmark::{Event, HeadingLevel, Parser, Tag, TagEnd};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use text_splitter::{ChunkConfig, ChunkSizer, MarkdownSplitter, TextSplitter};
 use tokenizers::Tokenizer;
 
@@ -13,7 +17,7 @@ pub struct Chunk {
     pub index: usize,
     /// What it says, as it stands in the document's text.
     pub text: String,
-    /// The headings above it, the outermost first.
+    /// The headings above it, or the definitions that it is in, the outermost first.
     #[serde(default)]
     pub heading: Vec<String>,
     /// Where it begins in the document's text, in bytes.
@@ -31,6 +35,7 @@ pub struct Size {
     pub overlap: usize,
 }
 
+#[derive(Clone, Copy)]
 struct Tokens<'t>(&'t Tokenizer);
 
 impl ChunkSizer for Tokens<'_> {
@@ -41,7 +46,7 @@ impl ChunkSizer for Tokens<'_> {
 }
 
 /// Cuts a text into chunks of at most `size` tokens: at the largest units of its structure that fit, and never across
-/// a heading, so that what stands above a chunk stands above all of it.
+/// a heading, so that what stands above a chunk stands above all of it. Chunks of code do not overlap.
 ///
 /// The error is that the overlap is not smaller than the chunk.
 pub fn split(text: &str, format: Format, size: Size, tokenizer: &Tokenizer) -> Result<Vec<Chunk>, String> {
@@ -57,40 +62,71 @@ pub fn split(text: &str, format: Format, size: Size, tokenizer: &Tokenizer) -> R
     };
     match format {
         Format::Plain => {
-            let whole = Section { start: 0, heading: Vec::new() };
+            let whole = Section { start: 0, end: text.len(), heading: Vec::new() };
             TextSplitter::new(config).chunk_indices(text).for_each(|piece| keep(&whole, piece));
+        }
+        Format::Code(language) => {
+            let splitter = TextSplitter::new(config);
+            for section in definitions(text, language, size.most, tokenizer) {
+                let piece = text.get(section.start..section.end).unwrap_or_default();
+                // Cut out of its text, a piece may have a token more.
+                match Tokens(tokenizer).size(piece) <= size.most {
+                    true => keep(&section, (0, piece)),
+                    false => splitter.chunk_indices(piece).for_each(|part| keep(&section, part)),
+                }
+            }
         }
         Format::Markdown => {
             let splitter = MarkdownSplitter::new(config);
-            let sections = sections(text);
-            let ends = sections.iter().skip(1).map(|section| section.start).chain([text.len()]);
-            for (section, end) in sections.iter().zip(ends) {
-                let body = text.get(section.start..end).unwrap_or_default();
-                splitter.chunk_indices(body).for_each(|piece| keep(section, piece));
+            for section in sections(text) {
+                let body = text.get(section.start..section.end).unwrap_or_default();
+                splitter.chunk_indices(body).for_each(|piece| keep(&section, piece));
             }
         }
     }
     Ok(chunks)
 }
 
-/// Where a part of the text begins that has the same headings above all of it.
+/// A part of the text that has the same headings above all of it, or a piece of code.
 struct Section {
     start: usize,
+    end: usize,
     heading: Vec<String>,
+}
+
+/// Pieces of code, and the definitions that each is in; one piece where the code cannot be parsed in time.
+fn definitions(text: &str, language: Language, most: usize, tokenizer: &Tokenizer) -> Vec<Section> {
+    let Some(tree) = code::parse(text, language) else {
+        return vec![Section { start: 0, end: text.len(), heading: Vec::new() }];
+    };
+    // Tokenised once: the tree's nodes lie in one another, and each would be tokenised as often as it is deep.
+    let starts: Vec<usize> = match tokenizer.encode(text, false) {
+        Ok(encoding) => encoding.get_offsets().iter().map(|(start, _)| *start).collect(),
+        Err(_) => (0..text.len()).collect(),
+    };
+    let before = |at: usize| starts.partition_point(|start| *start < at);
+    let pieces = code::cut(text, &tree, most, |range| before(range.end) - before(range.start));
+    let section =
+        |range: Range<usize>| Section { heading: code::path(text, &tree, &range), start: range.start, end: range.end };
+    pieces.into_iter().map(section).collect()
 }
 
 /// The sections of a text. A heading with nothing below it but another heading begins the other's section.
 fn sections(markdown: &str) -> Vec<Section> {
     let headings = headings(markdown);
-    let mut sections = vec![Section { start: 0, heading: Vec::new() }];
+    let mut sections = vec![Section { start: 0, end: markdown.len(), heading: Vec::new() }];
     for (index, heading) in headings.iter().enumerate() {
         let path = path_at(&headings, heading.at);
         let before = index.checked_sub(1).and_then(|before| headings.get(before)).map_or(0, |before| before.end);
         let nothing_between = markdown.get(before..heading.at).unwrap_or_default().trim().is_empty();
         match sections.last_mut().filter(|_| nothing_between) {
             Some(section) => section.heading = path,
-            None => sections.push(Section { start: heading.at, heading: path }),
+            None => sections.push(Section { start: heading.at, end: markdown.len(), heading: path }),
         }
+    }
+    let starts: Vec<usize> = sections.iter().skip(1).map(|section| section.start).collect();
+    for (section, end) in sections.iter_mut().zip(starts) {
+        section.end = end;
     }
     sections
 }

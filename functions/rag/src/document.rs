@@ -1,5 +1,6 @@
 //! What is uploaded, and its text.
 
+use crate::code::Language;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use nerve_core::Event;
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,8 @@ fn default_collection() -> String {
 pub enum Format {
     /// CommonMark; what HTML and other markup become too.
     Markdown,
+    /// A programming language whose syntax is known.
+    Code(Language),
     /// Anything else.
     Plain,
 }
@@ -86,8 +89,8 @@ impl Uploaded {
         let name = upload.name.or_else(|| event.subject.clone()).unwrap_or_default();
         let media = media_of(upload.media_type.as_deref(), &name);
         let (text, format) = match (upload.text, bytes) {
-            (Some(text), _) => read_text(text, &media)?,
-            (None, Some(bytes)) => read_bytes(&bytes, &media)?,
+            (Some(text), _) => read_text(text, &media, &name)?,
+            (None, Some(bytes)) => read_bytes(&bytes, &media, &name)?,
             (None, None) => return Err("its data has neither `text` nor `data`".to_owned()),
         };
         let named = (!name.is_empty()).then(|| name.clone());
@@ -123,7 +126,7 @@ fn media_of(given: Option<&str>, name: &str) -> String {
     .to_owned()
 }
 
-fn read_text(text: String, media: &str) -> Result<(String, Format), String> {
+fn read_text(text: String, media: &str, name: &str) -> Result<(String, Format), String> {
     match media {
         "text/html" | "application/xhtml+xml" => {
             let markdown = htmd::HtmlToMarkdown::builder().skip_tags(vec!["script", "style", "nav", "head"]).build();
@@ -131,11 +134,15 @@ fn read_text(text: String, media: &str) -> Result<(String, Format), String> {
             Ok((markdown, Format::Markdown))
         }
         "text/markdown" | "text/x-markdown" => Ok((text, Format::Markdown)),
-        _ => Ok((text, Format::Plain)),
+        _ => {
+            let generic = ["text/plain", "application/octet-stream"].contains(&media);
+            let named = Language::of_name(name).filter(|_| generic);
+            Ok((text, Language::of_media(media).or(named).map_or(Format::Plain, Format::Code)))
+        }
     }
 }
 
-fn read_bytes(bytes: &[u8], media: &str) -> Result<(String, Format), String> {
+fn read_bytes(bytes: &[u8], media: &str, name: &str) -> Result<(String, Format), String> {
     if media == "application/pdf" || bytes.starts_with(b"%PDF-") {
         // The reader panics on some broken files; one of them must not take a worker's thread along.
         let read = std::panic::catch_unwind(|| pdf_extract::extract_text_from_mem(bytes));
@@ -144,7 +151,7 @@ fn read_bytes(bytes: &[u8], media: &str) -> Result<(String, Format), String> {
     }
     let text = String::from_utf8(bytes.to_vec());
     let text = text.map_err(|_| format!("it is {media} and not UTF-8: send text, HTML, Markdown or PDF"))?;
-    read_text(text, media)
+    read_text(text, media, name)
 }
 
 #[cfg(test)]
@@ -175,6 +182,22 @@ mod tests {
         assert_eq!((plain.document.document.as_str(), plain.text.as_str()), ("e1", "a text"));
         let data = json!({"document": "d", "data": BASE64_STANDARD.encode("a text"), "name": "a.txt"});
         assert_eq!(Uploaded::read(&json_event(&data)).unwrap().text, "a text");
+    }
+
+    #[test]
+    fn code_is_known_by_its_name_or_its_media_type() {
+        let format = |event: &Event| Uploaded::read(event).unwrap().format;
+        assert_eq!(
+            format(&json_event(&json!({"name": "src/main.rs", "text": "fn a() {}"}))),
+            Format::Code(Language::Rust)
+        );
+        assert_eq!(format(&event("text/x-python; charset=utf-8", "a = 1")), Format::Code(Language::Python));
+        assert_eq!(format(&event("application/javascript", "a()")), Format::Code(Language::JavaScript));
+        let named = json!({"name": "a.go", "media_type": "text/plain", "text": "package a"});
+        assert_eq!(format(&json_event(&named)), Format::Code(Language::Go));
+        let other = json!({"name": "a.go", "media_type": "text/markdown", "text": "# A"});
+        assert_eq!(format(&json_event(&other)), Format::Markdown);
+        assert_eq!(format(&json_event(&json!({"name": "a.txt", "text": "a"}))), Format::Plain);
     }
 
     #[test]

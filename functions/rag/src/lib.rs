@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`document`]: what an uploaded document is, and its text, whatever it was written in.
 //! - [`chunk`]: a document's text to chunks, by its structure, sized in tokens of the embedding model.
+//! - [`code`]: source code to pieces, by its syntax.
 //! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
 //! - `functions`: `rag/chunk` and `rag/index`. `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`: one
@@ -18,6 +19,7 @@
 
 pub mod chunk;
 mod client;
+pub mod code;
 pub mod document;
 mod embedder;
 mod evaluate;

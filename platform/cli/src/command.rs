@@ -14,6 +14,7 @@ mod models;
 mod new;
 mod publish;
 mod remove;
+mod replay;
 mod secrets;
 mod serve;
 mod tail;
@@ -42,6 +43,7 @@ pub(crate) enum Command {
     Tail(tail::Tail),
     Trace(trace::Trace),
     Logs(logs::Logs),
+    Replay(replay::Replay),
     /// Events that failed for good: list, show, redrive, drop
     #[command(subcommand)]
     Dlq(dlq::Dlq),
@@ -79,6 +81,7 @@ impl Command {
             Self::Tail(tail) => tail.run(globals).await,
             Self::Trace(trace) => trace.run(globals).await,
             Self::Logs(logs) => logs.run(globals).await,
+            Self::Replay(replay) => replay.run(globals).await,
             Self::Dlq(dlq) => dlq.run(globals).await,
             Self::Secrets(secrets) => secrets.run(globals).await,
             Self::Models(models) => models.run(globals).await,

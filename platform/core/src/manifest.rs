@@ -12,6 +12,7 @@ mod source_table;
 mod tests;
 
 pub use problem::{ManifestError, Problem};
+pub use read::did_you_mean;
 pub use source::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify};
 
 use crate::{EventType, Name, Pattern, RetryPolicy};

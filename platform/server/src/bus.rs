@@ -4,6 +4,7 @@
 //! - `streams`: the streams and buckets, made and migrated idempotently.
 //! - `publish`: an event out, with its message id, acknowledged.
 //! - `body`: bodies too large for a message, in the Object Store by reference.
+//! - `consumer`: the durable consumer of a function, made where its stream ends. `replay`: sent back again.
 //! - `delivery`: one message to settle, by value, so that it is settled once.
 //! - `lease`: extends every delivery in flight from one timer.
 //! - `pull`: deliveries as there are free slots, and no more.
@@ -16,6 +17,7 @@
 
 mod answers;
 mod body;
+mod consumer;
 mod dead;
 mod delivery;
 mod invoke;
@@ -23,6 +25,7 @@ mod lease;
 mod logs;
 mod publish;
 mod pull;
+mod replay;
 mod streams;
 mod tail;
 mod trace;
@@ -36,6 +39,7 @@ pub use logs::{LogRecord, Logs};
 pub use publish::{PublishError, Published};
 pub(crate) use pull::Pulse;
 pub use pull::{Puller, PullerOptions};
+pub use replay::Replay;
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, consumer_name};
 pub use tail::{Start, Tail, Tailed};
 pub use trace::Traced;

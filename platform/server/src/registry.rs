@@ -25,10 +25,7 @@ pub use secrets::{Keyring, KeyringError, SecretInfo};
 pub(crate) use eviction::evict;
 
 use crate::bus::{Bus, BusError, DEAD, FUNCTIONS, REDRIVE_PREFIX, SECRETS, consumer_name};
-use async_nats::jetstream::{
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    kv,
-};
+use async_nats::jetstream::kv;
 use bytes::Bytes;
 use futures::StreamExt;
 use nerve_core::{FunctionSpec, Name, SourceSpec};
@@ -36,9 +33,6 @@ use serde::{Serialize, de::DeserializeOwned};
 use std::{str::FromStr, sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
-
-/// Deliveries of one function that may be in flight over all workers.
-const MAX_ACK_PENDING: i64 = 65_536;
 
 /// What is deployed, and the means to change it.
 #[derive(Clone, Debug)]
@@ -163,30 +157,9 @@ impl Registry {
     /// Makes or updates the durable consumers of a function: for its subjects, and for what is redriven to it.
     pub(crate) async fn ensure_consumers(&self, name: &Name, record: &FunctionRecord) -> Result<(), BusError> {
         let subjects = record.spec.on.iter().map(ToString::to_string).collect();
-        self.ensure_consumer(&record.stream, name, subjects).await?;
-        self.ensure_consumer(DEAD, name, vec![format!("{REDRIVE_PREFIX}{name}")]).await
-    }
-
-    async fn ensure_consumer(&self, stream: &str, name: &Name, subjects: Vec<String>) -> Result<(), BusError> {
-        let config = pull::Config {
-            durable_name: Some(consumer_name(name)),
-            description: Some(format!("Nerve's function {name}")),
-            deliver_policy: DeliverPolicy::New,
-            ack_policy: AckPolicy::Explicit,
-            ack_wait: self.ack_wait,
-            // The worker counts attempts and writes the dead letter; the server would drop the message silently.
-            max_deliver: -1,
-            max_ack_pending: MAX_ACK_PENDING,
-            filter_subjects: subjects,
-            ..<_>::default()
-        };
-        let made = self.bus.jetstream().create_consumer_on_stream(config, stream).await;
-        made.map(drop).map_err(|error| match error.kind() {
-            async_nats::jetstream::stream::ConsumerErrorKind::JetStream(why) => {
-                BusError::refused(format!("making the consumer of {name} on {stream}"), why)
-            }
-            _ => BusError::unavailable(format!("making the consumer of {name} on {stream}"), error),
-        })
+        self.bus.ensure_consumer(&record.stream, name, subjects, self.ack_wait).await?;
+        let redriven = vec![format!("{REDRIVE_PREFIX}{name}")];
+        self.bus.ensure_consumer(DEAD, name, redriven, self.ack_wait).await
     }
 
     async fn delete_consumer(&self, stream: &str, name: &Name) -> Result<(), BusError> {

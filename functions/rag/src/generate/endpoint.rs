@@ -305,6 +305,15 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_is_repeated_is_not_shown() {
+        let key = Secret::new("sk-1");
+        let hidden = |text: &str, key: Option<&Secret>| without_key(text.to_owned(), key);
+        assert_eq!(hidden("Incorrect API key: sk-1 (sk-1)", Some(&key)), "Incorrect API key: **** (****)");
+        assert_eq!(hidden("sk-2", Some(&key)), "sk-2");
+        assert_eq!((hidden("ab", Some(&Secret::new(""))), hidden("ab", None)), ("ab".into(), "ab".into()));
+    }
+
+    #[test]
     fn addresses_are_checked() {
         assert_eq!(completions("http://h:1/v1/").unwrap().as_str(), "http://h:1/v1/chat/completions");
         assert!(check("h:1/v1").is_err() && check("nonsense").is_err());

@@ -73,7 +73,7 @@ impl Store {
             .map_err(failed("reading its settings"))?;
         match made {
             Some(made) if made != wanted => Err(IndexError::Invalid(format!(
-                "the index was made with {made}, not with {wanted}: remove its folder and replay the documents, or \
+                "the index was made with {made}, not with {wanted}: remove its folder and replay `embed`, or \
                  use the model it was made with"
             ))),
             Some(_) => Ok(()),

@@ -7,8 +7,8 @@ use crate::{
     fields, moment, output,
 };
 use clap::Args;
-use nerve_core::Name;
-use nerve_server::registry::{Entry, FunctionRecord, SourceRecord};
+use nerve_core::{Name, manifest::did_you_mean};
+use nerve_server::registry::{Entry, FunctionRecord, Registry, SourceRecord};
 use serde::Serialize;
 
 /// Show one function or source: its settings, files and revision; of secrets only the names
@@ -47,6 +47,14 @@ impl Describe {
 /// There is neither a function nor a source of that name.
 pub(super) fn not_deployed(name: &Name) -> Failure {
     Failure::new(format!("no function or source `{name}` is deployed")).next("`nerve list` shows what is")
+}
+
+/// There is no function of that name among those that are deployed.
+pub(super) async fn no_function(name: &Name, registry: &Registry) -> Failure {
+    let known = registry.functions().await.unwrap_or_default();
+    let known: Vec<&str> = known.iter().map(|entry| entry.name.as_str()).collect();
+    let near = did_you_mean(name.as_str(), &known);
+    Failure::new(format!("no function `{name}` is deployed{near}")).next("`nerve list` shows what is")
 }
 
 fn text(found: &Description) -> String {

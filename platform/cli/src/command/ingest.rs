@@ -246,10 +246,17 @@ impl Summary {
             )],
         };
         if self.unchanged > 0 {
-            lines.push(format!("{} were uploaded already, as they are", self.unchanged));
+            let were = if self.unchanged == 1 {
+                "was uploaded already, as it is"
+            } else {
+                "were uploaded already, as they are"
+            };
+            lines.push(format!("{} {were}", self.unchanged));
         }
         if self.skipped > 0 {
-            lines.push(format!("{} files are no text and no PDF, or too large, and were skipped", self.skipped));
+            let (files, were) = if self.skipped == 1 { ("file is", "was") } else { ("files are", "were") };
+            let skipped = self.skipped;
+            lines.push(format!("{skipped} {files} no text and no PDF, or too large, and {were} skipped"));
         }
         lines.extend(self.failed.iter().take(NAMED).map(|(name, why)| format!("failed: {name}: {why}")));
         lines.join("\n")

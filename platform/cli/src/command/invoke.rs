@@ -1,6 +1,6 @@
 //! `nerve invoke`
 
-use super::tail;
+use super::{describe::no_function, tail};
 use crate::{
     args::{DataFolder, Globals},
     connection::Connection,
@@ -40,10 +40,9 @@ impl Invoke {
         let folder = DataFolder { data: self.payload.data_dir.take() };
         let event = self.payload.into_event(self.ty)?;
         let connection = Connection::open(globals, &folder).await?;
-        let deployed = connection.registry().await?.function(&self.name).await?;
-        let Some(deployed) = deployed else {
-            let next = "`nerve list` shows what is deployed";
-            return Err(Failure::new(format!("no function `{}` is deployed", self.name)).next(next).into());
+        let registry = connection.registry().await?;
+        let Some(deployed) = registry.function(&self.name).await? else {
+            return Err(no_function(&self.name, &registry).await.into());
         };
         let wait = self.timeout.unwrap_or(deployed.record.spec.timeout + TRAVEL);
         let events =

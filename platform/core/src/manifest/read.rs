@@ -269,8 +269,9 @@ pub(super) fn parse_duration(text: &str, max: Duration) -> Result<Duration, Stri
     Ok(duration)
 }
 
-/// `: did you mean …?`, or the list of what is known when nothing is near.
-pub(super) fn did_you_mean(wrong: &str, known: &[&str]) -> String {
+/// `: did you mean …?`, or the list of what is known when nothing is near, or nothing when nothing is known: for the end
+/// of a sentence that names what is wrong.
+pub fn did_you_mean(wrong: &str, known: &[&str]) -> String {
     let nearest = known
         .iter()
         .map(|right| (strsim::damerau_levenshtein(wrong, right), right))
@@ -278,6 +279,7 @@ pub(super) fn did_you_mean(wrong: &str, known: &[&str]) -> String {
         .min();
     match nearest {
         Some((_, right)) => format!(": did you mean `{right}`?"),
+        None if known.is_empty() => String::new(),
         None => format!(": it may be one of {}", known.join(", ")),
     }
 }

@@ -1,0 +1,100 @@
+//! The languages whose syntax is known.
+
+use tree_sitter::Node;
+
+/// A programming language, as a document's name or media type says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Language {
+    /// Rust.
+    Rust,
+    /// Python.
+    Python,
+    /// JavaScript, with JSX.
+    JavaScript,
+    /// TypeScript.
+    TypeScript,
+    /// TypeScript with JSX.
+    Tsx,
+    /// Go.
+    Go,
+    /// Java.
+    Java,
+    /// C.
+    C,
+    /// C++.
+    Cpp,
+    /// Ruby.
+    Ruby,
+    /// Bash and other shells.
+    Bash,
+}
+
+impl Language {
+    /// The language that a file's name ends in.
+    pub fn of_name(name: &str) -> Option<Self> {
+        let (_, ending) = name.rsplit_once('.')?;
+        Some(match ending.to_ascii_lowercase().as_str() {
+            "rs" => Self::Rust,
+            "py" | "pyi" => Self::Python,
+            "js" | "mjs" | "cjs" | "jsx" => Self::JavaScript,
+            "ts" | "mts" | "cts" => Self::TypeScript,
+            "tsx" => Self::Tsx,
+            "go" => Self::Go,
+            "java" => Self::Java,
+            "c" | "h" => Self::C,
+            "cpp" | "cc" | "cxx" | "hpp" | "hh" | "hxx" => Self::Cpp,
+            "rb" | "rake" | "gemspec" => Self::Ruby,
+            "sh" | "bash" => Self::Bash,
+            _ => return None,
+        })
+    }
+
+    /// The language of a media type in lower case: `text/x-python`, `application/javascript`.
+    pub fn of_media(media: &str) -> Option<Self> {
+        let subtype = media.strip_prefix("text/").or_else(|| media.strip_prefix("application/"))?;
+        Some(match subtype.strip_prefix("x-").unwrap_or(subtype) {
+            "rust" | "rustsrc" => Self::Rust,
+            "python" | "python3" => Self::Python,
+            "javascript" | "ecmascript" => Self::JavaScript,
+            "typescript" => Self::TypeScript,
+            "go" | "golang" => Self::Go,
+            "java" | "java-source" => Self::Java,
+            "c" | "csrc" | "chdr" => Self::C,
+            "c++" | "c++src" | "c++hdr" => Self::Cpp,
+            "ruby" => Self::Ruby,
+            "sh" | "bash" | "shellscript" => Self::Bash,
+            _ => return None,
+        })
+    }
+
+    pub(super) fn grammar(self) -> tree_sitter::Language {
+        match self {
+            Self::Rust => tree_sitter_rust::LANGUAGE,
+            Self::Python => tree_sitter_python::LANGUAGE,
+            Self::JavaScript => tree_sitter_javascript::LANGUAGE,
+            Self::TypeScript => tree_sitter_typescript::LANGUAGE_TYPESCRIPT,
+            Self::Tsx => tree_sitter_typescript::LANGUAGE_TSX,
+            Self::Go => tree_sitter_go::LANGUAGE,
+            Self::Java => tree_sitter_java::LANGUAGE,
+            Self::C => tree_sitter_c::LANGUAGE,
+            Self::Cpp => tree_sitter_cpp::LANGUAGE,
+            Self::Ruby => tree_sitter_ruby::LANGUAGE,
+            Self::Bash => tree_sitter_bash::LANGUAGE,
+        }
+        .into()
+    }
+}
+
+/// Whether a node says something about the one after it: a comment, an attribute.
+pub(super) fn is_note(node: Node<'_>) -> bool {
+    let notes = [
+        "comment",
+        "line_comment",
+        "block_comment",
+        "attribute_item",
+        "decorator",
+        "attribute_declaration",
+        "template_parameter_list",
+    ];
+    notes.contains(&node.kind())
+}
