@@ -7,8 +7,9 @@ cd "$(dirname "$0")/.."
 node --test functions/examples/github-labels
 python3 -m unittest discover -s functions/examples/word-count
 
-# The other tests start this binary.
-cargo build --release --locked -p nerve-cli
+# The other tests start the binary. It is built with everything else: by itself it would have other features of what the tests
+# share with it, and compile that twice.
+cargo build --release --locked --workspace --all-targets
 
 if cargo nextest --version >/dev/null 2>&1; then
   exec cargo nextest run --release --locked --workspace --no-fail-fast
@@ -18,6 +19,7 @@ fi
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
-cargo test --release --locked --workspace --no-fail-fast 2>&1 | tee "$log" || status=$?
+# A test that hangs would otherwise hang this for good.
+timeout --verbose 45m cargo test --release --locked --workspace --no-fail-fast 2>&1 | tee "$log" || status=$?
 awk '/^test result:/ { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$log"
 exit $status

@@ -94,8 +94,8 @@ mod tests {
         second.dead.insert(3, "g".into());
         let third = Traced { parts: 2, ..traced("d", "/functions/f", vec![]) };
         let drawn = text(&[traced("a", "/s", vec![second, third])]);
-        let wanted = "a          7 ms  /s\n├ b        7 ms  f  given up by g: nerve dlq show 3\n│ └ c      7 ms  g\n\
-                      └ d        7 ms  f  (2 parts streamed for it)";
+        let wanted = "a            7 ms  /s\n├ b          7 ms  f  given up by g: nerve dlq show 3\n│ └ c        7 ms  g\n\
+                      └ d          7 ms  f  (2 parts streamed for it)";
         assert_eq!(drawn, wanted);
     }
 }

@@ -132,7 +132,8 @@ mod tests {
         for n in 0..MOST + 10 {
             cancels.cancel(n.to_string());
         }
-        assert_eq!((cancels.lock().cancelled.len(), cancels.lock().order.len()), (MOST, MOST));
+        let known = |state: &State| (state.cancelled.len(), state.order.len());
+        assert_eq!(known(&cancels.lock()), (MOST, MOST));
         assert!(!cancels.is_cancelled(&event("0")) && cancels.is_cancelled(&event("10")));
     }
 }

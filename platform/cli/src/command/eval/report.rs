@@ -92,8 +92,8 @@ impl Run {
             groundedness: mean(&grounded),
             relevance: mean(&relevant),
             context_precision: mean(&precise),
-            latency_p50_ms: late.get(late.len() / 2).copied(),
-            latency_p99_ms: late.get(late.len().saturating_sub(1) * 99 / 100).copied(),
+            latency_p50_ms: percentile(&late, 50),
+            latency_p99_ms: percentile(&late, 99),
             ..run
         }
     }
@@ -123,6 +123,12 @@ impl Run {
             ("cost", Some(self.cost), 4),
         ]
     }
+}
+
+/// The nearest-rank percentile of what is sorted: the least value that so many per cent do not exceed.
+fn percentile(sorted: &[f64], percent: usize) -> Option<f64> {
+    let rank = (sorted.len() * percent).div_ceil(100);
+    sorted.get(rank.saturating_sub(1)).copied()
 }
 
 fn share(yes: bool) -> f64 {
@@ -190,6 +196,13 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn a_percentile_is_one_of_the_values() {
+        let values: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert_eq!((percentile(&values, 50), percentile(&values, 99)), (Some(50.0), Some(99.0)));
+        assert_eq!((percentile(&[7.0], 50), percentile(&[7.0], 99), percentile(&[], 99)), (Some(7.0), Some(7.0), None));
+    }
+
+    #[test]
     fn a_run_is_measured_and_compared() {
         let question = |source: &[&str]| Question {
             question: "q".into(),
@@ -215,11 +228,13 @@ mod tests {
         );
         assert_eq!((run.questions, run.answered, run.failed, run.flagged, run.tokens), (4, 2, 1, 1, 5));
         assert_eq!((run.recall_at_5, run.reciprocal_rank, run.cited), (Some(1.0 / 3.0), Some(0.5 / 3.0), Some(0.5)));
-        assert_eq!((run.groundedness, run.relevance, run.latency_p50_ms), (Some(1.0), None, Some(30.0)));
+        assert_eq!((run.groundedness, run.relevance), (Some(1.0), None));
+        assert_eq!((run.latency_p50_ms, run.latency_p99_ms), (Some(10.0), Some(30.0)));
         assert_eq!(run.missed, ["q (not found: b.md)", "q (not found: c.md)", "q (it failed)"]);
         let before = Run { recall_at_5: Some(0.5), ..run.clone() };
         let text = Report { run: &run, before: Some(&before) }.to_text();
-        assert!(text.contains("recall@5") && text.contains("0.333  0.500     -0.167"), "{text}");
+        let row = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::split_whitespace);
+        assert_eq!(row("recall@5").unwrap().collect::<Vec<_>>(), ["0.333", "0.500", "-0.167"], "{text}");
         let first = Report { run: &run, before: None }.to_text();
         assert!(!first.contains("last run") && first.contains("missed: q (it failed)"), "{first}");
     }
