@@ -23,6 +23,7 @@ mod outage;
 mod pipelines;
 mod postgres;
 mod processes;
+mod questions;
 mod refusals;
 mod replay;
 mod secrets;

@@ -217,7 +217,7 @@ pub(super) async fn prepare(connection: &Connection, ty: &str, format: Format) -
         return Ok(());
     }
     if format == Format::Text {
-        output::hint(&format!("nothing takes {ty} yet: deploying chunk, embed, index, retrieve and generate"));
+        output::hint(&format!("nothing takes {ty} yet: deploying Nerve's own pipeline, from chunk to notify"));
     }
     deploy_own(connection, PIPELINE, format).await
 }

@@ -21,6 +21,8 @@ pub struct Delivery {
     pub stream: String,
     /// Its sequence in the stream.
     pub sequence: u64,
+    /// When the stream took it.
+    pub(super) published: OffsetDateTime,
     /// The how-manieth delivery this is, from 1.
     pub attempt: u32,
     /// How many more wait behind it.
@@ -57,9 +59,11 @@ const ERRORS_MAX: usize = 16 * 1024;
 impl Delivery {
     /// The event that the message carries, with its whole body.
     ///
-    /// A message that is no CloudEvent becomes one: its type is the subject, its id the place in the stream.
+    /// A message that is no CloudEvent becomes one: its type is the subject, its id the place in the stream. An event
+    /// without a time has the time at which the stream took it, so that of two the later one can be told.
     pub(crate) async fn event(&self) -> Result<Event, BodyError> {
         let mut event = event_of(&self.message, &self.stream, self.sequence);
+        event.time.get_or_insert(self.published);
         if event.extension(DATA_REF).is_some() {
             Box::pin(self.bus.restore_body(&mut event)).await?;
         }

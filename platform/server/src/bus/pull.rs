@@ -245,9 +245,12 @@ impl Puller {
         self.nobody = 0;
         self.asked = self.asked.saturating_sub(1);
         self.place.message.reply.clone_from(&answer.reply);
-        let place =
-            self.place.info().map(|info| (info.stream.to_owned(), info.stream_sequence, info.delivered, info.pending));
-        let (Ok((stream, sequence, delivered, pending)), Some(reply)) = (place, answer.reply.clone()) else {
+        let place = self
+            .place
+            .info()
+            .map(|info| (info.stream.to_owned(), info.stream_sequence, info.published, (info.delivered, info.pending)));
+        let (Ok((stream, sequence, published, (delivered, pending))), Some(reply)) = (place, answer.reply.clone())
+        else {
             tracing::warn!(subject = %answer.subject, "a message without a JetStream reply subject was passed over");
             return Ok(None);
         };
@@ -265,6 +268,7 @@ impl Puller {
             message: answer,
             stream,
             sequence,
+            published,
             attempt: u32::try_from(delivered).unwrap_or(u32::MAX),
             pending,
             _lease: lease,
