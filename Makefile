@@ -4,7 +4,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: setup build guests demo test lint bench clean
+.PHONY: setup build guests demo test lint bench eval clean
 
 setup: ## tools for the guests and the tests, into .tools
 	deploy/setup.sh
@@ -30,6 +30,9 @@ bench: setup ## ratios: Nerve against what it is built on, and against embedding
 	cargo build --release --locked -p nerve-cli
 	cargo run --release --locked -p nerve-tests --bin bench
 
+eval: ## 30 questions to PostgreSQL's manual of 1,170 pages, measured (some minutes)
+	deploy/eval.sh
+
 clean: ## everything that was built or installed
 	cargo clean
-	rm -rf .tools .nerve .nerve-demo tests/node/node_modules functions/examples/*/build
+	rm -rf .tools .nerve .nerve-eval tests/node/node_modules functions/examples/*/build

@@ -8,6 +8,8 @@
 //!
 //! 4. The index of documents: the time of a search, and its recall against an exact one.
 //!
+//! 5. Answers by the whole pipeline: the time to the first token.
+//!
 //! Each pair is alternated (A B A B …) and the medians are compared, so that a noisy machine spoils both alike;
 //! only the ratios travel between machines. Run it by `make bench`.
 //!
@@ -16,8 +18,10 @@
 //! - [`webhooks`]: the second pair, with its bare handler, which runs as a child (`bench bare URL`).
 //! - [`embeddings`]: the third, with its peers in `python/`.
 //! - [`index`]: the fourth.
+//! - [`answers`]: the fifth.
 //! - [`load`]: the HTTP client, which is written by hand so as to take little of what is measured.
 
+mod answers;
 mod embeddings;
 mod functions;
 mod index;
@@ -60,7 +64,7 @@ fn compare(title: &str, unit: &str, nerve: (&str, &Side), bare: (&str, &Side)) {
 async fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    let all = ["functions", "webhooks", "embeddings", "index"];
+    let all = ["functions", "webhooks", "embeddings", "index", "answers"];
     let chosen = match args.as_slice() {
         ["bare", url] => return webhooks::serve_bare(url).await,
         [] => all.to_vec(),
@@ -81,5 +85,8 @@ async fn main() {
     }
     if chosen.contains(&"index") {
         index::measure();
+    }
+    if chosen.contains(&"answers") {
+        answers::measure().await;
     }
 }

@@ -17,7 +17,7 @@ pub struct Frame {
 /// One response, read event by event.
 pub struct Reader {
     response: reqwest::Response,
-    buffer: String,
+    buffer: Vec<u8>,
 }
 
 impl Reader {
@@ -25,23 +25,22 @@ impl Reader {
     pub fn new(response: reqwest::Response) -> Self {
         let content_type = response.headers().get("content-type").and_then(|value| value.to_str().ok());
         assert!(content_type.is_some_and(|value| value.starts_with("text/event-stream")), "{response:?}");
-        Self { response, buffer: String::new() }
+        Self { response, buffer: Vec::new() }
     }
 
     /// The next event; none when the response ends or breaks.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
-            while let Some((block, rest)) = self.buffer.split_once("\n\n") {
-                let (block, rest) = (block.to_owned(), rest.to_owned());
-                self.buffer = rest;
-                if let Some(frame) = frame(&block) {
+            while let Some(end) = self.buffer.windows(2).position(|two| two == b"\n\n") {
+                let block: Vec<u8> = self.buffer.drain(..end + 2).collect();
+                if let Some(frame) = frame(std::str::from_utf8(&block).expect("UTF-8")) {
                     return Some(frame);
                 }
             }
             let chunk = tokio::time::timeout(seconds(60), self.response.chunk()).await;
             let chunk = chunk.expect("a stream is never silent for a minute").ok()??;
-            // An event is never cut inside a character: the gateway writes whole events.
-            self.buffer.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+            // A long event comes in pieces that may be cut inside a character.
+            self.buffer.extend_from_slice(&chunk);
         }
     }
 
