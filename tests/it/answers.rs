@@ -11,8 +11,10 @@ use nerve_tests::{
 };
 use serde_json::{Value, json};
 use std::fs;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// Tells `{"tokens": N, "pace": seconds}` as N numbered tokens, several stories side by side.
+/// Tells `{"tokens": N, "pace": seconds}` as N numbered tokens, several stories side by side. With `pad` each token is
+/// as many bytes longer.
 const STORYTELLER: &str = r#"
 import json, sys, threading, time
 lock = threading.Lock()
@@ -22,7 +24,7 @@ def say(id, **what):
 def tell(call):
     data = call["event"]["data"]
     for n in range(data["tokens"]):
-        say(call["id"], emit={"type": "answer.token", "data": {"text": f"{n} "}})
+        say(call["id"], emit={"type": "answer.token", "data": {"text": f"{n} " + " " * data.get("pad", 0)}})
         time.sleep(data.get("pace", 0))
     whole = "".join(f"{n} " for n in range(data["tokens"]))
     say(call["id"], events=[{"type": "answer.generated", "data": {"question": data["question"], "answer": whole}}])
@@ -265,6 +267,44 @@ async fn a_thousand_readers_cut_at_random_miss_nothing() {
         assert_eq!(frames.len(), TOKENS + 1);
         assert!(frames.windows(2).all(|pair| pair[0].id < pair[1].id));
     }
+}
+
+#[tokio::test]
+async fn a_reader_that_stops_reading_holds_up_nobody_else() {
+    const TOKENS: usize = 3000;
+    // More in all than the buffers between gateway and reader hold.
+    const PAD: usize = 4096;
+    let nerve = Nerve::up().await;
+    nerve.cli().deploy(storyteller().path()).await;
+    Reader::new(ask_story(&nerve, 1, 0.0).await).rest().await;
+    let address = nerve.gateway.trim_start_matches("http://").to_owned();
+    let body = json!({"question": "tell", "tokens": TOKENS, "pad": PAD}).to_string();
+    let head =
+        "POST /v1/answers HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nidempotency-key: long";
+    let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut stuck = tokio::net::TcpStream::connect(&address).await.unwrap();
+    stuck.write_all(request.as_bytes()).await.unwrap();
+    let mut answered = [0; 15];
+    stuck.read_exact(&mut answered).await.unwrap();
+    assert_eq!(&answered, b"HTTP/1.1 200 OK");
+    // From here on it reads nothing, and two others read it all, one of them from another part on.
+    let all = Reader::new(resume(&nerve, "long", None).await).rest().await;
+    assert_eq!((all.len(), all.last().unwrap().name.as_str()), (TOKENS + 1, "done"));
+    let later = Reader::new(resume(&nerve, "long", all[TOKENS / 2].id).await).rest().await;
+    assert_eq!(later, all[TOKENS / 2 + 1..]);
+    // When it reads again, it has missed nothing.
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(seconds(60), async {
+        let mut piece = vec![0; 1 << 16];
+        while !rest.windows(11).rev().take(1 << 17).any(|eleven| eleven == b"event: done") {
+            let length = stuck.read(&mut piece).await.unwrap();
+            assert!(length > 0, "it ended after {} bytes", rest.len());
+            rest.extend_from_slice(&piece[..length]);
+        }
+    });
+    read.await.expect("the rest comes");
+    let tokens = rest.windows(12).filter(|twelve| twelve == b"event: token").count();
+    assert_eq!(tokens, TOKENS);
 }
 
 #[tokio::test]
