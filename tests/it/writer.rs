@@ -108,7 +108,10 @@ async fn a_model_that_cannot_write_is_refused() {
     fs::remove_file(folder.path().join("chat_template.jinja")).unwrap();
     let path = folder.path().display().to_string();
     let refused = nerve.cli().run(&["models", "add", &path, "--name", "mute"]).await.failed(1);
-    assert!(refused.stderr.contains("no chat template") && refused.stderr.contains("chat_template.jinja"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("no chat template") && refused.stderr.contains("chat_template.jinja"),
+        "{refused:?}"
+    );
     let ranks = fixture("cross-encoder").display().to_string();
     nerve.cli().run(&["models", "add", &ranks, "--name", "judge"]).await.ok();
     let table = "[function.generate]\nruntime = \"builtin\"\nuse = \"rag/generate\"\nmodel = \"judge\"\n\

@@ -87,7 +87,8 @@ impl Template {
         });
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", to_json);
-        let source = without_marks(&template.source);
+        // Jinja in Python knows one way to end a line.
+        let source = without_marks(&template.source.replace("\r\n", "\n"));
         environment.add_template_owned(NAME, source).map_err(|error| told(&error))?;
         Ok(Self { environment, tokens: template.tokens.clone() })
     }
@@ -281,6 +282,10 @@ mod tests {
                       {%- set ns = namespace(n=0) %}{% for m in messages[::-1] %}{% set ns.n = ns.n + 1 %}{% break %}{% endfor %}\
                       {{ ns.n }}{{ tools is defined }}{{ {'a': [1, 'é']} | tojson }}{{ 'b' in 'abc' }}{{ none_such or 'x' }}";
         let written = asked(&template(python).unwrap(), &[say(Role::User, "well well")]).unwrap();
+        assert_eq!(
+            asked(&template("a\r\n{{ messages[0].content }}\r\n").unwrap(), &[say(Role::User, "b")]).unwrap(),
+            "a\nb"
+        );
         assert_eq!(written, "WELL1False{\"a\": [1, \"é\"]}Truex");
         let year = asked(&template("{{ strftime_now('%d %b %Y') }} a trial").unwrap(), &[say(Role::User, "")]).unwrap();
         assert!(year.contains(&OffsetDateTime::now_utc().year().to_string()), "{year}");
