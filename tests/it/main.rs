@@ -31,6 +31,7 @@ mod senders;
 mod sse;
 mod up;
 mod workers;
+mod writer;
 
 use nerve_tests::{Folder, Nerve, eventually, github::SOURCE, guest, seconds};
 use serde_json::Value;

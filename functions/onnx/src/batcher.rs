@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 pub(crate) use ticket::{Stop, Ticket};
 
 /// The waits before a session that panicked, or could not be made again, is made again.
-const REMAKE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
+pub(crate) const REMAKE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
 /// What goes into a batch.
 pub(crate) trait Job: Send + 'static {

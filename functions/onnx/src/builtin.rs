@@ -196,7 +196,7 @@ mod tests {
     use super::*;
     use crate::{
         batcher::Engine,
-        layout::Layout,
+        layout::{self, Layout},
         loaded::Kind,
         proto::Outline,
         text::{TextJob, TextModel},
@@ -235,7 +235,8 @@ mod tests {
             Ok(engine)
         };
         let description = layout.description();
-        let model = TextModel::with_engine(&root, layout.text.unwrap(), Arc::new(make)).unwrap();
+        let layout::Kind::Text(layout) = layout.kind else { panic!("it reads text") };
+        let model = TextModel::with_engine(&root, layout, Arc::new(make)).unwrap();
         let loaded = Arc::new(Loaded { name: "test".into(), description, kind: Kind::Text(model) });
         let (options, emits) = (Options::Embed(EmbedOptions::default()), EventType::parse("made").unwrap());
         (BuiltIn { loaded, options, timeout: Duration::from_secs(10), emits }, made)

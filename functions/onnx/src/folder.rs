@@ -18,6 +18,8 @@ const COMPANIONS: &[&str] = &[
     "config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "generation_config.json",
+    "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
@@ -35,6 +37,8 @@ pub enum Task {
     Rerank,
     /// Texts to labels.
     Classify,
+    /// A conversation to what is said next.
+    Generate,
     /// Numbers and strings to whatever the graph declares.
     Tensor,
 }
@@ -43,7 +47,7 @@ impl FromStr for Task {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Self::Embed, Self::Sparse, Self::Rerank, Self::Classify, Self::Tensor];
+        let all = [Self::Embed, Self::Sparse, Self::Rerank, Self::Classify, Self::Generate, Self::Tensor];
         all.into_iter()
             .find(|task| task.as_str() == text)
             .ok_or_else(|| format!("`{text}` is not what a model can be for"))
@@ -58,6 +62,7 @@ impl Task {
             Self::Sparse => "sparse",
             Self::Rerank => "rerank",
             Self::Classify => "classify",
+            Self::Generate => "generate",
             Self::Tensor => "tensor",
         }
     }
@@ -71,7 +76,7 @@ pub struct Description {
     /// Length of its vectors, or count of its labels, where the graph declares it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<usize>,
-    /// The most tokens it reads of one text.
+    /// The most tokens it reads of one text, or of a conversation with its answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
     /// What its graph takes, by name, where a manifest maps it.

@@ -1,6 +1,7 @@
 //! How a model is used, out of the files that Hugging Face and sentence-transformers keep beside it.
 
 use crate::{
+    causal::layout::CausalLayout,
     folder::{Description, FolderError, Task, read_json},
     head::{Activation, Head, Pooling, SparsePooling},
     proto::{Outline, Port},
@@ -21,11 +22,19 @@ const MAX_TOKENS: usize = 512;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Layout {
     pub(crate) task: Task,
-    /// Of a model that reads text.
-    pub(crate) text: Option<TextLayout>,
+    pub(crate) kind: Kind,
     width: Option<usize>,
-    /// Of a model that reads none: the names of what its graph takes and gives.
-    ports: (Vec<String>, Vec<String>),
+}
+
+/// What a model reads.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Kind {
+    /// Texts.
+    Text(TextLayout),
+    /// Conversations, which it goes on with.
+    Causal(CausalLayout),
+    /// Numbers and strings: the names of what its graph takes and gives.
+    Ports(Vec<String>, Vec<String>),
 }
 
 /// How a text model is fed, and what is made of what it gives.
@@ -63,6 +72,12 @@ struct Config {
     pad_token_id: Option<i64>,
     sbert_ce_default_activation_function: Option<String>,
     sentence_transformers: Option<CrossEncoderConfig>,
+}
+
+impl Config {
+    fn architecture(&self) -> &str {
+        self.architectures.iter().flatten().next().map(String::as_str).unwrap_or_default()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,10 +134,18 @@ impl Layout {
         if !outline.inputs.iter().any(|port| port.name == "input_ids") {
             let width = outline.outputs.last().and_then(Port::width);
             let names = |ports: &[Port]| ports.iter().map(|port| port.name.clone()).collect();
-            let ports = (names(&outline.inputs), names(&outline.outputs));
-            return Ok(Self { task: Task::Tensor, text: None, width, ports });
+            let kind = Kind::Ports(names(&outline.inputs), names(&outline.outputs));
+            return Ok(Self { task: Task::Tensor, kind, width });
         }
         let wrong = |why: String| FolderError(format!("the model in {} cannot be used: {why}", root.display()));
+        if !root.join("tokenizer.json").is_file() {
+            return Err(wrong("there is no tokenizer.json: save the model's fast tokenizer beside it".to_owned()));
+        }
+        let config: Config = read_json(root, "config.json")?.unwrap_or_default();
+        if CausalLayout::describes(outline, config.architecture()) {
+            let kind = Kind::Causal(CausalLayout::read(root, outline)?);
+            return Ok(Self { task: Task::Generate, kind, width: None });
+        }
         if let Some(port) = outline.inputs.iter().find(|port| !TEXT_INPUTS.contains(&port.name.as_str())) {
             return Err(wrong(format!(
                 "it wants the input `{}`; a text model has {} and nothing else",
@@ -130,10 +153,6 @@ impl Layout {
                 TEXT_INPUTS.join(", ")
             )));
         }
-        if !root.join("tokenizer.json").is_file() {
-            return Err(wrong("there is no tokenizer.json: save the model's fast tokenizer beside it".to_owned()));
-        }
-        let config: Config = read_json(root, "config.json")?.unwrap_or_default();
         let (task, output, head) = read_head(root, outline, &config).map_err(wrong)?;
         let sbert: SbertConfig = read_json(root, "sentence_bert_config.json")?.unwrap_or_default();
         let text = TextLayout {
@@ -149,12 +168,15 @@ impl Layout {
             Head::Relevance { .. } => None,
             Head::Vector { .. } | Head::Sparse { .. } => output.width(),
         };
-        Ok(Self { task, text: Some(text), width, ports: Default::default() })
+        Ok(Self { task, kind: Kind::Text(text), width })
     }
 
     pub(crate) fn description(&self) -> Description {
-        let max_tokens = self.text.as_ref().map(|text| text.max_tokens);
-        let (inputs, outputs) = self.ports.clone();
+        let (max_tokens, inputs, outputs) = match &self.kind {
+            Kind::Text(text) => (Some(text.max_tokens), Vec::new(), Vec::new()),
+            Kind::Causal(causal) => (Some(causal.window), Vec::new(), Vec::new()),
+            Kind::Ports(inputs, outputs) => (None, inputs.clone(), outputs.clone()),
+        };
         Description { task: self.task, dimensions: self.width, max_tokens, inputs, outputs }
     }
 }
@@ -163,19 +185,18 @@ impl Layout {
 fn read_head<'o>(root: &Path, outline: &'o Outline, config: &Config) -> Result<(Task, &'o Port, Head), String> {
     let output = |names: &[&str]| outline.outputs.iter().find(|port| names.contains(&port.name.as_str()));
     let modules: Vec<Module> = read_json(root, "modules.json").map_err(|error| error.0)?.unwrap_or_default();
-    let architecture = config.architectures.iter().flatten().next().map(String::as_str).unwrap_or_default();
     if let Some(module) = modules.iter().find(|module| module.kind() == "SpladePooling") {
         let logits = output(&["logits"]).ok_or("a SPLADE model needs the output `logits`")?;
         return Ok((Task::Sparse, logits, read_splade(root, module)?));
     }
     if let Some(logits) = output(&["logits"]) {
-        if architecture.ends_with("ForMaskedLM") && logits.rank().is_none_or(|rank| rank == 3) {
+        if config.architecture().ends_with("ForMaskedLM") && logits.rank().is_none_or(|rank| rank == 3) {
             return Ok((Task::Sparse, logits, Head::Sparse { pooling: SparsePooling::Max, twice: false }));
         }
         if logits.rank().is_some_and(|rank| rank != 2) {
             return Err(format!(
                 "its output `logits` has {} dimensions: Nerve runs embedding models, cross-encoders, \
-                                sequence classifiers and SPLADE",
+                                sequence classifiers, SPLADE and causal language models",
                 logits.rank().unwrap_or_default()
             ));
         }

@@ -1,4 +1,4 @@
-//! Embedding and scoring on ONNX Runtime, in-process, batched across events and requests. No NATS, no HTTP.
+//! Embedding, scoring and writing on ONNX Runtime, in-process, batched across events and requests. No NATS, no HTTP.
 //!
 //! # Layout
 //! - [`folder`], `proto`, `layout`, `head`: a model's folder, read without running it: what the model is for, which
@@ -7,7 +7,8 @@
 //! - `models`: what is in memory, by the digest of its files; shared by everybody who asks, dropped when nobody does.
 //! - `batcher`: one thread a session, and batches of what many callers ask, ordered by length.
 //! - `text`, `tokens`, `vector`: models that read text. `tensor`: models of numbers and strings.
-//! - `loaded`: what may be asked of a model: embed, rerank, classify, run.
+//! - `causal`: models that write: conversations in, text out, a token at a time.
+//! - `loaded`: what may be asked of a model: embed, rerank, classify, write, run.
 //! - `options`, `payload`, `builtin`: `onnx/embed` and `onnx/score`: a manifest's `with`, an event's data, the result.
 //! - [`onnx`]: the host of built-in functions and the [`nerve_core::Inference`] of the gateway, over the same models.
 //!
@@ -18,6 +19,7 @@
 
 mod batcher;
 mod builtin;
+mod causal;
 pub mod folder;
 mod head;
 mod layout;

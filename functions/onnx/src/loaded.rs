@@ -2,6 +2,7 @@
 
 use crate::{
     batcher::{JobError, Ticket},
+    causal::CausalModel,
     folder::{Description, Task},
     head::{Head, Pooling},
     tensor::{Feed, TensorModel},
@@ -9,11 +10,13 @@ use crate::{
     tokens::{LONG, Tokens},
     vector,
 };
+use futures::{StreamExt, stream::BoxStream};
 use nerve_core::inference::{
-    Classification, EmbedRequest, Embedding, InferenceError, Label, Relevance, RerankRequest, Sample,
+    Classification, EmbedRequest, Embedding, GenerateRequest, InferenceError, Label, Piece, Relevance, RerankRequest,
+    Sample,
 };
 use serde_json::{Map, Value};
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 /// A model in memory, shared by everything that names it.
 pub(crate) struct Loaded {
@@ -24,6 +27,7 @@ pub(crate) struct Loaded {
 
 pub(crate) enum Kind {
     Text(TextModel),
+    Causal(CausalModel),
     Tensor(TensorModel),
 }
 
@@ -173,6 +177,17 @@ impl Loaded {
         Ok(rows.into_iter().zip(counted).map(finish).collect())
     }
 
+    /// What the model writes after a conversation, as it writes it.
+    pub(crate) async fn generate(
+        self: Arc<Self>,
+        request: GenerateRequest,
+    ) -> Answer<BoxStream<'static, Answer<Piece>>> {
+        let Kind::Causal(model) = &self.kind else { return Err(self.unfit("write")) };
+        let pieces = model.write(request).await?;
+        // The model stays in memory as long as somebody reads.
+        Ok(pieces.inspect(move |_| _ = &self).boxed())
+    }
+
     /// What a model of numbers and strings gives for one sample, by output.
     pub(crate) async fn run(&self, features: &Value, admission: Admission) -> Answer<Map<String, Value>> {
         let Kind::Tensor(model) = &self.kind else { return Err(self.unfit("take features: it reads text")) };
@@ -183,13 +198,13 @@ impl Loaded {
 }
 
 /// Tokenises; where there is much of it, not on an async thread.
-async fn off_thread<T: Send + 'static>(
+pub(crate) async fn off_thread<T: Send + 'static, R: Send + 'static>(
     items: Vec<T>,
     length: impl Fn(&T) -> usize,
-    tokenise: impl Fn(&T) -> Result<Tokens, String> + Send + 'static,
-) -> Answer<Vec<Tokens>> {
+    tokenise: impl Fn(&T) -> Result<R, String> + Send + 'static,
+) -> Answer<Vec<R>> {
     let total: usize = items.iter().map(length).sum();
-    let all = move || items.iter().map(tokenise).collect::<Result<Vec<Tokens>, String>>();
+    let all = move || items.iter().map(tokenise).collect::<Result<Vec<R>, String>>();
     let tokens = if total <= LONG {
         all()
     } else {

@@ -1,8 +1,9 @@
 //! The models of this machine: loaded when they are first asked for, shared by all who ask, dropped when nobody does.
 
 use crate::{
+    causal::{CausalModel, CausalParts},
     folder::{FolderError, ModelFolder, locate},
-    layout::Layout,
+    layout::{self, Layout},
     library::{Library, LibraryError},
     loaded::{Kind, Loaded},
     proto::Outline,
@@ -151,13 +152,21 @@ impl Models {
         let recipe = Recipe::prepare(library, graph, &self.settings, cache).map_err(FolderError)?;
         let (sessions, threads) = self.share(root);
         let description = layout.description();
-        let (recipe, queue) = (recipe.with_threads(threads), self.settings.queue);
-        let kind = match layout.text {
-            Some(layout) => {
-                let parts = TextParts { name, root, layout, recipe, sessions, queue };
+        let queue = self.settings.queue;
+        let kind = match layout.kind {
+            layout::Kind::Text(layout) => {
+                let parts = TextParts { name, root, layout, recipe: recipe.with_threads(threads), sessions, queue };
                 Kind::Text(TextModel::load(parts, &self.tasks)?)
             }
-            None => Kind::Tensor(TensorModel::load(name, recipe, (sessions, queue), &self.tasks)?),
+            layout::Kind::Causal(layout) => {
+                // A step has one token: only several threads together make it faster.
+                let (recipe, context) = (recipe.with_threads(self.settings.cores()), self.settings.context);
+                let parts = CausalParts { name, root, layout, recipe, queue, context };
+                Kind::Causal(CausalModel::load(parts, &self.tasks)?)
+            }
+            layout::Kind::Ports(..) => {
+                Kind::Tensor(TensorModel::load(name, recipe.with_threads(threads), (sessions, queue), &self.tasks)?)
+            }
         };
         Ok(Loaded { name: name.to_owned(), description, kind })
     }

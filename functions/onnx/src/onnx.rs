@@ -10,12 +10,12 @@ use crate::{
     settings::Settings,
 };
 use async_trait::async_trait;
-use futures::stream::BoxStream;
+use futures::{StreamExt, stream::BoxStream};
 use nerve_core::{
     Deployment, EventType, Function, Host, Inference, LoadError,
     inference::{
-        Classification, EmbedRequest, Embedding, GenerateRequest, InferenceError, Model, Piece, Relevance,
-        RerankRequest, Sample,
+        Classification, EmbedRequest, Embedding, GenerateRequest, InferenceError, Message, Model, Piece, Relevance,
+        RerankRequest, Role, Sample,
     },
     manifest::Run,
 };
@@ -57,6 +57,7 @@ impl Onnx {
             Task::Classify => {
                 loaded.classify(vec![Sample::Text("a trial".to_owned())], false, Admission::Wait).await.map(drop)
             }
+            Task::Generate => write_two(loaded).await,
             Task::Tensor => Ok(()),
         };
         tried.map_err(|error| FolderError(format!("{} does not run: {error}", path.display())))
@@ -118,8 +119,16 @@ impl Inference for Onnx {
     async fn generate(
         &self,
         model: &Model,
-        _request: GenerateRequest,
+        request: GenerateRequest,
     ) -> Result<BoxStream<'static, Result<Piece, InferenceError>>, InferenceError> {
-        Err(InferenceError::Invalid(format!("the model `{}` writes no text", model.name)))
+        self.hold(model).await?.generate(request).await
     }
+}
+
+/// Has a language model write two tokens.
+async fn write_two(loaded: Arc<Loaded>) -> Result<(), InferenceError> {
+    let messages = vec![Message { role: Role::User, content: "a trial".to_owned() }];
+    let request = GenerateRequest { messages, max_tokens: Some(2), ..GenerateRequest::default() };
+    let pieces: Vec<_> = loaded.generate(request).await?.collect().await;
+    pieces.into_iter().collect::<Result<Vec<Piece>, InferenceError>>().map(drop)
 }

@@ -66,6 +66,8 @@ struct TypeProto {
 
 #[derive(Clone, PartialEq, Message)]
 struct TensorTypeProto {
+    #[prost(int32, tag = "1")]
+    elem_type: i32,
     #[prost(message, optional, tag = "2")]
     shape: Option<TensorShapeProto>,
 }
@@ -99,6 +101,15 @@ pub(crate) struct Port {
     pub(crate) name: String,
     /// One a dimension, none where it varies; none at all when the rank is not declared or it is no tensor.
     pub(crate) shape: Option<Vec<Option<usize>>>,
+    pub(crate) element: Element,
+}
+
+/// What a tensor's elements are, as far as it matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Element {
+    Float32,
+    Float16,
+    Other,
 }
 
 impl Outline {
@@ -129,9 +140,16 @@ impl TensorProto {
 
 impl Port {
     fn of(info: &ValueInfoProto) -> Self {
-        let shape = info.ty.as_ref().and_then(|ty| ty.tensor.as_ref()).and_then(|tensor| tensor.shape.as_ref());
+        let tensor = info.ty.as_ref().and_then(|ty| ty.tensor.as_ref());
+        let shape = tensor.and_then(|tensor| tensor.shape.as_ref());
+        // `TensorProto.DataType`
+        let element = match tensor.map(|tensor| tensor.elem_type) {
+            Some(1) => Element::Float32,
+            Some(10) => Element::Float16,
+            _ => Element::Other,
+        };
         let size = |dim: &DimensionProto| dim.value.and_then(|value| usize::try_from(value).ok());
-        Self { name: info.name.clone(), shape: shape.map(|shape| shape.dim.iter().map(size).collect()) }
+        Self { name: info.name.clone(), shape: shape.map(|shape| shape.dim.iter().map(size).collect()), element }
     }
 
     pub(crate) fn rank(&self) -> Option<usize> {

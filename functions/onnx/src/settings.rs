@@ -18,8 +18,10 @@ pub struct Settings {
     pub threads: usize,
     /// How far a graph is optimised when it is loaded.
     pub optimisation: Optimisation,
-    /// Texts that wait for one model or run in it.
+    /// Texts that wait for one model or run in it; of answers, which take longer, at most 32.
     pub queue: usize,
+    /// The most tokens of a conversation and its answer that a language model keeps in memory.
+    pub context: usize,
     /// How long a model that no function runs is kept after the last request.
     pub idle: Duration,
 }

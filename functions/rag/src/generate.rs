@@ -258,9 +258,12 @@ impl Generator {
     async fn write(&self, given: &Given, outlet: &Outlet<'_>) -> Result<Made, FunctionError> {
         let before = outlet.emitter.emitted(outlet.index).await?;
         let mut written = writing::Writing::resumed(&given.documents, &before);
-        // A piece is a token, as far as anybody tells.
-        let earlier = before.iter().filter(|emission| emission.ty.as_str() == answer::TOKEN).count();
         let mut request = self.request(given, written.text());
+        // An endpoint does not know the tokens that it wrote before; a piece is one, as far as anybody tells.
+        let earlier = match &self.writer {
+            Writer::Endpoint(_) => before.iter().filter(|emission| emission.ty.as_str() == answer::TOKEN).count(),
+            _ => 0,
+        };
         request.max_tokens = request.max_tokens.map(|most| most.saturating_sub(earlier).max(1));
         let mut pieces = self.pieces(request, !written.text().is_empty()).await?;
         while let Some(piece) = pieces.next().await {

@@ -13,10 +13,11 @@ use crate::{
     retrieve::{RetrieveOptions, Retriever},
 };
 use async_trait::async_trait;
+use futures::TryStreamExt;
 use nerve_core::{
     Deployment, EventType, Function, FunctionSpec, Host, Inference, LoadError, Name, Secret,
     function::Artifact,
-    inference::{EmbedRequest, InferenceError, Model, RerankRequest, Vector},
+    inference::{EmbedRequest, GenerateRequest, InferenceError, Message, Model, RerankRequest, Role, Vector},
     manifest::Run,
 };
 use serde::de::DeserializeOwned;
@@ -196,9 +197,23 @@ impl Rag {
         let request = EmbedRequest { texts: vec!["a trial".to_owned()], ..EmbedRequest::default() };
         match inference.embed(model, request).await {
             Ok(_) => Ok(Writer::Extractive(Extractor { embedder: Embedder { inference, model: model.clone() } })),
-            Err(InferenceError::Invalid(_)) => Ok(Writer::Local { inference, model: model.clone() }),
+            Err(InferenceError::Invalid(_)) => {
+                self.try_writing(model).await?;
+                Ok(Writer::Local { inference, model: model.clone() })
+            }
             Err(error) => Err(LoadError::failed(format!("trying out `{}`", model.name), error)),
         }
+    }
+
+    /// Has a language model write one token.
+    async fn try_writing(&self, model: &Model) -> Result<(), LoadError> {
+        let messages = vec![Message { role: Role::User, content: "a trial".to_owned() }];
+        let request = GenerateRequest { messages, max_tokens: Some(1), ..GenerateRequest::default() };
+        let tried = async { self.inference.generate(model, request).await?.try_for_each(|_| async { Ok(()) }).await };
+        tried.await.map_err(|error| match error {
+            InferenceError::Invalid(why) => LoadError::Invalid(why),
+            error => LoadError::failed(format!("trying out `{}`", model.name), error),
+        })
     }
 }
 

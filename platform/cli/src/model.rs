@@ -128,7 +128,7 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_what_was_read() {
-        for task in [Task::Embed, Task::Sparse, Task::Rerank, Task::Classify, Task::Tensor] {
+        for task in [Task::Embed, Task::Sparse, Task::Rerank, Task::Classify, Task::Generate, Task::Tensor] {
             let read = Description {
                 task,
                 dimensions: Some(3),

@@ -59,6 +59,7 @@ pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf) -> anyhow::Re
         threads: config.threads,
         optimisation: config.optimisation.as_str().parse().map_err(anyhow::Error::msg)?,
         queue: config.queue,
+        context: config.context,
         idle: config.idle,
     })
 }

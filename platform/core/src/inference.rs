@@ -213,7 +213,7 @@ impl Default for Sampling {
 pub struct GenerateRequest {
     /// What was said so far. The last message may be the model's own, unfinished: it goes on with it.
     pub messages: Vec<Message>,
-    /// The most tokens to write; none: as many as the model's context still holds.
+    /// The most tokens of the answer, with what is there of it already; none: as many as the model's context holds.
     pub max_tokens: Option<usize>,
     /// How each next token is chosen.
     pub sampling: Sampling,
@@ -240,9 +240,9 @@ pub enum Piece {
     End {
         /// Why.
         finish: Finish,
-        /// Tokens of the conversation.
+        /// Tokens of the conversation before the answer.
         prompt_tokens: usize,
-        /// Tokens that were written.
+        /// Tokens of the answer, with what was there of it already.
         completion_tokens: usize,
     },
 }

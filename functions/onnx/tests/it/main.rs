@@ -1,4 +1,4 @@
-//! Real models on a real ONNX Runtime, held against what torch, sentence-transformers, scikit-learn and xgboost gave
+//! Real models on a real ONNX Runtime, held against what torch, transformers, sentence-transformers, scikit-learn and xgboost gave
 //! (tests/fixtures/onnx, with the scripts that made it).
 //!
 //! A part that is missing (the library, the default model) fails the test and says how to get it.
@@ -11,6 +11,7 @@ mod embeddings;
 mod faults;
 mod models;
 mod scores;
+mod writing;
 
 use nerve_core::inference::{Embedding, Model, Vector};
 use nerve_onnx::{Onnx, Optimisation, Provider, Settings};
@@ -74,6 +75,7 @@ pub(crate) fn settings(cache: &Path) -> Settings {
         threads: 2,
         optimisation: Optimisation::All,
         queue: 2048,
+        context: 4096,
         idle: Duration::from_secs(300),
     }
 }

@@ -5,7 +5,7 @@ use nerve_core::{Inference, inference::EmbedRequest};
 use nerve_onnx::{ModelFolder, Onnx, Task};
 use std::{fs, path::Path, time::Duration};
 
-fn copy_of(model: &str) -> tempfile::TempDir {
+pub(crate) fn copy_of(model: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     copy(&fixtures().join("models").join(model), folder.path());
     folder
@@ -92,7 +92,7 @@ fn a_model_with_wrong_inputs_is_refused() {
     assert!(why.contains("wants the input `pixel_values__`"), "{why}");
 }
 
-fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
+pub(crate) fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     let mut out = bytes.to_vec();
     let mut at = 0;
     while let Some(found) = out[at..].windows(from.len()).position(|window| window == from) {

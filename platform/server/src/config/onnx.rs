@@ -20,6 +20,8 @@ pub struct OnnxConfig {
     pub optimisation: Optimisation,
     /// Texts that may wait for one model.
     pub queue: usize,
+    /// The most tokens of a conversation and its answer that a language model keeps in memory.
+    pub context: usize,
     /// How long a model that only requests use stays in memory without one.
     #[serde(deserialize_with = "duration")]
     pub idle: Duration,
@@ -102,6 +104,9 @@ impl OnnxConfig {
         if self.queue == 0 {
             return wrong("onnx.queue", "it must be at least 1");
         }
+        if self.context < 2 {
+            return wrong("onnx.context", "it must be at least 2");
+        }
         if self.max_inputs == 0 {
             return wrong("onnx.max_inputs", "it must be at least 1");
         }
@@ -149,6 +154,7 @@ mod tests {
             ("NERVE_ONNX_OPTIMISATION", "most", "most"),
             ("NERVE_ONNX_QUEUE", "0", "onnx.queue"),
             ("NERVE_ONNX_THREADS", "5000", "onnx.threads"),
+            ("NERVE_ONNX_CONTEXT", "1", "onnx.context"),
             ("NERVE_ONNX_MAX_INPUTS", "0", "onnx.max_inputs"),
             ("NERVE_ONNX_TIMEOUT", "0s", "onnx.timeout"),
             ("NERVE_ONNX_COLOUR", "red", "colour"),
