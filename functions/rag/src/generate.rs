@@ -320,7 +320,9 @@ impl Generator {
             score: hit.score,
         };
         let mut rest = given.rest;
-        for own in ["answer", "answered", "confidence", "citations", "context", "generator", "finish", "usage"] {
+        for own in
+            ["answer", "answered", "confidence", "citations", "context", "generator", "finish", "usage", "dropped"]
+        {
             rest.remove(own);
         }
         Generated {

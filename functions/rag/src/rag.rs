@@ -7,6 +7,7 @@ use crate::{
     functions::{ChunkOptions, Chunker, Frame, Indexer},
     generate::{self, Endpoint, Extractor, GenerateOptions, Generator, Writer},
     index::{Database, Index, IndexError},
+    learn::{self, LearnOptions, Learner},
     notify::{Notifier, NotifyOptions},
     remember::{self, RememberOptions, Rememberer},
     rerank::{RerankOptions, Reranker},
@@ -113,6 +114,7 @@ pub fn side_events(function: &str) -> &'static [&'static str] {
         "rag/generate" => generate::PARTS,
         "rag/evaluate" => &[evaluate::FLAGGED],
         "rag/remember" => &[remember::UPLOADED],
+        "rag/learn" => &[learn::REJECTED, learn::ROLLED_BACK],
         _ => &[],
     }
 }
@@ -131,7 +133,7 @@ fn frame(name: &Name, function: &str, spec: &FunctionSpec) -> Result<Frame, Load
 #[async_trait]
 impl Host for Rag {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        let Deployment { name, spec, artifacts, secrets, .. } = deployment;
+        let Deployment { name, spec, artifacts, secrets, logs, .. } = deployment;
         let Run::Builtin { function, model, with } = &spec.run else {
             return Err(LoadError::Invalid(format!("`{name}` is no built-in function; this host runs builtin")));
         };
@@ -170,6 +172,7 @@ impl Host for Rag {
                 let options: NotifyOptions = read(with).map_err(unfit)?;
                 Ok(Arc::new(Notifier::new(frame, options).map_err(unfit)?))
             }
+            "rag/learn" => Ok(Arc::new(Learner { frame, options: read(with).map_err(unfit)?, logs })),
             other => Err(LoadError::Invalid(format!("there is no built-in function {other}"))),
         }
     }
@@ -235,7 +238,7 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
         "rag/index" => Err("rag/index takes no options: leave `with` out".to_owned()),
         "rag/retrieve" => {
             let RetrieveOptions { limit, lexical, dense } = read(with)?;
-            let weights = [lexical, dense].iter().all(|weight| (0.0..=100.0).contains(weight));
+            let weights = [lexical, dense].iter().flatten().all(|weight| (0.0..=100.0).contains(weight));
             match limit {
                 1..=100 if weights => Ok(()),
                 1..=100 => Err("`lexical` and `dense` must be from 0 to 100".to_owned()),
@@ -244,7 +247,7 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
         }
         "rag/rerank" => {
             let RerankOptions { limit, relevance, retrieved } = read(with)?;
-            let weights = [relevance, retrieved].iter().all(|weight| (0.0..=100.0).contains(weight));
+            let weights = [relevance, retrieved].iter().flatten().all(|weight| (0.0..=100.0).contains(weight));
             match limit {
                 1..=100 if weights => Ok(()),
                 1..=100 => Err("`relevance` and `retrieved` must be from 0 to 100".to_owned()),
@@ -255,6 +258,7 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
         "rag/evaluate" => read::<EvaluateOptions>(with)?.check(),
         "rag/remember" => read::<RememberOptions>(with)?.check(),
         "rag/notify" => read::<NotifyOptions>(with)?.check(),
+        "rag/learn" => read::<LearnOptions>(with)?.check(),
         other => Err(format!("there is no built-in function {other}")),
     }
 }
@@ -285,6 +289,8 @@ mod tests {
             ("rag/evaluate", json!({"relevance": 2}), "from 0 to 1"),
             ("rag/remember", json!({"window": 0}), "from 1 to 50"),
             ("rag/notify", json!({"url": "x"}), "no URL"),
+            ("rag/learn", json!({"enough": 400}), "`window`, which is 300"),
+            ("rag/learn", json!({"margin": 1}), "from 0 to 0.5"),
             ("rag/other", json!({}), "no built-in"),
         ] {
             let why = check(function, with.clone()).unwrap_err();

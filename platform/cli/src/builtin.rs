@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Built-in functions that run no model.
-const WITHOUT_MODEL: [&str; 2] = ["rag/remember", "rag/notify"];
+const WITHOUT_MODEL: [&str; 3] = ["rag/remember", "rag/notify", "rag/learn"];
 
 /// Which model a built-in function runs.
 #[derive(Debug, Clone, PartialEq, Eq)]

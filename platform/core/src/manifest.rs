@@ -108,6 +108,7 @@ pub const BUILTINS: &[&str] = &[
     "rag/evaluate",
     "rag/remember",
     "rag/notify",
+    "rag/learn",
 ];
 
 impl Run {
