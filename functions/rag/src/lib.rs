@@ -7,7 +7,7 @@
 //! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
 //! - `functions`: `rag/chunk` and `rag/index`. `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`,
-//!   `learn`: one function each, an event in, an event out.
+//!   `learn`, `agent`: one function each, an event in, an event out.
 //! - `views`: documents that several workers write. `embedder`: texts to vectors. `client`: calls out over HTTP.
 //! - [`rag`]: the host of these functions.
 //!
@@ -17,6 +17,7 @@
 //! `documents.reranked` → `rag/generate` → `answer.generated` → `rag/evaluate` → `answer.evaluated` → `rag/remember` →
 //! `memory.updated` → `rag/notify` → `notification.sent`; `feedback.submitted` → `rag/learn` → `weights.updated`. Every arrow is an event; no function knows another.
 
+mod agent;
 pub mod chunk;
 mod client;
 pub mod code;
@@ -36,4 +37,4 @@ mod retrieve;
 mod views;
 
 pub use index::{Database, Index, IndexError};
-pub use rag::{Rag, Settings, check_options, side_events};
+pub use rag::{Rag, Settings, check_options, check_tool, is_side_event};

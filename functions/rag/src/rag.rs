@@ -1,6 +1,7 @@
 //! The host of the functions that answer questions about documents.
 
 use crate::{
+    agent::{self, Agent, AgentOptions},
     chunk::Size,
     embedder::Embedder,
     evaluate::{self, EvaluateOptions, Evaluator},
@@ -108,9 +109,15 @@ impl Rag {
     }
 }
 
-/// The types that a built-in function may emit besides its results.
-pub fn side_events(function: &str) -> &'static [&'static str] {
+/// Whether a built-in function may emit events of this type, or pattern, besides its results.
+pub fn is_side_event(function: &str, ty: &str) -> bool {
+    let calls = function == "rag/agent" && ty.starts_with(nerve_core::tool::CALLED);
+    calls || side_events(function).contains(&ty)
+}
+
+fn side_events(function: &str) -> &'static [&'static str] {
     match function {
+        "rag/agent" => agent::SIDE,
         "rag/generate" => generate::PARTS,
         "rag/evaluate" => &[evaluate::FLAGGED],
         "rag/remember" => &[remember::UPLOADED],
@@ -121,9 +128,11 @@ pub fn side_events(function: &str) -> &'static [&'static str] {
 
 fn frame(name: &Name, function: &str, spec: &FunctionSpec) -> Result<Frame, LoadError> {
     let parse = |text: &str| EventType::parse(text).map_err(|error| LoadError::Invalid(format!("`emits`: {error}")));
-    let types: Result<Vec<EventType>, LoadError> = spec.emits.iter().map(|one| parse(one.as_str())).collect();
-    let is_side = |ty: &EventType| side_events(function).contains(&ty.as_str());
-    let (side_events, mut results): (Vec<_>, Vec<_>) = types?.into_iter().partition(is_side);
+    let (side, results): (Vec<_>, Vec<_>) = spec.emits.iter().partition(|one| is_side_event(function, one.as_str()));
+    let results: Result<Vec<EventType>, LoadError> = results.into_iter().map(|one| parse(one.as_str())).collect();
+    let mut results = results?;
+    // What is a pattern among them is asked for by whoever emits it.
+    let side_events = side.into_iter().filter_map(|one| EventType::parse(one.as_str()).ok()).collect();
     match (results.pop(), results.is_empty()) {
         (Some(emits), true) => Ok(Frame { emits, side_events, timeout: spec.timeout }),
         _ => Err(LoadError::Invalid(format!("`{name}` must emit one type of results, which `emits` names"))),
@@ -171,6 +180,13 @@ impl Host for Rag {
             "rag/notify" => {
                 let options: NotifyOptions = read(with).map_err(unfit)?;
                 Ok(Arc::new(Notifier::new(frame, options).map_err(unfit)?))
+            }
+            "rag/agent" => {
+                let options: AgentOptions = read(with).map_err(unfit)?;
+                let key = secrets.into_values().next();
+                let endpoint = Endpoint::new(&options.endpoint, options.chat_model.clone(), key);
+                let endpoint = endpoint.map_err(LoadError::Invalid)?;
+                Ok(Arc::new(Agent { frame, emits: spec.emits.clone(), endpoint, options }))
             }
             "rag/learn" => Ok(Arc::new(Learner { frame, options: read(with).map_err(unfit)?, logs })),
             other => Err(LoadError::Invalid(format!("there is no built-in function {other}"))),
@@ -259,8 +275,14 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
         "rag/remember" => read::<RememberOptions>(with)?.check(),
         "rag/notify" => read::<NotifyOptions>(with)?.check(),
         "rag/learn" => read::<LearnOptions>(with)?.check(),
+        "rag/agent" => read::<AgentOptions>(with)?.check(),
         other => Err(format!("there is no built-in function {other}")),
     }
+}
+
+/// Checks what agents are told of a tool's parameters: that it is JSON Schema.
+pub fn check_tool(spec: &nerve_core::tool::ToolSpec) -> Result<(), String> {
+    agent::check_parameters(&spec.parameters)
 }
 
 #[cfg(test)]
@@ -272,7 +294,12 @@ mod tests {
     fn options_out_of_bounds_are_refused_and_named() {
         let check = |function: &str, with: Value| check_options(function, with.as_object().unwrap());
         for function in nerve_core::manifest::BUILTINS.iter().filter(|name| name.starts_with("rag/")) {
-            assert_eq!(check(function, json!({})), Ok(()));
+            // An agent needs a language model, and there is none to begin with.
+            let with = match *function {
+                "rag/agent" => json!({"endpoint": "http://h/v1", "chat_model": "m"}),
+                _ => json!({}),
+            };
+            assert_eq!(check(function, with), Ok(()));
         }
         for (function, with, said) in [
             ("rag/chunk", json!({"size": 4}), "from 8 to 4096"),
@@ -291,6 +318,13 @@ mod tests {
             ("rag/notify", json!({"url": "x"}), "no URL"),
             ("rag/learn", json!({"enough": 400}), "`window`, which is 300"),
             ("rag/learn", json!({"margin": 1}), "from 0 to 0.5"),
+            ("rag/agent", json!({}), "which"),
+            (
+                "rag/agent",
+                json!({"endpoint": "http://h/v1", "chat_model": "m", "budget": {"steps": 0}}),
+                "from 1 to 100",
+            ),
+            ("rag/agent", json!({"budget": {"time": "soon"}}), "not a duration"),
             ("rag/other", json!({}), "no built-in"),
         ] {
             let why = check(function, with.clone()).unwrap_err();

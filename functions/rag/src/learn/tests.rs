@@ -196,8 +196,8 @@ async fn who_speaks_for_a_part_only_is_held_against_the_others() {
 #[tokio::test]
 async fn a_version_that_turns_out_worse_is_rolled_back() {
     let mut world = World::new(3);
-    let learner = learner(LearnOptions { every: 500, ..LearnOptions::default() });
-    assert_eq!(types(&world.opinions(&learner, Right::Lexical, 20).await), ["weights.updated"]);
+    let learner = learner(LearnOptions { enough: 40, every: 500, ..LearnOptions::default() });
+    assert_eq!(types(&world.opinions(&learner, Right::Lexical, 40).await), ["weights.updated"]);
     let told = world.opinions(&learner, Right::Dense, 20).await;
     assert_eq!(types(&told), [ROLLED_BACK], "once, as there is nothing before the first to go back to");
     let (_, back) = &told[0];
@@ -210,12 +210,12 @@ async fn a_version_that_turns_out_worse_is_rolled_back() {
 #[tokio::test]
 async fn a_version_is_rolled_back_when_somebody_asks() {
     let mut world = World::new(4);
-    let learner = learner(LearnOptions { every: 500, ..LearnOptions::default() });
+    let learner = learner(LearnOptions { enough: 40, every: 500, ..LearnOptions::default() });
     let ask = |data: Value| event("weights.rollback_requested", "x", &data);
     let context = Context { emitter: Arc::new(Nobody), views: Some(world.views.clone()) };
     let refused = learner.invoke(vec![ask(json!({"collection": "c"}))], context.clone()).await;
     assert!(refused[0].as_ref().unwrap_err().message.contains("only one version"), "{refused:?}");
-    world.opinions(&learner, Right::Dense, 20).await;
+    world.opinions(&learner, Right::Dense, 40).await;
     let refused = learner.invoke(vec![ask(json!({"collection": "c", "version": 9}))], context).await;
     assert!(refused[0].as_ref().unwrap_err().message.contains("version 9 is not known"), "{refused:?}");
     let learned = world.live().await.unwrap();
