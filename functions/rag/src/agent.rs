@@ -22,7 +22,7 @@ use crate::{
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{
-    Context, Emission, Event, EventType, Fault, Function, FunctionError, Outcome, Pattern, answer,
+    Context, Emission, Event, EventType, Fault, Function, FunctionError, Name, Outcome, Pattern, answer,
     function::Emitter,
     tool::{self, Call, Returned, Tool},
 };
@@ -122,6 +122,8 @@ impl AgentOptions {
 
 /// The function, loaded.
 pub(crate) struct Agent {
+    /// The function's name.
+    pub(crate) name: Name,
     pub(crate) frame: Frame,
     /// What it may emit, and so which tools it may call.
     pub(crate) emits: Vec<Pattern>,
@@ -176,8 +178,12 @@ impl Agent {
     fn begin(&self, event: &Event) -> Outcome {
         let asked: Result<Map<String, Value>, _> = serde_json::from_slice(&event.data);
         let asked = asked.map_err(|error| invalid(format!("its data is not a question: {error}")))?;
-        let knowledge =
-            Knowledge::begun(asked, &self.options.system, event.time.unwrap_or_else(OffsetDateTime::now_utc));
+        let knowledge = Knowledge::begun(
+            self.name.as_str(),
+            asked,
+            &self.options.system,
+            event.time.unwrap_or_else(OffsetDateTime::now_utc),
+        );
         self.step(knowledge.map_err(invalid)?)
     }
 
@@ -190,6 +196,9 @@ impl Agent {
         let step: Result<Step, _> = serde_json::from_slice(&event.data);
         let Step { mut agent, .. } =
             step.map_err(|error| invalid(format!("its data is not a step of an agent: {error}")))?;
+        if agent.by != self.name.as_str() {
+            return Ok(Vec::new());
+        }
         let budget = self.options.budget;
         if let Some(spent) = agent.spent(budget, OffsetDateTime::now_utc()) {
             let said = format!("The budget of {spent} was spent before the question was answered.");
@@ -224,8 +233,9 @@ impl Agent {
     fn observe(&self, event: &Event) -> Outcome {
         let returned: Result<Returned, _> = serde_json::from_slice(&event.data);
         let returned = returned.map_err(|error| invalid(format!("its data is not what a tool returns: {error}")))?;
-        // Whoever else called it keeps nothing of an agent in it.
-        let Ok(mut agent) = serde_json::from_value::<Knowledge>(returned.agent) else { return Ok(Vec::new()) };
+        // Others call tools too.
+        let agent = serde_json::from_value::<Knowledge>(returned.agent).ok();
+        let Some(mut agent) = agent.filter(|agent| agent.by == self.name.as_str()) else { return Ok(Vec::new()) };
         let text = match (returned.error, returned.result) {
             (Some(why), _) => format!("Error: {why}"),
             (None, Some(Value::String(text))) => text,

@@ -186,7 +186,7 @@ impl Host for Rag {
                 let key = secrets.into_values().next();
                 let endpoint = Endpoint::new(&options.endpoint, options.chat_model.clone(), key);
                 let endpoint = endpoint.map_err(LoadError::Invalid)?;
-                Ok(Arc::new(Agent { frame, emits: spec.emits.clone(), endpoint, options }))
+                Ok(Arc::new(Agent { name, frame, emits: spec.emits.clone(), endpoint, options }))
             }
             "rag/learn" => Ok(Arc::new(Learner { frame, options: read(with).map_err(unfit)?, logs })),
             other => Err(LoadError::Invalid(format!("there is no built-in function {other}"))),

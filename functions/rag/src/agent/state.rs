@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 /// What travels in an agent's events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Knowledge {
+    /// The function whose step it is; others take events of these types too.
+    pub(super) by: String,
     /// What the question came with.
     pub(super) asked: Map<String, Value>,
     /// The conversation, as OpenAI's API has it.
@@ -37,7 +39,12 @@ pub(super) struct Pending {
 
 impl Knowledge {
     /// The beginning: what the model is told, what was said before, and the question.
-    pub(super) fn begun(mut asked: Map<String, Value>, system: &str, at: OffsetDateTime) -> Result<Self, String> {
+    pub(super) fn begun(
+        by: &str,
+        mut asked: Map<String, Value>,
+        system: &str,
+        at: OffsetDateTime,
+    ) -> Result<Self, String> {
         let named = ["question", "prompt", "text"].into_iter().find(|name| asked.contains_key(*name));
         let question = named.and_then(|name| asked.remove(name));
         let Some(Value::String(question)) = question else {
@@ -50,7 +57,16 @@ impl Knowledge {
         messages.push(json!({"role": "user", "content": question}));
         asked.insert("question".to_owned(), question.into());
         let (pending, called) = (Vec::new(), Vec::new());
-        Ok(Self { asked, messages, steps: 0, usage: Usage::default(), started_at: at, pending, called })
+        Ok(Self {
+            by: by.to_owned(),
+            asked,
+            messages,
+            steps: 0,
+            usage: Usage::default(),
+            started_at: at,
+            pending,
+            called,
+        })
     }
 
     pub(super) fn question(&self) -> &str {

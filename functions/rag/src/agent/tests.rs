@@ -21,7 +21,7 @@ fn agent(options: AgentOptions) -> Agent {
     };
     let emits = ["agent.step", "tool.called.find", "answer.generated", "answer.token"].map(pattern).to_vec();
     let endpoint = Endpoint::new("http://127.0.0.1:1/v1", "m".into(), None).unwrap();
-    Agent { frame, emits, endpoint, options }
+    Agent { name: Name::parse("agent").unwrap(), frame, emits, endpoint, options }
 }
 
 fn event(ty: &str, data: &Value) -> Event {
@@ -83,8 +83,11 @@ fn a_question_begins_a_conversation_that_goes_through_its_tools() {
     let told = |call: &str, content: &str| json!({"role": "tool", "tool_call_id": call, "content": content});
     assert_eq!(messages[3..], [told("1", r#"{"price":3}"#), told("2", "Error: broken")]);
     assert_eq!(step["agent"]["called"], json!(["find", "find"]));
-    let others = json!({"call": "1", "tool": "find", "result": 1});
-    assert!(agent.observe(&event("tool.returned", &others)).unwrap().is_empty(), "somebody else called it");
+    let mut others = back;
+    others["agent"]["by"] = "another".into();
+    for other in [others, json!({"call": "1", "tool": "find", "result": 1})] {
+        assert!(agent.observe(&event("tool.returned", &other)).unwrap().is_empty(), "somebody else called it");
+    }
 }
 
 #[test]
@@ -138,7 +141,7 @@ fn a_decision_is_read_however_servers_write_it() {
 async fn a_budget_that_is_spent_ends_it() {
     let begun = datetime!(2026-01-01 00:00 UTC);
     let question = json!({"question": "?", "collection": "c"}).as_object().cloned().unwrap();
-    let knowledge = Knowledge::begun(question, "s", begun).unwrap();
+    let knowledge = Knowledge::begun("agent", question, "s", begun).unwrap();
     let budget = Budget { steps: 2, tokens: 100, time: Duration::from_secs(60) };
     let spent = |change: &dyn Fn(&mut Knowledge), seconds| {
         let mut knowledge = knowledge.clone();
