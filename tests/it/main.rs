@@ -3,6 +3,7 @@
 //! Each test runs servers of its own and is named after what it shows.
 
 mod access;
+mod agents;
 mod answers;
 mod builtins;
 mod commands;
@@ -17,6 +18,7 @@ mod harness;
 mod inference;
 mod kills;
 mod large;
+mod learning;
 mod manifests;
 mod models;
 mod outage;
@@ -26,6 +28,7 @@ mod processes;
 mod questions;
 mod refusals;
 mod replay;
+mod retries;
 mod secrets;
 mod senders;
 mod sse;

@@ -85,6 +85,8 @@ pub enum Reply {
     Forward,
     /// The same, but the connection breaks once so many pieces of text were passed back.
     BreakAfter(usize),
+    /// Answers with this completion in place of the server.
+    Say(Value),
     /// Refuses it.
     Refuse {
         /// With this status.
@@ -160,6 +162,7 @@ async fn reply(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byte
     match reply {
         None | Some(Reply::Forward) => forward(&shared.target, headers, body, None).await,
         Some(Reply::BreakAfter(pieces)) => forward(&shared.target, headers, body, Some(pieces)).await,
+        Some(Reply::Say(completion)) => axum::Json(completion).into_response(),
         Some(Reply::Refuse { status, retry_after, body }) => {
             let mut response = (StatusCode::from_u16(status).expect("a status"), body).into_response();
             let after = retry_after.map(|after| (header::RETRY_AFTER, HeaderValue::from_static(after)));

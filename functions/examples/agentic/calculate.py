@@ -18,9 +18,8 @@ def value(node):
 
 
 def calculate(_, data):
-    call = data["call"]
-    result = value(ast.parse(call["argument"][:1000], mode="eval").body)
-    return "tool.returned", {**data, "call": {**call, "result": result}}
+    result = value(ast.parse(data["arguments"]["argument"][:1000], mode="eval").body)
+    return "tool.returned", {**data, "result": result}
 
 
 serve(calculate)

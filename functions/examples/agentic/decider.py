@@ -45,7 +45,9 @@ def decide(_, step):
     except Call as needed:
         (call,) = needed.args
         if step["left"] > 0:
-            return f"tool.called.{call['tool']}", {**step, "call": call}
+            arguments = {"argument": call["argument"]}
+            called = {"call": str(len(step["steps"]) + 1), "tool": call["tool"], "arguments": arguments}
+            return f"tool.called.{call['tool']}", {**step, **called, "finds": call["finds"]}
         amount, said = None, f"After {len(step['steps'])} steps this is still missing: {call['finds']}."
     return "answer.generated", {**step, "answer": said, "answered": amount is not None}
 

@@ -10,8 +10,7 @@ PRICES = json.loads(pathlib.Path(sys.argv[1]).read_text())
 
 
 def look_up(_, data):
-    call = data["call"]
-    return "tool.returned", {**data, "call": {**call, "result": PRICES.get(call["argument"])}}
+    return "tool.returned", {**data, "result": PRICES.get(data["arguments"]["argument"])}
 
 
 serve(look_up)

@@ -11,7 +11,7 @@ def observe(ty, data):
     if ty == "prompt.received":
         left = min(int(data.get("steps", STEPS)), STEPS)
         return "agent.step", {**data, "known": {}, "steps": [], "left": left}
-    call = data.pop("call")
+    call = {name: data.pop(name) for name in ("call", "tool", "arguments", "finds", "result")}
     data["known"][call["finds"]] = call["result"]
     return "agent.step", {**data, "steps": [*data["steps"], call], "left": data["left"] - 1}
 

@@ -16,7 +16,7 @@ use crate::{
     index::Hit,
 };
 use async_trait::async_trait;
-pub(crate) use endpoint::Endpoint;
+pub(crate) use endpoint::{Endpoint, check as check_endpoint};
 pub(crate) use extractive::Extractor;
 use futures::{StreamExt, future::join_all, stream::BoxStream};
 use nerve_core::{
@@ -181,7 +181,7 @@ struct Source {
 }
 
 /// Tokens of a language model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Usage {
     pub(crate) prompt_tokens: usize,
     pub(crate) completion_tokens: usize,
@@ -323,7 +323,9 @@ impl Generator {
             score: hit.score,
         };
         let mut rest = given.rest;
-        for own in ["answer", "answered", "confidence", "citations", "context", "generator", "finish", "usage"] {
+        for own in
+            ["answer", "answered", "confidence", "citations", "context", "generator", "finish", "usage", "dropped"]
+        {
             rest.remove(own);
         }
         Generated {

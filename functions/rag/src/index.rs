@@ -151,6 +151,12 @@ pub struct Hit {
     /// Cosine, where it was among the candidates by meaning.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub similarity: Option<f32>,
+    /// Its place among the candidates by words, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lexical_rank: Option<usize>,
+    /// Its place among the candidates by meaning, from 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dense_rank: Option<usize>,
 }
 
 /// The index of every collection.
@@ -227,25 +233,37 @@ impl Index {
 }
 
 /// A chunk and how it was found.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Found {
     chunk: u64,
     score: f32,
     bm25: Option<f32>,
     similarity: Option<f32>,
+    lexical_rank: Option<usize>,
+    dense_rank: Option<usize>,
 }
 
-/// Adds up what each ranking says of a chunk: its weight over its rank and a constant.
+/// What one ranking adds to a chunk's score: its weight over the rank, from 1, and a constant.
+pub(crate) fn share(weight: f32, rank: usize) -> f32 {
+    // Ranks are far below where an f32 loses whole numbers.
+    #[expect(clippy::cast_precision_loss)]
+    let rank = rank as f32;
+    weight / (RANK_OFFSET + rank)
+}
+
+/// Adds up what each ranking says of a chunk.
 fn fuse(by_words: &[(u64, f32)], by_meaning: &[(u64, f32)], weights: Weights) -> Vec<Found> {
     let mut found: HashMap<u64, Found> = HashMap::new();
     let rankings = [(by_words, weights.lexical, true), (by_meaning, weights.dense, false)];
     for (ranking, weight, words) in rankings {
-        // Ranks are far below where an f32 loses whole numbers.
-        #[expect(clippy::cast_precision_loss)]
-        for (rank, (chunk, value)) in ranking.iter().enumerate() {
-            let one = found.entry(*chunk).or_insert(Found { chunk: *chunk, score: 0.0, bm25: None, similarity: None });
-            one.score += weight / (RANK_OFFSET + rank as f32 + 1.0);
-            *(if words { &mut one.bm25 } else { &mut one.similarity }) = Some(*value);
+        for (place, (chunk, value)) in ranking.iter().enumerate() {
+            let rank = place + 1;
+            let one = found.entry(*chunk).or_insert(Found { chunk: *chunk, ..Found::default() });
+            one.score += share(weight, rank);
+            match words {
+                true => (one.bm25, one.lexical_rank) = (Some(*value), Some(rank)),
+                false => (one.similarity, one.dense_rank) = (Some(*value), Some(rank)),
+            }
         }
     }
     let mut fused: Vec<Found> = found.into_values().collect();

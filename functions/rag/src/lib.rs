@@ -6,17 +6,18 @@
 //! - [`code`]: source code to pieces, by its syntax.
 //! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
-//! - `functions`: `rag/chunk` and `rag/index`. `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`: one
-//!   function each, an event in, an event out.
-//! - `embedder`: texts to vectors. `client`: calls out over HTTP.
+//! - `functions`: `rag/chunk` and `rag/index`. `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`,
+//!   `learn`, `agent`: one function each, an event in, an event out.
+//! - `views`: documents that several workers write. `embedder`: texts to vectors. `client`: calls out over HTTP.
 //! - [`rag`]: the host of these functions.
 //!
 //! # Flow
 //! `document.uploaded` → `rag/chunk` → `document.chunked` → `onnx/embed` → `embedding.created` → `rag/index` →
 //! `document.indexed`; `prompt.received` → `rag/retrieve` → `documents.retrieved` → `rag/rerank` →
 //! `documents.reranked` → `rag/generate` → `answer.generated` → `rag/evaluate` → `answer.evaluated` → `rag/remember` →
-//! `memory.updated` → `rag/notify` → `notification.sent`. Every arrow is an event; no function knows another.
+//! `memory.updated` → `rag/notify` → `notification.sent`; `feedback.submitted` → `rag/learn` → `weights.updated`. Every arrow is an event; no function knows another.
 
+mod agent;
 pub mod chunk;
 mod client;
 pub mod code;
@@ -27,11 +28,13 @@ pub mod extract;
 mod functions;
 mod generate;
 pub mod index;
+mod learn;
 mod notify;
 pub mod rag;
 mod remember;
 mod rerank;
 mod retrieve;
+mod views;
 
 pub use index::{Database, Index, IndexError};
-pub use rag::{Rag, Settings, check_options, side_events};
+pub use rag::{Rag, Settings, check_options, check_tool, is_side_event};

@@ -1,12 +1,14 @@
 //! The host of the functions that answer questions about documents.
 
 use crate::{
+    agent::{self, Agent, AgentOptions},
     chunk::Size,
     embedder::Embedder,
     evaluate::{self, EvaluateOptions, Evaluator},
     functions::{ChunkOptions, Chunker, Frame, Indexer},
     generate::{self, Endpoint, Extractor, GenerateOptions, Generator, Writer},
     index::{Database, Index, IndexError},
+    learn::{self, LearnOptions, Learner},
     notify::{Notifier, NotifyOptions},
     remember::{self, RememberOptions, Rememberer},
     rerank::{RerankOptions, Reranker},
@@ -108,21 +110,30 @@ impl Rag {
     }
 }
 
-/// The types that a built-in function may emit besides its results.
-pub fn side_events(function: &str) -> &'static [&'static str] {
+/// Whether a built-in function may emit events of this type, or pattern, besides its results.
+pub fn is_side_event(function: &str, ty: &str) -> bool {
+    let calls = function == "rag/agent" && ty.starts_with(nerve_core::tool::CALLED);
+    calls || side_events(function).contains(&ty)
+}
+
+fn side_events(function: &str) -> &'static [&'static str] {
     match function {
+        "rag/agent" => agent::SIDE,
         "rag/generate" => generate::PARTS,
         "rag/evaluate" => &[evaluate::FLAGGED],
         "rag/remember" => &[remember::UPLOADED],
+        "rag/learn" => &[learn::REJECTED, learn::ROLLED_BACK],
         _ => &[],
     }
 }
 
 fn frame(name: &Name, function: &str, spec: &FunctionSpec) -> Result<Frame, LoadError> {
     let parse = |text: &str| EventType::parse(text).map_err(|error| LoadError::Invalid(format!("`emits`: {error}")));
-    let types: Result<Vec<EventType>, LoadError> = spec.emits.iter().map(|one| parse(one.as_str())).collect();
-    let is_side = |ty: &EventType| side_events(function).contains(&ty.as_str());
-    let (side_events, mut results): (Vec<_>, Vec<_>) = types?.into_iter().partition(is_side);
+    let (side, results): (Vec<_>, Vec<_>) = spec.emits.iter().partition(|one| is_side_event(function, one.as_str()));
+    let results: Result<Vec<EventType>, LoadError> = results.into_iter().map(|one| parse(one.as_str())).collect();
+    let mut results = results?;
+    // What is a pattern among them is asked for by whoever emits it.
+    let side_events = side.into_iter().filter_map(|one| EventType::parse(one.as_str()).ok()).collect();
     match (results.pop(), results.is_empty()) {
         (Some(emits), true) => Ok(Frame { emits, side_events, timeout: spec.timeout }),
         _ => Err(LoadError::Invalid(format!("`{name}` must emit one type of results, which `emits` names"))),
@@ -132,7 +143,7 @@ fn frame(name: &Name, function: &str, spec: &FunctionSpec) -> Result<Frame, Load
 #[async_trait]
 impl Host for Rag {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        let Deployment { name, spec, artifacts, secrets, .. } = deployment;
+        let Deployment { name, spec, artifacts, secrets, logs, .. } = deployment;
         let Run::Builtin { function, model, with } = &spec.run else {
             return Err(LoadError::Invalid(format!("`{name}` is no built-in function; this host runs builtin")));
         };
@@ -171,6 +182,14 @@ impl Host for Rag {
                 let options: NotifyOptions = read(with).map_err(unfit)?;
                 Ok(Arc::new(Notifier::new(frame, options).map_err(unfit)?))
             }
+            "rag/agent" => {
+                let options: AgentOptions = read(with).map_err(unfit)?;
+                let key = secrets.into_values().next();
+                let endpoint = Endpoint::new(&options.endpoint, options.chat_model.clone(), key);
+                let endpoint = endpoint.map_err(LoadError::Invalid)?;
+                Ok(Arc::new(Agent { name, frame, emits: spec.emits.clone(), endpoint, options }))
+            }
+            "rag/learn" => Ok(Arc::new(Learner { frame, options: read(with).map_err(unfit)?, logs })),
             other => Err(LoadError::Invalid(format!("there is no built-in function {other}"))),
         }
     }
@@ -250,7 +269,7 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
         "rag/index" => Err("rag/index takes no options: leave `with` out".to_owned()),
         "rag/retrieve" => {
             let RetrieveOptions { limit, lexical, dense } = read(with)?;
-            let weights = [lexical, dense].iter().all(|weight| (0.0..=100.0).contains(weight));
+            let weights = [lexical, dense].iter().flatten().all(|weight| (0.0..=100.0).contains(weight));
             match limit {
                 1..=100 if weights => Ok(()),
                 1..=100 => Err("`lexical` and `dense` must be from 0 to 100".to_owned()),
@@ -259,7 +278,7 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
         }
         "rag/rerank" => {
             let RerankOptions { limit, relevance, retrieved } = read(with)?;
-            let weights = [relevance, retrieved].iter().all(|weight| (0.0..=100.0).contains(weight));
+            let weights = [relevance, retrieved].iter().flatten().all(|weight| (0.0..=100.0).contains(weight));
             match limit {
                 1..=100 if weights => Ok(()),
                 1..=100 => Err("`relevance` and `retrieved` must be from 0 to 100".to_owned()),
@@ -270,8 +289,15 @@ pub fn check_options(function: &str, with: &Map<String, Value>) -> Result<(), St
         "rag/evaluate" => read::<EvaluateOptions>(with)?.check(),
         "rag/remember" => read::<RememberOptions>(with)?.check(),
         "rag/notify" => read::<NotifyOptions>(with)?.check(),
+        "rag/learn" => read::<LearnOptions>(with)?.check(),
+        "rag/agent" => read::<AgentOptions>(with)?.check(),
         other => Err(format!("there is no built-in function {other}")),
     }
+}
+
+/// Checks what agents are told of a tool's parameters: that it is JSON Schema.
+pub fn check_tool(spec: &nerve_core::tool::ToolSpec) -> Result<(), String> {
+    agent::check_parameters(&spec.parameters)
 }
 
 #[cfg(test)]
@@ -283,7 +309,12 @@ mod tests {
     fn options_out_of_bounds_are_refused_and_named() {
         let check = |function: &str, with: Value| check_options(function, with.as_object().unwrap());
         for function in nerve_core::manifest::BUILTINS.iter().filter(|name| name.starts_with("rag/")) {
-            assert_eq!(check(function, json!({})), Ok(()));
+            // An agent needs a language model, and there is none to begin with.
+            let with = match *function {
+                "rag/agent" => json!({"endpoint": "http://h/v1", "chat_model": "m"}),
+                _ => json!({}),
+            };
+            assert_eq!(check(function, with), Ok(()));
         }
         for (function, with, said) in [
             ("rag/chunk", json!({"size": 4}), "from 8 to 4096"),
@@ -300,6 +331,15 @@ mod tests {
             ("rag/evaluate", json!({"relevance": 2}), "from 0 to 1"),
             ("rag/remember", json!({"window": 0}), "from 1 to 50"),
             ("rag/notify", json!({"url": "x"}), "no URL"),
+            ("rag/learn", json!({"enough": 400}), "`window`, which is 300"),
+            ("rag/learn", json!({"margin": 1}), "from 0 to 0.5"),
+            ("rag/agent", json!({}), "which"),
+            (
+                "rag/agent",
+                json!({"endpoint": "http://h/v1", "chat_model": "m", "budget": {"steps": 0}}),
+                "from 1 to 100",
+            ),
+            ("rag/agent", json!({"budget": {"time": "soon"}}), "not a duration"),
             ("rag/other", json!({}), "no built-in"),
         ] {
             let why = check(function, with.clone()).unwrap_err();

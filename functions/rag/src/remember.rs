@@ -7,18 +7,16 @@ use crate::{
     document::DEFAULT_COLLECTION,
     extract,
     functions::{Frame, invalid},
+    views::{self, Change, digest},
 };
 use async_trait::async_trait;
 use futures::future::join_all;
-use nerve_core::{Context, Emission, Event, Fault, Function, FunctionError, Outcome, answer, function::Views};
+use nerve_core::{Context, Emission, Event, Function, FunctionError, Outcome, answer, function::Views};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use sha2::{Digest, Sha256};
 
 /// Type of the documents that earlier answers become.
 pub(crate) const UPLOADED: &str = "document.uploaded";
-/// How often a document is read again that somebody else writes meanwhile.
-const TRIES: usize = 8;
 /// The longest answer that is kept, in bytes.
 const LONGEST_ANSWER: usize = 4096;
 /// Answers that are known to be in a conversation already: a repeated event is told by them.
@@ -102,7 +100,6 @@ impl History {
 
 /// Where a conversation is kept. Collections are apart, and neither name is bound to what keys may hold.
 pub(crate) fn key(collection: &str, conversation: &str) -> String {
-    let digest = |text: &str| hex::encode(Sha256::digest(text).get(..12).unwrap_or_default());
     format!("memory.{}.{}", digest(collection), digest(conversation))
 }
 
@@ -117,8 +114,7 @@ pub(crate) async fn recall(
     collection: &str,
     conversation: &str,
 ) -> Result<Option<History>, FunctionError> {
-    let view = views.view(&key(collection, conversation)).await?;
-    Ok(view.and_then(|view| serde_json::from_slice(&view.data).ok()))
+    views::read(views, &key(collection, conversation)).await
 }
 
 /// The function, loaded.
@@ -208,23 +204,15 @@ impl Rememberer {
         (collection, conversation): (&str, &str),
         turn: Turn,
     ) -> Result<(usize, Vec<Turn>), FunctionError> {
-        let key = key(collection, conversation);
-        for _ in 0..TRIES {
-            let view = views.view(&key).await?;
-            let read = |view: &nerve_core::function::View| serde_json::from_slice(&view.data).unwrap_or_default();
-            let mut history: History = view.as_ref().map(read).unwrap_or_default();
+        let what = format!("the memory of the conversation {conversation}");
+        views::update(views, &key(collection, conversation), &what, |history: &mut History| {
             if history.known.contains(&turn.id) {
-                return Ok((history.turns.len(), Vec::new()));
+                return Change::Keep((history.turns.len(), Vec::new()));
             }
             let gone = history.add(turn.clone(), self.options);
-            let data = serde_json::to_vec(&history);
-            let data = data.map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
-            if views.put_view(&key, data.into(), view.map(|view| view.revision)).await? {
-                return Ok((history.turns.len(), gone));
-            }
-        }
-        let told = format!("the memory of the conversation {conversation} is being written by others");
-        Err(FunctionError::new(Fault::Retry { after: None }, told))
+            Change::Write((history.turns.len(), gone))
+        })
+        .await
     }
 }
 

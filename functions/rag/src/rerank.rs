@@ -1,18 +1,24 @@
 //! `rag/rerank`: `documents.retrieved` → `documents.reranked`, by a cross-encoder or by likeness.
 
 use crate::{
+    document::DEFAULT_COLLECTION,
     embedder::{Embedder, cosine},
     functions::{Frame, inference_failed, invalid},
     index::Hit,
+    learn::{
+        add_used,
+        weights::{self, Weights},
+    },
 };
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{
     Context, Event, Function, FunctionError, Outcome,
+    function::Views,
     inference::{Purpose, RerankRequest},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// `with` of `rag/rerank`.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -20,15 +26,27 @@ use serde_json::{Map, Value};
 pub(crate) struct RerankOptions {
     /// The most documents that are kept.
     pub(crate) limit: usize,
-    /// How much the model's own relevance weighs.
-    pub(crate) relevance: f32,
+    /// How much the model's own relevance weighs; where neither weight is said, as much as `rag/learn` has found.
+    pub(crate) relevance: Option<f32>,
     /// How much the place among the retrieved weighs.
-    pub(crate) retrieved: f32,
+    pub(crate) retrieved: Option<f32>,
 }
 
 impl Default for RerankOptions {
     fn default() -> Self {
-        Self { limit: 5, relevance: 1.0, retrieved: 0.5 }
+        Self { limit: 5, relevance: None, retrieved: None }
+    }
+}
+
+impl RerankOptions {
+    /// The weights that nerve.toml says, else those that were learned for the collection.
+    async fn weights(&self, views: Option<&dyn Views>, collection: &str) -> Result<Weights, FunctionError> {
+        let builtin = Weights::default();
+        if self.relevance.is_none() && self.retrieved.is_none() {
+            return Ok(weights::live(views, collection).await?.map_or(builtin, |live| live.weights));
+        }
+        let (relevance, retrieved) = (self.relevance.unwrap_or(1.0), self.retrieved.unwrap_or(0.5));
+        Ok(Weights { relevance, retrieved, ..builtin })
     }
 }
 
@@ -44,7 +62,15 @@ pub(crate) struct Reranker {
 #[derive(Serialize, Deserialize)]
 struct Retrieved {
     question: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    collection: Option<String>,
     documents: Vec<Ranked>,
+    /// Those that are not kept, for whoever learns of the ranking.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    dropped: Vec<Dropped>,
+    /// What the rankings weighed.
+    #[serde(default)]
+    weights: Value,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -58,15 +84,29 @@ struct Ranked {
     relevance: f32,
 }
 
+/// A document that is not kept: where it stood, without what it says.
+#[derive(Serialize, Deserialize)]
+struct Dropped {
+    id: String,
+    document: String,
+    name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lexical_rank: Option<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dense_rank: Option<usize>,
+    relevance: f32,
+}
+
 #[async_trait]
 impl Function for Reranker {
-    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
-        join_all(batch.iter().map(|event| self.frame.within(self.rerank(event)))).await
+    async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
+        let views = context.views.as_deref();
+        join_all(batch.iter().map(|event| self.frame.within(self.rerank(event, views)))).await
     }
 }
 
 impl Reranker {
-    async fn rerank(&self, event: &Event) -> Outcome {
+    async fn rerank(&self, event: &Event, views: Option<&dyn Views>) -> Outcome {
         let retrieved: Result<Retrieved, _> = serde_json::from_slice(&event.data);
         let mut retrieved =
             retrieved.map_err(|error| invalid(format!("its data is not a question with documents: {error}")))?;
@@ -74,26 +114,22 @@ impl Reranker {
             true => self.by_reading(&retrieved).await?,
             false => self.by_likeness(&retrieved).await?,
         };
+        let collection = retrieved.collection.as_deref().unwrap_or(DEFAULT_COLLECTION);
+        let weights = self.options.weights(views, collection).await?;
         let count = retrieved.documents.len();
         for (ranked, relevance) in retrieved.documents.iter_mut().zip(relevances) {
             ranked.relevance = relevance;
         }
         let documents = std::mem::take(&mut retrieved.documents).into_iter().enumerate();
         let mut scored: Vec<(f32, Ranked)> =
-            documents.map(|(rank, ranked)| (self.score(ranked.relevance, rank, count), ranked)).collect();
+            documents.map(|(rank, ranked)| (weights.rerank(ranked.relevance, rank, count), ranked)).collect();
         // Of equals the first stays first.
         scored.sort_by(|a, b| b.0.total_cmp(&a.0));
-        scored.truncate(self.options.limit);
+        let dropped = scored.split_off(self.options.limit.min(scored.len()));
+        retrieved.dropped = dropped.into_iter().map(|(_, ranked)| Dropped::of(ranked)).collect();
+        add_used(&mut retrieved.weights, json!({"relevance": weights.relevance, "retrieved": weights.retrieved}));
         retrieved.documents = scored.into_iter().map(|(score, ranked)| with_score(ranked, score)).collect();
         self.frame.emission(event, &retrieved)
-    }
-
-    /// The model's word and the place among the retrieved, each from 0 to 1.
-    fn score(&self, relevance: f32, rank: usize, count: usize) -> f32 {
-        // Ranks are far below where an f32 loses whole numbers.
-        #[expect(clippy::cast_precision_loss)]
-        let place = 1.0 - rank as f32 / count.max(1) as f32;
-        self.options.relevance * relevance + self.options.retrieved * place
     }
 
     async fn by_reading(&self, retrieved: &Retrieved) -> Result<Vec<f32>, FunctionError> {
@@ -119,6 +155,13 @@ impl Reranker {
             known.unwrap_or_else(|| embedded.next().map_or(0.0, |vector| cosine(&question, &vector))).clamp(0.0, 1.0)
         };
         Ok(documents.iter().map(likeness).collect())
+    }
+}
+
+impl Dropped {
+    fn of(ranked: Ranked) -> Self {
+        let Hit { id, document, name, lexical_rank, dense_rank, .. } = ranked.hit;
+        Self { id, document, name, lexical_rank, dense_rank, relevance: ranked.relevance }
     }
 }
 

@@ -5,13 +5,14 @@ use crate::{
     embedder::Embedder,
     functions::{Frame, blocking, index_failed, invalid},
     index::{Hit, Index, Query, Weights},
+    learn::{add_used, weights},
     remember::{self, History},
 };
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{Context, Event, Function, FunctionError, Outcome, function::Views};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 use time::format_description::well_known::Rfc3339;
 
@@ -26,16 +27,39 @@ const SHORT: usize = 5;
 pub(crate) struct RetrieveOptions {
     /// The most documents.
     pub(crate) limit: usize,
-    /// How much the ranking by words weighs.
-    pub(crate) lexical: f32,
+    /// How much the ranking by words weighs; where neither weight is said, as much as `rag/learn` has found.
+    pub(crate) lexical: Option<f32>,
     /// How much the ranking by meaning weighs.
-    pub(crate) dense: f32,
+    pub(crate) dense: Option<f32>,
 }
 
 impl Default for RetrieveOptions {
     fn default() -> Self {
-        let Weights { lexical, dense } = Weights::default();
-        Self { limit: 10, lexical, dense }
+        Self { limit: 10, lexical: None, dense: None }
+    }
+}
+
+impl RetrieveOptions {
+    /// The weights that nerve.toml says; else those that were learned for the collection, and their version.
+    async fn weights(&self, views: Option<&dyn Views>, collection: &str) -> Result<(Weights, Value), FunctionError> {
+        let builtin = Weights::default();
+        let (weights, version) = match (self.lexical, self.dense) {
+            (None, None) => match weights::live(views, collection).await? {
+                Some(live) => {
+                    (Weights { lexical: live.weights.lexical, dense: live.weights.dense }, Some(live.version))
+                }
+                None => (builtin, None),
+            },
+            (lexical, dense) => {
+                let (lexical, dense) = (lexical.unwrap_or(builtin.lexical), dense.unwrap_or(builtin.dense));
+                (Weights { lexical, dense }, None)
+            }
+        };
+        let mut used = json!({"lexical": weights.lexical, "dense": weights.dense});
+        if let Some(version) = version {
+            add_used(&mut used, json!({ "version": version }));
+        }
+        Ok((weights, used))
     }
 }
 
@@ -80,6 +104,8 @@ struct Retrieved {
     /// Earlier answers of the conversation that are like the question.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     recalled: Vec<Hit>,
+    /// What the rankings weighed, and the version of these weights where they were learned.
+    weights: Value,
     documents: Vec<Hit>,
 }
 
@@ -95,14 +121,15 @@ impl Retriever {
     async fn retrieve(&self, event: &Event, views: Option<&dyn Views>) -> Outcome {
         let asked: Result<Asked, _> = serde_json::from_slice(&event.data);
         let mut asked = asked.map_err(|error| invalid(format!("its data is not a prompt: {error}")))?;
-        for own in ["documents", "history", "recalled", "asked_at"] {
+        for own in ["documents", "history", "recalled", "asked_at", "weights"] {
             asked.rest.remove(own);
         }
         let history = match (&asked.conversation, views) {
             (Some(conversation), Some(views)) => remember::recall(views, &asked.collection, conversation).await?,
             _ => None,
         };
-        let query = self.query(&asked, history.as_ref()).await?;
+        let (weights, used) = self.options.weights(views, &asked.collection).await?;
+        let query = self.query(&asked, history.as_ref(), weights).await?;
         let recalled = match (&asked.conversation, &history) {
             (Some(conversation), Some(history)) if !history.summary.is_empty() => {
                 self.recall(&query, remember::recall_collection(&asked.collection, conversation)).await?
@@ -112,11 +139,11 @@ impl Retriever {
         let documents = self.search(query).await?;
         let asked_at = event.time.and_then(|time| time.format(&Rfc3339).ok());
         let history = history.map(History::shown);
-        self.frame.emission(event, &Retrieved { asked, asked_at, history, recalled, documents })
+        self.frame.emission(event, &Retrieved { asked, asked_at, history, recalled, weights: used, documents })
     }
 
     /// What is searched for: a short question means something only after the one before it.
-    async fn query(&self, asked: &Asked, history: Option<&History>) -> Result<Query, FunctionError> {
+    async fn query(&self, asked: &Asked, history: Option<&History>, weights: Weights) -> Result<Query, FunctionError> {
         let before = history.and_then(|history| history.turns.last()).map(|turn| turn.question.as_str());
         let short = asked.question.split_whitespace().count() < SHORT;
         let text = match before.filter(|_| short) {
@@ -129,7 +156,7 @@ impl Retriever {
             text,
             filter: asked.filter.clone(),
             limit: asked.limit.unwrap_or(self.options.limit).clamp(1, 100),
-            weights: Weights { lexical: self.options.lexical, dense: self.options.dense },
+            weights,
         })
     }
 

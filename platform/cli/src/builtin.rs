@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Built-in functions that run no model.
-const WITHOUT_MODEL: [&str; 2] = ["rag/remember", "rag/notify"];
+const WITHOUT_MODEL: [&str; 4] = ["rag/remember", "rag/notify", "rag/learn", "rag/agent"];
 
 /// Which model a built-in function runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +42,7 @@ pub(crate) fn read(folder: &Path, name: &Name, spec: &mut FunctionSpec) -> Resul
     let Run::Builtin { function, model, with } = &mut spec.run else { return Ok(None) };
     let refused = || Failure::new(format!("cannot deploy {name}"));
     let literal = |text: &str| !text.split('.').any(|token| token == "*" || token == ">");
-    let results: Vec<&Pattern> =
-        emits.iter().filter(|one| !nerve_rag::side_events(function).contains(&one.as_str())).collect();
+    let results: Vec<&Pattern> = emits.iter().filter(|one| !nerve_rag::is_side_event(function, one.as_str())).collect();
     if !matches!(results.as_slice(), [one] if literal(one.as_str())) {
         let cause = match results.as_slice() {
             [] => format!("`emits` is empty, so whatever {function} finds out would be dropped"),

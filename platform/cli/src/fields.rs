@@ -40,6 +40,7 @@ pub(crate) fn of_function(spec: &FunctionSpec) -> Fields {
         ("backoff", backoff.join(", ")),
         ("env", spec.env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")),
         ("secrets", spec.secrets.join(", ")),
+        ("tool", spec.tool.as_ref().and_then(|tool| serde_json::to_string(tool).ok()).unwrap_or_default()),
     ]);
     fields.retain(|(_, value)| !value.is_empty());
     fields

@@ -3,7 +3,7 @@
 //! A [`Host`] turns a [`Deployment`] into a [`Function`]; a worker hands that function batches of events.
 //! Neither side sees the other's machinery: a host never sees NATS, a worker never sees wasmtime.
 
-use crate::{Event, EventType, FunctionSpec, Name};
+use crate::{Event, EventType, FunctionSpec, Name, tool::Tool};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -75,6 +75,11 @@ pub trait Emitter: Send + Sync {
     /// oldest first. What is emitted from now on comes after them.
     async fn emitted(&self, _index: usize) -> Result<Vec<Emission>, FunctionError> {
         Ok(Vec::new())
+    }
+
+    /// The tools that are deployed now: what the function may call by emitting `tool.called.NAME`.
+    fn tools(&self) -> Vec<Tool> {
+        Vec::new()
     }
 }
 

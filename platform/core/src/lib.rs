@@ -6,6 +6,7 @@
 //! - [`manifest`]: `nerve.toml`, parsed with the line of every mistake, and the records it is stored as.
 //! - [`answer`]: answers while they are made: which events their readers see.
 //! - [`function`]: the contract between a worker and whatever runs a function.
+//! - [`tool`]: functions that agents call, and what passes between the two.
 //! - [`inference`]: the contract between the gateway and whatever runs models.
 //! - [`verdict`]: what becomes of an event after a function has had it, as one pure function.
 //!
@@ -22,6 +23,7 @@ pub mod inference;
 pub mod manifest;
 pub mod name;
 pub mod subject;
+pub mod tool;
 pub mod verdict;
 
 pub use event::Event;

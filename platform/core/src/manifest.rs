@@ -15,7 +15,7 @@ pub use problem::{ManifestError, Problem};
 pub use read::did_you_mean;
 pub use source::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify};
 
-use crate::{EventType, Name, Pattern, RetryPolicy};
+use crate::{EventType, Name, Pattern, RetryPolicy, tool::ToolSpec};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -58,6 +58,9 @@ pub struct FunctionSpec {
     /// Names of secrets that are put into the guest's environment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
+    /// What agents are told of it, where they may call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<ToolSpec>,
 }
 
 /// What runs a function.
@@ -108,6 +111,8 @@ pub const BUILTINS: &[&str] = &[
     "rag/evaluate",
     "rag/remember",
     "rag/notify",
+    "rag/learn",
+    "rag/agent",
 ];
 
 impl Run {

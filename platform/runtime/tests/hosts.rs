@@ -51,6 +51,7 @@ fn deployment(dir: &Path, run: Run, file: &str, bytes: &[u8]) -> Deployment {
             retry: RetryPolicy::default(),
             env: [].into(),
             secrets: vec![],
+            tool: None,
         },
         artifacts: vec![Artifact { name: file.into(), sha256: hex::encode(Sha256::digest(bytes)), file: path }],
         secrets: [].into(),

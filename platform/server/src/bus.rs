@@ -10,7 +10,7 @@
 //! - `pull`: deliveries as there are free slots, and no more.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
-//! - `dead`: dead letters.
+//! - `dead`: dead letters. `retry`: what is asked to be tried again.
 //! - `answers`: answers while they are made. `views`: documents that last.
 //! - `invoke`: a function called directly, past the log.
 //! - `logs`: what functions say.
@@ -26,6 +26,7 @@ mod logs;
 mod publish;
 mod pull;
 mod replay;
+mod retry;
 mod streams;
 mod tail;
 mod trace;
@@ -44,8 +45,10 @@ pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PRE
 pub use tail::{Start, Tail, Tailed};
 pub use trace::Traced;
 
+pub(crate) use answers::{Failure, Wish};
 pub(crate) use body::BodyError;
 pub(crate) use lease::Leases;
+pub(crate) use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
 
 use crate::config::NatsConfig;
 use async_nats::{

@@ -4,7 +4,7 @@
 //! not whoever would have taken it. Types that are not here are their makers' own.
 
 use jsonschema::Validator;
-use nerve_core::Event;
+use nerve_core::{Event, EventType, Pattern};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::{collections::HashMap, sync::LazyLock};
@@ -16,7 +16,7 @@ const TOLD: usize = 3;
 /// A type of events.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct KnownType {
-    /// Its name.
+    /// Its name; a pattern where the last word may be any.
     #[serde(rename = "type")]
     pub ty: String,
     /// Whether it is about input, data, a model, control or feedback.
@@ -40,14 +40,31 @@ pub fn known_types() -> &'static [KnownType] {
     &KNOWN
 }
 
-fn validators() -> &'static HashMap<&'static str, Validator> {
-    static VALIDATORS: LazyLock<HashMap<&'static str, Validator>> = LazyLock::new(|| {
-        let validator = |known: &'static KnownType| {
+/// What each type's data must look like.
+struct Validators {
+    by_name: HashMap<&'static str, Validator>,
+    by_pattern: Vec<(Pattern, Validator)>,
+}
+
+impl Validators {
+    fn get(&self, ty: &EventType) -> Option<&Validator> {
+        let by_pattern = || self.by_pattern.iter().find(|(pattern, _)| ty.matches(pattern)).map(|(_, found)| found);
+        self.by_name.get(ty.as_str()).or_else(by_pattern)
+    }
+}
+
+fn validators() -> &'static Validators {
+    static VALIDATORS: LazyLock<Validators> = LazyLock::new(|| {
+        let mut validators = Validators { by_name: HashMap::new(), by_pattern: Vec::new() };
+        for known in known_types() {
             #[expect(clippy::expect_used, reason = "a constant that a test compiles")]
             let validator = jsonschema::validator_for(&known.schema).expect("a schema");
-            (known.ty.as_str(), validator)
-        };
-        known_types().iter().map(validator).collect()
+            match (EventType::parse(known.ty.as_str()), Pattern::parse(known.ty.as_str())) {
+                (Err(_), Ok(pattern)) => validators.by_pattern.push((pattern, validator)),
+                _ => drop(validators.by_name.insert(known.ty.as_str(), validator)),
+            }
+        }
+        validators
     });
     &VALIDATORS
 }
@@ -55,7 +72,7 @@ fn validators() -> &'static HashMap<&'static str, Validator> {
 /// Says where an event's data does not fit its type. A body that is no JSON is nothing to say anything about, and one
 /// that lies elsewhere was looked at when it was put there.
 pub(crate) fn check(event: &Event) -> Result<(), String> {
-    let Some(validator) = validators().get(event.ty.as_str()) else { return Ok(()) };
+    let Some(validator) = validators().get(&event.ty) else { return Ok(()) };
     if !event.is_json() || event.extension(nerve_core::event::DATA_REF).is_some() {
         return Ok(());
     }
@@ -75,7 +92,7 @@ pub(crate) fn check(event: &Event) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nerve_core::EventType;
+    use std::{fmt::Write, path::Path};
 
     fn event(ty: &str, data: &str) -> Event {
         Event::new("1", "/s", EventType::parse(ty).unwrap()).with_data("application/json", data.to_owned())
@@ -83,10 +100,42 @@ mod tests {
 
     #[test]
     fn every_schema_is_one_and_every_type_is_there_once() {
-        assert_eq!(validators().len(), known_types().len());
-        assert!(
-            known_types().iter().all(|known| EventType::parse(known.ty.as_str()).is_ok() && !known.about.is_empty())
-        );
+        let Validators { by_name, by_pattern } = validators();
+        assert_eq!(by_name.len() + by_pattern.len(), known_types().len());
+        assert!(known_types().iter().all(|known| Pattern::parse(known.ty.as_str()).is_ok() && !known.about.is_empty()));
+    }
+
+    /// The table of the manual.
+    fn table() -> String {
+        let code = |name: &String| match name.contains('/') || name.starts_with("nerve ") {
+            true => format!("`{name}`"),
+            false => name.clone(),
+        };
+        let names = |names: &[String]| match names {
+            [] => "–".to_owned(),
+            names => names.iter().map(code).collect::<Vec<_>>().join(", "),
+        };
+        let mut table = "| type | kind | what it says | made by | taken by |\n|---|---|---|---|---|\n".to_owned();
+        for KnownType { ty, kind, about, producers, consumers, .. } in known_types() {
+            let (made, taken) = (names(producers), names(consumers));
+            writeln!(table, "| `{ty}` | {kind} | {about} | {made} | {taken} |").unwrap();
+        }
+        table
+    }
+
+    #[test]
+    fn the_manual_has_the_table_of_all_types() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../functions/README.md");
+        let manual = std::fs::read_to_string(&file).unwrap();
+        let start = manual.find("| type | kind |").expect("the manual has the table");
+        let (before, rest) = manual.split_at(start);
+        let end = rest.find("\n\n").map_or(rest.len(), |end| end + 1);
+        let (found, after) = rest.split_at(end);
+        if std::env::var_os("NERVE_WRITE_MANUAL").is_some() {
+            std::fs::write(&file, format!("{before}{}{after}", table())).unwrap();
+        } else {
+            assert_eq!(found, table(), "run this test with NERVE_WRITE_MANUAL=1, which writes the table");
+        }
     }
 
     #[test]
@@ -101,6 +150,8 @@ mod tests {
             ("prompt.received", r#"{"q": "?"}"#, "prompt.received"),
             ("feedback.submitted", r#"{"answer": "1", "rating": 3}"#, "/rating"),
             ("answer.generated", "nonsense", "no JSON"),
+            ("tool.called.search", r#"{"tool": "search", "arguments": {}}"#, "\"call\" is a required property"),
+            ("control.retry_requested", "{}", "control.retry_requested"),
         ] {
             let why = check(&event(ty, data)).unwrap_err();
             assert!(why.contains(said) && why.contains("/v1/event-types"), "{ty} {data}: {why}");

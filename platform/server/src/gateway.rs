@@ -115,6 +115,7 @@ impl Gateway {
             .route("/v1/event-types", get(events::types))
             .route("/v1/answers", post(answers::post))
             .route("/v1/answers/{id}", get(answers::get).delete(answers::delete))
+            .route("/v1/answers/{id}/retry", post(answers::retry))
             .route("/v1/chat/completions", post(answers::chat::post))
             .route("/v1/documents", post(documents::post))
             .route("/v1/documents/{document}", delete(documents::delete))

@@ -6,7 +6,8 @@
 //! - `runner`: one a revision: the intake, from the stream, from redriven letters and from direct calls.
 //! - `invocation`: one batch from delivery to verdict.
 //! - `emission`: what a function returns, as events with ids that do not change from one try to the next.
-//! - `cancels`: answers that nobody wants any more.
+//! - `cancels`: answers that nobody wants any more. `retries`: what is asked to be tried again.
+//! - `tools`: functions that an agent calls by events.
 //! - `failure`: attempts, retries, dead letters.
 //! - `log`: what functions say, on its way to LOGS.
 //!
@@ -20,8 +21,10 @@ mod emission;
 mod failure;
 mod invocation;
 mod log;
+mod retries;
 mod runner;
 mod supervisor;
+mod tools;
 
 use crate::{
     bus::{Bus, Leases},
@@ -178,6 +181,7 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         tasks: tasks.clone(),
     };
     timers.spawn(cancels::follow(shared.clone()));
+    shared.tasks.spawn(retries::serve(shared.clone()));
     reconcile(&shared, parts.catalogue).await;
     tasks.close();
     if tokio::time::timeout(config.worker.grace, tasks.wait()).await.is_err() {

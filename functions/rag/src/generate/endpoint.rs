@@ -34,7 +34,7 @@ pub(crate) struct Endpoint {
 }
 
 /// Says what is wrong with an endpoint's address.
-pub(super) fn check(endpoint: &str) -> Result<(), String> {
+pub(crate) fn check(endpoint: &str) -> Result<(), String> {
     completions(endpoint).map(drop)
 }
 
@@ -89,14 +89,9 @@ impl Endpoint {
             request.messages.push(Message { role: Role::User, content: GO_ON.to_owned() });
         }
         let body = self.body(&request);
-        let waits = ExponentialBuilder::default()
-            .with_min_delay(WAITS.0)
-            .with_max_delay(WAITS.1)
-            .with_max_times(TRIES - 1)
-            .with_jitter();
         let send = || self.send(&body);
         // What the endpoint asks to wait for is the broker's business.
-        let response = send.retry(waits).when(|error| matches!(error.fault, Fault::Retry { after: None })).await?;
+        let response = send.retry(waits()).when(|error| matches!(error.fault, Fault::Retry { after: None })).await?;
         let pieces = pieces(response.bytes_stream().map(|chunk| chunk.map_err(|error| broken(&error))));
         let key = self.key.clone();
         let hidden =
@@ -124,8 +119,25 @@ impl Endpoint {
         body
     }
 
+    /// The answer to a request as a whole, at most 1 MiB of it.
+    pub(crate) async fn complete(&self, request: &Value) -> Result<Bytes, FunctionError> {
+        let send = || self.send(request);
+        let mut response =
+            send.retry(waits()).when(|error| matches!(error.fault, Fault::Retry { after: None })).await?;
+        let mut body = BytesMut::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
+            body.extend_from_slice(&chunk);
+            if body.len() > LONGEST {
+                return Err(invalid("the endpoint's answer is longer than 1 MiB"));
+            }
+        }
+        Ok(body.freeze())
+    }
+
     async fn send(&self, body: &Value) -> Result<reqwest::Response, FunctionError> {
-        let mut request = self.client.post(self.url.clone()).json(body).header(header::ACCEPT, "text/event-stream");
+        let streamed = body.get("stream").and_then(Value::as_bool).unwrap_or_default();
+        let accept = if streamed { "text/event-stream" } else { "application/json" };
+        let mut request = self.client.post(self.url.clone()).json(body).header(header::ACCEPT, accept);
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
@@ -160,6 +172,11 @@ impl Endpoint {
         said.truncate(cut);
         said
     }
+}
+
+fn waits() -> ExponentialBuilder {
+    let waits = ExponentialBuilder::default().with_min_delay(WAITS.0).with_max_delay(WAITS.1);
+    waits.with_max_times(TRIES - 1).with_jitter()
 }
 
 /// What an endpoint says, which may repeat the key that it was sent, is kept and shown: the key is not, and stars as

@@ -297,5 +297,7 @@ fn hit_of(row: &Row<'_>, found: &Found) -> rusqlite::Result<Hit> {
         score: found.score,
         bm25: found.bm25,
         similarity: found.similarity,
+        lexical_rank: found.lexical_rank,
+        dense_rank: found.dense_rank,
     })
 }

@@ -134,6 +134,12 @@ impl Bundle {
         for (name, mut spec) in manifest.functions {
             let mut files = artifacts::collect(folder, &spec.run)?;
             check(&spec.run, &files)?;
+            if let Some(tool) = &spec.tool {
+                nerve_rag::check_tool(tool).map_err(|why| {
+                    let next = "correct `parameters`: JSON Schema, as OpenAI's API has it of a function";
+                    Failure::new(format!("cannot deploy {name}")).cause(format!("`tool`: {why}")).next(next)
+                })?;
+            }
             match builtin::read(folder, &name, &mut spec)? {
                 Some(Wanted::Path(path)) => {
                     let model = LocalModel::read(&path).await?;

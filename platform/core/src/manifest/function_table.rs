@@ -4,7 +4,10 @@ use super::{
     BUILTINS, Batch, FunctionSpec, Run, limits,
     read::{Reader, Section, did_you_mean, parse_duration},
 };
-use crate::{ModelName, Pattern, RetryPolicy};
+use crate::{
+    ModelName, Pattern, RetryPolicy,
+    tool::{self, ToolSpec},
+};
 use std::{collections::BTreeMap, time::Duration};
 
 const KEYS: &[&str] = &[
@@ -25,10 +28,11 @@ const KEYS: &[&str] = &[
     "retry",
     "env",
     "secrets",
+    "tool",
 ];
 const PLANNED: &[&str] = &["order_by", "idle", "allow"];
-/// The built-in function that calls others with a key.
-const TAKES_A_SECRET: &str = "rag/generate";
+/// The built-in functions that call others with a key.
+const TAKE_A_SECRET: [&str; 2] = ["rag/generate", "rag/agent"];
 const RUNTIMES: &[&str] = &["wasm", "process", "http", "builtin"];
 
 pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<FunctionSpec> {
@@ -50,7 +54,9 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<F
     {
         reader.fault(table, "memory", "a component can address at most 4GiB");
     }
+    let tool = read_tool(reader, table, on.as_deref().unwrap_or_default());
     Some(FunctionSpec {
+        tool,
         stream: reader.parsed(table, "stream", parse_stream),
         emits: reader.list(table, "emits", parse_emits).unwrap_or_default(),
         concurrency: read_size(reader, table, "concurrency", limits::CONCURRENCY),
@@ -63,6 +69,36 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<F
         run: run?,
         on: on?,
     })
+}
+
+/// What agents are told of a function that they may call: it is started by that alone, and answers it.
+fn read_tool(reader: &mut Reader<'_>, table: &Section<'_, '_>, on: &[Pattern]) -> Option<ToolSpec> {
+    let section = reader.table(table, "tool")?;
+    reader.check_keys(&section, &["description", "parameters"], &[]);
+    let description = reader.string(&section, "description");
+    if section.get("description").is_none() {
+        reader.fault(&section, "description", "it is missing: say what the tool does, and when to use it");
+    }
+    let mut parameters = reader.json(&section, "parameters").unwrap_or_default();
+    match parameters.get("type").map(|ty| ty.as_str()) {
+        None => drop(parameters.insert("type".to_owned(), "object".into())),
+        Some(Some("object")) => {}
+        Some(_) => reader.fault(&section, "parameters", "arguments are an object: type = \"object\", or leave it out"),
+    }
+    let called = |on: &Pattern| on.as_str().strip_prefix("events.")?.strip_prefix(tool::CALLED).map(str::to_owned);
+    match on.iter().map(called).collect::<Option<Vec<_>>>().as_deref() {
+        Some([name]) if tool::is_name(name) => {}
+        _ => {
+            let message = "a tool is started by the events that call it: on = [\"events.tool.called.NAME\"], \
+                           where NAME has letters, digits, - and _, and 64 of them at most";
+            reader.fault(table, "on", message);
+        }
+    }
+    let answers = table.get("emits").and_then(|emits| emits.get_ref().as_array());
+    if !answers.is_some_and(|emits| emits.iter().any(|one| one.get_ref().as_str() == Some(tool::RETURNED))) {
+        reader.fault(table, "emits", "a tool answers: add \"tool.returned\"");
+    }
+    Some(ToolSpec { description: description?, parameters })
 }
 
 fn read_run(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
@@ -119,8 +155,10 @@ fn read_builtin(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run>
         true => Ok(text.to_owned()),
         false => Err(format!("`{text}` is not a built-in function{}", did_you_mean(text, BUILTINS))),
     });
-    if function.as_deref() != Some(TAKES_A_SECRET) && table.get("secrets").is_some() {
-        reader.fault(table, "secrets", format!("of the built-in functions only {TAKES_A_SECRET} takes it: remove it"));
+    let takes = function.as_deref().is_some_and(|function| TAKE_A_SECRET.contains(&function));
+    if !takes && table.get("secrets").is_some() {
+        let they = TAKE_A_SECRET.join(" and ");
+        reader.fault(table, "secrets", format!("of the built-in functions only {they} take it: remove it"));
     }
     let model = reader.parsed(table, "model", parse_model);
     let with = reader.json(table, "with").unwrap_or_default();

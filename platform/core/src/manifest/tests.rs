@@ -135,6 +135,47 @@ fn mistakes_in_builtin_functions() {
     }
 }
 
+const TOOL: &str = "[function.find]\nruntime = \"process\"\ncommand = [\"x\"]\n";
+
+#[test]
+fn a_tool_has_a_name_a_description_and_parameters() {
+    let text = format!(
+        "{TOOL}on = [\"events.tool.called.find\"]\nemits = [\"tool.returned\"]\n\
+         [function.find.tool]\ndescription = \"Finds.\"\n\
+         parameters = {{ properties = {{ what = {{ type = \"string\" }} }}, required = [\"what\"] }}\n"
+    );
+    let manifest = Manifest::parse(&text).unwrap();
+    let spec = manifest.functions.values().next().unwrap();
+    let tool = spec.as_tool().unwrap();
+    assert_eq!((tool.name.as_str(), tool.spec.description.as_str()), ("find", "Finds."));
+    let parameters =
+        serde_json::json!({"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"]});
+    assert_eq!(serde_json::Value::Object(tool.spec.parameters), parameters);
+    let stored = serde_json::to_string(spec).unwrap();
+    assert_eq!(&serde_json::from_str::<FunctionSpec>(&stored).unwrap(), spec, "{stored}");
+}
+
+#[test]
+fn mistakes_in_tools() {
+    let good = "tool = { description = \"d\" }";
+    for (on, emits, tool, said) in [
+        ("events.find", "tool.returned", good, "on = [\"events.tool.called.NAME\"]"),
+        ("events.tool.called.*", "tool.returned", good, "on = [\"events.tool.called.NAME\"]"),
+        ("events.tool.called.find", "found", good, "add \"tool.returned\""),
+        ("events.tool.called.find", "tool.returned", "tool = {}", "function.find.tool.description: it is missing"),
+        (
+            "events.tool.called.find",
+            "tool.returned",
+            "tool = { description = \"d\", parameters = { type = \"string\" } }",
+            "arguments are an object",
+        ),
+        ("events.tool.called.find", "tool.returned", "tool = { describtion = \"d\" }", "did you mean `description`?"),
+    ] {
+        let found = problems(&format!("{TOOL}on = [\"{on}\"]\nemits = [\"{emits}\"]\n{tool}\n"));
+        assert!(found.iter().any(|p| p.contains(said)), "{said}: {found:#?}");
+    }
+}
+
 #[test]
 fn mistakes_in_sources() {
     for (text, said) in [

@@ -59,6 +59,7 @@ fn deployment(url: String) -> Deployment {
             retry: RetryPolicy::default(),
             env: [].into(),
             secrets: vec![],
+            tool: None,
         },
         artifacts: vec![],
         secrets: [].into(),

@@ -16,6 +16,10 @@ use time::OffsetDateTime;
 const LONGEST_ID: usize = 128;
 /// Tells every worker that an answer is no longer wanted; the body is its id.
 const CANCEL: &str = "nerve.cancel";
+/// Tells every worker that an answer is wanted after all; the body is its id.
+const RESUME: &str = "nerve.resume";
+/// How long workers are given to hear that before its events come: they may be on other servers of a cluster.
+const HEARD: std::time::Duration = std::time::Duration::from_millis(250);
 /// Type: somebody no longer wants an answer.
 const CANCELLED: &str = "control.cancelled";
 /// Type: an answer did not come in time.
@@ -43,6 +47,8 @@ pub struct AnswerState {
     pub last_sequence: u64,
     /// Whether nothing more will come.
     pub ended: bool,
+    /// Whether it ended without an answer.
+    pub failed: bool,
 }
 
 /// A reader of one answer.
@@ -57,6 +63,25 @@ pub enum Ending {
     Cancelled,
     /// It took too long.
     Timeout,
+}
+
+/// Whether an answer is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Not any more.
+    Cancelled(String),
+    /// It is tried again.
+    Resumed(String),
+}
+
+/// Why there will be no answer.
+pub(crate) struct Failure<'f> {
+    /// The function that gave up.
+    pub(crate) function: &'f str,
+    /// What it said last.
+    pub(crate) message: &'f str,
+    /// Whether it took too long at its last attempt.
+    pub(crate) timeout: bool,
 }
 
 /// The subject of an answer. An id that cannot stand in one is there by its digest.
@@ -94,8 +119,9 @@ impl Bus {
             (Err(error), _) | (_, Err(error)) => return Err(BusError::unavailable(what(), error)),
         };
         let (last_sequence, opened_at) = (last.sequence, first.time);
-        let ended = Part::of(&stored_event(last).ty).is_some_and(Part::is_last);
-        Ok(Some(AnswerState { first: stored_event(first), opened_at, last_sequence, ended }))
+        let last = Part::of(&stored_event(last).ty);
+        let (ended, failed) = (last.is_some_and(Part::is_last), last == Some(Part::Error));
+        Ok(Some(AnswerState { first: stored_event(first), opened_at, last_sequence, ended, failed }))
     }
 
     /// What `source` has emitted of an answer for the event `cause`, oldest first.
@@ -115,25 +141,84 @@ impl Bus {
             Ending::Timeout => (TIMEOUT, "the answer took too long; `nerve trace` and `nerve logs` show where it is"),
         };
         let kind = ty.trim_start_matches("control.");
+        let Some(place) = self.place(id).await? else { return Ok(()) };
         let failed = json!({"kind": kind, "message": message});
-        self.publish(&control(id, FAILED, &failed)?).await?;
-        self.publish(&control(id, ty, &json!({"answer": id}))?).await?;
+        self.publish(&control(id, FAILED, place, &failed)?).await?;
+        self.publish(&control(id, ty, place, &json!({"answer": id}))?).await?;
         let sent = self.client.publish(CANCEL, id.to_owned().into()).await;
         sent.map_err(|error| PublishError::Unavailable(error.into()))
     }
 
     /// Tells the readers of an answer that there will be none.
-    pub(crate) async fn fail_answer(&self, id: &str, function: &str, message: &str) -> Result<(), PublishError> {
-        let data = json!({"kind": "failed", "function": function, "message": message});
-        self.publish(&control(id, FAILED, &data)?).await.map(drop)
+    pub(crate) async fn fail_answer(&self, id: &str, failure: Failure<'_>) -> Result<(), PublishError> {
+        let Failure { function, message, timeout } = failure;
+        let kind = if timeout { "timeout" } else { "failed" };
+        let Some(place) = self.place(id).await? else { return Ok(()) };
+        let data = json!({"kind": kind, "function": function, "message": message});
+        self.publish(&control(id, FAILED, place, &data)?).await?;
+        if timeout {
+            self.publish(&control(id, TIMEOUT, place, &json!({"answer": id, "function": function}))?).await?;
+        }
+        Ok(())
     }
 
-    /// The ids of answers that are no longer wanted, as they become so.
-    pub(crate) async fn cancellations(&self) -> Result<impl Stream<Item = String> + use<>, BusError> {
-        let subscribed = self.client.subscribe(CANCEL).await;
-        let messages = subscribed.map_err(|error| BusError::unavailable("hearing of cancelled answers", error))?;
-        Ok(messages.map(|message| String::from_utf8_lossy(&message.payload).into_owned()))
+    /// Where an answer is that has not ended: what several say of it there is said once, and after another try again.
+    async fn place(&self, id: &str) -> Result<Option<u64>, PublishError> {
+        let state = self.answer_state(id).await.map_err(|error| PublishError::Unavailable(error.into()))?;
+        Ok(state.map_or(Some(0), |state| (!state.ended).then_some(state.last_sequence)))
     }
+
+    /// Opens an answer again that ended without one, for the event `request`: what was made of it stays, its end goes,
+    /// and workers take its events again.
+    pub(crate) async fn reopen_answer(&self, id: &str, request: &str) -> Result<(), BusError> {
+        let what = || format!("opening the answer {id} again");
+        let failed = self.answer_state(id).await?.filter(|state| state.failed);
+        if let Some(state) = failed {
+            let mut opened = state.first;
+            opened.id = format!("{id}#{}#{request}", answer::OPENED);
+            opened.ty = EventType::parse(answer::OPENED).map_err(|error| BusError::refused(what(), error))?;
+            let collection = collection_of(&opened);
+            opened.data = json!({ "collection": collection }).to_string().into_bytes().into();
+            self.publish(&opened).await.map_err(|error| BusError::unavailable(what(), error))?;
+            let stream = self.jetstream.get_stream_no_info(ANSWERS).await;
+            let stream = stream.map_err(|error| BusError::unavailable(what(), error))?;
+            // Gone already, where the request came twice.
+            stream.delete_message(state.last_sequence).await.ok();
+        }
+        let told = self.client.publish(RESUME, id.to_owned().into()).await;
+        told.map_err(|error| BusError::unavailable(what(), error))?;
+        self.flush().await?;
+        tokio::time::sleep(HEARD).await;
+        Ok(())
+    }
+
+    /// When an answer was opened last: once, or again for another try.
+    pub async fn opened_at(&self, id: &str) -> Result<Option<OffsetDateTime>, BusError> {
+        let subject = subject_of(id).map_err(|error| BusError::refused("reading an answer", error))?;
+        let parts = self.read(ANSWERS, vec![subject.as_str().to_owned()], Start::First, usize::MAX).await?;
+        let opened = |part: &&(async_nats::Message, u64, OffsetDateTime)| {
+            event_of(&part.0, ANSWERS, part.1).ty.as_str() == answer::OPENED
+        };
+        Ok(parts.iter().rev().find(opened).map(|(_, _, time)| *time))
+    }
+
+    /// Answers that are no longer wanted, or wanted again, as they become so.
+    pub(crate) async fn wishes(&self) -> Result<impl Stream<Item = Wish> + use<>, BusError> {
+        let hear = async |subject: &'static str| {
+            let subscribed = self.client.subscribe(subject).await;
+            subscribed.map_err(|error| BusError::unavailable("hearing of cancelled answers", error))
+        };
+        let text = |message: async_nats::Message| String::from_utf8_lossy(&message.payload).into_owned();
+        let cancelled = hear(CANCEL).await?.map(move |message| Wish::Cancelled(text(message)));
+        let resumed = hear(RESUME).await?.map(move |message| Wish::Resumed(text(message)));
+        Ok(futures::stream::select(cancelled, resumed))
+    }
+}
+
+/// The collection that an answer is about, as its first part says.
+fn collection_of(first: &Event) -> String {
+    let data: serde_json::Value = serde_json::from_slice(&first.data).unwrap_or_default();
+    data.get("collection").and_then(serde_json::Value::as_str).unwrap_or("default").to_owned()
 }
 
 fn stored_event(message: StreamMessage) -> Event {
@@ -150,10 +235,10 @@ fn stored_event(message: StreamMessage) -> Event {
     event_of(&message, ANSWERS, sequence)
 }
 
-/// An event about an answer, which by its id is published once.
-fn control(id: &str, ty: &str, data: &serde_json::Value) -> Result<Event, PublishError> {
+/// An event about an answer, which by its id is published once at this place of it.
+fn control(id: &str, ty: &str, place: u64, data: &serde_json::Value) -> Result<Event, PublishError> {
     let ty = EventType::parse(ty).map_err(|error| PublishError::Invalid(error.to_string()))?;
-    let event = Event::new(format!("{id}#{ty}"), "/nerve/answers", ty);
+    let event = Event::new(format!("{id}#{ty}#{place}"), "/nerve/answers", ty);
     let mut event =
         event.with_extension(CORRELATION_ID, id).with_data("application/json", data.to_string().into_bytes());
     event.time = Some(OffsetDateTime::now_utc());

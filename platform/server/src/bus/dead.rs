@@ -120,7 +120,7 @@ impl Bus {
 }
 
 /// The headers that the event first came with, and where it first was.
-fn without_failure(headers: Option<&HeaderMap>) -> HeaderMap {
+pub(super) fn without_failure(headers: Option<&HeaderMap>) -> HeaderMap {
     let failure = [dead_headers::FUNCTION, dead_headers::REVISION, dead_headers::ATTEMPTS, dead_headers::ERRORS];
     let mut kept = HeaderMap::new();
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {

@@ -33,6 +33,11 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
+    /// How long the broker waits for a delivery that nobody extends.
+    pub(crate) fn ack_wait(&self) -> Duration {
+        self.period * 3
+    }
+
     /// Starts the timer: a delivery is extended each third of `ack_wait`, until `stop`.
     pub(crate) fn start(client: Client, ack_wait: Duration, stop: CancellationToken, tasks: &TaskTracker) -> Self {
         let leases = Self { entries: Arc::default(), next: Arc::default(), period: ack_wait / 3 };

@@ -22,7 +22,7 @@ const MOST: usize = 10_000;
 const SKEW: Duration = Duration::from_secs(60);
 
 /// One event of a trace.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Traced {
     /// Its id.
     pub id: String,

@@ -17,7 +17,7 @@ use super::{
     Gateway,
     access::Caller,
     problem::{Answer, Problem},
-    publish::{broker_problem, check_connected, publish_problem},
+    publish::{broker_problem, check_connected, publish, publish_problem},
     sse,
 };
 use crate::bus::{AnswerState, Ending};
@@ -28,9 +28,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use nerve_core::{Event, EventType, event::CORRELATION_ID};
 use prompt::{Asked, Prompt};
 use reading::Reading;
 use serde_json::Value;
+use time::OffsetDateTime;
+
+/// Type: another try is wanted.
+const RETRY_REQUESTED: &str = "control.retry_requested";
 
 /// Asks a question: the answer as it is made, or whole where the caller wants it so.
 pub(super) async fn post(
@@ -91,7 +96,11 @@ pub(super) async fn get(
     }
     let whole = wants_json(&headers);
     let mut reading = Reading::open(&gateway, id, after, slot).await?;
-    reading.count_from(state.opened_at);
+    if !reading.count_from(state.opened_at)
+        && let Some(again) = gateway.bus().opened_at(&reading.id).await.map_err(|error| broker_problem(&error))?
+    {
+        reading.count_from(again);
+    }
     if whole { Ok(Json(reading.whole().await?).into_response()) } else { Ok(sse::response(reading.frames())) }
 }
 
@@ -106,6 +115,31 @@ pub(super) async fn delete(
         gateway.bus().end_answer(&id, Ending::Cancelled).await.map_err(publish_problem)?;
     }
     Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Asks for another try at an answer that ended without one. A worker that hears of it does it, or says why not.
+pub(super) async fn retry(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Answer {
+    check_connected(gateway.bus())?;
+    let state = state_of(&gateway, &caller, &id).await?;
+    if !state.failed {
+        let detail = match state.ended {
+            true => format!("the answer `{id}` is done: GET /v1/answers/{id} has it"),
+            false => format!("the answer `{id}` is being made: there is nothing to try again yet"),
+        };
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    let ty = EventType::parse(RETRY_REQUESTED).map_err(|error| Problem::bad_request(error.to_string()))?;
+    // At this place of the answer it is one request, however often it is sent.
+    let event = Event::new(format!("{id}#retry#{}", state.last_sequence), "/v1/answers", ty);
+    let event = event.with_extension(CORRELATION_ID, &*id);
+    let mut event = event.with_data("application/json", serde_json::json!({"answer": id}).to_string().into_bytes());
+    event.time = Some(OffsetDateTime::now_utc());
+    let receipt = publish(gateway.bus(), &event).await?;
+    Ok(json(StatusCode::ACCEPTED, &receipt))
 }
 
 /// The answer of this id, if the caller may see it.

@@ -49,6 +49,7 @@ fn function() -> FunctionSpec {
         retry: RetryPolicy { attempts: 1, backoff: vec![] },
         env: BTreeMap::from([("TOKEN".to_owned(), "do-not-tell".to_owned())]),
         secrets: vec![],
+        tool: None,
     }
 }
 

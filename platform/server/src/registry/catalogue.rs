@@ -72,11 +72,16 @@ impl Catalogue {
 
     /// Whether any function takes events of type `ty`.
     pub(crate) fn takes(&self, ty: &EventType) -> bool {
+        self.takers(ty).next().is_some()
+    }
+
+    /// The functions that take events of type `ty`.
+    pub(crate) fn takers(&self, ty: &EventType) -> impl Iterator<Item = &Name> {
         let subject = ty.subject();
-        let takes = |entry: &Entry<FunctionRecord>| {
+        let takes = move |entry: &&Entry<FunctionRecord>| {
             entry.record.stream == EVENTS && entry.record.spec.on.iter().any(|on| on.covers(subject.as_str()))
         };
-        self.functions.values().any(takes)
+        self.functions.values().filter(takes).map(|entry| &entry.name)
     }
 
     /// The digest of every file that a function or a model needs.

@@ -1,6 +1,7 @@
 //! Answers that nobody wants any more: what works on one is stopped, and what comes for one is passed over.
 
 use super::Shared;
+use crate::bus::Wish;
 use futures::StreamExt;
 use nerve_core::{Event, answer};
 use std::{
@@ -71,6 +72,14 @@ impl Cancels {
         }
     }
 
+    /// Takes events of an answer again.
+    fn resume(&self, id: &str) {
+        let mut state = self.lock();
+        if state.cancelled.remove(id).is_some() {
+            state.order.retain(|known| known != id);
+        }
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -92,11 +101,14 @@ impl Drop for Running {
 pub(super) async fn follow(shared: Shared) {
     let stop = shared.stops.work.clone();
     while !stop.is_cancelled() {
-        match shared.bus.cancellations().await {
-            Ok(mut ids) => {
-                while let Some(Some(id)) = stop.run_until_cancelled(ids.next()).await {
-                    tracing::debug!(answer = id, "cancelled");
-                    shared.cancels.cancel(id);
+        match shared.bus.wishes().await {
+            Ok(mut wishes) => {
+                while let Some(Some(wish)) = stop.run_until_cancelled(wishes.next()).await {
+                    tracing::debug!(?wish);
+                    match wish {
+                        Wish::Cancelled(id) => shared.cancels.cancel(id),
+                        Wish::Resumed(id) => shared.cancels.resume(&id),
+                    }
                 }
             }
             Err(error) => tracing::warn!(%error, "cancelled answers are not heard of"),
@@ -124,6 +136,8 @@ mod tests {
         assert!(cancels.is_cancelled(&event("1")) && !cancels.is_cancelled(&event("2")));
         drop((first, second, other));
         assert!(cancels.lock().running.is_empty());
+        cancels.resume("1");
+        assert!(!cancels.is_cancelled(&event("1")) && cancels.lock().order.is_empty());
     }
 
     #[test]

@@ -3,13 +3,17 @@
 //! A redelivered event makes the same function publish under the same message ids, so within the dedupe window
 //! nothing is stored twice.
 
-use super::Shared;
-use crate::bus::{Bus, PublishError};
+use super::{Shared, tools};
+use crate::{
+    bus::{Bus, PublishError},
+    registry::Catalogue,
+};
 use async_trait::async_trait;
 use nerve_core::{
     Emission, Event, Fault, FunctionError, FunctionSpec, Name, answer,
     event::{CAUSATION_ID, CORRELATION_ID, PARTITION_KEY, TRACEPARENT},
     function::Emitter,
+    tool::Tool,
 };
 use sha2::{Digest, Sha256};
 use std::{
@@ -20,7 +24,7 @@ use std::{
     time::Duration,
 };
 use time::OffsetDateTime;
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// How long a result waits for the broker before its event is tried again: running a function anew costs more.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -115,6 +119,7 @@ pub(super) struct Publisher {
     inputs: Vec<Event>,
     /// How many emissions each event has had.
     counts: Vec<AtomicUsize>,
+    catalogue: watch::Receiver<Arc<Catalogue>>,
 }
 
 impl Publisher {
@@ -122,11 +127,15 @@ impl Publisher {
         // The body is shared, not copied.
         let inputs = inputs.to_vec();
         let counts = inputs.iter().map(|_| AtomicUsize::new(0)).collect();
-        Self { bus: shared.bus.clone(), outlet: outlet.clone(), inputs, counts }
+        Self { bus: shared.bus.clone(), outlet: outlet.clone(), inputs, counts, catalogue: shared.catalogue.clone() }
     }
 
     /// Publishes the results of the event at `index`, in their order and all at once.
     pub(super) async fn results(&self, index: usize, emissions: Vec<Emission>) -> Result<(), FunctionError> {
+        let emissions = match self.inputs.get(index) {
+            Some(input) if tools::is_call(&self.outlet.spec, input) => tools::answered(input, emissions)?,
+            _ => emissions,
+        };
         let events: Result<Vec<_>, _> = emissions.into_iter().map(|emission| self.event(index, emission)).collect();
         let events = events?;
         if let [only] = events.as_slice() {
@@ -160,6 +169,10 @@ impl Emitter for Publisher {
         count.fetch_max(events.len(), Ordering::Relaxed);
         Ok(events.into_iter().map(emission_of).collect())
     }
+
+    fn tools(&self) -> Vec<Tool> {
+        tools::deployed(&self.catalogue.borrow())
+    }
 }
 
 fn emission_of(event: Event) -> Emission {
@@ -172,6 +185,7 @@ pub(super) struct Collector {
     pub(super) outlet: Outlet,
     pub(super) input: Event,
     pub(super) events: Mutex<Vec<Event>>,
+    pub(super) catalogue: watch::Receiver<Arc<Catalogue>>,
 }
 
 impl Collector {
@@ -198,6 +212,10 @@ impl Collector {
 impl Emitter for Collector {
     async fn emit(&self, _index: usize, emission: Emission) -> Result<(), FunctionError> {
         self.keep(emission)
+    }
+
+    fn tools(&self) -> Vec<Tool> {
+        tools::deployed(&self.catalogue.borrow())
     }
 }
 

@@ -1,7 +1,11 @@
 //! What becomes of an event that failed, and what is remembered of it.
 
-use super::{Shared, emission::Outlet, log};
-use crate::bus::{Attempt, Delivery, LogRecord};
+use super::{
+    Shared,
+    emission::{Outlet, publish},
+    log, tools,
+};
+use crate::bus::{Attempt, Delivery, Failure, LogRecord};
 use nerve_core::{
     Fault, FunctionError, answer,
     function::LogLevel,
@@ -58,7 +62,17 @@ pub(super) async fn give_back(delivery: Delivery) {
 
 async fn bury_with(shared: &Shared, outlet: &Outlet, revision: u64, delivery: Delivery, attempts: &[Attempt]) {
     let function = &outlet.function;
-    let answer = if delivery.is_redriven() { None } else { delivery.answer_id() };
+    let last = attempts.last().map(|attempt| &attempt.error);
+    let why = last.map_or("it failed", |error| error.message.as_str());
+    // An agent goes on with what its tools answer, so its answer has not failed yet.
+    let answer = match answer_call(shared, outlet, &delivery, why).await {
+        Ok(true) => None,
+        Ok(false) => delivery.answer_id(),
+        Err(error) => {
+            tracing::error!(%function, %error, "an agent could not be told that its tool failed; the call comes again");
+            return;
+        }
+    };
     match delivery.dead_letter(function, revision, attempts).await {
         Ok(id) => {
             metrics::counter!("nerve_dead_letters_total", "function" => function.to_string()).increment(1);
@@ -71,10 +85,29 @@ async fn bury_with(shared: &Shared, outlet: &Outlet, revision: u64, delivery: De
     }
     let leads_on = shared.catalogue.borrow().leads_to(function, answer::GENERATED);
     let Some(answer) = answer.filter(|_| leads_on) else { return };
-    let why = attempts.last().map(|attempt| attempt.error.message.as_str()).unwrap_or("it failed");
-    if let Err(error) = shared.bus.fail_answer(&answer, function.as_str(), why).await {
+    let failure = Failure {
+        function: function.as_str(),
+        message: why,
+        timeout: last.is_some_and(|error| error.fault == Fault::Timeout),
+    };
+    if let Err(error) = shared.bus.fail_answer(&answer, failure).await {
         tracing::warn!(%function, %error, answer, "the readers of an answer could not be told that there will be none");
     }
+}
+
+/// Tells an agent that the tool it called failed for good; says whether the event was such a call.
+async fn answer_call(shared: &Shared, outlet: &Outlet, delivery: &Delivery, why: &str) -> Result<bool, FunctionError> {
+    if outlet.spec.tool.is_none() {
+        return Ok(false);
+    }
+    let Ok(event) = delivery.event().await else { return Ok(false) };
+    let Some(emission) = tools::failed(&event, why).filter(|_| tools::is_call(&outlet.spec, &event)) else {
+        return Ok(false);
+    };
+    let mut answer = outlet.event(&event, 0, emission)?;
+    // The call may be tried again by hand, and then answers once more.
+    answer.id.push_str("-failed");
+    publish(&shared.bus, &answer).await.map(|()| true)
 }
 
 /// Every attempt so far, this one last.

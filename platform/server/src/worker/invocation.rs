@@ -3,7 +3,7 @@
 use super::{
     Shared,
     emission::{Outlet, Publisher},
-    failure,
+    failure, tools,
 };
 use crate::bus::{BodyError, Delivery};
 use futures::FutureExt;
@@ -62,6 +62,9 @@ impl Invoker {
             return;
         }
         let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, &events));
+        let spec = &self.outlet.spec;
+        let given = |event| if tools::is_call(spec, &event) { tools::given(event) } else { event };
+        let events: Vec<Event> = events.into_iter().map(given).collect();
         let started = Instant::now();
         let Some(outcomes) = self.unless_cancelled(events, &publisher).await else {
             for taken in taken {
@@ -143,7 +146,7 @@ impl Invoker {
 
     async fn finish(&self, publisher: &Publisher, index: usize, taken: Taken, outcome: Outcome) {
         let result = match outcome {
-            Ok(emissions) if emissions.is_empty() => Ok(()),
+            Ok(emissions) if emissions.is_empty() && self.outlet.spec.tool.is_none() => Ok(()),
             Ok(emissions) => publisher.results(index, emissions).await,
             Err(error) => Err(error),
         };

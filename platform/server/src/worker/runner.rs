@@ -168,8 +168,12 @@ impl Runner {
 impl Invoker {
     /// Runs the function once and returns what it emitted, unpublished.
     async fn call(&self, event: nerve_core::Event) -> Result<Vec<nerve_core::Event>, FunctionError> {
-        let collector =
-            Arc::new(Collector { outlet: self.outlet.clone(), input: event.clone(), events: Mutex::default() });
+        let collector = Arc::new(Collector {
+            outlet: self.outlet.clone(),
+            input: event.clone(),
+            events: Mutex::default(),
+            catalogue: self.shared.catalogue.clone(),
+        });
         let context = Context { emitter: collector.clone(), views: Some(self.shared.views.clone()) };
         let run = self.function.invoke(vec![event], context);
         let outcomes = self.shared.stops.work.run_until_cancelled(run).await;

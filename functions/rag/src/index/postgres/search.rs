@@ -235,5 +235,7 @@ fn hit_of(row: &tokio_postgres::Row, found: &Found) -> Result<Hit, tokio_postgre
         score: found.score,
         bm25: found.bm25,
         similarity: found.similarity,
+        lexical_rank: found.lexical_rank,
+        dense_rank: found.dense_rank,
     })
 }

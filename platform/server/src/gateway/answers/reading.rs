@@ -23,7 +23,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// A reader, from where it began until the answer's last part.
 pub(super) struct Reading {
-    id: String,
+    pub(super) id: String,
     parts: AnswerParts,
     bus: Bus,
     heartbeat: Interval,
@@ -67,10 +67,11 @@ impl Reading {
         })
     }
 
-    /// Counts the time that the answer may take from the moment it was asked for.
-    pub(super) fn count_from(&mut self, opened: OffsetDateTime) {
+    /// Counts the time that the answer may take from the moment it was opened; says whether any is left.
+    pub(super) fn count_from(&mut self, opened: OffsetDateTime) -> bool {
         let age = Duration::try_from(OffsetDateTime::now_utc() - opened).unwrap_or_default();
         self.deadline = Instant::now() + self.patience.saturating_sub(age);
+        age < self.patience
     }
 
     /// What comes next; none past the answer's last part, and when the gateway stops.

@@ -1,0 +1,167 @@
+//! What an agent does with what a model decides, without a model.
+
+use super::{chat::Wanted, *};
+use nerve_core::tool::ToolSpec;
+use std::sync::Mutex;
+use time::macros::datetime;
+
+fn tool(name: &str) -> Tool {
+    let parameters = json!({"type": "object", "properties": {"what": {"type": "string"}}, "required": ["what"],
+                            "additionalProperties": false});
+    let parameters = parameters.as_object().cloned().unwrap();
+    Tool { name: name.into(), spec: ToolSpec { description: "Finds.".into(), parameters } }
+}
+
+fn agent(options: AgentOptions) -> Agent {
+    let pattern = |text: &str| Pattern::parse(text).unwrap();
+    let frame = Frame {
+        emits: EventType::parse("answer.generated").unwrap(),
+        side_events: Vec::new(),
+        timeout: Duration::from_secs(10),
+    };
+    let emits = ["agent.step", "tool.called.find", "answer.generated", "answer.token"].map(pattern).to_vec();
+    let endpoint = Endpoint::new("http://127.0.0.1:1/v1", "m".into(), None).unwrap();
+    Agent { name: Name::parse("agent").unwrap(), frame, emits, endpoint, options }
+}
+
+fn event(ty: &str, data: &Value) -> Event {
+    let mut event = Event::new("1", "/tests", EventType::parse(ty).unwrap());
+    event.time = Some(datetime!(2026-01-01 00:00 UTC));
+    event.with_data("application/json", data.to_string())
+}
+
+fn only(outcome: Outcome) -> (String, Value) {
+    let emissions = outcome.unwrap();
+    assert_eq!(emissions.len(), 1);
+    (emissions[0].ty.to_string(), serde_json::from_slice(&emissions[0].data).unwrap())
+}
+
+/// Knows two tools, and keeps what is emitted.
+#[derive(Default)]
+struct Deployed(Mutex<Vec<Emission>>);
+
+#[async_trait]
+impl Emitter for Deployed {
+    async fn emit(&self, _index: usize, emission: Emission) -> Result<(), FunctionError> {
+        self.0.lock().unwrap().push(emission);
+        Ok(())
+    }
+
+    fn tools(&self) -> Vec<Tool> {
+        vec![tool("find"), tool("delete")]
+    }
+}
+
+#[test]
+fn a_question_begins_a_conversation_that_goes_through_its_tools() {
+    let agent = agent(AgentOptions::default());
+    let asked = json!({"prompt": "What is it?", "collection": "c", "messages": [{"role": "user", "content": "Hello"}]});
+    let (ty, step) = only(agent.begin(&event("prompt.received", &asked)));
+    assert_eq!((ty.as_str(), &step["question"]), (STEP, &json!("What is it?")));
+    assert_eq!(step["agent"]["asked"], json!({"question": "What is it?", "collection": "c"}));
+    let said: Vec<&str> =
+        step["agent"]["messages"].as_array().unwrap().iter().map(|one| one["content"].as_str().unwrap()).collect();
+    assert_eq!(said, [SYSTEM, "Hello", "What is it?"]);
+
+    let mut knowledge: Knowledge = serde_json::from_value(step["agent"].clone()).unwrap();
+    for call in ["1", "2"] {
+        let arguments = json!({"what": call}).as_object().cloned().unwrap();
+        knowledge.pending.push(Pending { call: call.into(), tool: "find".into(), arguments });
+    }
+    let (ty, first) = only(agent.go_on(knowledge));
+    assert_eq!(
+        (ty.as_str(), &first["call"], &first["arguments"]),
+        ("tool.called.find", &json!("1"), &json!({"what": "1"}))
+    );
+    let back = json!({"call": "1", "tool": "find", "result": {"price": 3}, "agent": first["agent"]});
+    let (ty, second) = only(agent.observe(&event("tool.returned", &back)));
+    assert_eq!((ty.as_str(), &second["call"]), ("tool.called.find", &json!("2")));
+    let back = json!({"call": "2", "tool": "find", "error": "broken", "agent": second["agent"]});
+    let (ty, step) = only(agent.observe(&event("tool.returned", &back)));
+    let messages = step["agent"]["messages"].as_array().unwrap();
+    assert_eq!(ty, STEP);
+    let told = |call: &str, content: &str| json!({"role": "tool", "tool_call_id": call, "content": content});
+    assert_eq!(messages[3..], [told("1", r#"{"price":3}"#), told("2", "Error: broken")]);
+    assert_eq!(step["agent"]["called"], json!(["find", "find"]));
+    let mut others = back;
+    others["agent"]["by"] = "another".into();
+    for other in [others, json!({"call": "1", "tool": "find", "result": 1})] {
+        assert!(agent.observe(&event("tool.returned", &other)).unwrap().is_empty(), "somebody else called it");
+    }
+}
+
+#[test]
+fn only_what_the_manifest_allows_is_offered() {
+    let names =
+        |options| agent(options).tools(&Deployed::default()).into_iter().map(|tool| tool.name).collect::<Vec<_>>();
+    assert_eq!(names(AgentOptions::default()), ["find"], "`emits` has no tool.called.delete");
+    assert!(names(AgentOptions { tools: Some(vec!["delete".into()]), ..AgentOptions::default() }).is_empty());
+}
+
+#[test]
+fn a_call_that_fits_no_tool_is_told_to_the_model() {
+    let check = |name: &str, arguments: &str| {
+        let call = Wanted { id: "1".into(), name: name.into(), arguments: arguments.into() };
+        super::tools::check(&[tool("find")], &call).map(Value::Object)
+    };
+    assert_eq!(check("find", r#"{"what": "a"}"#), Ok(json!({"what": "a"})));
+    for (name, arguments, said) in [
+        ("lose", "{}", "no tool `lose`; there are find"),
+        ("find", "{", "no JSON"),
+        ("find", "", "\"what\" is a required property"),
+        ("find", r#"{"what": 1}"#, "at /what"),
+        ("find", r#"{"what": "a", "more": 1}"#, "more"),
+        ("find", "[]", "no object"),
+    ] {
+        let why = check(name, arguments).unwrap_err();
+        assert!(why.contains(said), "{name} {arguments}: {why}");
+    }
+}
+
+#[test]
+fn a_decision_is_read_however_servers_write_it() {
+    let read = |message: Value| {
+        let completion =
+            json!({"choices": [{"message": message, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}});
+        chat::Decision::read(completion.to_string().as_bytes(), 2).unwrap()
+    };
+    let said = read(json!({"content": "Yes."}));
+    assert_eq!((said.text.as_str(), said.calls.len(), said.usage.prompt_tokens), ("Yes.", 0, 3));
+    let text =
+        json!({"content": null, "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": "{\"n\":1}"}}]});
+    let object = json!({"tool_calls": [{"function": {"name": "f", "arguments": {"n": 1}}}]});
+    let (text, object) = (read(text), read(object));
+    assert_eq!((text.calls[0].id.as_str(), object.calls[0].id.as_str()), ("a", "call-2-0"));
+    assert_eq!(text.calls[0].arguments, object.calls[0].arguments);
+    assert_eq!(text.message()["tool_calls"][0]["function"]["arguments"], r#"{"n":1}"#);
+    assert_eq!(chat::Decision::read(b"<html>", 0).unwrap_err().fault, Fault::Retry { after: None });
+}
+
+#[tokio::test]
+async fn a_budget_that_is_spent_ends_it() {
+    let begun = datetime!(2026-01-01 00:00 UTC);
+    let question = json!({"question": "?", "collection": "c"}).as_object().cloned().unwrap();
+    let knowledge = Knowledge::begun("agent", question, "s", begun).unwrap();
+    let budget = Budget { steps: 2, tokens: 100, time: Duration::from_secs(60) };
+    let spent = |change: &dyn Fn(&mut Knowledge), seconds| {
+        let mut knowledge = knowledge.clone();
+        change(&mut knowledge);
+        knowledge.spent(budget, begun + Duration::from_secs(seconds))
+    };
+    assert_eq!(spent(&|_| (), 59), None);
+    assert_eq!(spent(&|_| (), 60).as_deref(), Some("1m"));
+    assert_eq!(spent(&|known| known.steps = 2, 0).as_deref(), Some("2 steps"));
+    assert_eq!(spent(&|known| known.usage.completion_tokens = 100, 0).as_deref(), Some("100 tokens"));
+
+    // The question is long past its time, so that the model is not asked at all.
+    let emitter = Deployed::default();
+    let step = event(STEP, &json!({"question": "?", "agent": knowledge}));
+    let (ty, answer) = only(agent(AgentOptions::default()).decide(&step, 0, &emitter).await);
+    assert_eq!(
+        (ty.as_str(), &answer["finish"], &answer["answered"]),
+        ("answer.generated", &json!("budget"), &json!(false))
+    );
+    assert_eq!((&answer["question"], &answer["collection"]), (&json!("?"), &json!("c")));
+    let token: Value = serde_json::from_slice(&emitter.0.lock().unwrap()[0].data).unwrap();
+    assert_eq!(token["text"], answer["answer"]);
+}
