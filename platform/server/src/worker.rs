@@ -8,6 +8,7 @@
 //! - `emission`: what a function returns, as events with ids that do not change from one try to the next.
 //! - `cancels`: answers that nobody wants any more.
 //! - `failure`: attempts, retries, dead letters.
+//! - `sinks`: outbound webhooks. `schedules`: events at certain times.
 //! - `log`: what functions say, on its way to LOGS.
 //!
 //! # Flow
@@ -21,6 +22,8 @@ mod failure;
 mod invocation;
 mod log;
 mod runner;
+mod schedules;
+mod sinks;
 mod supervisor;
 
 use crate::{
@@ -39,6 +42,9 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// The wait before a broken intake is opened again.
+const REOPEN: Duration = Duration::from_millis(500);
+
 /// What every part of a worker shares.
 #[derive(Clone)]
 pub(crate) struct Shared {
@@ -48,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) leases: Leases,
     pub(crate) artifacts: PathBuf,
     pub(crate) statuses: Statuses,
+    pub(crate) sink_statuses: Statuses,
     pub(crate) stops: Stops,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) views: Arc<dyn Views>,
@@ -133,6 +140,7 @@ pub(crate) struct Parts {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) statuses: Statuses,
+    pub(crate) sink_statuses: Statuses,
 }
 
 /// What one function should be running: a change in any of it is a new load.
@@ -174,11 +182,13 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         host: parts.host,
         artifacts: config.artifacts(),
         statuses: parts.statuses,
+        sink_statuses: parts.sink_statuses,
         stops: stops.clone(),
         tasks: tasks.clone(),
     };
     timers.spawn(cancels::follow(shared.clone()));
-    reconcile(&shared, parts.catalogue).await;
+    let functions = reconcile(&shared, parts.catalogue);
+    tokio::join!(functions, sinks::reconcile(&shared, &config.sinks.allow), schedules::run(&shared));
     tasks.close();
     if tokio::time::timeout(config.worker.grace, tasks.wait()).await.is_err() {
         tracing::warn!("the grace is over: what still runs is given back");
