@@ -98,8 +98,8 @@ pub struct StreamsConfig {
     /// Age at which an attempt of a sink is forgotten.
     #[serde(deserialize_with = "duration")]
     pub attempts_max_age: Duration,
-    /// Bytes that attempts may take; -1 for no bound.
-    pub attempts_max_bytes: i64,
+    /// Attempts that are kept; -1 for no bound.
+    pub attempts_max: i64,
 }
 
 /// How functions are run.

@@ -86,11 +86,9 @@ impl Bus {
             name: name.to_owned(),
             subjects,
             max_age,
-            max_bytes: match name {
-                EVENTS => config.events_max_bytes,
-                ATTEMPTS => config.attempts_max_bytes,
-                _ => -1,
-            },
+            max_bytes: if name == EVENTS { config.events_max_bytes } else { -1 },
+            // By number, since a bound in bytes is reserved on the broker's disk at once.
+            max_messages: if name == ATTEMPTS { config.attempts_max } else { -1 },
             num_replicas: config.replicas,
             duplicate_window: if max_age.is_zero() { config.dedupe_window } else { config.dedupe_window.min(max_age) },
             allow_direct: true,
@@ -109,6 +107,7 @@ impl Bus {
                     subjects: wanted.subjects,
                     max_age: wanted.max_age,
                     max_bytes: wanted.max_bytes,
+                    max_messages: if name == ATTEMPTS { wanted.max_messages } else { current.max_messages },
                     num_replicas: wanted.num_replicas,
                     duplicate_window: wanted.duplicate_window,
                     allow_direct: true,
