@@ -13,7 +13,7 @@ use std::{collections::BTreeSet, time::Duration};
 const FIRST: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 const SECOND: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 /// What lets a sink reach the endpoints of these tests.
-const LOOPBACK: &str = "allow = [\"127.0.0.0/8\"]\n";
+const LOOPBACK: &str = "allow = [\"127.0.0.0/8\", \"::1\"]\n";
 
 /// A sink for events of the type `a`.
 fn sink(url: &str, lines: &str) -> Folder {
@@ -290,8 +290,13 @@ async fn an_endpoint_that_fails_for_long_is_disabled_until_it_is_enabled() {
     endpoint.from_now_on(Reply::Status(410));
     post_event(&nerve, "a", "3", "{}").await;
     streams.reaches("EVENTS", "events.sink.disabled", 2, seconds(40)).await;
-    call(&cli, &["enable", "crm"]).await;
-    call(&cli, &["disable", "crm"]).await;
+    endpoint.from_now_on(Reply::Status(204));
+    eventually("it is enabled again", seconds(20), || async {
+        (call(&cli, &["enable", "crm"]).await["changed"] == true).then_some(())
+    })
+    .await;
+    let disabled = call(&cli, &["disable", "crm"]).await;
+    assert_eq!(disabled["changed"], true);
     let reasons = streams.read("EVENTS", "events.sink.disabled").await;
     let reason = |at: usize| serde_json::from_slice::<Value>(&reasons[at].data).unwrap()["reason"].to_string();
     assert!(reason(1).contains("410") && reason(reasons.len() - 1).contains("by hand"));
@@ -389,4 +394,28 @@ async fn a_rate_a_template_and_headers_are_kept_to() {
     .await;
     post_event(&nerve, "a", "7", "{}").await;
     streams.reaches("DEAD", "dead.crm", 1, seconds(20)).await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let (cert, key) = (cert.display().to_string(), key.display().to_string());
+    let mut endpoint = Node::start("receive.mjs", &["--tls", &cert, &key, FIRST]);
+    let url = endpoint.line(seconds(30), |line| line.starts_with("https").then(|| line.to_owned())).await;
+    let manifest = sink(&url, "secrets = [\"KEY\"]");
+    for (trusted, status) in [(true, json!(204)), (false, Value::Null)] {
+        let envs = if trusted { vec![("SSL_CERT_FILE".to_owned(), cert.clone())] } else { vec![] };
+        let nerve = Nerve::up_with(Options { envs, ..Options::default() }).await;
+        nerve.cli().secret("KEY", FIRST).await;
+        nerve.cli().deploy(manifest.path()).await;
+        let tried = nerve.cli().run(&["sink", "test", "crm", "--output", "json"]).await;
+        assert_eq!(tried.code, Some(if trusted { 0 } else { 1 }), "{tried:?}");
+        let attempt = tried.json();
+        assert_eq!(attempt["status"], status, "{attempt}");
+        assert!(trusted || attempt["error"].as_str().unwrap().contains("certificate"), "{attempt}");
+    }
 }

@@ -1,16 +1,20 @@
 // Receives webhooks and verifies each with the `standardwebhooks` and `svix` packages.
 //
-// node receive.mjs SECRET...
+// node receive.mjs [--tls CERT KEY] SECRET...
 //
 // Prints its URL, then one line of JSON for each request: {"id", "body", "agent", "verified": [package:secret…]},
 // where a secret is the number of its argument. Answers 204 if any of them verifies, else 401.
+import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
+import { createServer as createTlsServer } from "node:https";
 import { Webhook as Standard } from "standardwebhooks";
 import { Webhook as Svix } from "svix";
 
-const secrets = process.argv.slice(2);
+const args = process.argv.slice(2);
+const files = args[0] === "--tls" ? args.splice(0, 3).slice(1) : undefined;
+const secrets = args;
 
-const server = createServer(async (request, response) => {
+async function receive(request, response) {
   const chunks = [];
   for await (const chunk of request) chunks.push(chunk);
   const body = Buffer.concat(chunks).toString();
@@ -34,5 +38,10 @@ const server = createServer(async (request, response) => {
     }),
   );
   response.writeHead(verified.length ? 204 : 401).end();
-});
-server.listen(0, "127.0.0.1", () => console.log(`http://127.0.0.1:${server.address().port}/`));
+}
+
+const server = files
+  ? createTlsServer({ cert: readFileSync(files[0]), key: readFileSync(files[1]) }, receive)
+  : createServer(receive);
+const origin = files ? "https://localhost" : "http://127.0.0.1";
+server.listen(0, "127.0.0.1", () => console.log(`${origin}:${server.address().port}/`));

@@ -34,7 +34,7 @@ mod trace;
 mod views;
 
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
-pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome};
+pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttempts};
 pub use dead::{DeadLetter, DeadLetters};
 pub use delivery::{Attempt, Delivery};
 pub use invoke::{Invocation, InvokeError};

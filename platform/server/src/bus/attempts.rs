@@ -65,6 +65,19 @@ pub enum SinkOutcome {
     Failed,
 }
 
+/// Which of a sink's attempts.
+#[derive(Debug, Clone, Copy)]
+pub struct WhichAttempts<'a> {
+    /// The sink.
+    pub sink: &'a Name,
+    /// Those at one event, by the id that the endpoint knows, or at all.
+    pub id: Option<&'a str>,
+    /// Since when.
+    pub since: Start,
+    /// The newest so many.
+    pub limit: usize,
+}
+
 /// A sink's attempts being followed.
 pub struct SinkAttempts(Tail);
 
@@ -99,24 +112,22 @@ impl Bus {
         }
     }
 
-    /// A sink's attempts since `start`, of one event or of all, the oldest first: the newest `limit` that `keep` keeps.
+    /// The attempts that `which` asks for and `keep` keeps, the oldest first.
     pub async fn sink_attempts(
         &self,
-        sink: &Name,
-        id: Option<&str>,
-        start: Start,
-        limit: usize,
+        which: WhichAttempts<'_>,
         keep: impl Fn(&SinkAttempt) -> bool,
     ) -> Result<Vec<SinkAttempt>, BusError> {
         let mut newest = VecDeque::new();
-        self.each(ATTEMPTS, vec![subject(sink, id)], start, usize::MAX, |message, _, _| {
+        self.each(ATTEMPTS, vec![subject(which.sink, which.id)], which.since, |message, _, _| {
             let attempt = serde_json::from_slice::<SinkAttempt>(&message.payload);
             if let Some(attempt) = attempt.ok().filter(&keep) {
                 newest.push_back(attempt);
             }
-            if newest.len() > limit {
+            if newest.len() > which.limit {
                 newest.pop_front();
             }
+            true
         })
         .await?;
         Ok(newest.into())

@@ -23,14 +23,14 @@ mod runner;
 mod signature;
 mod verdict;
 
-use super::{Shared, Slot};
+use super::{Shared, Slot, log};
 use crate::registry::{Catalogue, Entry, SinkRecord};
 use delivery::Poster;
 use endpoint::Endpoint;
 use gate::Gate;
 use guard::Guard;
 use health::Health;
-use nerve_core::{Name, manifest::Network};
+use nerve_core::{Name, function::LogLevel, manifest::Network};
 use runner::Runner;
 use std::{collections::BTreeMap, sync::Arc};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -58,8 +58,9 @@ impl Wanted {
     }
 }
 
-/// Keeps every sink that is deployed and enabled running, until the intake stops.
+/// Keeps every sink that is deployed and enabled running, until the intake stops. All may reach what `allow` says.
 pub(super) async fn reconcile(shared: &Shared, allow: &[Network]) {
+    let sinks = Sinks { shared, allow };
     let mut running: BTreeMap<Name, (Wanted, CancellationToken)> = BTreeMap::new();
     let mut catalogue = shared.catalogue.clone();
     loop {
@@ -77,7 +78,11 @@ pub(super) async fn reconcile(shared: &Shared, allow: &[Network]) {
                 continue;
             }
             let (wanted, stop) = (Wanted::of(&now, entry), shared.stops.intake.child_token());
-            start(shared, &now, entry, allow, &stop, wanted.disabled);
+            if wanted.disabled {
+                tracing::info!(sink = %name, "disabled: its events wait until `nerve sink enable {name}`");
+            } else if let Err(error) = sinks.start(&now, entry, &stop) {
+                sinks.report(name, error).await;
+            }
             running.insert(name.clone(), (wanted, stop));
         }
         tokio::select! {
@@ -87,60 +92,60 @@ pub(super) async fn reconcile(shared: &Shared, allow: &[Network]) {
     }
 }
 
-fn start(
-    shared: &Shared,
-    catalogue: &Catalogue,
-    entry: &Entry<SinkRecord>,
-    allow: &[Network],
-    stop: &CancellationToken,
-    disabled: bool,
-) {
-    let (name, spec) = (&entry.name, &entry.record.spec);
-    if disabled {
-        tracing::info!(sink = %name, "disabled: its events wait until `nerve sink enable {name}`");
-        return;
+/// What every sink of a worker shares.
+struct Sinks<'w> {
+    shared: &'w Shared,
+    allow: &'w [Network],
+}
+
+impl Sinks<'_> {
+    fn start(&self, catalogue: &Catalogue, entry: &Entry<SinkRecord>, stop: &CancellationToken) -> Result<(), String> {
+        let shared = self.shared;
+        let (name, spec) = (&entry.name, &entry.record.spec);
+        let names = spec.secret_names();
+        let secrets = catalogue.secrets_of(&names);
+        let secrets =
+            secrets.map_err(|missing| format!("the secret {missing} is not set: nerve secrets set {missing}"))?;
+        let guard = Guard::new(spec.allow.iter().chain(self.allow).copied());
+        let endpoint = Endpoint::new(spec, &secrets, guard, guard::system())?;
+        let health = Health {
+            shared: shared.clone(),
+            sink: name.clone(),
+            host: endpoint.host().to_owned(),
+            disable_after: spec.disable_after,
+        };
+        let poster = Poster {
+            shared: shared.clone(),
+            name: name.clone(),
+            revision: entry.revision,
+            spec: spec.clone(),
+            endpoint,
+            gate: Gate::new(spec.rate),
+            health,
+            running: Semaphore::new(spec.concurrency),
+            stop: stop.clone(),
+        };
+        let runner = Runner {
+            shared: shared.clone(),
+            entry: entry.clone(),
+            poster: Arc::new(poster),
+            stop: stop.clone(),
+            work: TaskTracker::new(),
+        };
+        shared.sink_statuses.set(name, Slot::Loading);
+        shared.tasks.spawn(runner.run());
+        tracing::info!(sink = %name, revision = entry.revision, "running");
+        Ok(())
     }
-    let names = spec.secret_names();
-    let made = catalogue
-        .secrets_of(&names)
-        .map_err(|missing| format!("the secret {missing} is not set: nerve secrets set {missing}"));
-    let guard = Guard::new(spec.allow.iter().chain(allow).copied());
-    let made = made.and_then(|secrets| Endpoint::new(spec, &secrets, guard, guard::system()));
-    let endpoint = match made {
-        Ok(endpoint) => endpoint,
-        Err(error) => {
-            tracing::error!(sink = %name, error, "it cannot run");
-            shared.sink_statuses.set(name, Slot::Failed { error });
-            return;
-        }
-    };
-    let health = Health {
-        shared: shared.clone(),
-        sink: name.clone(),
-        host: endpoint.host().to_owned(),
-        disable_after: spec.disable_after,
-    };
-    let poster = Poster {
-        shared: shared.clone(),
-        name: name.clone(),
-        revision: entry.revision,
-        spec: spec.clone(),
-        endpoint,
-        gate: Gate::new(spec.rate),
-        health: Arc::new(health),
-        running: Semaphore::new(spec.concurrency),
-        stop: stop.clone(),
-    };
-    let runner = Runner {
-        shared: shared.clone(),
-        entry: entry.clone(),
-        poster: Arc::new(poster),
-        stop: stop.clone(),
-        work: TaskTracker::new(),
-    };
-    shared.sink_statuses.set(name, Slot::Loading);
-    shared.tasks.spawn(runner.run());
-    tracing::info!(sink = %name, revision = entry.revision, "running");
+
+    /// Tells why a sink does not run; a change of it, or of its secrets, is tried again.
+    async fn report(&self, name: &Name, error: String) {
+        let shared = self.shared;
+        let error = format!("it cannot run: {error}");
+        tracing::error!(sink = %name, "{error}");
+        shared.bus.log(&log::record(name, LogLevel::Error, error.clone())).await;
+        shared.sink_statuses.set(name, Slot::Failed { error });
+    }
 }
 
 /// A time in an event or a sentence.

@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Name;
-use nerve_server::bus::{SinkAttempt, SinkOutcome};
+use nerve_server::bus::{SinkAttempt, SinkOutcome, WhichAttempts};
 
 #[derive(Debug, Args)]
 pub(crate) struct Attempts {
@@ -38,8 +38,9 @@ impl Attempts {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
         deployed(&connection.registry().await?, &self.name).await?;
-        let (bus, start) = (&connection.bus, self.since.start());
+        let bus = &connection.bus;
         let id = self.event.as_deref().filter(|id| id.starts_with("msg_"));
+        let which = WhichAttempts { sink: &self.name, id, since: self.since.start(), limit: self.limit };
         let keep = |attempt: &SinkAttempt| {
             let of_event = self.event.as_ref().is_none_or(|event| attempt.event == *event || attempt.id == *event);
             of_event && !(self.failed && attempt.outcome == SinkOutcome::Delivered)
@@ -49,7 +50,7 @@ impl Attempts {
             true => Some(bus.follow_sink_attempts(&self.name, id).await?),
             false => None,
         };
-        let found = bus.sink_attempts(&self.name, id, start, self.limit, keep).await?;
+        let found = bus.sink_attempts(which, keep).await?;
         let Some(mut following) = following else {
             return globals.output.show(&found, |found| match found.is_empty() {
                 true => format!("nothing was posted to {} since then", self.name),

@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Name;
-use nerve_server::bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start};
+use nerve_server::bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start, WhichAttempts};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -62,7 +62,8 @@ impl Redeliver {
         let bus = &connection.bus;
         let places = match self.since {
             Some(since) => {
-                let attempts = bus.sink_attempts(&self.name, None, since.start(), MOST, |_| true).await?;
+                let which = WhichAttempts { sink: &self.name, id: None, since: since.start(), limit: MOST };
+                let attempts = bus.sink_attempts(which, |_| true).await?;
                 chosen(&attempts, self.all)
             }
             None => self.named(bus, &stream).await?,
@@ -97,7 +98,8 @@ impl Redeliver {
                 Err(_) => {
                     let msg = Some(id.as_str()).filter(|id| id.starts_with("msg_"));
                     let is_it = |attempt: &SinkAttempt| attempt.id == *id || attempt.event == *id;
-                    bus.sink_attempts(&self.name, msg, Start::First, 1, is_it).await?.first().map(place_of)
+                    let which = WhichAttempts { sink: &self.name, id: msg, since: Start::First, limit: 1 };
+                    bus.sink_attempts(which, is_it).await?.first().map(place_of)
                 }
             };
             places.push(place.ok_or_else(|| {

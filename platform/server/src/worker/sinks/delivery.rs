@@ -8,7 +8,7 @@ use super::{
     signature::message_id,
     verdict::{Answer, Verdict, decide},
 };
-use crate::bus::{Attempt, BodyError, Delivery, SinkAttempt, SinkOutcome, Start};
+use crate::bus::{Attempt, BodyError, Delivery, SinkAttempt, SinkOutcome, Start, WhichAttempts};
 use nerve_core::{Event, Fault, FunctionError, Name, SinkSpec};
 use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
@@ -31,7 +31,7 @@ pub(super) struct Poster {
     pub(super) spec: SinkSpec,
     pub(super) endpoint: Endpoint,
     pub(super) gate: Gate,
-    pub(super) health: Arc<Health>,
+    pub(super) health: Health,
     /// Posts at once, whichever intake they come by.
     pub(super) running: Semaphore,
     /// The end of this revision: what has not been posted yet is given back.
@@ -98,7 +98,7 @@ impl Poster {
         self.count(outcome);
         let record = self.record(&attempted, &answer, outcome, next);
         self.shared.bus.record_attempt(&record).await;
-        self.health.note(answer.is_good(), answer.is_gone(), answer.error.as_deref().unwrap_or_default()).await;
+        self.health.note(&answer).await;
         match verdict {
             Verdict::Delivered => {
                 // A worker that died between putting it off and saying so has left a retry behind.
@@ -187,7 +187,8 @@ impl Poster {
     }
 
     async fn bury(&self, delivery: Delivery, id: &str) {
-        let known = self.shared.bus.sink_attempts(&self.name, Some(id), Start::First, REMEMBERED, |_| true).await;
+        let which = WhichAttempts { sink: &self.name, id: Some(id), since: Start::First, limit: REMEMBERED };
+        let known = self.shared.bus.sink_attempts(which, |_| true).await;
         let known = known.unwrap_or_else(|error| {
             tracing::debug!(sink = %self.name, %error, "a dead letter goes without its attempts");
             Vec::new()

@@ -1,10 +1,8 @@
 //! What a post waits for before it goes: the breaker, and the sink's rate.
 
 use super::breaker::{Admission, Breaker};
-use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use nerve_core::manifest::Rate;
 use std::{
-    num::NonZeroU32,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -16,9 +14,25 @@ const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// One endpoint's gate, on one worker.
 pub(super) struct Gate {
     breaker: Mutex<Breaker>,
-    limiter: Option<DefaultDirectRateLimiter>,
+    pace: Option<Pace>,
     /// A post has ended.
     ended: Notify,
+}
+
+/// A rate, evenly spread: what may be posted in a second is not posted at its beginning.
+struct Pace {
+    apart: Duration,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    /// When the next post may go; it is taken, so that the one after it comes later.
+    fn take(&self) -> Instant {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = Instant::now().max(*next);
+        *next = taken + self.apart;
+        taken
+    }
 }
 
 /// The right to post once; told how it ended, or abandoned.
@@ -29,12 +43,8 @@ pub(super) struct Pass<'g> {
 
 impl Gate {
     pub(super) fn new(rate: Option<Rate>) -> Self {
-        let limiter = rate.and_then(|rate| {
-            // As many at once as a whole unit of time has would be a burst: they go one after the other.
-            let one = rate.per.checked_div(rate.count)?;
-            Quota::with_period(one).map(|quota| quota.allow_burst(NonZeroU32::MIN))
-        });
-        Self { breaker: Mutex::default(), limiter: limiter.map(RateLimiter::direct), ended: Notify::new() }
+        let pace = rate.map(|rate| Pace { apart: rate.per / rate.count, next: Mutex::new(Instant::now()) });
+        Self { breaker: Mutex::default(), pace, ended: Notify::new() }
     }
 
     /// Waits until a post may go.
@@ -49,8 +59,8 @@ impl Gate {
             }
         }
         let pass = Pass { gate: self, told: false };
-        if let Some(limiter) = &self.limiter {
-            limiter.until_ready().await;
+        if let Some(pace) = &self.pace {
+            tokio::time::sleep_until(pace.take()).await;
         }
         pass
     }
@@ -108,13 +118,20 @@ mod tests {
         assert_eq!(paused.elapsed(), Duration::from_secs(7));
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn posts_keep_to_the_rate() {
-        let gate = Gate::new(Some("20/s".parse().unwrap()));
-        let start = std::time::Instant::now();
-        for _ in 0..6 {
+        let gate = Gate::new(Some("90/h".parse().unwrap()));
+        let start = Instant::now();
+        for _ in 0..4 {
             gate.pass().await.ended(true, None);
         }
-        assert!(start.elapsed() >= Duration::from_millis(245), "{:?}", start.elapsed());
+        assert_eq!(start.elapsed(), Duration::from_secs(120));
+        // What was not used is not saved up.
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        let later = Instant::now();
+        for _ in 0..3 {
+            gate.pass().await.ended(true, None);
+        }
+        assert_eq!(later.elapsed(), Duration::from_secs(80));
     }
 }

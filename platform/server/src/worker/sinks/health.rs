@@ -1,13 +1,13 @@
 //! An endpoint that fails for long is disabled, and an event says so.
 
-use super::super::Shared;
+use super::{super::Shared, verdict::Answer};
 use crate::{
     bus::BusError,
     registry::{Disabled, SinkState},
 };
 use nerve_core::{Event, EventType, Name};
 use serde_json::json;
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 use time::OffsetDateTime;
 
 /// What is to be written of an endpoint after a post.
@@ -20,14 +20,14 @@ enum Change {
 }
 
 /// Decides it from what stands there, as a pure function.
-fn change(state: Option<&SinkState>, good: bool, gone: bool, now: OffsetDateTime, after: Duration) -> Change {
+fn change(state: Option<&SinkState>, answer: &Answer, now: OffsetDateTime, after: Duration) -> Change {
     let disabled = state.is_some_and(|state| state.disabled.is_some());
     let since = state.and_then(|state| state.failing_since);
-    match (good, since) {
+    match (answer.is_good(), since) {
         _ if disabled => Change::Nothing,
         (true, None) => Change::Nothing,
         (true, Some(_)) => Change::Well,
-        (false, _) if gone => Change::Disable,
+        (false, _) if answer.is_gone() => Change::Disable,
         (false, None) => Change::Failing,
         (false, Some(since)) if now - since >= after => Change::Disable,
         (false, Some(_)) => Change::Nothing,
@@ -44,22 +44,23 @@ pub(super) struct Health {
 
 impl Health {
     /// Takes note of a post's end.
-    pub(super) async fn note(self: &Arc<Self>, good: bool, gone: bool, why: &str) {
+    pub(super) async fn note(&self, answer: &Answer) {
         let (state, revision) = match self.shared.catalogue.borrow().sink_states.get(&self.sink) {
             Some(entry) => (Some(entry.record.clone()), Some(entry.revision)),
             None => (None, None),
         };
         let now = OffsetDateTime::now_utc();
         let since = state.as_ref().and_then(|state| state.failing_since);
-        let written = match (change(state.as_ref(), good, gone, now, self.disable_after), revision) {
+        let written = match (change(state.as_ref(), answer, now, self.disable_after), revision) {
             (Change::Nothing, _) | (Change::Well, None) => return,
             (Change::Failing, _) => self.failing(now, revision).await.map(drop),
             (Change::Well, Some(revision)) => {
                 self.shared.registry.clear_sink_state(&self.sink, revision).await.map(drop)
             }
             (Change::Disable, _) => {
-                let reason = match (gone, since) {
-                    (false, Some(since)) => {
+                let reason = match since {
+                    Some(since) if !answer.is_gone() => {
+                        let why = answer.error.as_deref().unwrap_or_default();
                         format!("it has failed since {} without a success: {why}", super::shown(since))
                     }
                     _ => "its endpoint answered 410 Gone".to_owned(),
@@ -89,8 +90,7 @@ impl Health {
         };
         let disabled = Disabled { since: OffsetDateTime::now_utc(), reason: reason.clone() };
         // First the event: of two workers, or of two tries, it is stored once.
-        let announced =
-            self.shared.bus.publish(&disabled_event(&self.sink, &self.host, &disabled, since, revision)?).await;
+        let announced = self.shared.bus.publish(&self.disabled_event(&disabled, since, revision)?).await;
         announced.map_err(|error| BusError::unavailable("publishing sink.disabled", error))?;
         let state = SinkState { failing_since: Some(since), disabled: Some(disabled) };
         if self.shared.registry.put_sink_state(&self.sink, &state, Some(revision)).await?.is_some() {
@@ -98,27 +98,28 @@ impl Health {
         }
         Ok(())
     }
-}
 
-/// The event `sink.disabled`; its id is of the state that it ends.
-fn disabled_event(
-    sink: &Name,
-    host: &str,
-    disabled: &Disabled,
-    failing_since: OffsetDateTime,
-    revision: u64,
-) -> Result<Event, BusError> {
-    let ty = EventType::parse("sink.disabled").map_err(|error| BusError::refused("publishing sink.disabled", error))?;
-    let data = json!({
-        "sink": sink,
-        "host": host,
-        "reason": disabled.reason,
-        "failing_since": super::shown(failing_since),
-    });
-    let mut event = Event::new(format!("{sink}-disabled-{revision}"), format!("/sinks/{sink}"), ty)
-        .with_data("application/json", data.to_string());
-    event.time = Some(disabled.since);
-    Ok(event)
+    /// The event `sink.disabled`; its id is of the state that it ends.
+    fn disabled_event(
+        &self,
+        disabled: &Disabled,
+        failing_since: OffsetDateTime,
+        revision: u64,
+    ) -> Result<Event, BusError> {
+        let sink = &self.sink;
+        let ty =
+            EventType::parse("sink.disabled").map_err(|error| BusError::refused("publishing sink.disabled", error))?;
+        let data = json!({
+            "sink": sink,
+            "host": self.host,
+            "reason": disabled.reason,
+            "failing_since": super::shown(failing_since),
+        });
+        let mut event = Event::new(format!("{sink}-disabled-{revision}"), format!("/sinks/{sink}"), ty)
+            .with_data("application/json", data.to_string());
+        event.time = Some(disabled.since);
+        Ok(event)
+    }
 }
 
 #[cfg(test)]
@@ -131,17 +132,28 @@ mod tests {
         let failing = SinkState { failing_since: Some(start), disabled: None };
         let disabled = Disabled { since: start, reason: String::new() };
         let off = SinkState { disabled: Some(disabled), ..failing.clone() };
-        for (state, good, gone, after, expected) in [
-            (None, true, false, day, Change::Nothing),
-            (None, false, false, day, Change::Failing),
-            (None, false, true, day, Change::Disable),
-            (Some(&failing), true, false, day, Change::Well),
-            (Some(&failing), false, false, day / 2, Change::Nothing),
-            (Some(&failing), false, false, 5 * day, Change::Disable),
-            (Some(&off), false, false, 9 * day, Change::Nothing),
-            (Some(&off), true, false, 9 * day, Change::Nothing),
+        let answered = |status| Answer {
+            status: Some(status),
+            retry_after: None,
+            error: None,
+            timed_out: false,
+            body: String::new(),
+        };
+        for (state, status, after, expected) in [
+            (None, 200, day, Change::Nothing),
+            (None, 500, day, Change::Failing),
+            (None, 410, day, Change::Disable),
+            (Some(&failing), 200, day, Change::Well),
+            (Some(&failing), 500, day / 2, Change::Nothing),
+            (Some(&failing), 500, 5 * day, Change::Disable),
+            (Some(&off), 500, 9 * day, Change::Nothing),
+            (Some(&off), 200, 9 * day, Change::Nothing),
         ] {
-            assert_eq!(change(state, good, gone, start + after, 5 * day), expected, "{state:?} {good} {after:?}");
+            assert_eq!(
+                change(state, &answered(status), start + after, 5 * day),
+                expected,
+                "{state:?} {status} {after:?}"
+            );
         }
     }
 }

@@ -104,7 +104,8 @@ mod tests {
     fn what_is_no_secret_is_refused_by_name_and_not_shown() {
         for bad in ["hunter2!", "whsec_", "whsec_c2hvcnQ=", "whsk_c2hvcnQ="] {
             let error = signer(&[bad]).err().unwrap();
-            assert!(error.contains("NAME") && !error.contains(bad), "{error}");
+            let value = bad.split_once('_').map_or(bad, |(_, value)| value);
+            assert!(error.contains("NAME") && (value.is_empty() || !error.contains(value)), "{error}");
         }
     }
 
