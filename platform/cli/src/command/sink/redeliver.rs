@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Name;
-use nerve_server::bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start, WhichAttempts};
+use nerve_server::bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start, TIMERS, WhichAttempts};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -119,7 +119,8 @@ fn place_of(attempt: &SinkAttempt) -> Place {
 /// What attempts say of each event last: those that were given up, or all but those that are tried again anyway.
 fn chosen(attempts: &[SinkAttempt], all: bool) -> Vec<Place> {
     let mut last: BTreeMap<(&str, u64), &SinkAttempt> = BTreeMap::new();
-    for attempt in attempts.iter().filter(|attempt| attempt.outcome != SinkOutcome::Failed) {
+    // A trial was never in a stream of events.
+    for attempt in attempts.iter().filter(|attempt| attempt.stream != TIMERS) {
         last.insert((&attempt.stream, attempt.sequence), attempt);
     }
     let wanted = |attempt: &&SinkAttempt| match attempt.outcome {
@@ -174,7 +175,8 @@ mod tests {
         use SinkOutcome::{Dead, Delivered, Failed, Retry};
         let attempts =
             [(1, Retry), (2, Dead), (1, Delivered), (3, Retry), (4, Retry), (4, Dead), (5, Failed), (2, Delivered)];
-        let attempts: Vec<SinkAttempt> = attempts.map(|(sequence, outcome)| attempt(sequence, outcome)).into();
+        let mut attempts: Vec<SinkAttempt> = attempts.map(|(sequence, outcome)| attempt(sequence, outcome)).into();
+        attempts.push(SinkAttempt { stream: TIMERS.to_owned(), ..attempt(6, Delivered) });
         let sequences = |all| chosen(&attempts, all).into_iter().map(|place| place.sequence).collect::<Vec<_>>();
         assert_eq!((sequences(false), sequences(true)), (vec![4], vec![1, 2, 4]));
     }
