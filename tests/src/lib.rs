@@ -11,6 +11,7 @@
 //! - [`node`]: independent senders and receivers, as node scripts.
 //! - [`openai`]: llama.cpp's server with a small model, and an endpoint before it that records, refuses and breaks off.
 //! - [`proxy`]: a TCP proxy that cuts its connections.
+//! - [`receiver`]: an endpoint that takes webhooks, and answers each as it is told to.
 //! - [`sse`]: a reader of server-sent events that can be cut anywhere.
 //! - [`github`]: signed GitHub webhooks without node.
 //!
@@ -28,6 +29,7 @@ pub mod node;
 pub mod openai;
 pub mod postgres;
 pub mod proxy;
+pub mod receiver;
 pub mod sse;
 pub mod streams;
 
@@ -37,6 +39,7 @@ pub use nerve::{Cli, Nerve};
 pub use node::Node;
 pub use postgres::Postgres;
 pub use proxy::Proxy;
+pub use receiver::Receiver;
 pub use streams::Streams;
 
 use std::{

@@ -19,6 +19,11 @@ impl Node {
         Self(Daemon::spawn(script, Command::new("node").current_dir(folder).arg(script).args(args)))
     }
 
+    /// The first line that it has printed and that `pick` takes.
+    pub async fn line<T>(&mut self, timeout: Duration, pick: impl Fn(&str) -> Option<T>) -> T {
+        self.0.line(timeout, pick).await
+    }
+
     /// Waits until it has printed this line.
     pub async fn says(&mut self, line: &str, timeout: Duration) {
         self.0.line(timeout, |said| (said == line).then_some(())).await;

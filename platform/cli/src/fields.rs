@@ -1,8 +1,8 @@
 //! A deployed table as labelled fields: what `describe` shows and what a plan compares.
 
 use nerve_core::{
-    FunctionSpec, SourceSpec,
-    manifest::{Batch, Locator, Provider, Run, Verify},
+    FunctionSpec, ScheduleSpec, SinkSpec, SourceSpec,
+    manifest::{Batch, Locator, Provider, Run, SinkBody, Verify},
 };
 use std::time::Duration;
 
@@ -71,6 +71,47 @@ pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
             ("type", scheme.ty.as_ref().map(locator).unwrap_or_default()),
         ]);
     }
+    fields.retain(|(_, value)| !value.is_empty());
+    fields
+}
+
+/// The fields of a sink.
+pub(crate) fn of_sink(spec: &SinkSpec) -> Fields {
+    let backoff: Vec<String> = spec.retry.backoff.iter().map(|&wait| duration(wait)).collect();
+    let headers: Vec<String> = spec.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+    let mut fields = vec![
+        ("url", spec.url.clone()),
+        ("on", list(&spec.on)),
+        ("stream", spec.stream.clone().unwrap_or_default()),
+        ("secrets", spec.secrets.join(", ")),
+        ("format", spec.body.name().to_owned()),
+    ];
+    if let SinkBody::Template { text, content_type } = &spec.body {
+        fields.extend([("template", text.clone()), ("content_type", content_type.clone())]);
+    }
+    fields.extend([
+        ("headers", headers.join(", ")),
+        ("timeout", duration(spec.timeout)),
+        ("concurrency", spec.concurrency.to_string()),
+        ("rate", spec.rate.map(|rate| rate.to_string()).unwrap_or_default()),
+        ("attempts", spec.retry.attempts.to_string()),
+        ("backoff", backoff.join(", ")),
+        ("order", if spec.order { "true".to_owned() } else { String::new() }),
+        ("allow", list(&spec.allow)),
+        ("disable_after", duration(spec.disable_after)),
+    ]);
+    fields.retain(|(_, value)| !value.is_empty());
+    fields
+}
+
+/// The fields of a schedule.
+pub(crate) fn of_schedule(spec: &ScheduleSpec) -> Fields {
+    let mut fields = vec![
+        ("cron", spec.cron.clone()),
+        ("timezone", spec.timezone.clone().unwrap_or_default()),
+        ("emit", spec.emit.to_string()),
+        ("data", spec.data.as_ref().map(ToString::to_string).unwrap_or_default()),
+    ];
     fields.retain(|(_, value)| !value.is_empty());
     fields
 }

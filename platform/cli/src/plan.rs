@@ -3,10 +3,10 @@
 use crate::fields::Fields;
 use serde::Serialize;
 
-/// What becomes of one function, source or model.
+/// What becomes of one function, source, sink, schedule or model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Step {
-    /// `function`, `source` or `model`.
+    /// `function`, `source`, `sink`, `schedule` or `model`.
     pub(crate) kind: &'static str,
     /// Its name.
     pub(crate) name: String,
@@ -47,6 +47,13 @@ pub(crate) struct State {
     pub(crate) fields: Fields,
     /// Name and SHA-256 of each file, sorted by name.
     pub(crate) files: Vec<(String, String)>,
+}
+
+impl State {
+    /// The state of what has no files.
+    pub(crate) fn of(fields: Fields) -> Self {
+        Self { fields, files: Vec::new() }
+    }
 }
 
 /// Compares what there is with what is wanted.

@@ -29,7 +29,7 @@ pub mod verdict;
 pub use event::Event;
 pub use function::{Context, Deployment, Emission, Fault, Function, FunctionError, Host, LoadError, Outcome, Secret};
 pub use inference::Inference;
-pub use manifest::{FunctionSpec, Manifest, SourceSpec};
+pub use manifest::{FunctionSpec, Manifest, ScheduleSpec, SinkSpec, SourceSpec};
 pub use name::{ModelName, Name};
 pub use subject::{EventType, Pattern, Subject};
 pub use verdict::{RetryPolicy, Verdict};

@@ -1,11 +1,14 @@
 //! `nerve.toml`: what is deployed.
 //!
 //! [`Manifest::parse`] reads the file and reports every mistake with its line, its key and the nearest right
-//! key. The tables it yields ([`FunctionSpec`], [`SourceSpec`]) are what the registry stores, as JSON.
+//! key. The tables it yields ([`FunctionSpec`], [`SourceSpec`], [`SinkSpec`], [`ScheduleSpec`]) are what the registry stores, as JSON.
 
 mod function_table;
 mod problem;
 mod read;
+mod schedule;
+mod sink;
+mod sink_table;
 mod source;
 mod source_table;
 #[cfg(test)]
@@ -13,6 +16,8 @@ mod tests;
 
 pub use problem::{ManifestError, Problem};
 pub use read::did_you_mean;
+pub use schedule::ScheduleSpec;
+pub use sink::{Network, Rate, SinkBody, SinkSpec, default_sink_secret};
 pub use source::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify};
 
 use crate::{EventType, Name, Pattern, RetryPolicy, tool::ToolSpec};
@@ -26,6 +31,10 @@ pub struct Manifest {
     pub functions: BTreeMap<Name, FunctionSpec>,
     /// `[source.NAME]`
     pub sources: BTreeMap<Name, SourceSpec>,
+    /// `[sink.NAME]`
+    pub sinks: BTreeMap<Name, SinkSpec>,
+    /// `[schedule.NAME]`
+    pub schedules: BTreeMap<Name, ScheduleSpec>,
 }
 
 /// One function: what to run, what starts it, and its bounds.

@@ -10,12 +10,14 @@
 //! - `pull`: deliveries as there are free slots, and no more.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
-//! - `dead`: dead letters. `retry`: what is asked to be tried again.
+//! - `dead`: dead letters. `retry`: what is asked to be tried again. `timers`: what comes later. `attempts`: what sinks have
+//!   posted.
 //! - `answers`: answers while they are made. `views`: documents that last.
 //! - `invoke`: a function called directly, past the log.
 //! - `logs`: what functions say.
 
 mod answers;
+mod attempts;
 mod body;
 mod consumer;
 mod dead;
@@ -29,10 +31,12 @@ mod replay;
 mod retry;
 mod streams;
 mod tail;
+mod timers;
 mod trace;
 mod views;
 
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
+pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttempts};
 pub use dead::{DeadLetter, DeadLetters};
 pub use delivery::{Attempt, Delivery};
 pub use invoke::{Invocation, InvokeError};
@@ -43,12 +47,15 @@ pub use pull::{Puller, PullerOptions};
 pub use replay::Replay;
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, consumer_name};
 pub use tail::{Start, Tail, Tailed};
+pub use timers::TIMERS;
 pub use trace::Traced;
 
 pub(crate) use answers::{Failure, Wish};
 pub(crate) use body::BodyError;
+pub(crate) use consumer::{Binding, MAX_ACK_PENDING};
 pub(crate) use lease::Leases;
 pub(crate) use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
+pub(crate) use timers::{TICKS, TICKS_CONSUMER, due_subject};
 
 use crate::config::NatsConfig;
 use async_nats::{

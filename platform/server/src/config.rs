@@ -6,7 +6,7 @@ mod onnx;
 
 pub use onnx::{OnnxConfig, Optimisation, Provider};
 
-use nerve_core::Secret;
+use nerve_core::{Secret, manifest::Network};
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,10 @@ const PREFIX: &str = "NERVE_";
 /// Variables with our prefix that are no settings of the server.
 const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
 /// Settings that a variable gives as a list with commas.
-const LISTS: &[&str] = &["gateway.keys", "onnx.providers"];
+const LISTS: &[&str] = &["gateway.keys", "onnx.providers", "sinks.allow"];
+
+/// Longer than any retry waits.
+const LONGEST_WAIT: Duration = Duration::from_secs(48 * 3600);
 
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
@@ -40,6 +43,8 @@ pub struct Config {
     pub onnx: OnnxConfig,
     /// `[rag]`
     pub rag: RagConfig,
+    /// `[sinks]`
+    pub sinks: SinksConfig,
     /// `[secrets]`
     pub secrets: SecretsConfig,
 }
@@ -87,6 +92,14 @@ pub struct StreamsConfig {
     /// Age at which a dead letter goes.
     #[serde(deserialize_with = "duration")]
     pub dead_max_age: Duration,
+    /// Age at which what is due and nobody has taken goes.
+    #[serde(deserialize_with = "duration")]
+    pub timers_max_age: Duration,
+    /// Age at which an attempt of a sink is forgotten.
+    #[serde(deserialize_with = "duration")]
+    pub attempts_max_age: Duration,
+    /// Attempts that are kept; -1 for no bound.
+    pub attempts_max: i64,
 }
 
 /// How functions are run.
@@ -135,6 +148,14 @@ pub struct RagConfig {
     /// The URL of a PostgreSQL database, which holds a password; the data folder when none.
     #[serde(deserialize_with = "secret")]
     pub postgres: Option<Secret>,
+}
+
+/// What sinks may reach.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SinksConfig {
+    /// Networks that every sink may reach although they are not public.
+    pub allow: Vec<Network>,
 }
 
 /// How secrets are unsealed.
@@ -206,6 +227,10 @@ impl Config {
         let age = self.streams.events_max_age;
         if !age.is_zero() && age < self.streams.dedupe_window {
             return wrong("streams.events_max_age", "it must be at least streams.dedupe_window");
+        }
+        let age = self.streams.timers_max_age;
+        if !age.is_zero() && age < LONGEST_WAIT {
+            return wrong("streams.timers_max_age", "a retry may wait for a day: give it at least 48h");
         }
         if !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&self.worker.ack_wait) {
             return wrong("worker.ack_wait", "it must be from 1s to 5m");

@@ -6,7 +6,7 @@
 //! - [`bus`]: NATS JetStream; no other module names its types.
 //! - [`event_types`]: the types of events that Nerve itself makes and takes, and their schemas.
 //! - [`registry`]: what is deployed: manifests, files, secrets.
-//! - `worker`: pulls events, runs functions, publishes results, settles.
+//! - `worker`: pulls events, runs functions, publishes results, settles; posts to sinks.
 //! - `gateway`: HTTP: webhooks in, the API, event streams out.
 //! - `server`: composes them; [`Server::bind`], then [`Server::run`].
 //!

@@ -3,6 +3,7 @@
 //! # Layout
 //! - `record`: what is stored, and how a deploy compares with it.
 //! - `artifacts`: deployed files, up and down. `eviction`: off this machine's disk again.
+//! - `sinks`: sinks, how their endpoints are doing, and schedules.
 //! - `models`: models that functions and the gateway share by name.
 //! - `secrets`: sealed to the server's key, so that whoever deploys can set a secret and not read one.
 //! - `catalogue`: all of it as one snapshot that follows every change.
@@ -17,9 +18,13 @@ mod eviction;
 mod models;
 mod record;
 mod secrets;
+mod sinks;
 
 pub use catalogue::{Catalogue, SealedOrOpen};
-pub use record::{ArtifactRef, Deployed, Entry, FunctionRecord, ModelInfo, ModelRecord, SourceRecord};
+pub use record::{
+    ArtifactRef, Deployed, Disabled, Entry, FunctionRecord, ModelInfo, ModelRecord, ScheduleRecord, SinkRecord,
+    SinkState, SourceRecord,
+};
 pub use secrets::{Keyring, KeyringError, SecretInfo};
 
 pub(crate) use eviction::evict;
@@ -28,7 +33,7 @@ use crate::bus::{Bus, BusError, DEAD, FUNCTIONS, REDRIVE_PREFIX, SECRETS, consum
 use async_nats::jetstream::kv;
 use bytes::Bytes;
 use futures::StreamExt;
-use nerve_core::{FunctionSpec, Name, SourceSpec};
+use nerve_core::{FunctionSpec, Name, Pattern, SourceSpec};
 use serde::{Serialize, de::DeserializeOwned};
 use std::{str::FromStr, sync::Arc, time::Duration};
 use time::OffsetDateTime;
@@ -52,6 +57,11 @@ pub(crate) fn function_key(name: &Name) -> String {
 
 pub(crate) fn source_key(name: &Name) -> String {
     format!("source.{name}")
+}
+
+/// Consumers, dead letters and logs are by name, whatever takes the events.
+fn taken(name: &Name, by: &str) -> BusError {
+    BusError::refused(format!("deploying {name}"), format!("a {by} has this name: give one of the two another name"))
 }
 
 impl Registry {
@@ -92,7 +102,10 @@ impl Registry {
         spec: FunctionSpec,
         artifacts: Vec<ArtifactRef>,
     ) -> Result<Deployed, BusError> {
-        let stream = self.resolve_stream(name, &spec).await?;
+        if self.sink(name).await?.is_some() {
+            return Err(taken(name, "sink"));
+        }
+        let stream = self.resolve_stream(name, spec.stream.as_deref(), &spec.on).await?;
         let record = FunctionRecord { spec, artifacts, stream, deployed_at: OffsetDateTime::now_utc() };
         let before = self.function(name).await?;
         // The consumer comes first, so that from this moment on the broker keeps the function's events for it.
@@ -139,15 +152,15 @@ impl Registry {
         self.delete(&source_key(name)).await.map(|()| true)
     }
 
-    async fn resolve_stream(&self, name: &Name, spec: &FunctionSpec) -> Result<String, BusError> {
+    async fn resolve_stream(&self, name: &Name, stream: Option<&str>, on: &[Pattern]) -> Result<String, BusError> {
         let what = || format!("deploying {name}");
-        if let Some(stream) = &spec.stream {
+        if let Some(stream) = stream {
             return match self.bus.jetstream().get_stream(stream).await {
-                Ok(_) => Ok(stream.clone()),
+                Ok(_) => Ok(stream.to_owned()),
                 Err(error) => Err(BusError::refused(what(), format!("its stream {stream} cannot be used: {error}"))),
             };
         }
-        self.bus.stream_of(&spec.on).await?.ok_or_else(|| {
+        self.bus.stream_of(on).await?.ok_or_else(|| {
             let why = "no single stream holds all the subjects of `on`: correct them, name the stream, or make \
                        one function a stream";
             BusError::refused(what(), why)

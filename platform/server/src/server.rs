@@ -111,7 +111,7 @@ impl Server {
 
     /// Serves until `shutdown`, then stops intake, finishes or gives back what it has, flushes and returns.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), ServerError> {
-        let statuses = Statuses::default();
+        let (statuses, sink_statuses) = (Statuses::default(), Statuses::default());
         let tasks = TaskTracker::new();
         let gateway = async {
             let Some(listener) = self.listener else { return Ok(()) };
@@ -128,7 +128,7 @@ impl Server {
                 config: self.config.gateway.clone(),
                 metrics: self.metrics,
                 models,
-                checks: checks(statuses.clone()),
+                checks: checks(statuses.clone(), sink_statuses.clone()),
                 shutdown: shutdown.clone(),
             });
             gateway::serve(listener, gateway, tasks.clone()).await.map_err(ServerError::Serve)
@@ -141,6 +141,7 @@ impl Server {
                 host,
                 catalogue: self.catalogue.clone(),
                 statuses: statuses.clone(),
+                sink_statuses: sink_statuses.clone(),
             };
             worker::run(parts, &self.config, shutdown.clone()).await;
         };
@@ -165,20 +166,23 @@ fn fetch_to(folder: PathBuf, registry: Registry) -> Fetch {
     })
 }
 
-/// A function that cannot be loaded is told of but takes nobody out of service: the others, and the gateway, go on.
-fn checks(statuses: Statuses) -> Checks {
+/// A function or a sink that cannot be loaded is told of but takes nobody out of service: the others, and the gateway, go
+/// on.
+fn checks(functions: Statuses, sinks: Statuses) -> Checks {
+    let check = |kind: &str, name, status| Check {
+        name: format!("{kind} {name}"),
+        ok: !matches!(status, FunctionStatus::Running { alive: false, .. }),
+        detail: match status {
+            FunctionStatus::Running { alive: true, .. } => None,
+            FunctionStatus::Running { alive: false, .. } => Some("its consumer does not answer".to_owned()),
+            FunctionStatus::Loading => Some("loading".to_owned()),
+            FunctionStatus::Failed { error } => Some(error),
+        },
+    };
     Checks::new(move || {
-        let each = statuses.snapshot().into_iter().map(|(name, status)| Check {
-            name: format!("function {name}"),
-            ok: !matches!(status, FunctionStatus::Running { alive: false, .. }),
-            detail: match status {
-                FunctionStatus::Running { alive: true, .. } => None,
-                FunctionStatus::Running { alive: false, .. } => Some("its consumer does not answer".to_owned()),
-                FunctionStatus::Loading => Some("loading".to_owned()),
-                FunctionStatus::Failed { error } => Some(error),
-            },
-        });
-        each.collect()
+        let functions = functions.snapshot().into_iter().map(|(name, status)| check("function", name, status));
+        let sinks = sinks.snapshot().into_iter().map(|(name, status)| check("sink", name, status));
+        functions.chain(sinks).collect()
     })
 }
 

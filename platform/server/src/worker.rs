@@ -9,6 +9,7 @@
 //! - `cancels`: answers that nobody wants any more. `retries`: what is asked to be tried again.
 //! - `tools`: functions that an agent calls by events.
 //! - `failure`: attempts, retries, dead letters.
+//! - `sinks`: outbound webhooks. `schedules`: events at certain times.
 //! - `log`: what functions say, on its way to LOGS.
 //!
 //! # Flow
@@ -23,6 +24,8 @@ mod invocation;
 mod log;
 mod retries;
 mod runner;
+mod schedules;
+mod sinks;
 mod supervisor;
 mod tools;
 
@@ -42,6 +45,9 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+/// The wait before a broken intake is opened again.
+const REOPEN: Duration = Duration::from_millis(500);
+
 /// What every part of a worker shares.
 #[derive(Clone)]
 pub(crate) struct Shared {
@@ -51,6 +57,7 @@ pub(crate) struct Shared {
     pub(crate) leases: Leases,
     pub(crate) artifacts: PathBuf,
     pub(crate) statuses: Statuses,
+    pub(crate) sink_statuses: Statuses,
     pub(crate) stops: Stops,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) views: Arc<dyn Views>,
@@ -136,6 +143,7 @@ pub(crate) struct Parts {
     pub(crate) host: Arc<dyn Host>,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) statuses: Statuses,
+    pub(crate) sink_statuses: Statuses,
 }
 
 /// What one function should be running: a change in any of it is a new load.
@@ -177,12 +185,14 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         host: parts.host,
         artifacts: config.artifacts(),
         statuses: parts.statuses,
+        sink_statuses: parts.sink_statuses,
         stops: stops.clone(),
         tasks: tasks.clone(),
     };
     timers.spawn(cancels::follow(shared.clone()));
     shared.tasks.spawn(retries::serve(shared.clone()));
-    reconcile(&shared, parts.catalogue).await;
+    let functions = reconcile(&shared, parts.catalogue);
+    tokio::join!(functions, sinks::reconcile(&shared, &config.sinks.allow), schedules::run(&shared));
     tasks.close();
     if tokio::time::timeout(config.worker.grace, tasks.wait()).await.is_err() {
         tracing::warn!("the grace is over: what still runs is given back");

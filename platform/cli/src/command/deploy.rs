@@ -12,7 +12,10 @@ use crate::{
     plan::{self, Action, State, Step},
 };
 use clap::Args;
-use nerve_core::{FunctionSpec, Manifest, ModelName, Name, SourceSpec, manifest::Run};
+use nerve_core::{
+    FunctionSpec, Manifest, ModelName, Name, ScheduleSpec, SinkSpec, SourceSpec,
+    manifest::{Run, default_sink_secret},
+};
 use nerve_server::registry::{Deployed, FunctionRecord, ModelRecord, Registry};
 use serde::Serialize;
 use std::{
@@ -46,6 +49,8 @@ pub(crate) struct Deploy {
 struct Bundle {
     functions: BTreeMap<Name, (FunctionSpec, Vec<File>)>,
     sources: BTreeMap<Name, SourceSpec>,
+    sinks: BTreeMap<Name, SinkSpec>,
+    schedules: BTreeMap<Name, ScheduleSpec>,
     /// The models that functions name, which the registry is still to be asked for.
     named: BTreeMap<Name, ModelName>,
     /// The models that come with this installation and are to be added.
@@ -60,6 +65,32 @@ struct Report {
     changed: bool,
     steps: Vec<Step>,
     missing_secrets: Vec<String>,
+    made_secrets: Vec<Made>,
+}
+
+/// What a deploy has done.
+#[derive(Default)]
+pub(super) struct Done {
+    pub(super) changed: bool,
+    pub(super) made_secrets: Vec<Made>,
+    pub(super) missing_secrets: Vec<String>,
+}
+
+/// A secret that was made for a sink that names none. This is the one time that it is shown.
+#[derive(Debug, Serialize)]
+pub(super) struct Made {
+    name: String,
+    value: String,
+}
+
+impl Made {
+    /// For whoever sets up the endpoint.
+    pub(super) fn to_text(&self) -> String {
+        format!(
+            "made the secret {} = {}\n    the endpoint verifies with it (Standard Webhooks); it is not shown again",
+            self.name, self.value
+        )
+    }
 }
 
 impl Deploy {
@@ -72,17 +103,22 @@ impl Deploy {
         if globals.output == Format::Text {
             output::line(&steps.iter().map(Step::to_text).collect::<Vec<_>>().join("\n"))?;
         }
-        let mut changed = steps.iter().any(|step| step.action != Action::Keep);
-        if !self.dry_run {
-            changed = bundle.deploy(&registry, globals.output).await?;
-        }
-        let missing_secrets = bundle.missing_secrets(&registry).await?;
+        let planned = steps.iter().any(|step| step.action != Action::Keep);
+        let Done { changed, made_secrets, missing_secrets } = match self.dry_run {
+            true => {
+                Done { changed: planned, missing_secrets: bundle.missing_secrets(&registry).await?, ..<_>::default() }
+            }
+            false => bundle.deploy(&registry, globals.output).await?,
+        };
         match globals.output {
             Format::Json => {
-                let report = Report { dry_run: self.dry_run, changed, steps, missing_secrets };
+                let report = Report { dry_run: self.dry_run, changed, steps, missing_secrets, made_secrets };
                 output::line(&serde_json::to_string(&report)?)?;
             }
             Format::Text => {
+                for made in &made_secrets {
+                    output::line(&made.to_text())?;
+                }
                 for name in &missing_secrets {
                     output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
                 }
@@ -101,12 +137,12 @@ impl Deploy {
     }
 }
 
-/// Deploys a manifest that comes with Nerve and names no files.
-pub(super) async fn deploy_own(connection: &Connection, manifest: &str, format: Format) -> anyhow::Result<()> {
+/// Deploys a manifest that Nerve itself wrote, and that names no files.
+pub(super) async fn deploy_own(connection: &Connection, manifest: &str, format: Format) -> anyhow::Result<Done> {
     let registry = connection.registry().await?;
     let mut bundle = Bundle::parse(Path::new("nerve.toml"), manifest).await?;
     bundle.find_models(connection, &registry).await?;
-    bundle.deploy(&registry, format).await.map(drop)
+    bundle.deploy(&registry, format).await
 }
 
 impl Bundle {
@@ -152,7 +188,8 @@ impl Bundle {
             }
             functions.insert(name, (spec, files));
         }
-        Ok(Self { functions, sources: manifest.sources, named, models: BTreeMap::new(), beside })
+        let (models, sinks, schedules) = (BTreeMap::new(), manifest.sinks, manifest.schedules);
+        Ok(Self { functions, sources: manifest.sources, sinks, schedules, named, models, beside })
     }
 
     /// Pins the models that functions name as they are at this moment.
@@ -186,6 +223,14 @@ impl Bundle {
             let wanted = State { fields: fields::of_function(spec), files };
             steps.push(plan::step("function", name.as_str(), now.as_ref(), &wanted));
         }
+        for (name, spec) in &self.sinks {
+            let now = registry.sink(name).await?.map(|entry| State::of(fields::of_sink(&entry.record.spec)));
+            steps.push(plan::step("sink", name.as_str(), now.as_ref(), &State::of(fields::of_sink(spec))));
+        }
+        for (name, spec) in &self.schedules {
+            let now = registry.schedule(name).await?.map(|entry| State::of(fields::of_schedule(&entry.record.spec)));
+            steps.push(plan::step("schedule", name.as_str(), now.as_ref(), &State::of(fields::of_schedule(spec))));
+        }
         for (name, spec) in &self.sources {
             let now = registry.source(name).await?.map(|entry| state_of_source(&entry.record.spec));
             steps.push(plan::step("source", name.as_str(), now.as_ref(), &state_of_source(spec)));
@@ -193,9 +238,10 @@ impl Bundle {
         Ok(steps)
     }
 
-    /// Deploys all of it: functions before sources, so that they are bound when a source's first event comes.
-    async fn deploy(&self, registry: &Registry, format: Format) -> anyhow::Result<bool> {
-        let mut changed = false;
+    /// Deploys all of it: what takes events before what makes them, so that it is bound when the first one comes.
+    async fn deploy(&self, registry: &Registry, format: Format) -> anyhow::Result<Done> {
+        let made_secrets = self.make_secrets(registry).await?;
+        let mut changed = !made_secrets.is_empty();
         for (name, model) in &self.models {
             for file in &model.files {
                 file.upload(registry, format).await?;
@@ -211,18 +257,42 @@ impl Bundle {
             let deployed = registry.deploy_function(name, spec.clone(), references).await?;
             changed |= !matches!(deployed, Deployed::Unchanged { .. });
         }
+        for (name, spec) in &self.sinks {
+            let deployed = registry.deploy_sink(name, spec.clone()).await?;
+            changed |= !matches!(deployed, Deployed::Unchanged { .. });
+        }
+        for (name, spec) in &self.schedules {
+            let deployed = registry.deploy_schedule(name, spec.clone()).await?;
+            changed |= !matches!(deployed, Deployed::Unchanged { .. });
+        }
         for (name, spec) in &self.sources {
             let deployed = registry.deploy_source(name, spec.clone()).await?;
             changed |= !matches!(deployed, Deployed::Unchanged { .. });
         }
-        Ok(changed)
+        Ok(Done { changed, made_secrets, missing_secrets: self.missing_secrets(registry).await? })
+    }
+
+    /// Makes the secrets of sinks that name none, each once.
+    async fn make_secrets(&self, registry: &Registry) -> anyhow::Result<Vec<Made>> {
+        let mut made = Vec::new();
+        for (sink, spec) in &self.sinks {
+            let name = default_sink_secret(sink);
+            if !spec.secrets.contains(&name) {
+                continue;
+            }
+            if let Some(value) = registry.make_signing_secret(&name).await? {
+                made.push(Made { name, value: value.expose().to_owned() });
+            }
+        }
+        Ok(made)
     }
 
     /// The secrets that are named and not set.
     async fn missing_secrets(&self, registry: &Registry) -> anyhow::Result<Vec<String>> {
         let of_functions = self.functions.values().flat_map(|(spec, _)| &spec.secrets);
         let of_sources = self.sources.values().flat_map(|spec| &spec.secrets);
-        let mut named: BTreeSet<&String> = of_functions.chain(of_sources).collect();
+        let of_sinks: Vec<String> = self.sinks.values().flat_map(SinkSpec::secret_names).collect();
+        let mut named: BTreeSet<&String> = of_functions.chain(of_sources).chain(&of_sinks).collect();
         if named.is_empty() {
             return Ok(Vec::new());
         }
@@ -239,7 +309,7 @@ fn state_of(record: &FunctionRecord) -> State {
 }
 
 fn state_of_source(spec: &SourceSpec) -> State {
-    State { fields: fields::of_source(spec), files: Vec::new() }
+    State::of(fields::of_source(spec))
 }
 
 /// Finds out here what a worker would find out later.

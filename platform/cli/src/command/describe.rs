@@ -1,5 +1,6 @@
 //! `nerve describe`
 
+use super::sink;
 use crate::{
     args::{DataFolder, Globals},
     connection::Connection,
@@ -8,17 +9,17 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::{Name, manifest::did_you_mean};
-use nerve_server::registry::{Entry, FunctionRecord, Registry, SourceRecord};
+use nerve_server::registry::{Entry, FunctionRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord};
 use serde::Serialize;
 
-/// Show one function or source: its settings, files and revision; of secrets only the names
+/// Show one function, source, sink or schedule: its settings, files and revision; of secrets only the names
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nerve describe github-labels
   nerve describe github-labels --output json")]
 pub(crate) struct Describe {
-    /// The function's or source's name
+    /// Its name
     name: Name,
     #[command(flatten)]
     folder: DataFolder,
@@ -30,23 +31,37 @@ struct Description {
     function: Option<Entry<FunctionRecord>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<Entry<SourceRecord>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sink: Option<Entry<SinkRecord>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sink_state: Option<SinkState>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<Entry<ScheduleRecord>>,
 }
 
 impl Describe {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let registry = Connection::open(globals, &self.folder).await?.registry().await?;
-        let found =
-            Description { function: registry.function(&self.name).await?, source: registry.source(&self.name).await? };
-        if found.function.is_none() && found.source.is_none() {
+        let name = &self.name;
+        let found = Description {
+            function: registry.function(name).await?,
+            source: registry.source(name).await?,
+            sink: registry.sink(name).await?,
+            sink_state: registry.sink_state(name).await?.map(|entry| entry.record),
+            schedule: registry.schedule(name).await?,
+        };
+        let none = found.function.is_none() && found.source.is_none() && found.sink.is_none();
+        if none && found.schedule.is_none() {
             return Err(not_deployed(&self.name).into());
         }
         globals.output.show(&found, text)
     }
 }
 
-/// There is neither a function nor a source of that name.
+/// Nothing of that name is deployed.
 pub(super) fn not_deployed(name: &Name) -> Failure {
-    Failure::new(format!("no function or source `{name}` is deployed")).next("`nerve list` shows what is")
+    Failure::new(format!("no function, source, sink or schedule `{name}` is deployed"))
+        .next("`nerve list` shows what is")
 }
 
 /// There is no function of that name among those that are deployed.
@@ -78,5 +93,21 @@ fn text(found: &Description) -> String {
         rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
         output::pairs(rows)
     });
-    function.into_iter().chain(source).collect::<Vec<_>>().join("\n\n")
+    let sink = found.sink.as_ref().map(|Entry { name, revision, record }| {
+        let mut rows = vec![("sink", name.to_string())];
+        rows.extend(fields::of_sink(&record.spec).into_iter().filter(|(label, _)| *label != "stream"));
+        rows.push(("stream", record.stream.clone()));
+        rows.push(("state", sink::told(&found.sink_state.clone().unwrap_or_default())));
+        rows.push(("revision", revision.to_string()));
+        rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
+        output::pairs(rows)
+    });
+    let schedule = found.schedule.as_ref().map(|Entry { name, revision, record }| {
+        let mut rows = vec![("schedule", name.to_string())];
+        rows.extend(fields::of_schedule(&record.spec));
+        rows.push(("revision", revision.to_string()));
+        rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
+        output::pairs(rows)
+    });
+    function.into_iter().chain(source).chain(sink).chain(schedule).collect::<Vec<_>>().join("\n\n")
 }

@@ -219,7 +219,7 @@ pub(super) async fn prepare(connection: &Connection, ty: &str, format: Format) -
     if format == Format::Text {
         output::hint(&format!("nothing takes {ty} yet: deploying Nerve's own pipeline, from chunk to notify"));
     }
-    deploy_own(connection, PIPELINE, format).await
+    deploy_own(connection, PIPELINE, format).await.map(drop)
 }
 
 fn folder_of(name: &str) -> &str {

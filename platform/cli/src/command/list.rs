@@ -1,5 +1,6 @@
 //! `nerve list`
 
+use super::sink::{self, Listed};
 use crate::{
     args::{DataFolder, Globals},
     connection::Connection,
@@ -7,7 +8,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Pattern;
-use nerve_server::registry::{Entry, FunctionRecord, SourceRecord};
+use nerve_server::registry::{Entry, FunctionRecord, ScheduleRecord, SourceRecord};
 use serde::Serialize;
 
 /// List what is deployed
@@ -25,12 +26,19 @@ pub(crate) struct List {
 struct Listing {
     functions: Vec<Entry<FunctionRecord>>,
     sources: Vec<Entry<SourceRecord>>,
+    sinks: Vec<Listed>,
+    schedules: Vec<Entry<ScheduleRecord>>,
 }
 
 impl List {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let registry = Connection::open(globals, &self.folder).await?.registry().await?;
-        let listing = Listing { functions: registry.functions().await?, sources: registry.sources().await? };
+        let listing = Listing {
+            functions: registry.functions().await?,
+            sources: registry.sources().await?,
+            sinks: sink::listed(&registry).await?,
+            schedules: registry.schedules().await?,
+        };
         globals.output.show(&listing, text)
     }
 }
@@ -58,6 +66,17 @@ fn text(listing: &Listing) -> String {
     }
     if !listing.sources.is_empty() {
         parts.push(output::table(["SOURCE", "PROVIDER", "PATH", "REVISION", "DEPLOYED (UTC)"], sources));
+    }
+    if !listing.sinks.is_empty() {
+        parts.push(sink::table(&listing.sinks));
+    }
+    let schedules = listing.schedules.iter().map(|Entry { name, revision, record }| {
+        let zone = record.spec.timezone.clone().unwrap_or_else(|| "UTC".to_owned());
+        let (cron, emit) = (record.spec.cron.clone(), record.spec.emit.to_string());
+        [name.to_string(), cron, zone, emit, revision.to_string(), moment::shown(record.deployed_at)]
+    });
+    if !listing.schedules.is_empty() {
+        parts.push(output::table(["SCHEDULE", "CRON", "ZONE", "EMITS", "REVISION", "DEPLOYED (UTC)"], schedules));
     }
     if parts.is_empty() {
         return "nothing is deployed; begin with `nerve new NAME --template wasm-js` and `nerve deploy NAME`"

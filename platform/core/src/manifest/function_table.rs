@@ -5,7 +5,7 @@ use super::{
     read::{Reader, Section, did_you_mean, parse_duration},
 };
 use crate::{
-    ModelName, Pattern, RetryPolicy,
+    EventType, ModelName, Pattern, RetryPolicy,
     tool::{self, ToolSpec},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -63,7 +63,7 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<F
         batch: read_batch(reader, table),
         timeout: reader.duration(table, "timeout", limits::TIMEOUT.1).unwrap_or(limits::TIMEOUT.0),
         memory: memory.unwrap_or(default_memory),
-        retry: read_retry(reader, table),
+        retry: read_retry(reader, table, RetryPolicy::default()),
         env: read_env(reader, table),
         secrets: reader.list(table, "secrets", parse_secret_name).unwrap_or_default(),
         run: run?,
@@ -194,7 +194,7 @@ pub(super) fn parse_url(text: &str) -> Result<String, String> {
     }
 }
 
-fn parse_stream(text: &str) -> Result<String, String> {
+pub(super) fn parse_stream(text: &str) -> Result<String, String> {
     let good = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
     if good {
         Ok(text.to_owned())
@@ -210,6 +210,14 @@ fn parse_emits(text: &str) -> Result<Pattern, String> {
     Pattern::parse(text).map_err(|error| error.to_string())
 }
 
+/// One type of events, where a subject is easily written.
+pub(super) fn parse_emitted_type(text: &str) -> Result<EventType, String> {
+    if let Some(ty) = text.strip_prefix("events.") {
+        return Err(format!("it names an event type, not a subject: write `{ty}`"));
+    }
+    EventType::parse(text).map_err(|error| error.to_string())
+}
+
 /// Secrets become environment variables, so their names are theirs.
 pub(super) fn parse_secret_name(text: &str) -> Result<String, String> {
     let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
@@ -220,7 +228,12 @@ pub(super) fn parse_secret_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn read_size(reader: &mut Reader<'_>, table: &Section<'_, '_>, key: &str, (default, max): (usize, usize)) -> usize {
+pub(super) fn read_size(
+    reader: &mut Reader<'_>,
+    table: &Section<'_, '_>,
+    key: &str,
+    (default, max): (usize, usize),
+) -> usize {
     let number = reader.number(table, key, 1..=u64::try_from(max).unwrap_or(u64::MAX));
     number.and_then(|n| usize::try_from(n).ok()).unwrap_or(default)
 }
@@ -246,8 +259,7 @@ fn read_batch(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Batch {
     }
 }
 
-fn read_retry(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> RetryPolicy {
-    let default = RetryPolicy::default();
+pub(super) fn read_retry(reader: &mut Reader<'_>, table: &Section<'_, '_>, default: RetryPolicy) -> RetryPolicy {
     let Some(retry) = reader.table(table, "retry") else { return default };
     reader.check_keys(&retry, &["attempts", "backoff"], &[]);
     let attempts = reader.number(&retry, "attempts", 1..=u64::from(limits::ATTEMPTS));

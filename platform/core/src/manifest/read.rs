@@ -1,6 +1,6 @@
 //! Reads a `nerve.toml` whole, so that one run reports every mistake.
 
-use super::{Manifest, ManifestError, Problem, function_table, source_table};
+use super::{Manifest, ManifestError, Problem, function_table, schedule, sink_table, source_table};
 use crate::Name;
 use std::{ops::Range, time::Duration};
 use toml::{
@@ -30,7 +30,7 @@ impl Manifest {
 fn read_root(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Manifest {
     let mut manifest = Manifest::default();
     let section = Section { path: String::new(), table: root, span: 0..0 };
-    reader.check_keys(&section, &["function", "source"], &["sink", "schedule"]);
+    reader.check_keys(&section, &["function", "source", "sink", "schedule"], &[]);
     for (name, table) in reader.named_tables(&section, "function") {
         if let Some(spec) = function_table::read(reader, &table) {
             manifest.functions.insert(name, spec);
@@ -41,8 +41,29 @@ fn read_root(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Manifest {
             manifest.sources.insert(name, spec);
         }
     }
+    for (name, table) in reader.named_tables(&section, "sink") {
+        if manifest.functions.contains_key(&name) {
+            reader.report(
+                table.span.clone(),
+                &table.path,
+                format!("a function is named `{name}` too: give one of the two another name"),
+            );
+        }
+        if let Some(spec) = sink_table::read(reader, &name, &table) {
+            manifest.sinks.insert(name, spec);
+        }
+    }
+    for (name, table) in reader.named_tables(&section, "schedule") {
+        if let Some(spec) = schedule::read(reader, &table) {
+            manifest.schedules.insert(name, spec);
+        }
+    }
     if root.is_empty() {
-        reader.report(0..0, "", "it deploys nothing: add a [function.NAME] or a [source.NAME] table");
+        reader.report(
+            0..0,
+            "",
+            "it deploys nothing: add a [function.NAME], [source.NAME], [sink.NAME] or [schedule.NAME] table",
+        );
     }
     manifest
 }
@@ -203,6 +224,27 @@ impl Reader<'_> {
             }
         }
         None
+    }
+
+    /// `true` or `false`.
+    pub(super) fn boolean(&mut self, section: &Section<'_, '_>, key: &str) -> Option<bool> {
+        let value = section.get(key)?;
+        let DeValue::Boolean(flag) = value.get_ref() else {
+            self.fault(section, key, format!("it must be true or false, not {}", kind(value)));
+            return None;
+        };
+        Some(*flag)
+    }
+
+    /// Whatever value, as JSON.
+    pub(super) fn value(&mut self, section: &Section<'_, '_>, key: &str) -> Option<serde_json::Value> {
+        match to_json(section.get(key)?.get_ref()) {
+            Ok(json) => Some(json),
+            Err(why) => {
+                self.fault(section, key, why);
+                None
+            }
+        }
     }
 
     /// A table of whatever values, as JSON.

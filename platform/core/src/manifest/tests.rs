@@ -91,8 +91,7 @@ fn every_mistake_has_its_line_its_key_and_the_nearest_right_key() {
 #[test]
 fn what_is_not_built_yet_is_refused_not_ignored() {
     for (text, key) in [
-        ("[sink.crm]\nurl = \"x\"", "sink"),
-        ("[schedule.d]\ncron = \"x\"", "schedule"),
+        ("[sink.crm]\nurl = \"http://x\"\non = [\"e.x\"]\norder_by = \"partitionkey\"", "order_by"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\norder_by=\"partitionkey\"", "order_by"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\nallow={}", "allow"),
         ("[source.s]\nprovider=\"stripe\"\nsecrets=[\"A\"]", "stripe"),
@@ -208,4 +207,92 @@ fn a_broken_file_and_an_empty_one() {
         problems("[function.a]\nruntime=\"wasm\"\nsource=\"../a\"\non=[\"e.x\"]")[0].contains("leaves the manifest")
     );
     assert!(problems("function = 3")[0].contains("must be a table, not an integer"));
+}
+
+#[test]
+fn a_sink_says_where_what_and_how() {
+    let text = r#"[sink.crm-eu]
+url = "https://crm.example/hooks"
+on = ["events.answer.generated"]
+
+[sink.chat]
+url = "https://chat.example/hook"
+on = ["events.>"]
+secrets = ["NEW", "OLD"]
+template = '{"text": {{ data.text }}}'
+headers = { Authorization = "Bearer ${CHAT_TOKEN}", "X-Team" = "a" }
+timeout = "5s"
+concurrency = 2
+rate = "10/m"
+retry = { attempts = 2, backoff = ["1s"] }
+order = true
+allow = ["10.0.0.0/8", "::1"]
+disable_after = "1d"
+
+[schedule.digest]
+cron = "0 0 7 * * mon-fri"
+emit = "digest.due"
+data = { limit = 3 }
+timezone = "Europe/Rome"
+"#;
+    let manifest = Manifest::parse(text).unwrap();
+    let named = |name: &str| manifest.sinks[&Name::parse(name).unwrap()].clone();
+    let crm = named("crm-eu");
+    assert_eq!((crm.secrets, crm.body, crm.retry.attempts), (vec!["SINK_CRM_EU_SECRET".into()], SinkBody::Standard, 8));
+    let chat = named("chat");
+    assert_eq!(chat.secret_names(), ["CHAT_TOKEN", "NEW", "OLD"]);
+    assert_eq!(chat.headers["authorization"], "Bearer ${CHAT_TOKEN}");
+    assert_eq!(chat.rate.map(|rate| rate.to_string()).as_deref(), Some("10/m"));
+    assert!(matches!(&chat.body, SinkBody::Template { content_type, .. } if content_type == "application/json"));
+    assert!(chat.order && chat.allow[0].contains(&"10.9.8.7".parse().unwrap()));
+    for spec in manifest.sinks.values() {
+        let stored = serde_json::to_string(spec).unwrap();
+        assert_eq!(&serde_json::from_str::<SinkSpec>(&stored).unwrap(), spec, "{stored}");
+    }
+    let digest = manifest.schedules.values().next().unwrap();
+    assert_eq!((digest.cron.as_str(), digest.emit.as_str()), ("0 0 7 * * mon-fri", "digest.due"));
+    let stored = serde_json::to_string(digest).unwrap();
+    assert_eq!(&serde_json::from_str::<ScheduleSpec>(&stored).unwrap(), digest);
+}
+
+#[test]
+fn mistakes_in_sinks() {
+    let good = "url = \"https://x.example\"\non = [\"events.>\"]\n";
+    for (lines, said) in [
+        ("on = [\"events.>\"]".to_owned(), "sink.crm.url: it is missing"),
+        ("url = \"https://x.example\"".to_owned(), "sink.crm.on: it is missing"),
+        ("url = \"ftp://x\"\non = [\"events.>\"]".to_owned(), "not an http:// or https:// URL"),
+        ("url = \"https://me:pw@x.example/\"\non = [\"events.>\"]".to_owned(), "a user or a password"),
+        (format!("{good}rate = \"fast\""), "is not a rate"),
+        (format!("{good}rate = \"0/s\""), "is not a rate"),
+        (format!("{good}allow = [\"10.0.0.0/99\"]"), "is not a network"),
+        (format!("{good}headers = {{ Webhook-Id = \"1\" }}"), "sets this header itself"),
+        (format!("{good}headers = {{ X = \"${{no good}}\" }}"), "is not a secret's name"),
+        (format!("{good}format = \"xml\""), "is not a format"),
+        (format!("{good}format = \"data\"\ntemplate = \"x\""), "remove one of the two"),
+        (format!("{good}order = 1"), "must be true or false"),
+        (format!("{good}retries = 1"), "did you mean `retry`?"),
+    ] {
+        let found = problems(&format!("[sink.crm]\n{lines}\n"));
+        assert!(found.iter().any(|p| p.contains(said)), "{said}: {found:#?}");
+    }
+    let twice = format!("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\n[sink.a]\n{good}");
+    assert!(problems(&twice)[0].contains("a function is named `a` too"));
+}
+
+#[test]
+fn mistakes_in_schedules() {
+    for (lines, said) in [
+        ("cron = \"0 7 * * *\"\nemit = \"a\"", "write \"0 0 7 * * *\""),
+        ("cron = \"soon\"\nemit = \"a\"", "write six fields"),
+        ("cron = \"@dayly\"\nemit = \"a\"", "did you mean `@daily`?"),
+        ("cron = \"@every 10ms\"\nemit = \"a\"", "a second at least"),
+        ("cron = \"@every 1m\"\nemit = \"a\"\ntimezone = \"Europe/Rome\"", "in no time zone"),
+        ("cron = \"@daily\"\nemit = \"events.a\"", "write `a`"),
+        ("cron = \"@daily\"\nemit = \"a.*\"", "wildcards are not allowed"),
+        ("emit = \"a\"", "schedule.d.cron: it is missing"),
+    ] {
+        let found = problems(&format!("[schedule.d]\n{lines}\n"));
+        assert!(found.iter().any(|p| p.contains(said)), "{said}: {found:#?}");
+    }
 }

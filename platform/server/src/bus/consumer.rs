@@ -15,13 +15,25 @@ use std::{collections::HashMap, time::Duration};
 use time::{OffsetDateTime, macros::datetime};
 
 /// Deliveries of one function that may be in flight over all workers.
-const MAX_ACK_PENDING: i64 = 65_536;
+pub(crate) const MAX_ACK_PENDING: i64 = 65_536;
 /// Where a consumer begins: a sequence, in its metadata.
 const BEGINS: &str = "nerve-begins";
 /// Until when a consumer is paused that is not at its beginning yet; no operator's pause ends at this moment.
 const HALF_MADE: OffsetDateTime = datetime!(2222-02-22 22:22:22 UTC);
 /// How often a consumer is looked at that somebody else makes or deletes at the same time.
 const TRIES: usize = 3;
+
+/// A durable consumer as it should be.
+pub(crate) struct Binding<'s> {
+    pub(crate) stream: &'s str,
+    pub(crate) consumer: String,
+    /// For whoever lists the broker's consumers.
+    pub(crate) description: String,
+    pub(crate) subjects: Vec<String>,
+    pub(crate) ack_wait: Duration,
+    /// Deliveries in flight over all workers; one keeps the order.
+    pub(crate) in_flight: i64,
+}
 
 impl Bus {
     /// Makes or updates the consumer of a function on one stream. A new one begins with what comes from now on.
@@ -32,17 +44,24 @@ impl Bus {
         subjects: Vec<String>,
         ack_wait: Duration,
     ) -> Result<(), BusError> {
-        let what = || format!("making the consumer of {function} on {stream}");
-        let name = consumer_name(function);
+        let description = format!("Nerve's function {function}");
+        let consumer = consumer_name(function);
+        self.bind(Binding { stream, consumer, description, subjects, ack_wait, in_flight: MAX_ACK_PENDING }).await
+    }
+
+    /// Makes or updates a durable consumer. A new one begins with what comes from now on.
+    pub(crate) async fn bind(&self, binding: Binding<'_>) -> Result<(), BusError> {
+        let Binding { stream, consumer: name, description, subjects, ack_wait, in_flight } = binding;
+        let what = || format!("making the consumer {name} on {stream}");
         let wanted = pull::Config {
             durable_name: Some(name.clone()),
-            description: Some(format!("Nerve's function {function}")),
+            description: Some(description),
             deliver_policy: DeliverPolicy::All,
             ack_policy: AckPolicy::Explicit,
             ack_wait,
             // The worker counts attempts and writes the dead letter; the server would drop the message silently.
             max_deliver: -1,
-            max_ack_pending: MAX_ACK_PENDING,
+            max_ack_pending: in_flight,
             filter_subjects: subjects,
             ..<_>::default()
         };

@@ -62,7 +62,7 @@ impl Delivery {
     /// A message that is no CloudEvent becomes one: its type is the subject, its id the place in the stream. An event
     /// without a time has the time at which the stream took it, so that of two the later one can be told.
     pub(crate) async fn event(&self) -> Result<Event, BodyError> {
-        let mut event = event_of(&self.message, &self.stream, self.sequence);
+        let mut event = self.parsed();
         event.time.get_or_insert(self.published);
         if event.extension(DATA_REF).is_some() {
             Box::pin(self.bus.restore_body(&mut event)).await?;
@@ -72,7 +72,17 @@ impl Delivery {
 
     /// The event's id, or its place in the stream when the message is no CloudEvent.
     pub(crate) fn event_id(&self) -> String {
-        event_of(&self.message, &self.stream, self.sequence).id
+        self.parsed().id
+    }
+
+    /// The event without the body that it may refer to. A message that is no CloudEvent is named by where it first was.
+    fn parsed(&self) -> Event {
+        let origin = self.origin();
+        if origin.stream == self.stream {
+            return event_of(&self.message, &self.stream, self.sequence);
+        }
+        let message = async_nats::Message { subject: origin.subject.as_str().into(), ..self.message.clone() };
+        event_of(&message, &origin.stream, origin.sequence)
     }
 
     /// Acknowledges it: it is done.
@@ -107,7 +117,7 @@ impl Delivery {
 
     /// The answer that its event belongs to.
     pub(crate) fn answer_id(&self) -> Option<String> {
-        let event = event_of(&self.message, &self.stream, self.sequence);
+        let event = self.parsed();
         Some(nerve_core::answer::id_of(&event).to_owned()).filter(|id| !id.is_empty())
     }
 

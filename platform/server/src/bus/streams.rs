@@ -1,6 +1,6 @@
 //! The streams and buckets, made where they are missing and brought up to date where they are older.
 
-use super::{Bus, BusError};
+use super::{ATTEMPTS, Bus, BusError, TIMERS};
 use crate::config::StreamsConfig;
 use async_nats::jetstream::{kv, object_store, stream};
 use nerve_core::Name;
@@ -46,6 +46,8 @@ impl Bus {
             (ANSWERS, vec!["answers.>".to_owned()], config.answers_max_age),
             (DEAD, vec!["dead.>".to_owned(), format!("{REDRIVE_PREFIX}>")], config.dead_max_age),
             (LOGS, vec!["logs.>".to_owned()], config.logs_max_age),
+            (TIMERS, vec!["timers.>".to_owned()], config.timers_max_age),
+            (ATTEMPTS, vec!["attempts.>".to_owned()], config.attempts_max_age),
         ];
         for (name, subjects, max_age) in keep {
             self.ensure_stream(name, subjects, max_age, config).await?;
@@ -85,12 +87,14 @@ impl Bus {
             subjects,
             max_age,
             max_bytes: if name == EVENTS { config.events_max_bytes } else { -1 },
+            // By number, since a bound in bytes is reserved on the broker's disk at once.
+            max_messages: if name == ATTEMPTS { config.attempts_max } else { -1 },
             num_replicas: config.replicas,
             duplicate_window: if max_age.is_zero() { config.dedupe_window } else { config.dedupe_window.min(max_age) },
             allow_direct: true,
             allow_message_ttl: true,
             allow_atomic_publish: true,
-            allow_message_schedules: name == EVENTS,
+            allow_message_schedules: matches!(name, EVENTS | TIMERS),
             storage: stream::StorageType::File,
             discard: stream::DiscardPolicy::Old,
             ..<_>::default()
@@ -103,6 +107,7 @@ impl Bus {
                     subjects: wanted.subjects,
                     max_age: wanted.max_age,
                     max_bytes: wanted.max_bytes,
+                    max_messages: if name == ATTEMPTS { wanted.max_messages } else { current.max_messages },
                     num_replicas: wanted.num_replicas,
                     duplicate_window: wanted.duplicate_window,
                     allow_direct: true,

@@ -188,13 +188,31 @@ impl Bus {
         start: Start,
         limit: usize,
     ) -> Result<Vec<(async_nats::Message, u64, OffsetDateTime)>, BusError> {
+        let mut found = Vec::new();
+        if limit > 0 {
+            let keep = |message, sequence, time| {
+                found.push((message, sequence, time));
+                found.len() < limit
+            };
+            self.each(stream, filters, start, keep).await?;
+        }
+        Ok(found)
+    }
+
+    /// Shows each message of a stream that is there now, oldest first, for as long as `show` says to go on.
+    pub(super) async fn each(
+        &self,
+        stream: &str,
+        filters: Vec<String>,
+        start: Start,
+        mut show: impl FnMut(async_nats::Message, u64, OffsetDateTime) -> bool,
+    ) -> Result<(), BusError> {
         let what = || format!("reading {stream}");
         let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
         let config = pull::OrderedConfig { deliver_policy: start.policy(), filter_subjects: filters, ..<_>::default() };
         let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
-        let mut left = usize::try_from(consumer.cached_info().num_pending).unwrap_or(usize::MAX).min(limit);
+        let mut left = consumer.cached_info().num_pending;
         let mut messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;
-        let mut found = Vec::with_capacity(left.min(1024));
         while left > 0 {
             let next = tokio::time::timeout(super::REQUEST_TIMEOUT, messages.next()).await;
             let message = match next {
@@ -205,9 +223,11 @@ impl Bus {
             };
             let place = message.info().map(|info| (info.stream_sequence, info.published, info.pending));
             let (sequence, time, pending) = place.map_err(|error| BusError::unavailable(what(), error))?;
-            found.push((message.message, sequence, time));
-            left = (left - 1).min(usize::try_from(pending).unwrap_or(usize::MAX));
+            if !show(message.message, sequence, time) {
+                break;
+            }
+            left = (left - 1).min(pending);
         }
-        Ok(found)
+        Ok(())
     }
 }

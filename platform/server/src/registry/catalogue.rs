@@ -1,6 +1,9 @@
 //! Everything that is deployed, as one snapshot that follows every change.
 
-use super::{Entry, FunctionRecord, Keyring, ModelRecord, Registry, SourceRecord, secrets::PUBLIC_KEY};
+use super::{
+    Entry, FunctionRecord, Keyring, ModelRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord,
+    secrets::PUBLIC_KEY,
+};
 use crate::bus::{BusError, EVENTS};
 use async_nats::jetstream::kv;
 use futures::{Stream, StreamExt};
@@ -27,6 +30,12 @@ pub struct Catalogue {
     pub functions: BTreeMap<Name, Entry<FunctionRecord>>,
     /// By name.
     pub sources: BTreeMap<Name, Entry<SourceRecord>>,
+    /// By name.
+    pub sinks: BTreeMap<Name, Entry<SinkRecord>>,
+    /// By the sink's name; those that are well have none.
+    pub sink_states: BTreeMap<Name, Entry<SinkState>>,
+    /// By name.
+    pub schedules: BTreeMap<Name, Entry<ScheduleRecord>>,
     /// By name.
     pub models: BTreeMap<ModelName, Entry<ModelRecord, ModelName>>,
     /// By name.
@@ -111,6 +120,12 @@ impl Catalogue {
                     set(&mut self.functions, name, &entry, put);
                 } else if let Some(name) = named(&entry.key, "source.") {
                     set(&mut self.sources, name, &entry, put);
+                } else if let Some(name) = named(&entry.key, "sink.") {
+                    set(&mut self.sinks, name, &entry, put);
+                } else if let Some(name) = named(&entry.key, "sink-state.") {
+                    set(&mut self.sink_states, name, &entry, put);
+                } else if let Some(name) = named(&entry.key, "schedule.") {
+                    set(&mut self.schedules, name, &entry, put);
                 } else if let Some(name) = named(&entry.key, "model.") {
                     set(&mut self.models, name, &entry, put);
                 }

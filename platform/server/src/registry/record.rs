@@ -1,6 +1,6 @@
-//! What is stored for a deployed function, source or model.
+//! What is stored for a deployed function, source, sink, schedule or model.
 
-use nerve_core::{FunctionSpec, Name, Pattern, SourceSpec, subject::EVENTS_PREFIX};
+use nerve_core::{FunctionSpec, Name, Pattern, ScheduleSpec, SinkSpec, SourceSpec, subject::EVENTS_PREFIX};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -37,6 +37,49 @@ impl FunctionRecord {
 pub struct SourceRecord {
     /// The manifest's table.
     pub spec: SourceSpec,
+    /// When it was deployed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub deployed_at: OffsetDateTime,
+}
+
+/// A deployed sink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkRecord {
+    /// The manifest's table.
+    pub spec: SinkSpec,
+    /// The stream it is bound to.
+    pub stream: String,
+    /// When it was deployed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub deployed_at: OffsetDateTime,
+}
+
+/// How a sink's endpoint is doing; a sink without one is well.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkState {
+    /// Since when it has failed without a success.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub failing_since: Option<OffsetDateTime>,
+    /// Why nothing is posted to it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disabled: Option<Disabled>,
+}
+
+/// Why and since when a sink is disabled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disabled {
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Why, for people.
+    pub reason: String,
+}
+
+/// A deployed schedule.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScheduleRecord {
+    /// The manifest's table.
+    pub spec: ScheduleSpec,
     /// When it was deployed.
     #[serde(with = "time::serde::rfc3339")]
     pub deployed_at: OffsetDateTime,

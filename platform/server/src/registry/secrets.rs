@@ -7,7 +7,11 @@
 use super::Registry;
 use crate::{bus::BusError, config::Config};
 use async_nats::jetstream::kv;
-use crypto_box::{PublicKey, SecretKey, aead::OsRng};
+use base64::{Engine, prelude::BASE64_STANDARD};
+use crypto_box::{
+    PublicKey, SecretKey,
+    aead::{OsRng, rand_core::RngCore},
+};
 use futures::StreamExt;
 use nerve_core::Secret;
 use serde::Serialize;
@@ -144,6 +148,20 @@ impl Registry {
         let sealed = public.seal(&mut OsRng, &plain).map_err(|error| BusError::refused(what(), error))?;
         let stored = self.secrets.put(name, sealed.into()).await;
         stored.map_err(|error| BusError::unavailable(what(), error))
+    }
+
+    /// Sets a secret that Standard Webhooks can sign with (`whsec_` and 32 random bytes) and returns it; none where one is
+    /// set under that name already.
+    pub async fn make_signing_secret(&self, name: &str) -> Result<Option<Secret>, BusError> {
+        let there = self.secrets.get(name).await;
+        if there.map_err(|error| BusError::unavailable(format!("reading the secret {name}"), error))?.is_some() {
+            return Ok(None);
+        }
+        let mut bytes = [0; 32];
+        OsRng.fill_bytes(&mut bytes);
+        let secret = Secret::new(format!("whsec_{}", BASE64_STANDARD.encode(bytes)));
+        self.set_secret(name, &secret).await?;
+        Ok(Some(secret))
     }
 
     /// The names of the secrets that are set.

@@ -153,7 +153,7 @@ fn record(outlet: &Outlet, delivery: &Delivery, attempts: &[Attempt], verdict: &
 }
 
 /// Up to a tenth more, by the event's place: what failed together does not come back together.
-fn with_jitter(wait: Duration, sequence: u64) -> Duration {
+pub(super) fn with_jitter(wait: Duration, sequence: u64) -> Duration {
     let spread = u32::try_from(sequence.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 54).unwrap_or_default();
     wait + wait / 10 * spread / 1024
 }

@@ -1,7 +1,7 @@
 //! One revision of a function at work: three intakes, one function.
 
 use super::{
-    Shared, Slot,
+    REOPEN, Shared, Slot,
     emission::{Collector, Outlet},
     invocation::{Invoker, Meters, Taken},
 };
@@ -16,9 +16,6 @@ use std::{
 };
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
-/// The wait before a broken intake is opened again.
-const REOPEN: Duration = Duration::from_millis(500);
 
 /// One revision of a function, taking events until its `stop`.
 pub(super) struct Runner {

@@ -1,0 +1,76 @@
+//! `nerve sink enable` and `nerve sink disable`
+
+use super::deployed;
+use crate::{
+    args::{DataFolder, Globals},
+    connection::Connection,
+    failure::Failure,
+};
+use clap::Args;
+use nerve_core::{Event, EventType, Name};
+use nerve_server::registry::{Disabled, SinkState};
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// The sink
+    name: Name,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+impl Named {
+    pub(crate) async fn enable(self, globals: &Globals) -> anyhow::Result<()> {
+        let name = &self.name;
+        let connection = Connection::open(globals, &self.folder).await?;
+        let registry = connection.registry().await?;
+        deployed(&registry, name).await?;
+        let state = registry.sink_state(name).await?;
+        let changed = match state.filter(|state| state.record.disabled.is_some()) {
+            None => false,
+            Some(state) => registry.clear_sink_state(name, state.revision).await?,
+        };
+        if changed {
+            connection.bus.publish(&event(name, "sink.enabled", json!({"sink": name}))?).await?;
+        }
+        globals.output.show(&json!({"sink": name, "enabled": true, "changed": changed}), |_| match changed {
+            true => format!("enabled {name}; what has waited is posted now"),
+            false => format!("{name} is not disabled"),
+        })
+    }
+
+    pub(crate) async fn disable(self, globals: &Globals) -> anyhow::Result<()> {
+        let name = &self.name;
+        let connection = Connection::open(globals, &self.folder).await?;
+        let registry = connection.registry().await?;
+        deployed(&registry, name).await?;
+        let (before, revision) = match registry.sink_state(name).await? {
+            Some(state) => (state.record, Some(state.revision)),
+            None => (SinkState::default(), None),
+        };
+        let changed = before.disabled.is_none();
+        if changed {
+            let disabled = Disabled { since: OffsetDateTime::now_utc(), reason: "by hand".to_owned() };
+            let state = SinkState { disabled: Some(disabled), ..before };
+            if registry.put_sink_state(name, &state, revision).await?.is_none() {
+                let cause = "how it is doing has changed at this moment";
+                return Err(Failure::new(format!("cannot disable {name}")).cause(cause).next("try again").into());
+            }
+            let data = json!({"sink": name, "reason": "by hand"});
+            connection.bus.publish(&event(name, "sink.disabled", data)?).await?;
+        }
+        globals.output.show(&json!({"sink": name, "enabled": false, "changed": changed}), |_| match changed {
+            true => format!("disabled {name}; its events wait until `nerve sink enable {name}`"),
+            false => format!("{name} is disabled already"),
+        })
+    }
+}
+
+fn event(sink: &Name, ty: &str, data: Value) -> anyhow::Result<Event> {
+    let event = Event::new(Uuid::now_v7().to_string(), format!("/sinks/{sink}"), EventType::parse(ty)?);
+    let mut event = event.with_data("application/json", data.to_string());
+    event.time = Some(OffsetDateTime::now_utc());
+    Ok(event)
+}

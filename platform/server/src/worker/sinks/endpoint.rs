@@ -1,0 +1,279 @@
+//! One endpoint: how a sink's events are signed and posted, and what comes back.
+
+use super::{
+    body::{Composed, Composer},
+    guard::{Guard, GuardedResolver, Lookup},
+    signature::{Signer, message_id},
+    verdict::{Answer, retry_after},
+};
+use bytes::Bytes;
+use nerve_core::{Event, Secret, SinkSpec};
+use reqwest::{
+    Client, Response, Url,
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
+    redirect::Policy,
+};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use time::OffsetDateTime;
+
+/// The longest that connecting may take.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a connection that nobody uses is kept: after that a name is looked up again.
+const IDLE: Duration = Duration::from_secs(30);
+/// Bytes of an answer that are kept, and that are read to see whether it ends well.
+const KEPT: usize = 1024;
+const READ: usize = 64 * 1024;
+const AGENT: &str = concat!("Nerve/", env!("CARGO_PKG_VERSION"), " (webhooks)");
+
+/// Posts to one URL.
+pub(super) struct Endpoint {
+    client: Client,
+    url: Url,
+    guard: Guard,
+    signer: Signer,
+    composer: Composer,
+    headers: HeaderMap,
+    timeout: Duration,
+}
+
+/// What is posted for one event, but for its signature, which has a time.
+#[derive(Debug, Clone)]
+pub(super) struct Post {
+    /// The same at each attempt.
+    pub(super) id: String,
+    composed: Composed,
+}
+
+impl Endpoint {
+    /// Reads a sink; the error says what it lacks.
+    pub(super) fn new(
+        spec: &SinkSpec,
+        secrets: &BTreeMap<String, Secret>,
+        guard: Guard,
+        lookup: Lookup,
+    ) -> Result<Self, String> {
+        // Whoever is first installs it; that it is there already is no mistake.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let signing = spec.secrets.iter().filter_map(|name| Some((name.as_str(), secrets.get(name)?)));
+        let client = Client::builder()
+            .dns_resolver(GuardedResolver { guard: guard.clone(), lookup })
+            // A proxy would look names up itself, past the guard.
+            .no_proxy()
+            .redirect(Policy::none())
+            .connect_timeout(CONNECT)
+            .pool_idle_timeout(IDLE)
+            .user_agent(AGENT)
+            .build()
+            .map_err(|error| format!("an HTTP client cannot be made: {error}"))?;
+        Ok(Self {
+            client,
+            url: Url::parse(&spec.url).map_err(|error| format!("its url is wrong: {error}"))?,
+            guard,
+            signer: Signer::new(signing)?,
+            composer: Composer::new(&spec.body)?,
+            headers: headers(spec, secrets)?,
+            timeout: spec.timeout,
+        })
+    }
+
+    /// What people are told of where it posts: a path may hold a key.
+    pub(super) fn host(&self) -> &str {
+        self.url.host_str().unwrap_or_default()
+    }
+
+    /// What is posted for `event`; the error says why nothing can be.
+    pub(super) fn post_of(&self, event: &Event) -> Result<Post, String> {
+        Ok(Post { id: message_id(event), composed: self.composer.compose(event)? })
+    }
+
+    /// Posts it once, signed as of now.
+    pub(super) async fn send(&self, post: &Post) -> Answer {
+        match tokio::time::timeout(self.timeout, self.exchange(post)).await {
+            Ok(answer) => answer,
+            Err(_) => {
+                let error = format!("it did not answer within {:?} (`timeout`)", self.timeout);
+                Answer { timed_out: true, ..failed(None, error) }
+            }
+        }
+    }
+
+    async fn exchange(&self, post: &Post) -> Answer {
+        // A client asks its resolver for names only.
+        if let Some(address) = literal(&self.url)
+            && let Err(refused) = self.guard.check(address)
+        {
+            return failed(None, refused.to_string());
+        }
+        let Composed { content_type, body } = &post.composed;
+        let timestamp = OffsetDateTime::now_utc().unix_timestamp();
+        let request = self
+            .client
+            .post(self.url.clone())
+            .header(CONTENT_TYPE, content_type)
+            .header("webhook-id", &post.id)
+            .header("webhook-timestamp", timestamp)
+            .header("webhook-signature", self.signer.sign(&post.id, timestamp, body))
+            .headers(self.headers.clone())
+            .body(body.clone());
+        match request.send().await {
+            Ok(response) => answer_of(response).await,
+            Err(error) => failed(None, told(error)),
+        }
+    }
+}
+
+async fn answer_of(mut response: Response) -> Answer {
+    let status = response.status();
+    let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry_after = asked.and_then(|value| retry_after(value, OffsetDateTime::now_utc()));
+    let mut body = Vec::new();
+    let mut error = match status.as_u16() {
+        200..300 => None,
+        300..400 => Some(format!("it answered {status}, and redirects are not followed")),
+        _ => Some(format!("it answered {status}")),
+    };
+    while body.len() < READ {
+        match response.chunk().await {
+            Ok(Some(chunk)) => body.extend_from_slice(chunk.get(..READ.min(chunk.len())).unwrap_or_default()),
+            Ok(None) => break,
+            Err(broken) => {
+                error.get_or_insert_with(|| format!("its answer ended in the middle: {}", told(broken)));
+                break;
+            }
+        }
+    }
+    body.truncate(KEPT);
+    let body = String::from_utf8_lossy(&Bytes::from(body)).into_owned();
+    Answer { status: Some(status.as_u16()), retry_after, error, timed_out: false, body }
+}
+
+fn failed(status: Option<u16>, error: String) -> Answer {
+    Answer { status, retry_after: None, error: Some(error), timed_out: false, body: String::new() }
+}
+
+/// An error with its causes, and without the URL.
+fn told(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut message = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        if !message.contains(&text) {
+            message.push_str(&format!(": {text}"));
+        }
+        cause = inner.source();
+    }
+    message
+}
+
+/// The address that a URL names itself.
+fn literal(url: &Url) -> Option<IpAddr> {
+    let host = url.host_str()?;
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse().ok()
+}
+
+fn headers(spec: &SinkSpec, secrets: &BTreeMap<String, Secret>) -> Result<HeaderMap, String> {
+    let mut headers = HeaderMap::new();
+    for (name, value) in &spec.headers {
+        let wrong = |what: &str| format!("its header {name} {what}");
+        let mut filled = value.clone();
+        for (secret, text) in secrets {
+            filled = filled.replace(&format!("${{{secret}}}"), text.expose());
+        }
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong("is no header"))?;
+        let mut value = HeaderValue::from_str(&filled).map_err(|_| wrong("holds what no header may"))?;
+        value.set_sensitive(true);
+        headers.insert(header, value);
+    }
+    Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nerve_core::{EventType, Manifest};
+    use std::{
+        io,
+        sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering},
+        },
+    };
+    use tokio::{io::AsyncWriteExt, net::TcpListener};
+
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+
+    fn endpoint(url: &str, allow: &str, answers: Vec<Vec<IpAddr>>) -> Endpoint {
+        let manifest =
+            format!("[sink.crm]\nurl = \"{url}\"\non = [\"events.>\"]\nallow = [{allow}]\ntimeout = \"5s\"\n");
+        let spec = Manifest::parse(&manifest).unwrap().sinks.into_values().next().unwrap();
+        let secrets = spec.secrets.iter().map(|name| (name.clone(), Secret::new(SECRET))).collect();
+        let count = AtomicUsize::new(0);
+        let lookup: Lookup = Arc::new(move |_| {
+            let answer = answers.get(count.fetch_add(1, Ordering::Relaxed)).cloned();
+            Box::pin(async move { answer.ok_or_else(|| io::Error::other("no more look-ups were expected")) })
+        });
+        Endpoint::new(&spec, &secrets, Guard::new(spec.allow.iter().copied()), lookup).unwrap()
+    }
+
+    async fn post(endpoint: &Endpoint) -> Answer {
+        let event = Event::new("1", "/s", EventType::parse("a").unwrap());
+        endpoint.send(&endpoint.post_of(&event).unwrap()).await
+    }
+
+    /// Answers each connection with this and closes it; counts them.
+    async fn server(answer: &'static str) -> (u16, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (port, count) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
+        let counted = count.clone();
+        #[expect(clippy::disallowed_methods, reason = "it ends with the test")]
+        tokio::spawn(async move {
+            loop {
+                let (mut socket, _) = listener.accept().await.unwrap();
+                counted.fetch_add(1, Ordering::Relaxed);
+                let mut head = vec![0; 4096];
+                tokio::io::AsyncReadExt::read(&mut socket, &mut head).await.unwrap();
+                socket.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        (port, count)
+    }
+
+    #[tokio::test]
+    async fn a_name_that_turns_private_is_refused_at_its_next_look_up() {
+        let (port, count) = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").await;
+        let (allowed, rebound): (IpAddr, IpAddr) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
+        let url = format!("http://rebind.example:{port}/");
+        let endpoint = endpoint(&url, "\"127.0.0.1\"", vec![vec![allowed], vec![rebound], vec![allowed]]);
+        assert_eq!(post(&endpoint).await.body, "ok");
+        let refused = post(&endpoint).await;
+        assert!(refused.error.as_deref().is_some_and(|why| why.contains("loopback")), "{refused:?}");
+        assert!(post(&endpoint).await.is_good());
+        assert_eq!(count.load(Ordering::Relaxed), 2, "nothing was sent to the address that was refused");
+    }
+
+    #[tokio::test]
+    async fn addresses_in_a_url_are_checked_in_every_spelling() {
+        let (port, count) = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        for host in ["127.0.0.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "0177.0.0.1", "127.1"] {
+            let refused = post(&endpoint(&format!("http://{host}:{port}/"), "", vec![])).await;
+            assert!(refused.error.as_deref().is_some_and(|why| why.contains("may not reach")), "{host}: {refused:?}");
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 0);
+        assert!(post(&endpoint(&format!("http://127.1:{port}/"), "\"127.0.0.0/8\"", vec![])).await.is_good());
+    }
+
+    #[tokio::test]
+    async fn redirects_and_broken_answers_are_failures() {
+        let redirect = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n";
+        let (port, _) = server(redirect).await;
+        let url = format!("http://127.0.0.1:{port}/");
+        let answer = post(&endpoint(&url, "\"127.0.0.1\"", vec![])).await;
+        assert_eq!(answer.status, Some(302));
+        assert!(!answer.is_good() && answer.error.unwrap().contains("not followed"));
+        let (port, _) = server("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
+        let answer = post(&endpoint(&format!("http://127.0.0.1:{port}/"), "\"127.0.0.1\"", vec![])).await;
+        assert_eq!((answer.status, answer.body.as_str()), (Some(200), "half"));
+        assert!(!answer.is_good() && answer.error.unwrap().contains("in the middle"));
+    }
+}

@@ -1,0 +1,137 @@
+//! What a post waits for before it goes: the breaker, and the sink's rate.
+
+use super::breaker::{Admission, Breaker};
+use nerve_core::manifest::Rate;
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::Notify, time::Instant};
+
+/// The longest pause of all posts that one answer may ask for.
+const PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// One endpoint's gate, on one worker.
+pub(super) struct Gate {
+    breaker: Mutex<Breaker>,
+    pace: Option<Pace>,
+    /// A post has ended.
+    ended: Notify,
+}
+
+/// A rate, evenly spread: what may be posted in a second is not posted at its beginning.
+struct Pace {
+    apart: Duration,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    /// When the next post may go; it is taken, so that the one after it comes later.
+    fn take(&self) -> Instant {
+        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = Instant::now().max(*next);
+        *next = taken + self.apart;
+        taken
+    }
+}
+
+/// The right to post once; told how it ended, or abandoned.
+pub(super) struct Pass<'g> {
+    gate: &'g Gate,
+    told: bool,
+}
+
+impl Gate {
+    pub(super) fn new(rate: Option<Rate>) -> Self {
+        let pace = rate.map(|rate| Pace { apart: rate.per / rate.count, next: Mutex::new(Instant::now()) });
+        Self { breaker: Mutex::default(), pace, ended: Notify::new() }
+    }
+
+    /// Waits until a post may go.
+    pub(super) async fn pass(&self) -> Pass<'_> {
+        loop {
+            let ended = self.ended.notified();
+            let admission = self.lock().admit(Instant::now());
+            match admission {
+                Admission::Go => break,
+                Admission::At(at) => tokio::time::sleep_until(at).await,
+                Admission::AfterTrial => ended.await,
+            }
+        }
+        let pass = Pass { gate: self, told: false };
+        if let Some(pace) = &self.pace {
+            tokio::time::sleep_until(pace.take()).await;
+        }
+        pass
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pass<'_> {
+    /// The post was answered, well or not, and `pause` was asked for.
+    pub(super) fn ended(mut self, good: bool, pause: Option<Duration>) {
+        self.told = true;
+        let now = Instant::now();
+        let mut breaker = self.gate.lock();
+        match good {
+            true => breaker.succeeded(),
+            false => breaker.failed(now),
+        }
+        if let Some(pause) = pause {
+            breaker.hold(now + pause.min(PAUSE_MAX));
+        }
+    }
+}
+
+impl Drop for Pass<'_> {
+    fn drop(&mut self) {
+        if !self.told {
+            self.gate.lock().abandoned();
+        }
+        self.gate.ended.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_endpoint_that_only_fails_is_left_alone() {
+        let gate = Gate::new(None);
+        let start = Instant::now();
+        for _ in 0..10 {
+            gate.pass().await.ended(false, None);
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let trial = gate.pass().await;
+        assert!(start.elapsed() >= Duration::from_secs(10));
+        // While it is tried nobody else goes; once it is well all go.
+        assert!(tokio::time::timeout(Duration::from_secs(60), gate.pass()).await.is_err());
+        trial.ended(true, None);
+        gate.pass().await.ended(true, Some(Duration::from_secs(7)));
+        let paused = Instant::now();
+        gate.pass().await.ended(true, None);
+        assert_eq!(paused.elapsed(), Duration::from_secs(7));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn posts_keep_to_the_rate() {
+        let gate = Gate::new(Some("90/h".parse().unwrap()));
+        let start = Instant::now();
+        for _ in 0..4 {
+            gate.pass().await.ended(true, None);
+        }
+        assert_eq!(start.elapsed(), Duration::from_secs(120));
+        // What was not used is not saved up.
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        let later = Instant::now();
+        for _ in 0..3 {
+            gate.pass().await.ended(true, None);
+        }
+        assert_eq!(later.elapsed(), Duration::from_secs(80));
+    }
+}
