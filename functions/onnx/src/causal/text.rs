@@ -98,6 +98,7 @@ impl Tail {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn spell(stop: &[&str], pieces: &[&str]) -> (Vec<String>, bool) {
         let mut tail = Tail::new(stop.iter().map(|stop| (*stop).to_owned()).collect());
@@ -113,6 +114,18 @@ mod tests {
         }
         told.push(tail.held);
         (told, false)
+    }
+
+    #[test]
+    fn a_character_that_is_several_tokens_comes_whole() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/onnx/models/writer/tokenizer.json");
+        let tokenizer = Arc::new(Tokenizer::from_file(file).unwrap());
+        // The bytes of `é日!`, as byte-level tokenizers name them, and one that begins another character.
+        let tokens = ["Ã", "©", "æ", "Ĺ", "¥", "!", "æ"].map(|name| tokenizer.token_to_id(name).unwrap());
+        let mut spelling = Spelling::new(tokenizer, &[], Vec::new());
+        let told = tokens.map(|token| spelling.push(token).unwrap());
+        assert_eq!(told, ["", "é", "", "", "日", "!", ""].map(|text| Spelled::Goes(text.to_owned())));
+        assert_eq!(spelling.finish().unwrap(), "");
     }
 
     #[test]
