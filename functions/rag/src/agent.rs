@@ -295,8 +295,8 @@ impl Agent {
             "model": self.endpoint.model(), "messages": agent.messages, "stream": false,
             "temperature": self.options.temperature, "max_tokens": self.options.max_tokens.min(left),
         });
-        if !tools.is_empty() {
-            request["tools"] = tools.iter().map(chat::described).collect();
+        if let (Value::Object(fields), false) = (&mut request, tools.is_empty()) {
+            fields.insert("tools".to_owned(), tools.iter().map(chat::described).collect());
         }
         request
     }

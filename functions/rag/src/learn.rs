@@ -243,6 +243,11 @@ struct OfCollection<'t> {
     told: &'t Told,
 }
 
+/// A weight as people read it: 1.7, and not the nearest 32 bits as 64.
+pub(crate) fn shown(weight: f32) -> f64 {
+    (f64::from(weight) * 1e4).round() / 1e4
+}
+
 /// The weights that a ranking was made by, for whoever reads it.
 pub(crate) fn add_used(used: &mut Value, more: Value) {
     match (used, more) {

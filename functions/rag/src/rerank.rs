@@ -6,7 +6,7 @@ use crate::{
     functions::{Frame, inference_failed, invalid},
     index::Hit,
     learn::{
-        add_used,
+        add_used, shown,
         weights::{self, Weights},
     },
 };
@@ -127,7 +127,10 @@ impl Reranker {
         scored.sort_by(|a, b| b.0.total_cmp(&a.0));
         let dropped = scored.split_off(self.options.limit.min(scored.len()));
         retrieved.dropped = dropped.into_iter().map(|(_, ranked)| Dropped::of(ranked)).collect();
-        add_used(&mut retrieved.weights, json!({"relevance": weights.relevance, "retrieved": weights.retrieved}));
+        add_used(
+            &mut retrieved.weights,
+            json!({"relevance": shown(weights.relevance), "retrieved": shown(weights.retrieved)}),
+        );
         retrieved.documents = scored.into_iter().map(|(score, ranked)| with_score(ranked, score)).collect();
         self.frame.emission(event, &retrieved)
     }

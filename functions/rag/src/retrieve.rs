@@ -5,7 +5,7 @@ use crate::{
     embedder::Embedder,
     functions::{Frame, blocking, index_failed, invalid},
     index::{Hit, Index, Query, Weights},
-    learn::{add_used, weights},
+    learn::{add_used, shown, weights},
     remember::{self, History},
 };
 use async_trait::async_trait;
@@ -55,7 +55,7 @@ impl RetrieveOptions {
                 (Weights { lexical, dense }, None)
             }
         };
-        let mut used = json!({"lexical": weights.lexical, "dense": weights.dense});
+        let mut used = json!({"lexical": shown(weights.lexical), "dense": shown(weights.dense)});
         if let Some(version) = version {
             add_used(&mut used, json!({ "version": version }));
         }

@@ -90,7 +90,7 @@ pub(super) fn feedback_key(collection: &str) -> String {
 
 fn slot_of(answer: &str) -> String {
     let digest = Sha256::digest(answer);
-    let number = digest.iter().skip(1).take(2).fold(0_u16, |number, byte| number << 8 | u16::from(*byte));
+    let number = digest.iter().skip(1).take(2).fold(0_u16, |number, byte| (number << 8) | u16::from(*byte));
     format!("ranking.{}", number % SLOTS)
 }
 
