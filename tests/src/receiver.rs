@@ -3,7 +3,7 @@
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
@@ -85,7 +85,7 @@ impl Receiver {
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}/hook", listener.local_addr().expect("a bound address"));
-        let router = Router::new().fallback(reply).with_state(Arc::clone(&shared));
+        let router = Router::new().fallback(reply).layer(DefaultBodyLimit::disable()).with_state(Arc::clone(&shared));
         let mut serving = JoinSet::new();
         serving.spawn(async move { axum::serve(listener, router).await.expect("the endpoint serves") });
         Self { url, shared, _serving: serving }

@@ -48,7 +48,7 @@ pub(crate) enum Command {
     /// Events that failed for good: list, show, redrive, drop
     #[command(subcommand)]
     Dlq(dlq::Dlq),
-    /// Secrets of functions and sources: set, list, remove
+    /// Secrets of functions, sources and sinks: set, list, remove
     #[command(subcommand)]
     Secrets(secrets::Secrets),
     /// Outbound webhooks: add, list, test, attempts, redeliver, enable, disable

@@ -14,7 +14,7 @@ use std::io::{IsTerminal, Read, stdin};
 /// The most that is read as a secret, in bytes.
 const MAX: u64 = 64 << 10;
 
-/// Secrets of functions and sources: sealed to the server's key, never shown again
+/// Secrets of functions, sources and sinks: sealed to the server's key, never shown again
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secrets {
     /// Set a secret to what stands on stdin

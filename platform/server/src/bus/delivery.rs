@@ -1,6 +1,6 @@
 //! One message to settle. Settling takes it by value, so settling twice does not compile.
 
-use super::{Bus, BusError, PublishError, body::BodyError, lease::Lease, streams::DEAD};
+use super::{Bus, BusError, PublishError, body::BodyError, lease::Lease, streams::DEAD, timers::is_of_the_broker};
 use async_nats::{HeaderMap, jetstream::AckKind};
 use bytes::Bytes;
 use nerve_core::{
@@ -127,7 +127,13 @@ impl Delivery {
     }
 
     fn dead_headers(&self, function: &Name, revision: u64, attempts: &[Attempt]) -> HeaderMap {
-        let mut headers = self.message.headers.clone().unwrap_or_default();
+        let mut headers = HeaderMap::new();
+        for (name, values) in self.message.headers.iter().flat_map(HeaderMap::iter) {
+            let name: &str = name.as_ref();
+            if !is_of_the_broker(name) {
+                values.iter().for_each(|value| headers.append(name, value.clone()));
+            }
+        }
         // A redriven letter keeps the place that it first came from.
         if headers.get(dead_headers::STREAM).is_none() {
             headers.insert(dead_headers::STREAM, self.stream.as_str());

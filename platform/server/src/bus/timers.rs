@@ -105,12 +105,17 @@ impl Delivery {
     }
 }
 
+/// Whether a header tells the broker something, which a copy of its message must not tell it again.
+pub(super) fn is_of_the_broker(name: &str) -> bool {
+    name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
+}
+
 /// The headers of a message without what the broker put there, and with where it was.
 fn carried(headers: Option<&HeaderMap>, origin: &Origin) -> HeaderMap {
     let mut kept = HeaderMap::new();
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
         let text: &str = name.as_ref();
-        let of_the_broker = text.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"));
+        let of_the_broker = is_of_the_broker(text);
         let of_nerve = text.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("nerve-"));
         if of_the_broker || of_nerve {
             continue;

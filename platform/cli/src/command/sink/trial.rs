@@ -10,7 +10,7 @@ use clap::Args;
 use nerve_core::{Event, EventType, Name};
 use nerve_server::bus::SinkOutcome;
 use serde_json::json;
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -27,14 +27,15 @@ pub(crate) struct Trial {
     /// The event's type
     #[arg(long = "type", value_name = "TYPE", default_value = "sink.test")]
     ty: EventType,
-    #[command(flatten)]
-    folder: DataFolder,
+    /// The data folder; a `nerve up` that runs on it says where NATS is [default: .nerve]
+    #[arg(long, value_name = "DIR", env = "NERVE_DATA_DIR", hide_env_values = true)]
+    data_dir: Option<PathBuf>,
 }
 
 impl Trial {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let name = &self.name;
-        let connection = Connection::open(globals, &self.folder).await?;
+        let connection = Connection::open(globals, &DataFolder { data: self.data_dir.clone() }).await?;
         let registry = connection.registry().await?;
         let spec = deployed(&registry, name).await?.record.spec;
         if registry.sink_state(name).await?.is_some_and(|state| state.record.disabled.is_some()) {
