@@ -17,6 +17,7 @@ mod remove;
 mod replay;
 mod secrets;
 mod serve;
+mod source;
 mod tail;
 mod trace;
 mod up;
@@ -50,6 +51,9 @@ pub(crate) enum Command {
     /// Secrets of functions and sources: set, list, remove
     #[command(subcommand)]
     Secrets(secrets::Secrets),
+    /// Webhook sources: add, list, rotate, test
+    #[command(subcommand)]
+    Source(source::Source),
     /// Models that functions and requests share by name: add, list, remove
     #[command(subcommand)]
     Models(models::Models),
@@ -84,6 +88,7 @@ impl Command {
             Self::Replay(replay) => replay.run(globals).await,
             Self::Dlq(dlq) => dlq.run(globals).await,
             Self::Secrets(secrets) => secrets.run(globals).await,
+            Self::Source(source) => source.run(globals).await,
             Self::Models(models) => models.run(globals).await,
             Self::Completions(completions) => completions.run(),
         }

@@ -13,7 +13,9 @@ mod tests;
 
 pub use problem::{ManifestError, Problem};
 pub use read::did_you_mean;
-pub use source::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify};
+pub use source::{
+    Algorithm, CustomScheme, Dedupe, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
+};
 
 use crate::{EventType, Name, Pattern, RetryPolicy};
 use serde::{Deserialize, Serialize};

@@ -8,6 +8,7 @@
 //! - `delivery`: one message to settle, by value, so that it is settled once.
 //! - `lease`: extends every delivery in flight from one timer.
 //! - `pull`: deliveries as there are free slots, and no more.
+//! - `seen`: webhooks that were taken in, remembered for long.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
 //! - `dead`: dead letters.
@@ -26,6 +27,7 @@ mod logs;
 mod publish;
 mod pull;
 mod replay;
+mod seen;
 mod streams;
 mod tail;
 mod trace;
@@ -40,12 +42,14 @@ pub use publish::{PublishError, Published};
 pub(crate) use pull::Pulse;
 pub use pull::{Puller, PullerOptions};
 pub use replay::Replay;
-pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, consumer_name};
+pub use seen::Seen;
+pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
 pub use tail::{Start, Tail, Tailed};
 pub use trace::Traced;
 
 pub(crate) use body::BodyError;
 pub(crate) use lease::Leases;
+pub(crate) use seen::Mark;
 
 use crate::config::NatsConfig;
 use async_nats::{

@@ -14,6 +14,8 @@ pub const ANSWERS: &str = "ANSWERS";
 pub const DEAD: &str = "DEAD";
 /// What functions say.
 pub const LOGS: &str = "LOGS";
+/// Marks of the webhooks that were taken in.
+pub const SEEN: &str = "SEEN";
 /// KV: what is deployed.
 pub const FUNCTIONS: &str = "functions";
 /// KV: sealed secrets.
@@ -29,6 +31,9 @@ pub(super) const BODIES: &str = "bodies";
 ///
 /// It stands in DEAD rather than in EVENTS, so that no other function sees the event a second time.
 pub const REDRIVE_PREFIX: &str = "redrive.";
+
+/// What the marks in SEEN may take, in bytes: several times as many as a gateway holds.
+const SEEN_BYTES: i64 = 256 << 20;
 
 /// Versions of a manifest that are kept.
 const HISTORY: i64 = 32;
@@ -46,6 +51,8 @@ impl Bus {
             (ANSWERS, vec!["answers.>".to_owned()], config.answers_max_age),
             (DEAD, vec!["dead.>".to_owned(), format!("{REDRIVE_PREFIX}>")], config.dead_max_age),
             (LOGS, vec!["logs.>".to_owned()], config.logs_max_age),
+            // Without a window nothing is written there.
+            (SEEN, vec!["seen.>".to_owned()], config.seen_window.max(config.dedupe_window)),
         ];
         for (name, subjects, max_age) in keep {
             self.ensure_stream(name, subjects, max_age, config).await?;
@@ -84,7 +91,11 @@ impl Bus {
             name: name.to_owned(),
             subjects,
             max_age,
-            max_bytes: if name == EVENTS { config.events_max_bytes } else { -1 },
+            max_bytes: match name {
+                EVENTS => config.events_max_bytes,
+                SEEN => SEEN_BYTES,
+                _ => -1,
+            },
             num_replicas: config.replicas,
             duplicate_window: if max_age.is_zero() { config.dedupe_window } else { config.dedupe_window.min(max_age) },
             allow_direct: true,
