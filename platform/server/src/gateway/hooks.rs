@@ -158,7 +158,10 @@ impl Taking<'_> {
         let (known, fresh): (Vec<_>, Vec<_>) =
             events.into_iter().map(|event| (self.mark(&event), event)).partition(|(mark, _)| seen.has(*mark));
         let mut receipts: Vec<Receipt> = known.iter().map(|(_, event)| Receipt::known(event)).collect();
-        if !fresh.is_empty() {
+        if fresh.is_empty() {
+            // It may have been signed anew for this sending, and could be replayed as such.
+            seen.remember(signed.filter(|mark| !seen.has(*mark)));
+        } else {
             if signed.is_some_and(|mark| seen.has(mark)) {
                 tracing::debug!(source = %self.source, "a webhook is refused: it was taken in under another id");
                 return Err(Problem::new(StatusCode::CONFLICT, "this was taken in before, under another id"));

@@ -49,7 +49,7 @@ impl Sample {
         now: OffsetDateTime,
     ) -> Result<Self, Unsigned> {
         let scheme = Scheme::of(&source.provider);
-        let mut draft = Draft { headers: HeaderMap::new(), body: json!({"nerve": "a sample"}) };
+        let mut draft = Draft { headers: HeaderMap::new(), body: json!({"sample": id}) };
         let [id_place, ..] = scheme.id;
         let [[type_place, ..], ..] = scheme.ty;
         for (place, text) in [(id_place, id), (type_place, ty)] {
