@@ -111,6 +111,12 @@ impl Nerve {
         Self { daemon, gateway, nats, role, _folder: folder }
     }
 
+    /// The data folder.
+    pub fn data(&self) -> &str {
+        let data = self.role.args.iter().skip_while(|arg| *arg != "--data").nth(1);
+        data.expect("a role with a data folder")
+    }
+
     /// `kill -9` of the role itself.
     pub fn kill9(&mut self) {
         self.daemon.kill9();

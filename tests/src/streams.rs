@@ -44,6 +44,11 @@ impl Streams {
         stream.unwrap_or_else(|e| panic!("no stream {name}: {e}"))
     }
 
+    /// Deletes a stream, with what it remembers of ids; a server that starts makes it anew.
+    pub async fn delete(&self, name: &str) {
+        self.jetstream.delete_stream(name).await.unwrap_or_else(|e| panic!("{name} is not deleted: {e}"));
+    }
+
     /// How many messages a stream holds on subjects that match `filter`.
     pub async fn count(&self, stream: &str, filter: &str) -> usize {
         let Ok(stream) = self.jetstream.get_stream(stream).await else { return 0 };

@@ -18,6 +18,7 @@ mod replay;
 mod secrets;
 mod serve;
 mod sink;
+mod source;
 mod tail;
 mod trace;
 mod up;
@@ -54,6 +55,9 @@ pub(crate) enum Command {
     /// Outbound webhooks: add, list, test, attempts, redeliver, enable, disable
     #[command(subcommand)]
     Sink(sink::Sink),
+    /// Webhook sources: add, list, rotate, test
+    #[command(subcommand)]
+    Source(source::Source),
     /// Models that functions and requests share by name: add, list, remove
     #[command(subcommand)]
     Models(models::Models),
@@ -89,6 +93,7 @@ impl Command {
             Self::Dlq(dlq) => dlq.run(globals).await,
             Self::Secrets(secrets) => secrets.run(globals).await,
             Self::Sink(sink) => sink.run(globals).await,
+            Self::Source(source) => source.run(globals).await,
             Self::Models(models) => models.run(globals).await,
             Self::Completions(completions) => completions.run(),
         }

@@ -47,6 +47,11 @@ impl Drop for Announced {
     }
 }
 
+/// The URL of the gateway that a `nerve up` on `data` announced, while it runs.
+pub(crate) fn find_gateway(data: &Path) -> Option<String> {
+    Endpoint::read(data).ok().filter(|endpoint| is_alive(endpoint.pid)).map(|endpoint| endpoint.gateway)
+}
+
 /// The URL of NATS: `given` (`--nats` or `NERVE_NATS_URL`), or what a `nerve up` on `data` announced.
 pub(crate) fn find_nats(given: Option<&str>, data: &Path) -> Result<String, Failure> {
     if let Some(url) = given.filter(|url| !url.is_empty()) {
@@ -79,7 +84,9 @@ mod tests {
         assert_eq!(find_nats(Some("nats://x"), folder.path()).unwrap(), "nats://x");
         assert_eq!(find_nats(Some(""), folder.path()).unwrap(), "nats://127.0.0.1:2");
         assert_eq!(find_nats(None, folder.path()).unwrap(), "nats://127.0.0.1:2");
+        assert_eq!(find_gateway(folder.path()).as_deref(), Some("http://127.0.0.1:1"));
         drop(announced);
+        assert_eq!(find_gateway(folder.path()), None);
         let error = format!("{:#}", anyhow::Error::from(find_nats(None, folder.path()).unwrap_err()));
         assert!(error.contains("no `nerve up` runs"), "{error}");
     }

@@ -2,7 +2,7 @@
 
 use nerve_core::{
     FunctionSpec, ScheduleSpec, SinkSpec, SourceSpec,
-    manifest::{Batch, Locator, Provider, Run, SinkBody, Verify},
+    manifest::{Batch, Dedupe, Locator, Provider, Run, SinkBody, Verify},
 };
 use std::time::Duration;
 
@@ -54,6 +54,15 @@ pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
         ("tolerance", duration(spec.tolerance)),
         ("public_url", spec.public_url.clone().unwrap_or_default()),
     ];
+    let dedupe = match spec.dedupe() {
+        Dedupe::Id => "id",
+        Dedupe::Signed => "signed",
+    };
+    fields.extend([
+        ("dedupe", dedupe.to_owned()),
+        ("verify_token", spec.verify_token.clone().unwrap_or_default()),
+        ("topics", spec.topics.join(", ")),
+    ]);
     if spec.verify == Verify::None {
         fields.push(("verify", "none".to_owned()));
     }
@@ -69,6 +78,8 @@ pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
             ("timestamp_unit", format!("{:?}", scheme.timestamp_unit).to_lowercase()),
             ("id", scheme.id.as_ref().map(locator).unwrap_or_default()),
             ("type", scheme.ty.as_ref().map(locator).unwrap_or_default()),
+            ("batch", scheme.batch.clone().unwrap_or_default()),
+            ("challenge", scheme.challenge.clone().unwrap_or_default()),
         ]);
     }
     fields.retain(|(_, value)| !value.is_empty());

@@ -18,7 +18,9 @@ pub use problem::{ManifestError, Problem};
 pub use read::did_you_mean;
 pub use schedule::ScheduleSpec;
 pub use sink::{Network, Rate, SinkBody, SinkSpec, default_sink_secret};
-pub use source::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify};
+pub use source::{
+    Algorithm, CustomScheme, Dedupe, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
+};
 
 use crate::{EventType, Name, Pattern, RetryPolicy, tool::ToolSpec};
 use serde::{Deserialize, Serialize};

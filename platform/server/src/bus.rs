@@ -8,6 +8,7 @@
 //! - `delivery`: one message to settle, by value, so that it is settled once.
 //! - `lease`: extends every delivery in flight from one timer.
 //! - `pull`: deliveries as there are free slots, and no more.
+//! - `seen`: webhooks that were taken in, remembered for long.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
 //! - `dead`: dead letters. `retry`: what is asked to be tried again. `timers`: what comes later. `attempts`: what sinks have
@@ -29,6 +30,7 @@ mod publish;
 mod pull;
 mod replay;
 mod retry;
+mod seen;
 mod streams;
 mod tail;
 mod timers;
@@ -45,7 +47,8 @@ pub use publish::{PublishError, Published};
 pub(crate) use pull::Pulse;
 pub use pull::{Puller, PullerOptions};
 pub use replay::Replay;
-pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, consumer_name};
+pub use seen::Seen;
+pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
 pub use tail::{Start, Tail, Tailed};
 pub use timers::TIMERS;
 pub use trace::Traced;
@@ -55,6 +58,7 @@ pub(crate) use body::BodyError;
 pub(crate) use consumer::{Binding, MAX_ACK_PENDING};
 pub(crate) use lease::Leases;
 pub(crate) use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
+pub(crate) use seen::Mark;
 pub(crate) use timers::{TICKS, TICKS_CONSUMER, due_subject};
 
 use crate::config::NatsConfig;

@@ -83,6 +83,9 @@ pub struct StreamsConfig {
     /// How long an id is remembered.
     #[serde(deserialize_with = "duration")]
     pub dedupe_window: Duration,
+    /// How long a webhook is remembered; zero: as long as an id.
+    #[serde(deserialize_with = "duration")]
+    pub seen_window: Duration,
     /// Age at which a log line goes.
     #[serde(deserialize_with = "duration")]
     pub logs_max_age: Duration,

@@ -40,8 +40,13 @@ pub use access::{OpenToAll, check_bind};
 pub use health::{Check, Checks};
 pub use inference::{Fetch, ModelParts, Models};
 pub use serve::serve;
+pub use verify::{Sample, Unsigned};
 
-use crate::{bus::Bus, config::GatewayConfig, registry::Catalogue};
+use crate::{
+    bus::{Bus, Seen},
+    config::GatewayConfig,
+    registry::Catalogue,
+};
 use access::Access;
 use axum::{
     Router,
@@ -73,6 +78,8 @@ pub struct Parts {
     pub config: GatewayConfig,
     /// Where `/metrics` reads; see [`metrics::install`].
     pub metrics: PrometheusHandle,
+    /// The webhooks that were taken in.
+    pub seen: Seen,
     /// What runs models, and where their files come from.
     pub models: Models,
     /// How the worker in this process is, if there is one.
@@ -91,6 +98,7 @@ struct Shared {
     parts: Parts,
     access: Access,
     bodies: Bodies,
+    certificates: hooks::Certificates,
     requests: Semaphore,
     streams: Arc<Semaphore>,
 }
@@ -101,6 +109,7 @@ impl Gateway {
         let shared = Shared {
             access: Access::new(&parts.config.keys, &parts.config.collection_keys),
             bodies: Bodies::new(),
+            certificates: hooks::Certificates::default(),
             requests: Semaphore::new(parts.config.max_requests),
             streams: Arc::new(Semaphore::new(parts.config.max_streams)),
             parts,
@@ -132,7 +141,7 @@ impl Gateway {
             .route("/", get(front))
             .route("/healthz", get(health::live))
             .route("/readyz", get(health::ready))
-            .route("/hooks/{source}", post(hooks::receive))
+            .route("/hooks/{source}", post(hooks::receive).get(hooks::get).options(hooks::options))
             .merge(api);
         self.surround(routes)
     }
@@ -162,6 +171,14 @@ impl Gateway {
 
     fn bodies(&self) -> &Bodies {
         &self.shared.bodies
+    }
+
+    fn certificates(&self) -> &hooks::Certificates {
+        &self.shared.certificates
+    }
+
+    fn seen(&self) -> &Seen {
+        &self.shared.parts.seen
     }
 
     fn checks(&self) -> &Checks {

@@ -1,7 +1,7 @@
 //! One server: a gateway, a worker, or both, over one connection to NATS.
 
 use crate::{
-    bus::{Bus, BusError},
+    bus::{Bus, BusError, Seen},
     config::Config,
     gateway::{self, Check, Checks, Fetch, Gateway, ModelParts, Models},
     registry::{self, Catalogue, KeyringError, Registry},
@@ -36,6 +36,8 @@ pub struct Server {
     roles: Roles,
     bus: Bus,
     registry: Registry,
+    /// For its gateway, if it is one.
+    seen: Option<Seen>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
     listener: Option<TcpListener>,
     metrics: PrometheusHandle,
@@ -100,8 +102,13 @@ impl Server {
         let metrics = gateway::metrics::install(end.clone(), &followers);
         let metrics = metrics.map_err(|error| ServerError::Metrics(error.to_string()))?;
         let catalogue = registry.follow(keyring, end.clone(), &followers).await?;
+        let window = config.streams.seen_window;
+        let seen = match roles.gateway {
+            true => Some(Seen::follow(&bus, window, end.clone(), &followers).await?),
+            false => None,
+        };
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
-        Ok(Self { config, roles, bus, registry, catalogue, listener, metrics, followers, end })
+        Ok(Self { config, roles, bus, registry, seen, catalogue, listener, metrics, followers, end })
     }
 
     /// Where the gateway listens.
@@ -114,7 +121,7 @@ impl Server {
         let (statuses, sink_statuses) = (Statuses::default(), Statuses::default());
         let tasks = TaskTracker::new();
         let gateway = async {
-            let Some(listener) = self.listener else { return Ok(()) };
+            let (Some(listener), Some(seen)) = (self.listener, self.seen) else { return Ok(()) };
             let models = Models::new(ModelParts {
                 inference: self.roles.inference,
                 fetch: fetch_to(self.config.artifacts(), self.registry.clone()),
@@ -127,6 +134,7 @@ impl Server {
                 catalogue: self.catalogue.clone(),
                 config: self.config.gateway.clone(),
                 metrics: self.metrics,
+                seen,
                 models,
                 checks: checks(statuses.clone(), sink_statuses.clone()),
                 shutdown: shutdown.clone(),

@@ -86,7 +86,7 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
 }
 
 /// The secret without the line end that an editor or `echo` puts behind it.
-fn read(from: impl Read, name: &str) -> Result<Secret, Failure> {
+pub(super) fn read(from: impl Read, name: &str) -> Result<Secret, Failure> {
     let refused = || Failure::new(format!("cannot set the secret {name}"));
     let mut text = String::new();
     let length = from.take(MAX + 1).read_to_string(&mut text).map_err(|error| refused().because(error))?;
@@ -103,7 +103,7 @@ fn read(from: impl Read, name: &str) -> Result<Secret, Failure> {
 }
 
 /// A secret becomes an environment variable, so it is named like one.
-fn parse_name(text: &str) -> Result<String, String> {
+pub(super) fn parse_name(text: &str) -> Result<String, String> {
     let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
     if starts_well && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         return Ok(text.to_owned());

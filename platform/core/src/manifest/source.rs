@@ -20,6 +20,47 @@ pub struct SourceSpec {
     /// Whether signatures are checked.
     #[serde(default)]
     pub verify: Verify,
+    /// What makes two deliveries one; the provider's own way when none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dedupe: Option<Dedupe>,
+    /// The name of the secret that a sender who asks whether the URL is ours must know (Meta's verify token).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify_token: Option<String>,
+    /// The ARNs of the SNS topics that are heard: anybody can make a topic, and AWS signs for all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub topics: Vec<String>,
+}
+
+impl SourceSpec {
+    /// A source of this provider with its defaults, and no secret yet.
+    pub fn new(provider: Provider) -> Self {
+        Self {
+            tolerance: provider.tolerance(),
+            provider,
+            secrets: Vec::new(),
+            public_url: None,
+            verify: Verify::Signature,
+            dedupe: None,
+            verify_token: None,
+            topics: Vec::new(),
+        }
+    }
+
+    /// What makes two deliveries one.
+    pub fn dedupe(&self) -> Dedupe {
+        self.dedupe.unwrap_or_else(|| self.provider.dedupe())
+    }
+}
+
+/// What makes two deliveries one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dedupe {
+    /// The same id. What is signed may come again under another one, as honest senders do whose signature covers
+    /// neither a time nor an id.
+    Id,
+    /// The same id, or the same signed bytes: those under another id are a replay, and refused.
+    Signed,
 }
 
 /// Whether signatures are checked.
@@ -37,24 +78,172 @@ pub enum Verify {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Provider {
-    /// GitHub: `X-Hub-Signature-256`.
+    /// GitHub.
     Github,
+    /// GitLab, by its signing token or by its secret token.
+    Gitlab,
+    /// Stripe.
+    Stripe,
+    /// Slack.
+    Slack,
+    /// Shopify.
+    Shopify,
+    /// Twilio.
+    Twilio,
     /// Standard Webhooks: `webhook-id`, `webhook-timestamp`, `webhook-signature`.
     StandardWebhooks,
     /// Svix: Standard Webhooks with `svix-*` headers.
     Svix,
+    /// Discord.
+    Discord,
+    /// Linear.
+    Linear,
+    /// PagerDuty.
+    Pagerduty,
+    /// Zendesk.
+    Zendesk,
+    /// Square.
+    Square,
+    /// Meta: Facebook, Instagram, WhatsApp.
+    Meta,
+    /// SendGrid.
+    Sendgrid,
+    /// Paddle.
+    Paddle,
+    /// HubSpot.
+    Hubspot,
+    /// Intercom.
+    Intercom,
+    /// Typeform.
+    Typeform,
+    /// Calendly.
+    Calendly,
+    /// Mailgun.
+    Mailgun,
+    /// Zoom.
+    Zoom,
+    /// Notion.
+    Notion,
+    /// Sentry.
+    Sentry,
+    /// Jira.
+    Jira,
+    /// DocuSign.
+    Docusign,
+    /// Amazon SNS.
+    Sns,
+    /// CloudEvents over HTTP, with a bearer token.
+    Cloudevents,
     /// A scheme declared in the table.
     Custom(CustomScheme),
 }
 
 impl Provider {
+    /// Every provider whose scheme is built in.
+    pub const BUILT_IN: &[Self] = &[
+        Self::Github,
+        Self::Gitlab,
+        Self::Stripe,
+        Self::Slack,
+        Self::Shopify,
+        Self::Twilio,
+        Self::StandardWebhooks,
+        Self::Svix,
+        Self::Discord,
+        Self::Linear,
+        Self::Pagerduty,
+        Self::Zendesk,
+        Self::Square,
+        Self::Meta,
+        Self::Sendgrid,
+        Self::Paddle,
+        Self::Hubspot,
+        Self::Intercom,
+        Self::Typeform,
+        Self::Calendly,
+        Self::Mailgun,
+        Self::Zoom,
+        Self::Notion,
+        Self::Sentry,
+        Self::Jira,
+        Self::Docusign,
+        Self::Sns,
+        Self::Cloudevents,
+    ];
+
     /// The provider's name in a manifest.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Github => "github",
+            Self::Gitlab => "gitlab",
+            Self::Stripe => "stripe",
+            Self::Slack => "slack",
+            Self::Shopify => "shopify",
+            Self::Twilio => "twilio",
             Self::StandardWebhooks => "standard-webhooks",
             Self::Svix => "svix",
+            Self::Discord => "discord",
+            Self::Linear => "linear",
+            Self::Pagerduty => "pagerduty",
+            Self::Zendesk => "zendesk",
+            Self::Square => "square",
+            Self::Meta => "meta",
+            Self::Sendgrid => "sendgrid",
+            Self::Paddle => "paddle",
+            Self::Hubspot => "hubspot",
+            Self::Intercom => "intercom",
+            Self::Typeform => "typeform",
+            Self::Calendly => "calendly",
+            Self::Mailgun => "mailgun",
+            Self::Zoom => "zoom",
+            Self::Notion => "notion",
+            Self::Sentry => "sentry",
+            Self::Jira => "jira",
+            Self::Docusign => "docusign",
+            Self::Sns => "sns",
+            Self::Cloudevents => "cloudevents",
             Self::Custom(_) => "custom",
+        }
+    }
+
+    /// The built-in provider of this name.
+    pub fn built_in(name: &str) -> Option<Self> {
+        Self::BUILT_IN.iter().find(|provider| provider.name() == name).cloned()
+    }
+
+    /// How far a signed time may be from now, unless the source says otherwise.
+    pub fn tolerance(&self) -> Duration {
+        let seconds = match self {
+            Self::Linear | Self::Paddle => 60,
+            Self::Calendly => 180,
+            // Its sending is late at times, and a token is taken once only.
+            Self::Mailgun => 15 * 60,
+            // It signs when the message was published, and tries for six hours to deliver it.
+            Self::Sns => 7 * 3600,
+            // As Standard Webhooks recommends.
+            _ => 300,
+        };
+        Duration::from_secs(seconds)
+    }
+
+    /// Whether the scheme signs the URL it posts to, so that the source must say which it is.
+    pub fn signs_url(&self) -> bool {
+        matches!(self, Self::Twilio | Self::Square | Self::Hubspot)
+    }
+
+    /// What makes two deliveries one, unless the source says otherwise.
+    pub fn dedupe(&self) -> Dedupe {
+        match self {
+            // What these sign may be the same for two things that happened, and the id is a header.
+            Self::Github
+            | Self::Gitlab
+            | Self::Shopify
+            | Self::Twilio
+            | Self::Sentry
+            | Self::Jira
+            | Self::Cloudevents => Dedupe::Id,
+            Self::Custom(scheme) if !scheme.signs_time_or_id() => Dedupe::Id,
+            _ => Dedupe::Signed,
         }
     }
 }
@@ -62,12 +251,14 @@ impl Provider {
 /// A signature scheme in data: enough for what a description can say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CustomScheme {
-    /// The header that holds the signature, or several separated by commas or spaces.
+    /// Where the signature is, or several: in this header, in all headers that begin so (`X-Signature-*`), or at this
+    /// JSON pointer.
     pub signature: String,
     /// What stands before each signature in the header, such as `sha256=` or `v1,`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub prefix: String,
-    /// What is signed: a template over `{body}`, `{timestamp}`, `{id}` and `{url}`.
+    /// What is signed: a template over `{body}`, `{timestamp}`, `{id}`, `{url}`, `{method}` and `{form}`; empty for a
+    /// token.
     pub signed: String,
     /// How it is signed.
     pub algorithm: Algorithm,
@@ -76,7 +267,8 @@ pub struct CustomScheme {
     /// How the secret is written.
     #[serde(default)]
     pub key: KeyForm,
-    /// The header that holds the signed time.
+    /// Where the signed time is: in this header, in a part of it (`X-Signature:t` for `t=…,v1=…`), or at this JSON
+    /// pointer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
     /// The unit of that time.
@@ -88,6 +280,20 @@ pub struct CustomScheme {
     /// Where the event's type is.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub ty: Option<Locator>,
+    /// The JSON pointer of the array whose items become one event each (`.`: the body is the array); the pointers of id
+    /// and type then begin at the item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch: Option<String>,
+    /// A verified body with a value at this JSON pointer asks whether the URL is ours: it is answered
+    /// `{"<last token>": value}`, and is no event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<String>,
+}
+
+impl CustomScheme {
+    fn signs_time_or_id(&self) -> bool {
+        self.signed.contains("{timestamp}") || self.signed.contains("{id}")
+    }
 }
 
 /// Where in a request a value is.
@@ -102,7 +308,7 @@ pub enum Locator {
 
 /// A signature algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
     /// HMAC with SHA-1, for senders that offer nothing better.
     Sha1,
@@ -112,6 +318,14 @@ pub enum Algorithm {
     Sha512,
     /// Ed25519: the secret is the sender's public key.
     Ed25519,
+    /// ECDSA on P-256 with SHA-256, the signature in DER: the secret is the sender's public key, as PEM or its base64.
+    EcdsaP256,
+    /// RSA (PKCS #1 v1.5) with SHA-1, as old SNS topics sign: the secret is the sender's public key.
+    RsaSha1,
+    /// RSA (PKCS #1 v1.5) with SHA-256: the secret is the sender's public key, as PEM or its base64.
+    RsaSha256,
+    /// None: the header holds the secret itself.
+    Token,
 }
 
 /// How bytes are written as text.
@@ -137,7 +351,7 @@ pub enum KeyForm {
     Base64,
 }
 
-/// The unit of a signed time.
+/// How a signed time is written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TimestampUnit {
     /// Seconds since the epoch.
@@ -147,4 +361,7 @@ pub enum TimestampUnit {
     /// Milliseconds since the epoch.
     #[serde(rename = "ms")]
     Milliseconds,
+    /// A date and time such as `2026-01-31T12:00:00Z` (RFC 3339).
+    #[serde(rename = "rfc3339")]
+    Rfc3339,
 }

@@ -94,7 +94,6 @@ fn what_is_not_built_yet_is_refused_not_ignored() {
         ("[sink.crm]\nurl = \"http://x\"\non = [\"e.x\"]\norder_by = \"partitionkey\"", "order_by"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\norder_by=\"partitionkey\"", "order_by"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\nallow={}", "allow"),
-        ("[source.s]\nprovider=\"stripe\"\nsecrets=[\"A\"]", "stripe"),
     ] {
         let found = problems(text);
         assert!(found.iter().any(|p| p.contains(key) && p.contains("not yet supported")), "{found:#?}");
@@ -182,6 +181,20 @@ fn mistakes_in_sources() {
         ("[source.s]\nprovider=\"githb\"\nsecrets=[\"A\"]", "did you mean `github`?"),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nprefix=\"x\"", "only provider = \"custom\""),
         ("[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]", "source.s.signature: it is missing"),
+        (
+            "[source.s]\nprovider=\"square\"\nsecrets=[\"A\"]",
+            "source.s.public_url: it is missing: square signs the URL",
+        ),
+        ("[source.s]\nprovider=\"sns\"", "source.s.topics: it is missing"),
+        ("[source.s]\nprovider=\"sns\"\ntopics=[\"x\"]", "`x` is not a topic's ARN"),
+        ("[source.s]\nprovider=\"sns\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]", "takes none"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]", "only provider = \"sns\""),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nverify_token=\"B\"", "only provider = \"meta\""),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ndedupe=\"body\"", "must be \"id\" or \"signed\""),
+        (
+            "[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]\nalgorithm=\"token\"\nsigned=\"{body}\"",
+            "algorithm = \"token\" takes none",
+        ),
     ] {
         assert!(problems(text).iter().any(|p| p.contains(said)), "{:#?}", problems(text));
     }
@@ -190,12 +203,49 @@ fn mistakes_in_sources() {
     for (signed, said) in [
         ("{timestamp}", "needs timestamp"),
         ("{url}{body}", "needs public_url"),
-        ("{bdy}", "{body}, {timestamp}, {id} and {url} only"),
+        ("{bdy}", "{body}, {timestamp}, {id}, {url}, {method} and {form} only"),
         ("x", "must cover {body}"),
     ] {
         let found = problems(&format!("{scheme}signed=\"{signed}\""));
         assert!(found.iter().any(|p| p.contains(said)), "{found:#?}");
     }
+}
+
+#[test]
+fn every_provider_is_known_by_its_name_and_has_its_defaults() {
+    for provider in Provider::BUILT_IN {
+        let more = match provider {
+            Provider::Sns => "topics = [\"arn:aws:sns:eu-west-1:123456789012:orders\"]",
+            _ => "secrets = [\"A\"]\npublic_url = \"https://n.example/hooks/s\"",
+        };
+        let manifest = Manifest::parse(&format!("[source.s]\nprovider = \"{}\"\n{more}\n", provider.name())).unwrap();
+        let spec = manifest.sources.values().next().unwrap();
+        assert_eq!(
+            (&spec.provider, spec.tolerance, spec.dedupe()),
+            (provider, provider.tolerance(), provider.dedupe())
+        );
+        let stored = serde_json::to_string(spec).unwrap();
+        assert_eq!(&serde_json::from_str::<SourceSpec>(&stored).unwrap(), spec, "{stored}");
+        assert!(stored.contains(&format!("\"{}\"", provider.name())), "{stored}");
+    }
+    assert_eq!(Provider::BUILT_IN.len(), 28);
+}
+
+#[test]
+fn a_declared_scheme_reaches_what_the_built_in_ones_do() {
+    let text = "[source.s]\nprovider = \"custom\"\nsecrets = [\"A\"]\nsignature = \"X-Signature-*\"\nsigned = \"{timestamp}.{body}\"\n\
+                algorithm = \"ecdsa-p256\"\nencoding = \"base64\"\ntimestamp = \"X-Signature-1:t\"\ntimestamp_unit = \"rfc3339\"\n\
+                batch = \".\"\nid = \"/id\"\nchallenge = \"/challenge\"\ndedupe = \"id\"\n";
+    let manifest = Manifest::parse(text).unwrap();
+    let spec = manifest.sources.values().next().unwrap();
+    let Provider::Custom(scheme) = &spec.provider else { panic!("{spec:?}") };
+    assert_eq!((scheme.signature.as_str(), scheme.timestamp.as_deref()), ("x-signature-*", Some("x-signature-1:t")));
+    assert_eq!((scheme.algorithm, scheme.timestamp_unit), (Algorithm::EcdsaP256, TimestampUnit::Rfc3339));
+    assert_eq!((scheme.batch.as_deref(), scheme.challenge.as_deref()), (Some("."), Some("/challenge")));
+    assert_eq!((spec.dedupe(), spec.provider.dedupe()), (Dedupe::Id, Dedupe::Signed));
+    let token =
+        "[source.s]\nprovider = \"custom\"\nsecrets = [\"A\"]\nsignature = \"X-Token\"\nalgorithm = \"token\"\n";
+    assert_eq!(Manifest::parse(token).unwrap().sources.values().next().unwrap().dedupe(), Dedupe::Id);
 }
 
 #[test]

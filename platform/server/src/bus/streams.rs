@@ -14,6 +14,8 @@ pub const ANSWERS: &str = "ANSWERS";
 pub const DEAD: &str = "DEAD";
 /// What functions say.
 pub const LOGS: &str = "LOGS";
+/// Marks of the webhooks that were taken in.
+pub const SEEN: &str = "SEEN";
 /// KV: what is deployed.
 pub const FUNCTIONS: &str = "functions";
 /// KV: sealed secrets.
@@ -29,6 +31,9 @@ pub(super) const BODIES: &str = "bodies";
 ///
 /// It stands in DEAD rather than in EVENTS, so that no other function sees the event a second time.
 pub const REDRIVE_PREFIX: &str = "redrive.";
+
+/// What the marks in SEEN may take, in bytes: several times as many as a gateway holds.
+const SEEN_BYTES: i64 = 256 << 20;
 
 /// Versions of a manifest that are kept.
 const HISTORY: i64 = 32;
@@ -48,6 +53,8 @@ impl Bus {
             (LOGS, vec!["logs.>".to_owned()], config.logs_max_age),
             (TIMERS, vec!["timers.>".to_owned()], config.timers_max_age),
             (ATTEMPTS, vec!["attempts.>".to_owned()], config.attempts_max_age),
+            // Without a window nothing is written there.
+            (SEEN, vec!["seen.>".to_owned()], config.seen_window.max(config.dedupe_window)),
         ];
         for (name, subjects, max_age) in keep {
             self.ensure_stream(name, subjects, max_age, config).await?;
@@ -86,7 +93,11 @@ impl Bus {
             name: name.to_owned(),
             subjects,
             max_age,
-            max_bytes: if name == EVENTS { config.events_max_bytes } else { -1 },
+            max_bytes: match name {
+                EVENTS => config.events_max_bytes,
+                SEEN => SEEN_BYTES,
+                _ => -1,
+            },
             // By number, since a bound in bytes is reserved on the broker's disk at once.
             max_messages: if name == ATTEMPTS { config.attempts_max } else { -1 },
             num_replicas: config.replicas,

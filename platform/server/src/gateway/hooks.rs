@@ -1,12 +1,26 @@
-//! `POST /hooks/{source}`: a verified webhook becomes an event.
+//! `POST /hooks/{source}`: a verified webhook becomes an event, or several.
+//!
+//! # Layout
+//! - `events`: the events it becomes. `handshake`: what senders ask besides. `certificates`: calls out to AWS.
+//!
+//! # Flow
+//! find the source → read the body → verify → leave out what was taken in before → publish, and wait for the ack →
+//! remember → answer.
+
+mod certificates;
+mod events;
+mod handshake;
+
+pub(super) use certificates::Certificates;
+pub(super) use handshake::{get, options};
 
 use super::{
     Gateway,
     problem::{Answer, Problem},
     publish::{Receipt, publish},
-    verify::{Delivery, Refusal, Verified, verify},
+    verify::{Accepted, Certificate, Delivery, Identity, Refusal, certificate_url, verify},
 };
-use crate::registry::Catalogue;
+use crate::{bus::Mark, registry::Catalogue};
 use axum::{
     Json,
     body::Body,
@@ -14,19 +28,24 @@ use axum::{
     response::IntoResponse,
 };
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, StatusCode};
-use nerve_core::{Event, EventType, Name, SourceSpec, event::PARTITION_KEY, function::Secret};
-use std::time::Duration;
+use nerve_core::{
+    Event, Name, SourceSpec,
+    function::Secret,
+    manifest::{Dedupe, Provider},
+};
+use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 
 /// A body from this size on is verified on a thread of its own: hashing it would hold up other requests.
 const LARGE: usize = 256 << 10;
-/// The longest id that a sender is believed; another is replaced by the hash of what is signed.
-const MAX_ID: usize = 255;
-/// The longest event type, so that its subject stays within 255 bytes; the rest of what a sender says is cut off.
-const MAX_TYPE: usize = 240;
+/// Events of one delivery that are on their way to the broker at once.
+const AT_ONCE: usize = 64;
 /// When to come back to a source that somebody has to mend first.
 const MENDED: Duration = Duration::from_secs(60);
+/// When to come back while the same is being stored for another request.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Takes in one webhook: 202 once JetStream has it.
 pub(super) async fn receive(
@@ -34,33 +53,56 @@ pub(super) async fn receive(
     Path(source): Path<String>,
     request: Request<Body>,
 ) -> Answer {
-    let unknown = || Problem::not_found(format!("there is no webhook source `{source}`; deploy `[source.{source}]`"));
-    let name = Name::parse(source.as_str()).map_err(|_| unknown())?;
-    let catalogue = gateway.catalogue();
-    let spec = catalogue.sources.get(&name).ok_or_else(unknown)?.record.spec.clone();
+    let (name, spec, catalogue) = find(&gateway, &source)?;
     let (parts, body) = request.into_parts();
     let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_hook_body).await?;
-    let secrets = secrets_of(&catalogue, &name, &spec);
+    let secrets = spec.secrets.iter().filter_map(|secret| secret_of(&catalogue, &name, secret)).collect();
+    let query = parts.uri.query().map(str::to_owned);
     let now = OffsetDateTime::now_utc();
-    let hook = Hook { spec, secrets, headers: parts.headers, body: body.bytes.clone(), now };
-    let verified = hook.verify().await?.map_err(|refusal| refuse(&name, &refusal))?;
-    let event = event_of(&name, verified, now)?;
-    let receipt: Receipt = publish(gateway.bus(), &event).await?;
-    Ok((StatusCode::ACCEPTED, Json(receipt)).into_response())
+    let mut hook =
+        Hook { spec, secrets, headers: parts.headers, query, body: body.bytes.clone(), certificate: None, now };
+    if let Some(url) = certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&name, &refusal))? {
+        hook.certificate = gateway.certificates().get(&url).await?;
+    }
+    let hook = Arc::new(hook);
+    match Hook::verify(&hook).await? {
+        Ok(Accepted::Asked(reply)) => handshake::answer(&gateway, &name, reply).await,
+        Ok(Accepted::Events(verified, identity)) => {
+            let posted = match hook.spec.provider {
+                Provider::Cloudevents => events::cloud_events(&name, &hook.headers, &hook.body)?,
+                _ => None,
+            };
+            let events = match posted {
+                Some(events) => events,
+                None => verified.into_iter().map(|one| events::event_of(&name, one, now)).collect::<Answer<_>>()?,
+            };
+            Taking { gateway: &gateway, source: &name, dedupe: hook.spec.dedupe(), identity }.take(events).await
+        }
+        Err(Refusal::Brings(secret)) if !hook.spec.secrets.is_empty() => {
+            Ok(handshake::brought(&name, &hook.spec, &secret))
+        }
+        Err(refusal) => Err(refuse(&name, &refusal)),
+    }
 }
 
-/// The secrets of a source that this gateway can read. While one is rotated, the others go on.
-fn secrets_of(catalogue: &Catalogue, source: &Name, spec: &SourceSpec) -> Vec<Secret> {
-    let value = |name: &String| {
-        let secret = catalogue.secrets.get(name);
-        let value = secret.and_then(|secret| secret.value.clone());
-        if value.is_none() {
-            let why = if secret.is_some() { "is sealed to a key that this server does not have" } else { "is not set" };
-            tracing::warn!(%source, secret = name, "a secret of this source {why}; `nerve secrets set {name}` sets it");
-        }
-        value
-    };
-    spec.secrets.iter().filter_map(value).collect()
+/// The source of this name, and what is deployed with it.
+fn find(gateway: &Gateway, source: &str) -> Answer<(Name, SourceSpec, Arc<Catalogue>)> {
+    let unknown = || Problem::not_found(format!("there is no webhook source `{source}`; deploy `[source.{source}]`"));
+    let name = Name::parse(source).map_err(|_| unknown())?;
+    let catalogue = gateway.catalogue();
+    let spec = catalogue.sources.get(&name).ok_or_else(unknown)?.record.spec.clone();
+    Ok((name, spec, catalogue))
+}
+
+/// A secret of a source, if this gateway can read it. While one is rotated, the others go on.
+fn secret_of(catalogue: &Catalogue, source: &Name, name: &str) -> Option<Secret> {
+    let secret = catalogue.secrets.get(name);
+    let value = secret.and_then(|secret| secret.value.clone());
+    if value.is_none() {
+        let why = if secret.is_some() { "is sealed to a key that this server does not have" } else { "is not set" };
+        tracing::warn!(%source, secret = name, "a secret of this source {why}; `nerve secrets set {name}` sets it");
+    }
+    value
 }
 
 /// Everything that verification looks at.
@@ -68,21 +110,81 @@ struct Hook {
     spec: SourceSpec,
     secrets: Vec<Secret>,
     headers: HeaderMap,
+    query: Option<String>,
     body: Bytes,
+    certificate: Option<Arc<Certificate>>,
     now: OffsetDateTime,
 }
 
 impl Hook {
-    async fn verify(self) -> Answer<Result<Verified, Refusal>> {
-        if self.body.len() < LARGE {
-            return Ok(self.verify_here());
+    async fn verify(hook: &Arc<Self>) -> Answer<Result<Accepted, Refusal>> {
+        if hook.body.len() < LARGE {
+            return Ok(hook.verify_here());
         }
-        let verified = tokio::task::spawn_blocking(move || self.verify_here()).await;
+        let elsewhere = Arc::clone(hook);
+        let verified = tokio::task::spawn_blocking(move || elsewhere.verify_here()).await;
         verified.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "verification was broken off"))
     }
 
-    fn verify_here(&self) -> Result<Verified, Refusal> {
-        verify(&self.spec, &self.secrets, Delivery { headers: &self.headers, body: &self.body, now: self.now })
+    fn verify_here(&self) -> Result<Accepted, Refusal> {
+        verify(&self.spec, &self.secrets, self.delivery())
+    }
+
+    fn delivery(&self) -> Delivery<'_> {
+        Delivery {
+            headers: &self.headers,
+            body: &self.body,
+            query: self.query.as_deref(),
+            certificate: self.certificate.as_deref(),
+            now: self.now,
+        }
+    }
+}
+
+/// A verified delivery on its way into the log.
+struct Taking<'a> {
+    gateway: &'a Gateway,
+    source: &'a Name,
+    dedupe: Dedupe,
+    identity: Identity,
+}
+
+impl Taking<'_> {
+    /// Stores what was not stored before: 202 once all of it is.
+    async fn take(self, events: Vec<Event>) -> Answer {
+        let seen = self.gateway.seen();
+        let signed = (self.dedupe == Dedupe::Signed && !self.identity.id_is_signed)
+            .then(|| Mark::of(self.source, "signed", &self.identity.signed_sha256));
+        let (known, fresh): (Vec<_>, Vec<_>) =
+            events.into_iter().map(|event| (self.mark(&event), event)).partition(|(mark, _)| seen.has(*mark));
+        let mut receipts: Vec<Receipt> = known.iter().map(|(_, event)| Receipt::known(event)).collect();
+        if fresh.is_empty() {
+            // It may have been signed anew for this sending, and could be replayed as such.
+            seen.remember(signed.filter(|mark| !seen.has(*mark)));
+        } else {
+            if signed.is_some_and(|mark| seen.has(mark)) {
+                tracing::debug!(source = %self.source, "a webhook is refused: it was taken in under another id");
+                return Err(Problem::new(StatusCode::CONFLICT, "this was taken in before, under another id"));
+            }
+            // Two gateways cannot see each other's claims, but they see each other's marks a moment later.
+            let _claim = match signed {
+                Some(mark) => Some(seen.claim(mark).ok_or_else(|| {
+                    Problem::unavailable("the same is being stored for another request; try again", SOON)
+                })?),
+                None => None,
+            };
+            let storing: Vec<_> = fresh.iter().map(|(_, event)| publish(self.gateway.bus(), event)).collect();
+            receipts.extend(stream::iter(storing).buffered(AT_ONCE).try_collect::<Vec<_>>().await?);
+            seen.remember(fresh.iter().map(|(mark, _)| *mark).chain(signed));
+        }
+        Ok(match <[Receipt; 1]>::try_from(receipts) {
+            Ok([receipt]) => (StatusCode::ACCEPTED, Json(receipt)).into_response(),
+            Err(receipts) => (StatusCode::ACCEPTED, Json(receipts)).into_response(),
+        })
+    }
+
+    fn mark(&self, event: &Event) -> Mark {
+        Mark::of(self.source, "id", &format!("{}#{}", event.source, event.id))
     }
 }
 
@@ -92,6 +194,7 @@ fn refuse(source: &Name, refusal: &Refusal) -> Problem {
         Refusal::Malformed => {
             Problem::bad_request("the body is not JSON, although its content type says so; nothing was stored")
         }
+        Refusal::TooManyItems => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, refusal.to_string()),
         Refusal::Unusable(why) => {
             tracing::error!(%source, "webhooks are answered 503: {why}");
             let detail = format!("the source `{source}` cannot verify webhooks now; the gateway's log says why");
@@ -105,101 +208,27 @@ fn refuse(source: &Name, refusal: &Refusal) -> Problem {
     }
 }
 
-/// The event that a verified delivery becomes.
-fn event_of(source: &Name, verified: Verified, now: OffsetDateTime) -> Answer<Event> {
-    let sound = |id: &String| id.len() <= MAX_ID && !id.chars().any(char::is_control);
-    let id = verified.id.filter(sound).unwrap_or(verified.signed_sha256);
-    let ty = event_type(source, verified.ty.as_deref())?;
-    let mut event = Event::new(id, format!("/hooks/{source}"), ty);
-    event.time = Some(now);
-    event.content_type = verified.content_type;
-    event.data = verified.data;
-    let subject = verified.subject.filter(sound);
-    if let Some(subject) = &subject {
-        event = event.with_extension(PARTITION_KEY, subject.as_str());
-    }
-    event.subject = subject;
-    Ok(event)
-}
-
-/// `<source>.<type>`, with `_` for what cannot stand in a subject; `<source>.event` when there is no type.
-fn event_type(source: &Name, ty: Option<&str>) -> Answer<EventType> {
-    let fits = |c: char| if c.is_ascii_graphic() && !matches!(c, '*' | '>') { c } else { '_' };
-    let fitted: String = ty.unwrap_or("event").chars().take(MAX_TYPE).map(fits).collect();
-    let tokens: Vec<_> = fitted.split('.').map(|token| if token.is_empty() { "_" } else { token }).collect();
-    let mut text = format!("{source}.{}", tokens.join("."));
-    text.truncate(MAX_TYPE);
-    let text = text.trim_end_matches('.');
-    EventType::parse(text).map_err(|error| Problem::bad_request(error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn source() -> Name {
-        Name::parse("github").unwrap()
-    }
-
-    fn verified() -> Verified {
-        Verified {
-            id: Some("d-1".into()),
-            ty: Some("issues.opened".into()),
-            subject: Some("octo/hello".into()),
-            signed_sha256: "00".repeat(32),
-            content_type: Some("application/json".into()),
-            data: Bytes::from_static(b"{}"),
-        }
-    }
-
-    #[test]
-    fn a_delivery_becomes_an_event() {
-        let event = event_of(&source(), verified(), OffsetDateTime::UNIX_EPOCH).unwrap();
-        assert_eq!((event.id.as_str(), event.source.as_str()), ("d-1", "/hooks/github"));
-        assert_eq!(event.ty.subject().as_str(), "events.github.issues.opened");
-        assert_eq!(event.subject.as_deref(), Some("octo/hello"));
-        assert_eq!(event.extension(PARTITION_KEY), Some("octo/hello"));
-        assert_eq!(event.time, Some(OffsetDateTime::UNIX_EPOCH));
-    }
-
-    #[test]
-    fn a_delivery_without_a_sound_id_is_known_by_what_is_signed() {
-        for id in [None, Some("a\nb".to_owned()), Some("x".repeat(256))] {
-            let event = event_of(&source(), Verified { id, ..verified() }, OffsetDateTime::UNIX_EPOCH).unwrap();
-            assert_eq!(event.id, "00".repeat(32));
-        }
-    }
-
-    #[test]
-    fn every_type_fits_into_a_subject() {
-        let long = "x.".repeat(400);
-        let cases = [
-            (None, "github.event"),
-            (Some("push"), "github.push"),
-            (Some("a b*c>d"), "github.a_b_c_d"),
-            (Some("ä.b"), "github._.b"),
-            (Some("..a."), "github._._.a._"),
-            (Some("\r\n"), "github.__"),
-        ];
-        for (ty, expected) in cases {
-            assert_eq!(event_type(&source(), ty).unwrap().as_str(), expected);
-        }
-        assert!(event_type(&source(), Some(&long)).is_ok());
-        let widest = Name::parse("n".repeat(63)).unwrap();
-        assert!(event_type(&widest, Some(&".".repeat(400))).is_ok());
-    }
-
     #[test]
     fn a_refusal_tells_the_sender_no_more_than_its_kind() {
-        let wrong = refuse(&source(), &Refusal::Wrong);
-        for refusal in
-            [Refusal::Missing("x".into()), Refusal::Old(MENDED), Refusal::Repeated("y".into()), Refusal::Time]
-        {
-            assert_eq!(refuse(&source(), &refusal), wrong);
+        let source = Name::parse("github").unwrap();
+        let wrong = refuse(&source, &Refusal::Wrong);
+        for refusal in [
+            Refusal::Missing("x".into()),
+            Refusal::Old(MENDED),
+            Refusal::Repeated("y".into()),
+            Refusal::Time,
+            Refusal::Topic,
+            Refusal::Certificate,
+        ] {
+            assert_eq!(refuse(&source, &refusal), wrong);
         }
         assert_eq!(wrong.status(), 401);
-        assert_eq!(refuse(&source(), &Refusal::Malformed).status(), 400);
+        assert_eq!(refuse(&source, &Refusal::Malformed).status(), 400);
         let unusable = Refusal::Unusable(super::super::verify::Unusable::NoSecret);
-        assert_eq!(refuse(&source(), &unusable).status(), 503);
+        assert_eq!(refuse(&source, &unusable).status(), 503);
     }
 }

@@ -16,8 +16,17 @@ pub(crate) struct Receipt {
     id: String,
     #[serde(rename = "type")]
     ty: String,
-    sequence: u64,
+    /// Left out for an event that was stored at some time before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sequence: Option<u64>,
     duplicate: bool,
+}
+
+impl Receipt {
+    /// For an event that is known to be stored.
+    pub(crate) fn known(event: &Event) -> Self {
+        Self { id: event.id.clone(), ty: event.ty.to_string(), sequence: None, duplicate: true }
+    }
 }
 
 /// Publishes `event` and waits until it is stored.
@@ -26,7 +35,7 @@ pub(crate) async fn publish(bus: &Bus, event: &Event) -> Answer<Receipt> {
     Ok(Receipt {
         id: event.id.clone(),
         ty: event.ty.to_string(),
-        sequence: published.sequence,
+        sequence: Some(published.sequence),
         duplicate: published.duplicate,
     })
 }

@@ -9,7 +9,7 @@ use http::{Request, header};
 use nerve_core::{
     FunctionSpec, Name, RetryPolicy, SourceSpec,
     function::Secret,
-    manifest::{Batch, Provider, Run, Verify},
+    manifest::{Batch, Provider, Run},
 };
 use serde_json::Value;
 use sha2::Sha256;
@@ -27,13 +27,7 @@ pub(super) const KEY: &str = "a-key-of-the-api";
 const LIMIT: usize = 1000;
 
 fn source(secrets: &[&str]) -> SourceSpec {
-    SourceSpec {
-        provider: Provider::Github,
-        secrets: secrets.iter().map(|name| (*name).to_owned()).collect(),
-        tolerance: Duration::from_secs(300),
-        public_url: None,
-        verify: Verify::Signature,
-    }
+    SourceSpec { secrets: secrets.iter().map(|name| (*name).to_owned()).collect(), ..SourceSpec::new(Provider::Github) }
 }
 
 fn function() -> FunctionSpec {
@@ -109,6 +103,7 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
     };
     Gateway::new(Parts {
         bus: Bus::away().await,
+        seen: crate::bus::Seen::for_tests(),
         catalogue,
         config,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),

@@ -164,6 +164,13 @@ impl Registry {
         Ok(Some(secret))
     }
 
+    /// The value of a secret, where `keyring` can open it; none where it is not set or sealed to another key.
+    pub async fn secret(&self, keyring: &Keyring, name: &str) -> Result<Option<Secret>, BusError> {
+        let sealed = self.secrets.get(name).await;
+        let sealed = sealed.map_err(|error| BusError::unavailable(format!("reading the secret {name}"), error))?;
+        Ok(sealed.and_then(|sealed| keyring.open(name, &sealed)))
+    }
+
     /// The names of the secrets that are set.
     pub async fn secrets(&self) -> Result<Vec<SecretInfo>, BusError> {
         let unavailable = |error: async_nats::Error| BusError::unavailable("listing secrets", error);

@@ -3,7 +3,8 @@
 //! A payload may be 25 MiB; a tree of it would cost many times that, for the sake of one short text.
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use std::fmt;
+use serde_json::value::RawValue;
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 /// Whether `text` is one JSON document.
 pub(super) fn is_json(text: &str) -> bool {
@@ -18,6 +19,17 @@ pub(super) fn scalar(text: &str, pointer: &str) -> Option<String> {
         None => return None,
     };
     Find(&tokens).deserialize(&mut serde_json::Deserializer::from_str(text)).ok().flatten()
+}
+
+/// The items of the array at `pointer`; none when there is no array.
+pub(super) fn array<'t>(text: &'t str, pointer: &str) -> Option<Vec<&'t RawValue>> {
+    let mut here: &RawValue = serde_json::from_str(text).ok()?;
+    for token in pointer.split('/').skip(1) {
+        let token = token.replace("~1", "/").replace("~0", "~");
+        let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(here.get()).ok()?;
+        here = members.get(token.as_str()).copied()?;
+    }
+    serde_json::from_str(here.get()).ok()
 }
 
 /// Finds the scalar at these tokens, below where it stands.
@@ -131,6 +143,16 @@ mod tests {
         }
         assert_eq!(scalar("\"x\"", "").as_deref(), Some("x"));
         assert_eq!(scalar("{broken", "/a"), None);
+    }
+
+    #[test]
+    fn the_items_of_an_array_are_the_senders_bytes() {
+        let items = |text, pointer| array(text, pointer).map(|items| items.iter().map(|i| i.get()).collect::<Vec<_>>());
+        assert_eq!(items(r#" [ {"a": 1}, 2 ,"x"] "#, ""), Some(vec![r#"{"a": 1}"#, "2", r#""x""#]));
+        assert_eq!(items(r#"{"a/b": {"c": [1]}}"#, "/a~1b/c"), Some(vec!["1"]));
+        for (text, pointer) in [("{}", ""), ("{}", "/a"), ("[1", ""), (r#"{"a": 1}"#, "/a"), ("[]", "/0")] {
+            assert_eq!(items(text, pointer), None, "{text} {pointer}");
+        }
     }
 
     #[test]

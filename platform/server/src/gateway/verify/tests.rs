@@ -1,10 +1,18 @@
-use super::*;
+//! Schemes by their senders' own vectors, and what is wrong with deliveries. Every provider: [`providers`].
+
+mod providers;
+
+use super::{
+    signature::{self},
+    *,
+};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use ed25519_dalek::{Signer, SigningKey};
 use hmac::{Hmac, Mac};
 use http::{HeaderName, HeaderValue};
-use nerve_core::manifest::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider};
+use nerve_core::manifest::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider, TimestampUnit};
 use sha1::Sha1;
+use sha2::Sha256;
 
 const TOLERANCE: Duration = Duration::from_secs(300);
 const GITHUB_SECRET: &str = "It's a Secret to Everybody";
@@ -19,13 +27,7 @@ const STANDARD: [(&str, &str); 3] = [
 ];
 
 fn source(provider: Provider) -> SourceSpec {
-    SourceSpec {
-        provider,
-        secrets: vec!["S".into()],
-        tolerance: TOLERANCE,
-        public_url: None,
-        verify: Verify::Signature,
-    }
+    SourceSpec { secrets: vec!["S".into()], tolerance: TOLERANCE, ..SourceSpec::new(provider) }
 }
 
 struct Post {
@@ -33,6 +35,8 @@ struct Post {
     secrets: Vec<Secret>,
     headers: HeaderMap,
     body: Bytes,
+    query: Option<String>,
+    certificate: Option<Certificate>,
     now: OffsetDateTime,
 }
 
@@ -43,6 +47,8 @@ impl Post {
             secrets: secrets.iter().map(|secret| Secret::new(*secret)).collect(),
             headers: HeaderMap::new(),
             body: Bytes::from(body.to_owned()),
+            query: None,
+            certificate: None,
             now: OffsetDateTime::from_unix_timestamp(SIGNED_AT).unwrap(),
         };
         for (name, value) in headers {
@@ -78,12 +84,35 @@ impl Post {
         self
     }
 
+    fn accept(&self) -> Result<Accepted, Refusal> {
+        let (headers, body, query) = (&self.headers, &self.body, self.query.as_deref());
+        let delivery = Delivery { headers, body, query, certificate: self.certificate.as_ref(), now: self.now };
+        verify(&self.source, &self.secrets, delivery)
+    }
+
+    fn events(&self) -> Result<(Vec<Verified>, Identity), Refusal> {
+        self.accept().map(|accepted| match accepted {
+            Accepted::Events(events, identity) => (events, identity),
+            asked @ Accepted::Asked(_) => panic!("{asked:?}"),
+        })
+    }
+
     fn verify(&self) -> Result<Verified, Refusal> {
-        verify(&self.source, &self.secrets, Delivery { headers: &self.headers, body: &self.body, now: self.now })
+        self.events().map(|(mut events, _)| {
+            assert_eq!(events.len(), 1);
+            events.remove(0)
+        })
+    }
+
+    fn asked(&self) -> Reply {
+        match self.accept().unwrap() {
+            Accepted::Asked(reply) => reply,
+            events => panic!("{events:?}"),
+        }
     }
 
     fn refused(&self) -> Refusal {
-        self.verify().unwrap_err()
+        self.accept().unwrap_err()
     }
 }
 
@@ -297,6 +326,8 @@ fn custom(change: impl FnOnce(&mut CustomScheme)) -> Provider {
         timestamp_unit: TimestampUnit::Milliseconds,
         id: Some(Locator::Header("X-Id".into())),
         ty: Some(Locator::Pointer("/event/type".into())),
+        batch: None,
+        challenge: None,
     };
     change(&mut scheme);
     Provider::Custom(scheme)

@@ -1,0 +1,96 @@
+//! `nerve source`
+
+mod add;
+mod rotate;
+mod test;
+
+use crate::{
+    args::{DataFolder, Globals},
+    connection::Connection,
+    failure::Failure,
+    output,
+};
+use clap::Subcommand;
+use nerve_core::{Name, SourceSpec, manifest::Dedupe};
+use nerve_server::registry::Registry;
+use serde::Serialize;
+use std::{collections::BTreeSet, time::Duration};
+
+/// Webhook sources: who may post to /hooks/NAME, and how that is verified
+#[derive(Debug, Subcommand)]
+pub(crate) enum Source {
+    Add(add::Add),
+    /// List the sources, and which of their secrets are set
+    #[command(after_help = "\
+Examples:
+  nerve source list")]
+    List(DataFolder),
+    Rotate(rotate::Rotate),
+    Test(test::Test),
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: Name,
+    provider: &'static str,
+    path: String,
+    secrets: Vec<Listing>,
+    dedupe: Dedupe,
+    tolerance_ms: u128,
+}
+
+#[derive(Serialize)]
+struct Listing {
+    name: String,
+    set: bool,
+}
+
+impl Source {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        match self {
+            Self::Add(add) => add.run(globals).await,
+            Self::List(folder) => list(globals, &folder).await,
+            Self::Rotate(rotate) => rotate.run(globals).await,
+            Self::Test(test) => test.run(globals).await,
+        }
+    }
+}
+
+async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
+    let registry = Connection::open(globals, folder).await?.registry().await?;
+    let set: BTreeSet<String> = registry.secrets().await?.into_iter().map(|secret| secret.name).collect();
+    let listed = registry.sources().await?.into_iter().map(|entry| {
+        let spec = entry.record.spec;
+        let secrets = spec.secrets.iter().chain(&spec.verify_token);
+        let secrets = secrets.map(|name| Listing { name: name.clone(), set: set.contains(name) }).collect();
+        let (provider, dedupe) = (spec.provider.name(), spec.dedupe());
+        let path = format!("/hooks/{}", entry.name);
+        Listed { name: entry.name, provider, path, secrets, dedupe, tolerance_ms: spec.tolerance.as_millis() }
+    });
+    globals.output.show(&listed.collect::<Vec<_>>(), |listed| {
+        if listed.is_empty() {
+            return "there is no source; `nerve source add` makes one".to_owned();
+        }
+        let row = |one: &Listed| {
+            let secret = |s: &Listing| if s.set { s.name.clone() } else { format!("{} (not set)", s.name) };
+            let secrets = one.secrets.iter().map(secret).collect::<Vec<_>>().join(" ");
+            let dedupe = match one.dedupe {
+                Dedupe::Id => "id",
+                Dedupe::Signed => "signed",
+            };
+            [one.name.to_string(), one.provider.to_owned(), one.path.clone(), dedupe.to_owned(), secrets]
+        };
+        output::table(["SOURCE", "PROVIDER", "PATH", "DEDUPE", "SECRETS"], listed.iter().map(row))
+    })
+}
+
+/// How long the servers may take to hear of a change.
+const HEARD: Duration = Duration::from_secs(5);
+
+/// The source of this name as it is deployed.
+async fn deployed(registry: &Registry, name: &Name) -> anyhow::Result<SourceSpec> {
+    let entry = registry.source(name).await?;
+    let missing =
+        || Failure::new(format!("there is no source `{name}`")).next("`nerve source list` shows which there are");
+    Ok(entry.ok_or_else(missing)?.record.spec)
+}

@@ -1,0 +1,181 @@
+//! `nerve source add`
+
+use crate::{
+    args::{DataFolder, Globals},
+    command::{
+        deploy,
+        secrets::{parse_name, read},
+    },
+    connection::Connection,
+    failure::Failure,
+    output,
+};
+use clap::Args;
+use nerve_core::{Manifest, Name, SourceSpec, manifest::Provider};
+use serde_json::json;
+use std::{
+    fs::OpenOptions,
+    io::{Write, stdin},
+    path::{Path, PathBuf},
+};
+
+/// Deploy a webhook source; with --write, keep its table in a nerve.toml too
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The source's name is the last part of its path, and the first of its events' types. Schemes that
+are declared (provider = \"custom\") are written into a nerve.toml by hand and deployed.
+
+Examples:
+  printf %s \"$SECRET\" | nerve source add github --provider github --stdin
+  nerve source add shop --provider shopify --write nerve.toml
+  nerve source add sms --provider twilio --public-url https://n.example/hooks/sms
+  nerve source add orders --provider sns --topic arn:aws:sns:eu-west-1:123456789012:orders")]
+pub(crate) struct Add {
+    /// The source's name
+    name: Name,
+    /// The provider
+    #[arg(long, value_parser = parse_provider)]
+    provider: Provider,
+    /// The name of the secret that signs [default: the source's name and _WEBHOOK_SECRET]
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    secret: Option<String>,
+    /// Set that secret to what stands on stdin
+    #[arg(long)]
+    stdin: bool,
+    /// The URL as the provider knows it, where it signs that
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+    /// The name of the secret that Meta asks for before it sends
+    #[arg(long, value_name = "NAME", value_parser = parse_name)]
+    verify_token: Option<String>,
+    /// The ARN of an SNS topic
+    #[arg(long = "topic", value_name = "ARN")]
+    topics: Vec<String>,
+    /// Append the table to this nerve.toml
+    #[arg(long, value_name = "FILE")]
+    write: Option<PathBuf>,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+impl Add {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let table = self.table();
+        let spec = check(&self.name, &table)?;
+        let secret = match spec.secrets.first() {
+            Some(name) if self.stdin => Some((name.clone(), read(stdin(), name)?)),
+            _ => None,
+        };
+        if let Some(path) = &self.write {
+            append(path, &self.name, &table)?;
+        }
+        let connection = Connection::open(globals, &self.folder).await?;
+        let registry = connection.registry().await?;
+        if let Some((name, secret)) = &secret {
+            registry.set_secret(name, secret).await?;
+        }
+        deploy::deploy_own(&connection, &table, globals.output).await?;
+        let set = registry.secrets().await?;
+        let named = spec.secrets.iter().chain(&spec.verify_token);
+        let missing: Vec<&String> = named.filter(|name| !set.iter().any(|secret| secret.name == **name)).collect();
+        for name in &missing {
+            output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
+        }
+        let report = json!({"source": self.name, "path": format!("/hooks/{}", self.name), "missing_secrets": missing});
+        globals.output.show(&report, |_| format!("deployed {}: it takes POST /hooks/{}", self.name, self.name))
+    }
+
+    /// The table of a nerve.toml that says the same.
+    fn table(&self) -> String {
+        let quoted = |text: &str| json!(text).to_string();
+        let mut lines = vec![format!("[source.{}]", self.name), format!("provider = {}", quoted(self.provider.name()))];
+        if self.provider != Provider::Sns {
+            let own = || format!("{}_WEBHOOK_SECRET", self.name.as_str().to_ascii_uppercase().replace('-', "_"));
+            lines.push(format!("secrets = [{}]", quoted(&self.secret.clone().unwrap_or_else(own))));
+        }
+        lines.extend(self.public_url.as_ref().map(|url| format!("public_url = {}", quoted(url))));
+        lines.extend(self.verify_token.as_ref().map(|name| format!("verify_token = {}", quoted(name))));
+        if !self.topics.is_empty() {
+            lines.push(format!("topics = {}", json!(self.topics)));
+        }
+        lines.join("\n") + "\n"
+    }
+}
+
+/// The source that a table describes, or what is wrong with the call.
+fn check(name: &Name, table: &str) -> Result<SourceSpec, Failure> {
+    let refused = || Failure::usage(format!("cannot add the source {name}"));
+    let mut manifest = Manifest::parse(table).map_err(|error| {
+        let said: Vec<_> =
+            error.problems.iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect();
+        refused().cause(said.join("\n")).next("`nerve source add --help` shows the options")
+    })?;
+    manifest.sources.remove(name).ok_or_else(refused)
+}
+
+/// Puts the table at the end of a manifest, which must not have it yet.
+fn append(path: &Path, name: &Name, table: &str) -> anyhow::Result<()> {
+    let refused = || Failure::new(format!("cannot write {}", path.display()));
+    let before = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        Err(error) => return Err(refused().because(error).into()),
+    };
+    if before.lines().any(|line| line.trim() == format!("[source.{name}]")) {
+        let next = "change the table there, and deploy it with `nerve deploy`";
+        return Err(refused().cause(format!("it has a [source.{name}] already")).next(next).into());
+    }
+    let gap = if before.is_empty() || before.ends_with("\n\n") { "" } else { "\n" };
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.and_then(|mut file| write!(file, "{gap}{table}")).map_err(|error| refused().because(error).into())
+}
+
+fn parse_provider(text: &str) -> Result<Provider, String> {
+    let names: Vec<&str> = Provider::BUILT_IN.iter().map(Provider::name).collect();
+    let wrong = || format!("it is not a provider{}", nerve_core::manifest::did_you_mean(text, &names));
+    Provider::built_in(text).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(name: &str, provider: &str) -> Add {
+        Add {
+            name: Name::parse(name).unwrap(),
+            provider: parse_provider(provider).unwrap(),
+            secret: None,
+            stdin: false,
+            public_url: None,
+            verify_token: None,
+            topics: vec![],
+            write: None,
+            folder: DataFolder { data: None },
+        }
+    }
+
+    #[test]
+    fn a_call_becomes_a_table() {
+        let shop = add("my-shop", "shopify").table();
+        assert_eq!(shop, "[source.my-shop]\nprovider = \"shopify\"\nsecrets = [\"MY_SHOP_WEBHOOK_SECRET\"]\n");
+        let sns = Add { topics: vec!["arn:aws:sns:eu-west-1:1:t".into()], ..add("t", "sns") }.table();
+        assert_eq!(sns, "[source.t]\nprovider = \"sns\"\ntopics = [\"arn:aws:sns:eu-west-1:1:t\"]\n");
+        assert_eq!(check(&Name::parse("t").unwrap(), &sns).unwrap().topics.len(), 1);
+        let error = format!(
+            "{:#}",
+            anyhow::Error::from(check(&Name::parse("t").unwrap(), &add("t", "square").table()).unwrap_err())
+        );
+        assert!(error.contains("public_url: it is missing"), "{error}");
+        assert!(parse_provider("gihub").unwrap_err().contains("did you mean `github`?"));
+    }
+
+    #[test]
+    fn a_table_is_appended_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, name) = (folder.path().join("nerve.toml"), Name::parse("a").unwrap());
+        append(&path, &name, "[source.a]\nx = 1\n").unwrap();
+        assert!(append(&path, &name, "[source.a]\n").is_err());
+        append(&path, &Name::parse("b").unwrap(), "[source.b]\n").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "[source.a]\nx = 1\n\n[source.b]\n");
+    }
+}

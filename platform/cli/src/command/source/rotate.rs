@@ -1,0 +1,102 @@
+//! `nerve source rotate`
+
+use super::deployed;
+use crate::{
+    args::{DataFolder, Globals},
+    command::secrets::read,
+    connection::Connection,
+    failure::Failure,
+};
+use clap::Args;
+use nerve_core::{Name, SourceSpec, manifest::Provider};
+use nerve_server::registry::Registry;
+use serde_json::json;
+use std::{collections::BTreeSet, io::stdin};
+
+/// Put a new secret beside the old one; later, retire the old one
+#[derive(Debug, Args)]
+#[command(after_help = "\
+First the new secret is set here, and both count. Then it is set at the provider. When nothing that
+was signed with the old one is on its way any more, --retire ends it. A nerve.toml that holds the
+source's table wants the same change.
+
+Examples:
+  printf %s \"$NEW\" | nerve source rotate github
+  nerve source rotate github --retire")]
+pub(crate) struct Rotate {
+    /// The source
+    name: Name,
+    /// Keep the newest secret only
+    #[arg(long)]
+    retire: bool,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+impl Rotate {
+    pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let mut spec = deployed(&registry, &self.name).await?;
+        if spec.provider == Provider::Sns || spec.secrets.is_empty() {
+            let cause = "it has none: nothing is to be rotated";
+            return Err(Failure::new(format!("cannot rotate the secret of {}", self.name)).cause(cause).into());
+        }
+        let retired = if self.retire { spec.secrets.split_off(1) } else { self.add(&registry, &mut spec).await? };
+        registry.deploy_source(&self.name, spec.clone()).await?;
+        let named = names_in_use(&registry).await?;
+        for name in retired.iter().filter(|name| !named.contains(*name)) {
+            registry.remove_secret(name).await?;
+        }
+        globals.output.show(&json!({"source": self.name, "secrets": spec.secrets, "retired": retired}), |_| {
+            let live = spec.secrets.join(", ");
+            match (self.retire, retired.is_empty()) {
+                (true, true) => format!("there was none to retire: {live} is the only one"),
+                (true, false) => format!("retired {}; {live} counts", retired.join(", ")),
+                _ => format!(
+                    "set; now {live} count. Set the new one at {}, then: nerve source rotate {} --retire",
+                    spec.provider.name(),
+                    self.name
+                ),
+            }
+        })
+    }
+
+    /// Sets the new secret and puts its name first; nothing is retired.
+    async fn add(&self, registry: &Registry, spec: &mut SourceSpec) -> anyhow::Result<Vec<String>> {
+        let taken: BTreeSet<String> = registry.secrets().await?.into_iter().map(|secret| secret.name).collect();
+        let name = spec.secrets.first().map(|first| {
+            next_name(first, |name| taken.contains(name) || spec.secrets.iter().any(|secret| secret == name))
+        });
+        let name = name.unwrap_or_default();
+        let secret = read(stdin(), &name)?;
+        registry.set_secret(&name, &secret).await?;
+        spec.secrets.insert(0, name);
+        Ok(Vec::new())
+    }
+}
+
+/// The name with the next free number.
+fn next_name(name: &str, taken: impl Fn(&str) -> bool) -> String {
+    let base = name.rsplit_once('_').filter(|(_, n)| n.parse::<u32>().is_ok()).map_or(name, |(base, _)| base);
+    (2..u32::MAX).map(|n| format!("{base}_{n}")).find(|name| !taken(name)).unwrap_or_default()
+}
+
+/// The secrets that anything deployed names.
+async fn names_in_use(registry: &Registry) -> anyhow::Result<BTreeSet<String>> {
+    let functions = registry.functions().await?.into_iter().flat_map(|entry| entry.record.spec.secrets);
+    let sources = registry.sources().await?.into_iter();
+    let sources = sources.flat_map(|entry| entry.record.spec.secrets.into_iter().chain(entry.record.spec.verify_token));
+    Ok(functions.chain(sources).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_secret_has_the_next_free_number() {
+        assert_eq!(next_name("A_SECRET", |_| false), "A_SECRET_2");
+        assert_eq!(next_name("A_SECRET_2", |name| name == "A_SECRET_2"), "A_SECRET_3");
+        assert_eq!(next_name("A_SECRET_3", |name| name == "A_SECRET_3"), "A_SECRET_2");
+    }
+}

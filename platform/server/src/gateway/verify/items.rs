@@ -1,0 +1,36 @@
+//! Deliveries that hold several events: one is made of each item of an array.
+
+use super::{Refusal, Verified, content::Content, pointer, scheme::Items};
+use bytes::Bytes;
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+/// Most items of one delivery.
+pub(super) const MAX: usize = 10_000;
+
+/// One event an item; none when the body holds no such array.
+pub(super) fn events(items: &Items<'_>, content: &Content) -> Result<Option<Vec<Verified>>, Refusal> {
+    let Some(found) = content.json().and_then(|text| pointer::array(text, items.at)) else { return Ok(None) };
+    if found.len() > MAX {
+        return Err(Refusal::TooManyItems);
+    }
+    Ok(Some(found.iter().map(|item| event(items, item, &content.data)).collect()))
+}
+
+fn event(items: &Items<'_>, item: &RawValue, body: &Bytes) -> Verified {
+    let text = item.get();
+    let scalar = |pointer: &str| pointer::scalar(text, pointer).filter(|value| !value.is_empty());
+    let first = items.id.first().copied().flatten().and_then(scalar);
+    let id = first.map(|first| {
+        let rest = items.id.iter().skip(1).flatten().filter_map(|pointer| scalar(pointer));
+        std::iter::once(first).chain(rest).collect::<Vec<_>>().join(".")
+    });
+    Verified {
+        id,
+        ty: items.ty.and_then(scalar),
+        subject: None,
+        signed_sha256: hex::encode(Sha256::digest(text)),
+        content_type: Some("application/json".to_owned()),
+        data: body.slice_ref(text.as_bytes()),
+    }
+}

@@ -1,0 +1,66 @@
+//! A request out of arbitrary bytes, for the fuzz target and for the suite.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use nerve_core::{SourceSpec, function::Secret, manifest::Provider};
+use nerve_server::gateway::Sample;
+use time::OffsetDateTime;
+
+/// The moment that the corpus is signed for.
+const NOW: i64 = 1_760_000_000;
+
+/// A request to a source.
+pub struct Posted {
+    provider: Provider,
+    sample: Sample,
+}
+
+impl Posted {
+    /// Reads a provider's name, a query, headers, an empty line and a body.
+    pub fn read(data: &[u8]) -> Option<Self> {
+        let (head, body) = match data.windows(2).position(|pair| pair == b"\n\n") {
+            Some(at) => (data.get(..at)?, data.get(at + 2..)?),
+            None => (data, &b""[..]),
+        };
+        let mut lines = head.split(|byte| *byte == b'\n');
+        let name = std::str::from_utf8(lines.next()?).ok()?;
+        let provider = Provider::built_in(name)?;
+        let query = lines.next().and_then(|line| std::str::from_utf8(line).ok()).filter(|query| !query.is_empty());
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            let mut halves = line.splitn(2, |byte| *byte == b':');
+            let name = halves.next().and_then(|name| HeaderName::from_bytes(name).ok());
+            let value = halves.next().and_then(|value| HeaderValue::from_bytes(value.trim_ascii()).ok());
+            if let (Some(name), Some(value)) = (name, value) {
+                headers.append(name, value);
+            }
+        }
+        let sample = Sample { headers, body: Bytes::copy_from_slice(body), query: query.map(str::to_owned) };
+        Some(Self { provider, sample })
+    }
+
+    /// Posts it; panics if it is taken in, since nobody knows the secret.
+    pub fn try_out(&self) {
+        self.to(&self.provider);
+    }
+
+    /// Posts it to a source of another provider.
+    pub fn to(&self, provider: &Provider) {
+        let Ok(now) = OffsetDateTime::from_unix_timestamp(NOW) else { return };
+        let spec = SourceSpec {
+            secrets: vec!["S".to_owned()],
+            public_url: Some("https://n.example/hooks/s".to_owned()),
+            topics: vec!["arn:aws:sns:eu-west-1:123456789012:orders".to_owned()],
+            ..SourceSpec::new(provider.clone())
+        };
+        // Of each form that a provider's key may have, one that nothing in the corpus is signed with.
+        let keys = ["nobody knows this secret", "whsec_bm9ib2R5IGtub3dzIHRoaXMgc2VjcmV0", &"d7".repeat(32), PUBLIC];
+        for key in keys {
+            let taken = self.sample.is_taken(&spec, &[Secret::new(key)], now);
+            assert!(!taken, "{} takes what nobody signed", provider.name());
+        }
+    }
+}
+
+/// A public key on P-256, whose private half is thrown away.
+const PUBLIC: &str = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEKfpOYDgj6smo3EZnJ0amk+QwclVpg99WBNm/IuaVrmgyghXGh0YBDlZVGB+nnBWpU/7HboQKqZDwRbrppX6h2g==";
