@@ -130,7 +130,8 @@ mod tests {
 
     #[test]
     fn what_may_end_the_text_is_held_back() {
-        let cases: [(&[&str], &[&str], &[&str], bool); 8] = [
+        type Case<'c> = (&'c [&'c str], &'c [&'c str], &'c [&'c str], bool);
+        let cases: [Case<'_>; 8] = [
             (&[], &["a", "b"], &["a", "b", ""], false),
             (&[""], &["a"], &["a", ""], false),
             (&["END"], &["an E", "N", "D of"], &["an ", "", ""], true),
