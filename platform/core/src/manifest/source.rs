@@ -135,7 +135,7 @@ pub enum Provider {
     /// CloudEvents over HTTP, with a bearer token.
     Cloudevents,
     /// A scheme declared in the table.
-    Custom(CustomScheme),
+    Custom(Box<CustomScheme>),
 }
 
 impl Provider {

@@ -105,7 +105,7 @@ fn read_provider(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Pro
         return None;
     };
     if name == "custom" {
-        return read_scheme(reader, table).map(Provider::Custom);
+        return read_scheme(reader, table).map(|scheme| Provider::Custom(Box::new(scheme)));
     }
     let provider = Provider::built_in(&name);
     if provider.is_none() {

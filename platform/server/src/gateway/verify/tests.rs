@@ -330,7 +330,7 @@ fn custom(change: impl FnOnce(&mut CustomScheme)) -> Provider {
         challenge: None,
     };
     change(&mut scheme);
-    Provider::Custom(scheme)
+    Provider::Custom(Box::new(scheme))
 }
 
 fn custom_post(provider: Provider, signed: &str) -> Post {
