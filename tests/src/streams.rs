@@ -44,6 +44,13 @@ impl Streams {
         stream.unwrap_or_else(|e| panic!("no stream {name}: {e}"))
     }
 
+    /// The functions that have a consumer on a stream; the server's own consumers are left out.
+    pub async fn functions(&self, stream: &str) -> Vec<String> {
+        let names: Vec<_> = self.stream(stream).await.consumer_names().collect().await;
+        let names = names.into_iter().map(|name| name.expect("a consumer's name"));
+        names.filter_map(|name| name.strip_prefix("nerve-").map(str::to_owned)).collect()
+    }
+
     /// Deletes a stream, with what it remembers of ids; a server that starts makes it anew.
     pub async fn delete(&self, name: &str) {
         self.jetstream.delete_stream(name).await.unwrap_or_else(|e| panic!("{name} is not deleted: {e}"));

@@ -32,8 +32,8 @@ pub(super) const BODIES: &str = "bodies";
 /// It stands in DEAD rather than in EVENTS, so that no other function sees the event a second time.
 pub const REDRIVE_PREFIX: &str = "redrive.";
 
-/// What the marks in SEEN may take, in bytes: several times as many as a gateway holds.
-const SEEN_BYTES: i64 = 256 << 20;
+/// Messages in SEEN: with one mark each they are as many as a gateway holds.
+const SEEN_MESSAGES: i64 = 1 << 20;
 
 /// Versions of a manifest that are kept.
 const HISTORY: i64 = 32;
@@ -93,13 +93,13 @@ impl Bus {
             name: name.to_owned(),
             subjects,
             max_age,
-            max_bytes: match name {
-                EVENTS => config.events_max_bytes,
-                SEEN => SEEN_BYTES,
+            max_bytes: if name == EVENTS { config.events_max_bytes } else { -1 },
+            // By number, since a bound in bytes is reserved on the broker's disk at once.
+            max_messages: match name {
+                ATTEMPTS => config.attempts_max,
+                SEEN => SEEN_MESSAGES,
                 _ => -1,
             },
-            // By number, since a bound in bytes is reserved on the broker's disk at once.
-            max_messages: if name == ATTEMPTS { config.attempts_max } else { -1 },
             num_replicas: config.replicas,
             duplicate_window: if max_age.is_zero() { config.dedupe_window } else { config.dedupe_window.min(max_age) },
             allow_direct: true,
@@ -118,7 +118,11 @@ impl Bus {
                     subjects: wanted.subjects,
                     max_age: wanted.max_age,
                     max_bytes: wanted.max_bytes,
-                    max_messages: if name == ATTEMPTS { wanted.max_messages } else { current.max_messages },
+                    max_messages: if matches!(name, ATTEMPTS | SEEN) {
+                        wanted.max_messages
+                    } else {
+                        current.max_messages
+                    },
                     num_replicas: wanted.num_replicas,
                     duplicate_window: wanted.duplicate_window,
                     allow_direct: true,
