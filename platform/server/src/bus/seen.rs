@@ -33,8 +33,8 @@ const AGAIN: Duration = Duration::from_millis(250);
 const CHUNK: usize = 4096;
 /// Marks that wait for the broker at most.
 const WAITING: usize = 64 * CHUNK;
-/// How long the marks of before may take to be read.
-const FIRST: Duration = Duration::from_secs(30);
+/// How long the broker may be silent while the marks of before are read; however many they are, they are read to the end.
+const SILENCE: Duration = Duration::from_secs(30);
 /// How long a server that ends waits for its last marks to be written.
 const LAST: Duration = Duration::from_secs(2);
 const BYTES: usize = 16;
@@ -129,15 +129,13 @@ impl Seen {
         let stream = bus.jetstream().get_stream(SEEN).await.map_err(|error| BusError::unavailable(what, error))?;
         let (held, last) = (stream.cached_info().state.messages, stream.cached_info().state.last_sequence);
         let mut tail = bus.tail_stream(SEEN, vec!["seen.>".to_owned()], Start::First).await?;
-        let load = async {
-            let mut sequence = 0;
-            while held > 0 && sequence < last {
-                let (message, at, time) = tail.next_message().await;
-                sequence = at;
-                seen.read(&message.payload, time);
-            }
-        };
-        tokio::time::timeout(FIRST, load).await.map_err(|error| BusError::unavailable(what, error))?;
+        let mut sequence = 0;
+        while held > 0 && sequence < last {
+            let next = tokio::time::timeout(SILENCE, tail.next_message()).await;
+            let (message, at, time) = next.map_err(|error| BusError::unavailable(what, error))?;
+            sequence = at;
+            seen.read(&message.payload, time);
+        }
         let (follower, stop) = (seen.clone(), end.clone());
         tasks.spawn(async move {
             stop.run_until_cancelled(async {
