@@ -12,23 +12,23 @@ mod queue;
 mod tests;
 mod ticket;
 
-use crate::batcher::{
-    queue::{Entry, Queue, Taken},
-    ticket::Running,
+use crate::{
+    batcher::{
+        queue::{Entry, Queue, Taken},
+        ticket::Running,
+    },
+    engine::{self, MakeEngine},
 };
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 pub(crate) use ticket::{Stop, Ticket};
-
-/// The waits before a session that panicked, or could not be made again, is made again.
-pub(crate) const REMAKE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(5));
 
 /// What goes into a batch.
 pub(crate) trait Job: Send + 'static {
@@ -72,9 +72,6 @@ pub(crate) enum JobError {
 /// Runs one batch: one result a job, in their order, or the failure of the batch.
 pub(crate) type Engine<J, R> = Box<dyn FnMut(&[J], &Stop) -> Result<Vec<R>, String>>;
 
-/// Makes the engine of a thread, on that thread.
-pub(crate) type MakeEngine<J, R> = dyn Fn() -> Result<Engine<J, R>, String> + Send + Sync;
-
 /// One model's queue and threads. Dropping it ends the threads once what runs has ended.
 pub(crate) struct Batcher<J: Job, R> {
     queue: Arc<Queue<J, R>>,
@@ -89,7 +86,7 @@ impl<J: Job, R: Send + 'static> Batcher<J, R> {
         threads: usize,
         plan: Plan,
         tasks: &TaskTracker,
-        make: Arc<MakeEngine<J, R>>,
+        make: Arc<MakeEngine<Engine<J, R>>>,
     ) -> Result<Self, String> {
         let batcher = Self { queue: Arc::new(Queue::new(name)), slots: Arc::new(Semaphore::new(plan.queue)), plan };
         let (ready, made) = std::sync::mpsc::channel();
@@ -143,14 +140,13 @@ impl<J: Job, R> Drop for Batcher<J, R> {
 struct Worker<J: Job, R> {
     queue: Arc<Queue<J, R>>,
     plan: Plan,
-    make: Arc<MakeEngine<J, R>>,
+    make: Arc<MakeEngine<Engine<J, R>>>,
     name: String,
 }
 
 impl<J: Job, R: Send + 'static> Worker<J, R> {
     fn run(self, ready: &std::sync::mpsc::Sender<Result<(), String>>) {
-        let made = catch_unwind(AssertUnwindSafe(|| (self.make)()));
-        let mut engine = match made.unwrap_or_else(|_| Err("making the session panicked".to_owned())) {
+        let mut engine = match engine::make(&*self.make) {
             Ok(engine) => engine,
             // Nobody listening means that another thread failed first.
             Err(error) => return drop(ready.send(Err(error))),
@@ -159,7 +155,8 @@ impl<J: Job, R: Send + 'static> Worker<J, R> {
         let meters = Meters::of(&self.name);
         while let Some(taken) = self.queue.take(&self.plan) {
             if !self.serve(&mut engine, taken, &meters) {
-                let Some(remade) = self.remake() else { return };
+                let sleep = |wait| self.queue.sleep_unless_closed(wait);
+                let Some(remade) = engine::remake(&self.name, &*self.make, sleep) else { return };
                 engine = remade;
             }
         }
@@ -214,22 +211,6 @@ impl<J: Job, R: Send + 'static> Worker<J, R> {
             usable = self.serve(engine, Taken { jobs: vec![job], replies: vec![reply], running }, meters);
         }
         usable
-    }
-
-    /// Makes the engine again, however long that takes; none once the model is being closed.
-    fn remake(&self) -> Option<Engine<J, R>> {
-        let mut wait = REMAKE.0;
-        loop {
-            if self.queue.sleep_unless_closed(wait) {
-                return None;
-            }
-            match catch_unwind(AssertUnwindSafe(|| (self.make)())) {
-                Ok(Ok(engine)) => return Some(engine),
-                Ok(Err(error)) => tracing::error!(model = self.name, error, "the model cannot be loaded again yet"),
-                Err(_) => tracing::error!(model = self.name, "loading the model again panicked"),
-            }
-            wait = (wait * 2).min(REMAKE.1);
-        }
     }
 }
 

@@ -16,12 +16,12 @@ mod template;
 mod tests;
 mod text;
 
-use crate::{folder::FolderError, loaded::off_thread, session::Recipe};
+use crate::{engine::MakeEngine, folder::FolderError, loaded::off_thread, session::Recipe};
 use answer::{Answer, Limits};
-use decoder::Decoder;
+use decoder::{Decoder, Engine};
 use futures::{Stream, StreamExt};
 use layout::CausalLayout;
-use line::{Line, MakeEngine};
+use line::Line;
 use nerve_core::inference::{GenerateRequest, InferenceError, Message, Piece};
 use sampling::Sampler;
 use std::{collections::HashSet, path::Path, sync::Arc};
@@ -86,7 +86,8 @@ impl CausalModel {
     pub(crate) fn load(parts: CausalParts<'_>, tasks: &TaskTracker) -> Result<Self, FolderError> {
         let CausalParts { name, root, layout, recipe, queue, context } = parts;
         let graph = Arc::new(layout.graph.clone());
-        let make: Arc<MakeEngine> = Arc::new(move || Decoder::open(&recipe, graph.clone()).map(Decoder::into_engine));
+        let make: Arc<MakeEngine<Engine>> =
+            Arc::new(move || Decoder::open(&recipe, graph.clone()).map(Decoder::into_engine));
         Self::with_engine((name, root), layout, (queue, context), tasks, make)
     }
 
@@ -96,7 +97,7 @@ impl CausalModel {
         layout: CausalLayout,
         (queue, context): (usize, usize),
         tasks: &TaskTracker,
-        make: Arc<MakeEngine>,
+        make: Arc<MakeEngine<Engine>>,
     ) -> Result<Self, FolderError> {
         let file = root.join("tokenizer.json");
         let wrong = |error: &dyn std::fmt::Display| FolderError(format!("{} cannot be used: {error}", file.display()));

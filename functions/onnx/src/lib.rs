@@ -6,6 +6,7 @@
 //! - [`library`], `session`: ONNX Runtime, loaded once a process, and sessions of it.
 //! - `models`: what is in memory, by the digest of its files; shared by everybody who asks, dropped when nobody does.
 //! - `batcher`: one thread a session, and batches of what many callers ask, ordered by length.
+//! - `engine`: what such a thread runs, made again after a panic.
 //! - `text`, `tokens`, `vector`: models that read text. `tensor`: models of numbers and strings.
 //! - `causal`: models that write: conversations in, text out, a token at a time.
 //! - `loaded`: what may be asked of a model: embed, rerank, classify, write, run.
@@ -20,6 +21,7 @@
 mod batcher;
 mod builtin;
 mod causal;
+mod engine;
 pub mod folder;
 mod head;
 mod layout;

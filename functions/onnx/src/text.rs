@@ -83,7 +83,7 @@ impl TextModel {
     pub(crate) fn with_engine(
         root: &Path,
         layout: TextLayout,
-        make: Arc<crate::batcher::MakeEngine<TextJob, Vec<f32>>>,
+        make: Arc<crate::engine::MakeEngine<crate::batcher::Engine<TextJob, Vec<f32>>>>,
     ) -> Result<Self, FolderError> {
         let plan = Plan { queue: 64, ..PLAN };
         let batcher = Batcher::start("test", 1, plan, &TaskTracker::new(), make).map_err(FolderError)?;

@@ -1,5 +1,8 @@
 use super::*;
-use std::sync::{Mutex, atomic::AtomicUsize, atomic::Ordering};
+use std::{
+    sync::{Mutex, atomic::AtomicUsize, atomic::Ordering},
+    time::Duration,
+};
 
 #[derive(Debug, Clone, PartialEq)]
 struct Word(&'static str, u64);
@@ -179,7 +182,7 @@ async fn a_panic_costs_its_batch_and_the_engine_is_made_again() {
 #[tokio::test]
 async fn closing_tells_those_that_wait_and_ends_the_threads() {
     let (seen, gate, tasks) = (Arc::new(Seen::default()), Gate::default(), TaskTracker::new());
-    let make: Arc<MakeEngine<Word, usize>> = Arc::new({
+    let make: Arc<MakeEngine<Engine<Word, usize>>> = Arc::new({
         let gate = gate.clone();
         move || {
             let gate = gate.clone();
@@ -206,7 +209,7 @@ async fn closing_tells_those_that_wait_and_ends_the_threads() {
 
 #[test]
 fn an_engine_that_cannot_be_made_is_told() {
-    let make: Arc<MakeEngine<Word, usize>> = Arc::new(|| Err("no such file".to_owned()));
+    let make: Arc<MakeEngine<Engine<Word, usize>>> = Arc::new(|| Err("no such file".to_owned()));
     let started = Batcher::start("test", 2, PLAN, &TaskTracker::new(), make);
     assert_eq!(started.err().unwrap(), "no such file");
 }

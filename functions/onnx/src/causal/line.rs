@@ -4,7 +4,7 @@
 //! answer alone has failed: the model is loaded again, and the others go on.
 
 use super::{answer::Answer, decoder::Engine};
-use crate::batcher::REMAKE;
+use crate::engine::{self, MakeEngine};
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -16,9 +16,6 @@ use tokio_util::task::TaskTracker;
 
 /// Answers that are written at the same time.
 const TOGETHER: usize = 4;
-
-/// Makes the engine of the thread, on that thread.
-pub(super) type MakeEngine = dyn Fn() -> Result<Engine, String> + Send + Sync;
 
 /// What waits for one model.
 pub(super) struct Line {
@@ -34,7 +31,7 @@ struct State {
 
 impl Line {
     /// Starts the model's thread, and waits until it has its engine.
-    pub(super) fn start(name: &str, tasks: &TaskTracker, make: Arc<MakeEngine>) -> Result<Arc<Self>, String> {
+    pub(super) fn start(name: &str, tasks: &TaskTracker, make: Arc<MakeEngine<Engine>>) -> Result<Arc<Self>, String> {
         let line = Arc::new(Self { state: Mutex::default(), changed: Condvar::new() });
         let (ready, made) = mpsc::channel();
         let (writer, token) = (Writer { line: line.clone(), make, name: name.to_owned() }, tasks.token());
@@ -98,14 +95,13 @@ impl Line {
 /// The model's thread.
 struct Writer {
     line: Arc<Line>,
-    make: Arc<MakeEngine>,
+    make: Arc<MakeEngine<Engine>>,
     name: String,
 }
 
 impl Writer {
     fn run(self, ready: &mpsc::Sender<Result<(), String>>) {
-        let made = catch_unwind(AssertUnwindSafe(|| (self.make)()));
-        let mut engine = match made.unwrap_or_else(|_| Err("making the session panicked".to_owned())) {
+        let mut engine = match engine::make(&*self.make) {
             Ok(engine) => engine,
             Err(error) => return drop(ready.send(Err(error))),
         };
@@ -124,26 +120,11 @@ impl Writer {
                 Err(_) => {
                     tracing::error!(model = self.name, "an answer panicked: the model is loaded again");
                     answer.fail("the model's thread panicked; the log has the message".to_owned());
-                    let Some(remade) = self.remake() else { return };
+                    let sleep = |wait| self.line.sleep_unless_closed(wait);
+                    let Some(remade) = engine::remake(&self.name, &*self.make, sleep) else { return };
                     engine = remade;
                 }
             }
-        }
-    }
-
-    /// Makes the engine again, however long that takes; none once the model is being closed.
-    fn remake(&self) -> Option<Engine> {
-        let mut wait = REMAKE.0;
-        loop {
-            if self.line.sleep_unless_closed(wait) {
-                return None;
-            }
-            match catch_unwind(AssertUnwindSafe(|| (self.make)())) {
-                Ok(Ok(engine)) => return Some(engine),
-                Ok(Err(error)) => tracing::error!(model = self.name, error, "the model cannot be loaded again yet"),
-                Err(_) => tracing::error!(model = self.name, "loading the model again panicked"),
-            }
-            wait = (wait * 2).min(REMAKE.1);
         }
     }
 }

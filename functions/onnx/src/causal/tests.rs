@@ -4,9 +4,8 @@ use super::{
     CausalModel,
     decoder::{Engine, State},
     layout::CausalLayout,
-    line::MakeEngine,
 };
-use crate::proto::Outline;
+use crate::{engine::MakeEngine, proto::Outline};
 use futures::{Stream, StreamExt};
 use nerve_core::inference::{Finish, GenerateRequest, InferenceError, Message, Piece, Role};
 use std::{
@@ -40,7 +39,7 @@ fn model(queue: usize, panic_at: usize) -> (CausalModel, Arc<Seen>, TaskTracker)
     let (letter, size) = (words.token_to_id("a").unwrap(), words.get_vocab_size(true));
     let seen = Arc::new(Seen::default());
     let shared = seen.clone();
-    let make: Arc<MakeEngine> = Arc::new(move || {
+    let make: Arc<MakeEngine<Engine>> = Arc::new(move || {
         shared.made.fetch_add(1, Ordering::Relaxed);
         let seen = shared.clone();
         let step = move |_: &mut State, tokens: &[u32]| {
