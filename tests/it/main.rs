@@ -28,6 +28,7 @@ mod postgres;
 mod processes;
 mod providers;
 mod questions;
+mod readers;
 mod refusals;
 mod replay;
 mod retries;
