@@ -43,6 +43,11 @@ impl Sentences {
         (text, vector)
     }
 
+    /// A question that has the words of a sentence.
+    fn question(&self, n: usize) -> String {
+        format!("What of {}?", self.texts[(n * 17) % self.texts.len()])
+    }
+
     /// Publishes documents whose embedding is done already: that is measured elsewhere.
     async fn index(&self, streams: &Streams) {
         let (documents, each) = DOCUMENTS;
@@ -77,24 +82,35 @@ pub(crate) async fn measure() {
     let sentences = Sentences::read();
     let streams = Streams::connect(&nerve.nats).await;
     sentences.index(&streams).await;
-    let (mut first, mut last) = (Vec::new(), Vec::new());
     // The first few find a cold model and cold files.
-    for n in 0..QUESTIONS + 5 {
-        let question = format!("What of {}?", sentences.texts[(n * 17) % sentences.texts.len()]);
-        let (token, done) = ask(&nerve, &question).await;
-        if n >= 5 {
-            first.push(token);
-            last.push(done);
-        }
+    for n in 0..5 {
+        ask(&nerve, &sentences.question(n)).await;
     }
     let chunks = DOCUMENTS.0 * DOCUMENTS.1;
     println!("answers by quotation, {chunks} chunks, over POST /v1/answers, one at a time");
-    for (what, times) in [("first token", &mut first), ("done", &mut last)] {
-        times.sort();
-        let at = |percent: usize| times[(times.len() * percent).div_ceil(100).saturating_sub(1)].as_secs_f64() * 1000.0;
-        println!("  {what:<15}          p50 {:>6.1} ms, p99 {:>6.1} ms", at(50), at(99));
+    // What is made of an answer after its end (its evaluation, its memory) takes the next one's time where it follows at once.
+    for (round, at_once) in [("each after the pipeline's end", false), ("each after the answer's end", true)] {
+        let (mut first, mut last) = (Vec::new(), Vec::new());
+        for n in 0..QUESTIONS {
+            let told = streams.count("EVENTS", "events.notification.sent").await;
+            let (token, done) = ask(&nerve, &sentences.question(n)).await;
+            first.push(token);
+            last.push(done);
+            if !at_once {
+                streams.reaches("EVENTS", "events.notification.sent", told + 1, seconds(30)).await;
+            }
+        }
+        println!("  {round}");
+        show("first token", first);
+        show("done", last);
     }
     println!();
+}
+
+fn show(what: &str, mut times: Vec<Duration>) {
+    times.sort();
+    let at = |percent: usize| times[(times.len() * percent).div_ceil(100).saturating_sub(1)].as_secs_f64() * 1000.0;
+    println!("    {what:<15}        p50 {:>6.1} ms, p99 {:>6.1} ms", at(50), at(99));
 }
 
 /// How long it took to the first token of an answer, and to its end.
