@@ -148,7 +148,7 @@ pub struct Hit {
     /// What its words are worth, where it was among the candidates by words: BM25, or PostgreSQL's rank.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bm25: Option<f32>,
-    /// Cosine, where it was among the candidates by meaning.
+    /// The cosine of its vector and the question's, however it was found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub similarity: Option<f32>,
     /// Its place among the candidates by words, from 1.

@@ -143,6 +143,21 @@ impl Dense {
         let found = graph.filtered_search(vector, count, counts).map_err(failed("searching vectors"))?;
         Ok(found.keys.into_iter().zip(found.distances).map(|(chunk, distance)| (chunk, 1.0 - distance)).collect())
     }
+
+    /// The cosine of a chunk's vector and this one; none where the chunk is gone.
+    pub(super) fn similarity(&self, chunk: u64, vector: &[f32]) -> Result<Option<f32>, IndexError> {
+        let mut known = vec![0.0; self.dimensions];
+        let graph = self.graph.read().unwrap_or_else(PoisonError::into_inner);
+        let vectors = graph.get(chunk, &mut known).map_err(failed("reading a vector"))?;
+        Ok((vectors > 0).then(|| cosine(&known, vector)))
+    }
+}
+
+/// The cosine of two vectors of any length.
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
 }
 
 fn options(dimensions: usize) -> IndexOptions {

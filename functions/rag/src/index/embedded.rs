@@ -85,7 +85,11 @@ impl Embedded {
         let by_meaning = self.dense.search(&query.vector, count, &counts)?;
         let fused = fuse(&by_words, &by_meaning, query.weights);
         drop((owners, documents));
-        let best: Vec<Found> = fused.into_iter().take(query.limit).collect();
+        let mut best: Vec<Found> = fused.into_iter().take(query.limit).collect();
+        // Whoever ranks anew wants to know it of all, and would have to embed the text again.
+        for found in best.iter_mut().filter(|found| found.similarity.is_none()) {
+            found.similarity = self.dense.similarity(found.chunk, &query.vector)?;
+        }
         self.store().hits(&best)
     }
 

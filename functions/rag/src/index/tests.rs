@@ -183,6 +183,22 @@ fn collections_and_filters_keep_apart() {
 }
 
 #[test]
+fn what_is_found_by_words_alone_is_told_with_its_likeness_too() {
+    of_both(|index| {
+        let mut changes: Vec<Change> =
+            (0..300).map(|n| replace(&n.to_string(), 1, &[("common words here", 7)])).collect();
+        changes.push(replace("rare", 1, &[("the zephyr blows", 8)]));
+        index.apply(&changes).unwrap();
+        let hits = index.search(&query("zephyr", 7)).unwrap();
+        let rare = hits.iter().find(|hit| hit.document == "rare").unwrap();
+        assert!(rare.bm25.is_some() && rare.dense_rank.is_none(), "{rare:?}");
+        let (a, b) = (vector(7), vector(8));
+        let exact = a.iter().zip(&b).map(|(a, b)| a * b).sum::<f32>();
+        assert!((rare.similarity.unwrap() - exact).abs() < 0.01, "{exact} {rare:?}");
+    });
+}
+
+#[test]
 fn a_filter_that_few_pass_finds_them_among_many() {
     of_both(|index| {
         let mut changes: Vec<Change> =

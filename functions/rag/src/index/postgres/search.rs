@@ -36,7 +36,7 @@ pub(super) async fn search(
     let by_meaning = by_meaning(transaction, query, &within, scans_on).await?;
     let mut best = fuse(&by_words, &by_meaning, query.weights);
     best.truncate(query.limit);
-    hits(transaction, &best).await
+    hits(transaction, &best, &query.vector).await
 }
 
 /// Which documents count: those of the collection that have what the filter asks for.
@@ -203,14 +203,16 @@ async fn by_meaning(
     within.ranked(transaction, &select, &vector, what).await
 }
 
-/// The chunks that were found, in their order.
-async fn hits(transaction: &Transaction<'_>, best: &[Found]) -> Result<Vec<Hit>, IndexError> {
+/// The chunks that were found, in their order, each with the cosine of its vector and the question's.
+async fn hits(transaction: &Transaction<'_>, best: &[Found], vector: &[f32]) -> Result<Vec<Hit>, IndexError> {
     let what = "reading chunks";
     let ids: Vec<i64> = best.iter().map(|found| found.chunk.cast_signed()).collect();
-    let select = "select chunks.id, document, name, metadata, place, text, heading, first, past from chunks
-                  join documents on documents.id = owner where chunks.id = any ($1)";
+    let select = "select chunks.id, document, name, metadata, place, text, heading, first, past,
+                         (1 - (vector <=> $2))::float4 from chunks
+                  join documents on documents.id = chunks.owner left join vectors on vectors.chunk = chunks.id
+                  where chunks.id = any ($1)";
     let select = transaction.prepare_cached(select).await.map_err(failed(what))?;
-    let rows = transaction.query(&select, &[&ids]).await.map_err(failed(what))?;
+    let rows = transaction.query(&select, &[&ids, &Vector::from(vector.to_vec())]).await.map_err(failed(what))?;
     let rows = rows.iter().map(|row| Ok((row.try_get::<_, i64>(0)?.cast_unsigned(), row)));
     let rows: HashMap<u64, &tokio_postgres::Row> = rows.collect::<Result<_, _>>().map_err(failed(what))?;
     let found = best.iter().filter_map(|found| Some(hit_of(rows.get(&found.chunk)?, found)));
@@ -234,7 +236,7 @@ fn hit_of(row: &tokio_postgres::Row, found: &Found) -> Result<Hit, tokio_postgre
         },
         score: found.score,
         bm25: found.bm25,
-        similarity: found.similarity,
+        similarity: row.try_get(9)?,
         lexical_rank: found.lexical_rank,
         dense_rank: found.dense_rank,
     })
