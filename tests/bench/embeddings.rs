@@ -133,7 +133,7 @@ async fn through_jetstream(nats: &Nats, texts: &Texts) {
     let mut sides = [Side::default(), Side::default(), Side::default(), Side::default()];
     for _ in 0..ROUNDS {
         for (index, side) in sides.iter_mut().take(MODELS.len()).enumerate() {
-            worker.signal(Signal::SIGSTOP);
+            crate::functions::pause(&worker).await;
             let before = publish(&streams, &format!("{}{index}.in", texts.name), &texts.texts).await;
             worker.signal(Signal::SIGCONT);
             side.rates.push(crate::functions::rate_of_results(&streams, before, texts.texts.len()).await);

@@ -3,7 +3,7 @@
 use crate::{ROUNDS, Side, compare};
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use futures::StreamExt;
-use nerve_tests::{Cli, Nats, Streams, guest, nerve, seconds};
+use nerve_tests::{Cli, Nats, Streams, daemon::Daemon, guest, nerve, seconds};
 use nix::sys::signal::Signal;
 
 /// Events a round.
@@ -27,7 +27,7 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
 
     let (mut component, mut bare, mut same) = (Side::default(), Side::default(), Side::default());
     for _ in 0..ROUNDS {
-        worker.signal(Signal::SIGSTOP);
+        pause(&worker).await;
         let before = preload(&streams, "bench.in", EVENTS).await;
         worker.signal(Signal::SIGCONT);
         component.rates.push(rate_of_results(&streams, before, EVENTS).await);
@@ -45,6 +45,12 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
     // What the broker itself costs once results are CloudEvents under message ids, which is how none is stored twice.
     let title = "the same, the raw loop's results being CloudEvents with message ids, as Nerve's are";
     compare(title, "events/s", ("component through the host", &component), ("raw loop, same messages", &same));
+}
+
+/// Stops the worker's threads, each of them: one that still ran would have results before the round begins.
+pub(crate) async fn pause(worker: &Daemon) {
+    worker.signal(Signal::SIGSTOP);
+    nerve_tests::eventually("the worker stops", seconds(10), || async { worker.is_stopped().then_some(()) }).await;
 }
 
 /// Publishes `count` events of type `ty`; returns the stream's last sequence.
