@@ -202,12 +202,12 @@ async fn over_http(gateway: &Nerve, texts: &Texts) {
         server("infinity", format!("127.0.0.1:{infinity_port}"), "minilm", 1024),
     ];
     for server in &servers {
-        load::rate(&server.address, requests(server, texts, 1)).await;
+        load::send(&server.address, requests(server, texts, 1)).await;
     }
     for _ in 0..ROUNDS {
         for server in &mut servers {
             let prepared = requests(server, texts, server.requests / CONNECTIONS);
-            server.side.rates.push(load::rate(&server.address, prepared).await);
+            server.side.rates.push(load::send(&server.address, prepared).await.rate);
         }
     }
     drop((st, infinity));

@@ -1,17 +1,36 @@
 //! A closed-loop HTTP/1.1 client: some connections, each with one request at a time, all prepared beforehand.
 
 use bytes::Bytes;
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     task::JoinSet,
 };
 
-/// Sends each list of requests on a connection of its own; returns the requests answered a second.
+/// What a round of requests came to.
+pub(crate) struct Load {
+    /// Requests answered a second.
+    pub(crate) rate: f64,
+    /// The time of each request until its answer was read, shortest first.
+    pub(crate) times: Vec<Duration>,
+}
+
+impl Load {
+    /// The time within which this part of the requests, at most 1, was answered.
+    pub(crate) fn quantile(&self, part: f64) -> Duration {
+        let at = (self.times.len() as f64 * part).ceil() as usize;
+        self.times.get(at.saturating_sub(1)).copied().unwrap_or_default()
+    }
+}
+
+/// Sends each list of requests on a connection of its own.
 ///
 /// Any answer but a 2xx ends the run: what is refused is not comparable.
-pub(crate) async fn rate(address: &str, connections: Vec<Vec<Bytes>>) -> f64 {
+pub(crate) async fn send(address: &str, connections: Vec<Vec<Bytes>>) -> Load {
     let total: usize = connections.iter().map(Vec::len).sum();
     let mut open = Vec::with_capacity(connections.len());
     for requests in connections {
@@ -24,20 +43,27 @@ pub(crate) async fn rate(address: &str, connections: Vec<Vec<Bytes>>) -> f64 {
     for (mut stream, requests) in open {
         let barrier = Arc::clone(&barrier);
         tasks.spawn(async move {
-            barrier.wait().await;
+            let mut times = Vec::with_capacity(requests.len());
             let mut buffer = Vec::with_capacity(8 << 10);
+            barrier.wait().await;
             for request in requests {
+                let start = Instant::now();
                 stream.write_all(&request).await.expect("a request is taken");
                 read_answer(&mut stream, &mut buffer).await;
+                times.push(start.elapsed());
             }
+            times
         });
     }
     barrier.wait().await;
     let start = Instant::now();
+    let mut times = Vec::with_capacity(total);
     while let Some(task) = tasks.join_next().await {
-        task.expect("a connection's requests are all answered");
+        times.extend(task.expect("a connection's requests are all answered"));
     }
-    total as f64 / start.elapsed().as_secs_f64()
+    let rate = total as f64 / start.elapsed().as_secs_f64();
+    times.sort_unstable();
+    Load { rate, times }
 }
 
 /// Reads one answer, which must be a 2xx with a `content-length` or without a body.
