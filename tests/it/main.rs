@@ -37,6 +37,7 @@ mod secrets;
 mod senders;
 mod sinks;
 mod sources;
+mod spool;
 mod sse;
 mod up;
 mod workers;

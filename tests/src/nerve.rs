@@ -93,9 +93,17 @@ impl Nerve {
 
     /// `nerve gateway` alone on that NATS server.
     pub async fn gateway(nats: &str) -> Self {
+        Self::gateway_with(nats, &[]).await
+    }
+
+    /// The same with more environment.
+    pub async fn gateway_with(nats: &str, envs: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
         let args = ["gateway", "--listen", "127.0.0.1:0", "--nats", nats, "--output", "json"].map(str::to_owned);
-        let role = Role { name: "nerve gateway", args: args.to_vec(), envs: vec![] };
-        Self::start(shared(role), Some(nats.to_owned()), None).await
+        let envs = envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let data = ("NERVE_DATA_DIR".to_owned(), folder.path().display().to_string());
+        let role = Role { name: "nerve gateway", args: args.to_vec(), envs: envs.chain([data]).collect() };
+        Self::start(shared(role), Some(nats.to_owned()), Some(folder)).await
     }
 
     async fn start(role: Role, nats: Option<String>, folder: Option<TempDir>) -> Self {

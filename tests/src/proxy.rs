@@ -1,12 +1,15 @@
-//! A TCP proxy that cuts its connections when told to.
+//! A TCP proxy that cuts its connections, or swallows what comes back, when told to.
 
 use std::sync::{
     Arc,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 use tokio::{
-    io::copy_bidirectional,
-    net::{TcpListener, TcpStream},
+    io::{AsyncReadExt, AsyncWriteExt, copy},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
     sync::watch,
     task::JoinSet,
 };
@@ -16,8 +19,14 @@ pub struct Proxy {
     /// Where it listens: `127.0.0.1:PORT`.
     pub address: String,
     cuts: watch::Sender<usize>,
-    open: Arc<AtomicUsize>,
+    state: Arc<State>,
     _accepting: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct State {
+    open: AtomicUsize,
+    mute: AtomicBool,
 }
 
 impl Proxy {
@@ -26,36 +35,62 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound address").to_string();
         let (cuts, watching) = watch::channel(0);
-        let open = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&open);
+        let state = Arc::<State>::default();
+        let shared = Arc::clone(&state);
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((client, _)) = listener.accept().await {
-                connections.spawn(forward(client, target.clone(), watching.clone(), Arc::clone(&counter)));
+                connections.spawn(forward(client, target.clone(), watching.clone(), Arc::clone(&shared)));
             }
         });
-        Self { address, cuts, open, _accepting: accepting }
+        Self { address, cuts, state, _accepting: accepting }
     }
 
     /// Drops every connection that is open; returns how many there were.
     pub fn cut(&self) -> usize {
-        let open = self.open.load(Ordering::SeqCst);
+        let open = self.state.open.load(Ordering::SeqCst);
         self.cuts.send_modify(|cuts| *cuts += 1);
         open
     }
+
+    /// Whether what the target answers is swallowed: requests arrive, and nobody is told.
+    pub fn mute(&self, mute: bool) {
+        self.state.mute.store(mute, Ordering::SeqCst);
+    }
 }
 
-async fn forward(mut client: TcpStream, target: String, mut cuts: watch::Receiver<usize>, open: Arc<AtomicUsize>) {
+async fn forward(mut client: TcpStream, target: String, mut cuts: watch::Receiver<usize>, state: Arc<State>) {
     cuts.mark_unchanged();
     let Ok(mut server) = TcpStream::connect(target).await else { return };
-    open.fetch_add(1, Ordering::SeqCst);
-    tokio::select! {
-        _ = copy_bidirectional(&mut client, &mut server) => {}
-        _ = cuts.changed() => {
-            // A reset rather than a polite end: what a lost network looks like.
-            let _ = client.set_zero_linger();
+    state.open.fetch_add(1, Ordering::SeqCst);
+    let cut = {
+        let (mut from_client, to_client) = client.split();
+        let (from_server, mut to_server) = server.split();
+        let there = async {
+            let _ = copy(&mut from_client, &mut to_server).await;
+            let _ = to_server.shutdown().await;
+        };
+        tokio::select! {
+            _ = async { tokio::join!(there, back(from_server, to_client, &state)) } => false,
+            _ = cuts.changed() => true,
+        }
+    };
+    if cut {
+        // A reset rather than a polite end: what a lost network looks like.
+        let _ = client.set_zero_linger();
+    }
+    state.open.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// What the target answers, unless it is to be swallowed.
+async fn back(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, state: &State) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let mute = state.mute.load(Ordering::SeqCst);
+        if !mute && to.write_all(&buffer[..read]).await.is_err() {
+            return;
         }
     }
-    open.fetch_sub(1, Ordering::SeqCst);
+    let _ = to.shutdown().await;
 }

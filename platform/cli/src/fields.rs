@@ -62,6 +62,7 @@ pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
         ("dedupe", dedupe.to_owned()),
         ("verify_token", spec.verify_token.clone().unwrap_or_default()),
         ("topics", spec.topics.join(", ")),
+        ("spool", if spec.spool { "true".to_owned() } else { String::new() }),
     ]);
     if spec.verify == Verify::None {
         fields.push(("verify", "none".to_owned()));

@@ -139,6 +139,8 @@ pub struct GatewayConfig {
     pub max_requests: usize,
     /// Event streams served at once.
     pub max_streams: usize,
+    /// Bytes of webhooks that wait on disk while the broker is away.
+    pub spool_max_bytes: u64,
     /// The longest that an answer may take.
     #[serde(deserialize_with = "duration")]
     pub answer_timeout: Duration,
@@ -217,6 +219,11 @@ impl Config {
     /// Where fetched files lie.
     pub(crate) fn artifacts(&self) -> PathBuf {
         self.data.dir.join("artifacts")
+    }
+
+    /// Where webhooks wait for the broker.
+    pub(crate) fn spool(&self) -> PathBuf {
+        self.data.dir.join("spool.sqlite")
     }
 
     fn check(&self) -> Result<(), ConfigError> {

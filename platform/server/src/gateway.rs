@@ -1,7 +1,8 @@
 //! The gateway: HTTP in front of the log.
 //!
 //! # Layout
-//! - `hooks` with `verify`: webhooks, checked against their sender's scheme, become events.
+//! - `hooks` with `verify`: webhooks, checked against their sender's scheme, become events. `spool`: where they wait while
+//!   the broker is away.
 //! - `events` with `modes`: CloudEvents in, in any HTTP mode. `publish`: the wait for JetStream's ack.
 //! - `tail` with `sse`: the log out, as server-sent events.
 //! - `answers`: questions in, answers out while they are made.
@@ -15,7 +16,8 @@
 //!
 //! # Flow
 //! accept → bound the requests in flight → (API: access) → read the body → verify or parse → publish, and wait
-//! for the ack → answer. The gateway holds no state of its own: any number of them serve one cluster.
+//! for the ack → answer. The gateway holds no state of its own but a spool where one is asked for: any number of them
+//! serve one cluster.
 
 mod access;
 mod answers;
@@ -31,6 +33,7 @@ mod modes;
 mod problem;
 mod publish;
 mod serve;
+mod spool;
 mod sse;
 mod tail;
 mod traces;
@@ -40,6 +43,8 @@ pub use access::{OpenToAll, check_bind};
 pub use health::{Check, Checks};
 pub use inference::{Fetch, ModelParts, Models};
 pub use serve::serve;
+pub(crate) use spool::Drain;
+pub use spool::{Spool, SpoolError};
 pub use verify::{Sample, Unsigned};
 
 use crate::{
@@ -56,13 +61,13 @@ use axum::{
     routing::{delete, get, post},
 };
 use body::Bodies;
+use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use problem::{Answer, Problem};
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tail::StreamSlot;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tower_http::catch_panic::CatchPanicLayer;
 
 /// When to come back to a gateway that has its hands full.
 const LATER: Duration = Duration::from_secs(1);
@@ -80,6 +85,8 @@ pub struct Parts {
     pub metrics: PrometheusHandle,
     /// The webhooks that were taken in.
     pub seen: Seen,
+    /// The webhooks that wait for the broker.
+    pub spool: Spool,
     /// What runs models, and where their files come from.
     pub models: Models,
     /// How the worker in this process is, if there is one.
@@ -100,6 +107,7 @@ struct Shared {
     bodies: Bodies,
     certificates: hooks::Certificates,
     requests: Semaphore,
+    requests_timed: metrics::Requests,
     streams: Arc<Semaphore>,
 }
 
@@ -111,6 +119,7 @@ impl Gateway {
             bodies: Bodies::new(),
             certificates: hooks::Certificates::default(),
             requests: Semaphore::new(parts.config.max_requests),
+            requests_timed: metrics::Requests::default(),
             streams: Arc::new(Semaphore::new(parts.config.max_streams)),
             parts,
         };
@@ -148,12 +157,8 @@ impl Gateway {
 
     /// What every request passes on its way in and out.
     fn surround(&self, routes: Router<Self>) -> Router {
-        routes
-            .layer(middleware::from_fn_with_state(self.clone(), bounded))
-            .layer(CatchPanicLayer::custom(problem::after_panic))
-            .layer(middleware::map_response(problem::uniform))
-            .layer(middleware::from_fn(metrics::record))
-            .with_state(self.clone())
+        // One layer, since each costs a request as much as checking its signature does.
+        routes.layer(middleware::from_fn_with_state(self.clone(), surrounded)).with_state(self.clone())
     }
 
     fn bus(&self) -> &Bus {
@@ -179,6 +184,10 @@ impl Gateway {
 
     fn seen(&self) -> &Seen {
         &self.shared.parts.seen
+    }
+
+    fn spool(&self) -> &Spool {
+        &self.shared.parts.spool
     }
 
     fn checks(&self) -> &Checks {
@@ -217,8 +226,17 @@ async fn allowed(State(gateway): State<Gateway>, mut request: Request, next: Nex
     }
 }
 
+/// Bounds, times and counts a request, and has an answer for it whatever becomes of its handler.
+async fn surrounded(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
+    let timed = gateway.shared.requests_timed.begin(&request);
+    let response = AssertUnwindSafe(bounded(&gateway, request, next)).catch_unwind().await;
+    let response = problem::uniform(response.unwrap_or_else(problem::after_panic));
+    timed.end(response.status());
+    response
+}
+
 /// Refuses what comes on top of `max_requests`; whoever asks how Nerve is gets an answer all the same.
-async fn bounded(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
+async fn bounded(gateway: &Gateway, request: Request, next: Next) -> Response {
     if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
         return next.run(request).await;
     }

@@ -3,7 +3,7 @@
 use crate::{
     bus::{Bus, BusError, Seen},
     config::Config,
-    gateway::{self, Check, Checks, Fetch, Gateway, ModelParts, Models},
+    gateway::{self, Check, Checks, Drain, Fetch, Gateway, ModelParts, Models, Spool, SpoolError},
     registry::{self, Catalogue, KeyringError, Registry},
     worker::{self, FunctionStatus, Statuses},
 };
@@ -36,8 +36,8 @@ pub struct Server {
     roles: Roles,
     bus: Bus,
     registry: Registry,
-    /// For its gateway, if it is one.
-    seen: Option<Seen>,
+    /// For its gateway, if it is one: what was taken in, and what waits for the broker.
+    taken: Option<(Seen, Spool)>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
     listener: Option<TcpListener>,
     metrics: PrometheusHandle,
@@ -64,6 +64,9 @@ pub enum ServerError {
     /// The broker cannot be used.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// What an earlier run left to be stored cannot be read.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
     /// The secrets key cannot be used.
     #[error(transparent)]
     Keyring(#[from] KeyringError),
@@ -102,13 +105,12 @@ impl Server {
         let metrics = gateway::metrics::install(end.clone(), &followers);
         let metrics = metrics.map_err(|error| ServerError::Metrics(error.to_string()))?;
         let catalogue = registry.follow(keyring, end.clone(), &followers).await?;
-        let window = config.streams.seen_window;
-        let seen = match roles.gateway {
-            true => Some(Seen::follow(&bus, window, end.clone(), &followers).await?),
+        let taken = match roles.gateway {
+            true => Some(follow_taken(&bus, &config, &end, &followers).await?),
             false => None,
         };
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
-        Ok(Self { config, roles, bus, registry, seen, catalogue, listener, metrics, followers, end })
+        Ok(Self { config, roles, bus, registry, taken, catalogue, listener, metrics, followers, end })
     }
 
     /// Where the gateway listens.
@@ -121,7 +123,7 @@ impl Server {
         let (statuses, sink_statuses) = (Statuses::default(), Statuses::default());
         let tasks = TaskTracker::new();
         let gateway = async {
-            let (Some(listener), Some(seen)) = (self.listener, self.seen) else { return Ok(()) };
+            let (Some(listener), Some((seen, spool))) = (self.listener, self.taken) else { return Ok(()) };
             let models = Models::new(ModelParts {
                 inference: self.roles.inference,
                 fetch: fetch_to(self.config.artifacts(), self.registry.clone()),
@@ -135,6 +137,7 @@ impl Server {
                 config: self.config.gateway.clone(),
                 metrics: self.metrics,
                 seen,
+                spool,
                 models,
                 checks: checks(statuses.clone(), sink_statuses.clone()),
                 shutdown: shutdown.clone(),
@@ -164,6 +167,20 @@ impl Server {
         }
         served
     }
+}
+
+/// The webhooks that were taken in, and those of them that wait for the broker, on their way into the log until `end`.
+async fn follow_taken(
+    bus: &Bus,
+    config: &Config,
+    end: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<(Seen, Spool), ServerError> {
+    let seen = Seen::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
+    let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
+    let drain = Drain::new(spool.clone(), bus.clone(), seen.clone(), config.streams.dedupe_window);
+    tasks.spawn(drain.run(end.clone()));
+    Ok((seen, spool))
 }
 
 /// Brings deployed files to `folder`, which the worker shares.

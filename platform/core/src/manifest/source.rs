@@ -29,6 +29,9 @@ pub struct SourceSpec {
     /// The ARNs of the SNS topics that are heard: anybody can make a topic, and AWS signs for all of them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub topics: Vec<String>,
+    /// Whether deliveries wait on the gateway's disk, answered 2xx, while the broker is away.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub spool: bool,
 }
 
 impl SourceSpec {
@@ -43,6 +46,7 @@ impl SourceSpec {
             dedupe: None,
             verify_token: None,
             topics: Vec::new(),
+            spool: false,
         }
     }
 

@@ -7,7 +7,8 @@ use super::{
 };
 use std::time::Duration;
 
-const KEYS: &[&str] = &["provider", "secrets", "tolerance", "public_url", "verify", "dedupe", "verify_token", "topics"];
+const KEYS: &[&str] =
+    &["provider", "secrets", "tolerance", "public_url", "verify", "dedupe", "verify_token", "topics", "spool"];
 const SCHEME_KEYS: &[&str] = &[
     "signature",
     "prefix",
@@ -39,6 +40,7 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<S
     spec.dedupe = reader.parsed(table, "dedupe", parse_dedupe);
     spec.verify_token = reader.parsed(table, "verify_token", parse_secret_name);
     spec.topics = reader.list(table, "topics", parse_topic).unwrap_or_default();
+    spec.spool = reader.boolean(table, "spool").unwrap_or_default();
     if let Some(tolerance) = reader.duration(table, "tolerance", TOLERANCE_MAX) {
         spec.tolerance = tolerance;
     }

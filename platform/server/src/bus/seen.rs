@@ -37,7 +37,6 @@ const WAITING: usize = 64 * CHUNK;
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long a server that ends waits for its last marks to be written.
 const LAST: Duration = Duration::from_secs(2);
-const BYTES: usize = 16;
 
 /// Stands for one delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,7 +47,20 @@ impl Mark {
     pub(crate) fn of(source: &Name, kind: &str, key: &str) -> Self {
         let digest = Sha256::new().chain_update(source.as_str()).chain_update("\0").chain_update(kind);
         let digest = digest.chain_update("\0").chain_update(key).finalize();
-        Self(digest.iter().take(BYTES).fold(0, |mark, byte| mark << 8 | u128::from(*byte)))
+        Self::from_bytes(digest.split_at(Self::BYTES).0)
+    }
+
+    /// How many bytes it is written in.
+    pub(crate) const BYTES: usize = 16;
+
+    /// Reads one; of more bytes the last 16 count.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+        Self(bytes.iter().fold(0, |mark, byte| mark << 8 | u128::from(*byte)))
+    }
+
+    /// Writes it.
+    pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
+        self.0.to_be_bytes()
     }
 }
 
@@ -189,8 +201,8 @@ impl Seen {
     fn read(&self, batch: &[u8], time: OffsetDateTime) {
         let oldest = self.oldest(OffsetDateTime::now_utc().unix_timestamp());
         let mut memory = self.memory();
-        for bytes in batch.chunks_exact(BYTES) {
-            let mark = Mark(bytes.iter().fold(0, |mark, byte| mark << 8 | u128::from(*byte)));
+        for bytes in batch.chunks_exact(Mark::BYTES) {
+            let mark = Mark::from_bytes(bytes);
             memory.insert(mark, time.unix_timestamp(), oldest);
         }
     }
@@ -226,7 +238,7 @@ impl Seen {
             if !bus.connected() {
                 return Err(unavailable("there is no connection".into()));
             }
-            let body: Bytes = chunk.iter().flat_map(|mark| mark.0.to_be_bytes()).collect();
+            let body: Bytes = chunk.iter().flat_map(|mark| mark.to_bytes()).collect();
             let sent = bus.jetstream().publish("seen.hooks", body).await.map_err(|error| unavailable(error.into()))?;
             sent.await.map_err(|error| unavailable(error.into()))?;
             self.memory().unwritten.drain(..chunk.len());
@@ -256,7 +268,7 @@ mod tests {
         seen.remember([mark("a")]);
         assert!(seen.has(mark("a")) && !seen.has(mark("b")));
         let now = OffsetDateTime::now_utc();
-        let written = |key: &str| mark(key).0.to_be_bytes();
+        let written = |key: &str| mark(key).to_bytes();
         seen.read(&written("old"), now - Duration::from_secs(61));
         seen.read(&[written("b"), written("c")].concat(), now - Duration::from_secs(59));
         assert!(!seen.has(mark("old")) && seen.has(mark("b")) && seen.has(mark("c")));

@@ -72,26 +72,36 @@ impl Bus {
     pub async fn trace(&self, id: &str, since: Option<Start>) -> Result<Vec<Traced>, BusError> {
         let start = since.or_else(|| told_by(id)).unwrap_or(Start::First);
         let belongs = |event: &Event, id: &str| event.id == id || event.extension(CORRELATION_ID) == Some(id);
-        let mut found = self.headers(EVENTS, "events.>", start, |event| belongs(event, id)).await?;
+        let mut found = self.headers(EVENTS, vec!["events.>".to_owned()], start, |event| belongs(event, id)).await?;
         // An event of the middle names its workflow, whose beginning is earlier.
         let workflow = found.iter().find(|seen| seen.event.id == id).map(|seen| answer::id_of(&seen.event).to_owned());
         let workflow = workflow.unwrap_or_else(|| id.to_owned());
         if workflow != id {
             let start = told_by(&workflow).unwrap_or(Start::First);
-            found = self.headers(EVENTS, "events.>", start, |event| belongs(event, &workflow)).await?;
+            found = self.headers(EVENTS, vec!["events.>".to_owned()], start, |event| belongs(event, &workflow)).await?;
         }
         let first = found.first().map(|seen| Start::Time(seen.time)).unwrap_or(start);
-        let dead = self.headers(DEAD, "dead.*", first, |event| belongs(event, &workflow)).await?;
+        let dead = self.headers(DEAD, vec!["dead.*".to_owned()], first, |event| belongs(event, &workflow)).await?;
         let subject = super::answers::subject_of(&workflow).map_err(|error| BusError::refused("tracing", error))?;
-        let parts = self.headers(ANSWERS, subject.as_str(), Start::First, is_streamed).await?;
+        let parts = self.headers(ANSWERS, vec![subject.to_string()], Start::First, is_streamed).await?;
         Ok(tree(found, &dead, &parts))
+    }
+
+    /// Which of these events the log has, if they were stored at `since` or later.
+    pub(crate) async fn stored_since(&self, events: &[&Event], since: OffsetDateTime) -> Result<Vec<bool>, BusError> {
+        let wanted: BTreeSet<(&str, &str)> = events.iter().map(|event| (&*event.source, &*event.id)).collect();
+        let subjects: BTreeSet<String> = events.iter().map(|event| event.ty.subject().to_string()).collect();
+        let keep = |event: &Event| wanted.contains(&(&*event.source, &*event.id));
+        let found = self.headers(EVENTS, subjects.into_iter().collect(), Start::Time(since - SKEW), keep).await?;
+        let found: BTreeSet<(&str, &str)> = found.iter().map(|seen| (&*seen.event.source, &*seen.event.id)).collect();
+        Ok(events.iter().map(|event| found.contains(&(&*event.source, &*event.id))).collect())
     }
 
     /// The messages from `start` on that `keep` keeps, without their bodies.
     async fn headers(
         &self,
         stream: &str,
-        filter: &str,
+        filters: Vec<String>,
         start: Start,
         keep: impl Fn(&Event) -> bool,
     ) -> Result<Vec<Seen>, BusError> {
@@ -99,7 +109,7 @@ impl Bus {
         let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
         let config = pull::OrderedConfig {
             deliver_policy: start.policy(),
-            filter_subjects: vec![filter.to_owned()],
+            filter_subjects: filters,
             headers_only: true,
             ..<_>::default()
         };

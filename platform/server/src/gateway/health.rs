@@ -61,10 +61,16 @@ pub(super) async fn ready(State(gateway): State<Gateway>) -> Response {
         Ok(Err(error)) => Some(error.to_string()),
         Err(_) => Some(format!("no answer within {ANSWER_WITHIN:?}")),
     };
+    // It is of use all the same to senders that would find nobody else.
+    let spools = gateway.spool().has_room() && gateway.catalogue().sources.values().any(|one| one.record.spec.spool);
     let mut checks = vec![
-        Check { name: "nats".into(), ok: connected, detail: (!connected).then(|| "not connected".into()) },
-        Check { name: "jetstream".into(), ok: trouble.is_none(), detail: trouble },
+        Check { name: "nats".into(), ok: connected || spools, detail: (!connected).then(|| "not connected".into()) },
+        Check { name: "jetstream".into(), ok: trouble.is_none() || spools, detail: trouble },
     ];
+    if spools && !checks.iter().all(|check| check.detail.is_none()) {
+        let detail = "webhooks of sources with `spool = true` wait on disk; all else is answered 503";
+        checks.push(Check { name: "spool".into(), ok: true, detail: Some(detail.into()) });
+    }
     if gateway.shutdown().is_cancelled() {
         checks.push(Check { name: "gateway".into(), ok: false, detail: Some("shutting down".into()) });
     }

@@ -1,7 +1,7 @@
 //! `POST /hooks/{source}`: a verified webhook becomes an event, or several.
 //!
 //! # Layout
-//! - `events`: the events it becomes. `handshake`: what senders ask besides. `certificates`: calls out to AWS.
+//! - `events`: the events it becomes. `taking`: into the log, or the spool. `handshake`: what senders ask besides. `certificates`: calls out to AWS.
 //!
 //! # Flow
 //! find the source → read the body → verify → leave out what was taken in before → publish, and wait for the ack →
@@ -10,6 +10,7 @@
 mod certificates;
 mod events;
 mod handshake;
+mod taking;
 
 pub(super) use certificates::Certificates;
 pub(super) use handshake::{get, options};
@@ -17,35 +18,24 @@ pub(super) use handshake::{get, options};
 use super::{
     Gateway,
     problem::{Answer, Problem},
-    publish::{Receipt, publish},
-    verify::{Accepted, Certificate, Delivery, Identity, Refusal, certificate_url, verify},
+    verify::{Accepted, Certificate, Delivery, Refusal, certificate_url, verify},
 };
-use crate::{bus::Mark, registry::Catalogue};
+use crate::registry::Catalogue;
 use axum::{
-    Json,
     body::Body,
     extract::{Path, Request, State},
-    response::IntoResponse,
 };
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt, stream};
 use http::{HeaderMap, StatusCode};
-use nerve_core::{
-    Event, Name, SourceSpec,
-    function::Secret,
-    manifest::{Dedupe, Provider},
-};
+use nerve_core::{Name, SourceSpec, function::Secret, manifest::Provider};
 use std::{sync::Arc, time::Duration};
+use taking::Taking;
 use time::OffsetDateTime;
 
 /// A body from this size on is verified on a thread of its own: hashing it would hold up other requests.
 const LARGE: usize = 256 << 10;
-/// Events of one delivery that are on their way to the broker at once.
-const AT_ONCE: usize = 64;
 /// When to come back to a source that somebody has to mend first.
 const MENDED: Duration = Duration::from_secs(60);
-/// When to come back while the same is being stored for another request.
-const SOON: Duration = Duration::from_secs(1);
 
 /// Takes in one webhook: 202 once JetStream has it.
 pub(super) async fn receive(
@@ -76,7 +66,7 @@ pub(super) async fn receive(
                 Some(events) => events,
                 None => verified.into_iter().map(|one| events::event_of(&name, one, now)).collect::<Answer<_>>()?,
             };
-            Taking { gateway: &gateway, source: &name, dedupe: hook.spec.dedupe(), identity }.take(events).await
+            Taking { gateway: &gateway, source: &name, spec: &hook.spec, identity }.take(events).await
         }
         Err(Refusal::Brings(secret)) if !hook.spec.secrets.is_empty() => {
             Ok(handshake::brought(&name, &hook.spec, &secret))
@@ -138,53 +128,6 @@ impl Hook {
             certificate: self.certificate.as_deref(),
             now: self.now,
         }
-    }
-}
-
-/// A verified delivery on its way into the log.
-struct Taking<'a> {
-    gateway: &'a Gateway,
-    source: &'a Name,
-    dedupe: Dedupe,
-    identity: Identity,
-}
-
-impl Taking<'_> {
-    /// Stores what was not stored before: 202 once all of it is.
-    async fn take(self, events: Vec<Event>) -> Answer {
-        let seen = self.gateway.seen();
-        let signed = (self.dedupe == Dedupe::Signed && !self.identity.id_is_signed)
-            .then(|| Mark::of(self.source, "signed", &self.identity.signed_sha256));
-        let (known, fresh): (Vec<_>, Vec<_>) =
-            events.into_iter().map(|event| (self.mark(&event), event)).partition(|(mark, _)| seen.has(*mark));
-        let mut receipts: Vec<Receipt> = known.iter().map(|(_, event)| Receipt::known(event)).collect();
-        if fresh.is_empty() {
-            // It may have been signed anew for this sending, and could be replayed as such.
-            seen.remember(signed.filter(|mark| !seen.has(*mark)));
-        } else {
-            if signed.is_some_and(|mark| seen.has(mark)) {
-                tracing::debug!(source = %self.source, "a webhook is refused: it was taken in under another id");
-                return Err(Problem::new(StatusCode::CONFLICT, "this was taken in before, under another id"));
-            }
-            // Two gateways cannot see each other's claims, but they see each other's marks a moment later.
-            let _claim = match signed {
-                Some(mark) => Some(seen.claim(mark).ok_or_else(|| {
-                    Problem::unavailable("the same is being stored for another request; try again", SOON)
-                })?),
-                None => None,
-            };
-            let storing: Vec<_> = fresh.iter().map(|(_, event)| publish(self.gateway.bus(), event)).collect();
-            receipts.extend(stream::iter(storing).buffered(AT_ONCE).try_collect::<Vec<_>>().await?);
-            seen.remember(fresh.iter().map(|(mark, _)| *mark).chain(signed));
-        }
-        Ok(match <[Receipt; 1]>::try_from(receipts) {
-            Ok([receipt]) => (StatusCode::ACCEPTED, Json(receipt)).into_response(),
-            Err(receipts) => (StatusCode::ACCEPTED, Json(receipts)).into_response(),
-        })
-    }
-
-    fn mark(&self, event: &Event) -> Mark {
-        Mark::of(self.source, "id", &format!("{}#{}", event.source, event.id))
     }
 }
 

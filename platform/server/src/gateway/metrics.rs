@@ -1,13 +1,12 @@
 //! What the gateway counts, and where every metric of the process is read from.
 
-use axum::{
-    extract::{MatchedPath, Request},
-    middleware::Next,
-    response::Response,
-};
+use axum::extract::{MatchedPath, Request};
+use http::StatusCode;
+use metrics::{Counter, Histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use std::{
-    sync::{Mutex, PoisonError},
+    collections::HashMap,
+    sync::{Mutex, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -43,17 +42,57 @@ fn recorder() -> Result<PrometheusHandle, BuildError> {
     Ok(handle)
 }
 
-/// Counts and times a request by its route, so that what callers make up adds no series.
-pub(super) async fn record(request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or("none", MatchedPath::as_str).to_owned();
-    let method = method_label(request.method());
-    let response = next.run(request).await;
-    let status = response.status().as_u16().to_string();
-    let labels = [("route", route.clone()), ("method", method.to_owned()), ("status", status)];
-    metrics::counter!("nerve_gateway_requests_total", &labels).increment(1);
-    metrics::histogram!("nerve_gateway_request_duration_seconds", "route" => route).record(started.elapsed());
-    response
+/// Counts and times requests by their route, so that what callers make up adds no series.
+#[derive(Default)]
+pub(super) struct Requests {
+    /// The meters of each series; to look them up here is cheaper than to name them anew.
+    series: RwLock<HashMap<String, ByAnswer>>,
+}
+
+/// The meters of a route, by method and status.
+type ByAnswer = HashMap<(&'static str, u16), (Counter, Histogram)>;
+
+/// One request, from when it came.
+pub(super) struct Timed<'a> {
+    requests: &'a Requests,
+    route: Option<MatchedPath>,
+    method: &'static str,
+    started: Instant,
+}
+
+impl Requests {
+    /// Notes that a request came.
+    pub(super) fn begin(&self, request: &Request) -> Timed<'_> {
+        let route = request.extensions().get::<MatchedPath>().cloned();
+        Timed { requests: self, route, method: method_label(request.method()), started: Instant::now() }
+    }
+}
+
+impl Timed<'_> {
+    /// Counts it, now that it is answered.
+    pub(super) fn end(self, status: StatusCode) {
+        let took = self.started.elapsed();
+        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
+        let answer = (self.method, status.as_u16());
+        let known = self.requests.series.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some((counter, histogram)) = known.get(route).and_then(|route| route.get(&answer)) {
+            counter.increment(1);
+            histogram.record(took);
+            return;
+        }
+        drop(known);
+        let (counter, histogram) = meters(route, answer);
+        counter.increment(1);
+        histogram.record(took);
+        let mut series = self.requests.series.write().unwrap_or_else(PoisonError::into_inner);
+        series.entry(route.to_owned()).or_default().insert(answer, (counter, histogram));
+    }
+}
+
+fn meters(route: &str, (method, status): (&'static str, u16)) -> (Counter, Histogram) {
+    let labels = [("route", route.to_owned()), ("method", method.to_owned()), ("status", status.to_string())];
+    let histogram = metrics::histogram!("nerve_gateway_request_duration_seconds", "route" => route.to_owned());
+    (metrics::counter!("nerve_gateway_requests_total", &labels), histogram)
 }
 
 fn method_label(method: &http::Method) -> &'static str {

@@ -94,7 +94,7 @@ impl IntoResponse for Problem {
 }
 
 /// Turns what a framework answered in its own words into a problem document.
-pub(crate) async fn uniform(response: Response) -> Response {
+pub(crate) fn uniform(response: Response) -> Response {
     let status = response.status();
     // Frameworks explain in plain text or not at all; JSON is our own, such as the checks of readiness.
     let media_type = response.headers().get(header::CONTENT_TYPE);

@@ -20,23 +20,37 @@ pub(crate) struct Receipt {
     #[serde(skip_serializing_if = "Option::is_none")]
     sequence: Option<u64>,
     duplicate: bool,
+    /// Whether it waits on disk for the broker to come back.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    spooled: bool,
 }
 
 impl Receipt {
     /// For an event that is known to be stored.
     pub(crate) fn known(event: &Event) -> Self {
-        Self { id: event.id.clone(), ty: event.ty.to_string(), sequence: None, duplicate: true }
+        Self { id: event.id.clone(), ty: event.ty.to_string(), sequence: None, duplicate: true, spooled: false }
+    }
+
+    /// For an event that waits on disk.
+    pub(crate) fn spooled(event: &Event) -> Self {
+        Self { duplicate: false, spooled: true, ..Self::known(event) }
     }
 }
 
 /// Publishes `event` and waits until it is stored.
 pub(crate) async fn publish(bus: &Bus, event: &Event) -> Answer<Receipt> {
-    let published = bus.publish(event).await.map_err(publish_problem)?;
+    store(bus, event).await.map_err(publish_problem)
+}
+
+/// [`publish`], for a caller that can do something about an error.
+pub(crate) async fn store(bus: &Bus, event: &Event) -> Result<Receipt, PublishError> {
+    let published = bus.publish(event).await?;
     Ok(Receipt {
         id: event.id.clone(),
         ty: event.ty.to_string(),
         sequence: Some(published.sequence),
         duplicate: published.duplicate,
+        spooled: false,
     })
 }
 

@@ -99,11 +99,13 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
         max_requests,
         max_streams: 1,
         collection_keys: BTreeMap::new(),
+        spool_max_bytes: 1 << 20,
         answer_timeout: Duration::from_secs(60),
     };
     Gateway::new(Parts {
         bus: Bus::away().await,
         seen: crate::bus::Seen::for_tests(),
+        spool: Spool::open(std::path::Path::new("/nowhere/spool"), 1 << 20, &TaskTracker::new()).await.unwrap(),
         catalogue,
         config,
         metrics: metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder().handle(),

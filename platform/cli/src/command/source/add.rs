@@ -51,6 +51,9 @@ pub(crate) struct Add {
     /// The ARN of an SNS topic
     #[arg(long = "topic", value_name = "ARN")]
     topics: Vec<String>,
+    /// While the broker is away, answer 2xx and keep what comes on the gateway's disk
+    #[arg(long)]
+    spool: bool,
     /// Append the table to this nerve.toml
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -97,6 +100,9 @@ impl Add {
         lines.extend(self.verify_token.as_ref().map(|name| format!("verify_token = {}", quoted(name))));
         if !self.topics.is_empty() {
             lines.push(format!("topics = {}", json!(self.topics)));
+        }
+        if self.spool {
+            lines.push("spool = true".to_owned());
         }
         lines.join("\n") + "\n"
     }
@@ -149,6 +155,7 @@ mod tests {
             public_url: None,
             verify_token: None,
             topics: vec![],
+            spool: false,
             write: None,
             folder: DataFolder { data: None },
         }
@@ -158,6 +165,8 @@ mod tests {
     fn a_call_becomes_a_table() {
         let shop = add("my-shop", "shopify").table();
         assert_eq!(shop, "[source.my-shop]\nprovider = \"shopify\"\nsecrets = [\"MY_SHOP_WEBHOOK_SECRET\"]\n");
+        let spooled = Add { spool: true, ..add("a", "github") }.table();
+        assert!(check(&Name::parse("a").unwrap(), &spooled).unwrap().spool, "{spooled}");
         let sns = Add { topics: vec!["arn:aws:sns:eu-west-1:1:t".into()], ..add("t", "sns") }.table();
         assert_eq!(sns, "[source.t]\nprovider = \"sns\"\ntopics = [\"arn:aws:sns:eu-west-1:1:t\"]\n");
         assert_eq!(check(&Name::parse("t").unwrap(), &sns).unwrap().topics.len(), 1);

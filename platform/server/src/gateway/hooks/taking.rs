@@ -1,0 +1,111 @@
+//! A verified delivery on its way into the log, or onto disk while the log cannot take it.
+
+use super::super::{
+    Gateway,
+    problem::{Answer, Problem},
+    publish::{Receipt, publish_problem, store},
+    spool::{SpoolError, Spooled},
+    verify::Identity,
+};
+use crate::bus::{Mark, PublishError};
+use axum::{Json, response::IntoResponse};
+use futures::{StreamExt, TryStreamExt, stream};
+use http::StatusCode;
+use nerve_core::{Event, Name, SourceSpec, manifest::Dedupe};
+use std::time::Duration;
+
+/// Events of one delivery that are on their way to the broker at once.
+const AT_ONCE: usize = 64;
+/// When to come back while the same is being stored for another request.
+const SOON: Duration = Duration::from_secs(1);
+/// When to come back to a spool that is full, or cannot be written.
+const ROOM: Duration = Duration::from_secs(30);
+
+/// A verified delivery.
+pub(super) struct Taking<'a> {
+    pub(super) gateway: &'a Gateway,
+    pub(super) source: &'a Name,
+    pub(super) spec: &'a SourceSpec,
+    pub(super) identity: Identity,
+}
+
+impl Taking<'_> {
+    /// Stores what was not stored before: 202 once all of it is.
+    pub(super) async fn take(self, events: Vec<Event>) -> Answer {
+        let seen = self.gateway.seen();
+        let signed = (self.spec.dedupe() == Dedupe::Signed && !self.identity.id_is_signed)
+            .then(|| Mark::of(self.source, "signed", &self.identity.signed_sha256));
+        let (known, fresh): (Vec<_>, Vec<_>) =
+            events.into_iter().map(|event| (self.mark(&event), event)).partition(|(mark, _)| self.has(*mark));
+        let mut receipts: Vec<Receipt> = known.iter().map(|(_, event)| Receipt::known(event)).collect();
+        if fresh.is_empty() {
+            // It may have been signed anew for this sending, and could be replayed as such.
+            seen.remember(signed.filter(|mark| !self.has(*mark)));
+        } else {
+            if signed.is_some_and(|mark| self.has(mark)) {
+                tracing::debug!(source = %self.source, "a webhook is refused: it was taken in under another id");
+                return Err(Problem::new(StatusCode::CONFLICT, "this was taken in before, under another id"));
+            }
+            // Two gateways cannot see each other's claims, but they see each other's marks a moment later.
+            let _claim = match signed {
+                Some(mark) => Some(seen.claim(mark).ok_or_else(|| {
+                    Problem::unavailable("the same is being stored for another request; try again", SOON)
+                })?),
+                None => None,
+            };
+            receipts.extend(self.store(fresh, signed).await?);
+        }
+        Ok(match <[Receipt; 1]>::try_from(receipts) {
+            Ok([receipt]) => (StatusCode::ACCEPTED, Json(receipt)).into_response(),
+            Err(receipts) => (StatusCode::ACCEPTED, Json(receipts)).into_response(),
+        })
+    }
+
+    /// Whether this was taken in.
+    fn has(&self, mark: Mark) -> bool {
+        self.gateway.seen().has(mark) || self.gateway.spool().has(mark)
+    }
+
+    fn mark(&self, event: &Event) -> Mark {
+        Mark::of(self.source, "id", &format!("{}#{}", event.source, event.id))
+    }
+
+    /// Into the log; for a source that spools onto disk, when the log is away or others wait there already.
+    async fn store(&self, fresh: Vec<(Mark, Event)>, signed: Option<Mark>) -> Answer<Vec<Receipt>> {
+        let waits = self.spec.spool && self.gateway.spool().holds(self.source);
+        if !waits {
+            match self.publish(&fresh).await {
+                Ok(receipts) => {
+                    self.gateway.seen().remember(fresh.iter().map(|(mark, _)| *mark).chain(signed));
+                    return Ok(receipts);
+                }
+                Err(PublishError::Unavailable(error)) if self.spec.spool => {
+                    tracing::debug!(source = %self.source, %error, "a webhook goes to the spool");
+                }
+                Err(error) => return Err(publish_problem(error)),
+            }
+        }
+        let receipts = fresh.iter().map(|(_, event)| Receipt::spooled(event)).collect();
+        let spooled = Spooled { source: self.source.clone(), events: fresh, signed, tried: !waits };
+        self.gateway.spool().put(spooled).await.map_err(|error| self.not_spooled(&error))?;
+        Ok(receipts)
+    }
+
+    async fn publish(&self, fresh: &[(Mark, Event)]) -> Result<Vec<Receipt>, PublishError> {
+        let bus = self.gateway.bus();
+        if let [(_, event)] = fresh {
+            return Ok(vec![store(bus, event).await?]);
+        }
+        let storing: Vec<_> = fresh.iter().map(|(_, event)| store(bus, event)).collect();
+        stream::iter(storing).buffered(AT_ONCE).try_collect().await
+    }
+
+    fn not_spooled(&self, error: &SpoolError) -> Problem {
+        tracing::warn!(source = %self.source, error = error as &dyn std::error::Error, "a webhook is answered 503");
+        let detail = match error {
+            SpoolError::Full => "the broker is away, and the spool is full; send it again later",
+            _ => "the broker is away, and the spool cannot be written; send it again later",
+        };
+        Problem::unavailable(detail, ROOM)
+    }
+}
