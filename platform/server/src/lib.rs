@@ -21,8 +21,8 @@ pub mod bus;
 pub mod config;
 pub mod event_types;
 pub mod gateway;
-pub mod registry;
 mod pace;
+pub mod registry;
 mod server;
 mod worker;
 

@@ -241,8 +241,7 @@ pub(super) fn read_size(
 /// Reads a size such as `64MiB`, in bytes.
 pub(super) fn parse_size(text: &str) -> Result<u64, String> {
     let size = text.parse::<bytesize::ByteSize>();
-    size.map(|size| size.0)
-        .map_err(|_| format!("`{text}` is not a size: write a number and a unit, such as \"64MiB\""))
+    size.map(|size| size.0).map_err(|_| format!("`{text}` is not a size: write a number and a unit, such as \"64MiB\""))
 }
 
 fn read_memory(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<u64> {

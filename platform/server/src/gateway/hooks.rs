@@ -1,21 +1,25 @@
 //! `POST /hooks/{source}`: a verified webhook becomes an event, or several.
 //!
 //! # Layout
-//! - `events`: the events it becomes. `handshake`: what senders ask besides. `certificates`: calls out to AWS.
+//! - `guard`: who may post, and how much. `events`: the events it becomes. `handshake`: what senders ask besides.
+//! - `certificates`: calls out to AWS.
 //!
 //! # Flow
-//! find the source → read the body → verify → leave out what was taken in before → publish, and wait for the ack →
+//! find the source → check the address → read the body → verify → check the rate → leave out what was taken in before → publish, and wait for the ack →
 //! remember → answer.
 
 mod certificates;
 mod events;
+mod guard;
 mod handshake;
 
 pub(super) use certificates::Certificates;
+pub(super) use guard::Guards;
 pub(super) use handshake::{get, options};
 
 use super::{
     Gateway,
+    forwarded::Origin,
     problem::{Answer, Problem},
     publish::{Receipt, publish},
     verify::{Accepted, Certificate, Delivery, Identity, Refusal, certificate_url, verify},
@@ -51,11 +55,16 @@ const SOON: Duration = Duration::from_secs(1);
 pub(super) async fn receive(
     State(gateway): State<Gateway>,
     Path(source): Path<String>,
+    origin: Origin,
     request: Request<Body>,
 ) -> Answer {
-    let (name, spec, catalogue) = find(&gateway, &source)?;
+    let (name, mut spec, catalogue) = find(&gateway, &source, &origin)?;
     let (parts, body) = request.into_parts();
-    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_hook_body).await?;
+    let limit = spec.max_body.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let body = gateway.bodies().read(&parts.headers, body, limit.min(gateway.config().max_hook_body)).await?;
+    if spec.public_url.is_none() && spec.needs_url() {
+        spec.public_url = origin.url(parts.uri.path());
+    }
     let secrets = spec.secrets.iter().filter_map(|secret| secret_of(&catalogue, &name, secret)).collect();
     let query = parts.uri.query().map(str::to_owned);
     let now = OffsetDateTime::now_utc();
@@ -68,6 +77,7 @@ pub(super) async fn receive(
     match Hook::verify(&hook).await? {
         Ok(Accepted::Asked(reply)) => handshake::answer(&gateway, &name, reply).await,
         Ok(Accepted::Events(verified, identity)) => {
+            let _slot = gateway.guards().admit(&name, &hook.spec)?;
             let posted = match hook.spec.provider {
                 Provider::Cloudevents => events::cloud_events(&name, &hook.headers, &hook.body)?,
                 _ => None,
@@ -85,12 +95,13 @@ pub(super) async fn receive(
     }
 }
 
-/// The source of this name, and what is deployed with it.
-fn find(gateway: &Gateway, source: &str) -> Answer<(Name, SourceSpec, Arc<Catalogue>)> {
+/// The source of this name, and what is deployed with it, for whom may post to it.
+fn find(gateway: &Gateway, source: &str, origin: &Origin) -> Answer<(Name, SourceSpec, Arc<Catalogue>)> {
     let unknown = || Problem::not_found(format!("there is no webhook source `{source}`; deploy `[source.{source}]`"));
     let name = Name::parse(source).map_err(|_| unknown())?;
     let catalogue = gateway.catalogue();
     let spec = catalogue.sources.get(&name).ok_or_else(unknown)?.record.spec.clone();
+    guard::check_origin(&name, &spec, origin)?;
     Ok((name, spec, catalogue))
 }
 
