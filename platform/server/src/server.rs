@@ -11,11 +11,16 @@ use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nerve_core::{Host, Inference};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long a broker that has just started may take until its streams can be made.
 const PROVISION: Duration = Duration::from_secs(20);
+/// Connections that the system holds until they are accepted: when a flood of them fills that, others lose a second.
+const BACKLOG: u32 = 4096;
 /// The wait between two tries.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -204,6 +209,13 @@ async fn open(config: &Config) -> Result<Door, ServerError> {
     let files = gateway.tls_cert.as_ref().zip(gateway.tls_key.as_ref());
     let tls = files.map(|(cert, key)| Tls::load(cert, key)).transpose()?;
     let addr = gateway.listen;
-    let listener = TcpListener::bind(addr).await.map_err(|source| ServerError::Listen { addr, source })?;
+    let listener = listen(addr).map_err(|source| ServerError::Listen { addr, source })?;
     Ok(Door { listener, tls })
+}
+
+fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }

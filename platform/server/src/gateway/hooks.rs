@@ -70,7 +70,9 @@ pub(super) async fn receive(
     let now = OffsetDateTime::now_utc();
     let mut hook =
         Hook { spec, secrets, headers: parts.headers, query, body: body.bytes.clone(), certificate: None, now };
-    if let Some(url) = certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&name, &refusal))? {
+    if let Some(url) =
+        certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&name, &refusal, &origin))?
+    {
         hook.certificate = gateway.certificates().get(&url).await?;
     }
     let hook = Arc::new(hook);
@@ -91,7 +93,7 @@ pub(super) async fn receive(
         Err(Refusal::Brings(secret)) if !hook.spec.secrets.is_empty() => {
             Ok(handshake::brought(&name, &hook.spec, &secret))
         }
-        Err(refusal) => Err(refuse(&name, &refusal)),
+        Err(refusal) => Err(refuse(&name, &refusal, &origin)),
     }
 }
 
@@ -200,7 +202,7 @@ impl Taking<'_> {
 }
 
 /// What the sender is told: no more than which of three things it is.
-fn refuse(source: &Name, refusal: &Refusal) -> Problem {
+fn refuse(source: &Name, refusal: &Refusal, origin: &Origin) -> Problem {
     match refusal {
         Refusal::Malformed => {
             Problem::bad_request("the body is not JSON, although its content type says so; nothing was stored")
@@ -212,7 +214,7 @@ fn refuse(source: &Name, refusal: &Refusal) -> Problem {
             Problem::unavailable(detail, MENDED)
         }
         _ => {
-            tracing::debug!(%source, "a webhook is refused: {refusal}");
+            tracing::debug!(%source, client = origin.client.map(display), "a webhook is refused: {refusal}");
             let detail = "the signature, or a header that goes with it, is missing, wrong or out of date";
             Problem::new(StatusCode::UNAUTHORIZED, detail)
         }
@@ -226,6 +228,7 @@ mod tests {
     #[test]
     fn a_refusal_tells_the_sender_no_more_than_its_kind() {
         let source = Name::parse("github").unwrap();
+        let refuse = |source: &Name, refusal: &Refusal| super::refuse(source, refusal, &Origin::default());
         let wrong = refuse(&source, &Refusal::Wrong);
         for refusal in [
             Refusal::Missing("x".into()),

@@ -1,7 +1,7 @@
 //! A bounded number of places, in which whoever waits for a slow peer gives way to whoever comes.
 //!
 //! Connections have one such set, requests another. A place waits while its peer has still to send something: a head, a
-//! body, the next request. When all places are taken and one more is wanted, the one that has waited longest is evicted:
+//! body, the next request; or to read its answer. When all places are taken and one more is wanted, the one that has waited longest is evicted:
 //! honest senders wait for milliseconds, so that ten thousand who send a byte at a time push out each other and nobody
 //! else. A place that works, for a request that is whole, is never evicted. No address is looked at: behind a proxy all
 //! have the same one, and an attacker has many.

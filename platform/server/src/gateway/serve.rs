@@ -1,7 +1,7 @@
 //! Serves connections: bounded in number, patient with nobody, drained at the end.
 //!
-//! A connection waits while its peer has something to send, and works while a request on it is whole and not answered
-//! yet; see [`places`](super::places) for what becomes of those that wait when there are too many.
+//! A connection waits while its peer has something to send or to read, and works while a request on it is whole and not
+//! answered yet, or answered by a stream; see [`places`](super::places) for what becomes of those that wait when there are too many.
 
 use super::{
     Gateway,
@@ -10,7 +10,7 @@ use super::{
     tls::Tls,
     watched::{arriving, leaving},
 };
-use axum::{Router, response::Response};
+use axum::{Router, body::HttpBody, response::Response};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -195,13 +195,13 @@ impl Server {
 /// One connection, and what goes on on it.
 struct Line {
     place: Place,
-    /// Requests that are whole and not answered to the end.
+    /// Requests that are whole and not answered, or whose answer is a stream that goes on.
     working: Mutex<usize>,
     /// Whether the head of a request has arrived.
     begun: AtomicBool,
 }
 
-/// One request on a connection, until its answer has left.
+/// One request on a connection, until it is answered.
 struct Exchange {
     line: Arc<Line>,
     whole: AtomicBool,
@@ -254,7 +254,12 @@ fn answer(
     let arrived = Arc::clone(&exchange);
     let mut request = request.map(|body| arriving(body, move || arrived.works()));
     request.extensions_mut().insert(peer);
-    async move { Ok(router.oneshot(request).await?.map(|body| leaving(body, exchange))) }
+    async move {
+        let response = router.oneshot(request).await?;
+        // A stream works for as long as it lasts. What is there as a whole only waits for its reader, who may never read.
+        let whole = response.body().size_hint().exact().is_some();
+        Ok(if whole { response } else { response.map(|body| leaving(body, exchange)) })
+    }
 }
 
 /// Returns when no request came in time. Hyper's own timer starts only once it knows the protocol, and a caller

@@ -82,7 +82,7 @@ pub(super) fn check_origin(source: &Name, spec: &SourceSpec, origin: &Origin) ->
     if spec.allow.is_empty() || origin.client.is_some_and(allowed) {
         return Ok(());
     }
-    tracing::debug!(%source, client = ?origin.client, "a webhook is refused: its sender's address is in no network of `allow`");
+    tracing::debug!(%source, client = origin.client.map(display), "a webhook is refused: its sender's address is in no network of `allow`");
     Err(Problem::new(StatusCode::FORBIDDEN, "this source does not take that from you").closing())
 }
 
