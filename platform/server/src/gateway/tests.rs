@@ -365,3 +365,33 @@ async fn a_caller_that_says_nothing_is_hung_up_on() {
     stop.cancel();
     serving.await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn the_connection_that_has_waited_longest_gives_way() {
+    // One request and one stream: two connections.
+    let gateway = gateway(&[], 1).await;
+    let stop = gateway.shutdown().clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = TaskTracker::new();
+    let serving = tasks.spawn(serve(Door { listener, tls: None }, gateway, tasks.clone()));
+    let [mut first, mut second] =
+        [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    for slow in [&mut first, &mut second] {
+        slow.write_all(b"GET /healthz HT").await.unwrap();
+    }
+    let mut good = TcpStream::connect(address).await.unwrap();
+    good.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = [0; 15];
+    good.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let mut said = Vec::new();
+    // Closed, or reset because its beginning was never read.
+    let _ = first.read_to_end(&mut said).await;
+    assert!(said.is_empty());
+    second.write_all(b"TP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    second.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK", "nobody came who needed its place");
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}
