@@ -55,8 +55,17 @@ async fn a_source_is_added_tried_out_and_given_a_new_secret() {
     assert_eq!(listed[0]["secrets"], json!([{"name": "GITHUB_WEBHOOK_SECRET_2", "set": true}]));
     assert!(!cli.run(&["secrets", "list"]).await.ok().stdout.contains("GITHUB_WEBHOOK_SECRET "));
 
-    let refused = cli.run(&["source", "add", "pay", "--provider", "square"]).await;
-    assert!(refused.code == Some(2) && refused.stderr.contains("public_url"), "{refused:?}");
+    let refused = cli.run(&["source", "add", "pay", "--provider", "square", "--allow", "10.0.0.0/33"]).await;
+    assert!(refused.code == Some(2) && refused.stderr.contains("allow: `10.0.0.0/33`"), "{refused:?}");
+    let bounds = ["--rate", "5/s", "--concurrency", "2", "--allow", "10.0.0.0/8", "--max-body", "1MiB"];
+    let added = cli.run(&[&["source", "add", "pay", "--provider", "square"], &bounds[..]].concat()).await.ok();
+    assert!(added.stderr.contains("public_url"), "what the gateway needs then: {added:?}");
+    let described = cli.run(&["describe", "pay"]).await.ok().stdout;
+    for said in ["5/s", "10.0.0.0/8", "1MiB"] {
+        assert!(described.contains(said), "{described}");
+    }
+    let listed = cli.run(&["source", "list"]).await.ok().stdout;
+    assert!(listed.contains("5/s, 2 at once, up to 1MiB, from 10.0.0.0/8"), "{listed}");
 }
 
 #[tokio::test]

@@ -1,8 +1,9 @@
 // Sends webhooks of many providers, each signed, or at least approved, by the provider's own SDK.
 //
-// node providers.mjs HOOKS KEYS
+// node providers.mjs HOOKS KEYS [TO HEADERS]
 //
-// HOOKS is the URL that the sources' names follow; KEYS is JSON: the secret of each source. Each provider sends one good
+// HOOKS is the URL that the sources' names follow, as the provider knows it; KEYS is JSON: the secret of each source that
+// there is. TO is where the gateway really is, and HEADERS, JSON, what a proxy before it adds. Each provider sends one good
 // delivery, the same again, and then each of: the body changed by a byte, an old and a future time (where a time is signed),
 // another secret, each header left out and doubled, and the signed bytes under a fresh id (where the id is a header).
 // Prints one line of JSON: {"<provider>": {"<case>": status}}.
@@ -24,8 +25,8 @@ import { Webhook as Standard } from "standardwebhooks";
 import Stripe from "stripe";
 import twilio from "twilio";
 
-const [hooks, keysText] = process.argv.slice(2);
-const keys = JSON.parse(keysText);
+const [hooks, keysText, to = hooks, headersText = "{}"] = process.argv.slice(2);
+const [keys, added] = [JSON.parse(keysText), JSON.parse(headersText)];
 const NOW = Math.floor(Date.now() / 1000);
 const HOUR = 3600;
 
@@ -220,8 +221,8 @@ const providers = {
 function post(source, query, type, headers, body) {
   return new Promise((resolve, reject) => {
     const request = http.request(
-      `${hooks}/${source}${query}`,
-      { method: "POST", headers: { "content-type": type, ...headers, "content-length": Buffer.byteLength(body) } },
+      `${to}/${source}${query}`,
+      { method: "POST", headers: { "content-type": type, ...headers, ...added, "content-length": Buffer.byteLength(body) } },
       (response) => {
         response.resume();
         response.on("end", () => resolve(response.statusCode));
@@ -266,6 +267,7 @@ async function run(name, provider) {
 }
 
 setAbstractRuntimeString(() => "node");
-const told = await Promise.all(Object.entries(providers).map(([name, provider]) => run(name, provider)));
+const used = Object.entries(providers).filter(([name]) => keys[name]);
+const told = await Promise.all(used.map(([name, provider]) => run(name, provider)));
 console.log(JSON.stringify(Object.fromEntries(told)));
 process.exit(0);

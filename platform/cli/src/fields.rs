@@ -63,6 +63,10 @@ pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
         ("verify_token", spec.verify_token.clone().unwrap_or_default()),
         ("topics", spec.topics.join(", ")),
         ("spool", if spec.spool { "true".to_owned() } else { String::new() }),
+        ("rate", spec.rate.map(|rate| rate.to_string()).unwrap_or_default()),
+        ("concurrency", spec.concurrency.map(|slots| slots.to_string()).unwrap_or_default()),
+        ("allow", list(&spec.allow)),
+        ("max_body", spec.max_body.map(bytes).unwrap_or_default()),
     ]);
     if spec.verify == Verify::None {
         fields.push(("verify", "none".to_owned()));

@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`args`]: the command line as a whole; [`command`]: one file a command.
 //! - [`settings`], [`endpoint`], [`connection`]: the settings, where NATS is, and the way to it.
-//! - [`broker`], [`lock`], [`signals`]: what `nerve up` keeps around the server.
+//! - [`broker`], [`limits`], [`lock`], [`signals`]: what `nerve up` keeps around the server.
 //! - [`artifacts`], [`model`], [`builtin`]: what a deploy sends. [`fields`], [`plan`]: how it compares with what is
 //!   there.
 //! - [`onnx`]: where the models and the library of ONNX Runtime are that come with this installation.
@@ -24,6 +24,7 @@ mod endpoint;
 mod failure;
 mod fields;
 mod files;
+mod limits;
 mod lock;
 mod model;
 mod moment;

@@ -3,6 +3,7 @@
 //! [`Manifest::parse`] reads the file and reports every mistake with its line, its key and the nearest right
 //! key. The tables it yields ([`FunctionSpec`], [`SourceSpec`], [`SinkSpec`], [`ScheduleSpec`]) are what the registry stores, as JSON.
 
+mod bounds;
 mod function_table;
 mod problem;
 mod read;
@@ -14,10 +15,11 @@ mod source_table;
 #[cfg(test)]
 mod tests;
 
+pub use bounds::{Network, Rate};
 pub use problem::{ManifestError, Problem};
 pub use read::did_you_mean;
 pub use schedule::ScheduleSpec;
-pub use sink::{Network, Rate, SinkBody, SinkSpec, default_sink_secret};
+pub use sink::{SinkBody, SinkSpec, default_sink_secret};
 pub use source::{
     Algorithm, CustomScheme, Dedupe, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
 };
@@ -161,6 +163,8 @@ pub mod limits {
 
     /// Default and largest `concurrency`.
     pub const CONCURRENCY: (usize, usize) = (16, 1024);
+    /// Largest `concurrency` of a source.
+    pub const SOURCE_CONCURRENCY: u64 = 65_536;
     /// Largest `batch.size`.
     pub const BATCH_SIZE: usize = 1024;
     /// Largest `batch.wait`.

@@ -20,7 +20,7 @@ const PREFIX: &str = "NERVE_";
 /// Variables with our prefix that are no settings of the server.
 const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
 /// Settings that a variable gives as a list with commas.
-const LISTS: &[&str] = &["gateway.keys", "onnx.providers", "sinks.allow"];
+const LISTS: &[&str] = &["gateway.keys", "gateway.trusted_proxies", "onnx.providers", "sinks.allow"];
 
 /// Longer than any retry waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(48 * 3600);
@@ -123,6 +123,12 @@ pub struct WorkerConfig {
 pub struct GatewayConfig {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
+    /// The certificate, and those between it and its root, in PEM; plain HTTP when none.
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, in PEM.
+    pub tls_key: Option<PathBuf>,
+    /// Networks of the proxies whose word counts for where a request comes from.
+    pub trusted_proxies: Vec<Network>,
     /// Bearer keys of the API.
     #[serde(deserialize_with = "secrets")]
     pub keys: Vec<Secret>,
@@ -248,6 +254,9 @@ impl Config {
         if self.gateway.max_requests == 0 || self.gateway.max_streams == 0 {
             return wrong("gateway", "max_requests and max_streams must be at least 1");
         }
+        if self.gateway.tls_cert.is_some() != self.gateway.tls_key.is_some() {
+            return wrong("gateway", "tls_cert and tls_key go together: name both files, or neither");
+        }
         let of_collections = self.gateway.collection_keys.values().flatten();
         if self.gateway.keys.iter().chain(of_collections).any(|key| key.expose().len() < 16) {
             return wrong("gateway.keys", "a key must have at least 16 characters");
@@ -318,6 +327,7 @@ mod tests {
             ("NERVE_WORKER_ACK_WAIT", "2s"),
             ("NERVE_GATEWAY_KEYS", "0123456789abcdef, fedcba9876543210"),
             ("NERVE_STREAMS_REPLICAS", "3"),
+            ("NERVE_GATEWAY_TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8"),
             ("NERVE_RAG_POSTGRES", "postgres://nerve:hunter2@127.0.0.1/nerve"),
             ("NERVE_LOG", "debug"),
             ("HOME", "/"),
@@ -325,7 +335,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.worker.ack_wait, Duration::from_secs(2));
         assert_eq!(config.gateway.keys.len(), 2);
-        assert_eq!(config.streams.replicas, 3);
+        assert_eq!((config.streams.replicas, config.gateway.trusted_proxies.len()), (3, 2));
         assert!(config.rag.postgres.is_some());
         for secret in ["0123456789abcdef", "hunter2"] {
             assert!(!format!("{config:?}").contains(secret));
@@ -352,6 +362,8 @@ mod tests {
             ("NERVE_GATEWAY_KEYS", "short", "gateway.keys"),
             ("NERVE_RAG_POSTGRES", "mysql://nerve:hunter2@127.0.0.1", "rag.postgres"),
             ("NERVE_GATEWAY_COLOUR", "red", "colour"),
+            ("NERVE_GATEWAY_TLS_CERT", "/etc/nerve/cert.pem", "tls_cert and tls_key go together"),
+            ("NERVE_GATEWAY_TRUSTED_PROXIES", "10.0.0.0/33", "`10.0.0.0/33` is not a network"),
         ] {
             let error = load(&[(variable, value)]).unwrap_err().to_string();
             assert!(error.contains(said) && !error.contains("hunter2"), "{error}");

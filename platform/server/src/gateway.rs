@@ -12,10 +12,11 @@
 //! - `inference`: embeddings, relevance and labels, by models.
 //! - `health`, `metrics`: for whoever runs it.
 //! - `access`: who may use the API. `body`: how much they may send. `problem`: how they are told what is wrong.
-//! - `serve`: connections, from accept to drain.
+//! - `serve`: connections, from accept to drain. `places`: how many, and who gives way. `watched`: who waits for whom.
+//! - `tls`: the certificate. `forwarded`: who sends, also behind a proxy.
 //!
 //! # Flow
-//! accept → bound the requests in flight → (API: access) → read the body → verify or parse → publish, and wait
+//! accept → TLS → bound the requests in flight → (API: access) → read the body → verify or parse → publish, and wait
 //! for the ack → answer. The gateway holds no state of its own but a spool where one is asked for: any number of them
 //! serve one cluster.
 
@@ -24,27 +25,33 @@ mod answers;
 mod body;
 mod documents;
 mod events;
+mod forwarded;
 mod functions;
 mod health;
 mod hooks;
 mod inference;
 pub mod metrics;
 mod modes;
+mod places;
 mod problem;
 mod publish;
 mod serve;
 mod spool;
 mod sse;
 mod tail;
+mod tls;
 mod traces;
 mod verify;
+mod watched;
 
 pub use access::{OpenToAll, check_bind};
 pub use health::{Check, Checks};
 pub use inference::{Fetch, ModelParts, Models};
-pub use serve::serve;
+pub(crate) use serve::{Door, serve};
 pub(crate) use spool::Drain;
 pub use spool::{Spool, SpoolError};
+pub(crate) use tls::Tls;
+pub use tls::TlsError;
 pub use verify::{Sample, Unsigned};
 
 use crate::{
@@ -61,13 +68,16 @@ use axum::{
     routing::{delete, get, post},
 };
 use body::Bodies;
+use forwarded::Origin;
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
+use places::Places;
 use problem::{Answer, Problem};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tail::StreamSlot;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use watched::arriving;
 
 /// When to come back to a gateway that has its hands full.
 const LATER: Duration = Duration::from_secs(1);
@@ -91,7 +101,7 @@ pub struct Parts {
     pub models: Models,
     /// How the worker in this process is, if there is one.
     pub checks: Checks,
-    /// Ends event streams and [`serve`].
+    /// Ends event streams, and what serves connections.
     pub shutdown: CancellationToken,
 }
 
@@ -106,7 +116,8 @@ struct Shared {
     access: Access,
     bodies: Bodies,
     certificates: hooks::Certificates,
-    requests: Semaphore,
+    guards: hooks::Guards,
+    requests: Places,
     requests_timed: metrics::Requests,
     streams: Arc<Semaphore>,
 }
@@ -114,11 +125,13 @@ struct Shared {
 impl Gateway {
     /// A gateway of these parts; it serves nothing yet.
     pub fn new(parts: Parts) -> Self {
+        let requests = Places::new("request", parts.config.max_requests);
         let shared = Shared {
             access: Access::new(&parts.config.keys, &parts.config.collection_keys),
-            bodies: Bodies::new(),
+            bodies: Bodies::new(requests.clone()),
             certificates: hooks::Certificates::default(),
-            requests: Semaphore::new(parts.config.max_requests),
+            guards: hooks::Guards::default(),
+            requests,
             requests_timed: metrics::Requests::default(),
             streams: Arc::new(Semaphore::new(parts.config.max_streams)),
             parts,
@@ -182,6 +195,10 @@ impl Gateway {
         &self.shared.certificates
     }
 
+    fn guards(&self) -> &hooks::Guards {
+        &self.shared.guards
+    }
+
     fn seen(&self) -> &Seen {
         &self.shared.parts.seen
     }
@@ -216,8 +233,8 @@ impl Gateway {
 }
 
 /// Lets a request through to the API, or refuses it.
-async fn allowed(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
-    match gateway.shared.access.check(request.uri(), request.headers()) {
+async fn allowed(State(gateway): State<Gateway>, origin: Origin, mut request: Request, next: Next) -> Response {
+    match gateway.shared.access.check(request.uri(), request.headers(), origin.client) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await
@@ -235,16 +252,25 @@ async fn surrounded(State(gateway): State<Gateway>, request: Request, next: Next
     response
 }
 
-/// Refuses what comes on top of `max_requests`; whoever asks how Nerve is gets an answer all the same.
+/// Refuses what comes on top of `max_requests`, but has requests that have not arrived yet give way first; whoever asks how
+/// Nerve is gets an answer all the same.
 async fn bounded(gateway: &Gateway, request: Request, next: Next) -> Response {
     if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
         return next.run(request).await;
     }
-    let Ok(_permit) = gateway.shared.requests.try_acquire() else {
+    let Some(place) = gateway.shared.requests.try_enter().map(Arc::new) else {
         return Problem::unavailable("too many requests at once; gateway.max_requests bounds them", LATER)
             .into_response();
     };
-    next.run(request).await
+    let arrived = Arc::clone(&place);
+    let request = request.map(|body| arriving(body, move || arrived.works()));
+    tokio::select! {
+        response = next.run(request) => response,
+        () = place.evicted() => {
+            let detail = "the body took so long that this request gave way to others: gateway.max_requests bounds them";
+            Problem::unavailable(detail, LATER).closing().into_response()
+        }
+    }
 }
 
 async fn front() -> &'static str {

@@ -8,6 +8,7 @@
 //! - [`registry`]: what is deployed: manifests, files, secrets.
 //! - `worker`: pulls events, runs functions, publishes results, settles; posts to sinks.
 //! - `gateway`: HTTP: webhooks in, the API, event streams out.
+//! - `pace`: keeps to a rate, for sinks and sources.
 //! - `server`: composes them; [`Server::bind`], then [`Server::run`].
 //!
 //! # Flow
@@ -20,6 +21,7 @@ pub mod bus;
 pub mod config;
 pub mod event_types;
 pub mod gateway;
+mod pace;
 pub mod registry;
 mod server;
 mod worker;

@@ -3,7 +3,7 @@
 use crate::{
     bus::{Bus, BusError, Seen},
     config::Config,
-    gateway::{self, Check, Checks, Drain, Fetch, Gateway, ModelParts, Models, Spool, SpoolError},
+    gateway::{self, Check, Checks, Door, Drain, Fetch, Gateway, ModelParts, Models, Spool, SpoolError, Tls},
     registry::{self, Catalogue, KeyringError, Registry},
     worker::{self, FunctionStatus, Statuses},
 };
@@ -11,11 +11,16 @@ use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nerve_core::{Host, Inference};
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    sync::watch,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How long a broker that has just started may take until its streams can be made.
 const PROVISION: Duration = Duration::from_secs(20);
+/// Connections that the system holds until they are accepted: when a flood of them fills that, others lose a second.
+const BACKLOG: u32 = 4096;
 /// The wait between two tries.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -39,7 +44,7 @@ pub struct Server {
     /// For its gateway, if it is one: what was taken in, and what waits for the broker.
     taken: Option<(Seen, Spool)>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
-    listener: Option<TcpListener>,
+    door: Option<Door>,
     metrics: PrometheusHandle,
     /// What follows the broker until the very end.
     followers: TaskTracker,
@@ -52,6 +57,9 @@ pub enum ServerError {
     /// It may not listen there.
     #[error(transparent)]
     Access(#[from] gateway::OpenToAll),
+    /// It has no certificate that it could serve.
+    #[error(transparent)]
+    Tls(#[from] gateway::TlsError),
     /// It cannot listen there.
     #[error("the gateway cannot listen on {addr}: choose another address with --listen")]
     Listen {
@@ -95,7 +103,7 @@ async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
 impl Server {
     /// Listens, connects, makes what is missing on the broker and reads what is deployed.
     pub async fn bind(config: Config, roles: Roles) -> Result<Self, ServerError> {
-        let listener = if roles.gateway { Some(listen(&config).await?) } else { None };
+        let door = if roles.gateway { Some(open(&config).await?) } else { None };
         let bus = Bus::connect(&config.nats, "nerve").await?;
         provision(&bus, &config).await?;
         let registry = Registry::open(&bus, config.worker.ack_wait).await?;
@@ -110,12 +118,12 @@ impl Server {
             false => None,
         };
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
-        Ok(Self { config, roles, bus, registry, taken, catalogue, listener, metrics, followers, end })
+        Ok(Self { config, roles, bus, registry, taken, catalogue, door, metrics, followers, end })
     }
 
     /// Where the gateway listens.
     pub fn gateway_addr(&self) -> Option<SocketAddr> {
-        self.listener.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.door.as_ref().and_then(|door| door.listener.local_addr().ok())
     }
 
     /// Serves until `shutdown`, then stops intake, finishes or gives back what it has, flushes and returns.
@@ -123,7 +131,7 @@ impl Server {
         let (statuses, sink_statuses) = (Statuses::default(), Statuses::default());
         let tasks = TaskTracker::new();
         let gateway = async {
-            let (Some(listener), Some((seen, spool))) = (self.listener, self.taken) else { return Ok(()) };
+            let (Some(door), Some((seen, spool))) = (self.door, self.taken) else { return Ok(()) };
             let models = Models::new(ModelParts {
                 inference: self.roles.inference,
                 fetch: fetch_to(self.config.artifacts(), self.registry.clone()),
@@ -142,7 +150,7 @@ impl Server {
                 checks: checks(statuses.clone(), sink_statuses.clone()),
                 shutdown: shutdown.clone(),
             });
-            gateway::serve(listener, gateway, tasks.clone()).await.map_err(ServerError::Serve)
+            gateway::serve(door, gateway, tasks.clone()).await.map_err(ServerError::Serve)
         };
         let worker = async {
             let Some(host) = self.roles.worker else { return };
@@ -211,8 +219,20 @@ fn checks(functions: Statuses, sinks: Statuses) -> Checks {
     })
 }
 
-async fn listen(config: &Config) -> Result<TcpListener, ServerError> {
-    let addr = config.gateway.listen;
-    gateway::check_bind(addr, &config.gateway.keys)?;
-    TcpListener::bind(addr).await.map_err(|source| ServerError::Listen { addr, source })
+/// Reads the certificate first, so that nothing is bound in vain.
+async fn open(config: &Config) -> Result<Door, ServerError> {
+    let gateway = &config.gateway;
+    gateway::check_bind(gateway.listen, &gateway.keys)?;
+    let files = gateway.tls_cert.as_ref().zip(gateway.tls_key.as_ref());
+    let tls = files.map(|(cert, key)| Tls::load(cert, key)).transpose()?;
+    let addr = gateway.listen;
+    let listener = listen(addr).map_err(|source| ServerError::Listen { addr, source })?;
+    Ok(Door { listener, tls })
+}
+
+fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(BACKLOG)
 }

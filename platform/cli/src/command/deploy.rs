@@ -68,6 +68,16 @@ struct Report {
     made_secrets: Vec<Made>,
 }
 
+/// What a source needs of its gateway, where it does not say itself which URL its sender signs.
+pub(super) fn url_hint(name: &Name, spec: &SourceSpec) -> Option<String> {
+    (spec.needs_url() && spec.public_url.is_none()).then(|| {
+        format!(
+            "note: the sender of {name} signs the URL, and the source has no public_url: the gateway must serve TLS \
+             (gateway.tls_cert) or be behind one of gateway.trusted_proxies"
+        )
+    })
+}
+
 /// What a deploy has done.
 #[derive(Default)]
 pub(super) struct Done {
@@ -121,6 +131,9 @@ impl Deploy {
                 }
                 for name in &missing_secrets {
                     output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
+                }
+                for hint in bundle.sources.iter().filter_map(|(name, spec)| url_hint(name, spec)) {
+                    output::hint(&hint);
                 }
                 output::line(self.summary(changed))?;
             }

@@ -5,7 +5,7 @@ use crate::{
     broker::reachable,
     endpoint::{Endpoint, find_nats},
     failure::Failure,
-    onnx,
+    limits, onnx,
     output::Format,
     settings,
     signals::Signals,
@@ -128,9 +128,11 @@ pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop
     };
     let inference: Arc<dyn Inference> = models.onnx.clone();
     let roles = Roles { gateway: role != Role::Worker, worker, inference: Some(inference) };
+    let scheme = if config.gateway.tls_cert.is_some() { "https" } else { "http" };
+    limits::raise_open_files();
     let Some(server) = stop.unless_stopped(Server::bind(config, roles)).await else { return Ok(()) };
     let server = server?;
-    let gateway = server.gateway_addr().map(|address| format!("http://{}", reachable(address)));
+    let gateway = server.gateway_addr().map(|address| format!("{scheme}://{}", reachable(address)));
     let announced = match &gateway {
         Some(gateway) if role == Role::Both => {
             Some(Endpoint { gateway: gateway.clone(), nats: nats.clone(), pid: std::process::id() }.announce(&data)?)

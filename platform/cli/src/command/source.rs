@@ -8,10 +8,13 @@ use crate::{
     args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
-    output,
+    fields, output,
 };
 use clap::Subcommand;
-use nerve_core::{Name, SourceSpec, manifest::Dedupe};
+use nerve_core::{
+    Name, SourceSpec,
+    manifest::{Dedupe, Network, Rate},
+};
 use nerve_server::registry::Registry;
 use serde::Serialize;
 use std::{collections::BTreeSet, time::Duration};
@@ -20,7 +23,7 @@ use std::{collections::BTreeSet, time::Duration};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Source {
     Add(add::Add),
-    /// List the sources, and which of their secrets are set
+    /// List the sources, what bounds them, and which of their secrets are set
     #[command(after_help = "\
 Examples:
   nerve source list")]
@@ -37,6 +40,24 @@ struct Listed {
     secrets: Vec<Listing>,
     dedupe: Dedupe,
     tolerance_ms: u128,
+    rate: Option<Rate>,
+    concurrency: Option<usize>,
+    allow: Vec<Network>,
+    max_body: Option<u64>,
+}
+
+impl Listed {
+    /// Who may post, and how much, in a few words.
+    fn bounds(&self) -> String {
+        let allow: Vec<String> = self.allow.iter().map(ToString::to_string).collect();
+        let told = [
+            self.rate.map(|rate| rate.to_string()),
+            self.concurrency.map(|slots| format!("{slots} at once")),
+            self.max_body.map(|size| format!("up to {}", fields::bytes(size))),
+            (!allow.is_empty()).then(|| format!("from {}", allow.join(" "))),
+        ];
+        told.into_iter().flatten().collect::<Vec<_>>().join(", ")
+    }
 }
 
 #[derive(Serialize)]
@@ -65,7 +86,9 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
         let secrets = secrets.map(|name| Listing { name: name.clone(), set: set.contains(name) }).collect();
         let (provider, dedupe) = (spec.provider.name(), spec.dedupe());
         let path = format!("/hooks/{}", entry.name);
-        Listed { name: entry.name, provider, path, secrets, dedupe, tolerance_ms: spec.tolerance.as_millis() }
+        let SourceSpec { tolerance, rate, concurrency, allow, max_body, .. } = spec;
+        let tolerance_ms = tolerance.as_millis();
+        Listed { name: entry.name, provider, path, secrets, dedupe, tolerance_ms, rate, concurrency, allow, max_body }
     });
     globals.output.show(&listed.collect::<Vec<_>>(), |listed| {
         if listed.is_empty() {
@@ -78,9 +101,9 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
                 Dedupe::Id => "id",
                 Dedupe::Signed => "signed",
             };
-            [one.name.to_string(), one.provider.to_owned(), one.path.clone(), dedupe.to_owned(), secrets]
+            [one.name.to_string(), one.provider.to_owned(), one.path.clone(), dedupe.to_owned(), one.bounds(), secrets]
         };
-        output::table(["SOURCE", "PROVIDER", "PATH", "DEDUPE", "SECRETS"], listed.iter().map(row))
+        output::table(["SOURCE", "PROVIDER", "PATH", "DEDUPE", "BOUNDS", "SECRETS"], listed.iter().map(row))
     })
 }
 

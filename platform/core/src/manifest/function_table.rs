@@ -238,15 +238,18 @@ pub(super) fn read_size(
     number.and_then(|n| usize::try_from(n).ok()).unwrap_or(default)
 }
 
+/// Reads a size such as `64MiB`, in bytes.
+pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+    let size = text.parse::<bytesize::ByteSize>();
+    size.map(|size| size.0).map_err(|_| format!("`{text}` is not a size: write a number and a unit, such as \"64MiB\""))
+}
+
 fn read_memory(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<u64> {
-    let bytes = reader.parsed(table, "memory", |text| {
-        let size = text.parse::<bytesize::ByteSize>();
-        size.map_err(|_| format!("`{text}` is not a size: write a number and a unit, such as \"64MiB\""))
-    })?;
-    if bytes.0 < 64 << 10 {
+    let bytes = reader.parsed(table, "memory", parse_size)?;
+    if bytes < 64 << 10 {
         reader.fault(table, "memory", "nothing runs in less than 64KiB");
     }
-    Some(bytes.0)
+    Some(bytes)
 }
 
 fn read_batch(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Batch {

@@ -1,5 +1,6 @@
 //! `[source.NAME]`: a webhook source.
 
+use super::{Network, Rate};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ pub struct SourceSpec {
     /// How far a signed time may be from now, where the scheme signs one.
     #[serde(with = "crate::manifest::millis")]
     pub tolerance: Duration,
-    /// The URL as the sender knows it, where the scheme signs the URL.
+    /// The URL as the sender knows it, where the scheme signs the URL; when none, what the gateway can tell of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_url: Option<String>,
     /// Whether signatures are checked.
@@ -32,6 +33,18 @@ pub struct SourceSpec {
     /// Whether deliveries wait on the gateway's disk, answered 2xx, while the broker is away.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub spool: bool,
+    /// The most verified deliveries in a time, a gateway; no bound when none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// Verified deliveries that are being stored at once, a gateway; no bound when none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub concurrency: Option<usize>,
+    /// The networks that may post; every one when none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<Network>,
+    /// Largest body, in bytes; what the gateway takes when none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_body: Option<u64>,
 }
 
 impl SourceSpec {
@@ -47,7 +60,20 @@ impl SourceSpec {
             verify_token: None,
             topics: Vec::new(),
             spool: false,
+            rate: None,
+            concurrency: None,
+            allow: Vec::new(),
+            max_body: None,
         }
+    }
+
+    /// Whether it must be known which URL the sender posts to.
+    pub fn needs_url(&self) -> bool {
+        let signed = match &self.provider {
+            Provider::Custom(scheme) => scheme.signed.contains("{url}"),
+            provider => provider.signs_url(),
+        };
+        signed && self.verify == Verify::Signature
     }
 
     /// What makes two deliveries one.
@@ -230,7 +256,7 @@ impl Provider {
         Duration::from_secs(seconds)
     }
 
-    /// Whether the scheme signs the URL it posts to, so that the source must say which it is.
+    /// Whether the scheme signs the URL it posts to, so that it must be known which it is.
     pub fn signs_url(&self) -> bool {
         matches!(self, Self::Twilio | Self::Square | Self::Hubspot)
     }

@@ -2,13 +2,27 @@
 
 use super::{
     Algorithm, CustomScheme, Dedupe, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
-    function_table::{parse_secret_name, parse_url},
+    function_table::{parse_secret_name, parse_size, parse_url},
+    limits,
     read::{Reader, Section, did_you_mean},
 };
 use std::time::Duration;
 
-const KEYS: &[&str] =
-    &["provider", "secrets", "tolerance", "public_url", "verify", "dedupe", "verify_token", "topics", "spool"];
+const KEYS: &[&str] = &[
+    "provider",
+    "secrets",
+    "tolerance",
+    "public_url",
+    "verify",
+    "dedupe",
+    "verify_token",
+    "topics",
+    "spool",
+    "rate",
+    "concurrency",
+    "allow",
+    "max_body",
+];
 const SCHEME_KEYS: &[&str] = &[
     "signature",
     "prefix",
@@ -44,9 +58,25 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<S
     if let Some(tolerance) = reader.duration(table, "tolerance", TOLERANCE_MAX) {
         spec.tolerance = tolerance;
     }
+    read_bounds(reader, table, &mut spec);
     spec.provider = provider?;
     check_together(reader, table, &spec);
     Some(spec)
+}
+
+/// Who may post, and how much.
+fn read_bounds(reader: &mut Reader<'_>, table: &Section<'_, '_>, spec: &mut SourceSpec) {
+    spec.rate = reader.parsed(table, "rate", str::parse);
+    let concurrency = reader.number(table, "concurrency", 1..=limits::SOURCE_CONCURRENCY);
+    spec.concurrency = concurrency.and_then(|number| usize::try_from(number).ok());
+    if table.get("allow").is_some_and(|value| value.get_ref().as_array().is_some_and(|items| items.is_empty())) {
+        reader.fault(table, "allow", "it lets nobody in: name networks such as \"192.0.2.0/24\", or remove it");
+    }
+    spec.allow = reader.list(table, "allow", str::parse).unwrap_or_default();
+    spec.max_body = reader.parsed(table, "max_body", |text| match parse_size(text) {
+        Ok(0) => Err("it takes no body at all: give it at least \"1B\"".to_owned()),
+        read => read,
+    });
 }
 
 /// What a provider needs beside its name.
@@ -79,13 +109,8 @@ fn check_together(reader: &mut Reader<'_>, table: &Section<'_, '_>, spec: &Sourc
     if !meta && spec.verify_token.is_some() {
         reader.fault(table, "verify_token", "only provider = \"meta\" takes it");
     }
-    if checked && spec.provider.signs_url() && table.get("public_url").is_none() {
-        let message =
-            format!("it is missing: {} signs the URL, so say it as the sender knows it", spec.provider.name());
-        reader.fault(table, "public_url", message);
-    }
     if let Provider::Custom(scheme) = &spec.provider {
-        check_template(reader, table, scheme, spec.public_url.is_some());
+        check_template(reader, table, scheme);
     }
 }
 
@@ -146,7 +171,7 @@ fn read_scheme(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Custo
 }
 
 /// What is signed must cover the body, and everything it names must be declared.
-fn check_template(reader: &mut Reader<'_>, table: &Section<'_, '_>, scheme: &CustomScheme, has_url: bool) {
+fn check_template(reader: &mut Reader<'_>, table: &Section<'_, '_>, scheme: &CustomScheme) {
     if scheme.signed.is_empty() {
         return;
     }
@@ -157,7 +182,6 @@ fn check_template(reader: &mut Reader<'_>, table: &Section<'_, '_>, scheme: &Cus
             "body" => None,
             "timestamp" if scheme.timestamp.is_none() => Some("{timestamp} needs timestamp = \"HEADER\""),
             "id" if !matches!(scheme.id, Some(Locator::Header(_))) => Some("{id} needs id = \"HEADER\""),
-            "url" if !has_url => Some("{url} needs public_url, the URL as the sender knows it"),
             "timestamp" | "id" | "url" | "method" | "form" => None,
             _ => Some("it may hold {body}, {timestamp}, {id}, {url}, {method} and {form} only"),
         };

@@ -181,10 +181,14 @@ fn mistakes_in_sources() {
         ("[source.s]\nprovider=\"githb\"\nsecrets=[\"A\"]", "did you mean `github`?"),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nprefix=\"x\"", "only provider = \"custom\""),
         ("[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]", "source.s.signature: it is missing"),
-        (
-            "[source.s]\nprovider=\"square\"\nsecrets=[\"A\"]",
-            "source.s.public_url: it is missing: square signs the URL",
-        ),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nrate=\"fast\"", "source.s.rate: `fast` is not a rate"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nrate=\"0/s\"", "`0/s` is not a rate"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nconcurrency=0", "a whole number from 1 to 65536"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nallow=[\"10.0.0.0/33\"]", "`10.0.0.0/33` is not a network"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nallow=[]", "source.s.allow: it lets nobody in"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nmax_body=\"big\"", "`big` is not a size"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nmax_body=\"0\"", "it takes no body at all"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nallowed=[]", "did you mean `allow`?"),
         ("[source.s]\nprovider=\"sns\"", "source.s.topics: it is missing"),
         ("[source.s]\nprovider=\"sns\"\ntopics=[\"x\"]", "`x` is not a topic's ARN"),
         ("[source.s]\nprovider=\"sns\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]", "takes none"),
@@ -202,13 +206,24 @@ fn mistakes_in_sources() {
         "[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]\nsignature=\"x\"\nalgorithm=\"sha256\"\nencoding=\"hex\"\n";
     for (signed, said) in [
         ("{timestamp}", "needs timestamp"),
-        ("{url}{body}", "needs public_url"),
         ("{bdy}", "{body}, {timestamp}, {id}, {url}, {method} and {form} only"),
         ("x", "must cover {body}"),
     ] {
         let found = problems(&format!("{scheme}signed=\"{signed}\""));
         assert!(found.iter().any(|p| p.contains(said)), "{found:#?}");
     }
+}
+
+#[test]
+fn the_bounds_of_a_source_are_read_and_stored() {
+    let text = "[source.s]\nprovider=\"square\"\nsecrets=[\"A\"]\nrate=\"100/s\"\nconcurrency=8\n\
+                allow=[\"10.0.0.0/8\",\"2001:db8::1\"]\nmax_body=\"64KiB\"\n";
+    let spec = Manifest::parse(text).unwrap().sources.into_values().next().unwrap();
+    assert_eq!(spec.rate.unwrap().to_string(), "100/s");
+    assert_eq!((spec.concurrency, spec.max_body, spec.allow.len()), (Some(8), Some(64 << 10), 2));
+    assert!(spec.needs_url() && !SourceSpec::new(Provider::Github).needs_url());
+    let stored = serde_json::to_string(&spec).unwrap();
+    assert_eq!(serde_json::from_str::<SourceSpec>(&stored).unwrap(), spec, "{stored}");
 }
 
 #[test]

@@ -80,10 +80,10 @@ impl Access {
         Self { keys: hashed }
     }
 
-    /// Lets the request through to the API and says who calls, or says why not.
-    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap) -> Answer<Caller> {
+    /// Lets the request through to the API and says who calls, or says why not; `client` is where it comes from.
+    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap, client: Option<IpAddr>) -> Answer<Caller> {
         if self.keys.is_empty() {
-            return local_only(uri, headers).map(|()| Caller::Any);
+            return local_only(uri, headers, client).map(|()| Caller::Any);
         }
         let caller = self.check_key(headers)?;
         if caller.may_use(uri.path()) {
@@ -119,14 +119,18 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
 }
 
-/// Without a key the socket is on loopback, and so is every caller; but a browser here may act for a page from elsewhere.
+/// Without a key the socket is on loopback, and so is every caller; but a proxy here may pass on what comes from elsewhere,
+/// and a browser here may act for a page from elsewhere.
 ///
 /// Such a page is known by its host name (DNS rebinding) or by its origin (a plain form post).
-fn local_only(uri: &Uri, headers: &HeaderMap) -> Answer<()> {
+fn local_only(uri: &Uri, headers: &HeaderMap, client: Option<IpAddr>) -> Answer<()> {
     let refuse = |what: &str| {
         let detail = format!("without gateway.keys the API answers this machine only, and {what}; configure a key");
         Err(Problem::new(StatusCode::FORBIDDEN, detail))
     };
+    if client.is_some_and(|client| !is_loopback(client)) {
+        return refuse("the proxy says that it comes from another");
+    }
     let host =
         headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| Some(uri.authority()?.as_str()));
     if !host.is_some_and(is_local_authority) {
@@ -159,7 +163,7 @@ mod tests {
     fn check(keys: &[&str], headers: &[(&'static str, &str)]) -> Result<(), u16> {
         let keys: Vec<_> = keys.iter().map(|key| Secret::new(*key)).collect();
         let headers = headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()));
-        let checked = Access::new(&keys, []).check(&Uri::from_static("/v1/events"), &headers.collect());
+        let checked = Access::new(&keys, []).check(&Uri::from_static("/v1/events"), &headers.collect(), None);
         checked.map(drop).map_err(|problem| problem.status().as_u16())
     }
 
@@ -181,7 +185,7 @@ mod tests {
         let access = Access::new(&[Secret::new("all")], &of_collections);
         let check = |key: &str, path: &'static str| {
             let headers = [(header::AUTHORIZATION, format!("Bearer {key}").parse().unwrap())];
-            let checked = access.check(&Uri::from_static(path), &headers.into_iter().collect());
+            let checked = access.check(&Uri::from_static(path), &headers.into_iter().collect(), None);
             checked.map_err(|problem| problem.status().as_u16())
         };
         let own = Caller::Collection("manuals".into());
@@ -209,6 +213,13 @@ mod tests {
             assert_eq!(check(&[], &[("host", host)]), Err(403), "{host}");
         }
         assert_eq!(check(&[], &[]), Err(403));
+    }
+
+    #[test]
+    fn without_keys_what_a_proxy_here_passes_on_is_refused() {
+        let (access, uri) = (Access::new(&[], []), Uri::from_static("http://localhost/v1/events"));
+        let from = |client: &str| access.check(&uri, &HeaderMap::new(), Some(client.parse().unwrap())).is_ok();
+        assert!(from("127.0.0.1") && from("::1") && !from("192.0.2.1"));
     }
 
     #[test]

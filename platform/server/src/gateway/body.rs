@@ -1,19 +1,33 @@
 //! Reads request bodies within a size, a time, and a share of memory.
+//!
+//! None is decompressed: a webhook is verified as it was sent, and what is small on the wire stays small in memory.
 
-use super::problem::{Answer, Problem};
+use super::{
+    places::Places,
+    problem::{Answer, Problem},
+};
 use axum::body::{Body, BodyDataStream};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use std::{sync::Arc, time::Duration};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 /// The longest that a body may take to arrive.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a body may take however slow it is; after that, each further second must have brought [`LEAST`] bytes.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LEAST: u32 = 1 << 10;
 /// What all bodies that are being handled may take of memory, in bytes.
 const BUDGET: usize = 512 << 20;
 /// The unit in which the budget is given out, in bytes.
 const UNIT: usize = 64 << 10;
+/// How often one request is made to give its memory back for another, and how long that may take.
+const MEMORY_TRIES: u32 = 20;
+const MEMORY_WAIT: Duration = Duration::from_millis(20);
 /// How much of a body that is too large is read and thrown away, in bytes, and for how long.
 const DISCARD: usize = 32 << 20;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,7 +36,23 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Bodies {
     budget: Arc<Semaphore>,
-    read_timeout: Duration,
+    /// The requests that the bodies are of; those that wait for theirs give way.
+    requests: Places,
+    patience: Patience,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    at_first: Duration,
+    in_all: Duration,
+}
+
+impl Patience {
+    /// When a body that began to arrive at `start` is given up, unless more than `arrived` bytes have come until then.
+    fn ends(self, start: Instant, arrived: usize) -> Instant {
+        let bytes = u32::try_from(arrived).unwrap_or(u32::MAX);
+        start + (self.at_first + Duration::from_secs(1) * bytes / LEAST).min(self.in_all)
+    }
 }
 
 /// A whole body, and its share of the budget, given back when it is dropped.
@@ -33,16 +63,17 @@ pub(crate) struct ReadBody {
 }
 
 impl Bodies {
-    pub(crate) fn new() -> Self {
-        Self::within(BUDGET, READ_TIMEOUT)
+    pub(crate) fn new(requests: Places) -> Self {
+        Self::within(BUDGET, requests, Patience { at_first: PATIENCE, in_all: READ_TIMEOUT })
     }
 
-    fn within(bytes: usize, read_timeout: Duration) -> Self {
-        Self { budget: Arc::new(Semaphore::new(bytes.div_ceil(UNIT))), read_timeout }
+    fn within(bytes: usize, requests: Places, patience: Patience) -> Self {
+        Self { budget: Arc::new(Semaphore::new(bytes.div_ceil(UNIT))), requests, patience }
     }
 
     /// Reads the body of a request, at most `limit` bytes; nothing is kept of a body that says it is longer.
     pub(crate) async fn read(&self, headers: &HeaderMap, body: Body, limit: usize) -> Answer<ReadBody> {
+        check_encoding(headers)?;
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let expected = usize::try_from(length.unwrap_or_default()).unwrap_or(usize::MAX);
         if expected > limit {
@@ -51,23 +82,21 @@ impl Bodies {
             }
             return Err(too_large(limit));
         }
-        match tokio::time::timeout(self.read_timeout, self.collect(body, limit, expected)).await {
-            Ok(read) => read,
-            Err(_) => {
-                let detail = format!("the body did not arrive within {:?}", self.read_timeout);
-                Err(closing(Problem::new(StatusCode::REQUEST_TIMEOUT, detail)))
-            }
-        }
+        self.collect(body, limit, expected).await
     }
 
     async fn collect(&self, body: Body, limit: usize, expected: usize) -> Answer<ReadBody> {
+        let start = Instant::now();
         let mut share = None;
         let mut claimed = 0;
         // Neither memory nor a share of it is taken on a sender's word: what has arrived counts.
         let mut bytes = BytesMut::with_capacity(expected.min(UNIT));
         let mut chunks = body.into_data_stream();
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|_| closing(Problem::bad_request("the body broke off")))?;
+        loop {
+            let until = self.patience.ends(start, bytes.len());
+            let next = tokio::time::timeout_at(until, chunks.next()).await;
+            let Some(chunk) = next.map_err(|_| self.too_slow())? else { break };
+            let chunk = chunk.map_err(|_| Problem::bad_request("the body broke off").closing())?;
             let size = bytes.len().saturating_add(chunk.len());
             if size > limit {
                 drop((bytes, share));
@@ -75,7 +104,7 @@ impl Bodies {
                 return Err(too_large(limit));
             }
             if size > claimed {
-                let more = self.claim(size - claimed)?;
+                let more = self.claim(size - claimed).await?;
                 claimed += more.num_permits() * UNIT;
                 match &mut share {
                     Some(share) => OwnedSemaphorePermit::merge(share, more),
@@ -87,13 +116,45 @@ impl Bodies {
         Ok(ReadBody { bytes: bytes.freeze(), _share: share })
     }
 
-    fn claim(&self, bytes: usize) -> Answer<OwnedSemaphorePermit> {
+    /// A share of memory for so many bytes. When all of it is taken, whoever has waited longest for its body gives its own
+    /// back.
+    async fn claim(&self, bytes: usize) -> Answer<OwnedSemaphorePermit> {
         let units = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let permit = Arc::clone(&self.budget).try_acquire_many_owned(units);
-        permit.map_err(|_| {
-            closing(Problem::unavailable("too many large bodies are being handled", Duration::from_secs(1)))
-        })
+        if let Ok(permit) = Arc::clone(&self.budget).try_acquire_many_owned(units) {
+            return Ok(permit);
+        }
+        for _ in 0..MEMORY_TRIES {
+            self.requests.evict();
+            let freed = Arc::clone(&self.budget).acquire_many_owned(units);
+            if let Ok(Ok(permit)) = tokio::time::timeout(MEMORY_WAIT, freed).await {
+                return Ok(permit);
+            }
+        }
+        Err(Problem::unavailable("too many large bodies are being handled", Duration::from_secs(1)).closing())
     }
+
+    fn too_slow(&self) -> Problem {
+        let Patience { at_first, in_all } = self.patience;
+        let detail = format!(
+            "the body did not arrive in time: it may take {at_first:?}, and a second more for each {LEAST} bytes of it, but \
+             no more than {in_all:?}"
+        );
+        Problem::new(StatusCode::REQUEST_TIMEOUT, detail).closing()
+    }
+}
+
+/// Refuses a body that would have to be decompressed.
+fn check_encoding(headers: &HeaderMap) -> Answer<()> {
+    let encodings = headers.get_all(header::CONTENT_ENCODING).iter();
+    let plain = |value: &HeaderValue| {
+        value.to_str().is_ok_and(|text| text.trim().is_empty() || text.trim().eq_ignore_ascii_case("identity"))
+    };
+    if encodings.into_iter().all(plain) {
+        return Ok(());
+    }
+    let detail = "the body is compressed (Content-Encoding), and is taken as it is or not at all: send it uncompressed";
+    let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
+    Err(problem.with(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")).closing())
 }
 
 /// Takes in the rest of a body that is only a little too large, so that a sender that writes it whole before it
@@ -113,17 +174,22 @@ async fn discard(mut chunks: BodyDataStream) {
 
 fn too_large(limit: usize) -> Problem {
     let detail = format!("the body is larger than {limit} bytes, the most that this path takes");
-    closing(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail))
-}
-
-/// The rest of the body is not read, so the connection cannot be used again.
-fn closing(problem: Problem) -> Problem {
-    problem.with(header::CONNECTION, HeaderValue::from_static("close"))
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).closing()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const PATIENT: Patience = Patience { at_first: PATIENCE, in_all: READ_TIMEOUT };
+
+    fn requests() -> Places {
+        Places::new("test", 10)
+    }
+
+    fn bodies() -> Bodies {
+        Bodies::new(requests())
+    }
 
     async fn read(bodies: &Bodies, body: &'static str, length: Option<&str>, limit: usize) -> Result<Bytes, u16> {
         let mut headers = HeaderMap::new();
@@ -137,7 +203,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_within_the_limit_is_read_whole() {
-        let bodies = Bodies::new();
+        let bodies = bodies();
         assert_eq!(read(&bodies, "12345", None, 5).await.unwrap(), "12345");
         assert_eq!(read(&bodies, "12345", Some("5"), 5).await.unwrap(), "12345");
         assert_eq!(read(&bodies, "", None, 5).await.unwrap(), "");
@@ -145,7 +211,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_over_the_limit_is_refused_whatever_it_says_of_itself() {
-        let bodies = Bodies::new();
+        let bodies = bodies();
         for length in [None, Some("6"), Some("1"), Some("99999999999"), Some("nonsense")] {
             assert_eq!(read(&bodies, "123456", length, 5).await, Err(413), "{length:?}");
         }
@@ -154,7 +220,7 @@ mod tests {
 
     #[tokio::test]
     async fn memory_is_shared_and_given_back() {
-        let bodies = Bodies::within(UNIT, READ_TIMEOUT);
+        let bodies = Bodies::within(UNIT, requests(), PATIENT);
         assert_eq!(read(&bodies, "1", None, 9).await.unwrap(), "1");
         let headers = HeaderMap::new();
         let kept = bodies.read(&headers, Body::from("x"), 9).await.unwrap();
@@ -163,11 +229,71 @@ mod tests {
         assert_eq!(read(&bodies, "1", None, 9).await.unwrap(), "1");
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_comes_too_slowly_is_given_up() {
+        let sent = |chunk: &'static [u8], every: Duration| {
+            let one = move |()| async move {
+                tokio::time::sleep(every).await;
+                Some((Ok::<_, std::convert::Infallible>(Bytes::from_static(chunk)), ()))
+            };
+            Body::from_stream(futures::stream::unfold((), one))
+        };
+        let bodies = bodies();
+        let second = Duration::from_secs(1);
+        for (chunk, every, given_up) in [
+            (&b"x"[..], Duration::from_secs(3600), Duration::from_secs(5)),
+            (b"x", second, Duration::from_secs(5)),
+            // It keeps to the rate, and takes too long in all.
+            (&[b'x'; 2048], second, Duration::from_secs(30)),
+        ] {
+            let start = Instant::now();
+            let headers = HeaderMap::new();
+            let problem = bodies.read(&headers, sent(chunk, every), 1 << 20).await.unwrap_err();
+            assert_eq!((problem.status().as_u16(), start.elapsed().as_secs()), (408, given_up.as_secs()));
+        }
+        assert_eq!(PATIENT.ends(Instant::now(), 0), Instant::now() + PATIENCE);
+        assert_eq!(PATIENT.ends(Instant::now(), 3 << 10), Instant::now() + Duration::from_secs(8));
+        assert_eq!(PATIENT.ends(Instant::now(), usize::MAX), Instant::now() + READ_TIMEOUT);
+    }
+
     #[tokio::test]
-    async fn a_body_that_never_ends_is_given_up() {
-        let body = Body::from_stream(futures::stream::pending::<Result<Bytes, std::convert::Infallible>>());
-        let problem =
-            Bodies::within(BUDGET, Duration::from_millis(5)).read(&HeaderMap::new(), body, 5).await.unwrap_err();
-        assert_eq!(problem.status(), 408);
+    async fn a_compressed_body_is_refused_unread() {
+        let bodies = bodies();
+        for (encoding, refused) in
+            [("gzip", true), ("br", true), ("identity, gzip", true), ("Identity", false), ("", false)]
+        {
+            let headers = HeaderMap::from_iter([(header::CONTENT_ENCODING, encoding.parse().unwrap())]);
+            let unread = futures::stream::once(async move {
+                assert!(!refused, "{encoding} is read");
+                Ok::<_, std::convert::Infallible>(Bytes::from_static(b"x"))
+            });
+            let read = bodies.read(&headers, Body::from_stream(unread), 9).await;
+            assert_eq!(read.err().map(|problem| problem.status().as_u16()), refused.then_some(415), "{encoding}");
+        }
+    }
+
+    #[tokio::test]
+    async fn when_memory_is_full_whoever_has_waited_longest_gives_it_back() {
+        let requests = requests();
+        let bodies = Bodies::within(UNIT, requests.clone(), PATIENT);
+        let slow = requests.try_enter().unwrap();
+        let stalled = futures::stream::once(async { Ok::<_, std::convert::Infallible>(Bytes::from_static(b"x")) });
+        let stalled = Body::from_stream(stalled.chain(futures::stream::pending()));
+        let headers = HeaderMap::new();
+        let held = async {
+            tokio::select! {
+                read = bodies.read(&headers, stalled, 9) => panic!("{read:?}"),
+                () = slow.evicted() => {}
+            }
+        };
+        let good = async {
+            tokio::task::yield_now().await;
+            let place = requests.try_enter().unwrap();
+            let read = read(&bodies, "good", None, 9).await;
+            assert!(place.works());
+            read
+        };
+        let ((), good) = tokio::join!(held, good);
+        assert_eq!(good.unwrap(), "good");
     }
 }

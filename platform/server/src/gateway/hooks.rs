@@ -1,22 +1,26 @@
 //! `POST /hooks/{source}`: a verified webhook becomes an event, or several.
 //!
 //! # Layout
-//! - `events`: the events it becomes. `taking`: into the log, or the spool. `handshake`: what senders ask besides. `certificates`: calls out to AWS.
+//! - `guard`: who may post, and how much. `events`: the events it becomes. `taking`: into the log, or the spool.
+//! - `handshake`: what senders ask besides. `certificates`: calls out to AWS.
 //!
 //! # Flow
-//! find the source → read the body → verify → leave out what was taken in before → publish, and wait for the ack →
+//! find the source → check the address → read the body → verify → check the rate → leave out what was taken in before → publish, and wait for the ack →
 //! remember → answer.
 
 mod certificates;
 mod events;
+mod guard;
 mod handshake;
 mod taking;
 
 pub(super) use certificates::Certificates;
+pub(super) use guard::Guards;
 pub(super) use handshake::{get, options};
 
 use super::{
     Gateway,
+    forwarded::Origin,
     problem::{Answer, Problem},
     verify::{Accepted, Certificate, Delivery, Refusal, certificate_url, verify},
 };
@@ -41,23 +45,31 @@ const MENDED: Duration = Duration::from_secs(60);
 pub(super) async fn receive(
     State(gateway): State<Gateway>,
     Path(source): Path<String>,
+    origin: Origin,
     request: Request<Body>,
 ) -> Answer {
-    let (name, spec, catalogue) = find(&gateway, &source)?;
+    let (name, mut spec, catalogue) = find(&gateway, &source, &origin)?;
     let (parts, body) = request.into_parts();
-    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_hook_body).await?;
+    let limit = spec.max_body.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+    let body = gateway.bodies().read(&parts.headers, body, limit.min(gateway.config().max_hook_body)).await?;
+    if spec.public_url.is_none() && spec.needs_url() {
+        spec.public_url = origin.url(parts.uri.path());
+    }
     let secrets = spec.secrets.iter().filter_map(|secret| secret_of(&catalogue, &name, secret)).collect();
     let query = parts.uri.query().map(str::to_owned);
     let now = OffsetDateTime::now_utc();
     let mut hook =
         Hook { spec, secrets, headers: parts.headers, query, body: body.bytes.clone(), certificate: None, now };
-    if let Some(url) = certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&name, &refusal))? {
+    if let Some(url) =
+        certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&name, &refusal, &origin))?
+    {
         hook.certificate = gateway.certificates().get(&url).await?;
     }
     let hook = Arc::new(hook);
     match Hook::verify(&hook).await? {
         Ok(Accepted::Asked(reply)) => handshake::answer(&gateway, &name, reply).await,
         Ok(Accepted::Events(verified, identity)) => {
+            let _slot = gateway.guards().admit(&name, &hook.spec)?;
             let posted = match hook.spec.provider {
                 Provider::Cloudevents => events::cloud_events(&name, &hook.headers, &hook.body)?,
                 _ => None,
@@ -71,16 +83,17 @@ pub(super) async fn receive(
         Err(Refusal::Brings(secret)) if !hook.spec.secrets.is_empty() => {
             Ok(handshake::brought(&name, &hook.spec, &secret))
         }
-        Err(refusal) => Err(refuse(&name, &refusal)),
+        Err(refusal) => Err(refuse(&name, &refusal, &origin)),
     }
 }
 
-/// The source of this name, and what is deployed with it.
-fn find(gateway: &Gateway, source: &str) -> Answer<(Name, SourceSpec, Arc<Catalogue>)> {
+/// The source of this name, and what is deployed with it, for whom may post to it.
+fn find(gateway: &Gateway, source: &str, origin: &Origin) -> Answer<(Name, SourceSpec, Arc<Catalogue>)> {
     let unknown = || Problem::not_found(format!("there is no webhook source `{source}`; deploy `[source.{source}]`"));
     let name = Name::parse(source).map_err(|_| unknown())?;
     let catalogue = gateway.catalogue();
     let spec = catalogue.sources.get(&name).ok_or_else(unknown)?.record.spec.clone();
+    guard::check_origin(&name, &spec, origin)?;
     Ok((name, spec, catalogue))
 }
 
@@ -132,7 +145,7 @@ impl Hook {
 }
 
 /// What the sender is told: no more than which of three things it is.
-fn refuse(source: &Name, refusal: &Refusal) -> Problem {
+fn refuse(source: &Name, refusal: &Refusal, origin: &Origin) -> Problem {
     match refusal {
         Refusal::Malformed => {
             Problem::bad_request("the body is not JSON, although its content type says so; nothing was stored")
@@ -144,7 +157,7 @@ fn refuse(source: &Name, refusal: &Refusal) -> Problem {
             Problem::unavailable(detail, MENDED)
         }
         _ => {
-            tracing::debug!(%source, "a webhook is refused: {refusal}");
+            tracing::debug!(%source, client = origin.client.map(display), "a webhook is refused: {refusal}");
             let detail = "the signature, or a header that goes with it, is missing, wrong or out of date";
             Problem::new(StatusCode::UNAUTHORIZED, detail)
         }
@@ -158,6 +171,7 @@ mod tests {
     #[test]
     fn a_refusal_tells_the_sender_no_more_than_its_kind() {
         let source = Name::parse("github").unwrap();
+        let refuse = |source: &Name, refusal: &Refusal| super::refuse(source, refusal, &Origin::default());
         let wrong = refuse(&source, &Refusal::Wrong);
         for refusal in [
             Refusal::Missing("x".into()),

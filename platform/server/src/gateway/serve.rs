@@ -1,39 +1,53 @@
 //! Serves connections: bounded in number, patient with nobody, drained at the end.
+//!
+//! A connection waits while its peer has something to send or to read, and works while a request on it is whole and not
+//! answered yet, or answered by a stream; see [`places`](super::places) for what becomes of those that wait when there are too many.
 
-use super::Gateway;
-use axum::Router;
-use hyper::body::Incoming;
+use super::{
+    Gateway,
+    forwarded::Peer,
+    places::{Place, Places},
+    tls::Tls,
+    watched::{arriving, leaving},
+};
+use axum::{Router, body::HttpBody, response::Response};
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
-    service::TowerToHyperService,
 };
 use std::{
+    convert::Infallible,
     io,
+    net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore},
 };
+use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 /// The longest that a request's head may take to arrive, and that a connection stays open between requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest that a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a silent HTTP/2 connection is asked whether it lives.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Requests at once on one HTTP/2 connection.
 const HTTP2_STREAMS: u32 = 256;
-/// The most that the headers of an HTTP/2 request may hold, in bytes.
-const HTTP2_HEADERS: u32 = 64 << 10;
+/// The most that the head of a request may hold, in bytes.
+const HEAD: usize = 64 << 10;
+const HTTP2_HEAD: u32 = 64 << 10;
 /// How long shutdown waits for requests that are being answered.
 const DRAIN: Duration = Duration::from_secs(10);
-/// The wait before accepting again when the machine is out of files or memory.
+/// The wait before accepting again when the machine is out of files or memory, and nobody can be hung up on.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Runs hyper's own tasks where they are tracked, and no longer than their connections.
@@ -54,47 +68,59 @@ where
     }
 }
 
-/// Serves `gateway` on `listener` until its shutdown, then waits for what is being answered, at most 10 s.
-pub async fn serve(listener: TcpListener, gateway: Gateway, tasks: TaskTracker) -> io::Result<()> {
-    serve_patiently(listener, gateway, tasks, HEAD_TIMEOUT).await
+/// Where connections come in.
+pub(crate) struct Door {
+    /// The socket.
+    pub(crate) listener: TcpListener,
+    /// The certificate, where it is served; HTTP is plain when none.
+    pub(crate) tls: Option<Tls>,
+}
+
+/// Serves `gateway` on `door` until its shutdown, then waits for what is being answered, at most 10 s.
+pub(crate) async fn serve(door: Door, gateway: Gateway, tasks: TaskTracker) -> io::Result<()> {
+    serve_patiently(door, gateway, tasks, HEAD_TIMEOUT).await
 }
 
 /// [`serve`], with the time that the first head of a connection may take.
 pub(super) async fn serve_patiently(
-    listener: TcpListener,
+    door: Door,
     gateway: Gateway,
     tasks: TaskTracker,
     head_timeout: Duration,
 ) -> io::Result<()> {
+    let Door { listener, tls } = door;
     let address = listener.local_addr()?;
-    let capacity = gateway.capacity();
-    let slots = Arc::new(Semaphore::new(capacity));
+    let places = Places::new("connection", gateway.capacity());
     let shutdown = gateway.shutdown().clone();
     let end = CancellationToken::new();
     let builder = builder(Tracked { tasks: tasks.clone(), end: end.clone() });
-    let server = Server { builder, router: gateway.router(), shutdown: shutdown.clone(), head_timeout };
-    tracing::info!(%address, "the gateway listens");
-    while let Some((stream, slot)) = shutdown.run_until_cancelled(accept(&listener, &slots)).await {
-        tasks.spawn(server.clone().drive(stream, slot));
+    let acceptor = tls.as_ref().map(Tls::acceptor).transpose().map_err(io::Error::other)?;
+    if let Some(tls) = tls {
+        tasks.spawn(tls.follow(end.clone()));
+    }
+    let server = Server { builder, router: gateway.router(), shutdown: shutdown.clone(), head_timeout, acceptor };
+    tracing::info!(%address, tls = server.acceptor.is_some(), "the gateway listens");
+    while let Some((stream, peer, place)) = shutdown.run_until_cancelled(accept(&listener, &places)).await {
+        tasks.spawn(server.clone().drive(stream, peer, place));
     }
     drop(listener);
-    // Every connection gives its slot back within DRAIN.
-    let all = u32::try_from(capacity).unwrap_or(u32::MAX);
-    let _ = slots.acquire_many(all).await;
+    // Every connection gives its place back within DRAIN.
+    places.emptied().await;
     end.cancel();
     tracing::info!(%address, "the gateway has stopped");
     Ok(())
 }
 
-/// The next connection, once there is a slot for it: callers past the bound wait in the listener's queue.
-async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
-    let slot = Arc::clone(slots).acquire_owned().await.ok();
+/// The next connection, once there is a place for it: when all that are open work, callers wait in the listener's queue.
+async fn accept(listener: &TcpListener, places: &Places) -> (TcpStream, SocketAddr, Place) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return (stream, slot),
+            Ok((stream, peer)) => return (stream, peer, places.enter().await),
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
+                // Out of files: somebody who only waits has one.
+                let freed = places.evict();
+                tracing::warn!(%error, freed, "a connection was not accepted");
+                tokio::time::sleep(if freed { Duration::ZERO } else { ACCEPT_AGAIN }).await;
             }
         }
     }
@@ -102,14 +128,14 @@ async fn accept(listener: &TcpListener, slots: &Arc<Semaphore>) -> (TcpStream, O
 
 fn builder(executor: Tracked) -> Builder<Tracked> {
     let mut builder = Builder::new(executor);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
         .max_concurrent_streams(HTTP2_STREAMS)
-        .max_header_list_size(HTTP2_HEADERS);
+        .max_header_list_size(HTTP2_HEAD);
     builder
 }
 
@@ -119,23 +145,42 @@ struct Server {
     router: Router,
     shutdown: CancellationToken,
     head_timeout: Duration,
+    acceptor: Option<TlsAcceptor>,
 }
 
 impl Server {
-    async fn drive(self, stream: TcpStream, _slot: Option<OwnedSemaphorePermit>) {
+    async fn drive(self, stream: TcpStream, peer: SocketAddr, place: Place) {
         // Small frames of a stream of events must not wait for each other.
         let _ = stream.set_nodelay(true);
-        let begun = Arc::new(AtomicBool::new(false));
-        let begins = Arc::clone(&begun);
-        let router = self.router.map_request(move |request: http::Request<Incoming>| {
-            begins.store(true, Ordering::Relaxed);
-            request
-        });
-        let connection = self.builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        let line = Arc::new(Line { place, working: Mutex::new(0), begun: AtomicBool::new(false) });
+        let peer = Peer { address: peer.ip(), tls: self.acceptor.is_some() };
+        let Some(acceptor) = self.acceptor.clone() else { return self.speak(stream, peer, line).await };
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
+        let shaken = tokio::select! {
+            shaken = handshake => shaken,
+            () = line.place.evicted() => return,
+            () = self.shutdown.cancelled() => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => self.speak(stream, peer, line).await,
+            Ok(Err(error)) => tracing::debug!(%error, client = %peer.address, "a TLS handshake failed"),
+            Err(_) => tracing::debug!(client = %peer.address, "a TLS handshake took too long"),
+        }
+    }
+
+    /// Answers what is asked on one connection.
+    async fn speak<S>(self, stream: S, peer: Peer, line: Arc<Line>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (router, asked) = (self.router, Arc::clone(&line));
+        let service = service_fn(move |request: http::Request<Incoming>| answer(router.clone(), peer, &asked, request));
+        let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = never_begun(self.head_timeout, &begun) => return,
+            () = line.place.evicted() => return,
+            () = never_begun(self.head_timeout, &line.begun) => return,
             () = self.shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
@@ -144,6 +189,76 @@ impl Server {
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended badly");
         }
+    }
+}
+
+/// One connection, and what goes on on it.
+struct Line {
+    place: Place,
+    /// Requests that are whole and not answered, or whose answer is a stream that goes on.
+    working: Mutex<usize>,
+    /// Whether the head of a request has arrived.
+    begun: AtomicBool,
+}
+
+/// One request on a connection, until it is answered.
+struct Exchange {
+    line: Arc<Line>,
+    whole: AtomicBool,
+}
+
+impl Line {
+    /// The head of a request has arrived.
+    fn asked(self: &Arc<Self>) -> Arc<Exchange> {
+        self.begun.store(true, Ordering::Relaxed);
+        let working = self.working.lock().unwrap_or_else(PoisonError::into_inner);
+        if *working == 0 {
+            self.place.waits();
+        }
+        Arc::new(Exchange { line: Arc::clone(self), whole: AtomicBool::new(false) })
+    }
+}
+
+impl Exchange {
+    /// The request is whole; false when the connection was given up before.
+    fn works(&self) -> bool {
+        let mut working = self.line.working.lock().unwrap_or_else(PoisonError::into_inner);
+        let works = self.line.place.works();
+        if works && !self.whole.swap(true, Ordering::Relaxed) {
+            *working += 1;
+        }
+        works
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if !*self.whole.get_mut() {
+            return;
+        }
+        let mut working = self.line.working.lock().unwrap_or_else(PoisonError::into_inner);
+        *working = working.saturating_sub(1);
+        if *working == 0 {
+            self.line.place.waits();
+        }
+    }
+}
+
+fn answer(
+    router: Router,
+    peer: Peer,
+    line: &Arc<Line>,
+    request: http::Request<Incoming>,
+) -> impl Future<Output = Result<Response, Infallible>> + use<> {
+    let exchange = line.asked();
+    let arrived = Arc::clone(&exchange);
+    let mut request = request.map(|body| arriving(body, move || arrived.works()));
+    request.extensions_mut().insert(peer);
+    async move {
+        let response = router.oneshot(request).await?;
+        // A stream works for as long as it lasts. What is there as a whole only waits for its reader, who may never read.
+        let whole = response.body().size_hint().exact().is_some();
+        Ok(if whole { response } else { response.map(|body| leaving(body, exchange)) })
     }
 }
 

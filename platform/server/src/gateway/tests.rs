@@ -92,6 +92,9 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
     drop(sender);
     let config = GatewayConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
+        tls_cert: None,
+        tls_key: None,
+        trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()],
         keys: keys.iter().map(|key| Secret::new(*key)).collect(),
         max_hook_body: LIMIT,
         max_api_body: LIMIT,
@@ -297,11 +300,18 @@ async fn a_panic_costs_one_request() {
 }
 
 #[tokio::test]
-async fn requests_past_the_bound_are_turned_away() {
+async fn requests_past_the_bound_are_turned_away_unless_some_have_not_arrived() {
     let gateway = gateway(&[], 1).await;
     let endless = Body::from_stream(futures::stream::pending::<Result<Bytes, std::convert::Infallible>>());
     let mut held = std::pin::pin!(ask(&gateway, request("POST", "/v1/events", &[], endless)));
     assert!(futures::poll!(&mut held).is_pending());
+    assert_eq!(ask(&gateway, request("GET", "/v1/functions", &[], "")).await.status, 200);
+    let gave_way = held.await;
+    assert!(gave_way.problem(503).contains("max_requests"));
+    assert_eq!(gave_way.headers[header::RETRY_AFTER], "1");
+    assert_eq!(gave_way.headers[header::CONNECTION], "close");
+    let working = gateway.shared.requests.try_enter().unwrap();
+    assert!(working.works());
     let turned_away = ask(&gateway, request("GET", "/v1/functions", &[], "")).await;
     assert!(turned_away.problem(503).contains("max_requests"));
     assert_eq!(ask(&gateway, request("GET", "/healthz", &[], "")).await.status, 200);
@@ -314,7 +324,7 @@ async fn shutdown_closes_idle_connections_and_lets_answers_finish() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
-    let serving = tasks.spawn(serve(listener, gateway, tasks.clone()));
+    let serving = tasks.spawn(serve(Door { listener, tls: None }, gateway, tasks.clone()));
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = [0; 15];
@@ -345,7 +355,7 @@ async fn a_caller_that_says_nothing_is_hung_up_on() {
     let address = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
     let soon = Duration::from_millis(20);
-    let serving = tasks.spawn(serve::serve_patiently(listener, gateway, tasks.clone(), soon));
+    let serving = tasks.spawn(serve::serve_patiently(Door { listener, tls: None }, gateway, tasks.clone(), soon));
     for beginning in ["", "PRI * HT", "GET / HTTP"] {
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(beginning.as_bytes()).await.unwrap();
@@ -354,6 +364,36 @@ async fn a_caller_that_says_nothing_is_hung_up_on() {
         let _ = slow.read_to_end(&mut answer).await;
         assert!(answer.is_empty(), "{beginning}");
     }
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_connection_that_has_waited_longest_gives_way() {
+    // One request and one stream: two connections.
+    let gateway = gateway(&[], 1).await;
+    let stop = gateway.shutdown().clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = TaskTracker::new();
+    let serving = tasks.spawn(serve(Door { listener, tls: None }, gateway, tasks.clone()));
+    let [mut first, mut second] =
+        [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    for slow in [&mut first, &mut second] {
+        slow.write_all(b"GET /healthz HT").await.unwrap();
+    }
+    let mut good = TcpStream::connect(address).await.unwrap();
+    good.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = [0; 15];
+    good.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let mut said = Vec::new();
+    // Closed, or reset because its beginning was never read.
+    let _ = first.read_to_end(&mut said).await;
+    assert!(said.is_empty());
+    second.write_all(b"TP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    second.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK", "nobody came who needed its place");
     stop.cancel();
     serving.await.unwrap().unwrap();
 }

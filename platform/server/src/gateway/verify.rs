@@ -144,8 +144,12 @@ pub(crate) enum Unusable {
     /// None of the secrets is a key of the scheme.
     #[error("no secret of the source is a key of its scheme: {0}")]
     BadSecret(BadKey),
-    /// The scheme signs the URL, and the source does not say which it is.
-    #[error("the scheme signs the URL: set `public_url` to it as the sender knows it")]
+    /// The scheme signs the URL, and neither the source nor the connection says which it is.
+    #[error(
+        "the scheme signs the URL, and this gateway cannot tell which that is: set the source's `public_url` to it as the \
+         sender knows it; or name the proxy that says it (X-Forwarded-Proto, -Host) in gateway.trusted_proxies; or serve \
+         TLS here (gateway.tls_cert)"
+    )]
     NoPublicUrl,
 }
 

@@ -29,6 +29,7 @@ Examples:
   printf %s \"$SECRET\" | nerve source add github --provider github --stdin
   nerve source add shop --provider shopify --write nerve.toml
   nerve source add sms --provider twilio --public-url https://n.example/hooks/sms
+  nerve source add shop --provider shopify --rate 50/s --concurrency 32 --allow 192.0.2.0/24
   nerve source add orders --provider sns --topic arn:aws:sns:eu-west-1:123456789012:orders")]
 pub(crate) struct Add {
     /// The source's name
@@ -42,7 +43,7 @@ pub(crate) struct Add {
     /// Set that secret to what stands on stdin
     #[arg(long)]
     stdin: bool,
-    /// The URL as the provider knows it, where it signs that
+    /// The URL as the provider knows it, where it signs that and the gateway cannot tell
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
     /// The name of the secret that Meta asks for before it sends
@@ -54,6 +55,18 @@ pub(crate) struct Add {
     /// While the broker is away, answer 2xx and keep what comes on the gateway's disk
     #[arg(long)]
     spool: bool,
+    /// The most deliveries in a time, a gateway, such as 100/s; more are answered 429
+    #[arg(long)]
+    rate: Option<String>,
+    /// Deliveries that are stored at once, a gateway; more are answered 429
+    #[arg(long, value_name = "N")]
+    concurrency: Option<usize>,
+    /// A network that may post, such as 192.0.2.0/24; may be repeated [default: all may]
+    #[arg(long, value_name = "CIDR")]
+    allow: Vec<String>,
+    /// The largest body, such as 1MiB [default: the gateway's own bound]
+    #[arg(long, value_name = "SIZE")]
+    max_body: Option<String>,
     /// Append the table to this nerve.toml
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -84,6 +97,9 @@ impl Add {
         for name in &missing {
             output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
         }
+        if let Some(hint) = deploy::url_hint(&self.name, &spec) {
+            output::hint(&hint);
+        }
         let report = json!({"source": self.name, "path": format!("/hooks/{}", self.name), "missing_secrets": missing});
         globals.output.show(&report, |_| format!("deployed {}: it takes POST /hooks/{}", self.name, self.name))
     }
@@ -104,6 +120,12 @@ impl Add {
         if self.spool {
             lines.push("spool = true".to_owned());
         }
+        lines.extend(self.rate.as_ref().map(|rate| format!("rate = {}", quoted(rate))));
+        lines.extend(self.concurrency.map(|slots| format!("concurrency = {slots}")));
+        if !self.allow.is_empty() {
+            lines.push(format!("allow = {}", json!(self.allow)));
+        }
+        lines.extend(self.max_body.as_ref().map(|size| format!("max_body = {}", quoted(size))));
         lines.join("\n") + "\n"
     }
 }
@@ -156,6 +178,10 @@ mod tests {
             verify_token: None,
             topics: vec![],
             spool: false,
+            rate: None,
+            concurrency: None,
+            allow: vec![],
+            max_body: None,
             write: None,
             folder: DataFolder { data: None },
         }
@@ -170,11 +196,19 @@ mod tests {
         let sns = Add { topics: vec!["arn:aws:sns:eu-west-1:1:t".into()], ..add("t", "sns") }.table();
         assert_eq!(sns, "[source.t]\nprovider = \"sns\"\ntopics = [\"arn:aws:sns:eu-west-1:1:t\"]\n");
         assert_eq!(check(&Name::parse("t").unwrap(), &sns).unwrap().topics.len(), 1);
-        let error = format!(
-            "{:#}",
-            anyhow::Error::from(check(&Name::parse("t").unwrap(), &add("t", "square").table()).unwrap_err())
-        );
-        assert!(error.contains("public_url: it is missing"), "{error}");
+        let bounded = Add {
+            rate: Some("5/s".into()),
+            concurrency: Some(2),
+            allow: vec!["10.0.0.0/8".into(), "::1".into()],
+            max_body: Some("1MiB".into()),
+            ..add("a", "github")
+        };
+        let spec = check(&bounded.name, &bounded.table()).unwrap();
+        assert_eq!((spec.rate, spec.concurrency), (Some("5/s".parse().unwrap()), Some(2)));
+        assert_eq!((spec.allow.len(), spec.max_body), (2, Some(1 << 20)));
+        let wrong = Add { rate: Some("fast".into()), ..bounded };
+        let error = format!("{:#}", anyhow::Error::from(check(&wrong.name, &wrong.table()).unwrap_err()));
+        assert!(error.contains("rate: `fast` is not a rate"), "{error}");
         assert!(parse_provider("gihub").unwrap_err().contains("did you mean `github`?"));
     }
 

@@ -30,7 +30,7 @@ Examples:
 pub(crate) struct Test {
     /// The source
     name: Name,
-    /// The gateway [default: that of the `nerve up` that runs on the data folder, else http://<gateway.listen>]
+    /// The gateway [default: that of the `nerve up` that runs on the data folder, else that of gateway.listen]
     #[arg(long, value_name = "URL")]
     gateway: Option<String>,
     /// Read the secret from stdin
@@ -43,15 +43,19 @@ pub(crate) struct Test {
 impl Test {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
-        let spec = deployed(&connection.registry().await?, &self.name).await?;
+        let mut spec = deployed(&connection.registry().await?, &self.name).await?;
         let secrets = match (self.stdin, spec.secrets.first()) {
             (true, Some(first)) => vec![read(stdin(), first)?],
             _ => self.opened(&connection, &spec).await?,
         };
         let config = &connection.config;
-        let listens = || find_gateway(&config.data.dir).unwrap_or_else(|| format!("http://{}", config.gateway.listen));
+        let scheme = if config.gateway.tls_cert.is_some() { "https" } else { "http" };
+        let listens =
+            || find_gateway(&config.data.dir).unwrap_or_else(|| format!("{scheme}://{}", config.gateway.listen));
         let gateway = self.gateway.clone().unwrap_or_else(listens);
         let base = format!("{}/hooks/{}", gateway.trim_end_matches('/'), self.name);
+        // What is signed is what we post to, as a provider would know it.
+        spec.public_url.get_or_insert_with(|| base.clone());
         let id = format!("nerve-test-{}", uuid::Uuid::now_v7());
         let deadline = tokio::time::Instant::now() + HEARD;
         loop {

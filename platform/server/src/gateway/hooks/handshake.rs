@@ -3,6 +3,7 @@
 use super::{
     super::{
         Gateway,
+        forwarded::Origin,
         problem::{Answer, Problem},
         verify::{Handshake, Reply, Scheme, challenge},
     },
@@ -14,7 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use nerve_core::{Name, SourceSpec, function::Secret};
+use nerve_core::{Name, SourceSpec, function::Secret, manifest::Rate};
 
 /// Answers what a verified delivery asks.
 pub(super) async fn answer(gateway: &Gateway, source: &Name, reply: Reply) -> Answer {
@@ -47,8 +48,9 @@ pub(in super::super) async fn get(
     State(gateway): State<Gateway>,
     Path(source): Path<String>,
     RawQuery(query): RawQuery,
+    origin: Origin,
 ) -> Answer {
-    let (name, spec, catalogue) = find(&gateway, &source)?;
+    let (name, spec, catalogue) = find(&gateway, &source, &origin)?;
     if !matches!(Scheme::of(&spec.provider).handshake, Some(Handshake::Meta)) {
         return Err(only_post());
     }
@@ -66,9 +68,10 @@ pub(in super::super) async fn get(
 pub(in super::super) async fn options(
     State(gateway): State<Gateway>,
     Path(source): Path<String>,
+    origin: Origin,
     headers: HeaderMap,
 ) -> Answer {
-    let (_, spec, _) = find(&gateway, &source)?;
+    let (_, spec, _) = find(&gateway, &source, &origin)?;
     if !matches!(Scheme::of(&spec.provider).handshake, Some(Handshake::CloudEvents)) {
         return Err(only_post());
     }
@@ -77,10 +80,16 @@ pub(in super::super) async fn options(
     answered.insert(header::ALLOW, HeaderValue::from_static("POST, OPTIONS"));
     if let Some(origin) = headers.get("webhook-request-origin") {
         answered.insert("webhook-allowed-origin", origin.clone());
-        // Whoever asks for a rate is told one: what comes faster than we can take in is answered 503 anyway.
-        answered.insert("webhook-allowed-rate", HeaderValue::from_static("*"));
+        answered.insert("webhook-allowed-rate", allowed_rate(spec.rate));
     }
     Ok(response)
+}
+
+/// Requests a minute, as CloudEvents counts them. Without a rate of the source's every one is right: what comes faster than
+/// we can take in is answered 503 anyway.
+fn allowed_rate(rate: Option<Rate>) -> HeaderValue {
+    let Some(rate) = rate else { return HeaderValue::from_static("*") };
+    HeaderValue::from((u64::from(rate.count) * 60 / rate.per.as_secs().max(1)).max(1))
 }
 
 fn only_post() -> Problem {

@@ -1,6 +1,7 @@
 //! What a post waits for before it goes: the breaker, and the sink's rate.
 
 use super::breaker::{Admission, Breaker};
+use crate::pace::Pace;
 use nerve_core::manifest::Rate;
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -19,22 +20,6 @@ pub(super) struct Gate {
     ended: Notify,
 }
 
-/// A rate, evenly spread: what may be posted in a second is not posted at its beginning.
-struct Pace {
-    apart: Duration,
-    next: Mutex<Instant>,
-}
-
-impl Pace {
-    /// When the next post may go; it is taken, so that the one after it comes later.
-    fn take(&self) -> Instant {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = Instant::now().max(*next);
-        *next = taken + self.apart;
-        taken
-    }
-}
-
 /// The right to post once; told how it ended, or abandoned.
 pub(super) struct Pass<'g> {
     gate: &'g Gate,
@@ -43,8 +28,7 @@ pub(super) struct Pass<'g> {
 
 impl Gate {
     pub(super) fn new(rate: Option<Rate>) -> Self {
-        let pace = rate.map(|rate| Pace { apart: rate.per / rate.count, next: Mutex::new(Instant::now()) });
-        Self { breaker: Mutex::default(), pace, ended: Notify::new() }
+        Self { breaker: Mutex::default(), pace: rate.map(Pace::even), ended: Notify::new() }
     }
 
     /// Waits until a post may go.

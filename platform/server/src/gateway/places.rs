@@ -1,0 +1,225 @@
+//! A bounded number of places, in which whoever waits for a slow peer gives way to whoever comes.
+//!
+//! Connections have one such set, requests another. A place waits while its peer has still to send something: a head, a
+//! body, the next request; or to read its answer. When all places are taken and one more is wanted, the one that has waited longest is evicted:
+//! honest senders wait for milliseconds, so that ten thousand who send a byte at a time push out each other and nobody
+//! else. A place that works, for a request that is whole, is never evicted. No address is looked at: behind a proxy all
+//! have the same one, and an attacker has many.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// A set of places; clones are the same one.
+#[derive(Clone)]
+pub(super) struct Places(Arc<Shared>);
+
+struct Shared {
+    /// What the places are of, in metrics.
+    of: &'static str,
+    capacity: usize,
+    taken: Mutex<Taken>,
+    /// A place was given back, or waits now. One task at most listens: what accepts connections, or what waits for their
+    /// end.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Taken {
+    working: usize,
+    /// By the order in which they began to wait, and what tells them that they are evicted.
+    waiting: BTreeMap<u64, CancellationToken>,
+    next: u64,
+}
+
+/// One place, given back when it is dropped.
+pub(super) struct Place {
+    places: Places,
+    /// Where it stands among those that wait; none while it works. Locked after the set.
+    turn: Mutex<Option<u64>>,
+    evicted: CancellationToken,
+}
+
+impl Places {
+    /// `capacity` places, of what `of` says.
+    pub(super) fn new(of: &'static str, capacity: usize) -> Self {
+        Self(Arc::new(Shared { of, capacity, taken: Mutex::default(), changed: Notify::new() }))
+    }
+
+    /// A place that waits for its peer; none when all are taken by some that work.
+    pub(super) fn try_enter(&self) -> Option<Place> {
+        let mut taken = self.lock();
+        if taken.count() >= self.0.capacity && !self.evict_from(&mut taken) {
+            return None;
+        }
+        let evicted = CancellationToken::new();
+        let turn = Mutex::new(Some(taken.wait(evicted.clone())));
+        drop(taken);
+        Some(Place { places: self.clone(), turn, evicted })
+    }
+
+    /// A place that waits for its peer, once there is one.
+    pub(super) async fn enter(&self) -> Place {
+        loop {
+            let changed = self.0.changed.notified();
+            match self.try_enter() {
+                Some(place) => return place,
+                None => changed.await,
+            }
+        }
+    }
+
+    /// Evicts whoever has waited longest; false when nobody waits.
+    pub(super) fn evict(&self) -> bool {
+        self.evict_from(&mut self.lock())
+    }
+
+    /// Returns once every place was given back.
+    pub(super) async fn emptied(&self) {
+        loop {
+            let changed = self.0.changed.notified();
+            if self.lock().count() == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    fn evict_from(&self, taken: &mut Taken) -> bool {
+        let Some((_, evicted)) = taken.waiting.pop_first() else { return false };
+        evicted.cancel();
+        metrics::counter!("nerve_gateway_evicted_total", "of" => self.0.of).increment(1);
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Taken> {
+        self.0.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Taken {
+    fn count(&self) -> usize {
+        self.working + self.waiting.len()
+    }
+
+    fn wait(&mut self, evicted: CancellationToken) -> u64 {
+        let turn = self.next;
+        self.next += 1;
+        self.waiting.insert(turn, evicted);
+        turn
+    }
+}
+
+impl Place {
+    /// Its peer has sent all that there is to work with. False when it was evicted before.
+    pub(super) fn works(&self) -> bool {
+        let mut taken = self.places.lock();
+        let mut turn = self.turn();
+        if let Some(waited) = *turn {
+            if taken.waiting.remove(&waited).is_none() {
+                return false;
+            }
+            *turn = None;
+            taken.working += 1;
+        }
+        true
+    }
+
+    /// It waits for its peer from now on, behind all others.
+    pub(super) fn waits(&self) {
+        let mut taken = self.places.lock();
+        let mut turn = self.turn();
+        match *turn {
+            None => taken.working -= 1,
+            // Evicted is evicted.
+            Some(waited) if taken.waiting.remove(&waited).is_none() => return,
+            Some(_) => {}
+        }
+        *turn = Some(taken.wait(self.evicted.clone()));
+        drop((turn, taken));
+        self.places.0.changed.notify_one();
+    }
+
+    /// Returns when it is evicted.
+    pub(super) async fn evicted(&self) {
+        self.evicted.cancelled().await;
+    }
+
+    fn turn(&self) -> MutexGuard<'_, Option<u64>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock();
+        match *self.turn() {
+            None => taken.working -= 1,
+            Some(waited) => drop(taken.waiting.remove(&waited)),
+        }
+        drop(taken);
+        self.places.0.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn is_evicted(place: &Place) -> bool {
+        place.evicted().now_or_never().is_some()
+    }
+
+    #[test]
+    fn whoever_has_waited_longest_gives_way() {
+        let places = Places::new("test", 3);
+        let [a, b, c] = [(); 3].map(|()| places.try_enter().unwrap());
+        assert!(a.works(), "it works, and b is the first that waits");
+        let d = places.try_enter().unwrap();
+        assert_eq!([&a, &b, &c, &d].map(is_evicted), [false, true, false, false]);
+        c.waits();
+        let e = places.try_enter().unwrap();
+        assert_eq!([&a, &c, &d, &e].map(is_evicted), [false, false, true, false], "c is behind d now");
+        assert!(!b.works() && !d.works(), "evicted is evicted");
+        b.waits();
+        assert!(is_evicted(&b));
+        drop((b, d));
+        assert_eq!(places.lock().count(), 3, "their places had been taken");
+    }
+
+    #[tokio::test]
+    async fn those_that_work_are_waited_for() {
+        let places = Places::new("test", 2);
+        let [a, b] = [(); 2].map(|()| places.try_enter().unwrap());
+        assert!(a.works() && b.works() && b.works());
+        assert!(places.try_enter().is_none() && !places.evict());
+        let mut entering = std::pin::pin!(places.enter());
+        assert!(futures::poll!(&mut entering).is_pending());
+        a.waits();
+        let c = entering.await;
+        assert!(is_evicted(&a) && !is_evicted(&c));
+        drop(a);
+        let mut emptied = std::pin::pin!(places.emptied());
+        drop(b);
+        assert!(futures::poll!(&mut emptied).is_pending());
+        drop(c);
+        emptied.await;
+        assert_eq!(places.lock().count(), 0);
+    }
+
+    #[test]
+    fn a_flood_of_those_who_wait_keeps_to_the_bound() {
+        let places = Places::new("test", 100);
+        let flood: Vec<_> = (0..10_000).map(|_| places.try_enter().unwrap()).collect();
+        assert_eq!(places.lock().count(), 100);
+        assert_eq!(flood.iter().filter(|place| !is_evicted(place)).count(), 100);
+        let good = places.try_enter().unwrap();
+        assert!(good.works() && !is_evicted(&good));
+        drop(flood);
+        assert_eq!(places.lock().count(), 1);
+    }
+}
