@@ -36,6 +36,7 @@ mod schedules;
 mod secrets;
 mod senders;
 mod sinks;
+mod sns;
 mod sources;
 mod sse;
 mod up;

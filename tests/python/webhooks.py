@@ -1,0 +1,134 @@
+"""Sends webhooks that the providers' SDKs for Python sign.
+
+    python webhooks.py HOOKS KEYS
+
+As tests/node/providers.mjs, of whose line of JSON this prints the like: {"<provider>": {"<case>": status}}.
+"""
+
+import http.client
+import json
+import sys
+import time
+from datetime import datetime, timezone
+from urllib.parse import urlencode, urlsplit
+
+import standardwebhooks
+import svix.webhooks
+from slack_sdk.signature import SignatureVerifier
+from stripe import WebhookSignature
+from twilio.request_validator import RequestValidator
+
+HOUR = 3600
+NOW = int(time.time())
+INVOICE = json.dumps({"type": "invoice.paid", "data": {"id": "in_1"}})
+
+
+def standard(webhook, prefix):
+    """A sender of Standard Webhooks, by either package."""
+
+    def sign(body, at, key):
+        # It takes what it is given for UTC.
+        moment = datetime.fromtimestamp(at, tz=timezone.utc)
+        signature = webhook(key).sign("msg_1", moment, body)
+        return {f"{prefix}-id": "msg_1", f"{prefix}-timestamp": str(at), f"{prefix}-signature": signature}
+
+    return {
+        "body": INVOICE,
+        "sign": sign,
+        "id": f"{prefix}-id",
+        "timed": True,
+        "other": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+    }
+
+
+def slack(body, at, key):
+    signature = SignatureVerifier(key).generate_signature(timestamp=str(at), body=body)
+    return {"x-slack-signature": signature, "x-slack-request-timestamp": str(at)}
+
+
+FORM = {"MessageSid": "SM1", "Body": "hi there", "To": "+1800", "From": "+1415"}
+
+
+def providers(hooks):
+    """Each: the body, its headers for a body at a time by a secret, the id's header or the id in the body and another."""
+
+    def twilio(_body, _at, key):
+        return {"x-twilio-signature": RequestValidator(key).compute_signature(f"{hooks}/twilio", FORM)}
+
+    return {
+        "standard-webhooks": standard(standardwebhooks.Webhook, "webhook"),
+        "svix": standard(svix.webhooks.Webhook, "svix"),
+        "stripe": {
+            "body": json.dumps({"id": "evt_1", "type": "invoice.paid", "data": {"object": {"id": "in_1"}}}),
+            "sign": lambda body, at, key: {
+                "stripe-signature": WebhookSignature.generate_signature_header(body, key, timestamp=at)
+            },
+            "fresh": ("evt_1", "evt_2"),
+            "timed": True,
+        },
+        "slack": {
+            "body": json.dumps({"type": "event_callback", "event_id": "Ev1", "event": {"type": "message"}}),
+            "sign": slack,
+            "fresh": ("Ev1", "Ev2"),
+            "timed": True,
+        },
+        "twilio": {
+            "body": urlencode(FORM),
+            "type": "application/x-www-form-urlencoded",
+            "sign": twilio,
+            "unsigned_headers": {"i-twilio-idempotency-token": "t-1"},
+            "id": "i-twilio-idempotency-token",
+        },
+    }
+
+
+def post(url, headers, body):
+    """Headers are pairs, so that one may stand twice."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=30)
+    connection.putrequest("POST", parts.path)
+    for name, value in [*headers, ("content-length", str(len(body)))]:
+        connection.putheader(name, value)
+    connection.endheaders(body)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+def run(hooks, name, provider, key):
+    url = f"{hooks}/{name}"
+    kind = provider.get("type", "application/json")
+    text = provider["body"]
+    changed = bytearray(text.encode())
+    changed[-3] ^= 1
+
+    def headers_of(at, secret):
+        return {**provider.get("unsigned_headers", {}), **provider["sign"](text, at, secret)}
+
+    def send(headers, body=text.encode(), more=()):
+        return post(url, [("content-type", kind), *headers.items(), *more], bytes(body))
+
+    good = headers_of(NOW, key)
+    statuses = {"good": send(good), "again": send(good), "body": send(good, changed)}
+    if provider.get("timed"):
+        statuses["old"] = send(headers_of(NOW - HOUR, key))
+        statuses["future"] = send(headers_of(NOW + HOUR, key))
+    statuses["wrong"] = send(headers_of(NOW, provider.get("other", "another secret")))
+    for header in provider["sign"](text, NOW, key):
+        rest = {other: value for other, value in good.items() if other != header}
+        statuses[f"without {header}"] = send(rest)
+        statuses[f"twice {header}"] = send(good, more=[(header, good[header])])
+    if "id" in provider:
+        statuses["replay"] = send({**good, provider["id"]: "fresh"})
+    else:
+        statuses["replay"] = send(good, text.replace(*provider["fresh"]).encode())
+    return statuses
+
+
+def main(hooks, keys):
+    secrets = json.loads(keys)
+    told = {name: run(hooks, name, provider, secrets[name]) for name, provider in providers(hooks).items()}
+    print(json.dumps(told))
+
+
+main(*sys.argv[1:])
