@@ -2,7 +2,7 @@
 
 use super::{attempts, call, ids, sink};
 use crate::post_event;
-use nerve_tests::{Nats, Nerve, Receiver, Streams, eventually, nerve, receiver::Reply, seconds};
+use nerve_tests::{Nats, Nerve, Receiver, Streams, daemon::Daemon, eventually, nerve, receiver::Reply, seconds};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -107,6 +107,47 @@ async fn what_is_given_up_is_kept_whole_and_sent_again_on_demand() {
     assert_eq!(endpoint.reaches(before + 2, seconds(30)).await[before + 1].json()["type"], "other");
     let unknown = cli.run(&["sink", "redeliver", "crm", "nobody"]).await.failed(1);
     assert!(unknown.stderr.contains("no event `nobody` was posted"), "{unknown:?}");
+}
+
+#[tokio::test]
+async fn a_redelivery_that_is_killed_loses_no_dead_letter_and_posts_none_twice() {
+    const LETTERS: usize = 150;
+    let nerve = Nerve::up().await;
+    let (cli, endpoint) = (nerve.cli(), Receiver::start([]).await);
+    let streams = Streams::connect(&nerve.nats).await;
+    // What a template cannot make is given up at once.
+    cli.deploy(sink(&endpoint.url, "template = '\"{{ type }}\"'").path()).await;
+    for id in 0..LETTERS {
+        post_event(&nerve, "a", &id.to_string(), "{}").await;
+    }
+    streams.reaches("DEAD", "dead.crm", LETTERS, seconds(60)).await;
+    cli.deploy(sink(&endpoint.url, "").path()).await;
+    eventually("the new revision is at work", seconds(20), || async {
+        (cli.run(&["sink", "test", "crm"]).await.code == Some(0)).then_some(())
+    })
+    .await;
+    let tried = endpoint.received().len();
+
+    let redeliver = |places: Vec<String>| {
+        let mut command = nerve::command(["sink", "redeliver", "crm", "--nats", &nerve.nats]);
+        command.args(places);
+        Daemon::spawn("nerve sink redeliver", &mut command)
+    };
+    let places = async || {
+        let letters = streams.read("DEAD", "dead.crm").await;
+        letters.iter().map(|letter| letter.header("nerve-sequence").to_owned()).collect::<Vec<_>>()
+    };
+    let mut first = redeliver(places().await);
+    while streams.count("DEAD", "dead.crm").await == LETTERS {
+        assert!(first.exited().is_none(), "{}", first.stderr());
+    }
+    first.kill9();
+    let left = places().await;
+    assert!(!left.is_empty(), "it was killed too late");
+    assert!(redeliver(left).exit(seconds(60)).await.success());
+    assert_eq!(streams.count("DEAD", "dead.crm").await, 0);
+    let received = endpoint.reaches(tried + LETTERS, seconds(60)).await;
+    assert_eq!((received.len(), ids(&received[tried..]).len()), (tried + LETTERS, LETTERS));
 }
 
 #[tokio::test]
