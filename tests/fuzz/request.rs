@@ -2,7 +2,11 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
-use nerve_core::{SourceSpec, function::Secret, manifest::{Provider, Verify}};
+use nerve_core::{
+    SourceSpec,
+    function::Secret,
+    manifest::{Provider, Verify},
+};
 use nerve_server::gateway::Sample;
 use time::OffsetDateTime;
 
