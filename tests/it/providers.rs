@@ -65,20 +65,20 @@ const DOCUMENTED: &[Provider] = &[
     provider("intercom", &["events.intercom.conversation.user.created"], UNTIMED, SIGNED),
     provider("typeform", &["events.typeform.form_response"], UNTIMED, SIGNED),
     provider("calendly", &["events.calendly.invitee.created"], &["replay"], NO_ID),
-    provider("mailgun", &["events.mailgun.delivered"], &["body", "twice"], SIGNED),
     provider("zoom", &["events.zoom.meeting.started"], &["replay"], NO_ID),
     provider("sentry", &["events.sentry.issue.created"], UNTIMED, UNSIGNED),
     provider("jira", &["events.jira.jira:issue_updated"], UNTIMED, UNSIGNED),
     provider("docusign", &["events.docusign.envelope-completed"], &["old", "future", "replay"], NO_ID),
 ];
 
-/// Those whose SDK on PyPI signs.
+/// Those whose SDK on PyPI signs, or approves of what is signed.
 const PYTHON: &[Provider] = &[
     provider("standard-webhooks", &["events.standard-webhooks.invoice.paid"], &[], SIGNED),
     provider("svix", &["events.svix.invoice.paid"], &[], SIGNED),
     provider("stripe", &["events.stripe.invoice.paid"], &[], SIGNED),
     provider("slack", &["events.slack.message"], &[], SIGNED),
     provider("twilio", &["events.twilio.event"], UNTIMED, UNSIGNED),
+    provider("mailgun", &["events.mailgun.delivered"], &["body", "twice"], SIGNED),
 ];
 
 /// A fresh key pair: the private half in PEM, and the public half as the provider shows it.

@@ -53,20 +53,6 @@ export function documented(NOW) {
       signed: ["calendly-webhook-signature"],
       timed: true,
     },
-    // It signs a time and a token, which stand in the body; what else is there nobody signs.
-    mailgun: {
-      body: (time, key) =>
-        JSON.stringify({
-          signature: { timestamp: `${time}`, token: "token-1", signature: mac(key, `${time}token-1`, "hex") },
-          "event-data": { event: "delivered", recipient: "a@b.example" },
-        }),
-      unsigned: true,
-      fresh: ["token-1", "token-2"],
-      sign: () => ({}),
-      signed: [],
-      inside: ["timestamp", "token", "signature"],
-      timed: true,
-    },
     zoom: {
       body: JSON.stringify({ event: "meeting.started", payload: { object: { id: "1" } }, event_ts: NOW }),
       sign: (body, time, key) => ({
