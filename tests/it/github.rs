@@ -1,7 +1,7 @@
 //! Every payload that GitHub's own examples hold, signed by GitHub's own SDK.
 
 use crate::{digesting_github, up_with_github};
-use nerve_tests::{Nerve, Node, Streams, github::SECRET, seconds, streams::Stored};
+use nerve_tests::{Nerve, Script, Streams, github::SECRET, seconds, streams::Stored};
 use serde_json::json;
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ pub(crate) async fn each_once_with_one_result(streams: &Streams) {
 
 /// Sends all payloads, which must all be accepted.
 pub(crate) async fn send_all(nerve: &Nerve) {
-    let sender = Node::start("github.mjs", &[&nerve.url("/hooks/github"), SECRET]);
+    let sender = Script::node("github.mjs", &[&nerve.url("/hooks/github"), SECRET]);
     let (sent, accepted) = sender.finish(seconds(180)).await;
     assert!(accepted, "{sent}");
     assert_eq!(sent["sent"], json!(PAYLOADS));

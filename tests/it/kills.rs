@@ -6,18 +6,20 @@ use crate::{
     source_is_served, up_with_github,
 };
 use nerve_tests::{
-    Folder, Nats, Nerve, Node, Streams, daemon::command_name, eventually, github, guest, nerve, seconds,
+    Folder, Nats, Nerve, Script, Streams, daemon::command_name, eventually, github, guest, nerve, seconds,
 };
 use nix::sys::signal::{Signal, kill};
+use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// So slow that a run takes some seconds and is surely cut in the middle.
 const PACE_MS: &str = "250";
 
-fn start_sending(nerve: &Nerve) -> Node {
-    Node::start("github.mjs", &[&nerve.url("/hooks/github"), github::SECRET, PACE_MS])
+fn start_sending(nerve: &Nerve) -> Script {
+    Script::node("github.mjs", &[&nerve.url("/hooks/github"), github::SECRET, PACE_MS])
 }
 
-async fn finish_sending(sender: Node) {
+async fn finish_sending(sender: Script) {
     let (sent, accepted) = sender.finish(seconds(180)).await;
     assert!(accepted, "{sent}");
 }
@@ -147,4 +149,48 @@ async fn two_workers_share_the_work_and_one_killed_loses_nothing() {
     assert_eq!((done.len(), causes.len()), (tasks, tasks), "each task is done once");
     let workers: std::collections::BTreeSet<_> = done.iter().map(|event| event.data.clone()).collect();
     assert!(workers.len() >= 2, "both workers had some: {workers:?}");
+}
+
+#[tokio::test]
+async fn what_a_gateway_took_in_before_it_was_killed_is_stored_once_when_it_comes_again() {
+    const DELIVERIES: usize = 40;
+    let nats = Nats::start().await;
+    let mut gateway = Nerve::gateway(&nats.url()).await;
+    gateway.cli().secret("GITHUB_WEBHOOK_SECRET", github::SECRET).await;
+    let manifest = format!("{}dedupe = \"signed\"\n", github::SOURCE);
+    gateway.cli().deploy(Folder::new(&manifest).path()).await;
+    source_is_served(&gateway, "github").await;
+    let hook = gateway.url("/hooks/github");
+    let send = |number: usize, id: &str| {
+        github::delivery(&hook, "ping", &format!("{id}-{number}"), format!(r#"{{"zen":{number}}}"#)).send()
+    };
+    let sent = futures::future::join_all((0..DELIVERIES).map(|number| send(number, "d"))).await;
+    gateway.kill9();
+    let sequences: BTreeSet<u64> = futures::future::join_all(sent.into_iter().map(|answer| async {
+        let answer = answer.unwrap();
+        assert_eq!(answer.status(), 202);
+        answer.json::<Value>().await.unwrap()["sequence"].as_u64().unwrap()
+    }))
+    .await
+    .into_iter()
+    .collect();
+    assert_eq!(sequences.len(), DELIVERIES);
+
+    // Of the last marks some were written and some were not: now none is, so that JetStream alone remembers.
+    let streams = Streams::connect(&nats.url()).await;
+    streams.stream("SEEN").await.purge().await.unwrap();
+    gateway.restart().await;
+    source_is_served(&gateway, "github").await;
+    for number in 0..DELIVERIES {
+        let again = send(number, "d").await.unwrap();
+        assert_eq!(again.status(), 202);
+        let told: Value = again.json().await.unwrap();
+        assert_eq!(told["duplicate"], true, "{told}");
+        assert!(sequences.contains(&told["sequence"].as_u64().unwrap()), "{told}");
+    }
+    // It has the marks again: what is signed is known, whatever id it comes under.
+    for number in 0..DELIVERIES {
+        assert_eq!(send(number, "other").await.unwrap().status(), 409);
+    }
+    assert_eq!(streams.count("EVENTS", "events.github.>").await, DELIVERIES);
 }

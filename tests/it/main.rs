@@ -37,6 +37,7 @@ mod schedules;
 mod secrets;
 mod senders;
 mod sinks;
+mod sns;
 mod sources;
 mod spool;
 mod sse;

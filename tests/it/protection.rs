@@ -3,7 +3,7 @@
 use crate::{problem, source_is_served};
 use futures::StreamExt;
 use nerve_tests::{
-    Folder, Nerve, Node, Streams, eventually,
+    Folder, Nerve, Script, Streams, eventually,
     github::{self, SECRET, SOURCE},
     nerve::Options,
     seconds,
@@ -172,7 +172,7 @@ async fn senders_that_sign_the_url_are_understood_behind_a_proxy_without_being_t
     let run = async |to: String| {
         let args = args(&to);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        Node::start("providers.mjs", &args).finish(seconds(60)).await.0
+        Script::node("providers.mjs", &args).finish(seconds(60)).await.0
     };
     let told = run(behind.url("/hooks")).await;
     for (provider, statuses) in told.as_object().unwrap() {

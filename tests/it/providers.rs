@@ -1,43 +1,84 @@
-//! Webhooks of every provider with an SDK, signed or approved by that SDK: taken in as they are, refused when anything is off.
+//! Webhooks of every provider, signed or approved by its SDK where it has one that does: taken in as they are, refused when
+//! anything is off.
 
-use nerve_tests::{Folder, Nerve, Node, Streams, eventually, seconds};
+use nerve_tests::{Folder, Nerve, Script, Streams, eventually, models::python, seconds};
 use serde_json::{Value, json};
-use std::{process::Command, time::Duration};
+use std::{collections::BTreeSet, process::Command, time::Duration};
 
 const WHSEC: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
 
-/// Providers whose SDK's key is a plain secret, and whether the manifest needs more.
-const SECRETS: &[(&str, &str)] = &[
-    ("github", "dedupe = \"signed\""),
-    ("gitlab", ""),
-    ("stripe", ""),
-    ("slack", ""),
-    ("shopify", "dedupe = \"signed\""),
-    ("twilio", "dedupe = \"signed\""),
-    ("linear", ""),
-    ("square", ""),
-    ("paddle", ""),
-    ("hubspot", ""),
-    ("notion", ""),
-    ("cloudevents", ""),
+/// What is tried with each provider, besides a good delivery and the same again.
+const TRIED: &[&str] = &["body", "old", "future", "wrong", "without", "twice", "replay"];
+
+/// A provider's deliveries.
+struct Provider {
+    name: &'static str,
+    /// What its good delivery becomes: the events' subjects.
+    stored: &'static [&'static str],
+    /// What of [`TRIED`] its scheme has nothing for.
+    lacks: &'static [&'static str],
+    /// What the same under a fresh id is answered.
+    replay: u16,
+}
+
+const UNTIMED: &[&str] = &["old", "future"];
+/// What a fresh id is answered: where the id is signed, where only what is signed can tell, and where there is none.
+const SIGNED: u16 = 401;
+const UNSIGNED: u16 = 409;
+const NO_ID: u16 = 0;
+
+const fn provider(
+    name: &'static str,
+    stored: &'static [&'static str],
+    lacks: &'static [&'static str],
+    replay: u16,
+) -> Provider {
+    Provider { name, stored, lacks, replay }
+}
+
+/// Those whose SDK on npm signs, or approves of what is signed.
+const SDKS: &[Provider] = &[
+    provider("standard-webhooks", &["events.standard-webhooks.invoice.paid"], &[], SIGNED),
+    provider("svix", &["events.svix.invoice.paid"], &[], SIGNED),
+    provider("github", &["events.github.pull_request.opened"], UNTIMED, UNSIGNED),
+    provider("gitlab", &["events.gitlab.Push_Hook"], &[], SIGNED),
+    provider("stripe", &["events.stripe.invoice.paid"], &[], SIGNED),
+    provider("slack", &["events.slack.message"], &[], SIGNED),
+    provider("shopify", &["events.shopify.orders.create"], UNTIMED, UNSIGNED),
+    provider("twilio", &["events.twilio.event", "events.twilio.event"], UNTIMED, UNSIGNED),
+    provider("discord", &["events.discord.2"], &[], SIGNED),
+    provider("sendgrid", &["events.sendgrid.delivered", "events.sendgrid.open"], &[], SIGNED),
+    provider("linear", &["events.linear.Issue.create"], &[], UNSIGNED),
+    provider("square", &["events.square.payment.created"], UNTIMED, SIGNED),
+    provider("paddle", &["events.paddle.transaction.paid"], &[], SIGNED),
+    provider("hubspot", &["events.hubspot.contact.creation", "events.hubspot.contact.creation"], &[], SIGNED),
+    provider("notion", &["events.notion.page.created"], UNTIMED, SIGNED),
+    // A token signs nothing: whoever has it may send what it likes.
+    provider("cloudevents", &["events.cloudevents.order.made"], &["body", "old", "future", "replay"], NO_ID),
 ];
 
-/// What each provider's good delivery becomes: the events' subjects.
-const STORED: &[(&str, &[&str])] = &[
-    ("github", &["events.github.pull_request.opened"]),
-    ("gitlab", &["events.gitlab.Push_Hook"]),
-    ("stripe", &["events.stripe.invoice.paid"]),
-    ("slack", &["events.slack.message"]),
-    ("shopify", &["events.shopify.orders.create"]),
-    ("twilio", &["events.twilio.event", "events.twilio.event"]),
-    ("discord", &["events.discord.2"]),
-    ("sendgrid", &["events.sendgrid.delivered", "events.sendgrid.open"]),
-    ("linear", &["events.linear.Issue.create"]),
-    ("square", &["events.square.payment.created"]),
-    ("paddle", &["events.paddle.transaction.paid"]),
-    ("hubspot", &["events.hubspot.contact.creation", "events.hubspot.contact.creation"]),
-    ("notion", &["events.notion.page.created"]),
-    ("cloudevents", &["events.cloudevents.order.made"]),
+/// Those whose SDKs neither sign nor verify, signed as their documentation says.
+const DOCUMENTED: &[Provider] = &[
+    provider("pagerduty", &["events.pagerduty.incident.triggered"], UNTIMED, SIGNED),
+    provider("zendesk", &["events.zendesk.zen:event-type:ticket.created"], &[], UNSIGNED),
+    provider("meta", &["events.meta.page.feed"], &["old", "future", "replay"], NO_ID),
+    provider("intercom", &["events.intercom.conversation.user.created"], UNTIMED, SIGNED),
+    provider("typeform", &["events.typeform.form_response"], UNTIMED, SIGNED),
+    provider("calendly", &["events.calendly.invitee.created"], &["replay"], NO_ID),
+    provider("zoom", &["events.zoom.meeting.started"], &["replay"], NO_ID),
+    provider("sentry", &["events.sentry.issue.created"], UNTIMED, UNSIGNED),
+    provider("jira", &["events.jira.jira:issue_updated"], UNTIMED, UNSIGNED),
+    provider("docusign", &["events.docusign.envelope-completed"], &["old", "future", "replay"], NO_ID),
+];
+
+/// Those whose SDK on PyPI signs, or approves of what is signed.
+const PYTHON: &[Provider] = &[
+    provider("standard-webhooks", &["events.standard-webhooks.invoice.paid"], &[], SIGNED),
+    provider("svix", &["events.svix.invoice.paid"], &[], SIGNED),
+    provider("stripe", &["events.stripe.invoice.paid"], &[], SIGNED),
+    provider("slack", &["events.slack.message"], &[], SIGNED),
+    provider("twilio", &["events.twilio.event"], UNTIMED, UNSIGNED),
+    provider("mailgun", &["events.mailgun.delivered"], &["body", "twice"], SIGNED),
 ];
 
 /// A fresh key pair: the private half in PEM, and the public half as the provider shows it.
@@ -55,34 +96,40 @@ async fn key_pair(kind: &str) -> Value {
     nerve_tests::nerve::call(command, "").await.json()
 }
 
-async fn deploy_all(nerve: &Nerve) -> Value {
+/// The secret of each, as its sender has it.
+async fn deploy_all<'p>(nerve: &Nerve, providers: impl Iterator<Item = &'p Provider>) -> Value {
     let cli = nerve.cli();
     let mut keys = json!({});
     let mut manifest = String::new();
-    for (provider, more) in SECRETS {
-        let secret = if *provider == "gitlab" { WHSEC.to_owned() } else { format!("the secret of {provider}") };
-        cli.secret(&format!("{}_KEY", provider.to_uppercase()), &secret).await;
-        keys[*provider] = json!(secret);
-        manifest += &table(nerve, provider, more);
+    for Provider { name, replay, .. } in providers {
+        let variable = format!("{}_KEY", name.to_uppercase().replace('-', "_"));
+        let kind = match *name {
+            "discord" => Some("ed25519"),
+            "sendgrid" => Some("ec"),
+            _ => None,
+        };
+        let secret = match (kind, *name) {
+            (Some(kind), _) => {
+                let pair = key_pair(kind).await;
+                keys[*name] = pair.clone();
+                keys[format!("{name}:other")] = key_pair(kind).await;
+                pair["public"].as_str().unwrap().to_owned()
+            }
+            (None, "standard-webhooks" | "svix" | "gitlab") => WHSEC.to_owned(),
+            (None, _) => format!("the secret of {name}"),
+        };
+        if kind.is_none() {
+            keys[*name] = json!(secret);
+        }
+        cli.secret(&variable, &secret).await;
+        let url = nerve.url(&format!("/hooks/{name}"));
+        manifest +=
+            &format!("[source.{name}]\nprovider = \"{name}\"\nsecrets = [\"{variable}\"]\npublic_url = \"{url}\"\n");
+        manifest += if *replay == UNSIGNED { "dedupe = \"signed\"\n\n" } else { "\n" };
     }
     keys["twilio-json"] = keys["twilio"].clone();
-    for (provider, kind) in [("discord", "ed25519"), ("sendgrid", "ec")] {
-        let pair = key_pair(kind).await;
-        cli.secret(&format!("{}_KEY", provider.to_uppercase()), pair["public"].as_str().unwrap()).await;
-        keys[provider] = pair;
-        keys[format!("{provider}:other")] = key_pair(kind).await;
-        manifest += &table(nerve, provider, "");
-    }
     cli.deploy(Folder::new(&manifest).path()).await;
     keys
-}
-
-fn table(nerve: &Nerve, provider: &str, more: &str) -> String {
-    let url = nerve.url(&format!("/hooks/{provider}"));
-    let name = provider.to_uppercase();
-    format!(
-        "[source.{provider}]\nprovider = \"{provider}\"\nsecrets = [\"{name}_KEY\"]\npublic_url = \"{url}\"\n{more}\n\n"
-    )
 }
 
 /// Waits until the gateway has heard of a source and of its secrets.
@@ -95,34 +142,48 @@ async fn is_served(nerve: &Nerve, source: &str) {
     .await;
 }
 
+/// Asserts that everything was tried, and that nothing but what is good was taken in.
+async fn only_good_ones_are_taken<'p>(streams: &Streams, told: &Value, providers: impl Iterator<Item = &'p Provider>) {
+    for Provider { name, stored, lacks, replay } in providers {
+        // Twilio posts forms and JSON.
+        let senders =
+            told.as_object().expect("a table").iter().filter(|(sender, _)| sender.split("-json").next() == Some(name));
+        let mut count = 0;
+        for (sender, statuses) in senders {
+            count += 1;
+            let statuses = statuses.as_object().expect("a table");
+            let tried: BTreeSet<&str> = statuses.keys().filter_map(|case| case.split(' ').next()).collect();
+            let wanted = TRIED.iter().copied().filter(|case| !lacks.contains(case)).chain(["good", "again"]);
+            assert_eq!(tried, wanted.collect(), "{sender}");
+            for (case, status) in statuses {
+                let wanted = match case.as_str() {
+                    "good" | "again" => 202,
+                    "replay" => *replay,
+                    _ => 401,
+                };
+                assert_eq!(status, wanted, "{sender}, {case}: {told:#}");
+            }
+        }
+        assert!(count > 0, "nothing was sent by {name}");
+        let found = streams.read("EVENTS", &format!("events.{name}.>")).await;
+        let mut found: Vec<_> = found.iter().map(|event| event.subject.as_str()).collect();
+        found.sort_unstable();
+        assert_eq!(&found, stored, "{name}");
+    }
+}
+
 #[tokio::test]
 async fn what_an_sdk_signs_is_stored_once_and_what_is_off_is_refused() {
     let nerve = Nerve::up().await;
     let streams = Streams::connect(&nerve.nats).await;
-    let keys = deploy_all(&nerve).await;
-    for (provider, _) in STORED {
-        is_served(&nerve, provider).await;
+    let all = || SDKS.iter().chain(DOCUMENTED);
+    let keys = deploy_all(&nerve, all()).await;
+    for provider in all() {
+        is_served(&nerve, provider.name).await;
     }
-    let sender = Node::start("providers.mjs", &[&nerve.url("/hooks"), &keys.to_string()]);
+    let sender = Script::node("providers.mjs", &[&nerve.url("/hooks"), &keys.to_string()]);
     let (told, _) = sender.finish(seconds(120)).await;
-    for (provider, statuses) in told.as_object().expect("a table") {
-        for (case, status) in statuses.as_object().expect("a table") {
-            let status = status.as_u64().expect("a status");
-            match case.as_str() {
-                "good" | "again" => assert_eq!(status, 202, "{provider}, {case}: {told:#}"),
-                // What is signed is known; only its id is new.
-                "replay" if !matches!(provider.as_str(), "gitlab") => assert_eq!(status, 409, "{provider}: {told:#}"),
-                _ => assert_eq!(status, 401, "{provider}, {case}: {told:#}"),
-            }
-        }
-    }
-    assert_eq!(told.as_object().unwrap().len(), STORED.len() + 1, "twilio posts forms and JSON");
-    for (provider, subjects) in STORED {
-        let stored = streams.read("EVENTS", &format!("events.{provider}.>")).await;
-        let mut found: Vec<_> = stored.iter().map(|event| event.subject.as_str()).collect();
-        found.sort_unstable();
-        assert_eq!(&found, subjects, "{provider}");
-    }
+    only_good_ones_are_taken(&streams, &told, all()).await;
     let items = streams.read("EVENTS", "events.sendgrid.>").await;
     assert_eq!(
         (items[0].header("ce-id"), &items[0].data[..]),
@@ -130,6 +191,18 @@ async fn what_an_sdk_signs_is_stored_once_and_what_is_off_is_refused() {
     );
     let cloud = &streams.read("EVENTS", "events.cloudevents.>").await[0];
     assert_eq!((cloud.header("ce-id"), cloud.header("ce-source")), ("ce-1", "/shop"));
+}
+
+#[tokio::test]
+async fn what_an_sdk_for_python_signs_is_stored_once_and_what_is_off_is_refused() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let keys = deploy_all(&nerve, PYTHON.iter()).await;
+    for provider in PYTHON {
+        is_served(&nerve, provider.name).await;
+    }
+    let told = python("webhooks.py", &[&nerve.url("/hooks"), &keys.to_string()]).await;
+    only_good_ones_are_taken(&streams, &told, PYTHON.iter()).await;
 }
 
 #[tokio::test]

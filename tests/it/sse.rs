@@ -1,6 +1,6 @@
 //! The SSE tail as a browser's `EventSource` sees it.
 
-use nerve_tests::{Nerve, Node, Proxy, Streams, seconds};
+use nerve_tests::{Nerve, Proxy, Script, Streams, seconds};
 use serde_json::Value;
 
 /// Publishes `count` events of type `tick` with the numbers from `first`, straight into JetStream.
@@ -34,7 +34,7 @@ async fn a_client_that_is_cut_20_times_while_10000_events_pass_sees_each_once_an
     let target = nerve.gateway.trim_start_matches("http://").to_owned();
     let proxy = Proxy::start(target).await;
     let url = format!("http://{}/v1/events?subject=events.tick&from=1", proxy.address);
-    let mut client = Node::start("listen.mjs", &[&url, &EVENTS.to_string()]);
+    let mut client = Script::node("listen.mjs", &[&url, &EVENTS.to_string()]);
     client.says("open", seconds(30)).await;
     // Each cut has events before and behind it.
     let chunk = EVENTS / CUTS / 2;

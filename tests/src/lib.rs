@@ -8,11 +8,12 @@
 //! - [`guest`]: components made from WAT, and manifests around them.
 //! - [`models`]: the fixtures' models, and clients written in Python.
 //! - [`postgres`]: a PostgreSQL with pgvector of the test's own, likewise.
-//! - [`node`]: independent senders and receivers, as node scripts.
 //! - [`openai`]: llama.cpp's server with a small model, and an endpoint before it that records, refuses and breaks off.
 //! - [`proxy`]: a TCP proxy that cuts its connections.
 //! - [`receiver`]: an endpoint that takes webhooks, and answers each as it is told to.
+//! - [`script`]: independent senders and receivers, written in JavaScript and Python.
 //! - [`sse`]: a reader of server-sent events that can be cut anywhere.
+//! - [`tls`]: certificates of a test's own.
 //! - [`github`]: signed GitHub webhooks without node.
 //!
 //! A part that is missing (the binary, nats-server, the node packages) fails the test that needs it and says
@@ -25,21 +26,22 @@ pub mod guest;
 pub mod models;
 pub mod nats;
 pub mod nerve;
-pub mod node;
 pub mod openai;
 pub mod postgres;
 pub mod proxy;
 pub mod receiver;
+pub mod script;
 pub mod sse;
 pub mod streams;
+pub mod tls;
 
 pub use guest::Folder;
 pub use nats::Nats;
 pub use nerve::{Cli, Nerve};
-pub use node::Node;
 pub use postgres::Postgres;
 pub use proxy::Proxy;
 pub use receiver::Receiver;
+pub use script::Script;
 pub use streams::Streams;
 
 use std::{

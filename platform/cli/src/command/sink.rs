@@ -57,8 +57,8 @@ Examples:
     #[command(after_help = "\
 An event is named by its id, by the id that the endpoint knows (msg_…) or by its sequence in the
 stream. It keeps the id that the endpoint knows, and its attempts count anew. With --since, all events
-that were given up since then are posted once more; with --all, the delivered ones too. The dead
-letters of `nerve dlq` stay where they are.
+that were given up since then are posted once more; with --all, the delivered ones too. An event that
+is a dead letter is taken out of `nerve dlq`, which still has it when its stream no longer does.
 
 Examples:
   nerve sink redeliver crm 0198c5d2-7a8b-7f00-8000-000000000000

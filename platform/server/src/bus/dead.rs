@@ -7,6 +7,7 @@ use super::{
 use async_nats::{HeaderMap, jetstream::stream::DirectGetErrorKind};
 use nerve_core::{Event, Name, Subject, event::decode_value};
 use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
 use time::OffsetDateTime;
 
 /// An event that failed for good, and why.
@@ -67,6 +68,25 @@ impl Bus {
     pub async fn dead_letter(&self, id: u64) -> Result<DeadLetter, BusError> {
         let (message, time) = self.dead_message(id).await?;
         Ok(letter_of(&message, id, time))
+    }
+
+    /// The numbers of a function's dead letters about any of these events, oldest first; an event is named by the stream and
+    /// the sequence that it first had.
+    pub async fn dead_letters_about(
+        &self,
+        function: &Name,
+        events: &BTreeSet<(String, u64)>,
+    ) -> Result<BTreeMap<(String, u64), Vec<u64>>, BusError> {
+        let mut found: BTreeMap<_, Vec<u64>> = BTreeMap::new();
+        let look = |message: async_nats::Message, id, _| {
+            let place = place_of(message.headers.as_ref());
+            if events.contains(&place) {
+                found.entry(place).or_default().push(id);
+            }
+            true
+        };
+        self.each_head(DEAD, vec![DeadLetters::Of(function).subject()], Start::First, look).await?;
+        Ok(found)
     }
 
     /// Sends a dead letter back to its function, as it is deployed now, and to no other. Its tries count anew.
@@ -138,14 +158,22 @@ pub(super) fn without_failure(headers: Option<&HeaderMap>) -> HeaderMap {
     kept
 }
 
+fn text_of(headers: Option<&HeaderMap>, name: &str) -> String {
+    let value = headers.and_then(|headers| headers.get(name));
+    value.map(|value| value.as_str().to_owned()).unwrap_or_default()
+}
+
+/// The stream and the sequence that the event of a letter first had.
+fn place_of(headers: Option<&HeaderMap>) -> (String, u64) {
+    let sequence = text_of(headers, dead_headers::SEQUENCE).parse().unwrap_or_default();
+    (text_of(headers, dead_headers::STREAM), sequence)
+}
+
 fn letter_of(message: &async_nats::Message, id: u64, time: OffsetDateTime) -> DeadLetter {
-    let text = |name: &str| {
-        let value = message.headers.as_ref().and_then(|headers| headers.get(name));
-        value.map(|value| value.as_str().to_owned()).unwrap_or_default()
-    };
+    let text = |name: &str| text_of(message.headers.as_ref(), name);
     let number = |name: &str| text(name).parse().unwrap_or_default();
     let function = message.subject.strip_prefix("dead.").unwrap_or_default().to_owned();
-    let (stream, sequence) = (text(dead_headers::STREAM), number(dead_headers::SEQUENCE));
+    let (stream, sequence) = place_of(message.headers.as_ref());
     let original = async_nats::Message { subject: text(dead_headers::SUBJECT).as_str().into(), ..message.clone() };
     DeadLetter {
         id,

@@ -205,11 +205,33 @@ impl Bus {
         stream: &str,
         filters: Vec<String>,
         start: Start,
+        show: impl FnMut(async_nats::Message, u64, OffsetDateTime) -> bool,
+    ) -> Result<(), BusError> {
+        let config = pull::OrderedConfig { deliver_policy: start.policy(), filter_subjects: filters, ..<_>::default() };
+        self.each_of(stream, config, show).await
+    }
+
+    /// The same, but of each message only what is in its headers.
+    pub(super) async fn each_head(
+        &self,
+        stream: &str,
+        filter_subjects: Vec<String>,
+        start: Start,
+        show: impl FnMut(async_nats::Message, u64, OffsetDateTime) -> bool,
+    ) -> Result<(), BusError> {
+        let deliver_policy = start.policy();
+        let config = pull::OrderedConfig { deliver_policy, filter_subjects, headers_only: true, ..<_>::default() };
+        self.each_of(stream, config, show).await
+    }
+
+    async fn each_of(
+        &self,
+        stream: &str,
+        config: pull::OrderedConfig,
         mut show: impl FnMut(async_nats::Message, u64, OffsetDateTime) -> bool,
     ) -> Result<(), BusError> {
         let what = || format!("reading {stream}");
         let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
-        let config = pull::OrderedConfig { deliver_policy: start.policy(), filter_subjects: filters, ..<_>::default() };
         let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
         let mut left = consumer.cached_info().num_pending;
         let mut messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;

@@ -1,8 +1,6 @@
 //! Everything that one event led to, as a tree: what the log, the dead letters and the answer's parts say of it.
 
 use super::{ANSWERS, Bus, BusError, DEAD, EVENTS, Start, delivery::event_of};
-use async_nats::jetstream::consumer::pull;
-use futures::StreamExt;
 use nerve_core::{
     Event,
     answer::{self, Part},
@@ -105,33 +103,15 @@ impl Bus {
         start: Start,
         keep: impl Fn(&Event) -> bool,
     ) -> Result<Vec<Seen>, BusError> {
-        let what = || format!("reading {stream}");
-        let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
-        let config = pull::OrderedConfig {
-            deliver_policy: start.policy(),
-            filter_subjects: filters,
-            headers_only: true,
-            ..<_>::default()
-        };
-        let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
-        let mut left = consumer.cached_info().num_pending;
-        let mut messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;
         let mut found = Vec::new();
-        while left > 0 && found.len() < MOST {
-            let message = match tokio::time::timeout(super::REQUEST_TIMEOUT, messages.next()).await {
-                Ok(Some(Ok(message))) => message,
-                Ok(Some(Err(error))) => return Err(BusError::unavailable(what(), error)),
-                // What was counted has been deleted since.
-                Ok(None) | Err(_) => break,
-            };
-            let place = message.info().map(|info| (info.stream_sequence, info.published, info.pending));
-            let (sequence, time, pending) = place.map_err(|error| BusError::unavailable(what(), error))?;
-            left = (left - 1).min(pending);
-            let event = event_of(&message.message, stream, sequence);
+        let look = |message: async_nats::Message, sequence, time| {
+            let event = event_of(&message, stream, sequence);
             if keep(&event) {
                 found.push(Seen { event, sequence, time, subject: message.subject.to_string() });
             }
-        }
+            found.len() < MOST
+        };
+        self.each_head(stream, filters, start, look).await?;
         Ok(found)
     }
 }

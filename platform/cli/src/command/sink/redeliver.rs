@@ -46,12 +46,18 @@ struct Place {
     sequence: u64,
 }
 
+impl Place {
+    fn key(&self) -> (String, u64) {
+        (self.stream.clone(), self.sequence)
+    }
+}
+
 #[derive(Serialize)]
 struct Report {
     sink: Name,
     dry_run: bool,
     redelivered: Vec<Place>,
-    /// No longer in their stream.
+    /// No longer in their stream, and no dead letters.
     gone: Vec<Place>,
 }
 
@@ -69,12 +75,17 @@ impl Redeliver {
             None => self.named(bus, &stream).await?,
         };
         let mut report = Report { sink: self.name, dry_run: self.dry_run, redelivered: Vec::new(), gone: Vec::new() };
+        let letters = match self.dry_run {
+            true => BTreeMap::new(),
+            false => bus.dead_letters_about(&report.sink, &places.iter().map(Place::key).collect()).await?,
+        };
         for place in places {
             if self.dry_run {
                 report.redelivered.push(place);
                 continue;
             }
-            match bus.redeliver(&report.sink, &place.stream, place.sequence).await {
+            let letters = letters.get(&place.key()).map(Vec::as_slice).unwrap_or_default();
+            match redeliver(bus, &report.sink, &place, letters).await {
                 Ok(()) => report.redelivered.push(place),
                 Err(BusError::NotFound(_)) => report.gone.push(place),
                 Err(error) => return Err(error.into()),
@@ -84,8 +95,8 @@ impl Redeliver {
         match self.ids.is_empty() || report.gone.is_empty() {
             true => Ok(()),
             false => Err(Failure::new("not all could be posted once more")
-                .cause("they are no longer in their stream")
-                .next(format!("`nerve dlq list {}` shows what was given up, whole", report.sink))
+                .cause("they are no longer in their stream, and are no dead letters either")
+                .next(format!("`nerve sink attempts {}` shows what was posted of them", report.sink))
                 .into()),
         }
     }
@@ -110,6 +121,23 @@ impl Redeliver {
         }
         Ok(places)
     }
+}
+
+/// Posts one event once more: out of its newest dead letter, where it has one, and then it has none; else out of its stream.
+async fn redeliver(bus: &Bus, sink: &Name, place: &Place, letters: &[u64]) -> Result<(), BusError> {
+    let Some((newest, older)) = letters.split_last() else {
+        return bus.redeliver(sink, &place.stream, place.sequence).await;
+    };
+    match bus.redrive(*newest).await {
+        Ok(_) => {}
+        // Somebody else was faster.
+        Err(BusError::NotFound(_)) => bus.redeliver(sink, &place.stream, place.sequence).await?,
+        Err(error) => return Err(error),
+    }
+    for letter in older {
+        bus.drop_dead_letter(*letter).await?;
+    }
+    Ok(())
 }
 
 fn place_of(attempt: &SinkAttempt) -> Place {

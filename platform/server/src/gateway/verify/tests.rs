@@ -1,5 +1,6 @@
 //! Schemes by their senders' own vectors, and what is wrong with deliveries. Every provider: [`providers`].
 
+mod particulars;
 mod providers;
 
 use super::{

@@ -1,15 +1,15 @@
-//! Senders and receivers written with other people's packages, under `tests/node`.
+//! Senders and receivers written with other people's packages, under `tests/node` and `tests/python`.
 
 use crate::{checkout, daemon::Daemon};
 use serde_json::Value;
 use std::{process::Command, time::Duration};
 
-/// A running node script.
-pub struct Node(Daemon);
+/// A running script.
+pub struct Script(Daemon);
 
-impl Node {
+impl Script {
     /// Starts `tests/node/SCRIPT` with these arguments.
-    pub fn start(script: &str, args: &[&str]) -> Self {
+    pub fn node(script: &str, args: &[&str]) -> Self {
         let folder = checkout().join("tests/node");
         assert!(
             folder.join("node_modules").is_dir(),
@@ -17,6 +17,13 @@ impl Node {
             folder.display()
         );
         Self(Daemon::spawn(script, Command::new("node").current_dir(folder).arg(script).args(args)))
+    }
+
+    /// Starts `tests/python/SCRIPT` with these arguments.
+    pub fn python(script: &str, args: &[&str]) -> Self {
+        let python = checkout().join(".tools/venv/bin/python");
+        assert!(python.exists(), "{} is missing: run `make setup`", python.display());
+        Self(Daemon::spawn(script, Command::new(python).arg(checkout().join("tests/python").join(script)).args(args)))
     }
 
     /// The first line that it has printed and that `pick` takes.
@@ -27,6 +34,11 @@ impl Node {
     /// Waits until it has printed this line.
     pub async fn says(&mut self, line: &str, timeout: Duration) {
         self.0.line(timeout, |said| (said == line).then_some(())).await;
+    }
+
+    /// Everything that it has printed so far, by lines.
+    pub fn lines(&self) -> Vec<String> {
+        self.0.stdout().lines().map(str::to_owned).collect()
     }
 
     /// What it printed, if it has ended: the last line as JSON, and whether it exited with 0.
