@@ -179,7 +179,8 @@ async fn senders_that_sign_the_url_are_understood_behind_a_proxy_without_being_t
         for (case, status) in statuses.as_object().unwrap() {
             let expected = match case.as_str() {
                 "good" | "again" => 202,
-                "replay" => 409,
+                // Of the others the id is in what is signed.
+                "replay" if provider.starts_with("twilio") => 409,
                 _ => 401,
             };
             assert_eq!(status, expected, "{provider}, {case}: {told:#}");
