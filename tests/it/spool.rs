@@ -131,6 +131,36 @@ async fn a_full_spool_is_answered_503_and_keeps_what_it_promised() {
 }
 
 #[tokio::test]
+async fn an_event_that_the_log_will_never_take_is_put_aside_and_holds_up_nobody() {
+    let mut nats = Nats::start().await;
+    let gateway = gateway(&nats.url(), &[]).await;
+    let streams = Streams::connect(&nats.url()).await;
+    let mut config = streams.stream("EVENTS").await.cached_info().config.clone();
+    config.max_message_size = 2000;
+    streams.jetstream.update_stream(config).await.expect("an operator's own bound");
+    let url = gateway.url("/hooks/kept");
+    let large = format!(r#"{{"zen":"{}"}}"#, "x".repeat(3000));
+    let refused = github::delivery(&url, "ping", "refused", large.clone()).send().await.unwrap();
+    let (status, document) = problem(refused).await;
+    assert!(status == 400 && document.to_string().contains("max_msg_size"), "{document}");
+    nats.kill9();
+    for (id, body) in [("first", BODY.to_owned()), ("large", large), ("last", BODY.to_owned())] {
+        assert_eq!(github::delivery(&url, "ping", id, body).send().await.unwrap().status(), 202);
+    }
+    nats.restart().await;
+    are_stored(&nats, &["first".to_owned(), "last".to_owned()]).await;
+    eventually("webhooks go past the spool again", seconds(10), || async {
+        let receipt: serde_json::Value = post(&gateway, "kept", "after").await.json().await.ok()?;
+        receipt["sequence"].is_u64().then_some(())
+    })
+    .await;
+    eventually("the log tells of it", seconds(10), || async {
+        gateway.daemon.stderr().contains("cannot be stored, and stays in the spool's file").then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_event_that_was_stored_unheard_is_not_stored_again_after_the_dedupe_window() {
     let nats = Nats::start().await;
     let proxy = Proxy::start(nats.url().trim_start_matches("nats://").to_owned()).await;

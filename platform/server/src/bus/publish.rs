@@ -2,7 +2,13 @@
 
 use super::{Bus, answers};
 use crate::event_types;
-use async_nats::{HeaderMap, HeaderName, HeaderValue, header, jetstream::context::PublishErrorKind};
+use async_nats::{
+    HeaderMap, HeaderName, HeaderValue, header,
+    jetstream::{
+        self, ErrorCode,
+        context::{self, PublishErrorKind},
+    },
+};
 use bytes::Bytes;
 use nerve_core::{Event, Subject};
 use std::borrow::Cow;
@@ -40,7 +46,8 @@ impl Bus {
         let (headers, body) = self.to_message(event).await?;
         if let Some((answer, logged)) = answers::place_of(event)? {
             // First, so that no part that this event leads to can stand before it.
-            let published = self.publish_message(&answer, headers.clone(), body.clone(), message_id).await?;
+            let part = self.publish_message(&answer, headers.clone(), body.clone(), message_id);
+            let published = Box::pin(part).await?;
             if !logged {
                 return Ok(published);
             }
@@ -100,7 +107,17 @@ impl Bus {
             Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                 Err(PublishError::Invalid("its attributes are larger than the broker's payload limit".to_owned()))
             }
+            Err(error) if is_too_large(&error) => {
+                Err(PublishError::Invalid("it is larger than its stream takes: max_msg_size bounds that".to_owned()))
+            }
             Err(error) => Err(PublishError::Unavailable(error.into())),
         }
     }
+}
+
+/// Whether the stream will never take it, however often it is tried.
+fn is_too_large(error: &context::PublishError) -> bool {
+    let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+    let too_large = [ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM];
+    refused.is_some_and(|refused| too_large.contains(&refused.error_code()))
 }

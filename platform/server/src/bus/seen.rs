@@ -16,6 +16,7 @@ use nerve_core::Name;
 use sha2::{Digest, Sha256};
 use std::{
     collections::{HashSet, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -64,6 +65,24 @@ impl Mark {
     }
 }
 
+/// Takes a mark's own bits for its hash, as they are those of a digest.
+#[derive(Debug, Default)]
+struct OwnHash(u64);
+
+impl Hasher for OwnHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.iter().fold(self.0, |hash, byte| hash << 8 | u64::from(*byte));
+    }
+
+    fn write_u128(&mut self, mark: u128) {
+        self.0 = u64::try_from(mark >> 64).unwrap_or_default();
+    }
+}
+
 /// What was taken in within the window; clones are the same.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -79,7 +98,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Memory {
-    marks: HashSet<Mark>,
+    marks: HashSet<Mark, BuildHasherDefault<OwnHash>>,
     /// The same, oldest first, each with the second it was made in.
     order: VecDeque<(i64, Mark)>,
     /// What is being stored at this moment.

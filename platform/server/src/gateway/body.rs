@@ -78,7 +78,7 @@ impl Bodies {
         let expected = usize::try_from(length.unwrap_or_default()).unwrap_or(usize::MAX);
         if expected > limit {
             if !headers.contains_key(header::EXPECT) && expected - limit <= DISCARD {
-                discard(body.into_data_stream()).await;
+                Box::pin(discard(body.into_data_stream())).await;
             }
             return Err(too_large(limit));
         }
@@ -100,7 +100,7 @@ impl Bodies {
             let size = bytes.len().saturating_add(chunk.len());
             if size > limit {
                 drop((bytes, share));
-                discard(chunks).await;
+                Box::pin(discard(chunks)).await;
                 return Err(too_large(limit));
             }
             if size > claimed {
@@ -123,6 +123,10 @@ impl Bodies {
         if let Ok(permit) = Arc::clone(&self.budget).try_acquire_many_owned(units) {
             return Ok(permit);
         }
+        Box::pin(self.claim_from_others(units)).await
+    }
+
+    async fn claim_from_others(&self, units: u32) -> Answer<OwnedSemaphorePermit> {
         for _ in 0..MEMORY_TRIES {
             self.requests.evict();
             let freed = Arc::clone(&self.budget).acquire_many_owned(units);

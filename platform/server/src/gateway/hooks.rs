@@ -42,6 +42,8 @@ const LARGE: usize = 256 << 10;
 const MENDED: Duration = Duration::from_secs(60);
 
 /// Takes in one webhook: 202 once JetStream has it.
+///
+/// What is rare is boxed, here and below: every request pays for the size of the whole future.
 pub(super) async fn receive(
     State(gateway): State<Gateway>,
     Path(source): Path<String>,
@@ -63,11 +65,11 @@ pub(super) async fn receive(
     if let Some(url) =
         certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&name, &refusal, &origin))?
     {
-        hook.certificate = gateway.certificates().get(&url).await?;
+        hook.certificate = Box::pin(gateway.certificates().get(&url)).await?;
     }
     let hook = Arc::new(hook);
     match Hook::verify(&hook).await? {
-        Ok(Accepted::Asked(reply)) => handshake::answer(&gateway, &name, reply).await,
+        Ok(Accepted::Asked(reply)) => Box::pin(handshake::answer(&gateway, &name, reply)).await,
         Ok(Accepted::Events(verified, identity)) => {
             let _slot = gateway.guards().admit(&name, &hook.spec)?;
             let posted = match hook.spec.provider {

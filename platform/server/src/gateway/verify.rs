@@ -34,12 +34,19 @@ pub(crate) use scheme::{Handshake, Scheme};
 use bytes::Bytes;
 use content::Content;
 use http::HeaderMap;
-use nerve_core::{SourceSpec, function::Secret, manifest::Verify};
+use nerve_core::{
+    SourceSpec,
+    function::Secret,
+    manifest::{Dedupe, Verify},
+};
 use reading::Reading;
 use scheme::{KeyPrefix, Place};
 use signature::BadKey;
 use std::{cell::OnceCell, time::Duration};
 use time::OffsetDateTime;
+
+/// The longest id that a sender is believed.
+const MAX_ID: usize = 255;
 
 /// What was posted.
 #[derive(Debug, Clone, Copy)]
@@ -68,8 +75,8 @@ pub(crate) enum Accepted {
 /// What tells a delivery from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// SHA-256 of what is signed, in hex.
-    pub(crate) signed_sha256: String,
+    /// SHA-256 in hex of what is signed, where the source counts that and no id is in it.
+    pub(crate) signed_sha256: Option<String>,
     /// Whether the ids of the events are in what is signed, so that none can be given to it later.
     pub(crate) id_is_signed: bool,
 }
@@ -77,14 +84,13 @@ pub(crate) struct Identity {
 /// A delivery that is accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verified {
-    /// The sender's id of the delivery, where it gave one.
-    pub(crate) id: Option<String>,
+    /// The sender's id of the delivery; SHA-256 in hex of what is signed, or of the item, where it gave none that can be
+    /// believed.
+    pub(crate) id: String,
     /// The sender's name for what happened, where it gave one; any text.
     pub(crate) ty: Option<String>,
     /// What it is about, where the scheme says where that is.
     pub(crate) subject: Option<String>,
-    /// SHA-256 in hex of what is signed, or of the item: the id of an event without one.
-    pub(crate) signed_sha256: String,
     /// The media type of [`data`](Self::data), where it is known.
     pub(crate) content_type: Option<String>,
     /// The payload: the body, the JSON that was in its form, or one item of it.
@@ -168,16 +174,23 @@ pub(crate) fn verify(source: &SourceSpec, secrets: &[Secret], delivery: Delivery
     if let Some(reply) = handshake::asked(&scheme, content, &keys)? {
         return Ok(Accepted::Asked(reply));
     }
-    let signed_sha256 = signed.sha256();
     let several = scheme.items.map(|items| items::events(&items, content)).transpose()?.flatten();
     if let Some(events) = several {
-        return Ok(Accepted::Events(events, Identity { signed_sha256, id_is_signed: true }));
+        return Ok(Accepted::Events(events, Identity { signed_sha256: None, id_is_signed: true }));
     }
-    let (event, place) = reading.event(signed_sha256.clone());
+    let (event, place) = reading.event(&signed);
     // Without an id of the sender's the event's id is the hash of what is signed.
     let in_body = !matches!(place, Some(Place::Header(_)));
     let id_is_signed = in_body || signed.covers_id && place == scheme.id.first().copied().flatten();
+    // It takes as long as the signature does, and for most sources nobody asks.
+    let counts = !id_is_signed && source.dedupe() == Dedupe::Signed;
+    let signed_sha256 = counts.then(|| signed.sha256());
     Ok(Accepted::Events(vec![event], Identity { signed_sha256, id_is_signed }))
+}
+
+/// Whether this can be the id or the subject of an event.
+pub(crate) fn is_sound(text: &str) -> bool {
+    text.len() <= MAX_ID && !text.chars().any(char::is_control)
 }
 
 /// The URL of the certificate that the delivery says it is signed with, where the scheme has one: AWS', and for a topic of

@@ -3,28 +3,24 @@
 use super::super::{
     modes::{self, Posted},
     problem::{Answer, Problem},
-    verify::Verified,
+    verify::{Verified, is_sound},
 };
 use bytes::Bytes;
 use http::HeaderMap;
 use nerve_core::{Event, EventType, Name, event::PARTITION_KEY};
 use time::OffsetDateTime;
 
-/// The longest id that a sender is believed; another is replaced by the hash of what is signed.
-const MAX_ID: usize = 255;
 /// The longest event type, so that its subject stays within 255 bytes; the rest of what a sender says is cut off.
 const MAX_TYPE: usize = 240;
 
 /// The event that a verified delivery, or one item of it, becomes.
 pub(super) fn event_of(source: &Name, verified: Verified, now: OffsetDateTime) -> Answer<Event> {
-    let sound = |id: &String| id.len() <= MAX_ID && !id.chars().any(char::is_control);
-    let id = verified.id.filter(sound).unwrap_or(verified.signed_sha256);
     let ty = event_type(source, verified.ty.as_deref())?;
-    let mut event = Event::new(id, format!("/hooks/{source}"), ty);
+    let mut event = Event::new(verified.id, format!("/hooks/{source}"), ty);
     event.time = Some(now);
     event.content_type = verified.content_type;
     event.data = verified.data;
-    let subject = verified.subject.filter(sound);
+    let subject = verified.subject.filter(|subject| is_sound(subject));
     if let Some(subject) = &subject {
         event = event.with_extension(PARTITION_KEY, subject.as_str());
     }
@@ -72,10 +68,9 @@ mod tests {
 
     fn verified() -> Verified {
         Verified {
-            id: Some("d-1".into()),
+            id: "d-1".into(),
             ty: Some("issues.opened".into()),
             subject: Some("octo/hello".into()),
-            signed_sha256: "00".repeat(32),
             content_type: Some("application/json".into()),
             data: Bytes::from_static(b"{}"),
         }
@@ -89,14 +84,6 @@ mod tests {
         assert_eq!(event.subject.as_deref(), Some("octo/hello"));
         assert_eq!(event.extension(PARTITION_KEY), Some("octo/hello"));
         assert_eq!(event.time, Some(OffsetDateTime::UNIX_EPOCH));
-    }
-
-    #[test]
-    fn a_delivery_without_a_sound_id_is_known_by_what_is_signed() {
-        for id in [None, Some("a\nb".to_owned()), Some("x".repeat(256))] {
-            let event = event_of(&source(), Verified { id, ..verified() }, OffsetDateTime::UNIX_EPOCH).unwrap();
-            assert_eq!(event.id, "00".repeat(32));
-        }
     }
 
     #[test]

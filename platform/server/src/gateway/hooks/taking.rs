@@ -11,7 +11,7 @@ use crate::bus::{Mark, PublishError};
 use axum::{Json, response::IntoResponse};
 use futures::{StreamExt, TryStreamExt, stream};
 use http::StatusCode;
-use nerve_core::{Event, Name, SourceSpec, manifest::Dedupe};
+use nerve_core::{Event, Name, SourceSpec};
 use std::time::Duration;
 
 /// Events of one delivery that are on their way to the broker at once.
@@ -33,8 +33,7 @@ impl Taking<'_> {
     /// Stores what was not stored before: 202 once all of it is.
     pub(super) async fn take(self, events: Vec<Event>) -> Answer {
         let seen = self.gateway.seen();
-        let signed = (self.spec.dedupe() == Dedupe::Signed && !self.identity.id_is_signed)
-            .then(|| Mark::of(self.source, "signed", &self.identity.signed_sha256));
+        let signed = self.identity.signed_sha256.as_ref().map(|hash| Mark::of(self.source, "signed", hash));
         let (known, fresh): (Vec<_>, Vec<_>) =
             events.into_iter().map(|event| (self.mark(&event), event)).partition(|(mark, _)| self.has(*mark));
         let mut receipts: Vec<Receipt> = known.iter().map(|(_, event)| Receipt::known(event)).collect();
@@ -87,7 +86,7 @@ impl Taking<'_> {
         }
         let receipts = fresh.iter().map(|(_, event)| Receipt::spooled(event)).collect();
         let spooled = Spooled { source: self.source.clone(), events: fresh, signed, tried: !waits };
-        self.gateway.spool().put(spooled).await.map_err(|error| self.not_spooled(&error))?;
+        Box::pin(self.gateway.spool().put(spooled)).await.map_err(|error| self.not_spooled(&error))?;
         Ok(receipts)
     }
 
@@ -97,7 +96,7 @@ impl Taking<'_> {
             return Ok(vec![store(bus, event).await?]);
         }
         let storing: Vec<_> = fresh.iter().map(|(_, event)| store(bus, event)).collect();
-        stream::iter(storing).buffered(AT_ONCE).try_collect().await
+        Box::pin(stream::iter(storing).buffered(AT_ONCE).try_collect()).await
     }
 
     fn not_spooled(&self, error: &SpoolError) -> Problem {

@@ -1,6 +1,6 @@
 //! Deliveries that hold several events: one is made of each item of an array.
 
-use super::{Refusal, Verified, content::Content, pointer, scheme::Items};
+use super::{Refusal, Verified, content::Content, is_sound, pointer, scheme::Items};
 use bytes::Bytes;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
@@ -26,10 +26,9 @@ fn event(items: &Items<'_>, item: &RawValue, body: &Bytes) -> Verified {
         std::iter::once(first).chain(rest).collect::<Vec<_>>().join(".")
     });
     Verified {
-        id,
+        id: id.filter(|id| is_sound(id)).unwrap_or_else(|| hex::encode(Sha256::digest(text))),
         ty: items.ty.and_then(scalar),
         subject: None,
-        signed_sha256: hex::encode(Sha256::digest(text)),
         content_type: Some("application/json".to_owned()),
         data: body.slice_ref(text.as_bytes()),
     }

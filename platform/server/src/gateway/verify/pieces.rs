@@ -33,6 +33,11 @@ const FIELDS: [(&str, Piece<'static>); 7] = [
     ("{sns}", Piece::Sns),
 ];
 
+/// The field that a template begins with, and what follows it.
+fn field(template: &str) -> Option<(Piece<'static>, &str)> {
+    FIELDS.iter().find_map(|(name, piece)| Some((*piece, template.strip_prefix(name)?)))
+}
+
 impl<'a> Template<'a> {
     pub(super) fn new(text: &'a str) -> Self {
         Self(text)
@@ -43,20 +48,15 @@ impl<'a> Iterator for Template<'a> {
     type Item = Piece<'a>;
 
     fn next(&mut self) -> Option<Piece<'a>> {
-        if self.0.is_empty() {
-            return None;
+        if let Some((field, rest)) = field(self.0) {
+            self.0 = rest;
+            return Some(field);
         }
-        let first = FIELDS.iter().filter_map(|field| Some((self.0.find(field.0)?, field))).min_by_key(|(at, _)| *at);
-        let (literal, field) = match first {
-            Some((0, (text, piece))) => {
-                self.0 = self.0.get(text.len()..).unwrap_or_default();
-                return Some(*piece);
-            }
-            Some((at, _)) => self.0.split_at(at),
-            None => (self.0, ""),
-        };
-        self.0 = field;
-        Some(Piece::Literal(literal))
+        let braces = self.0.match_indices('{').map(|(at, _)| at);
+        let ends = braces.filter_map(|at| self.0.split_at_checked(at)).find(|(_, rest)| field(rest).is_some());
+        let (literal, rest) = ends.unwrap_or((self.0, ""));
+        self.0 = rest;
+        (!literal.is_empty()).then_some(Piece::Literal(literal))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     Delivery, Refusal, Unusable, Verified, check_topic,
     content::Content,
-    handshake, once,
+    handshake, is_sound, once,
     pieces::{self, Piece},
     scheme::{KeyPrefix, Kind, Place, Scheme},
     signature::{self, Key},
@@ -187,21 +187,21 @@ impl<'a> Reading<'a> {
         if right { Ok(()) } else { Err(Refusal::Wrong) }
     }
 
-    /// The delivery as one event, and where its id was found.
-    pub(super) fn event(&self, signed_sha256: String) -> (Verified, Option<Place<'a>>) {
+    /// The delivery as one event, and where its id was found; it has the hash of what is signed when that is nowhere.
+    pub(super) fn event(&self, signed: &Signed<'_>) -> (Verified, Option<Place<'a>>) {
         let (scheme, content) = (&self.scheme, self.content());
         let at = |place: &Place<'_>| content.at(place, self.delivery);
         let id = scheme.id.iter().flatten().find_map(|place| Some((at(place)?, *place)));
+        let id = id.filter(|(id, _)| is_sound(id));
         let joined = |row: &[Option<Place<'_>>; 2]| {
             let values: Vec<_> = row.iter().flatten().map_while(at).collect();
             (!values.is_empty()).then(|| values.join("."))
         };
-        let (id, place) = id.map_or((None, None), |(id, place)| (Some(id), Some(place)));
+        let (id, place) = id.map_or_else(|| (signed.sha256(), None), |(id, place)| (id, Some(place)));
         let event = Verified {
             id,
             ty: scheme.ty.iter().find_map(joined),
             subject: scheme.subject.and_then(|place| at(&place)),
-            signed_sha256,
             content_type: content.content_type.clone(),
             data: content.data.clone(),
         };

@@ -1,6 +1,7 @@
 //! Every provider: what it signs is taken, and nothing that differs from it.
 
 use super::*;
+use nerve_core::manifest::Dedupe;
 use ring::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair},
@@ -222,16 +223,22 @@ fn a_missing_and_a_repeated_header_are_refused() {
 #[test]
 fn an_id_that_is_not_signed_can_be_told_from_one_that_is() {
     for provider in all() {
-        let (events, identity) = good(provider).events().unwrap();
+        let counting = || {
+            let mut post = good(provider);
+            post.source.dedupe = Some(Dedupe::Signed);
+            post
+        };
+        let (events, identity) = counting().events().unwrap();
         let Some(Place::Header(name)) = Scheme::of(provider).id[0] else {
             assert!(identity.id_is_signed, "{}", provider.name());
             continue;
         };
-        let mut fresh = good(provider);
+        let mut fresh = counting();
         fresh.headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_static("fresh"));
         match fresh.events() {
             Ok((again, same)) => {
                 assert!(!identity.id_is_signed, "{}", provider.name());
+                assert!(identity.signed_sha256.is_some(), "{}", provider.name());
                 assert_eq!(same.signed_sha256, identity.signed_sha256, "{}", provider.name());
                 assert_ne!(again[0].id, events[0].id, "{}", provider.name());
             }
