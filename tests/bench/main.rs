@@ -2,7 +2,8 @@
 //! machine, in the same run.
 //!
 //! 1. A no-op component through a worker, against a bare async-nats loop: pull, publish with ack, ack.
-//! 2. Verified GitHub webhooks of 1 KiB to JetStream's ack, against a bare axum handler that publishes with ack.
+//! 2. Verified GitHub webhooks of 1 KiB to JetStream's ack, against a bare axum handler that publishes the body with ack, and
+//!    against one that publishes the same message as the gateway does.
 //!
 //! 3. Embeddings: events through `onnx/embed` against a raw loop in Python, requests against Python's servers.
 //!
