@@ -231,6 +231,7 @@ impl Bus {
         mut show: impl FnMut(async_nats::Message, u64, OffsetDateTime) -> bool,
     ) -> Result<(), BusError> {
         let what = || format!("reading {stream}");
+        let reconnects = self.reconnects();
         let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
         let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
         let mut left = consumer.cached_info().num_pending;
@@ -240,8 +241,15 @@ impl Bus {
             let message = match next {
                 Ok(Some(Ok(message))) => message,
                 Ok(Some(Err(error))) => return Err(BusError::unavailable(what(), error)),
-                // What was counted has been deleted since.
-                Ok(None) | Err(_) => break,
+                Ok(None) => break,
+                Err(_) if !self.connected() || reconnects.has_changed().unwrap_or(true) => {
+                    return Err(BusError::unavailable(what(), "the connection was lost on the way"));
+                }
+                // A broker that answers and sends no more has deleted since what was counted.
+                Err(_) => {
+                    let answer = self.jetstream.get_stream(stream).await;
+                    return answer.map(drop).map_err(|error| BusError::unavailable(what(), error));
+                }
             };
             let place = message.info().map(|info| (info.stream_sequence, info.published, info.pending));
             let (sequence, time, pending) = place.map_err(|error| BusError::unavailable(what(), error))?;
