@@ -5,8 +5,8 @@
 //! - `handshake`: what senders ask besides. `certificates`: calls out to AWS.
 //!
 //! # Flow
-//! find the source → check the address → read the body → verify → check the rate → leave out what was taken in before → publish, and wait for the ack →
-//! remember → answer.
+//! find the source → check the address → read the body → verify → leave out what was taken in before → check the rate →
+//! publish, and wait for the ack → remember → answer.
 
 mod certificates;
 mod events;
@@ -71,7 +71,6 @@ pub(super) async fn receive(
     match Hook::verify(&hook).await? {
         Ok(Accepted::Asked(reply)) => Box::pin(handshake::answer(&gateway, &name, reply)).await,
         Ok(Accepted::Events(verified, identity)) => {
-            let _slot = gateway.guards().admit(&name, &hook.spec)?;
             let posted = match hook.spec.provider {
                 Provider::Cloudevents => events::cloud_events(&name, &hook.headers, &hook.body)?,
                 _ => None,

@@ -1,7 +1,7 @@
 //! What a source takes: from whom, how much at once, and in a time.
 //!
-//! Addresses are checked before anything of the body is read. The rate and the concurrency count what is verified:
-//! whoever posts garbage would otherwise use up what a good sender needs. Garbage costs a read and a hash, and requests
+//! Addresses are checked before anything of the body is read. The rate and the concurrency count what is verified and was not
+//! taken in before: whoever posts garbage, or a delivery that he has recorded, would otherwise use up what a good sender needs. Garbage costs a read and a hash, and requests
 //! that have not arrived give way when there are too many. What is over a bound is answered 429 with `Retry-After`, which
 //! senders try again; it was not stored.
 
@@ -44,7 +44,7 @@ impl Guard {
 }
 
 impl Guards {
-    /// Takes in one verified delivery, for as long as what is returned lives.
+    /// Takes in one delivery that is to be stored, for as long as what is returned lives.
     pub(super) fn admit(&self, source: &Name, spec: &SourceSpec) -> Answer<Option<OwnedSemaphorePermit>> {
         if spec.rate.is_none() && spec.concurrency.is_none() {
             return Ok(None);

@@ -7,7 +7,10 @@ use super::super::{
     spool::{SpoolError, Spooled},
     verify::Identity,
 };
-use crate::bus::{Mark, PublishError};
+use crate::{
+    bus::{Mark, PublishError},
+    event_types,
+};
 use axum::{Json, response::IntoResponse};
 use futures::{StreamExt, TryStreamExt, stream};
 use http::StatusCode;
@@ -52,6 +55,7 @@ impl Taking<'_> {
                 })?),
                 None => None,
             };
+            let _slot = self.gateway.guards().admit(self.source, self.spec)?;
             receipts.extend(self.store(fresh, signed).await?);
         }
         Ok(match <[Receipt; 1]>::try_from(receipts) {
@@ -83,6 +87,9 @@ impl Taking<'_> {
                 }
                 Err(error) => return Err(publish_problem(error)),
             }
+        }
+        for (_, event) in &fresh {
+            event_types::check(event).map_err(|why| publish_problem(PublishError::Invalid(why)))?;
         }
         let receipts = fresh.iter().map(|(_, event)| Receipt::spooled(event)).collect();
         let spooled = Spooled { source: self.source.clone(), events: fresh, signed, tried: !waits };
