@@ -16,7 +16,6 @@ use nerve_core::Name;
 use sha2::{Digest, Sha256};
 use std::{
     collections::{HashSet, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -44,15 +43,15 @@ const LAST: Duration = Duration::from_secs(2);
 pub(crate) struct Mark(u128);
 
 impl Mark {
+    /// How many bytes it is written in.
+    pub(crate) const BYTES: usize = 16;
+
     /// The mark of what is known to a source by this `key` of this `kind`.
     pub(crate) fn of(source: &Name, kind: &str, key: &str) -> Self {
         let digest = Sha256::new().chain_update(source.as_str()).chain_update("\0").chain_update(kind);
         let digest = digest.chain_update("\0").chain_update(key).finalize();
         Self::from_bytes(digest.split_at(Self::BYTES).0)
     }
-
-    /// How many bytes it is written in.
-    pub(crate) const BYTES: usize = 16;
 
     /// Reads one; of more bytes the last 16 count.
     pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
@@ -62,24 +61,6 @@ impl Mark {
     /// Writes it.
     pub(crate) fn to_bytes(self) -> [u8; Self::BYTES] {
         self.0.to_be_bytes()
-    }
-}
-
-/// Takes a mark's own bits for its hash, as they are those of a digest.
-#[derive(Debug, Default)]
-struct OwnHash(u64);
-
-impl Hasher for OwnHash {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| hash << 8 | u64::from(*byte));
-    }
-
-    fn write_u128(&mut self, mark: u128) {
-        self.0 = u64::try_from(mark >> 64).unwrap_or_default();
     }
 }
 
@@ -98,7 +79,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Memory {
-    marks: HashSet<Mark, BuildHasherDefault<OwnHash>>,
+    marks: HashSet<Mark>,
     /// The same, oldest first, each with the second it was made in.
     order: VecDeque<(i64, Mark)>,
     /// What is being stored at this moment.
