@@ -161,6 +161,29 @@ async fn an_event_that_the_log_will_never_take_is_put_aside_and_holds_up_nobody(
 }
 
 #[tokio::test]
+async fn an_event_that_breaks_its_types_schema_is_refused_also_while_others_wait() {
+    let mut nats = Nats::start().await;
+    let gateway = gateway(&nats.url(), &[]).await;
+    let source = SOURCES.split("\n\n").next().unwrap().replace("source.kept", "source.document");
+    gateway.cli().deploy(Folder::new(&source).path()).await;
+    source_is_served(&gateway, "document").await;
+    let url = gateway.url("/hooks/document");
+    nats.kill9();
+    for n in 0..2 {
+        let id = format!("wrong-{n}");
+        let refused = github::delivery(&url, "uploaded", &id, r#"{"text": 7}"#).send().await.unwrap();
+        assert_eq!(problem(refused).await.0, 400, "{n}");
+        assert_eq!(github::delivery(&url, "ping", &n.to_string(), BODY).send().await.unwrap().status(), 202);
+    }
+    nats.restart().await;
+    eventually("the spool is drained", seconds(30), || async {
+        (stored(&nats, "document").await.len() >= 2).then_some(())
+    })
+    .await;
+    assert_eq!(stored(&nats, "document").await, ["0", "1"]);
+}
+
+#[tokio::test]
 async fn an_event_that_was_stored_unheard_is_not_stored_again_after_the_dedupe_window() {
     let nats = Nats::start().await;
     let proxy = Proxy::start(nats.url().trim_start_matches("nats://").to_owned()).await;

@@ -47,6 +47,7 @@ struct Shared {
 /// What is on disk or on its way there.
 #[derive(Debug, Default)]
 struct Held {
+    /// Of what is on disk, synced: whoever sends that again is told that it is taken in.
     marks: HashSet<Mark>,
     /// Events by source; none with zero.
     sources: BTreeMap<Name, usize>,
@@ -93,17 +94,15 @@ pub enum SpoolError {
 }
 
 impl Held {
+    /// Counts an event that takes room.
     fn add(&mut self, entry: &Entry) {
-        self.marks.extend(&entry.marks);
         *self.sources.entry(entry.source.clone()).or_default() += 1;
         self.events += 1;
         self.bytes += entry.size;
     }
 
+    /// Counts it no more.
     fn remove(&mut self, entry: &Entry) {
-        for mark in &entry.marks {
-            self.marks.remove(mark);
-        }
         if let Some(count) = self.sources.get_mut(&entry.source) {
             *count = count.saturating_sub(1);
         }
@@ -128,7 +127,10 @@ impl Spool {
     pub async fn open(path: &Path, max_bytes: u64, tasks: &TaskTracker) -> Result<Self, SpoolError> {
         let (disk, entries) = Disk::open(path.to_owned(), tasks).await?;
         let mut held = Held::default();
-        entries.iter().for_each(|entry| held.add(entry));
+        for entry in &entries {
+            held.add(entry);
+            held.marks.extend(&entry.marks);
+        }
         if held.events > 0 {
             tracing::info!(events = held.events, bytes = held.bytes, "webhooks of before wait in the spool");
         }
@@ -142,7 +144,7 @@ impl Spool {
         self.held().sources.contains_key(source)
     }
 
-    /// Whether what this mark stands for is on disk, or on its way there.
+    /// Whether what this mark stands for is on disk.
     pub(crate) fn has(&self, mark: Mark) -> bool {
         self.held().marks.contains(&mark)
     }
@@ -175,7 +177,12 @@ impl Spool {
     /// Forgets events that are no longer on disk.
     fn forget(&self, entries: &[Entry]) {
         let mut held = self.held();
-        entries.iter().for_each(|entry| held.remove(entry));
+        for entry in entries {
+            held.remove(entry);
+            for mark in &entry.marks {
+                held.marks.remove(mark);
+            }
+        }
         held.tell();
     }
 
@@ -196,14 +203,17 @@ struct Claim {
 impl Claim {
     /// They are on disk.
     fn keep(mut self) {
-        self.entries.clear();
+        let entries = std::mem::take(&mut self.entries);
+        self.spool.held().marks.extend(entries.iter().flat_map(|entry| &entry.marks));
         self.spool.shared.arrived.notify_one();
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.spool.forget(&self.entries);
+        let mut held = self.spool.held();
+        self.entries.iter().for_each(|entry| held.remove(entry));
+        held.tell();
     }
 }
 

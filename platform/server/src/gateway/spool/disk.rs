@@ -84,6 +84,16 @@ enum Command {
     Refuse(i64, String, Done<()>),
 }
 
+impl Command {
+    /// Tells whoever asked that nothing came of it.
+    fn fail(self, error: SpoolError) {
+        match self {
+            Self::Put(_, _, done) | Self::Remove(_, done) | Self::Refuse(_, _, done) => drop(done.send(Err(error))),
+            Self::Oldest(done) => drop(done.send(Err(error))),
+        }
+    }
+}
+
 impl Disk {
     /// Opens the file, if there is one, and tells which events in it are still to go into the log.
     pub(super) async fn open(path: PathBuf, tasks: &TaskTracker) -> Result<(Self, Vec<Entry>), SpoolError> {
@@ -158,18 +168,18 @@ impl File {
     /// Does all of it in one transaction, and answers once it is synced.
     fn together(&mut self, commands: Vec<Command>) {
         let mut answers: Vec<Answer> = Vec::with_capacity(commands.len());
+        let mut commands = commands.into_iter();
         let done = self.open().and_then(|()| {
             let failed = || failed("writing", self.path.clone());
             let Some(connection) = &mut self.connection else { return Err(SpoolError::Closed) };
             let transaction = connection.transaction().map_err(failed())?;
-            let written = commands.into_iter().try_for_each(|command| apply(&transaction, command, &mut answers));
+            let written = commands.by_ref().try_for_each(|command| apply(&transaction, command, &mut answers));
             written.and_then(|()| transaction.commit()).map_err(failed())
         });
-        if let Err(error) = &done {
-            tracing::error!(error = error as &dyn std::error::Error, "webhooks cannot be spooled");
-        }
-        // Whoever is not among them, because something before failed, is told by its channel's end.
         answers.into_iter().for_each(|answer| answer(done.clone()));
+        if let Err(error) = done {
+            commands.for_each(|command| command.fail(error.clone()));
+        }
     }
 
     /// Opens the file if it is not open, and makes it if it is not there.
@@ -228,9 +238,10 @@ fn apply(transaction: &Transaction<'_>, command: Command, answers: &mut Vec<Answ
             rows.iter().try_for_each(|row| insert(transaction, row))
         }
         Command::Oldest(done) => {
-            let rows = read_oldest(transaction)?;
+            let read = read_oldest(transaction);
+            let (rows, read) = read.map_or_else(|error| (Vec::new(), Err(error)), |rows| (rows, Ok(())));
             answers.push(Box::new(move |written| drop(done.send(written.map(|()| rows)))));
-            Ok(())
+            read
         }
         Command::Remove(sequences, done) => {
             answers.push(telling(done));

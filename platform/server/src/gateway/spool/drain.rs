@@ -11,8 +11,10 @@ use std::{
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-/// The wait before the log, or the disk, is tried again.
+/// The wait before the log is tried again; it doubles with each try in vain, since each reads the file.
 const AGAIN: Duration = Duration::from_millis(250);
+/// The longest of these waits, and the wait before a disk that failed is tried again.
+const LATER: Duration = Duration::from_secs(5);
 
 /// Drains one spool into the log.
 #[derive(Debug)]
@@ -46,14 +48,20 @@ impl Drain {
         end.run_until_cancelled(async {
             // A gateway that was killed may have published what it did not live to remove: its last chunk, at most.
             let mut unknown = true;
+            let mut wait = AGAIN;
             loop {
                 while self.spool.held().events == 0 {
                     unknown = false;
                     self.spool.shared.arrived.notified().await;
                 }
-                if !self.bus.connected() || !self.chunk(&mut unknown).await {
-                    tokio::time::sleep(AGAIN).await;
+                if !self.bus.connected() {
+                    wait = AGAIN;
+                } else if self.chunk(&mut unknown).await {
+                    wait = AGAIN;
+                    continue;
                 }
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(LATER);
             }
         })
         .await;
@@ -187,5 +195,5 @@ struct Lane {
 
 async fn wait_for_disk(error: &super::SpoolError) {
     tracing::error!(error = error as &dyn std::error::Error, "the spool's file cannot be written; trying again");
-    tokio::time::sleep(AGAIN).await;
+    tokio::time::sleep(LATER).await;
 }

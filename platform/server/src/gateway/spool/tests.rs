@@ -111,6 +111,35 @@ async fn a_sender_that_leaves_before_the_answer_leaves_its_events() {
     drop(put);
     assert_eq!(ids(&spool).await, ["1"]);
     assert!(spool.holds(&name("a")), "else nobody would bring it into the log");
+    assert!(spool.has(mark("a", "1")));
+}
+
+#[tokio::test]
+async fn nobody_is_told_that_it_is_taken_in_before_it_is_synced() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _tasks) = open(&folder, ROOM).await.unwrap();
+    let claim = spool.claim(rows_of(delivery("a", &["1"])).into_iter().map(|row| row.entry).collect()).unwrap();
+    assert!(spool.holds(&name("a")) && !spool.has(mark("a", "1")), "others wait behind it, and it may still fail");
+    spool.put(delivery("a", &["1"])).await.unwrap();
+    drop(claim);
+    assert!(spool.has(mark("a", "1")), "what fails takes nothing from what was synced");
+}
+
+#[tokio::test]
+async fn a_disk_that_cannot_be_written_promises_nothing_until_it_can() {
+    let folder = tempfile::tempdir().unwrap();
+    let (spool, _tasks) = open(&folder, ROOM).await.unwrap();
+    std::fs::write(folder.path().join("data"), "where the spool's folder should be").unwrap();
+    let puts = ["1", "2"].map(|id| spool.put(delivery("a", &[id])));
+    for put in futures::future::join_all(puts).await {
+        let error = put.unwrap_err();
+        assert!(matches!(error, SpoolError::Disk { .. }) && std::error::Error::source(&error).is_some(), "{error:?}");
+    }
+    assert!(matches!(spool.shared.disk.oldest().await, Err(SpoolError::Disk { .. })));
+    assert!(!spool.holds(&name("a")) && !spool.has(mark("a", "1")));
+    std::fs::remove_file(folder.path().join("data")).unwrap();
+    spool.put(delivery("a", &["1"])).await.unwrap();
+    assert_eq!(ids(&spool).await, ["1"]);
 }
 
 #[tokio::test]
