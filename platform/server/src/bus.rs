@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - `streams`: the streams and buckets, made and migrated idempotently.
-//! - `publish`: an event out, with its message id, acknowledged.
+//! - `publish`: an event out, with its message id, acknowledged. `batches`: many of them at once.
 //! - `body`: bodies too large for a message, in the Object Store by reference.
 //! - `consumer`: the durable consumer of a function, made where its stream ends. `replay`: sent back again.
 //! - `delivery`: one message to settle, by value, so that it is settled once.
@@ -19,6 +19,7 @@
 
 mod answers;
 mod attempts;
+mod batches;
 mod body;
 mod consumer;
 mod dead;
@@ -39,6 +40,7 @@ mod views;
 
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
 pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttempts};
+pub use batches::Batches;
 pub use dead::{DeadLetter, DeadLetters};
 pub use delivery::{Attempt, Delivery};
 pub use invoke::{Invocation, InvokeError};

@@ -55,7 +55,7 @@ pub use tls::TlsError;
 pub use verify::{Sample, Unsigned};
 
 use crate::{
-    bus::{Bus, Seen},
+    bus::{Batches, Bus, Seen},
     config::GatewayConfig,
     registry::Catalogue,
 };
@@ -87,6 +87,8 @@ const LATER: Duration = Duration::from_secs(1);
 pub struct Parts {
     /// The broker.
     pub bus: Bus,
+    /// What takes webhooks to it.
+    pub batches: Batches,
     /// What is deployed, as [`Registry::follow`](crate::registry::Registry::follow) tells it.
     pub catalogue: watch::Receiver<Arc<Catalogue>>,
     /// The settings.
@@ -176,6 +178,10 @@ impl Gateway {
 
     fn bus(&self) -> &Bus {
         &self.shared.parts.bus
+    }
+
+    fn batches(&self) -> &Batches {
+        &self.shared.parts.batches
     }
 
     /// What is deployed at this moment.

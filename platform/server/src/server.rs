@@ -1,7 +1,7 @@
 //! One server: a gateway, a worker, or both, over one connection to NATS.
 
 use crate::{
-    bus::{Bus, BusError, Seen},
+    bus::{Batches, Bus, BusError, Seen},
     config::Config,
     gateway::{self, Check, Checks, Door, Drain, Fetch, Gateway, ModelParts, Models, Spool, SpoolError, Tls},
     registry::{self, Catalogue, KeyringError, Registry},
@@ -41,8 +41,8 @@ pub struct Server {
     roles: Roles,
     bus: Bus,
     registry: Registry,
-    /// For its gateway, if it is one: what was taken in, and what waits for the broker.
-    taken: Option<(Seen, Spool)>,
+    /// For its gateway, if it is one.
+    taken: Option<Taken>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
     door: Option<Door>,
     metrics: PrometheusHandle,
@@ -131,7 +131,7 @@ impl Server {
         let (statuses, sink_statuses) = (Statuses::default(), Statuses::default());
         let tasks = TaskTracker::new();
         let gateway = async {
-            let (Some(door), Some((seen, spool))) = (self.door, self.taken) else { return Ok(()) };
+            let (Some(door), Some(taken)) = (self.door, self.taken) else { return Ok(()) };
             let models = Models::new(ModelParts {
                 inference: self.roles.inference,
                 fetch: fetch_to(self.config.artifacts(), self.registry.clone()),
@@ -144,8 +144,9 @@ impl Server {
                 catalogue: self.catalogue.clone(),
                 config: self.config.gateway.clone(),
                 metrics: self.metrics,
-                seen,
-                spool,
+                batches: taken.batches,
+                seen: taken.seen,
+                spool: taken.spool,
                 models,
                 checks: checks(statuses.clone(), sink_statuses.clone()),
                 shutdown: shutdown.clone(),
@@ -177,18 +178,26 @@ impl Server {
     }
 }
 
-/// The webhooks that were taken in, and those of them that wait for the broker, on their way into the log until `end`.
+/// Webhooks that are being taken in, that were, and that wait for the broker.
+struct Taken {
+    batches: Batches,
+    seen: Seen,
+    spool: Spool,
+}
+
+/// What takes webhooks into the log until `end`.
 async fn follow_taken(
     bus: &Bus,
     config: &Config,
     end: &CancellationToken,
     tasks: &TaskTracker,
-) -> Result<(Seen, Spool), ServerError> {
+) -> Result<Taken, ServerError> {
+    let batches = Batches::start(bus, end.clone(), tasks).await?;
     let seen = Seen::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
     let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
-    let drain = Drain::new(spool.clone(), bus.clone(), seen.clone(), config.streams.dedupe_window);
+    let drain = Drain::new(spool.clone(), (bus.clone(), batches.clone()), seen.clone(), config.streams.dedupe_window);
     tasks.spawn(drain.run(end.clone()));
-    Ok((seen, spool))
+    Ok(Taken { batches, seen, spool })
 }
 
 /// Brings deployed files to `folder`, which the worker shares.

@@ -10,7 +10,7 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use nerve_core::{Event, Subject};
+use nerve_core::{Event, Subject, event::encode_value};
 use std::borrow::Cow;
 
 /// Where an event was stored.
@@ -36,8 +36,15 @@ pub enum PublishError {
 impl Bus {
     /// Publishes an event from outside to `events.<type>`, once an id within the dedupe window.
     pub async fn publish(&self, event: &Event) -> Result<Published, PublishError> {
-        // Both parts are of any length and content, and an id is unique within its source only.
-        self.publish_as(event, &format!("{}#{}", event.source, event.id)).await
+        self.publish_as(event, &message_id_of(event)).await
+    }
+
+    /// What carries an event from outside, which may be published as it is; with its message id.
+    pub(super) async fn to_checked_message(&self, event: &Event) -> Result<(HeaderMap, Bytes), PublishError> {
+        event_types::check(event).map_err(PublishError::Invalid)?;
+        let (mut headers, body) = self.to_message(event).await?;
+        headers.insert(header::NATS_MESSAGE_ID, encode_value(&message_id_of(event)).as_ref());
+        Ok((headers, body))
     }
 
     /// Publishes an event to `events.<type>` under a message id of the caller's; a part of an answer to the answer.
@@ -87,7 +94,7 @@ impl Bus {
         if !self.connected() {
             return Err(PublishError::Unavailable("there is no connection to NATS".into()));
         }
-        headers.insert(header::NATS_MESSAGE_ID, nerve_core::event::encode_value(message_id).as_ref());
+        headers.insert(header::NATS_MESSAGE_ID, encode_value(message_id).as_ref());
         let mut reconnects = self.reconnects();
         let sent = self.jetstream.publish_with_headers(subject.as_str().to_owned(), headers, body).await;
         let acknowledged = match sent {
@@ -113,6 +120,16 @@ impl Bus {
             Err(error) => Err(PublishError::Unavailable(error.into())),
         }
     }
+}
+
+/// Whether an event goes elsewhere too, or only elsewhere.
+pub(super) fn has_other_place(event: &Event) -> bool {
+    !matches!(answers::place_of(event), Ok(None))
+}
+
+/// Both parts are of any length and content, and an id is unique within its source only.
+fn message_id_of(event: &Event) -> String {
+    format!("{}#{}", event.source, event.id)
 }
 
 /// Whether the stream will never take it, however often it is tried.

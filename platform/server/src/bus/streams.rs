@@ -105,6 +105,7 @@ impl Bus {
             allow_direct: true,
             allow_message_ttl: true,
             allow_atomic_publish: true,
+            allow_batch_publish: name == EVENTS,
             allow_message_schedules: matches!(name, EVENTS | TIMERS),
             storage: stream::StorageType::File,
             discard: stream::DiscardPolicy::Old,
@@ -128,6 +129,7 @@ impl Bus {
                     allow_direct: true,
                     allow_message_ttl: true,
                     allow_atomic_publish: true,
+                    allow_batch_publish: wanted.allow_batch_publish,
                     allow_message_schedules: wanted.allow_message_schedules,
                     ..current.clone()
                 };

@@ -1,7 +1,7 @@
 //! Publishing for a caller that waits: a receipt once JetStream has the event, a problem otherwise.
 
 use super::problem::{Answer, Problem};
-use crate::bus::{Bus, BusError, PublishError};
+use crate::bus::{Bus, BusError, PublishError, Published};
 use http::StatusCode;
 use nerve_core::Event;
 use serde::Serialize;
@@ -16,7 +16,7 @@ pub(crate) struct Receipt {
     id: String,
     #[serde(rename = "type")]
     ty: String,
-    /// Left out for an event that was stored at some time before.
+    /// Left out for an event that was stored at some time before, or together with others: JetStream does not tell then.
     #[serde(skip_serializing_if = "Option::is_none")]
     sequence: Option<u64>,
     duplicate: bool,
@@ -31,6 +31,12 @@ impl Receipt {
         Self { id: event.id.clone(), ty: event.ty.to_string(), sequence: None, duplicate: true, spooled: false }
     }
 
+    /// For an event that is stored now, and where, if that is known.
+    pub(crate) fn stored(event: &Event, place: Option<Published>) -> Self {
+        let sequence = place.map(|place| place.sequence);
+        Self { sequence, duplicate: place.is_some_and(|place| place.duplicate), ..Self::known(event) }
+    }
+
     /// For an event that waits on disk.
     pub(crate) fn spooled(event: &Event) -> Self {
         Self { duplicate: false, spooled: true, ..Self::known(event) }
@@ -39,19 +45,8 @@ impl Receipt {
 
 /// Publishes `event` and waits until it is stored.
 pub(crate) async fn publish(bus: &Bus, event: &Event) -> Answer<Receipt> {
-    store(bus, event).await.map_err(publish_problem)
-}
-
-/// [`publish`], for a caller that can do something about an error.
-pub(crate) async fn store(bus: &Bus, event: &Event) -> Result<Receipt, PublishError> {
-    let published = bus.publish(event).await?;
-    Ok(Receipt {
-        id: event.id.clone(),
-        ty: event.ty.to_string(),
-        sequence: Some(published.sequence),
-        duplicate: published.duplicate,
-        spooled: false,
-    })
+    let published = bus.publish(event).await.map_err(publish_problem)?;
+    Ok(Receipt::stored(event, Some(published)))
 }
 
 /// What an event that was not stored is to whoever sent it.

@@ -105,8 +105,10 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
         spool_max_bytes: 1 << 20,
         answer_timeout: Duration::from_secs(60),
     };
+    let bus = Bus::away().await;
     Gateway::new(Parts {
-        bus: Bus::away().await,
+        batches: crate::bus::Batches::for_tests(&bus),
+        bus,
         seen: crate::bus::Seen::for_tests(),
         spool: Spool::open(std::path::Path::new("/nowhere/spool"), 1 << 20, &TaskTracker::new()).await.unwrap(),
         catalogue,

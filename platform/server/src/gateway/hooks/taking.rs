@@ -3,7 +3,7 @@
 use super::super::{
     Gateway,
     problem::{Answer, Problem},
-    publish::{Receipt, publish_problem, store},
+    publish::{Receipt, publish_problem},
     spool::{SpoolError, Spooled},
     verify::Identity,
 };
@@ -12,13 +12,10 @@ use crate::{
     event_types,
 };
 use axum::{Json, response::IntoResponse};
-use futures::{StreamExt, TryStreamExt, stream};
 use http::StatusCode;
 use nerve_core::{Event, Name, SourceSpec};
 use std::time::Duration;
 
-/// Events of one delivery that are on their way to the broker at once.
-const AT_ONCE: usize = 64;
 /// When to come back while the same is being stored for another request.
 const SOON: Duration = Duration::from_secs(1);
 /// When to come back to a spool that is full, or cannot be written.
@@ -98,12 +95,17 @@ impl Taking<'_> {
     }
 
     async fn publish(&self, fresh: &[(Mark, Event)]) -> Result<Vec<Receipt>, PublishError> {
-        let bus = self.gateway.bus();
-        if let [(_, event)] = fresh {
-            return Ok(vec![store(bus, event).await?]);
+        let batches = self.gateway.batches();
+        let mut receipts = Vec::with_capacity(fresh.len());
+        let events: Vec<&Event> = fresh.iter().map(|(_, event)| event).collect();
+        let mut left = events.as_slice();
+        while !left.is_empty() {
+            let (count, place) = batches.publish_some(left).await?;
+            let (stored, rest) = left.split_at(count);
+            receipts.extend(stored.iter().map(|event| Receipt::stored(event, place)));
+            left = rest;
         }
-        let storing: Vec<_> = fresh.iter().map(|(_, event)| store(bus, event)).collect();
-        Box::pin(stream::iter(storing).buffered(AT_ONCE).try_collect()).await
+        Ok(receipts)
     }
 
     fn not_spooled(&self, error: &SpoolError) -> Problem {

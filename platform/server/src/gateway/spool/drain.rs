@@ -1,11 +1,11 @@
 //! From the spool's file into the log: in order, each event once.
 
 use super::{Spool, disk::Placed};
-use crate::bus::{Bus, PublishError, Seen};
+use crate::bus::{Batches, Bus, PublishError, Seen};
 use futures::future::join_all;
 use nerve_core::Name;
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashSet, VecDeque},
     time::Duration,
 };
 use time::OffsetDateTime;
@@ -21,6 +21,7 @@ const LATER: Duration = Duration::from_secs(5);
 pub(crate) struct Drain {
     spool: Spool,
     bus: Bus,
+    batches: Batches,
     seen: Seen,
     /// How long JetStream itself knows an id.
     window: Duration,
@@ -28,19 +29,20 @@ pub(crate) struct Drain {
     uncertain: HashSet<i64>,
 }
 
-/// What came of one row.
+/// What came of the first rows.
 enum Outcome {
-    /// It is in the log.
-    Stored,
-    /// The log will never take it.
+    /// So many are in the log.
+    Stored(usize),
+    /// The log will never take the first.
     Refused(String),
     /// Not now.
     Away,
 }
 
 impl Drain {
-    pub(crate) fn new(spool: Spool, bus: Bus, seen: Seen, window: Duration) -> Self {
-        Self { spool, bus, seen, window, uncertain: HashSet::new() }
+    /// `window` is how long JetStream itself knows an id.
+    pub(crate) fn new(spool: Spool, (bus, batches): (Bus, Batches), seen: Seen, window: Duration) -> Self {
+        Self { spool, bus, batches, seen, window, uncertain: HashSet::new() }
     }
 
     /// Drains whenever there is something, until `end`.
@@ -81,16 +83,16 @@ impl Drain {
             self.uncertain.extend(rows.iter().map(|placed| placed.sequence));
         }
         let Some(stored) = self.stored_before(&rows).await else { return false };
-        let mut lanes: BTreeMap<Name, Vec<Placed>> = BTreeMap::new();
+        let mut lanes: BTreeMap<Name, VecDeque<Placed>> = BTreeMap::new();
         for placed in rows {
-            lanes.entry(placed.row.entry.source.clone()).or_default().push(placed);
+            lanes.entry(placed.row.entry.source.clone()).or_default().push_back(placed);
         }
         let lanes = lanes.into_values().map(|rows| self.lane(rows, &stored));
         let ended: Vec<Lane> = join_all(lanes).await;
-        let all = ended.iter().all(|lane| lane.stopped_at.is_none());
+        let all = ended.iter().all(|lane| lane.left.is_empty());
         let mut gone = Vec::new();
         for lane in ended {
-            self.uncertain.extend(lane.stopped_at);
+            self.uncertain.extend(lane.left.iter().map(|placed| placed.sequence));
             gone.extend(lane.gone);
         }
         self.take_out(gone).await;
@@ -98,28 +100,26 @@ impl Drain {
     }
 
     /// One source's rows, until one cannot be stored now.
-    async fn lane(&self, rows: Vec<Placed>, stored: &HashSet<i64>) -> Lane {
-        let mut lane = Lane::default();
-        for placed in rows {
-            let outcome = match stored.contains(&placed.sequence) {
-                true => Outcome::Stored,
-                false => self.publish(&placed).await,
+    async fn lane(&self, mut left: VecDeque<Placed>, stored: &HashSet<i64>) -> Lane {
+        let mut gone = Vec::new();
+        while let Some(first) = left.front() {
+            let outcome = match stored.contains(&first.sequence) {
+                true => Outcome::Stored(1),
+                false => self.publish(left.iter().take_while(|placed| !stored.contains(&placed.sequence))).await,
             };
             match outcome {
-                Outcome::Stored => lane.gone.push((placed, None)),
-                Outcome::Refused(why) => lane.gone.push((placed, Some(why))),
-                Outcome::Away => {
-                    lane.stopped_at = Some(placed.sequence);
-                    break;
-                }
+                Outcome::Stored(count) => gone.extend(left.drain(..count).map(|placed| (placed, None))),
+                Outcome::Refused(why) => gone.extend(left.pop_front().map(|placed| (placed, Some(why)))),
+                Outcome::Away => break,
             }
         }
-        lane
+        Lane { gone, left }
     }
 
-    async fn publish(&self, placed: &Placed) -> Outcome {
-        match self.bus.publish(&placed.row.event).await {
-            Ok(_) => Outcome::Stored,
+    async fn publish(&self, rows: impl Iterator<Item = &Placed>) -> Outcome {
+        let events: Vec<_> = rows.map(|placed| &placed.row.event).collect();
+        match self.batches.publish_some(&events).await {
+            Ok((count, _)) => Outcome::Stored(count),
             Err(PublishError::Invalid(why)) => Outcome::Refused(why),
             Err(PublishError::Unavailable(error)) => {
                 tracing::debug!(%error, "a spooled webhook waits");
@@ -185,12 +185,11 @@ impl Drain {
 }
 
 /// What came of one source's rows.
-#[derive(Default)]
 struct Lane {
     /// Those that are done with, and why the log refused one.
     gone: Vec<(Placed, Option<String>)>,
-    /// The first that could not be stored.
-    stopped_at: Option<i64>,
+    /// Those that could not be stored, or not known to be.
+    left: VecDeque<Placed>,
 }
 
 async fn wait_for_disk(error: &super::SpoolError) {

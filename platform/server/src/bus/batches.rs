@@ -1,0 +1,286 @@
+//! Many events in one go, acknowledged once: JetStream's fast batch publishing.
+//!
+//! Most of what a small event costs the broker and this process is its acknowledgement. So what comes while others are
+//! under way is gathered, and goes together with the next; an event that comes alone waits for nobody.
+//!
+//! # Flow
+//! callers' events → gathered while [`AT_ONCE`] batches are under way → sent in their order under one batch id → the
+//! acknowledgement says how many are stored, from the first on → each caller hears how many of its own are. The first
+//! that is not stored is published by itself, and JetStream's answer to that says why.
+//!
+//! Source: ADR-50 of nats-architecture-and-design, "Fast-ingest Batch Publishing".
+
+use super::{Bus, BusError, PublishError, Published, REQUEST_TIMEOUT, publish};
+use async_nats::{HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use nerve_core::Event;
+use serde::{Deserialize, de::IgnoredAny};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Events of one batch, at most.
+const MOST: usize = 64;
+/// Bytes of one batch's bodies and headers from which on nothing is added.
+const FULL: usize = 1 << 20;
+/// An event of more bytes than this goes by itself: its acknowledgement is the least of it.
+const LARGE: usize = 64 << 10;
+/// Batches under way at once: one is stored while the next is on the wire.
+const AT_ONCE: usize = 2;
+/// Offers that wait to be sent; whoever comes then waits for one to leave.
+const QUEUE: usize = 1024;
+/// How often the broker tells how far it is, in messages: more seldom than a batch is long, so not at all.
+const FLOW: usize = 500;
+/// How often it is looked whether a batch has been under way for too long.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Sends events in batches; clones send in the same.
+#[derive(Debug, Clone)]
+pub struct Batches {
+    bus: Bus,
+    offers: mpsc::Sender<Offer>,
+}
+
+/// One caller's events, which stay together and in their order.
+#[derive(Debug)]
+struct Offer {
+    messages: Vec<Outgoing>,
+    tell: oneshot::Sender<Told>,
+}
+
+#[derive(Debug)]
+struct Outgoing {
+    subject: String,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+/// What came of an offer.
+#[derive(Debug)]
+enum Told {
+    /// So many, from the first on, are stored; and where, if it was one event and went alone.
+    Stored(usize, Option<Published>),
+    /// The broker did not answer.
+    Lost,
+}
+
+impl Batches {
+    /// Begins; batches are sent until `end`.
+    pub async fn start(bus: &Bus, end: CancellationToken, tasks: &TaskTracker) -> Result<Self, BusError> {
+        let (offers, from) = mpsc::channel(QUEUE);
+        let inbox = bus.client().new_inbox();
+        let acks = bus.client().subscribe(format!("{inbox}.>")).await;
+        let acks = acks.map_err(|error| BusError::unavailable("listening for acknowledgements", error))?;
+        let sending = Sending { bus: bus.clone(), inbox, sent: 0, open: BTreeMap::new() };
+        tasks.spawn(async move { end.run_until_cancelled(sending.run(from, acks)).await });
+        Ok(Self { bus: bus.clone(), offers })
+    }
+
+    /// For tests without a broker.
+    #[cfg(test)]
+    pub(crate) fn for_tests(bus: &Bus) -> Self {
+        Self { bus: bus.clone(), offers: mpsc::channel(1).0 }
+    }
+
+    /// Publishes events from the first on, in their order, each once an id within the dedupe window; tells how many are
+    /// stored, at least one, and of one that went alone also where.
+    ///
+    /// # Errors
+    /// What became of the first event. Those after it are not stored either, or not known to be.
+    pub(crate) async fn publish_some(&self, events: &[&Event]) -> Result<(usize, Option<Published>), PublishError> {
+        let Some(first) = events.first() else { return Ok((0, None)) };
+        let messages = self.to_messages(events).await?;
+        if !messages.is_empty() {
+            match self.offer(messages).await? {
+                (0, _) => {}
+                stored => return Ok(stored),
+            }
+        }
+        // Boxed, since it is rare and far larger than the rest of this future.
+        let published = Box::pin(self.bus.publish(first)).await?;
+        Ok((1, Some(published)))
+    }
+
+    /// The messages of as many events as can go in one batch; none when the first cannot.
+    async fn to_messages(&self, events: &[&Event]) -> Result<Vec<Outgoing>, PublishError> {
+        let mut messages = Vec::with_capacity(events.len().min(MOST));
+        for event in events.iter().take(MOST) {
+            if publish::has_other_place(event) || event.data.len() > LARGE {
+                break;
+            }
+            match self.bus.to_checked_message(event).await {
+                Ok((headers, body)) => {
+                    messages.push(Outgoing { subject: event.ty.subject().as_str().to_owned(), headers, body });
+                }
+                Err(error) if messages.is_empty() => return Err(error),
+                Err(_) => break,
+            }
+            if messages.last().is_some_and(|message| message.size() > LARGE) {
+                messages.pop();
+                break;
+            }
+        }
+        Ok(messages)
+    }
+
+    async fn offer(&self, messages: Vec<Outgoing>) -> Result<(usize, Option<Published>), PublishError> {
+        let unavailable = |why: &'static str| PublishError::Unavailable(why.into());
+        if !self.bus.connected() {
+            return Err(unavailable("there is no connection to NATS"));
+        }
+        let (tell, told) = oneshot::channel();
+        self.offers.send(Offer { messages, tell }).await.map_err(|_| unavailable("the server is ending"))?;
+        match told.await {
+            Ok(Told::Stored(count, place)) => Ok((count, place)),
+            Ok(Told::Lost) => Err(unavailable("no acknowledgement came, or the connection was lost before it")),
+            Err(_) => Err(unavailable("the server is ending")),
+        }
+    }
+}
+
+impl Outgoing {
+    fn size(&self) -> usize {
+        let values = self.headers.iter().flat_map(|(_, values)| values);
+        self.body.len() + values.map(|value| value.as_str().len()).sum::<usize>()
+    }
+}
+
+/// The one task that sends batches and hears what became of them.
+struct Sending {
+    bus: Bus,
+    /// Where acknowledgements come; its last part is unique, and so is a batch's id that begins with it.
+    inbox: String,
+    sent: u64,
+    /// Under way, by number.
+    open: BTreeMap<u64, Batch>,
+}
+
+struct Batch {
+    /// Who waits, each for so many messages, in their order.
+    offers: Vec<(usize, oneshot::Sender<Told>)>,
+    since: Instant,
+}
+
+/// What the broker says of a batch.
+#[derive(Deserialize)]
+struct Ack {
+    /// Only what is said in between has one.
+    #[serde(rename = "type")]
+    kind: Option<IgnoredAny>,
+    error: Option<IgnoredAny>,
+    seq: Option<u64>,
+    #[serde(default)]
+    duplicate: bool,
+    /// How many, from the first on, are stored.
+    count: Option<usize>,
+}
+
+impl Sending {
+    async fn run(mut self, mut offers: mpsc::Receiver<Offer>, mut acks: Subscriber) {
+        let mut reconnects = self.bus.reconnects();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                ack = acks.next() => match ack {
+                    Some(ack) => self.hear(&ack),
+                    None => return,
+                },
+                // An acknowledgement over the old connection does not come over the new one.
+                Ok(()) = reconnects.changed() => self.lose(|_| true),
+                _ = look.tick() => self.lose(|batch| batch.since.elapsed() >= REQUEST_TIMEOUT),
+                offer = offers.recv(), if self.open.len() < AT_ONCE => match offer {
+                    Some(first) => self.send(first, &mut offers).await,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    /// Sends what is there, as one batch.
+    async fn send(&mut self, first: Offer, offers: &mut mpsc::Receiver<Offer>) {
+        // While the connection is down the client would buffer, and the callers wait for nothing.
+        if !self.bus.connected() {
+            let _ = first.tell.send(Told::Lost);
+            return;
+        }
+        let mut messages = first.messages;
+        let mut waiting = vec![(messages.len(), first.tell)];
+        let mut size: usize = messages.iter().map(Outgoing::size).sum();
+        while messages.len() < MOST && size < FULL {
+            let Ok(offer) = offers.try_recv() else { break };
+            size += offer.messages.iter().map(Outgoing::size).sum::<usize>();
+            waiting.push((offer.messages.len(), offer.tell));
+            messages.extend(offer.messages);
+        }
+        self.sent += 1;
+        self.open.insert(self.sent, Batch { offers: waiting, since: Instant::now() });
+        let last = messages.len();
+        for (number, message) in (1..).zip(messages) {
+            let operation = match number {
+                _ if number == last => 2,
+                1 => 0,
+                _ => 1,
+            };
+            let reply = self.reply(number, operation);
+            let client = self.bus.client();
+            let Outgoing { subject, headers, body } = message;
+            if let Err(error) = client.publish_with_reply_and_headers(subject, reply, headers, body).await {
+                tracing::debug!(%error, "a batch was broken off");
+                self.settle(self.sent, 0, None);
+                return;
+            }
+        }
+    }
+
+    /// Where the broker answers to a message of the batch that is being sent: what it is told of the batch is in here.
+    fn reply(&self, number: usize, operation: u8) -> String {
+        let (inbox, batch) = (&self.inbox, self.sent);
+        let unique = inbox.rsplit('.').next().unwrap_or_default();
+        format!("{inbox}.{unique}-{batch}.{FLOW}.fail.{number}.{operation}.$FI")
+    }
+
+    fn hear(&mut self, message: &Message) {
+        let after = message.subject.get(self.inbox.len() + 1..).and_then(|rest| rest.split('.').next());
+        let batch = after.and_then(|id| id.rsplit('-').next()?.parse().ok());
+        let Some(batch) = batch else { return };
+        match serde_json::from_slice::<Ack>(&message.payload) {
+            Ok(Ack { kind: Some(_), .. }) => {}
+            Ok(Ack { error: None, seq: Some(sequence), duplicate, count, .. }) => {
+                self.settle(batch, count.unwrap_or(1), Some(Published { sequence, duplicate }));
+            }
+            _ => {
+                tracing::debug!(answer = ?message.payload, "a batch is refused; its events go by themselves");
+                self.settle(batch, 0, None);
+            }
+        }
+    }
+
+    /// Tells those of a batch how many are stored; nothing when that is settled already.
+    fn settle(&mut self, batch: u64, mut stored: usize, last: Option<Published>) {
+        let Some(batch) = self.open.remove(&batch) else { return };
+        let place = last.filter(|_| batch.offers.len() == 1 && batch.offers.iter().all(|(count, _)| *count == 1));
+        for (count, tell) in batch.offers {
+            let own = count.min(stored);
+            stored -= own;
+            let _ = tell.send(Told::Stored(own, place));
+        }
+    }
+
+    /// Gives those up that nothing will be heard of.
+    fn lose(&mut self, is_lost: impl Fn(&Batch) -> bool) {
+        for (_, batch) in self.open.extract_if(.., |_, batch| is_lost(batch)) {
+            for (_, tell) in batch.offers {
+                let _ = tell.send(Told::Lost);
+            }
+        }
+    }
+}
