@@ -5,6 +5,7 @@
 mod access;
 mod agents;
 mod answers;
+mod batches;
 mod builtins;
 mod commands;
 mod deploy;

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`daemon`]: one child process with its output in files, ended by pid when dropped.
 //! - [`nats`]: a nats-server of the test's own, which can be killed, stopped and started again on its data.
+//! - [`cluster`]: three of them that replicate for each other.
 //! - [`nerve`]: the `nerve` binary in each of its roles, and its commands.
 //! - [`streams`]: what is really in JetStream, read past Nerve.
 //! - [`guest`]: components made from WAT, and manifests around them.
@@ -20,6 +21,7 @@
 //! how to get it; nothing is skipped. The harness serves tests, so it panics with a message where a library
 //! would return an error.
 
+pub mod cluster;
 pub mod daemon;
 pub mod github;
 pub mod guest;

@@ -284,3 +284,105 @@ impl Sending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use async_nats::StatusCode;
+    use oneshot::Receiver;
+
+    /// One batch under way, of so many messages for each of its callers.
+    async fn sending(counts: &[usize]) -> (Sending, Vec<Receiver<Told>>) {
+        let bus = Bus::away().await;
+        let mut sending = Sending { bus, inbox: "_INBOX.abc".to_owned(), sent: 7, open: BTreeMap::new() };
+        let (offers, told) = counts
+            .iter()
+            .map(|count| {
+                let (tell, told) = oneshot::channel();
+                ((*count, tell), told)
+            })
+            .unzip();
+        sending.open.insert(7, Batch { offers, since: Instant::now() });
+        (sending, told)
+    }
+
+    fn message(subject: String, payload: &'static str) -> Message {
+        let (length, payload) = (payload.len(), Bytes::from(payload));
+        let status = payload.is_empty().then_some(StatusCode::NO_RESPONDERS);
+        Message { subject: subject.into(), reply: None, payload, headers: None, status, description: None, length }
+    }
+
+    fn heard(told: &mut [Receiver<Told>]) -> Vec<Option<usize>> {
+        let stored = |told: &mut Receiver<Told>| match told.try_recv() {
+            Ok(Told::Stored(count, _)) => Some(count),
+            Ok(Told::Lost) | Err(_) => None,
+        };
+        told.iter_mut().map(stored).collect()
+    }
+
+    #[tokio::test]
+    async fn each_caller_hears_how_many_of_its_own_are_stored() {
+        for (payload, expected) in [
+            (r#"{"stream":"EVENTS","seq":9,"batch":"abc-7","count":6}"#, [1, 3, 2]),
+            (r#"{"stream":"EVENTS","seq":9,"batch":"abc-7","count":3}"#, [1, 2, 0]),
+            (r#"{"stream":"EVENTS","seq":9}"#, [1, 0, 0]),
+            (r#"{"error":{"code":400,"err_code":10205},"stream":"EVENTS","seq":0}"#, [0, 0, 0]),
+            ("", [0, 0, 0]),
+            ("?", [0, 0, 0]),
+        ] {
+            let (mut sending, mut told) = sending(&[1, 3, 2]).await;
+            let reply = sending.reply(6, 2);
+            assert_eq!(reply, "_INBOX.abc.abc-7.500.fail.6.2.$FI");
+            for between in [r#"{"type":"ack","seq":1,"msgs":500}"#, r#"{"type":"gap","last_seq":1,"seq":3}"#] {
+                sending.hear(&message(reply.clone(), between));
+            }
+            sending.hear(&message("_INBOX.abc.abc-8.500.fail.1.2.$FI".to_owned(), payload));
+            assert_eq!(heard(&mut told), [None; 3], "nothing is settled yet");
+            sending.hear(&message(reply.clone(), payload));
+            assert_eq!(heard(&mut told), expected.map(Some), "{payload}");
+            sending.hear(&message(reply, payload));
+            assert!(sending.open.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn one_event_that_goes_alone_hears_where_it_is_stored() {
+        for (payload, duplicate) in [
+            (r#"{"stream":"EVENTS","seq":9,"batch":"abc-7","count":1}"#, false),
+            (r#"{"stream":"EVENTS","seq":9,"duplicate": true,"batch":"abc-7","count":1}"#, true),
+        ] {
+            let (mut sending, mut told) = sending(&[1]).await;
+            sending.hear(&message(sending.reply(1, 2), payload));
+            let place = match told[0].try_recv() {
+                Ok(Told::Stored(1, place)) => place,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(place, Some(Published { sequence: 9, duplicate }));
+        }
+    }
+
+    #[tokio::test]
+    async fn those_whose_batch_is_lost_hear_it_and_others_go_on() {
+        let (mut sending, mut told) = sending(&[1, 1]).await;
+        let (tell, other) = oneshot::channel();
+        let since = Instant::now() + Duration::from_secs(60);
+        sending.open.insert(8, Batch { offers: vec![(1, tell)], since });
+        sending.lose(|batch| batch.since < since);
+        for told in &mut told {
+            assert!(matches!(told.try_recv(), Ok(Told::Lost)));
+        }
+        assert_eq!(heard(&mut [other]), [None]);
+        assert_eq!(sending.open.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn without_a_connection_nothing_is_sent() {
+        let (mut sending, _) = sending(&[]).await;
+        sending.open.clear();
+        let (tell, mut told) = oneshot::channel();
+        let message = Outgoing { subject: "events.a".to_owned(), headers: HeaderMap::new(), body: Bytes::new() };
+        sending.send(Offer { messages: vec![message], tell }, &mut mpsc::channel(1).1).await;
+        assert!(matches!(told.try_recv(), Ok(Told::Lost)));
+        assert!(sending.open.is_empty());
+    }
+}

@@ -79,7 +79,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Memory {
-    marks: HashSet<Mark>,
+    marks: HashSet<Mark, foldhash::fast::RandomState>,
     /// The same, oldest first, each with the second it was made in.
     order: VecDeque<(i64, Mark)>,
     /// What is being stored at this moment.

@@ -207,7 +207,7 @@ pub(crate) fn certificate_url(source: &SourceSpec, delivery: Delivery<'_>) -> Re
     url.map(Some).ok_or(Refusal::Certificate)
 }
 
-fn check_topic(source: &SourceSpec, content: &Content) -> Result<(), Refusal> {
+fn check_topic(source: &SourceSpec, content: &Content<'_>) -> Result<(), Refusal> {
     let heard = content.scalar("/TopicArn").is_some_and(|topic| source.topics.contains(&topic));
     if heard { Ok(()) } else { Err(Refusal::Topic) }
 }

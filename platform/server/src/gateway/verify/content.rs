@@ -10,32 +10,35 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 
 /// The payload of a delivery.
-pub(crate) struct Content {
+pub(crate) struct Content<'a> {
     pub(super) content_type: Option<String>,
     pub(super) data: Bytes,
     /// Whether the content type says JSON.
     declared_json: bool,
     is_json: bool,
+    /// What most deliveries are asked for, read when it was found to be JSON.
+    known: Vec<(&'a str, Option<String>)>,
     /// Whether it was posted as a form.
     pub(super) is_form: bool,
 }
 
-impl Content {
-    pub(super) fn read(scheme: &Scheme<'_>, delivery: Delivery<'_>) -> Self {
+impl<'a> Content<'a> {
+    pub(super) fn read(scheme: &Scheme<'a>, delivery: Delivery<'_>) -> Self {
         let declared = delivery.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let essence = declared.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         let is_form = essence == "application/x-www-form-urlencoded";
         let in_form = scheme.form_field.filter(|_| is_form);
         let field = in_form.and_then(|field| form_fields(delivery.body).find(|(name, _)| name == field));
         if let Some((_, json)) = field {
-            let is_json = pointer::is_json(&json);
+            let (is_json, known) = read_json(&json, scheme);
             let content_type = Some("application/json".to_owned());
-            return Self { content_type, data: Bytes::from(json), declared_json: true, is_json, is_form };
+            return Self { content_type, data: Bytes::from(json), declared_json: true, is_json, known, is_form };
         }
         // SNS calls its JSON a plain text.
         let declared_json = matches!(&*essence, "application/json" | "text/json") || essence.ends_with("+json");
         let maybe_json = declared_json || essence.is_empty() || scheme.reads_text();
-        let is_json = maybe_json && std::str::from_utf8(delivery.body).is_ok_and(pointer::is_json);
+        let text = std::str::from_utf8(delivery.body).ok().filter(|_| maybe_json);
+        let (is_json, known) = text.map_or_else(Default::default, |text| read_json(text, scheme));
         let content_type = match declared.filter(|_| !essence.is_empty()) {
             _ if is_json && !declared_json => "application/json",
             Some(declared) => declared,
@@ -46,6 +49,7 @@ impl Content {
             data: delivery.body.clone(),
             declared_json,
             is_json,
+            known,
             is_form,
         }
     }
@@ -61,7 +65,10 @@ impl Content {
 
     /// The text, number or boolean at this pointer, as text.
     pub(super) fn scalar(&self, pointer: &str) -> Option<String> {
-        self.json().and_then(|text| pointer::scalar(text, pointer))
+        match self.known.iter().find(|(known, _)| *known == pointer) {
+            Some((_, value)) => value.clone(),
+            None => self.json().and_then(|text| pointer::scalar(text, pointer)),
+        }
     }
 
     /// Whether the value at this pointer is this one.
@@ -85,6 +92,16 @@ impl Content {
                 found.ok_or_else(|| Refusal::Missing((*pointer).to_owned()))
             }
         }
+    }
+}
+
+/// Whether `text` is JSON, and what the scheme's pointers lead to in it: both in one reading, unless it holds what JSON
+/// allows and no reader of values does, such as a number without bounds.
+fn read_json<'a>(text: &str, scheme: &Scheme<'a>) -> (bool, Vec<(&'a str, Option<String>)>) {
+    let pointers: Vec<&str> = scheme.pointers().collect();
+    match pointer::scalars(text, &pointers) {
+        Some(values) => (true, pointers.into_iter().zip(values).collect()),
+        None => (pointer::is_json(text), Vec::new()),
     }
 }
 

@@ -23,7 +23,7 @@ pub(crate) enum Reply {
 }
 
 /// What a verified delivery asks, if it is no event.
-pub(super) fn asked(scheme: &Scheme<'_>, content: &Content, keys: &[Key]) -> Result<Option<Reply>, Refusal> {
+pub(super) fn asked(scheme: &Scheme<'_>, content: &Content<'_>, keys: &[Key]) -> Result<Option<Reply>, Refusal> {
     let Some(handshake) = scheme.handshake else { return Ok(None) };
     let named = |at: &str, value: &str| {
         let name = at.rsplit('/').next().unwrap_or_default();
@@ -54,7 +54,7 @@ pub(super) fn asked(scheme: &Scheme<'_>, content: &Content, keys: &[Key]) -> Res
 }
 
 /// The secret that a first, unsigned delivery brings, where the scheme begins so.
-pub(super) fn brought(scheme: &Scheme<'_>, content: &Content) -> Option<String> {
+pub(super) fn brought(scheme: &Scheme<'_>, content: &Content<'_>) -> Option<String> {
     match scheme.handshake {
         Some(Handshake::Notion { at }) => content.scalar(at).filter(|token| {
             // It is shown to the operator, so it is nothing that could pass for more than a token.

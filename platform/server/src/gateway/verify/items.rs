@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 pub(super) const MAX: usize = 10_000;
 
 /// One event an item; none when the body holds no such array.
-pub(super) fn events(items: &Items<'_>, content: &Content) -> Result<Option<Vec<Verified>>, Refusal> {
+pub(super) fn events(items: &Items<'_>, content: &Content<'_>) -> Result<Option<Vec<Verified>>, Refusal> {
     let Some(found) = content.json().and_then(|text| pointer::array(text, items.at)) else { return Ok(None) };
     if found.len() > MAX {
         return Err(Refusal::TooManyItems);

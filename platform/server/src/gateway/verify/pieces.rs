@@ -94,7 +94,7 @@ const SNS: [&str; 8] =
     ["/Message", "/MessageId", "/Subject", "/SubscribeURL", "/Timestamp", "/Token", "/TopicArn", "/Type"];
 
 /// What SNS signs of a message.
-pub(super) fn sns(content: &Content) -> String {
+pub(super) fn sns(content: &Content<'_>) -> String {
     let notification = content.scalar("/Type").is_some_and(|ty| ty == "Notification");
     let mut text = String::new();
     for pointer in SNS {

@@ -13,12 +13,26 @@ pub(super) fn is_json(text: &str) -> bool {
 
 /// The text, number or boolean at `pointer` (RFC 6901) as text; none when there is none or it is not JSON.
 pub(super) fn scalar(text: &str, pointer: &str) -> Option<String> {
-    let tokens: Vec<String> = match pointer.strip_prefix('/') {
-        Some(rest) => rest.split('/').map(|token| token.replace("~1", "/").replace("~0", "~")).collect(),
-        None if pointer.is_empty() => Vec::new(),
-        None => return None,
-    };
-    Find(&tokens).deserialize(&mut serde_json::Deserializer::from_str(text)).ok().flatten()
+    scalars(text, &[pointer])?.pop().flatten()
+}
+
+/// The same for several pointers, in one reading; none when it is not one JSON document that can be read so.
+pub(super) fn scalars(text: &str, pointers: &[&str]) -> Option<Vec<Option<String>>> {
+    let paths: Vec<Option<Vec<String>>> = pointers.iter().map(|pointer| tokens(pointer)).collect();
+    let wanted = paths.iter().enumerate().filter_map(|(at, path)| Some((at, path.as_deref()?))).collect();
+    let mut found = vec![None; pointers.len()];
+    let mut reader = serde_json::Deserializer::from_str(text);
+    Find { wanted, found: &mut found }.deserialize(&mut reader).ok()?;
+    reader.end().ok()?;
+    Some(found)
+}
+
+/// The tokens of a pointer; none when it is not one.
+fn tokens(pointer: &str) -> Option<Vec<String>> {
+    match pointer.strip_prefix('/') {
+        Some(rest) => Some(rest.split('/').map(|token| token.replace("~1", "/").replace("~0", "~")).collect()),
+        None => pointer.is_empty().then(Vec::new),
+    }
 }
 
 /// The items of the array at `pointer`; none when there is no array.
@@ -32,88 +46,101 @@ pub(super) fn array<'t>(text: &'t str, pointer: &str) -> Option<Vec<&'t RawValue
     serde_json::from_str(here.get()).ok()
 }
 
-/// Finds the scalar at these tokens, below where it stands.
-#[derive(Clone, Copy)]
-struct Find<'t>(&'t [String]);
+/// Finds scalars, below where it stands.
+struct Find<'w, 't> {
+    /// Which is wanted, and its tokens from here on.
+    wanted: Vec<(usize, &'t [String])>,
+    found: &'w mut [Option<String>],
+}
 
-impl<'de> DeserializeSeed<'de> for Find<'_> {
-    type Value = Option<String>;
+impl<'de> DeserializeSeed<'de> for Find<'_, '_> {
+    type Value = ();
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
-impl Find<'_> {
-    fn here(self, value: impl fmt::Display) -> Option<String> {
-        self.0.is_empty().then(|| value.to_string())
+impl<'t> Find<'_, 't> {
+    /// What is here was wanted.
+    fn here(self, value: impl fmt::Display) {
+        for (at, _) in self.wanted.iter().filter(|(_, tokens)| tokens.is_empty()) {
+            self.found[*at] = Some(value.to_string());
+        }
+    }
+
+    /// What is wanted of the value of `token`; of two such values the last counts.
+    fn below(&mut self, token: &str) -> Option<Find<'_, 't>> {
+        let split = self.wanted.iter().filter_map(|(at, tokens)| Some((*at, tokens.split_first()?)));
+        let wanted: Vec<_> =
+            split.filter(|(_, (first, _))| *first == token).map(|(at, (_, below))| (at, below)).collect();
+        for (at, _) in &wanted {
+            self.found[*at] = None;
+        }
+        (!wanted.is_empty()).then_some(Find { wanted, found: self.found })
     }
 }
 
-impl<'de> Visitor<'de> for Find<'_> {
-    type Value = Option<String>;
+impl<'de> Visitor<'de> for Find<'_, '_> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
-        Ok(self.here(value))
+    fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
+        self.here(value);
+        Ok(())
     }
 
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
-        Ok(self.here(value))
+    fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
+        self.here(value);
+        Ok(())
     }
 
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
-        Ok(self.here(value))
+    fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
+        self.here(value);
+        Ok(())
     }
 
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
-        Ok(self.here(value))
+    fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
+        self.here(value);
+        Ok(())
     }
 
-    fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
-        Ok(self.here(value))
+    fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
+        self.here(value);
+        Ok(())
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(None)
+    fn visit_unit<E: Error>(self) -> Result<(), E> {
+        Ok(())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-        let (wanted, below) = split(self.0);
-        let mut found = None;
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
+        let inside = self.wanted.iter().any(|(_, tokens)| !tokens.is_empty());
         let mut index = 0_usize;
         loop {
-            if wanted.is_some_and(|token| *token == index.to_string()) {
-                match items.next_element_seed(Find(below))? {
-                    Some(value) => found = value,
-                    None => return Ok(found),
-                }
-            } else if items.next_element::<IgnoredAny>()?.is_none() {
-                return Ok(found);
+            let more = match inside.then(|| index.to_string()).and_then(|index| self.below(&index)) {
+                Some(below) => items.next_element_seed(below)?.is_some(),
+                None => items.next_element::<IgnoredAny>()?.is_some(),
+            };
+            if !more {
+                return Ok(());
             }
             index += 1;
         }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
-        let (wanted, below) = split(self.0);
-        let mut found = None;
-        while let Some(key) = members.next_key::<std::borrow::Cow<'de, str>>()? {
-            if wanted.is_some_and(|token| *token == key) {
-                found = members.next_value_seed(Find(below))?;
-            } else {
-                members.next_value::<IgnoredAny>()?;
+    fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
+        while let Some(key) = members.next_key::<Cow<'de, str>>()? {
+            match self.below(&key) {
+                Some(below) => members.next_value_seed(below)?,
+                None => members.next_value::<IgnoredAny>().map(drop)?,
             }
         }
-        Ok(found)
+        Ok(())
     }
-}
-
-fn split(tokens: &[String]) -> (Option<&String>, &[String]) {
-    tokens.split_first().map_or((None, &[]), |(first, rest)| (Some(first), rest))
 }
 
 #[cfg(test)]
@@ -141,6 +168,10 @@ mod tests {
         for (pointer, expected) in cases {
             assert_eq!(scalar(text, pointer).as_deref(), expected, "{pointer}");
         }
+        let pointers = cases.map(|(pointer, _)| pointer);
+        let expected = cases.map(|(_, expected)| expected.map(str::to_owned));
+        assert_eq!(scalars(text, &pointers).unwrap(), expected, "all at once");
+        assert_eq!(scalar(r#"{"a": 1, "b": {"c": 2}, "a": {}, "b": 3}"#, "/a"), None, "the last of a name counts");
         assert_eq!(scalar("\"x\"", "").as_deref(), Some("x"));
         assert_eq!(scalar("{broken", "/a"), None);
     }

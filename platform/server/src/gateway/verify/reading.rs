@@ -22,11 +22,11 @@ pub(super) struct Reading<'a> {
     pub(super) scheme: Scheme<'a>,
     pub(super) source: &'a SourceSpec,
     pub(super) delivery: Delivery<'a>,
-    pub(super) content: OnceCell<Content>,
+    pub(super) content: OnceCell<Content<'a>>,
 }
 
 impl<'a> Reading<'a> {
-    pub(super) fn content(&self) -> &Content {
+    pub(super) fn content(&self) -> &Content<'a> {
         self.content.get_or_init(|| Content::read(&self.scheme, self.delivery))
     }
 

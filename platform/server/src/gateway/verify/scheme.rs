@@ -117,7 +117,16 @@ pub(crate) enum Handshake<'a> {
     CloudEvents,
 }
 
-impl Scheme<'_> {
+impl<'a> Scheme<'a> {
+    /// The JSON pointers of what an event is made of.
+    pub(crate) fn pointers(&self) -> impl Iterator<Item = &'a str> + use<'a> {
+        let places = self.id.into_iter().chain(self.ty.into_iter().flatten()).chain([self.subject]);
+        places.flatten().filter_map(|place| match place {
+            Place::Pointer(pointer) => Some(pointer),
+            _ => None,
+        })
+    }
+
     /// Whether its JSON comes under whatever media type.
     pub(crate) fn reads_text(&self) -> bool {
         matches!(self.handshake, Some(Handshake::Sns))
