@@ -65,7 +65,9 @@ impl<'t> Find<'_, 't> {
     /// What is here was wanted.
     fn here(self, value: impl fmt::Display) {
         for (at, _) in self.wanted.iter().filter(|(_, tokens)| tokens.is_empty()) {
-            self.found[*at] = Some(value.to_string());
+            if let Some(found) = self.found.get_mut(*at) {
+                *found = Some(value.to_string());
+            }
         }
     }
 
@@ -75,7 +77,9 @@ impl<'t> Find<'_, 't> {
         let wanted: Vec<_> =
             split.filter(|(_, (first, _))| *first == token).map(|(at, (_, below))| (at, below)).collect();
         for (at, _) in &wanted {
-            self.found[*at] = None;
+            if let Some(found) = self.found.get_mut(*at) {
+                *found = None;
+            }
         }
         (!wanted.is_empty()).then_some(Find { wanted, found: self.found })
     }
