@@ -65,18 +65,25 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
+    routing::{Route, delete, get, post},
 };
 use body::Bodies;
 use forwarded::Origin;
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use metrics_exporter_prometheus::PrometheusHandle;
 use places::Places;
 use problem::{Answer, Problem};
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tail::StreamSlot;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
+use tower::{Service, layer::layer_fn};
 use watched::arriving;
 
 /// When to come back to a gateway that has its hands full.
@@ -172,8 +179,9 @@ impl Gateway {
 
     /// What every request passes on its way in and out.
     fn surround(&self, routes: Router<Self>) -> Router {
-        // One layer, since each costs a request as much as checking its signature does.
-        routes.layer(middleware::from_fn_with_state(self.clone(), surrounded)).with_state(self.clone())
+        // One layer, since each costs a request as much as checking its signature does; not axum's own, which boxes twice.
+        let gateway = self.clone();
+        routes.layer(layer_fn(move |inner| Surrounded { gateway: gateway.clone(), inner })).with_state(self.clone())
     }
 
     fn bus(&self) -> &Bus {
@@ -249,20 +257,40 @@ async fn allowed(State(gateway): State<Gateway>, origin: Origin, mut request: Re
     }
 }
 
-/// Bounds, times and counts a request, and has an answer for it whatever becomes of its handler.
-async fn surrounded(State(gateway): State<Gateway>, request: Request, next: Next) -> Response {
-    let timed = gateway.shared.requests_timed.begin(&request);
-    let response = AssertUnwindSafe(bounded(&gateway, request, next)).catch_unwind().await;
-    let response = problem::uniform(response.unwrap_or_else(problem::after_panic));
-    timed.end(response.status());
-    response
+/// A route that bounds, times and counts its requests, and has an answer for each whatever becomes of its handler.
+#[derive(Clone)]
+struct Surrounded {
+    gateway: Gateway,
+    inner: Route,
+}
+
+impl Service<Request> for Surrounded {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Service::<Request>::poll_ready(&mut self.inner, cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let Self { gateway, inner } = self.clone();
+        Box::pin(async move {
+            let timed = gateway.shared.requests_timed.begin(&request);
+            let response = AssertUnwindSafe(bounded(&gateway, request, inner)).catch_unwind().await;
+            let response = problem::uniform(response.unwrap_or_else(problem::after_panic));
+            timed.end(response.status());
+            Ok(response)
+        })
+    }
 }
 
 /// Refuses what comes on top of `max_requests`, but has requests that have not arrived yet give way first; whoever asks how
 /// Nerve is gets an answer all the same.
-async fn bounded(gateway: &Gateway, request: Request, next: Next) -> Response {
+async fn bounded(gateway: &Gateway, request: Request, mut inner: Route) -> Response {
     if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
-        return next.run(request).await;
+        let Ok(response) = inner.call(request).await;
+        return response;
     }
     let Some(place) = gateway.shared.requests.try_enter().map(Arc::new) else {
         return Problem::unavailable("too many requests at once; gateway.max_requests bounds them", LATER)
@@ -271,7 +299,7 @@ async fn bounded(gateway: &Gateway, request: Request, next: Next) -> Response {
     let arrived = Arc::clone(&place);
     let request = request.map(|body| arriving(body, move || arrived.works()));
     tokio::select! {
-        response = next.run(request) => response,
+        Ok(response) = inner.call(request) => response,
         () = place.evicted() => {
             let detail = "the body took so long that this request gave way to others: gateway.max_requests bounds them";
             Problem::unavailable(detail, LATER).closing().into_response()

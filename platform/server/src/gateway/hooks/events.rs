@@ -50,9 +50,16 @@ fn event_type(source: &Name, ty: Option<&str>) -> Answer<EventType> {
         c if c.is_ascii_graphic() => c,
         _ => '_',
     };
-    let fitted: String = ty.unwrap_or("event").chars().take(MAX_TYPE).map(fits).collect();
-    let tokens: Vec<_> = fitted.split('.').map(|token| if token.is_empty() { "_" } else { token }).collect();
-    let mut text = format!("{source}.{}", tokens.join("."));
+    let mut text = format!("{source}.");
+    for c in ty.unwrap_or("event").chars().take(MAX_TYPE).map(fits) {
+        if c == '.' && text.ends_with('.') {
+            text.push('_');
+        }
+        text.push(c);
+    }
+    if text.ends_with('.') {
+        text.push('_');
+    }
     text.truncate(MAX_TYPE);
     let text = text.trim_end_matches('.');
     EventType::parse(text).map_err(|error| Problem::bad_request(error.to_string()))

@@ -208,7 +208,11 @@ pub(super) fn candidates(header: &str, kind: &Kind<'_>) -> Option<Vec<Vec<u8>>> 
 
 fn decode(text: &str, encoding: Encoding) -> Option<Vec<u8>> {
     match encoding {
-        Encoding::Hex => hex::decode(text).ok(),
+        Encoding::Hex => {
+            // What it would collect by itself grows from nothing.
+            let mut bytes = vec![0; text.len() / 2];
+            hex::decode_to_slice(text, &mut bytes).ok().map(|()| bytes)
+        }
         Encoding::Base64 => BASE64_STANDARD.decode(text).ok(),
     }
 }
