@@ -6,12 +6,17 @@
 //! else. A place that works, for a request that is whole, is never evicted. No address is looked at: behind a proxy all
 //! have the same one, and an attacker has many.
 
+use futures::task::AtomicWaker;
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    future::poll_fn,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
 };
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
 /// A set of places; clones are the same one.
 #[derive(Clone)]
@@ -31,8 +36,32 @@ struct Shared {
 struct Taken {
     working: usize,
     /// By the order in which they began to wait, and what tells them that they are evicted.
-    waiting: BTreeMap<u64, CancellationToken>,
+    waiting: BTreeMap<u64, Arc<Eviction>>,
     next: u64,
+}
+
+/// What tells a place that it is evicted. It is asked several times a request, so it takes no lock; one task at most waits
+/// for it.
+#[derive(Default)]
+struct Eviction {
+    is: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Eviction {
+    fn happens(&self) {
+        self.is.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    async fn happened(&self) {
+        poll_fn(|context| {
+            // Registered first, so that one that happens in between is not missed.
+            self.waker.register(context.waker());
+            if self.is.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
 }
 
 /// One place, given back when it is dropped.
@@ -40,7 +69,7 @@ pub(super) struct Place {
     places: Places,
     /// Where it stands among those that wait; none while it works. Locked after the set.
     turn: Mutex<Option<u64>>,
-    evicted: CancellationToken,
+    eviction: Arc<Eviction>,
 }
 
 impl Places {
@@ -55,10 +84,10 @@ impl Places {
         if taken.count() >= self.0.capacity && !self.evict_from(&mut taken) {
             return None;
         }
-        let evicted = CancellationToken::new();
-        let turn = Mutex::new(Some(taken.wait(evicted.clone())));
+        let eviction = Arc::<Eviction>::default();
+        let turn = Mutex::new(Some(taken.wait(Arc::clone(&eviction))));
         drop(taken);
-        Some(Place { places: self.clone(), turn, evicted })
+        Some(Place { places: self.clone(), turn, eviction })
     }
 
     /// A place that waits for its peer, once there is one.
@@ -89,8 +118,8 @@ impl Places {
     }
 
     fn evict_from(&self, taken: &mut Taken) -> bool {
-        let Some((_, evicted)) = taken.waiting.pop_first() else { return false };
-        evicted.cancel();
+        let Some((_, eviction)) = taken.waiting.pop_first() else { return false };
+        eviction.happens();
         metrics::counter!("nerve_gateway_evicted_total", "of" => self.0.of).increment(1);
         true
     }
@@ -105,10 +134,10 @@ impl Taken {
         self.working + self.waiting.len()
     }
 
-    fn wait(&mut self, evicted: CancellationToken) -> u64 {
+    fn wait(&mut self, eviction: Arc<Eviction>) -> u64 {
         let turn = self.next;
         self.next += 1;
-        self.waiting.insert(turn, evicted);
+        self.waiting.insert(turn, eviction);
         turn
     }
 }
@@ -138,14 +167,14 @@ impl Place {
             Some(waited) if taken.waiting.remove(&waited).is_none() => return,
             Some(_) => {}
         }
-        *turn = Some(taken.wait(self.evicted.clone()));
+        *turn = Some(taken.wait(Arc::clone(&self.eviction)));
         drop((turn, taken));
         self.places.0.changed.notify_one();
     }
 
     /// Returns when it is evicted.
     pub(super) async fn evicted(&self) {
-        self.evicted.cancelled().await;
+        self.eviction.happened().await;
     }
 
     fn turn(&self) -> MutexGuard<'_, Option<u64>> {
