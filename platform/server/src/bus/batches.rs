@@ -11,7 +11,7 @@
 //! Source: ADR-50 of nats-architecture-and-design, "Fast-ingest Batch Publishing".
 
 use super::{Bus, BusError, PublishError, Published, REQUEST_TIMEOUT, publish};
-use async_nats::{HeaderMap, Message, Subscriber};
+use async_nats::{HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use futures::StreamExt;
 use nerve_core::Event;
@@ -57,7 +57,7 @@ struct Offer {
 
 #[derive(Debug)]
 struct Outgoing {
-    subject: String,
+    subject: Subject,
     headers: HeaderMap,
     body: Bytes,
 }
@@ -117,7 +117,7 @@ impl Batches {
             }
             match self.bus.to_checked_message(event).await {
                 Ok((headers, body)) => {
-                    messages.push(Outgoing { subject: event.ty.subject().as_str().to_owned(), headers, body });
+                    messages.push(Outgoing { subject: String::from(event.ty.subject()).into(), headers, body });
                 }
                 Err(error) if messages.is_empty() => return Err(error),
                 Err(_) => break,
@@ -242,10 +242,10 @@ impl Sending {
     }
 
     /// Where the broker answers to a message of the batch that is being sent: what it is told of the batch is in here.
-    fn reply(&self, number: usize, operation: u8) -> String {
+    fn reply(&self, number: usize, operation: u8) -> Subject {
         let (inbox, batch) = (&self.inbox, self.sent);
         let unique = inbox.rsplit('.').next().unwrap_or_default();
-        format!("{inbox}.{unique}-{batch}.{FLOW}.fail.{number}.{operation}.$FI")
+        format!("{inbox}.{unique}-{batch}.{FLOW}.fail.{number}.{operation}.$FI").into()
     }
 
     fn hear(&mut self, message: &Message) {
@@ -306,10 +306,10 @@ mod tests {
         (sending, told)
     }
 
-    fn message(subject: String, payload: &'static str) -> Message {
+    fn message(subject: Subject, payload: &'static str) -> Message {
         let (length, payload) = (payload.len(), Bytes::from(payload));
         let status = payload.is_empty().then_some(StatusCode::NO_RESPONDERS);
-        Message { subject: subject.into(), reply: None, payload, headers: None, status, description: None, length }
+        Message { subject, reply: None, payload, headers: None, status, description: None, length }
     }
 
     fn heard(told: &mut [Receiver<Told>]) -> Vec<Option<usize>> {
@@ -332,11 +332,11 @@ mod tests {
         ] {
             let (mut sending, mut told) = sending(&[1, 3, 2]).await;
             let reply = sending.reply(6, 2);
-            assert_eq!(reply, "_INBOX.abc.abc-7.500.fail.6.2.$FI");
+            assert_eq!(reply.as_str(), "_INBOX.abc.abc-7.500.fail.6.2.$FI");
             for between in [r#"{"type":"ack","seq":1,"msgs":500}"#, r#"{"type":"gap","last_seq":1,"seq":3}"#] {
                 sending.hear(&message(reply.clone(), between));
             }
-            sending.hear(&message("_INBOX.abc.abc-8.500.fail.1.2.$FI".to_owned(), payload));
+            sending.hear(&message("_INBOX.abc.abc-8.500.fail.1.2.$FI".into(), payload));
             assert_eq!(heard(&mut told), [None; 3], "nothing is settled yet");
             sending.hear(&message(reply.clone(), payload));
             assert_eq!(heard(&mut told), expected.map(Some), "{payload}");
@@ -380,7 +380,7 @@ mod tests {
         let (mut sending, _) = sending(&[]).await;
         sending.open.clear();
         let (tell, mut told) = oneshot::channel();
-        let message = Outgoing { subject: "events.a".to_owned(), headers: HeaderMap::new(), body: Bytes::new() };
+        let message = Outgoing { subject: "events.a".into(), headers: HeaderMap::new(), body: Bytes::new() };
         sending.send(Offer { messages: vec![message], tell }, &mut mpsc::channel(1).1).await;
         assert!(matches!(told.try_recv(), Ok(Told::Lost)));
         assert!(sending.open.is_empty());

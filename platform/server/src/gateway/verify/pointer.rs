@@ -2,7 +2,10 @@
 //!
 //! A payload may be 25 MiB; a tree of it would cost many times that, for the sake of one short text.
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{
+    Deserialize,
+    de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
@@ -18,8 +21,8 @@ pub(super) fn scalar(text: &str, pointer: &str) -> Option<String> {
 
 /// The same for several pointers, in one reading; none when it is not one JSON document that can be read so.
 pub(super) fn scalars(text: &str, pointers: &[&str]) -> Option<Vec<Option<String>>> {
-    let paths: Vec<Option<Vec<String>>> = pointers.iter().map(|pointer| tokens(pointer)).collect();
-    let wanted = paths.iter().enumerate().filter_map(|(at, path)| Some((at, path.as_deref()?))).collect();
+    let wanted = pointers.iter().enumerate().filter(|(_, pointer)| pointer.is_empty() || pointer.starts_with('/'));
+    let wanted = wanted.map(|(at, pointer)| (at, *pointer)).collect();
     let mut found = vec![None; pointers.len()];
     let mut reader = serde_json::Deserializer::from_str(text);
     Find { wanted, found: &mut found }.deserialize(&mut reader).ok()?;
@@ -27,29 +30,25 @@ pub(super) fn scalars(text: &str, pointers: &[&str]) -> Option<Vec<Option<String
     Some(found)
 }
 
-/// The tokens of a pointer; none when it is not one.
-fn tokens(pointer: &str) -> Option<Vec<String>> {
-    match pointer.strip_prefix('/') {
-        Some(rest) => Some(rest.split('/').map(|token| token.replace("~1", "/").replace("~0", "~")).collect()),
-        None => pointer.is_empty().then(Vec::new),
-    }
+/// What a token stands for.
+fn unescaped(token: &str) -> Cow<'_, str> {
+    if token.contains('~') { token.replace("~1", "/").replace("~0", "~").into() } else { token.into() }
 }
 
 /// The items of the array at `pointer`; none when there is no array.
 pub(super) fn array<'t>(text: &'t str, pointer: &str) -> Option<Vec<&'t RawValue>> {
     let mut here: &RawValue = serde_json::from_str(text).ok()?;
     for token in pointer.split('/').skip(1) {
-        let token = token.replace("~1", "/").replace("~0", "~");
         let members: BTreeMap<Cow<'_, str>, &RawValue> = serde_json::from_str(here.get()).ok()?;
-        here = members.get(token.as_str()).copied()?;
+        here = members.get(&*unescaped(token)).copied()?;
     }
     serde_json::from_str(here.get()).ok()
 }
 
 /// Finds scalars, below where it stands.
 struct Find<'w, 't> {
-    /// Which is wanted, and its tokens from here on.
-    wanted: Vec<(usize, &'t [String])>,
+    /// Which is wanted, and its pointer from here on.
+    wanted: Vec<(usize, &'t str)>,
     found: &'w mut [Option<String>],
 }
 
@@ -64,7 +63,7 @@ impl<'de> DeserializeSeed<'de> for Find<'_, '_> {
 impl<'t> Find<'_, 't> {
     /// What is here was wanted.
     fn here(self, value: impl fmt::Display) {
-        for (at, _) in self.wanted.iter().filter(|(_, tokens)| tokens.is_empty()) {
+        for (at, _) in self.wanted.iter().filter(|(_, pointer)| pointer.is_empty()) {
             if let Some(found) = self.found.get_mut(*at) {
                 *found = Some(value.to_string());
             }
@@ -73,9 +72,13 @@ impl<'t> Find<'_, 't> {
 
     /// What is wanted of the value of `token`; of two such values the last counts.
     fn below(&mut self, token: &str) -> Option<Find<'_, 't>> {
-        let split = self.wanted.iter().filter_map(|(at, tokens)| Some((*at, tokens.split_first()?)));
-        let wanted: Vec<_> =
-            split.filter(|(_, (first, _))| *first == token).map(|(at, (_, below))| (at, below)).collect();
+        let below = |pointer: &'t str| {
+            let rest = pointer.strip_prefix('/')?;
+            let end = rest.find('/').unwrap_or(rest.len());
+            let (first, below) = rest.split_at(end);
+            (unescaped(first) == token).then_some(below)
+        };
+        let wanted: Vec<_> = self.wanted.iter().filter_map(|(at, pointer)| Some((*at, below(pointer)?))).collect();
         for (at, _) in &wanted {
             if let Some(found) = self.found.get_mut(*at) {
                 *found = None;
@@ -84,6 +87,10 @@ impl<'t> Find<'_, 't> {
         (!wanted.is_empty()).then_some(Find { wanted, found: self.found })
     }
 }
+
+/// A name, copied only where it is escaped.
+#[derive(Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 impl<'de> Visitor<'de> for Find<'_, '_> {
     type Value = ();
@@ -122,7 +129,7 @@ impl<'de> Visitor<'de> for Find<'_, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
-        let inside = self.wanted.iter().any(|(_, tokens)| !tokens.is_empty());
+        let inside = self.wanted.iter().any(|(_, pointer)| !pointer.is_empty());
         let mut index = 0_usize;
         loop {
             let more = match inside.then(|| index.to_string()).and_then(|index| self.below(&index)) {
@@ -137,7 +144,7 @@ impl<'de> Visitor<'de> for Find<'_, '_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
-        while let Some(key) = members.next_key::<Cow<'de, str>>()? {
+        while let Some(Key(key)) = members.next_key()? {
             match self.below(&key) {
                 Some(below) => members.next_value_seed(below)?,
                 None => members.next_value::<IgnoredAny>().map(drop)?,
