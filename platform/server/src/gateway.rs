@@ -65,13 +65,13 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{Route, delete, get, post},
+    routing::{Route, delete, future::RouteFuture, get, post},
 };
 use body::Bodies;
 use forwarded::Origin;
 use futures::{FutureExt, future::BoxFuture};
 use metrics_exporter_prometheus::PrometheusHandle;
-use places::Places;
+use places::{Place, Places};
 use problem::{Answer, Problem};
 use std::{
     convert::Infallible,
@@ -274,36 +274,57 @@ impl Service<Request> for Surrounded {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let Self { gateway, inner } = self.clone();
+        let gateway = self.gateway.clone();
+        let timed = metrics::Timed::begin(&request);
+        let admitted = self.admit(request);
         Box::pin(async move {
-            let timed = gateway.shared.requests_timed.begin(&request);
-            let response = AssertUnwindSafe(bounded(&gateway, request, inner)).catch_unwind().await;
+            let response = AssertUnwindSafe(admitted.answer()).catch_unwind().await;
             let response = problem::uniform(response.unwrap_or_else(problem::after_panic));
-            timed.end(response.status());
+            gateway.shared.requests_timed.end(timed, response.status());
             Ok(response)
         })
     }
 }
 
-/// Refuses what comes on top of `max_requests`, but has requests that have not arrived yet give way first; whoever asks how
-/// Nerve is gets an answer all the same.
-async fn bounded(gateway: &Gateway, request: Request, mut inner: Route) -> Response {
-    if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
-        let Ok(response) = inner.call(request).await;
-        return response;
-    }
-    let Some(place) = gateway.shared.requests.try_enter().map(Arc::new) else {
-        return Problem::unavailable("too many requests at once; gateway.max_requests bounds them", LATER)
-            .into_response();
-    };
-    let arrived = Arc::clone(&place);
-    let request = request.map(|body| arriving(body, move || arrived.works()));
-    tokio::select! {
-        Ok(response) = inner.call(request) => response,
-        () = place.evicted() => {
-            let detail = "the body took so long that this request gave way to others: gateway.max_requests bounds them";
-            Problem::unavailable(detail, LATER).closing().into_response()
+/// What becomes of a request.
+enum Admitted {
+    Refused,
+    Free(RouteFuture<Infallible>),
+    Placed(RouteFuture<Infallible>, Arc<Place>),
+}
+
+impl Surrounded {
+    /// Refuses what comes on top of `max_requests`, but has requests that have not arrived yet give way first; whoever asks
+    /// how Nerve is gets an answer all the same.
+    fn admit(&mut self, request: Request) -> Admitted {
+        if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
+            return Admitted::Free(self.inner.call(request));
         }
+        let Some(place) = self.gateway.shared.requests.try_enter().map(Arc::new) else { return Admitted::Refused };
+        let arrived = Arc::clone(&place);
+        let request = request.map(|body| arriving(body, move || arrived.works()));
+        Admitted::Placed(self.inner.call(request), place)
+    }
+}
+
+impl Admitted {
+    async fn answer(self) -> Response {
+        let problem = match self {
+            Self::Refused => Problem::unavailable("too many requests at once; gateway.max_requests bounds them", LATER),
+            Self::Free(answer) => {
+                let Ok(response) = answer.await;
+                return response;
+            }
+            Self::Placed(answer, place) => tokio::select! {
+                Ok(response) = answer => return response,
+                () = place.evicted() => {
+                    let detail =
+                        "the body took so long that this request gave way to others: gateway.max_requests bounds them";
+                    Problem::unavailable(detail, LATER).closing()
+                }
+            },
+        };
+        problem.into_response()
     }
 }
 

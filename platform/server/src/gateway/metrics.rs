@@ -1,6 +1,7 @@
 //! What the gateway counts, and where every metric of the process is read from.
 
 use axum::extract::{MatchedPath, Request};
+use foldhash::fast::RandomState;
 use http::StatusCode;
 use metrics::{Counter, Histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
@@ -46,35 +47,34 @@ fn recorder() -> Result<PrometheusHandle, BuildError> {
 #[derive(Default)]
 pub(super) struct Requests {
     /// The meters of each series; to look them up here is cheaper than to name them anew.
-    series: RwLock<HashMap<String, ByAnswer>>,
+    series: RwLock<HashMap<String, ByAnswer, RandomState>>,
 }
 
 /// The meters of a route, by method and status.
-type ByAnswer = HashMap<(&'static str, u16), (Counter, Histogram)>;
+type ByAnswer = HashMap<(&'static str, u16), (Counter, Histogram), RandomState>;
 
 /// One request, from when it came.
-pub(super) struct Timed<'a> {
-    requests: &'a Requests,
+pub(super) struct Timed {
     route: Option<MatchedPath>,
     method: &'static str,
     started: Instant,
 }
 
-impl Requests {
+impl Timed {
     /// Notes that a request came.
-    pub(super) fn begin(&self, request: &Request) -> Timed<'_> {
+    pub(super) fn begin(request: &Request) -> Self {
         let route = request.extensions().get::<MatchedPath>().cloned();
-        Timed { requests: self, route, method: method_label(request.method()), started: Instant::now() }
+        Self { route, method: method_label(request.method()), started: Instant::now() }
     }
 }
 
-impl Timed<'_> {
-    /// Counts it, now that it is answered.
-    pub(super) fn end(self, status: StatusCode) {
-        let took = self.started.elapsed();
-        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
-        let answer = (self.method, status.as_u16());
-        let known = self.requests.series.read().unwrap_or_else(PoisonError::into_inner);
+impl Requests {
+    /// Counts a request, now that it is answered.
+    pub(super) fn end(&self, timed: Timed, status: StatusCode) {
+        let took = timed.started.elapsed();
+        let route = timed.route.as_ref().map_or("none", MatchedPath::as_str);
+        let answer = (timed.method, status.as_u16());
+        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((counter, histogram)) = known.get(route).and_then(|route| route.get(&answer)) {
             counter.increment(1);
             histogram.record(took);
@@ -84,7 +84,7 @@ impl Timed<'_> {
         let (counter, histogram) = meters(route, answer);
         counter.increment(1);
         histogram.record(took);
-        let mut series = self.requests.series.write().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
         series.entry(route.to_owned()).or_default().insert(answer, (counter, histogram));
     }
 }

@@ -11,6 +11,7 @@ use super::{
     watched::{arriving, leaving},
 };
 use axum::{Router, body::HttpBody, response::Response};
+use futures::{StreamExt, stream::FuturesUnordered};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -177,11 +178,21 @@ impl Server {
         let service = service_fn(move |request: http::Request<Incoming>| answer(router.clone(), peer, &asked, request));
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
+        // A connection is woken several times a request; what may end it is looked at only when it was woken itself.
+        let given_up = async {
+            tokio::select! {
+                () = line.place.evicted() => true,
+                () = never_begun(self.head_timeout, &line.begun) => true,
+                () = self.shutdown.cancelled() => false,
+            }
+        };
+        let mut end = std::pin::pin!(FuturesUnordered::from_iter([given_up]));
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = line.place.evicted() => return,
-            () = never_begun(self.head_timeout, &line.begun) => return,
-            () = self.shutdown.cancelled() => {
+            Some(given_up) = end.next() => {
+                if given_up {
+                    return;
+                }
                 connection.as_mut().graceful_shutdown();
                 tokio::time::timeout(DRAIN, connection).await.unwrap_or(Ok(()))
             }

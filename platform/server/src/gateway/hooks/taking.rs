@@ -53,7 +53,7 @@ impl Taking<'_> {
                 None => None,
             };
             let _slot = self.gateway.guards().admit(self.source, self.spec)?;
-            receipts.extend(self.store(fresh, signed).await?);
+            self.store(fresh, signed, &mut receipts).await?;
         }
         Ok(match <[Receipt; 1]>::try_from(receipts) {
             Ok([receipt]) => (StatusCode::ACCEPTED, Json(receipt)).into_response(),
@@ -71,16 +71,18 @@ impl Taking<'_> {
     }
 
     /// Into the log; for a source that spools onto disk, when the log is away or others wait there already.
-    async fn store(&self, fresh: Vec<(Mark, Event)>, signed: Option<Mark>) -> Answer<Vec<Receipt>> {
+    async fn store(&self, fresh: Vec<(Mark, Event)>, signed: Option<Mark>, receipts: &mut Vec<Receipt>) -> Answer<()> {
         let waits = self.spec.spool && self.gateway.spool().holds(self.source);
         if !waits {
-            match self.publish(&fresh).await {
-                Ok(receipts) => {
+            let before = receipts.len();
+            match self.publish(&fresh, receipts).await {
+                Ok(()) => {
                     self.gateway.seen().remember(fresh.iter().map(|(mark, _)| *mark).chain(signed));
-                    return Ok(receipts);
+                    return Ok(());
                 }
                 Err(PublishError::Unavailable(error)) if self.spec.spool => {
                     tracing::debug!(source = %self.source, %error, "a webhook goes to the spool");
+                    receipts.truncate(before);
                 }
                 Err(error) => return Err(publish_problem(error)),
             }
@@ -88,15 +90,13 @@ impl Taking<'_> {
         for (_, event) in &fresh {
             event_types::check(event).map_err(|why| publish_problem(PublishError::Invalid(why)))?;
         }
-        let receipts = fresh.iter().map(|(_, event)| Receipt::spooled(event)).collect();
+        receipts.extend(fresh.iter().map(|(_, event)| Receipt::spooled(event)));
         let spooled = Spooled { source: self.source.clone(), events: fresh, signed, tried: !waits };
-        Box::pin(self.gateway.spool().put(spooled)).await.map_err(|error| self.not_spooled(&error))?;
-        Ok(receipts)
+        Box::pin(self.gateway.spool().put(spooled)).await.map_err(|error| self.not_spooled(&error))
     }
 
-    async fn publish(&self, fresh: &[(Mark, Event)]) -> Result<Vec<Receipt>, PublishError> {
+    async fn publish(&self, fresh: &[(Mark, Event)], receipts: &mut Vec<Receipt>) -> Result<(), PublishError> {
         let batches = self.gateway.batches();
-        let mut receipts = Vec::with_capacity(fresh.len());
         let events: Vec<&Event> = fresh.iter().map(|(_, event)| event).collect();
         let mut left = events.as_slice();
         while !left.is_empty() {
@@ -105,7 +105,7 @@ impl Taking<'_> {
             receipts.extend(stored.iter().map(|event| Receipt::stored(event, place)));
             left = rest;
         }
-        Ok(receipts)
+        Ok(())
     }
 
     fn not_spooled(&self, error: &SpoolError) -> Problem {
