@@ -46,11 +46,12 @@ impl Mark {
     /// How many bytes it is written in.
     pub(crate) const BYTES: usize = 16;
 
-    /// The mark of what is known to a source by this `key` of this `kind`.
-    pub(crate) fn of(source: &Name, kind: &str, key: &str) -> Self {
-        let digest = Sha256::new().chain_update(source.as_str()).chain_update("\0").chain_update(kind);
-        let digest = digest.chain_update("\0").chain_update(key).finalize();
-        Self::from_bytes(digest.split_at(Self::BYTES).0)
+    /// The mark of what is known to a source by this `key`, in parts, of this `kind`.
+    pub(crate) fn of(source: &Name, kind: &str, key: &[&str]) -> Self {
+        let mut digest = Sha256::new().chain_update(source.as_str()).chain_update("\0").chain_update(kind);
+        digest.update("\0");
+        key.iter().for_each(|part| digest.update(part));
+        Self::from_bytes(digest.finalize().split_at(Self::BYTES).0)
     }
 
     /// Reads one; of more bytes the last 16 count.
@@ -251,13 +252,13 @@ mod tests {
     use super::*;
 
     fn mark(key: &str) -> Mark {
-        Mark::of(&Name::parse("s").unwrap(), "id", key)
+        Mark::of(&Name::parse("s").unwrap(), "id", &[key])
     }
 
     #[test]
     fn a_mark_is_of_its_source_kind_and_key() {
         let other = Name::parse("t").unwrap();
-        let marks = [mark("a"), mark("b"), Mark::of(&other, "id", "a"), Mark::of(&other, "signed", "a")];
+        let marks = [mark("a"), mark("b"), Mark::of(&other, "id", &["a"]), Mark::of(&other, "signed", &["a"])];
         assert_eq!(marks.iter().collect::<HashSet<_>>().len(), marks.len());
         assert_eq!(mark("a"), mark("a"));
     }

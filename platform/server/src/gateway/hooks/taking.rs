@@ -33,7 +33,7 @@ impl Taking<'_> {
     /// Stores what was not stored before: 202 once all of it is.
     pub(super) async fn take(self, events: Vec<Event>) -> Answer {
         let seen = self.gateway.seen();
-        let signed = self.identity.signed_sha256.as_ref().map(|hash| Mark::of(self.source, "signed", hash));
+        let signed = self.identity.signed_sha256.as_ref().map(|hash| Mark::of(self.source, "signed", &[hash]));
         let (known, fresh): (Vec<_>, Vec<_>) =
             events.into_iter().map(|event| (self.mark(&event), event)).partition(|(mark, _)| self.has(*mark));
         let mut receipts: Vec<Receipt> = known.iter().map(|(_, event)| Receipt::known(event)).collect();
@@ -67,7 +67,7 @@ impl Taking<'_> {
     }
 
     fn mark(&self, event: &Event) -> Mark {
-        Mark::of(self.source, "id", &format!("{}#{}", event.source, event.id))
+        Mark::of(self.source, "id", &[&event.source, "#", &event.id])
     }
 
     /// Into the log; for a source that spools onto disk, when the log is away or others wait there already.

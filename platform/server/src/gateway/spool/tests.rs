@@ -16,7 +16,7 @@ fn event(id: &str) -> Event {
 }
 
 fn mark(source: &str, id: &str) -> Mark {
-    Mark::of(&name(source), "id", id)
+    Mark::of(&name(source), "id", &[id])
 }
 
 fn delivery(source: &str, ids: &[&str]) -> Spooled {
