@@ -13,8 +13,8 @@ impl Event {
     ///
     /// Values are percent-encoded as the HTTP and NATS bindings ask, so they are printable ASCII.
     pub fn to_headers(&self) -> Vec<(Cow<'static, str>, Cow<'_, str>)> {
-        let mut headers: Vec<_> =
-            self.attributes().map(|(name, value)| (header_name(name), encode_cow(value))).collect();
+        let mut headers = Vec::with_capacity(8 + self.extensions.len());
+        headers.extend(self.attributes().map(|(name, value)| (header_name(name), encode_cow(value))));
         if let Some(content_type) = &self.content_type {
             headers.push((Cow::Borrowed(CONTENT_TYPE), Cow::Borrowed(content_type)));
         }

@@ -60,6 +60,8 @@ struct Outgoing {
     subject: Subject,
     headers: HeaderMap,
     body: Bytes,
+    /// Bytes of both.
+    size: usize,
 }
 
 /// What came of an offer.
@@ -117,14 +119,14 @@ impl Batches {
             }
             match self.bus.to_checked_message(event).await {
                 Ok((headers, body)) => {
-                    messages.push(Outgoing { subject: String::from(event.ty.subject()).into(), headers, body });
+                    let message = Outgoing::new(String::from(event.ty.subject()), headers, body);
+                    if message.size > LARGE {
+                        break;
+                    }
+                    messages.push(message);
                 }
                 Err(error) if messages.is_empty() => return Err(error),
                 Err(_) => break,
-            }
-            if messages.last().is_some_and(|message| message.size() > LARGE) {
-                messages.pop();
-                break;
             }
         }
         Ok(messages)
@@ -146,9 +148,10 @@ impl Batches {
 }
 
 impl Outgoing {
-    fn size(&self) -> usize {
-        let values = self.headers.iter().flat_map(|(_, values)| values);
-        self.body.len() + values.map(|value| value.as_str().len()).sum::<usize>()
+    fn new(subject: String, headers: HeaderMap, body: Bytes) -> Self {
+        let values = headers.iter().flat_map(|(_, values)| values);
+        let size = body.len() + values.map(|value| value.as_str().len()).sum::<usize>();
+        Self { subject: subject.into(), headers, body, size }
     }
 }
 
@@ -214,10 +217,11 @@ impl Sending {
         }
         let mut messages = first.messages;
         let mut waiting = vec![(messages.len(), first.tell)];
-        let mut size: usize = messages.iter().map(Outgoing::size).sum();
+        let size_of = |messages: &[Outgoing]| messages.iter().map(|message| message.size).sum::<usize>();
+        let mut size = size_of(&messages);
         while messages.len() < MOST && size < FULL {
             let Ok(offer) = offers.try_recv() else { break };
-            size += offer.messages.iter().map(Outgoing::size).sum::<usize>();
+            size += size_of(&offer.messages);
             waiting.push((offer.messages.len(), offer.tell));
             messages.extend(offer.messages);
         }
@@ -232,7 +236,7 @@ impl Sending {
             };
             let reply = self.reply(number, operation);
             let client = self.bus.client();
-            let Outgoing { subject, headers, body } = message;
+            let Outgoing { subject, headers, body, .. } = message;
             if let Err(error) = client.publish_with_reply_and_headers(subject, reply, headers, body).await {
                 tracing::debug!(%error, "a batch was broken off");
                 self.settle(self.sent, 0, None);
@@ -380,7 +384,7 @@ mod tests {
         let (mut sending, _) = sending(&[]).await;
         sending.open.clear();
         let (tell, mut told) = oneshot::channel();
-        let message = Outgoing { subject: "events.a".into(), headers: HeaderMap::new(), body: Bytes::new() };
+        let message = Outgoing::new("events.a".to_owned(), HeaderMap::new(), Bytes::new());
         sending.send(Offer { messages: vec![message], tell }, &mut mpsc::channel(1).1).await;
         assert!(matches!(told.try_recv(), Ok(Told::Lost)));
         assert!(sending.open.is_empty());

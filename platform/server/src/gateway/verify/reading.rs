@@ -115,21 +115,21 @@ impl<'a> Reading<'a> {
     /// The signatures of this kind.
     fn signatures(&self, kind: &Kind<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
         let headers = self.delivery.headers;
-        let texts: Vec<Cow<'_, str>> = match kind.signature {
-            Place::Header(name) => vec![Cow::Borrowed(once(headers, name)?)],
-            Place::Numbered(start) => {
-                let numbered = |name: &str| name.strip_prefix(start).is_some_and(|n| n.parse::<u16>().is_ok());
-                let names = headers.keys().filter(|name| numbered(name.as_str()));
-                names.map(|name| once(headers, name.as_str()).map(Cow::Borrowed)).collect::<Result<_, _>>()?
-            }
-            place => vec![Cow::Owned(self.content().require(&place, self.delivery)?)],
+        let candidates = |text: &str| signature::candidates(text, kind).ok_or(Refusal::TooManySignatures);
+        let Place::Numbered(start) = kind.signature else {
+            return match kind.signature {
+                Place::Header(name) => candidates(once(headers, name)?),
+                place => candidates(&self.content().require(&place, self.delivery)?),
+            };
         };
-        if texts.is_empty() {
+        let numbered = |name: &str| name.strip_prefix(start).is_some_and(|n| n.parse::<u16>().is_ok());
+        let mut names = headers.keys().filter(|name| numbered(name.as_str())).peekable();
+        if names.peek().is_none() {
             return Err(Refusal::Missing("a signature".to_owned()));
         }
         let mut found = Vec::new();
-        for text in texts {
-            found.extend(signature::candidates(&text, kind).ok_or(Refusal::TooManySignatures)?);
+        for name in names {
+            found.extend(candidates(once(headers, name.as_str())?)?);
         }
         if found.len() > signature::MAX_SIGNATURES { Err(Refusal::TooManySignatures) } else { Ok(found) }
     }
