@@ -103,6 +103,25 @@ async fn a_log_that_takes_no_batches_takes_events_one_by_one() {
 }
 
 #[tokio::test]
+async fn with_the_broker_frozen_those_that_wait_behind_a_batch_are_answered_with_it() {
+    let nats = Nats::start().await;
+    let gateway = gateway(&nats.url(), &[]).await;
+    nats.freeze();
+    let ids: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+    let sent = tokio::time::timeout(seconds(12), join_all(ids.iter().map(|id| post(&gateway, id, "x")))).await;
+    for response in sent.expect("one ack timeout is waited for, not one after the other") {
+        assert_eq!(response.status(), 503);
+        assert!(response.headers().contains_key("retry-after"));
+    }
+    nats.thaw();
+    for response in join_all(ids.iter().map(|id| post(&gateway, id, "x"))).await {
+        assert_eq!(response.status(), 202);
+    }
+    let stored = pushes(&Streams::connect(&nats.url()).await).await;
+    assert_eq!((stored.len(), BTreeSet::from_iter(stored).len()), (300, 300));
+}
+
+#[tokio::test]
 async fn the_events_of_one_delivery_are_stored_in_their_order() {
     let nats = Nats::start().await;
     let gateway = gateway(&nats.url(), &[]).await;

@@ -26,7 +26,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Events of one batch, at most.
+/// Events of one offer at most, and those in a batch from which on no offer is added.
 const MOST: usize = 64;
 /// Bytes of one batch's bodies and headers from which on nothing is added.
 const FULL: usize = 1 << 20;
@@ -198,8 +198,14 @@ impl Sending {
                     None => return,
                 },
                 // An acknowledgement over the old connection does not come over the new one.
-                Ok(()) = reconnects.changed() => self.lose(|_| true),
-                _ = look.tick() => self.lose(|batch| batch.since.elapsed() >= REQUEST_TIMEOUT),
+                Ok(()) = reconnects.changed() => {
+                    self.lose(|_| true);
+                }
+                _ = look.tick() => {
+                    if self.lose(|batch| batch.since.elapsed() >= REQUEST_TIMEOUT) {
+                        give_up(&mut offers);
+                    }
+                }
                 offer = offers.recv(), if self.open.len() < AT_ONCE => match offer {
                     Some(first) => self.send(first, &mut offers).await,
                     None => return,
@@ -279,13 +285,22 @@ impl Sending {
         }
     }
 
-    /// Gives those up that nothing will be heard of.
-    fn lose(&mut self, is_lost: impl Fn(&Batch) -> bool) {
+    /// Gives those up that nothing will be heard of; whether there were any.
+    fn lose(&mut self, is_lost: impl Fn(&Batch) -> bool) -> bool {
+        let before = self.open.len();
         for (_, batch) in self.open.extract_if(.., |_, batch| is_lost(batch)) {
             for (_, tell) in batch.offers {
                 let _ = tell.send(Told::Lost);
             }
         }
+        self.open.len() < before
+    }
+}
+
+/// Those that waited behind a batch that the broker never answered would only wait as long again.
+fn give_up(offers: &mut mpsc::Receiver<Offer>) {
+    while let Ok(offer) = offers.try_recv() {
+        let _ = offer.tell.send(Told::Lost);
     }
 }
 
@@ -371,7 +386,8 @@ mod tests {
         let (tell, other) = oneshot::channel();
         let since = Instant::now() + Duration::from_secs(60);
         sending.open.insert(8, Batch { offers: vec![(1, tell)], since });
-        sending.lose(|batch| batch.since < since);
+        assert!(sending.lose(|batch| batch.since < since));
+        assert!(!sending.lose(|batch| batch.since < since), "they are gone");
         for told in &mut told {
             assert!(matches!(told.try_recv(), Ok(Told::Lost)));
         }
