@@ -1,9 +1,9 @@
 //! What a source takes: from whom, how much at once, and in a time.
 //!
-//! Addresses are checked before anything of the body is read. The rate and the concurrency count what is verified and was not
-//! taken in before: whoever posts garbage, or a delivery that he has recorded, would otherwise use up what a good sender needs. Garbage costs a read and a hash, and requests
-//! that have not arrived give way when there are too many. What is over a bound is answered 429 with `Retry-After`, which
-//! senders try again; it was not stored.
+//! Addresses are checked before anything of the body is read. The rate and the concurrency count what is verified and was
+//! not taken in before: whoever posts garbage, or a delivery that he has recorded, would otherwise use up what a good sender
+//! needs. Garbage costs a read and a hash, and requests that have not arrived give way when there are too many. What is over
+//! a bound is answered 429 with `Retry-After`, which senders try again; it was not stored.
 
 use super::super::{
     forwarded::Origin,
