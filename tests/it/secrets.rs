@@ -1,6 +1,7 @@
 //! Secrets: they reach the function that names them, and nobody else sees them.
 
 use crate::post_event;
+use data_encoding::HEXLOWER;
 use nerve_tests::{Nerve, Streams, guest, seconds};
 
 const VALUE: &str = "hunter2-hunter2-hunter2";
@@ -24,7 +25,7 @@ async fn a_secret_reaches_its_function_and_is_shown_nowhere() {
     post_event(&nerve, "a", "1", "{}").await;
     streams.reaches("EVENTS", "events.b", 1, seconds(20)).await;
     let answer: serde_json::Value = serde_json::from_slice(&streams.read("EVENTS", "events.b").await[0].data).unwrap();
-    let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(VALUE));
+    let digest = HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(VALUE));
     assert_eq!(answer, serde_json::json!({"digest": digest, "other": false, "lang": "xx"}));
 
     let mut shown = String::new();

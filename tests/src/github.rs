@@ -1,6 +1,7 @@
 //! GitHub's webhooks without node: any body, signed right or wrong.
 
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
@@ -14,7 +15,7 @@ pub const SOURCE: &str = "[source.github]\nprovider = \"github\"\nsecrets = [\"G
 pub fn signature(secret: &str, body: &[u8]) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("HMAC takes any key");
     mac.update(body);
-    format!("sha256={}", hex::encode(mac.finalize().into_bytes()))
+    format!("sha256={}", HEXLOWER.encode(&mac.finalize().into_bytes()))
 }
 
 /// A delivery of `event` that is signed with [`SECRET`].

@@ -12,6 +12,7 @@ use crate::{
     tensor::TensorModel,
     text::{TextModel, TextParts},
 };
+use data_encoding::HEXLOWER;
 use nerve_core::{
     function::Artifact,
     inference::{InferenceError, Model},
@@ -223,7 +224,7 @@ fn digest(model: &Model) -> String {
     for (name, sha256) in files {
         hasher.update(format!("{name}\0{sha256}\0"));
     }
-    hex::encode(hasher.finalize())
+    HEXLOWER.encode(&hasher.finalize())
 }
 
 /// Reads a folder as the model of that name.
@@ -234,7 +235,7 @@ pub(crate) fn read_model(name: &str, folder: &Path) -> Result<Model, FolderError
         let hashed = || {
             let mut hasher = Sha256::new();
             std::io::copy(&mut fs::File::open(&file)?, &mut hasher)?;
-            Ok(hex::encode(hasher.finalize()))
+            Ok(HEXLOWER.encode(&hasher.finalize()))
         };
         let sha256 = hashed().map_err(|error| crate::folder::unreadable(&file, &error))?;
         Ok(Artifact { name, sha256, file })

@@ -2,6 +2,7 @@
 
 use crate::code::Language;
 use base64::{Engine, prelude::BASE64_STANDARD};
+use data_encoding::HEXLOWER;
 use nerve_core::Event;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -101,7 +102,7 @@ impl Uploaded {
                 collection: upload.collection.unwrap_or_else(default_collection),
                 name: if name.is_empty() { document.clone() } else { name },
                 document,
-                version: hex::encode(Sha256::digest(text.as_bytes())),
+                version: HEXLOWER.encode(&Sha256::digest(text.as_bytes())),
                 uploaded_at: i64::try_from(nanoseconds).unwrap_or_default(),
                 metadata: upload.metadata,
             },

@@ -5,6 +5,7 @@ use crate::{
     output::{self, Format},
 };
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use nerve_core::manifest::Run;
 use nerve_server::{
     bus::BusError,
@@ -171,7 +172,7 @@ impl Collector {
             return Err(too_much(&file, &format!("a function may have {MAX_FILES} files")));
         }
         self.bytes += length;
-        let sha256 = hex::encode(Sha256::digest(&content));
+        let sha256 = HEXLOWER.encode(&Sha256::digest(&content));
         self.files.insert(name.clone(), File { name, sha256, size: length, content: Content::Read(content.into()) });
         Ok(())
     }

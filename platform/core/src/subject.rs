@@ -111,7 +111,7 @@ checked_text!(
 impl EventType {
     /// The subject that events of this type are published to: `events.` and the type.
     pub fn subject(&self) -> Subject {
-        Subject(format!("{EVENTS_PREFIX}{}", self.0))
+        Subject([EVENTS_PREFIX, self.0.as_str()].concat())
     }
 
     /// Whether `pattern` (over types, such as `github.>`) covers this type.

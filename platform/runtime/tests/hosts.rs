@@ -8,6 +8,7 @@
 )]
 
 use async_trait::async_trait;
+use data_encoding::HEXLOWER;
 use nerve_core::{
     Context, Deployment, Emission, Event, EventType, Fault, Function, FunctionError, FunctionSpec, Host, LoadError,
     Name, RetryPolicy,
@@ -53,7 +54,7 @@ fn deployment(dir: &Path, run: Run, file: &str, bytes: &[u8]) -> Deployment {
             secrets: vec![],
             tool: None,
         },
-        artifacts: vec![Artifact { name: file.into(), sha256: hex::encode(Sha256::digest(bytes)), file: path }],
+        artifacts: vec![Artifact { name: file.into(), sha256: HEXLOWER.encode(&Sha256::digest(bytes)), file: path }],
         secrets: [].into(),
         logs: LogSink::new(|_| {}),
     }

@@ -124,7 +124,7 @@ impl Registry {
 
     /// Deploys a source. The same deployment again changes nothing.
     pub async fn deploy_source(&self, name: &Name, spec: SourceSpec) -> Result<Deployed, BusError> {
-        let record = SourceRecord { spec, deployed_at: OffsetDateTime::now_utc() };
+        let record = SourceRecord { spec: Arc::new(spec), deployed_at: OffsetDateTime::now_utc() };
         let before = self.source(name).await?;
         match before {
             Some(before) if before.record.spec == record.spec => Ok(Deployed::Unchanged { revision: before.revision }),

@@ -11,6 +11,7 @@ use crate::{
     output,
 };
 use clap::Args;
+use data_encoding::HEXLOWER;
 use report::{Report, Run};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -110,5 +111,5 @@ impl Eval {
 /// Where the run of these questions is kept.
 fn key(questions: &[Question]) -> String {
     let text = serde_json::to_string(questions).unwrap_or_default();
-    format!("eval.{}", hex::encode(Sha256::digest(text).get(..12).unwrap_or_default()))
+    format!("eval.{}", HEXLOWER.encode(&Sha256::digest(text).get(..12).unwrap_or_default()))
 }

@@ -10,6 +10,7 @@ use crate::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use clap::Args;
+use data_encoding::HEXLOWER;
 use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use nerve_core::{Event, EventType, Pattern};
@@ -161,7 +162,7 @@ impl Ingest {
         let mut digest = Sha256::new();
         digest.update(format!("{}\0{}\0", self.collection, name));
         digest.update(content);
-        let id = hex::encode(digest.finalize());
+        let id = HEXLOWER.encode(&digest.finalize());
         let event = Event::new(id, "/nerve/ingest", EventType::parse(UPLOADED)?);
         let mut event = event.with_data("application/json", serde_json::to_vec(&document)?);
         event.subject = Some(name.to_owned());

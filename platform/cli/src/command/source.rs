@@ -17,7 +17,7 @@ use nerve_core::{
 };
 use nerve_server::registry::Registry;
 use serde::Serialize;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// Webhook sources: who may post to /hooks/NAME, and how that is verified
 #[derive(Debug, Subcommand)]
@@ -81,7 +81,7 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
     let registry = Connection::open(globals, folder).await?.registry().await?;
     let set: BTreeSet<String> = registry.secrets().await?.into_iter().map(|secret| secret.name).collect();
     let listed = registry.sources().await?.into_iter().map(|entry| {
-        let spec = entry.record.spec;
+        let spec = Arc::unwrap_or_clone(entry.record.spec);
         let secrets = spec.secrets.iter().chain(&spec.verify_token);
         let secrets = secrets.map(|name| Listing { name: name.clone(), set: set.contains(name) }).collect();
         let (provider, dedupe) = (spec.provider.name(), spec.dedupe());
@@ -115,5 +115,5 @@ async fn deployed(registry: &Registry, name: &Name) -> anyhow::Result<SourceSpec
     let entry = registry.source(name).await?;
     let missing =
         || Failure::new(format!("there is no source `{name}`")).next("`nerve source list` shows which there are");
-    Ok(entry.ok_or_else(missing)?.record.spec)
+    Ok(Arc::unwrap_or_clone(entry.ok_or_else(missing)?.record.spec))
 }

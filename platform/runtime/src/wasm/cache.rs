@@ -3,6 +3,7 @@
 //! An entry is `KEY.cwasm` with its digest in `KEY.sha256`, where KEY is the component's SHA-256 and the engine's
 //! compatibility hash, which covers wasmtime's version, its settings and the target.
 
+use data_encoding::HEXLOWER;
 use nerve_core::{LoadError, function::Artifact};
 use sha2::{Digest, Sha256};
 use std::{
@@ -51,7 +52,7 @@ impl Cache {
 fn find_or_compile(engine: &Engine, artifact: &Artifact, dir: &Path) -> Result<Component, LoadError> {
     let bytes = std::fs::read(&artifact.file)
         .map_err(|error| LoadError::failed(format!("`{}` could not be read", artifact.name), error))?;
-    let digest = hex::encode(Sha256::digest(&bytes));
+    let digest = HEXLOWER.encode(&Sha256::digest(&bytes));
     if digest != artifact.sha256 {
         let source = format!("its SHA-256 is {digest}, not {}", artifact.sha256);
         return Err(LoadError::failed(format!("`{}` was damaged on this machine", artifact.name), source));
@@ -75,7 +76,7 @@ fn find_or_compile(engine: &Engine, artifact: &Artifact, dir: &Path) -> Result<C
 fn cached(engine: &Engine, entry: &Path) -> Option<Component> {
     let code = std::fs::read(entry).ok()?;
     let expected = std::fs::read_to_string(entry.with_extension("sha256")).unwrap_or_default();
-    if hex::encode(Sha256::digest(&code)) == expected {
+    if HEXLOWER.encode(&Sha256::digest(&code)) == expected {
         drop(code);
         match load(engine, entry) {
             Ok(component) => return Some(component),
@@ -100,7 +101,7 @@ fn load(engine: &Engine, entry: &Path) -> wasmtime::Result<Component> {
 
 fn keep(component: &Component, entry: &Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let code = component.serialize()?;
-    let digest = hex::encode(Sha256::digest(&code));
+    let digest = HEXLOWER.encode(&Sha256::digest(&code));
     // The digest second: an entry without one is compiled again, never trusted.
     write(entry, &code)?;
     write(&entry.with_extension("sha256"), digest.as_bytes())?;

@@ -2,6 +2,7 @@
 
 use super::{ANSWERS, Bus, BusError, PublishError, Start, Tail, delivery::event_of};
 use async_nats::jetstream::{message::StreamMessage, stream::DirectGetErrorKind};
+use data_encoding::HEXLOWER;
 use futures::{Stream, StreamExt};
 use nerve_core::{
     Event, EventType, Subject,
@@ -89,7 +90,7 @@ pub(super) fn subject_of(id: &str) -> Result<Subject, PublishError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     let token = match (1..=LONGEST_ID).contains(&id.len()) && id.chars().all(plain) {
         true => id.to_owned(),
-        false => format!("={}", hex::encode(Sha256::digest(id))),
+        false => format!("={}", HEXLOWER.encode(&Sha256::digest(id))),
     };
     Subject::parse(format!("answers.{token}")).map_err(|error| PublishError::Invalid(error.to_string()))
 }

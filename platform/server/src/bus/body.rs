@@ -3,6 +3,7 @@
 
 use super::{Bus, BusError, PublishError, streams::BODIES};
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use nerve_core::Event;
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncReadExt;
@@ -41,7 +42,7 @@ impl Bus {
         if !self.connected() {
             return Err(unavailable("there is no connection to NATS".into()));
         }
-        let digest = hex::encode(Sha256::digest(body));
+        let digest = HEXLOWER.encode(&Sha256::digest(body));
         let store = self.jetstream.get_object_store(BODIES).await.map_err(|error| unavailable(error.into()))?;
         // A later event starts the body's age anew, so a body that is there is written again all the same.
         store.put(digest.as_str(), &mut body.as_ref()).await.map_err(|error| unavailable(error.into()))?;

@@ -129,7 +129,7 @@ pub(super) fn has_other_place(event: &Event) -> bool {
 
 /// Both parts are of any length and content, and an id is unique within its source only.
 fn message_id_of(event: &Event) -> String {
-    format!("{}#{}", event.source, event.id)
+    [event.source.as_str(), "#", event.id.as_str()].concat()
 }
 
 /// Whether the stream will never take it, however often it is tried.

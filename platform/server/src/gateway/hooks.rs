@@ -55,7 +55,7 @@ pub(super) async fn receive(
     let limit = spec.max_body.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
     let body = gateway.bodies().read(&parts.headers, body, limit.min(gateway.config().max_hook_body)).await?;
     if spec.public_url.is_none() && spec.needs_url() {
-        spec.public_url = origin.url(parts.uri.path());
+        Arc::make_mut(&mut spec).public_url = origin.url(parts.uri.path());
     }
     let secrets = spec.secrets.iter().filter_map(|secret| secret_of(&catalogue, &name, secret)).collect();
     let query = parts.uri.query().map(str::to_owned);
@@ -89,11 +89,11 @@ pub(super) async fn receive(
 }
 
 /// The source of this name, and what is deployed with it, for whom may post to it.
-fn find(gateway: &Gateway, source: &str, origin: &Origin) -> Answer<(Name, SourceSpec, Arc<Catalogue>)> {
+fn find(gateway: &Gateway, source: &str, origin: &Origin) -> Answer<(Name, Arc<SourceSpec>, Arc<Catalogue>)> {
     let unknown = || Problem::not_found(format!("there is no webhook source `{source}`; deploy `[source.{source}]`"));
     let name = Name::parse(source).map_err(|_| unknown())?;
     let catalogue = gateway.catalogue();
-    let spec = catalogue.sources.get(&name).ok_or_else(unknown)?.record.spec.clone();
+    let spec = Arc::clone(&catalogue.sources.get(&name).ok_or_else(unknown)?.record.spec);
     guard::check_origin(&name, &spec, origin)?;
     Ok((name, spec, catalogue))
 }
@@ -111,7 +111,7 @@ fn secret_of(catalogue: &Catalogue, source: &Name, name: &str) -> Option<Secret>
 
 /// Everything that verification looks at.
 struct Hook {
-    spec: SourceSpec,
+    spec: Arc<SourceSpec>,
     secrets: Vec<Secret>,
     headers: HeaderMap,
     query: Option<String>,

@@ -28,7 +28,7 @@ pub(crate) struct Receipt {
 impl Receipt {
     /// For an event that is known to be stored.
     pub(crate) fn known(event: &Event) -> Self {
-        Self { id: event.id.clone(), ty: event.ty.to_string(), sequence: None, duplicate: true, spooled: false }
+        Self { id: event.id.clone(), ty: event.ty.as_str().to_owned(), sequence: None, duplicate: true, spooled: false }
     }
 
     /// For an event that is stored now, and where, if that is known.

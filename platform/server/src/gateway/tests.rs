@@ -4,6 +4,7 @@ use super::*;
 use crate::registry::{Entry, FunctionRecord, SealedOrOpen, SourceRecord};
 use axum::{body::Body, routing::get};
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use hmac::{Hmac, Mac};
 use http::{Request, header};
 use nerve_core::{
@@ -51,7 +52,7 @@ fn catalogue() -> Catalogue {
     let deployed_at = OffsetDateTime::UNIX_EPOCH;
     let source = |name: &str, spec| {
         let name = Name::parse(name).unwrap();
-        (name.clone(), Entry { name, revision: 1, record: SourceRecord { spec, deployed_at } })
+        (name.clone(), Entry { name, revision: 1, record: SourceRecord { spec: Arc::new(spec), deployed_at } })
     };
     let name = Name::parse("count").unwrap();
     let record = FunctionRecord { spec: function(), artifacts: vec![], stream: "EVENTS".into(), deployed_at };
@@ -129,7 +130,7 @@ pub(super) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: 
 fn signed(body: &str) -> String {
     let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).unwrap();
     mac.update(body.as_bytes());
-    format!("sha256={}", hex::encode(mac.finalize().into_bytes()))
+    format!("sha256={}", HEXLOWER.encode(&mac.finalize().into_bytes()))
 }
 
 fn hook(source: &str, signature: Option<&str>, body: &str) -> Request<Body> {

@@ -3,6 +3,7 @@
 use super::{ArtifactRef, Registry};
 use crate::bus::{ARTIFACTS, BusError};
 use async_nats::jetstream::object_store::{DeleteErrorKind, InfoErrorKind, ObjectStore};
+use data_encoding::HEXLOWER;
 use nerve_core::function::Artifact;
 use sha2::{Digest, Sha256};
 use std::{
@@ -28,7 +29,7 @@ impl ArtifactRef {
                 digest.update(read);
                 size += u64::try_from(length).unwrap_or_default();
             }
-            Ok(Self { name, sha256: hex::encode(digest.finalize()), size })
+            Ok(Self { name, sha256: HEXLOWER.encode(&digest.finalize()), size })
         });
         hashed.await.map_err(std::io::Error::other)?
     }
@@ -38,7 +39,7 @@ impl Registry {
     /// Stores a file; one that is there already is not sent again. `name` is what the manifest calls it.
     pub async fn upload(&self, name: &str, content: &[u8]) -> Result<ArtifactRef, BusError> {
         let what = || format!("uploading {name}");
-        let sha256 = hex::encode(Sha256::digest(content));
+        let sha256 = HEXLOWER.encode(&Sha256::digest(content));
         let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
         let reference = ArtifactRef { name: name.to_owned(), sha256, size };
         let store = self.object_store().await?;
@@ -68,7 +69,7 @@ impl Registry {
         let stored = store.put(reference.sha256.as_str(), &mut reader).await;
         stored.map_err(|error| BusError::unavailable(what(), error))?;
         drop(reader);
-        if hex::encode(digest.finalize()) != reference.sha256 {
+        if HEXLOWER.encode(&digest.finalize()) != reference.sha256 {
             // Whoever fetched it would refuse it for ever.
             self.delete_artifact(&reference.sha256).await?;
             return Err(BusError::refused(what(), "it changed while it was read: try again"));
@@ -122,7 +123,7 @@ impl Registry {
         file.flush().await.map_err(|error| local(path, error))?;
         file.sync_all().await.map_err(|error| local(path, error))?;
         drop(reader);
-        if hex::encode(digest.finalize()) != reference.sha256 {
+        if HEXLOWER.encode(&digest.finalize()) != reference.sha256 {
             return Err(BusError::unavailable(what(), "what came does not have its digest"));
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use nerve_core::{FunctionSpec, Name, Pattern, ScheduleSpec, SinkSpec, SourceSpec, subject::EVENTS_PREFIX};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 use time::OffsetDateTime;
 
 /// A deployed function.
@@ -35,8 +36,8 @@ impl FunctionRecord {
 /// A deployed source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRecord {
-    /// The manifest's table.
-    pub spec: SourceSpec,
+    /// The manifest's table; shared, since every webhook is read by it.
+    pub spec: Arc<SourceSpec>,
     /// When it was deployed.
     #[serde(with = "time::serde::rfc3339")]
     pub deployed_at: OffsetDateTime,

@@ -12,6 +12,7 @@ use crypto_box::{
     PublicKey, SecretKey,
     aead::{OsRng, rand_core::RngCore},
 };
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use futures::StreamExt;
 use nerve_core::Secret;
 use serde::Serialize;
@@ -202,7 +203,7 @@ impl Registry {
 }
 
 fn parse_key(text: &str) -> Option<SecretKey> {
-    let bytes: [u8; 32] = hex::decode(text.trim()).ok()?.try_into().ok()?;
+    let bytes: [u8; 32] = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok()?.try_into().ok()?;
     Some(SecretKey::from_bytes(bytes))
 }
 
@@ -227,7 +228,7 @@ fn make_key_file(path: &Path) -> Result<SecretKey, KeyringError> {
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     match options.open(path) {
         Ok(mut file) => {
-            writeln!(file, "{}", hex::encode(key.to_bytes())).map_err(failed)?;
+            writeln!(file, "{}", HEXLOWER.encode(&key.to_bytes())).map_err(failed)?;
             file.sync_all().map_err(failed)?;
             Ok(key)
         }

@@ -9,6 +9,7 @@ use crate::{
     registry::Catalogue,
 };
 use async_trait::async_trait;
+use data_encoding::HEXLOWER;
 use nerve_core::{
     Emission, Event, Fault, FunctionError, FunctionSpec, Name, answer,
     event::{CAUSATION_ID, CORRELATION_ID, PARTITION_KEY, TRACEPARENT},
@@ -87,7 +88,7 @@ fn emission_id(function: &Name, input: &Event, index: usize) -> String {
         digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
         digest.update(part);
     }
-    let digest = hex::encode(digest.finalize());
+    let digest = HEXLOWER.encode(&digest.finalize());
     format!("{function}-{}-{index}", digest.get(..24).unwrap_or(&digest))
 }
 

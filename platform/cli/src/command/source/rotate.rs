@@ -11,7 +11,7 @@ use clap::Args;
 use nerve_core::{Name, SourceSpec, manifest::Provider};
 use nerve_server::registry::Registry;
 use serde_json::json;
-use std::{collections::BTreeSet, io::stdin};
+use std::{collections::BTreeSet, io::stdin, sync::Arc};
 
 /// Put a new secret beside the old one; later, retire the old one
 #[derive(Debug, Args)]
@@ -85,7 +85,8 @@ fn next_name(name: &str, taken: impl Fn(&str) -> bool) -> String {
 async fn names_in_use(registry: &Registry) -> anyhow::Result<BTreeSet<String>> {
     let functions = registry.functions().await?.into_iter().flat_map(|entry| entry.record.spec.secrets);
     let sources = registry.sources().await?.into_iter();
-    let sources = sources.flat_map(|entry| entry.record.spec.secrets.into_iter().chain(entry.record.spec.verify_token));
+    let sources = sources.map(|entry| Arc::unwrap_or_clone(entry.record.spec));
+    let sources = sources.flat_map(|spec| spec.secrets.into_iter().chain(spec.verify_token));
     Ok(functions.chain(sources).collect())
 }
 

@@ -26,8 +26,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What is under way.
 pub(super) struct Sending {
     bus: Bus,
-    /// Where acknowledgements come; its last part is unique, and so is a batch's id that begins with it.
-    inbox: String,
+    /// Where acknowledgements come: below an inbox, by the id of the batch, whose number is its end.
+    acks: String,
     sent: u64,
     /// Under way, by number.
     open: BTreeMap<u64, Batch>,
@@ -59,7 +59,7 @@ impl Sending {
         let inbox = bus.client().new_inbox();
         let acks = bus.client().subscribe(format!("{inbox}.>")).await;
         let acks = acks.map_err(|error| BusError::unavailable("listening for acknowledgements", error))?;
-        Ok((Self { bus: bus.clone(), inbox, sent: 0, open: BTreeMap::new() }, acks))
+        Ok((Self { bus: bus.clone(), acks: acks_below(&inbox), sent: 0, open: BTreeMap::new() }, acks))
     }
 
     /// Sends what is offered, until nobody is left who could.
@@ -111,13 +111,14 @@ impl Sending {
         self.sent += 1;
         self.open.insert(self.sent, Batch { offers: waiting, since: Instant::now() });
         let last = messages.len();
+        let acks = self.acks_of_batch();
         for (number, message) in (1..).zip(messages) {
             let operation = match number {
                 _ if number == last => 2,
                 1 => 0,
                 _ => 1,
             };
-            let reply = self.reply(number, operation);
+            let reply = reply(&acks, number, operation);
             let client = self.bus.client();
             let Outgoing { subject, headers, body, .. } = message;
             if let Err(error) = client.publish_with_reply_and_headers(subject, reply, headers, body).await {
@@ -128,17 +129,14 @@ impl Sending {
         }
     }
 
-    /// Where the broker answers to a message of the batch that is being sent: what it is told of the batch is in here.
-    fn reply(&self, number: usize, operation: u8) -> Subject {
-        let (inbox, batch) = (&self.inbox, self.sent);
-        let unique = inbox.rsplit('.').next().unwrap_or_default();
-        format!("{inbox}.{unique}-{batch}.{FLOW}.fail.{number}.{operation}.$FI").into()
+    /// How the subjects begin that the broker answers to for the batch that is being sent: with what it is told of that.
+    fn acks_of_batch(&self) -> String {
+        format!("{}{}.{FLOW}.fail.", self.acks, self.sent)
     }
 
     fn hear(&mut self, message: &Message) {
-        let after = message.subject.get(self.inbox.len() + 1..).and_then(|rest| rest.split('.').next());
-        let batch = after.and_then(|id| id.rsplit('-').next()?.parse().ok());
-        let Some(batch) = batch else { return };
+        let after = message.subject.strip_prefix(&*self.acks).and_then(|rest| rest.split('.').next());
+        let Some(batch) = after.and_then(|batch| batch.parse().ok()) else { return };
         match serde_json::from_slice::<Ack>(&message.payload) {
             Ok(Ack { kind: Some(_), .. }) => {}
             Ok(Ack { error: None, seq: Some(sequence), duplicate, count, .. }) => {
@@ -174,6 +172,18 @@ impl Sending {
     }
 }
 
+/// How the subjects of acknowledgements begin: the last part of an inbox is unique, and so is a batch's id that begins with
+/// it.
+fn acks_below(inbox: &str) -> String {
+    let unique = inbox.rsplit('.').next().unwrap_or_default();
+    format!("{inbox}.{unique}-")
+}
+
+/// Where the broker answers to a message of a batch.
+fn reply(acks_of_batch: &str, number: usize, operation: u8) -> Subject {
+    format!("{acks_of_batch}{number}.{operation}.$FI").into()
+}
+
 /// Those that waited behind a batch that the broker never answered would only wait as long again.
 fn give_up(offers: &mut mpsc::Receiver<Offer>) {
     while let Ok(offer) = offers.try_recv() {
@@ -191,7 +201,7 @@ mod tests {
     /// One batch under way, of so many messages for each of its callers.
     async fn sending(counts: &[usize]) -> (Sending, Vec<Receiver<Told>>) {
         let bus = Bus::away().await;
-        let mut sending = Sending { bus, inbox: "_INBOX.abc".to_owned(), sent: 7, open: BTreeMap::new() };
+        let mut sending = Sending { bus, acks: acks_below("_INBOX.abc"), sent: 7, open: BTreeMap::new() };
         let (offers, told) = counts
             .iter()
             .map(|count| {
@@ -228,7 +238,7 @@ mod tests {
             ("?", [0, 0, 0]),
         ] {
             let (mut sending, mut told) = sending(&[1, 3, 2]).await;
-            let reply = sending.reply(6, 2);
+            let reply = reply(&sending.acks_of_batch(), 6, 2);
             assert_eq!(reply.as_str(), "_INBOX.abc.abc-7.500.fail.6.2.$FI");
             for between in [r#"{"type":"ack","seq":1,"msgs":500}"#, r#"{"type":"gap","last_seq":1,"seq":3}"#] {
                 sending.hear(&message(reply.clone(), between));
@@ -249,7 +259,7 @@ mod tests {
             (r#"{"stream":"EVENTS","seq":9,"duplicate": true,"batch":"abc-7","count":1}"#, true),
         ] {
             let (mut sending, mut told) = sending(&[1]).await;
-            sending.hear(&message(sending.reply(1, 2), payload));
+            sending.hear(&message(reply(&sending.acks_of_batch(), 1, 2), payload));
             let place = match told[0].try_recv() {
                 Ok(Told::Stored(1, place)) => place,
                 other => panic!("{other:?}"),

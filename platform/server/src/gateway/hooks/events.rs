@@ -16,7 +16,7 @@ const MAX_TYPE: usize = 240;
 /// The event that a verified delivery, or one item of it, becomes.
 pub(super) fn event_of(source: &Name, verified: Verified, now: OffsetDateTime) -> Answer<Event> {
     let ty = event_type(source, verified.ty.as_deref())?;
-    let mut event = Event::new(verified.id, format!("/hooks/{source}"), ty);
+    let mut event = Event::new(verified.id, ["/hooks/", source.as_str()].concat(), ty);
     event.time = Some(now);
     event.content_type = verified.content_type;
     event.data = verified.data;
@@ -44,6 +44,15 @@ pub(super) fn cloud_events(source: &Name, headers: &HeaderMap, body: &Bytes) -> 
 /// `<source>.<type>`, with `_` for what cannot stand in a subject and dots for slashes; `<source>.event` when there is no
 /// type.
 fn event_type(source: &Name, ty: Option<&str>) -> Answer<EventType> {
+    let ty = ty.unwrap_or("event");
+    let text = [source.as_str(), ".", ty].concat();
+    // As most are; the rest is made to fit.
+    if text.len() <= MAX_TYPE
+        && !ty.contains('/')
+        && let Ok(ty) = EventType::parse(text)
+    {
+        return Ok(ty);
+    }
     let fits = |c: char| match c {
         '/' => '.',
         '*' | '>' => '_',
@@ -51,7 +60,7 @@ fn event_type(source: &Name, ty: Option<&str>) -> Answer<EventType> {
         _ => '_',
     };
     let mut text = format!("{source}.");
-    for c in ty.unwrap_or("event").chars().take(MAX_TYPE).map(fits) {
+    for c in ty.chars().take(MAX_TYPE).map(fits) {
         if c == '.' && text.ends_with('.') {
             text.push('_');
         }

@@ -2,6 +2,7 @@
 
 use super::{Refusal, Verified, content::Content, is_sound, pointer, scheme::Items};
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
@@ -26,7 +27,7 @@ fn event(items: &Items<'_>, item: &RawValue, body: &Bytes) -> Verified {
         std::iter::once(first).chain(rest).collect::<Vec<_>>().join(".")
     });
     Verified {
-        id: id.filter(|id| is_sound(id)).unwrap_or_else(|| hex::encode(Sha256::digest(text))),
+        id: id.filter(|id| is_sound(id)).unwrap_or_else(|| HEXLOWER.encode(&Sha256::digest(text))),
         ty: items.ty.and_then(scalar),
         subject: None,
         content_type: Some("application/json".to_owned()),

@@ -8,6 +8,7 @@ use super::{
     scheme::{KeyPrefix, Kind, Place, Scheme},
     signature::{self, Key},
 };
+use data_encoding::HEXLOWER;
 use nerve_core::{
     SourceSpec,
     function::Secret,
@@ -180,7 +181,9 @@ impl<'a> Reading<'a> {
         let fields = pieces::form_fields(self.delivery.query.unwrap_or_default().as_bytes());
         let mut given = fields.filter(|(name, _)| Some(name.as_str()) == self.scheme.body_digest);
         let right = match (given.next(), given.next()) {
-            (Some((_, digest)), None) => digest.eq_ignore_ascii_case(&hex::encode(Sha256::digest(self.delivery.body))),
+            (Some((_, digest)), None) => {
+                digest.eq_ignore_ascii_case(&HEXLOWER.encode(&Sha256::digest(self.delivery.body)))
+            }
             (None, _) => self.delivery.body.is_empty(),
             _ => false,
         };
@@ -222,7 +225,7 @@ impl Signed<'_> {
         for piece in &self.pieces {
             hash.update(piece);
         }
-        hex::encode(hash.finalize())
+        HEXLOWER.encode(&hash.finalize())
     }
 }
 

@@ -8,6 +8,7 @@ use super::{
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
+use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_TYPE};
 use nerve_core::{
     SourceSpec,
@@ -171,7 +172,7 @@ impl Draft {
                 let pieces: Vec<&[u8]> = signed.pieces.iter().map(AsRef::as_ref).collect();
                 let bytes = Key::of(secret, kind)?.ok()?.mac(&pieces)?;
                 match kind.encoding {
-                    Encoding::Hex => hex::encode(bytes),
+                    Encoding::Hex => HEXLOWER.encode(&bytes),
                     Encoding::Base64 => BASE64_STANDARD.encode(bytes),
                 }
             }
@@ -188,8 +189,8 @@ impl Draft {
 
     fn finish(&self, body_digest: Option<&str>) -> Sample {
         let body = Bytes::from(self.body.to_string());
-        let query =
-            body_digest.map(|name| format!("{name}={}", hex::encode(<sha2::Sha256 as sha2::Digest>::digest(&body))));
+        let query = body_digest
+            .map(|name| format!("{name}={}", HEXLOWER.encode(&<sha2::Sha256 as sha2::Digest>::digest(&body))));
         let mut headers = self.headers.clone();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         Sample { headers, body, query }

@@ -2,6 +2,7 @@
 
 use super::scheme::{KeyPrefix, Kind};
 use base64::{Engine, prelude::BASE64_STANDARD};
+use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use ed25519_dalek::{Signature, VerifyingKey};
 use hmac::{Hmac, Mac, digest::KeyInit};
 use nerve_core::{
@@ -76,7 +77,7 @@ impl Key {
         }
         let bytes = match kind.key {
             KeyForm::Text => text.as_bytes().to_vec(),
-            KeyForm::Hex => hex::decode(text).map_err(|_| BadKey::Encoding("hexadecimal"))?,
+            KeyForm::Hex => HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| BadKey::Encoding("hexadecimal"))?,
             KeyForm::Base64 => {
                 let encoded = text.rsplit_once('_').map_or(text, |(_, encoded)| encoded);
                 BASE64_STANDARD.decode(encoded).map_err(|_| BadKey::Encoding("base64"))?
@@ -133,7 +134,7 @@ impl Key {
 
     /// The HMAC in hex of a text that the sender wants back; none for keys that only check.
     pub(super) fn hmac_hex(&self, text: &str) -> Option<String> {
-        self.mac(&[text.as_bytes()]).map(hex::encode)
+        self.mac(&[text.as_bytes()]).map(|mac| HEXLOWER.encode(&mac))
     }
 }
 
@@ -208,11 +209,7 @@ pub(super) fn candidates(header: &str, kind: &Kind<'_>) -> Option<Vec<Vec<u8>>> 
 
 fn decode(text: &str, encoding: Encoding) -> Option<Vec<u8>> {
     match encoding {
-        Encoding::Hex => {
-            // What it would collect by itself grows from nothing.
-            let mut bytes = vec![0; text.len() / 2];
-            hex::decode_to_slice(text, &mut bytes).ok().map(|()| bytes)
-        }
+        Encoding::Hex => HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok(),
         Encoding::Base64 => BASE64_STANDARD.decode(text).ok(),
     }
 }
@@ -254,7 +251,11 @@ mod tests {
         ];
         for (mark, header, expected) in cases {
             let found = candidates(header, &kind(mark)).unwrap();
-            assert_eq!(found.iter().map(hex::encode).collect::<Vec<_>>(), expected, "{mark} {header}");
+            assert_eq!(
+                found.iter().map(|found| HEXLOWER.encode(found)).collect::<Vec<_>>(),
+                expected,
+                "{mark} {header}"
+            );
         }
     }
 

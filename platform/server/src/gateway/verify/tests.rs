@@ -8,6 +8,7 @@ use super::{
     *,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
+use data_encoding::{HEXLOWER, HEXUPPER};
 use ed25519_dalek::{Signer, SigningKey};
 use hmac::{Hmac, Mac};
 use http::{HeaderName, HeaderValue};
@@ -61,7 +62,7 @@ impl Post {
     fn github(headers: &[(&str, &str)], body: &str) -> Self {
         let mut mac = Hmac::<Sha256>::new_from_slice(GITHUB_SECRET.as_bytes()).unwrap();
         mac.update(body.as_bytes());
-        let signature = format!("sha256={}", hex::encode(mac.finalize().into_bytes()));
+        let signature = format!("sha256={}", HEXLOWER.encode(&mac.finalize().into_bytes()));
         Self::new(Provider::Github, &[GITHUB_SECRET], headers, body).and("x-hub-signature-256", &signature)
     }
 
@@ -339,7 +340,7 @@ fn custom_post(provider: Provider, signed: &str) -> Post {
     let mut mac = Hmac::<Sha1>::new_from_slice(b"key!").unwrap();
     mac.update(signed.as_bytes());
     mac.update(body.as_bytes());
-    let signature = format!("v0={}", hex::encode_upper(mac.finalize().into_bytes()));
+    let signature = format!("v0={}", HEXUPPER.encode(&mac.finalize().into_bytes()));
     let headers = [("x-time", "1614265330500"), ("x-id", "i-1"), ("x-signature", &signature)];
     Post::new(provider, &["6b657921"], &headers, body)
 }

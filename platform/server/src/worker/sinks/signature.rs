@@ -1,6 +1,7 @@
 //! Signatures as Standard Webhooks defines them: `v1` (HMAC-SHA256) and `v1a` (ed25519), one a secret.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use data_encoding::HEXLOWER;
 use ed25519_dalek::{Signer as _, SigningKey};
 use hmac::{Hmac, Mac};
 use nerve_core::{Event, Secret};
@@ -65,7 +66,7 @@ pub(super) fn message_id(event: &Event) -> String {
     digest.update(u64::try_from(event.source.len()).unwrap_or(u64::MAX).to_be_bytes());
     digest.update(&event.source);
     digest.update(&event.id);
-    let digest = hex::encode(digest.finalize());
+    let digest = HEXLOWER.encode(&digest.finalize());
     format!("msg_{}", digest.get(..32).unwrap_or(&digest))
 }
 

@@ -4,6 +4,7 @@ use super::{
     providers::{CERTIFICATE, NOW, delivery, discord, good, key_of, sendgrid, sns},
     *,
 };
+use data_encoding::HEXLOWER;
 
 #[test]
 fn stripes_slacks_and_twilios_own_vectors() {
@@ -96,7 +97,7 @@ fn signed(provider: Provider, body: &str) -> Post {
     let mut mac = Hmac::<Sha256>::new_from_slice(key_of(&provider).as_bytes()).unwrap();
     mac.update(text.as_bytes());
     let Place::Header(name) = kind.signature else { panic!("{kind:?}") };
-    let signature = format!("{}{}", kind.mark, hex::encode(mac.finalize().into_bytes()));
+    let signature = format!("{}{}", kind.mark, HEXLOWER.encode(&mac.finalize().into_bytes()));
     post.headers.insert(HeaderName::from_bytes(name.as_bytes()).unwrap(), signature.parse().unwrap());
     post.body = Bytes::from(body.to_owned());
     post
@@ -124,7 +125,7 @@ fn senders_that_ask_are_answered() {
     let Reply::Json(answer) = zoom.asked() else { panic!("an answer") };
     let mut mac = Hmac::<Sha256>::new_from_slice(key_of(&Provider::Zoom).as_bytes()).unwrap();
     mac.update(b"qgg8vlvZRS6UYooatFL8Aw");
-    assert!(answer.contains(&hex::encode(mac.finalize().into_bytes())), "{answer}");
+    assert!(answer.contains(&HEXLOWER.encode(&mac.finalize().into_bytes())), "{answer}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Every provider: what it signs is taken, and nothing that differs from it.
 
 use super::*;
+use data_encoding::HEXLOWER;
 use nerve_core::manifest::Dedupe;
 use ring::{
     rand::SystemRandom,
@@ -63,9 +64,9 @@ pub(super) fn good(provider: &Provider) -> Post {
 
 pub(super) fn discord(body: &str) -> Post {
     let key = SigningKey::from_bytes(&[9; 32]);
-    let signature = hex::encode(key.sign(format!("{NOW}{body}").as_bytes()).to_bytes());
+    let signature = HEXLOWER.encode(&key.sign(format!("{NOW}{body}").as_bytes()).to_bytes());
     let headers = [("x-signature-ed25519", signature.as_str()), ("x-signature-timestamp", &NOW.to_string())];
-    let public = hex::encode(key.verifying_key().to_bytes());
+    let public = HEXLOWER.encode(&key.verifying_key().to_bytes());
     Post::new(Provider::Discord, &[&public], &headers, body).at(NOW)
 }
 
@@ -74,7 +75,7 @@ pub(super) fn sendgrid(body: &str) -> Post {
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
     let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &random).unwrap();
     let signature = BASE64_STANDARD.encode(key.sign(&random, format!("{NOW}{body}").as_bytes()).unwrap());
-    let public = [hex::decode(P256_HEAD).unwrap().as_slice(), key.public_key().as_ref()].concat();
+    let public = [HEXLOWER.decode(P256_HEAD.as_bytes()).unwrap().as_slice(), key.public_key().as_ref()].concat();
     let headers = [
         ("x-twilio-email-event-webhook-signature", signature.as_str()),
         ("x-twilio-email-event-webhook-timestamp", &NOW.to_string()),
@@ -194,7 +195,7 @@ fn another_secret_is_refused_and_one_of_several_is_enough() {
             Provider::StandardWebhooks | Provider::Svix | Provider::Gitlab => {
                 "whsec_bmV3ZXIta2V5LW5ld2VyLWtleQ==".to_owned()
             }
-            Provider::Discord => hex::encode(SigningKey::from_bytes(&[1; 32]).verifying_key().to_bytes()),
+            Provider::Discord => HEXLOWER.encode(&SigningKey::from_bytes(&[1; 32]).verifying_key().to_bytes()),
             Provider::Sendgrid => sendgrid("[]").secrets[0].expose().to_owned(),
             _ => "another secret".to_owned(),
         };
