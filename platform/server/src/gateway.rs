@@ -316,6 +316,7 @@ impl Admitted {
                 return response;
             }
             Self::Placed(answer, place) => tokio::select! {
+                biased;
                 Ok(response) = answer => return response,
                 () = place.evicted() => {
                     let detail =

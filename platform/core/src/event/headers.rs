@@ -12,13 +12,10 @@ impl Event {
     /// The headers of this event in binary mode: `ce-specversion` first, and `content-type` last if there is one.
     ///
     /// Values are percent-encoded as the HTTP and NATS bindings ask, so they are printable ASCII.
-    pub fn to_headers(&self) -> Vec<(Cow<'static, str>, Cow<'_, str>)> {
-        let mut headers = Vec::with_capacity(8 + self.extensions.len());
-        headers.extend(self.attributes().map(|(name, value)| (header_name(name), encode_cow(value))));
-        if let Some(content_type) = &self.content_type {
-            headers.push((Cow::Borrowed(CONTENT_TYPE), Cow::Borrowed(content_type)));
-        }
-        headers
+    pub fn to_headers(&self) -> impl Iterator<Item = (Cow<'static, str>, Cow<'_, str>)> {
+        let content_type =
+            self.content_type.as_deref().map(|value| (Cow::Borrowed(CONTENT_TYPE), Cow::Borrowed(value)));
+        self.attributes().map(|(name, value)| (header_name(name), encode_cow(value))).chain(content_type)
     }
 
     /// Reads an event in binary mode; header names are compared without case, other headers are passed over.
@@ -54,21 +51,20 @@ impl Event {
 
 /// The header of an attribute; those of every event are not written anew each time.
 fn header_name(attribute: &str) -> Cow<'static, str> {
-    const KNOWN: [&str; 11] = [
-        "ce-specversion",
-        "ce-id",
-        "ce-source",
-        "ce-type",
-        "ce-subject",
-        "ce-time",
-        "ce-dataschema",
-        "ce-correlationid",
-        "ce-causationid",
-        "ce-traceparent",
-        "ce-partitionkey",
-    ];
-    let known = KNOWN.iter().find(|name| name.strip_prefix(PREFIX) == Some(attribute));
-    known.map_or_else(|| format!("{PREFIX}{attribute}").into(), |name| Cow::Borrowed(*name))
+    Cow::Borrowed(match attribute {
+        "specversion" => "ce-specversion",
+        "id" => "ce-id",
+        "source" => "ce-source",
+        "type" => "ce-type",
+        "subject" => "ce-subject",
+        "time" => "ce-time",
+        "dataschema" => "ce-dataschema",
+        "correlationid" => "ce-correlationid",
+        "causationid" => "ce-causationid",
+        "traceparent" => "ce-traceparent",
+        "partitionkey" => "ce-partitionkey",
+        other => return format!("{PREFIX}{other}").into(),
+    })
 }
 
 fn stands_for_itself(byte: u8) -> bool {
@@ -132,7 +128,7 @@ mod tests {
             .with_extension("partitionkey", "k");
         event.subject = Some("€".into());
         event.time = Some(time::macros::datetime!(2026-01-02 03:04:05.678 UTC));
-        let headers = event.to_headers();
+        let headers: Vec<_> = event.to_headers().collect();
         assert!(headers.iter().all(|(_, value)| value.is_ascii()));
         let pairs = headers.iter().map(|(name, value)| (name.as_ref(), value.as_ref()));
         assert_eq!(Event::from_headers(pairs, event.data.clone()).unwrap(), event);

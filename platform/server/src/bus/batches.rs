@@ -23,7 +23,7 @@ use sending::Sending;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Events of one offer at most, and those in a batch from which on no offer is added.
+/// Events of one offer at most.
 const MOST: usize = 64;
 /// An event of more bytes than this goes by itself: its acknowledgement is the least of it.
 const LARGE: usize = 64 << 10;

@@ -1,10 +1,10 @@
 //! A bounded number of places, in which whoever waits for a slow peer gives way to whoever comes.
 //!
 //! Connections have one such set, requests another. A place waits while its peer has still to send something: a head, a
-//! body, the next request; or to read its answer. When all places are taken and one more is wanted, the one that has waited longest is evicted:
-//! honest senders wait for milliseconds, so that ten thousand who send a byte at a time push out each other and nobody
-//! else. A place that works, for a request that is whole, is never evicted. No address is looked at: behind a proxy all
-//! have the same one, and an attacker has many.
+//! body, the next request; or to read its answer. When all places are taken and one more is wanted, the one that has waited
+//! longest is evicted: honest senders wait for milliseconds, so that ten thousand who send a byte at a time push out each
+//! other and nobody else. A place that works, for a request that is whole, is never evicted. No address is looked at: behind
+//! a proxy all have the same one, and an attacker has many.
 
 use futures::task::AtomicWaker;
 use std::{
@@ -12,7 +12,7 @@ use std::{
     future::poll_fn,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Poll,
 };
@@ -64,11 +64,14 @@ impl Eviction {
     }
 }
 
+/// The turn of a place that does not wait.
+const WORKS: u64 = u64::MAX;
+
 /// One place, given back when it is dropped.
 pub(super) struct Place {
     places: Places,
-    /// Where it stands among those that wait; none while it works. Locked after the set.
-    turn: Mutex<Option<u64>>,
+    /// Where it stands among those that wait, or [`WORKS`]. It is read and written with the set locked.
+    turn: AtomicU64,
     eviction: Arc<Eviction>,
 }
 
@@ -85,7 +88,7 @@ impl Places {
             return None;
         }
         let eviction = Arc::<Eviction>::default();
-        let turn = Mutex::new(Some(taken.wait(Arc::clone(&eviction))));
+        let turn = AtomicU64::new(taken.wait(Arc::clone(&eviction)));
         drop(taken);
         Some(Place { places: self.clone(), turn, eviction })
     }
@@ -146,13 +149,13 @@ impl Place {
     /// Its peer has sent all that there is to work with. False when it was evicted before.
     pub(super) fn works(&self) -> bool {
         let mut taken = self.places.lock();
-        let mut turn = self.turn();
-        if let Some(waited) = *turn {
-            if taken.waiting.remove(&waited).is_none() {
-                return false;
+        match self.turn.load(Ordering::Relaxed) {
+            WORKS => {}
+            waited if taken.waiting.remove(&waited).is_none() => return false,
+            _ => {
+                self.turn.store(WORKS, Ordering::Relaxed);
+                taken.working += 1;
             }
-            *turn = None;
-            taken.working += 1;
         }
         true
     }
@@ -160,15 +163,14 @@ impl Place {
     /// It waits for its peer from now on, behind all others.
     pub(super) fn waits(&self) {
         let mut taken = self.places.lock();
-        let mut turn = self.turn();
-        match *turn {
-            None => taken.working -= 1,
+        match self.turn.load(Ordering::Relaxed) {
+            WORKS => taken.working -= 1,
             // Evicted is evicted.
-            Some(waited) if taken.waiting.remove(&waited).is_none() => return,
-            Some(_) => {}
+            waited if taken.waiting.remove(&waited).is_none() => return,
+            _ => {}
         }
-        *turn = Some(taken.wait(Arc::clone(&self.eviction)));
-        drop((turn, taken));
+        self.turn.store(taken.wait(Arc::clone(&self.eviction)), Ordering::Relaxed);
+        drop(taken);
         self.places.0.changed.notify_one();
     }
 
@@ -176,18 +178,14 @@ impl Place {
     pub(super) async fn evicted(&self) {
         self.eviction.happened().await;
     }
-
-    fn turn(&self) -> MutexGuard<'_, Option<u64>> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.lock();
-        match *self.turn() {
-            None => taken.working -= 1,
-            Some(waited) => drop(taken.waiting.remove(&waited)),
+        match *self.turn.get_mut() {
+            WORKS => taken.working -= 1,
+            waited => drop(taken.waiting.remove(&waited)),
         }
         drop(taken);
         self.places.0.changed.notify_one();

@@ -1,6 +1,6 @@
 //! The one task that sends batches and hears what became of them.
 
-use super::{MOST, Offer, Outgoing, Told};
+use super::{Offer, Outgoing, Told};
 use crate::bus::{Bus, BusError, Published, REQUEST_TIMEOUT};
 use async_nats::{Message, Subject, Subscriber};
 use futures::StreamExt;
@@ -14,6 +14,9 @@ use tokio::{
     time::MissedTickBehavior,
 };
 
+/// Events of one batch from which on nothing is added: while the broker stores these the next are sent, and the last
+/// answered. With larger ones all three wait for each other in turns.
+const ENOUGH: usize = 16;
 /// Bytes of one batch's bodies and headers from which on nothing is added.
 const FULL: usize = 1 << 20;
 /// Batches under way at once: one is stored while the next is on the wire.
@@ -102,7 +105,7 @@ impl Sending {
         let mut waiting = vec![(messages.len(), first.tell)];
         let size_of = |messages: &[Outgoing]| messages.iter().map(|message| message.size).sum::<usize>();
         let mut size = size_of(&messages);
-        while messages.len() < MOST && size < FULL {
+        while messages.len() < ENOUGH && size < FULL {
             let Ok(offer) = offers.try_recv() else { break };
             size += size_of(&offer.messages);
             waiting.push((offer.messages.len(), offer.tell));

@@ -264,7 +264,8 @@ fn insert(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
     let mut insert = transaction.prepare_cached(
         "insert into events (source, headers, data, marks, size, tried, at) values (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
     )?;
-    let headers = serde_json::to_string(&row.event.to_headers()).unwrap_or_default();
+    let headers: Vec<_> = row.event.to_headers().collect();
+    let headers = serde_json::to_string(&headers).unwrap_or_default();
     let marks: Vec<u8> = row.entry.marks.iter().flat_map(|mark| mark.to_bytes()).collect();
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let (source, data) = (row.entry.source.as_str(), &row.event.data[..]);
