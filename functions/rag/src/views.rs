@@ -21,7 +21,7 @@ pub(crate) enum Change<R> {
 
 /// A name as a part of a key, whatever it holds.
 pub(crate) fn digest(name: &str) -> String {
-    HEXLOWER.encode(&Sha256::digest(name).get(..12).unwrap_or_default())
+    HEXLOWER.encode(Sha256::digest(name).get(..12).unwrap_or_default())
 }
 
 /// The document of this key; none where there is none that can be read.

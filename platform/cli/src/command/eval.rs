@@ -111,5 +111,5 @@ impl Eval {
 /// Where the run of these questions is kept.
 fn key(questions: &[Question]) -> String {
     let text = serde_json::to_string(questions).unwrap_or_default();
-    format!("eval.{}", HEXLOWER.encode(&Sha256::digest(text).get(..12).unwrap_or_default()))
+    format!("eval.{}", HEXLOWER.encode(Sha256::digest(text).get(..12).unwrap_or_default()))
 }
