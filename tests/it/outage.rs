@@ -1,7 +1,7 @@
 //! The broker is away: the gateway says so, promises nothing, and goes on when it is back.
 
 use crate::problem;
-use nerve_tests::{Folder, Nats, Nerve, Streams, eventually, github, seconds};
+use nerve_tests::{Cli, Folder, Nats, Nerve, Proxy, Streams, eventually, github, seconds};
 
 const BODY: &str = r#"{"zen":"Design for failure."}"#;
 
@@ -93,4 +93,21 @@ async fn with_the_disk_full_the_gateway_answers_503_and_everything_it_took_is_st
     streams.stream("EVENTS").await.purge().await.expect("room again");
     let again = github::delivery(&url, "ping", "after", body).send().await.unwrap();
     assert!(again.status().is_success(), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_on_its_way_is_an_error_and_no_shorter_list() {
+    let nats = Nats::start().await;
+    let _streams_are_made = Nerve::gateway(&nats.url()).await;
+    let streams = Streams::connect(&nats.url()).await;
+    for _ in 0..2000 {
+        streams.jetstream.publish("dead.any", "x".repeat(1 << 10).into()).await.unwrap().await.unwrap();
+    }
+    let proxy = Proxy::start(nats.url().replace("nats://", "")).await;
+    let cli = Cli::new(&format!("nats://{}", proxy.address));
+    let list = ["dlq", "list", "any", "--limit", "2000", "--output", "json"];
+    assert_eq!(cli.run(&list).await.ok().json().as_array().unwrap().len(), 2000);
+    proxy.mute_after(1 << 20);
+    let broken = cli.run(&list).await.failed(1);
+    assert!(broken.stdout.is_empty() && broken.stderr.contains("reading DEAD"), "{broken:?}");
 }

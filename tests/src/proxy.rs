@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+    atomic::{AtomicUsize, Ordering},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy},
@@ -23,10 +23,11 @@ pub struct Proxy {
     _accepting: JoinSet<()>,
 }
 
-#[derive(Default)]
 struct State {
     open: AtomicUsize,
-    mute: AtomicBool,
+    /// Bytes of answers that have passed, and that may pass.
+    passed: AtomicUsize,
+    may_pass: AtomicUsize,
 }
 
 impl Proxy {
@@ -35,7 +36,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound address").to_string();
         let (cuts, watching) = watch::channel(0);
-        let state = Arc::<State>::default();
+        let (open, passed, may_pass) = (0.into(), 0.into(), usize::MAX.into());
+        let state = Arc::new(State { open, passed, may_pass });
         let shared = Arc::clone(&state);
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
@@ -56,7 +58,12 @@ impl Proxy {
 
     /// Whether what the target answers is swallowed: requests arrive, and nobody is told.
     pub fn mute(&self, mute: bool) {
-        self.state.mute.store(mute, Ordering::SeqCst);
+        self.state.may_pass.store(if mute { 0 } else { usize::MAX }, Ordering::SeqCst);
+    }
+
+    /// Swallows what the target answers once so many more bytes of it have passed.
+    pub fn mute_after(&self, bytes: usize) {
+        self.state.may_pass.store(self.state.passed.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
     }
 }
 
@@ -87,7 +94,8 @@ async fn forward(mut client: TcpStream, target: String, mut cuts: watch::Receive
 async fn back(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, state: &State) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let mute = state.mute.load(Ordering::SeqCst);
+        let passed = state.passed.fetch_add(read, Ordering::SeqCst) + read;
+        let mute = passed > state.may_pass.load(Ordering::SeqCst);
         if !mute && to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
