@@ -281,3 +281,6 @@ async fn never_begun(wait: Duration, begun: &AtomicBool) {
         std::future::pending::<()>().await;
     }
 }
+
+#[cfg(test)]
+mod tests;

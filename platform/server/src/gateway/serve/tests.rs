@@ -1,0 +1,85 @@
+//! Connections, over real sockets: which are closed, which may finish, which give way.
+
+use super::{super::tests::gateway, *};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+#[tokio::test]
+async fn shutdown_closes_idle_connections_and_lets_answers_finish() {
+    let gateway = gateway(&[], 10).await;
+    let stop = gateway.shutdown().clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = TaskTracker::new();
+    let serving = tasks.spawn(serve(Door { listener, tls: None }, gateway, tasks.clone()));
+    let mut idle = TcpStream::connect(address).await.unwrap();
+    idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = [0; 15];
+    idle.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let mut busy = TcpStream::connect(address).await.unwrap();
+    busy.write_all(b"POST /v1/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n\r\n{").await.unwrap();
+    let mut silent = TcpStream::connect(address).await.unwrap();
+    // The busy request is being read once a later connection is answered.
+    silent.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    silent.read_exact(&mut answer).await.unwrap();
+    stop.cancel();
+    idle.read_to_end(&mut Vec::new()).await.unwrap();
+    busy.write_all(b"}").await.unwrap();
+    let mut last = String::new();
+    busy.read_to_string(&mut last).await.unwrap();
+    assert!(last.starts_with("HTTP/1.1 400"), "{last}");
+    serving.await.unwrap().unwrap();
+    tasks.close();
+    tasks.wait().await;
+}
+
+#[tokio::test]
+async fn a_caller_that_says_nothing_is_hung_up_on() {
+    let gateway = gateway(&[], 10).await;
+    let stop = gateway.shutdown().clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = TaskTracker::new();
+    let soon = Duration::from_millis(20);
+    let serving = tasks.spawn(serve_patiently(Door { listener, tls: None }, gateway, tasks.clone(), soon));
+    for beginning in ["", "PRI * HT", "GET / HTTP"] {
+        let mut slow = TcpStream::connect(address).await.unwrap();
+        slow.write_all(beginning.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // Closed, or reset because the beginning was never read.
+        let _ = slow.read_to_end(&mut answer).await;
+        assert!(answer.is_empty(), "{beginning}");
+    }
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_connection_that_has_waited_longest_gives_way() {
+    // One request and one stream: two connections.
+    let gateway = gateway(&[], 1).await;
+    let stop = gateway.shutdown().clone();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let tasks = TaskTracker::new();
+    let serving = tasks.spawn(serve(Door { listener, tls: None }, gateway, tasks.clone()));
+    let [mut first, mut second] =
+        [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+    for slow in [&mut first, &mut second] {
+        slow.write_all(b"GET /healthz HT").await.unwrap();
+    }
+    let mut good = TcpStream::connect(address).await.unwrap();
+    good.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = [0; 15];
+    good.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let mut said = Vec::new();
+    // Closed, or reset because its beginning was never read.
+    let _ = first.read_to_end(&mut said).await;
+    assert!(said.is_empty());
+    second.write_all(b"TP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    second.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK", "nobody came who needed its place");
+    stop.cancel();
+    serving.await.unwrap().unwrap();
+}
