@@ -95,19 +95,44 @@ async fn with_the_disk_full_the_gateway_answers_503_and_everything_it_took_is_st
     assert!(again.status().is_success(), "{again:?}");
 }
 
-#[tokio::test]
-async fn a_list_that_breaks_off_on_its_way_is_an_error_and_no_shorter_list() {
-    let nats = Nats::start().await;
+const LIST: [&str; 7] = ["dlq", "list", "any", "--limit", "2000", "--output", "json"];
+
+/// 2 MiB of dead letters, and a proxy that will swallow half of them.
+async fn half_a_list(nats: &Nats) -> Proxy {
     let _streams_are_made = Nerve::gateway(&nats.url()).await;
     let streams = Streams::connect(&nats.url()).await;
     for _ in 0..2000 {
         streams.jetstream.publish("dead.any", "x".repeat(1 << 10).into()).await.unwrap().await.unwrap();
     }
     let proxy = Proxy::start(nats.url().replace("nats://", "")).await;
-    let cli = Cli::new(&format!("nats://{}", proxy.address));
-    let list = ["dlq", "list", "any", "--limit", "2000", "--output", "json"];
-    assert_eq!(cli.run(&list).await.ok().json().as_array().unwrap().len(), 2000);
+    let whole = through(&proxy).run(&LIST).await.ok().json();
+    assert_eq!(whole.as_array().unwrap().len(), 2000);
     proxy.mute_after(1 << 20);
-    let broken = cli.run(&list).await.failed(1);
+    proxy
+}
+
+fn through(proxy: &Proxy) -> Cli {
+    Cli::new(&format!("nats://{}", proxy.address))
+}
+
+#[tokio::test]
+async fn a_list_that_breaks_off_on_its_way_is_an_error_and_no_shorter_list() {
+    let nats = Nats::start().await;
+    let proxy = half_a_list(&nats).await;
+    let broken = through(&proxy).run(&LIST).await.failed(1);
     assert!(broken.stdout.is_empty() && broken.stderr.contains("reading DEAD"), "{broken:?}");
+}
+
+#[tokio::test]
+async fn a_list_is_an_error_too_when_the_broker_is_killed_on_its_way() {
+    let mut nats = Nats::start().await;
+    let proxy = half_a_list(&nats).await;
+    let cli = through(&proxy);
+    let killed = async {
+        eventually("half of it has come", seconds(10), || async { proxy.is_mute().then_some(()) }).await;
+        nats.kill9();
+    };
+    let (broken, ()) = tokio::join!(cli.run(&LIST), killed);
+    let broken = broken.failed(1);
+    assert!(broken.stdout.is_empty() && broken.stderr.contains("the connection was lost on the way"), "{broken:?}");
 }

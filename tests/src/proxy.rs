@@ -25,8 +25,8 @@ pub struct Proxy {
 
 struct State {
     open: AtomicUsize,
-    /// Bytes of answers that have passed, and that may pass.
-    passed: AtomicUsize,
+    /// Bytes that the target has answered, and from how many on they are swallowed.
+    answered: AtomicUsize,
     may_pass: AtomicUsize,
 }
 
@@ -36,8 +36,8 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound address").to_string();
         let (cuts, watching) = watch::channel(0);
-        let (open, passed, may_pass) = (0.into(), 0.into(), usize::MAX.into());
-        let state = Arc::new(State { open, passed, may_pass });
+        let (open, answered, may_pass) = (0.into(), 0.into(), usize::MAX.into());
+        let state = Arc::new(State { open, answered, may_pass });
         let shared = Arc::clone(&state);
         let mut accepting = JoinSet::new();
         accepting.spawn(async move {
@@ -61,9 +61,20 @@ impl Proxy {
         self.state.may_pass.store(if mute { 0 } else { usize::MAX }, Ordering::SeqCst);
     }
 
-    /// Swallows what the target answers once so many more bytes of it have passed.
+    /// Swallows what the target answers once it has answered so many bytes more.
     pub fn mute_after(&self, bytes: usize) {
-        self.state.may_pass.store(self.state.passed.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+        self.state.may_pass.store(self.state.answered.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+    }
+
+    /// Whether what the target answers is swallowed by now.
+    pub fn is_mute(&self) -> bool {
+        self.state.is_mute(self.state.answered.load(Ordering::SeqCst))
+    }
+}
+
+impl State {
+    fn is_mute(&self, answered: usize) -> bool {
+        answered > self.may_pass.load(Ordering::SeqCst)
     }
 }
 
@@ -94,9 +105,8 @@ async fn forward(mut client: TcpStream, target: String, mut cuts: watch::Receive
 async fn back(mut from: ReadHalf<'_>, mut to: WriteHalf<'_>, state: &State) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let passed = state.passed.fetch_add(read, Ordering::SeqCst) + read;
-        let mute = passed > state.may_pass.load(Ordering::SeqCst);
-        if !mute && to.write_all(&buffer[..read]).await.is_err() {
+        let answered = state.answered.fetch_add(read, Ordering::SeqCst) + read;
+        if !state.is_mute(answered) && to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }
