@@ -73,6 +73,14 @@ pub enum EventError {
     Type(#[from] InvalidSubject),
 }
 
+/// Whether this media type, with parameters or without, is one of JSON's: `application/json`, `text/json`, anything `+json`.
+pub fn is_json(media_type: &str) -> bool {
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    let suffix = essence.rsplit_once('+').map(|(_, suffix)| suffix);
+    ["application/json", "text/json"].iter().any(|json| essence.eq_ignore_ascii_case(json))
+        || suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case("json"))
+}
+
 impl EventError {
     fn invalid(name: impl Into<String>, why: impl Into<String>) -> Self {
         Self::Invalid { name: name.into(), why: why.into() }
@@ -117,9 +125,7 @@ impl Event {
 
     /// Whether the body is JSON by its media type: none, `application/json`, or anything `+json`.
     pub fn is_json(&self) -> bool {
-        let Some(declared) = &self.content_type else { return true };
-        let essence = declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        essence == "application/json" || essence == "text/json" || essence.ends_with("+json")
+        self.content_type.as_deref().is_none_or(is_json)
     }
 
     /// Sets a context attribute or extension from its text form.

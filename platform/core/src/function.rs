@@ -184,14 +184,14 @@ pub struct Artifact {
     pub file: PathBuf,
 }
 
-/// A secret's value, which no `Debug` or log shows.
+/// A secret's value, which no `Debug` or log shows; clones share it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Arc<str>);
 
 impl Secret {
     /// Wraps a value.
     pub fn new(value: impl Into<String>) -> Self {
-        Self(value.into())
+        Self(value.into().into())
     }
 
     /// The value, for the one place that uses it.

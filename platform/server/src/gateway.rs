@@ -12,7 +12,8 @@
 //! - `inference`: embeddings, relevance and labels, by models.
 //! - `health`, `metrics`: for whoever runs it.
 //! - `access`: who may use the API. `body`: how much they may send. `problem`: how they are told what is wrong.
-//! - `serve`: connections, from accept to drain. `places`: how many, and who gives way. `watched`: who waits for whom.
+//! - `serve`: connections, from accept to drain. `surround`: what every request passes. `places`: how many, and who gives
+//!   way. `watched`: who waits for whom.
 //! - `tls`: the certificate. `forwarded`: who sends, also behind a proxy.
 //!
 //! # Flow
@@ -38,6 +39,7 @@ mod publish;
 mod serve;
 mod spool;
 mod sse;
+mod surround;
 mod tail;
 mod tls;
 mod traces;
@@ -65,26 +67,17 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::{Route, delete, future::RouteFuture, get, post},
+    routing::{delete, get, post},
 };
 use body::Bodies;
 use forwarded::Origin;
-use futures::{FutureExt, future::BoxFuture};
 use metrics_exporter_prometheus::PrometheusHandle;
-use places::{Place, Places};
+use places::Places;
 use problem::{Answer, Problem};
-use std::{
-    convert::Infallible,
-    panic::AssertUnwindSafe,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tail::StreamSlot;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
-use tower::{Service, layer::layer_fn};
-use watched::arriving;
 
 /// When to come back to a gateway that has its hands full.
 const LATER: Duration = Duration::from_secs(1);
@@ -172,16 +165,9 @@ impl Gateway {
             .route("/", get(front))
             .route("/healthz", get(health::live))
             .route("/readyz", get(health::ready))
-            .route("/hooks/{source}", post(hooks::receive).get(hooks::get).options(hooks::options))
+            .route(hooks::PATH, post(hooks::receive).get(hooks::get).options(hooks::options))
             .merge(api);
         self.surround(routes)
-    }
-
-    /// What every request passes on its way in and out.
-    fn surround(&self, routes: Router<Self>) -> Router {
-        // One layer, since each costs a request as much as checking its signature does; not axum's own, which boxes twice.
-        let gateway = self.clone();
-        routes.layer(layer_fn(move |inner| Surrounded { gateway: gateway.clone(), inner })).with_state(self.clone())
     }
 
     fn bus(&self) -> &Bus {
@@ -257,91 +243,15 @@ async fn allowed(State(gateway): State<Gateway>, origin: Origin, mut request: Re
     }
 }
 
-/// A route that bounds, times and counts its requests, and has an answer for each whatever becomes of its handler.
-#[derive(Clone)]
-struct Surrounded {
-    gateway: Gateway,
-    inner: Route,
-}
-
-impl Service<Request> for Surrounded {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response, Infallible>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Service::<Request>::poll_ready(&mut self.inner, cx)
-    }
-
-    fn call(&mut self, request: Request) -> Self::Future {
-        let gateway = self.gateway.clone();
-        let timed = metrics::Timed::begin(&request);
-        let admitted = self.admit(request);
-        Box::pin(async move {
-            let response = AssertUnwindSafe(admitted.answer()).catch_unwind().await;
-            let response = problem::uniform(response.unwrap_or_else(problem::after_panic));
-            gateway.shared.requests_timed.end(timed, response.status());
-            Ok(response)
-        })
-    }
-}
-
-/// What becomes of a request.
-enum Admitted {
-    Refused,
-    Free(RouteFuture<Infallible>),
-    Placed(RouteFuture<Infallible>, Arc<Place>),
-}
-
-impl Surrounded {
-    /// Refuses what comes on top of `max_requests`, but has requests that have not arrived yet give way first; whoever asks
-    /// how Nerve is gets an answer all the same.
-    fn admit(&mut self, request: Request) -> Admitted {
-        if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
-            return Admitted::Free(self.inner.call(request));
-        }
-        let Some(place) = self.gateway.shared.requests.try_enter().map(Arc::new) else { return Admitted::Refused };
-        let arrived = Arc::clone(&place);
-        let request = request.map(|body| arriving(body, move || arrived.works()));
-        Admitted::Placed(self.inner.call(request), place)
-    }
-}
-
-impl Admitted {
-    async fn answer(self) -> Response {
-        let problem = match self {
-            Self::Refused => Problem::unavailable("too many requests at once; gateway.max_requests bounds them", LATER),
-            Self::Free(answer) => {
-                let Ok(response) = answer.await;
-                return response;
-            }
-            Self::Placed(answer, place) => tokio::select! {
-                biased;
-                Ok(response) = answer => return response,
-                () = place.evicted() => {
-                    let detail =
-                        "the body took so long that this request gave way to others: gateway.max_requests bounds them";
-                    Problem::unavailable(detail, LATER).closing()
-                }
-            },
-        };
-        problem.into_response()
-    }
-}
-
 async fn front() -> &'static str {
     "This is Nerve's gateway.\n\n\
      POST /hooks/{source}   a webhook\n\
      POST /v1/events        CloudEvents in\n\
      GET  /v1/events        the log, as server-sent events\n\
-     POST /v1/answers       a question; its answer as server-sent events
-\
-     POST /v1/chat/completions   the same, as OpenAI's
-\
-     POST /v1/documents     a document to be asked
-\
-     POST /v1/feedback      what you think of an answer
-\
+     POST /v1/answers       a question; its answer as server-sent events\n\
+     POST /v1/chat/completions   the same, as OpenAI's\n\
+     POST /v1/documents     a document to be asked\n\
+     POST /v1/feedback      what you think of an answer\n\
      GET  /v1/functions     what is deployed\n\
      POST /v1/embeddings    texts to vectors, as OpenAI's\n\
      POST /v1/rerank        documents by relevance, as Cohere's\n\

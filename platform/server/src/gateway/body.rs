@@ -6,10 +6,10 @@ use super::{
     places::Places,
     problem::{Answer, Problem},
 };
-use axum::body::{Body, BodyDataStream};
+use axum::body::HttpBody;
 use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::BodyExt;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -72,35 +72,42 @@ impl Bodies {
     }
 
     /// Reads the body of a request, at most `limit` bytes; nothing is kept of a body that says it is longer.
-    pub(crate) async fn read(&self, headers: &HeaderMap, body: Body, limit: usize) -> Answer<ReadBody> {
+    pub(crate) async fn read<B>(&self, headers: &HeaderMap, body: B, limit: usize) -> Answer<ReadBody>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         check_encoding(headers)?;
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         let expected = usize::try_from(length.unwrap_or_default()).unwrap_or(usize::MAX);
         if expected > limit {
             if !headers.contains_key(header::EXPECT) && expected - limit <= DISCARD {
-                Box::pin(discard(body.into_data_stream())).await;
+                Box::pin(discard(body)).await;
             }
             return Err(too_large(limit));
         }
         self.collect(body, limit, expected).await
     }
 
-    async fn collect(&self, body: Body, limit: usize, expected: usize) -> Answer<ReadBody> {
+    async fn collect<B>(&self, mut body: B, limit: usize, expected: usize) -> Answer<ReadBody>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         let start = Instant::now();
         let mut share = None;
         let mut claimed = 0;
         // Neither memory nor a share of it is taken on a sender's word: what has arrived counts.
         let mut bytes = BytesMut::with_capacity(expected.min(UNIT));
-        let mut chunks = body.into_data_stream();
-        loop {
+        while !body.is_end_stream() {
             let until = self.patience.ends(start, bytes.len());
-            let next = tokio::time::timeout_at(until, chunks.next()).await;
-            let Some(chunk) = next.map_err(|_| self.too_slow())? else { break };
-            let chunk = chunk.map_err(|_| Problem::bad_request("the body broke off").closing())?;
+            let next = tokio::time::timeout_at(until, body.frame()).await;
+            let Some(frame) = next.map_err(|_| self.too_slow())? else { break };
+            let frame = frame.map_err(|_| Problem::bad_request("the body broke off").closing())?;
+            // Trailers say nothing to us.
+            let Ok(chunk) = frame.into_data() else { continue };
             let size = bytes.len().saturating_add(chunk.len());
             if size > limit {
                 drop((bytes, share));
-                Box::pin(discard(chunks)).await;
+                Box::pin(discard(body)).await;
                 return Err(too_large(limit));
             }
             if size > claimed {
@@ -163,11 +170,12 @@ fn check_encoding(headers: &HeaderMap) -> Answer<()> {
 
 /// Takes in the rest of a body that is only a little too large, so that a sender that writes it whole before it
 /// reads finds the answer, and not a broken connection.
-async fn discard(mut chunks: BodyDataStream) {
+async fn discard(mut body: impl HttpBody<Data = Bytes> + Unpin) {
     let drain = async {
         let mut left = DISCARD;
-        while let Some(Ok(chunk)) = chunks.next().await {
-            match left.checked_sub(chunk.len()) {
+        while let Some(Ok(frame)) = body.frame().await {
+            let size = frame.data_ref().map_or(0, Bytes::len);
+            match left.checked_sub(size) {
                 Some(after) => left = after,
                 None => return,
             }
@@ -184,6 +192,8 @@ fn too_large(limit: usize) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Body;
+    use futures::StreamExt;
 
     const PATIENT: Patience = Patience { at_first: PATIENCE, in_all: READ_TIMEOUT };
 

@@ -6,16 +6,14 @@ use super::{
     answers::state_of,
     modes::essence,
     problem::{Answer, Problem},
-    publish::{check_connected, publish},
+    publish::{accepted, check_connected, publish},
 };
 use axum::{
-    Json,
     body::Body,
     extract::{Extension, Path, Query, Request, State, rejection::QueryRejection},
-    response::IntoResponse,
 };
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 use nerve_core::{Event, EventType, event::CORRELATION_ID};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -68,7 +66,7 @@ pub(super) async fn post(
     let mut event = event(&parts.headers, UPLOADED, data)?;
     event.subject = Some(document);
     let receipt = publish(gateway.bus(), &event).await?;
-    Ok((StatusCode::ACCEPTED, Json(receipt)).into_response())
+    Ok(accepted(&receipt))
 }
 
 /// Removes a document from its collection.
@@ -85,7 +83,7 @@ pub(super) async fn delete(
     let mut event = event(&headers, DELETED, data.as_object().cloned().unwrap_or_default())?;
     event.subject = Some(document);
     let receipt = publish(gateway.bus(), &event).await?;
-    Ok((StatusCode::ACCEPTED, Json(receipt)).into_response())
+    Ok(accepted(&receipt))
 }
 
 /// What is said of an answer.
@@ -134,7 +132,7 @@ pub(super) async fn feedback(
     data.insert("answer".to_owned(), given.answer.as_str().into());
     let event = event(&parts.headers, FEEDBACK, data)?.with_extension(CORRELATION_ID, given.answer);
     let receipt = publish(gateway.bus(), &event).await?;
-    Ok((StatusCode::ACCEPTED, Json(receipt)).into_response())
+    Ok(accepted(&receipt))
 }
 
 fn described(body: &Bytes) -> Answer<Map<String, Value>> {

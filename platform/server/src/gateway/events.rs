@@ -4,7 +4,7 @@ use super::{
     Gateway, modes,
     modes::Posted,
     problem::{Answer, Problem},
-    publish::publish,
+    publish::{accepted, publish},
 };
 use crate::{
     event_types::{KnownType, known_types},
@@ -16,7 +16,6 @@ use axum::{
     extract::{Request, State},
     response::IntoResponse,
 };
-use http::StatusCode;
 use nerve_core::{FunctionSpec, Name, subject::EVENTS_PREFIX};
 use serde::Serialize;
 
@@ -62,14 +61,14 @@ pub(super) async fn post(State(gateway): State<Gateway>, request: Request<Body>)
         Posted::Plain => Err(Problem::bad_request(NOT_AN_EVENT)),
         Posted::One(event) => {
             let receipt = publish(gateway.bus(), &event).await?;
-            Ok((StatusCode::ACCEPTED, Json(receipt)).into_response())
+            Ok(accepted(&receipt))
         }
         Posted::Batch(events) => {
             let mut receipts = Vec::with_capacity(events.len());
             for event in &events {
                 receipts.push(publish(gateway.bus(), event).await?);
             }
-            Ok((StatusCode::ACCEPTED, Json(receipts)).into_response())
+            Ok(accepted(&receipts))
         }
     }
 }

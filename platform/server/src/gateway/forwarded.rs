@@ -5,7 +5,10 @@
 //! left of it is what the sender made up. A proxy writes one of the two kinds of headers and lets the other pass, so that
 //! where both are there and differ one of them is a sender's invention: then nothing is believed, and the request refused.
 
-use super::{Gateway, problem::Problem};
+use super::{
+    Gateway,
+    problem::{Answer, Problem},
+};
 use axum::extract::FromRequestParts;
 use http::{HeaderMap, Uri, header, request::Parts};
 use nerve_core::manifest::Network;
@@ -67,8 +70,17 @@ impl FromRequestParts<Gateway> for Origin {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, gateway: &Gateway) -> Result<Self, Problem> {
-        let Some(peer) = parts.extensions.get::<Peer>() else { return Ok(Self::default()) };
-        Self::of(*peer, &gateway.config().trusted_proxies, &parts.uri, &parts.headers)
+        match parts.extensions.get::<Peer>() {
+            Some(peer) => peer.origin(gateway, parts),
+            None => Ok(Self::default()),
+        }
+    }
+}
+
+impl Peer {
+    /// Where a request that came from here comes from.
+    pub(super) fn origin(self, gateway: &Gateway, request: &Parts) -> Answer<Origin> {
+        Origin::of(self, &gateway.config().trusted_proxies, &request.uri, &request.headers)
             .map_err(|error| Problem::bad_request(error.to_string()))
     }
 }

@@ -20,17 +20,17 @@ pub(super) use handshake::{get, options};
 
 use super::{
     Gateway,
-    forwarded::Origin,
+    forwarded::{Origin, Peer},
     problem::{Answer, Problem},
     verify::{Accepted, Certificate, Delivery, Refusal, certificate_url, verify},
 };
 use crate::registry::Catalogue;
 use axum::{
-    body::Body,
-    extract::{Path, Request, State},
+    body::{Body, HttpBody},
+    extract::{Path, State},
 };
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode, request::Parts};
 use nerve_core::{Name, SourceSpec, function::Secret, manifest::Provider};
 use std::{sync::Arc, time::Duration};
 use taking::Taking;
@@ -41,61 +41,106 @@ const LARGE: usize = 256 << 10;
 /// When to come back to a source that somebody has to mend first.
 const MENDED: Duration = Duration::from_secs(60);
 
-/// Takes in one webhook: 202 once JetStream has it.
-///
-/// What is rare is boxed, here and below: every request pays for the size of the whole future.
+/// Where webhooks are posted to.
+pub(super) const PATH: &str = "/hooks/{source}";
+
+/// The source that this request is a webhook for; none when it is none, or when that takes a router to tell.
+pub(super) fn source_of<B>(request: &Request<B>) -> Option<Name> {
+    let source = request.uri().path().strip_prefix("/hooks/")?;
+    if request.method() == Method::POST { Name::parse(source).ok() } else { None }
+}
+
+/// Takes in a webhook that came over a connection.
+pub(super) async fn take<B>(gateway: Gateway, source: Name, peer: Peer, request: Request<B>) -> Answer
+where
+    B: HttpBody<Data = Bytes> + Unpin,
+{
+    let (parts, body) = request.into_parts();
+    let origin = peer.origin(&gateway, &parts)?;
+    Posted { gateway: &gateway, source, origin, parts }.take(body).await
+}
+
+/// `POST /hooks/{source}`, where the router has found it.
 pub(super) async fn receive(
     State(gateway): State<Gateway>,
     Path(source): Path<String>,
     origin: Origin,
     request: Request<Body>,
 ) -> Answer {
-    let (name, mut spec, catalogue) = find(&gateway, &source, &origin)?;
+    let source = named(&source)?;
     let (parts, body) = request.into_parts();
-    let limit = spec.max_body.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
-    let body = gateway.bodies().read(&parts.headers, body, limit.min(gateway.config().max_hook_body)).await?;
-    if spec.public_url.is_none() && spec.needs_url() {
-        Arc::make_mut(&mut spec).public_url = origin.url(parts.uri.path());
-    }
-    let secrets = spec.secrets.iter().filter_map(|secret| secret_of(&catalogue, &name, secret)).collect();
-    let query = parts.uri.query().map(str::to_owned);
-    let now = OffsetDateTime::now_utc();
-    let mut hook =
-        Hook { spec, secrets, headers: parts.headers, query, body: body.bytes.clone(), certificate: None, now };
-    if let Some(url) =
-        certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&name, &refusal, &origin))?
-    {
-        hook.certificate = Box::pin(gateway.certificates().get(&url)).await?;
-    }
-    let hook = Arc::new(hook);
-    match Hook::verify(&hook).await? {
-        Ok(Accepted::Asked(reply)) => Box::pin(handshake::answer(&gateway, &name, reply)).await,
-        Ok(Accepted::Events(verified, identity)) => {
-            let posted = match hook.spec.provider {
-                Provider::Cloudevents => events::cloud_events(&name, &hook.headers, &hook.body)?,
-                _ => None,
-            };
-            let events = match posted {
-                Some(events) => events,
-                None => verified.into_iter().map(|one| events::event_of(&name, one, now)).collect::<Answer<_>>()?,
-            };
-            Taking { gateway: &gateway, source: &name, spec: &hook.spec, identity }.take(events).await
+    Posted { gateway: &gateway, source, origin, parts }.take(body).await
+}
+
+/// A webhook whose body is still to come.
+struct Posted<'a> {
+    gateway: &'a Gateway,
+    source: Name,
+    origin: Origin,
+    parts: Parts,
+}
+
+impl Posted<'_> {
+    /// Takes it in: 202 once JetStream has it.
+    ///
+    /// What is rare is boxed, here and below: every request pays for the size of the whole future.
+    async fn take(self, body: impl HttpBody<Data = Bytes> + Unpin) -> Answer {
+        let Self { gateway, source, origin, parts } = self;
+        let (mut spec, catalogue) = find(gateway, &source, &origin)?;
+        let limit = spec.max_body.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);
+        let body = gateway.bodies().read(&parts.headers, body, limit.min(gateway.config().max_hook_body)).await?;
+        if spec.public_url.is_none() && spec.needs_url() {
+            Arc::make_mut(&mut spec).public_url = origin.url(parts.uri.path());
         }
-        Err(Refusal::Brings(secret)) if !hook.spec.secrets.is_empty() => {
-            Ok(handshake::brought(&name, &hook.spec, &secret))
+        let secrets = spec.secrets.iter().filter_map(|secret| secret_of(&catalogue, &source, secret)).collect();
+        let query = parts.uri.query().map(str::to_owned);
+        let now = OffsetDateTime::now_utc();
+        let mut hook =
+            Hook { spec, secrets, headers: parts.headers, query, body: body.bytes.clone(), certificate: None, now };
+        let url = certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&source, &refusal, &origin))?;
+        if let Some(url) = url {
+            hook.certificate = Box::pin(gateway.certificates().get(&url)).await?;
         }
-        Err(refusal) => Err(refuse(&name, &refusal, &origin)),
+        let (hook, verified) = hook.verify().await?;
+        match verified {
+            Ok(Accepted::Asked(reply)) => Box::pin(handshake::answer(gateway, &source, reply)).await,
+            Ok(Accepted::Events(verified, identity)) => {
+                let posted = match hook.spec.provider {
+                    Provider::Cloudevents => events::cloud_events(&source, &hook.headers, &hook.body)?,
+                    _ => None,
+                };
+                let events = match posted {
+                    Some(events) => events,
+                    None => {
+                        verified.into_iter().map(|one| events::event_of(&source, one, now)).collect::<Answer<_>>()?
+                    }
+                };
+                Taking { gateway, source: &source, spec: &hook.spec, identity }.take(events).await
+            }
+            Err(Refusal::Brings(secret)) if !hook.spec.secrets.is_empty() => {
+                Ok(handshake::brought(&source, &hook.spec, &secret))
+            }
+            Err(refusal) => Err(refuse(&source, &refusal, &origin)),
+        }
     }
 }
 
+/// The name of a source.
+fn named(source: &str) -> Answer<Name> {
+    Name::parse(source).map_err(|_| unknown(source))
+}
+
 /// The source of this name, and what is deployed with it, for whom may post to it.
-fn find(gateway: &Gateway, source: &str, origin: &Origin) -> Answer<(Name, Arc<SourceSpec>, Arc<Catalogue>)> {
-    let unknown = || Problem::not_found(format!("there is no webhook source `{source}`; deploy `[source.{source}]`"));
-    let name = Name::parse(source).map_err(|_| unknown())?;
+fn find(gateway: &Gateway, source: &Name, origin: &Origin) -> Answer<(Arc<SourceSpec>, Arc<Catalogue>)> {
     let catalogue = gateway.catalogue();
-    let spec = Arc::clone(&catalogue.sources.get(&name).ok_or_else(unknown)?.record.spec);
-    guard::check_origin(&name, &spec, origin)?;
-    Ok((name, spec, catalogue))
+    let found = catalogue.sources.get(source).ok_or_else(|| unknown(source.as_str()))?;
+    let spec = Arc::clone(&found.record.spec);
+    guard::check_origin(source, &spec, origin)?;
+    Ok((spec, catalogue))
+}
+
+fn unknown(source: &str) -> Problem {
+    Problem::not_found(format!("there is no webhook source `{source}`; deploy `[source.{source}]`"))
 }
 
 /// A secret of a source, if this gateway can read it. While one is rotated, the others go on.
@@ -121,12 +166,16 @@ struct Hook {
 }
 
 impl Hook {
-    async fn verify(hook: &Arc<Self>) -> Answer<Result<Accepted, Refusal>> {
-        if hook.body.len() < LARGE {
-            return Ok(hook.verify_here());
+    async fn verify(self) -> Answer<(Self, Result<Accepted, Refusal>)> {
+        let size = self.body.len();
+        let verify = move || {
+            let verified = self.verify_here();
+            (self, verified)
+        };
+        if size < LARGE {
+            return Ok(verify());
         }
-        let elsewhere = Arc::clone(hook);
-        let verified = tokio::task::spawn_blocking(move || elsewhere.verify_here()).await;
+        let verified = tokio::task::spawn_blocking(verify).await;
         verified.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "verification was broken off"))
     }
 

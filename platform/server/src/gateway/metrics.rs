@@ -1,8 +1,8 @@
 //! What the gateway counts, and where every metric of the process is read from.
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::MatchedPath;
 use foldhash::fast::RandomState;
-use http::StatusCode;
+use http::{Method, StatusCode};
 use metrics::{Counter, Histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use std::{
@@ -55,16 +55,32 @@ type ByAnswer = HashMap<(&'static str, u16), (Counter, Histogram), RandomState>;
 
 /// One request, from when it came.
 pub(super) struct Timed {
-    route: Option<MatchedPath>,
+    route: Label,
     method: &'static str,
     started: Instant,
 }
 
+/// The route of a request.
+pub(super) enum Label {
+    /// As it is known here.
+    Named(&'static str),
+    /// As the router found it.
+    Matched(MatchedPath),
+}
+
 impl Timed {
     /// Notes that a request came.
-    pub(super) fn begin(request: &Request) -> Self {
-        let route = request.extensions().get::<MatchedPath>().cloned();
-        Self { route, method: method_label(request.method()), started: Instant::now() }
+    pub(super) fn begin(route: Label, method: &Method) -> Self {
+        Self { route, method: method_label(method), started: Instant::now() }
+    }
+}
+
+impl Label {
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Named(name) => name,
+            Self::Matched(path) => path.as_str(),
+        }
     }
 }
 
@@ -72,7 +88,7 @@ impl Requests {
     /// Counts a request, now that it is answered.
     pub(super) fn end(&self, timed: Timed, status: StatusCode) {
         let took = timed.started.elapsed();
-        let route = timed.route.as_ref().map_or("none", MatchedPath::as_str);
+        let route = timed.route.as_str();
         let answer = (timed.method, status.as_u16());
         let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
         if let Some((counter, histogram)) = known.get(route).and_then(|route| route.get(&answer)) {
@@ -95,7 +111,7 @@ fn meters(route: &str, (method, status): (&'static str, u16)) -> (Counter, Histo
     (metrics::counter!("nerve_gateway_requests_total", &labels), histogram)
 }
 
-fn method_label(method: &http::Method) -> &'static str {
+fn method_label(method: &Method) -> &'static str {
     match method.as_str() {
         "GET" => "GET",
         "HEAD" => "HEAD",

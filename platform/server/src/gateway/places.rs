@@ -35,45 +35,29 @@ struct Shared {
 #[derive(Default)]
 struct Taken {
     working: usize,
-    /// By the order in which they began to wait, and what tells them that they are evicted.
-    waiting: BTreeMap<u64, Arc<Eviction>>,
+    /// By the order in which they began to wait.
+    waiting: BTreeMap<u64, Arc<Seat>>,
     next: u64,
 }
-
-/// What tells a place that it is evicted. It is asked several times a request, so it takes no lock; one task at most waits
-/// for it.
-#[derive(Default)]
-struct Eviction {
-    is: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Eviction {
-    fn happens(&self) {
-        self.is.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-
-    async fn happened(&self) {
-        poll_fn(|context| {
-            // Registered first, so that one that happens in between is not missed.
-            self.waker.register(context.waker());
-            if self.is.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
-    }
-}
-
-/// The turn of a place that does not wait.
-const WORKS: u64 = u64::MAX;
 
 /// One place, given back when it is dropped.
 pub(super) struct Place {
     places: Places,
+    seat: Arc<Seat>,
+}
+
+/// What a place shares with the set that it is of.
+struct Seat {
     /// Where it stands among those that wait, or [`WORKS`]. It is read and written with the set locked.
     turn: AtomicU64,
-    eviction: Arc<Eviction>,
+    /// Whether it is evicted. It is asked several times a request, so it takes no lock.
+    evicted: AtomicBool,
+    /// Of the one task at most that waits for that.
+    waker: AtomicWaker,
 }
+
+/// The turn of a place that does not wait.
+const WORKS: u64 = u64::MAX;
 
 impl Places {
     /// `capacity` places, of what `of` says.
@@ -87,10 +71,9 @@ impl Places {
         if taken.count() >= self.0.capacity && !self.evict_from(&mut taken) {
             return None;
         }
-        let eviction = Arc::<Eviction>::default();
-        let turn = AtomicU64::new(taken.wait(Arc::clone(&eviction)));
+        let seat = taken.seat();
         drop(taken);
-        Some(Place { places: self.clone(), turn, eviction })
+        Some(Place { places: self.clone(), seat })
     }
 
     /// A place that waits for its peer, once there is one.
@@ -121,8 +104,9 @@ impl Places {
     }
 
     fn evict_from(&self, taken: &mut Taken) -> bool {
-        let Some((_, eviction)) = taken.waiting.pop_first() else { return false };
-        eviction.happens();
+        let Some((_, seat)) = taken.waiting.pop_first() else { return false };
+        seat.evicted.store(true, Ordering::Release);
+        seat.waker.wake();
         metrics::counter!("nerve_gateway_evicted_total", "of" => self.0.of).increment(1);
         true
     }
@@ -137,53 +121,75 @@ impl Taken {
         self.working + self.waiting.len()
     }
 
-    fn wait(&mut self, eviction: Arc<Eviction>) -> u64 {
-        let turn = self.next;
+    fn seat(&mut self) -> Arc<Seat> {
+        let (evicted, waker) = (AtomicBool::default(), AtomicWaker::default());
+        let seat = Arc::new(Seat { turn: AtomicU64::new(WORKS), evicted, waker });
+        self.queue(&seat);
+        seat
+    }
+
+    /// It waits, behind all others.
+    fn queue(&mut self, seat: &Arc<Seat>) {
+        seat.turn.store(self.next, Ordering::Relaxed);
+        self.waiting.insert(self.next, Arc::clone(seat));
         self.next += 1;
-        self.waiting.insert(turn, eviction);
-        turn
+    }
+
+    /// See [`Place::works`].
+    fn works(&mut self, seat: &Seat) -> bool {
+        match seat.turn.load(Ordering::Relaxed) {
+            WORKS => {}
+            waited if self.waiting.remove(&waited).is_none() => return false,
+            _ => {
+                seat.turn.store(WORKS, Ordering::Relaxed);
+                self.working += 1;
+            }
+        }
+        true
     }
 }
 
 impl Place {
     /// Its peer has sent all that there is to work with. False when it was evicted before.
     pub(super) fn works(&self) -> bool {
-        let mut taken = self.places.lock();
-        match self.turn.load(Ordering::Relaxed) {
-            WORKS => {}
-            waited if taken.waiting.remove(&waited).is_none() => return false,
-            _ => {
-                self.turn.store(WORKS, Ordering::Relaxed);
-                taken.working += 1;
-            }
-        }
-        true
+        self.places.lock().works(&self.seat)
+    }
+
+    /// The same, for whoever finds out; false too once the place was given back without having worked.
+    pub(super) fn when_it_works(&self) -> impl FnOnce() -> bool + Send + Unpin + use<> {
+        let (places, seat) = (self.places.clone(), Arc::clone(&self.seat));
+        move || places.lock().works(&seat)
     }
 
     /// It waits for its peer from now on, behind all others.
     pub(super) fn waits(&self) {
         let mut taken = self.places.lock();
-        match self.turn.load(Ordering::Relaxed) {
+        match self.seat.turn.load(Ordering::Relaxed) {
             WORKS => taken.working -= 1,
             // Evicted is evicted.
             waited if taken.waiting.remove(&waited).is_none() => return,
             _ => {}
         }
-        self.turn.store(taken.wait(Arc::clone(&self.eviction)), Ordering::Relaxed);
+        taken.queue(&self.seat);
         drop(taken);
         self.places.0.changed.notify_one();
     }
 
     /// Returns when it is evicted.
     pub(super) async fn evicted(&self) {
-        self.eviction.happened().await;
+        poll_fn(|context| {
+            // Registered first, so that one that happens in between is not missed.
+            self.seat.waker.register(context.waker());
+            if self.seat.evicted.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut taken = self.places.lock();
-        match *self.turn.get_mut() {
+        match self.seat.turn.load(Ordering::Relaxed) {
             WORKS => taken.working -= 1,
             waited => drop(taken.waiting.remove(&waited)),
         }

@@ -2,7 +2,8 @@
 
 use super::problem::{Answer, Problem};
 use crate::bus::{Bus, BusError, PublishError, Published};
-use http::StatusCode;
+use axum::{body::Body, response::Response};
+use http::{HeaderValue, StatusCode, header};
 use nerve_core::Event;
 use serde::Serialize;
 use std::time::Duration;
@@ -41,6 +42,14 @@ impl Receipt {
     pub(crate) fn spooled(event: &Event) -> Self {
         Self { duplicate: false, spooled: true, ..Self::known(event) }
     }
+}
+
+/// 202, with one receipt or several.
+pub(crate) fn accepted(receipts: &impl Serialize) -> Response {
+    let mut response = Response::new(Body::from(serde_json::to_vec(receipts).unwrap_or_default()));
+    *response.status_mut() = StatusCode::ACCEPTED;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 /// Publishes `event` and waits until it is stored.

@@ -6,12 +6,13 @@
 use super::{
     Gateway,
     forwarded::Peer,
+    hooks,
     places::{Place, Places},
     tls::Tls,
     watched::{arriving, leaving},
 };
 use axum::{Router, body::HttpBody, response::Response};
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, TryFutureExt, stream::FuturesUnordered};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -99,7 +100,8 @@ pub(super) async fn serve_patiently(
     if let Some(tls) = tls {
         tasks.spawn(tls.follow(end.clone()));
     }
-    let server = Server { builder, router: gateway.router(), shutdown: shutdown.clone(), head_timeout, acceptor };
+    let answerer = Answerer { router: gateway.router(), gateway };
+    let server = Server { builder, answerer, shutdown: shutdown.clone(), head_timeout, acceptor };
     tracing::info!(%address, tls = server.acceptor.is_some(), "the gateway listens");
     while let Some((stream, peer, place)) = shutdown.run_until_cancelled(accept(&listener, &places)).await {
         tasks.spawn(server.clone().drive(stream, peer, place));
@@ -143,7 +145,7 @@ fn builder(executor: Tracked) -> Builder<Tracked> {
 #[derive(Clone)]
 struct Server {
     builder: Builder<Tracked>,
-    router: Router,
+    answerer: Answerer,
     shutdown: CancellationToken,
     head_timeout: Duration,
     acceptor: Option<TlsAcceptor>,
@@ -174,8 +176,8 @@ impl Server {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (router, asked) = (self.router, Arc::clone(&line));
-        let service = service_fn(move |request: http::Request<Incoming>| answer(router.clone(), peer, &asked, request));
+        let (answerer, asked) = (self.answerer, Arc::clone(&line));
+        let service = service_fn(move |request| answerer.answer(peer, asked.asked(), request));
         let connection = self.builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         // A connection is woken several times a request; what may end it is looked at only when it was woken itself.
@@ -255,21 +257,39 @@ impl Drop for Exchange {
     }
 }
 
-fn answer(
+/// What requests are answered by.
+#[derive(Clone)]
+struct Answerer {
+    gateway: Gateway,
     router: Router,
-    peer: Peer,
-    line: &Arc<Line>,
-    request: http::Request<Incoming>,
-) -> impl Future<Output = Result<Response, Infallible>> + use<> {
-    let exchange = line.asked();
-    let arrived = Arc::clone(&exchange);
-    let mut request = request.map(|body| arriving(body, move || arrived.works()));
-    request.extensions_mut().insert(peer);
-    async move {
-        let response = router.oneshot(request).await?;
-        // A stream works for as long as it lasts. What is there as a whole only waits for its reader, who may never read.
-        let whole = response.body().size_hint().exact().is_some();
-        Ok(if whole { response } else { response.map(|body| leaving(body, exchange)) })
+}
+
+impl Answerer {
+    /// Not an async function, which would keep room for the request twice.
+    fn answer(
+        &self,
+        peer: Peer,
+        exchange: Arc<Exchange>,
+        mut request: http::Request<Incoming>,
+    ) -> impl Future<Output = Result<Response, Infallible>> + use<> {
+        let whole = Arc::clone(&exchange);
+        let arrived = move || whole.works();
+        let answered = match hooks::source_of(&request) {
+            Some(source) => {
+                let answered = self.gateway.clone().answer_webhook(source, peer, request, arrived);
+                answered.map(Ok).left_future()
+            }
+            None => {
+                request.extensions_mut().insert(peer);
+                let request = request.map(|body| arriving(body, arrived));
+                self.router.clone().oneshot(request).right_future()
+            }
+        };
+        answered.map_ok(move |response| {
+            // A stream works for as long as it lasts. What is there as a whole only waits for its reader, who may never read.
+            let whole = response.body().size_hint().exact().is_some();
+            if whole { response } else { response.map(|body| leaving(body, exchange)) }
+        })
     }
 }
 

@@ -16,23 +16,37 @@ use std::{
 #[error("the sender took too long, and gave way to others")]
 struct Evicted;
 
-/// Calls `arrived` when the whole of `body` has arrived; what it says is whether the request may go on.
+/// A body that tells when the whole of it has arrived.
+pub(super) struct Arriving<B, F> {
+    body: B,
+    arrived: Option<F>,
+}
+
+impl<B: HttpBody, F: FnOnce() -> bool> Arriving<B, F> {
+    /// Calls `arrived` when the whole of `body` has arrived; what it says is whether the request may go on.
+    pub(super) fn new(body: B, arrived: F) -> Self {
+        let mut arriving = Self { body, arrived: Some(arrived) };
+        if arriving.body.is_end_stream() {
+            arriving.tell();
+        }
+        arriving
+    }
+
+    /// Whether the request may go on, now that all of it is there.
+    fn tell(&mut self) -> bool {
+        self.arrived.take().is_none_or(|arrived| arrived())
+    }
+}
+
+/// [`Arriving`], of one type whatever it wraps.
 pub(super) fn arriving<B, F>(body: B, arrived: F) -> Body
 where
     B: HttpBody<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<BoxError>,
     F: FnOnce() -> bool + Send + Unpin + 'static,
 {
-    if body.is_end_stream() {
-        arrived();
-        return Body::empty();
-    }
-    Body::new(Arriving { body, arrived: Some(arrived) })
-}
-
-struct Arriving<B, F> {
-    body: B,
-    arrived: Option<F>,
+    let body = Arriving::new(body, arrived);
+    if body.is_end_stream() { Body::empty() } else { Body::new(body) }
 }
 
 impl<B, F> HttpBody for Arriving<B, F>
@@ -47,14 +61,20 @@ where
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let polled = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx));
-        if polled.is_none() && this.arrived.take().is_some_and(|arrived| !arrived()) {
+        // The last frame tells, where it is known to be the last: most readers ask for no further one then.
+        let ended = match &polled {
+            Some(Ok(_)) => this.body.is_end_stream(),
+            Some(Err(_)) => false,
+            None => true,
+        };
+        if ended && !this.tell() {
             return Poll::Ready(Some(Err(Evicted.into())));
         }
         Poll::Ready(polled.map(|frame| frame.map_err(Into::into)))
     }
 
     fn is_end_stream(&self) -> bool {
-        // Until it was polled to its end, nobody was told.
+        // Until it is known to have ended, nobody was told.
         self.arrived.is_none() && self.body.is_end_stream()
     }
 

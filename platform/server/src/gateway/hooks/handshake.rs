@@ -7,7 +7,7 @@ use super::{
         problem::{Answer, Problem},
         verify::{Handshake, Reply, Scheme, challenge},
     },
-    find, secret_of,
+    find, named, secret_of,
 };
 use axum::{
     body::Body,
@@ -50,11 +50,12 @@ pub(in super::super) async fn get(
     RawQuery(query): RawQuery,
     origin: Origin,
 ) -> Answer {
-    let (name, spec, catalogue) = find(&gateway, &source, &origin)?;
+    let source = named(&source)?;
+    let (spec, catalogue) = find(&gateway, &source, &origin)?;
     if !matches!(Scheme::of(&spec.provider).handshake, Some(Handshake::Meta)) {
         return Err(only_post());
     }
-    let token = spec.verify_token.as_ref().and_then(|token| secret_of(&catalogue, &name, token));
+    let token = spec.verify_token.as_ref().and_then(|token| secret_of(&catalogue, &source, token));
     let text = token.and_then(|token| challenge(&query.unwrap_or_default(), &token));
     let text = text.ok_or_else(|| Problem::new(StatusCode::FORBIDDEN, "the verify token is not this source's"))?;
     let headers = [
@@ -71,7 +72,7 @@ pub(in super::super) async fn options(
     origin: Origin,
     headers: HeaderMap,
 ) -> Answer {
-    let (_, spec, _) = find(&gateway, &source, &origin)?;
+    let (spec, _) = find(&gateway, &named(&source)?, &origin)?;
     if !matches!(Scheme::of(&spec.provider).handshake, Some(Handshake::CloudEvents)) {
         return Err(only_post());
     }

@@ -3,7 +3,7 @@
 use super::super::{
     Gateway,
     problem::{Answer, Problem},
-    publish::{Receipt, publish_problem},
+    publish::{Receipt, accepted, publish_problem},
     spool::{SpoolError, Spooled},
     verify::Identity,
 };
@@ -11,7 +11,6 @@ use crate::{
     bus::{Mark, PublishError},
     event_types,
 };
-use axum::{Json, response::IntoResponse};
 use http::StatusCode;
 use nerve_core::{Event, Name, SourceSpec};
 use std::time::Duration;
@@ -56,8 +55,8 @@ impl Taking<'_> {
             self.store(fresh, signed, &mut receipts).await?;
         }
         Ok(match <[Receipt; 1]>::try_from(receipts) {
-            Ok([receipt]) => (StatusCode::ACCEPTED, Json(receipt)).into_response(),
-            Err(receipts) => (StatusCode::ACCEPTED, Json(receipts)).into_response(),
+            Ok([receipt]) => accepted(&receipt),
+            Err(receipts) => accepted(&receipts),
         })
     }
 

@@ -3,11 +3,12 @@
 use super::{
     Delivery, Refusal, once,
     pieces::form_fields,
-    pointer,
+    pointer::{self, Few},
     scheme::{Place, Scheme},
 };
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
+use nerve_core::event::is_json;
 
 /// The payload of a delivery.
 pub(crate) struct Content<'a> {
@@ -17,7 +18,7 @@ pub(crate) struct Content<'a> {
     declared_json: bool,
     is_json: bool,
     /// What most deliveries are asked for, read when it was found to be JSON.
-    known: Vec<(&'a str, Option<String>)>,
+    known: Few<(&'a str, Option<String>)>,
     /// Whether it was posted as a form.
     pub(super) is_form: bool,
 }
@@ -25,8 +26,8 @@ pub(crate) struct Content<'a> {
 impl<'a> Content<'a> {
     pub(super) fn read(scheme: &Scheme<'a>, delivery: Delivery<'_>) -> Self {
         let declared = delivery.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let essence = declared.unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        let is_form = essence == "application/x-www-form-urlencoded";
+        let essence = declared.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        let is_form = essence.eq_ignore_ascii_case("application/x-www-form-urlencoded");
         let in_form = scheme.form_field.filter(|_| is_form);
         let field = in_form.and_then(|field| form_fields(delivery.body).find(|(name, _)| name == field));
         if let Some((_, json)) = field {
@@ -35,7 +36,7 @@ impl<'a> Content<'a> {
             return Self { content_type, data: Bytes::from(json), declared_json: true, is_json, known, is_form };
         }
         // SNS calls its JSON a plain text.
-        let declared_json = matches!(&*essence, "application/json" | "text/json") || essence.ends_with("+json");
+        let declared_json = is_json(essence);
         let maybe_json = declared_json || essence.is_empty() || scheme.reads_text();
         let text = std::str::from_utf8(delivery.body).ok().filter(|_| maybe_json);
         let (is_json, known) = text.map_or_else(Default::default, |text| read_json(text, scheme));
@@ -97,11 +98,11 @@ impl<'a> Content<'a> {
 
 /// Whether `text` is JSON, and what the scheme's pointers lead to in it: both in one reading, unless it holds what JSON
 /// allows and no reader of values does, such as a number without bounds.
-fn read_json<'a>(text: &str, scheme: &Scheme<'a>) -> (bool, Vec<(&'a str, Option<String>)>) {
-    let pointers: Vec<&str> = scheme.pointers().collect();
+fn read_json<'a>(text: &str, scheme: &Scheme<'a>) -> (bool, Few<(&'a str, Option<String>)>) {
+    let pointers: Few<&str> = scheme.pointers().collect();
     match pointer::scalars(text, &pointers) {
         Some(values) => (true, pointers.into_iter().zip(values).collect()),
-        None => (pointer::is_json(text), Vec::new()),
+        None => (pointer::is_json(text), Few::new()),
     }
 }
 

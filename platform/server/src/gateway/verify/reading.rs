@@ -61,14 +61,12 @@ impl<'a> Reading<'a> {
             check_time(&text, unit, self.source.tolerance, self.delivery.now)?;
         }
         let signatures = self.signatures(kind)?;
-        let urls = match &self.source.public_url {
-            Some(url) => pieces::urls(url, self.delivery.query, self.scheme.url),
-            None => vec![String::new()],
-        };
-        for url in urls {
+        let urls =
+            self.source.public_url.iter().flat_map(|url| pieces::urls(url, self.delivery.query, self.scheme.url));
+        let none = self.source.public_url.is_none().then(String::new);
+        for url in urls.chain(none) {
             let signed = self.lay_out(kind, &url, true)?;
-            let pieces: Vec<&[u8]> = signed.pieces.iter().map(AsRef::as_ref).collect();
-            if !signatures.is_empty() && keys.iter().any(|key| key.signed(&pieces, &signatures)) {
+            if !signatures.is_empty() && keys.iter().any(|key| key.signed(&signed.pieces, &signatures)) {
                 return Ok(signed);
             }
         }
@@ -197,8 +195,7 @@ impl<'a> Reading<'a> {
         let id = scheme.id.iter().flatten().find_map(|place| Some((at(place)?, *place)));
         let id = id.filter(|(id, _)| is_sound(id));
         let joined = |row: &[Option<Place<'_>>; 2]| {
-            let values: Vec<_> = row.iter().flatten().map_while(at).collect();
-            (!values.is_empty()).then(|| values.join("."))
+            row.iter().flatten().map_while(at).reduce(|joined, value| joined + "." + &value)
         };
         let (id, place) = id.map_or_else(|| (signed.sha256(), None), |(id, place)| (id, Some(place)));
         let event = Verified {

@@ -169,8 +169,7 @@ impl Draft {
                 let url = source.public_url.as_deref().unwrap_or_default();
                 let url = super::pieces::urls(url, delivery.query, scheme.url).pop()?;
                 let signed = reading.lay_out(kind, &url, true).ok()?;
-                let pieces: Vec<&[u8]> = signed.pieces.iter().map(AsRef::as_ref).collect();
-                let bytes = Key::of(secret, kind)?.ok()?.mac(&pieces)?;
+                let bytes = Key::of(secret, kind)?.ok()?.mac(&signed.pieces)?;
                 match kind.encoding {
                     Encoding::Hex => HEXLOWER.encode(&bytes),
                     Encoding::Base64 => BASE64_STANDARD.encode(bytes),

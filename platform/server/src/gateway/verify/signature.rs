@@ -15,6 +15,7 @@ use ring::signature::{
 };
 use sha1::Sha1;
 use sha2::{Digest, Sha256, Sha512};
+use std::borrow::Borrow;
 use subtle::{Choice, ConstantTimeEq};
 use x509_cert::{der::Decode, spki::SubjectPublicKeyInfoRef};
 
@@ -98,7 +99,7 @@ impl Key {
     /// Whether any of `candidates` is this key's signature of the pieces laid end to end.
     ///
     /// Every candidate is looked at, and each comparison takes the same time wherever it differs.
-    pub(super) fn signed(&self, pieces: &[&[u8]], candidates: &[Vec<u8>]) -> bool {
+    pub(super) fn signed(&self, pieces: &[impl Borrow<[u8]>], candidates: &[Vec<u8>]) -> bool {
         match self {
             Self::Hmac(algorithm, key) => {
                 let Some(right) = mac(*algorithm, key, pieces) else { return false };
@@ -125,7 +126,7 @@ impl Key {
     }
 
     /// This key's HMAC of the pieces laid end to end; none for keys that only check.
-    pub(super) fn mac(&self, pieces: &[&[u8]]) -> Option<Vec<u8>> {
+    pub(super) fn mac(&self, pieces: &[impl Borrow<[u8]>]) -> Option<Vec<u8>> {
         match self {
             Self::Hmac(algorithm, key) => mac(*algorithm, key, pieces),
             _ => None,
@@ -162,11 +163,11 @@ pub(super) fn from_pem(text: &str, label: &str) -> Option<Vec<u8>> {
     BASE64_STANDARD.decode(inner).ok()
 }
 
-fn mac(algorithm: Algorithm, key: &[u8], pieces: &[&[u8]]) -> Option<Vec<u8>> {
-    fn run<M: Mac + KeyInit>(key: &[u8], pieces: &[&[u8]]) -> Option<Vec<u8>> {
+fn mac(algorithm: Algorithm, key: &[u8], pieces: &[impl Borrow<[u8]>]) -> Option<Vec<u8>> {
+    fn run<M: Mac + KeyInit>(key: &[u8], pieces: &[impl Borrow<[u8]>]) -> Option<Vec<u8>> {
         let mut mac = <M as Mac>::new_from_slice(key).ok()?;
         for piece in pieces {
-            mac.update(piece);
+            mac.update(piece.borrow());
         }
         Some(mac.finalize().into_bytes().to_vec())
     }
@@ -270,7 +271,7 @@ mod tests {
     fn a_token_is_compared_whole() {
         let bearer = Kind { algorithm: Algorithm::Token, ..kind("Bearer ") };
         let key = Key::of(&Secret::new("a token, with spaces"), &bearer).unwrap().unwrap();
-        let right = |header: &str| key.signed(&[], &candidates(header, &bearer).unwrap());
+        let right = |header: &str| key.signed(&[b"".as_slice()], &candidates(header, &bearer).unwrap());
         assert!(right("Bearer a token, with spaces") && right("bearer a token, with spaces"));
         for wrong in ["a token, with spaces", "Bearer a token", "Bearer ", "", "Bearer a token, with spaces!", "Béarer"]
         {

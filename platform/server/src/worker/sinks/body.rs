@@ -2,7 +2,11 @@
 
 use bytes::Bytes;
 use minijinja::{AutoEscape, Environment, value::Serde};
-use nerve_core::{Event, event::STRUCTURED, manifest::SinkBody};
+use nerve_core::{
+    Event,
+    event::{STRUCTURED, is_json},
+    manifest::SinkBody,
+};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 use std::collections::BTreeMap;
@@ -107,11 +111,6 @@ fn standard(event: &Event) -> Result<Vec<u8>, String> {
         data_base64: binary,
     };
     serde_json::to_vec(&standard).map_err(|error| failed(&error))
-}
-
-fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    essence == JSON || essence.ends_with("+json")
 }
 
 fn environment(text: &str, json: bool) -> Result<Environment<'static>, String> {
