@@ -16,6 +16,8 @@ use std::{
 };
 
 const DEFAULTS: &str = include_str!("default.toml");
+/// Threads that serve connections, at most.
+const MOST_THREADS: usize = 256;
 const PREFIX: &str = "NERVE_";
 /// Variables with our prefix that are no settings of the server.
 const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
@@ -141,6 +143,8 @@ pub struct GatewayConfig {
     pub max_api_body: usize,
     /// Largest document, in bytes.
     pub max_document: usize,
+    /// Threads that serve connections; 0 for half of the cores, but at least one.
+    pub threads: usize,
     /// Requests served at once.
     pub max_requests: usize,
     /// Event streams served at once.
@@ -150,6 +154,14 @@ pub struct GatewayConfig {
     /// The longest that an answer may take.
     #[serde(deserialize_with = "duration")]
     pub answer_timeout: Duration,
+}
+
+impl GatewayConfig {
+    /// Threads that serve connections, at least one.
+    pub(crate) fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        if self.threads == 0 { cores().div_ceil(2) } else { self.threads }
+    }
 }
 
 /// Where documents are indexed.
@@ -253,6 +265,9 @@ impl Config {
         }
         if self.gateway.max_requests == 0 || self.gateway.max_streams == 0 {
             return wrong("gateway", "max_requests and max_streams must be at least 1");
+        }
+        if self.gateway.threads > MOST_THREADS {
+            return wrong("gateway.threads", "it must be at most 256; 0 takes half of the cores");
         }
         if self.gateway.tls_cert.is_some() != self.gateway.tls_key.is_some() {
             return wrong("gateway", "tls_cert and tls_key go together: name both files, or neither");

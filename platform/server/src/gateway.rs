@@ -12,7 +12,7 @@
 //! - `inference`: embeddings, relevance and labels, by models.
 //! - `health`, `metrics`: for whoever runs it.
 //! - `access`: who may use the API. `body`: how much they may send. `problem`: how they are told what is wrong.
-//! - `serve`: connections, from accept to drain. `surround`: what every request passes. `places`: how many, and who gives
+//! - `serve`: connections, from accept to drain. `lanes`: the threads that they stay on. `surround`: what every request passes. `places`: how many, and who gives
 //!   way. `watched`: who waits for whom.
 //! - `tls`: the certificate. `forwarded`: who sends, also behind a proxy.
 //!
@@ -31,6 +31,7 @@ mod functions;
 mod health;
 mod hooks;
 mod inference;
+mod lanes;
 pub mod metrics;
 mod modes;
 mod places;
@@ -49,6 +50,8 @@ mod watched;
 pub use access::{OpenToAll, check_bind};
 pub use health::{Check, Checks};
 pub use inference::{Fetch, ModelParts, Models};
+pub use lanes::LaneError;
+pub(crate) use lanes::Lanes;
 pub(crate) use serve::{Door, serve};
 pub(crate) use spool::Drain;
 pub use spool::{Spool, SpoolError};
@@ -110,7 +113,13 @@ pub struct Parts {
 /// A gateway; clones are the same one.
 #[derive(Clone)]
 pub struct Gateway {
+    part: Arc<Part>,
+}
+
+/// A gateway as one of its threads has it: cores that count references to the same thing wait for each other.
+struct Part {
     shared: Arc<Shared>,
+    batches: Batches,
 }
 
 struct Shared {
@@ -128,6 +137,7 @@ impl Gateway {
     /// A gateway of these parts; it serves nothing yet.
     pub fn new(parts: Parts) -> Self {
         let requests = Places::new("request", parts.config.max_requests);
+        let batches = parts.batches.clone();
         let shared = Shared {
             access: Access::new(&parts.config.keys, &parts.config.collection_keys),
             bodies: Bodies::new(requests.clone()),
@@ -138,7 +148,12 @@ impl Gateway {
             streams: Arc::new(Semaphore::new(parts.config.max_streams)),
             parts,
         };
-        Self { shared: Arc::new(shared) }
+        Self { part: Arc::new(Part { shared: Arc::new(shared), batches }) }
+    }
+
+    /// The same gateway, whose webhooks go in these batches.
+    fn with(&self, batches: Batches) -> Self {
+        Self { part: Arc::new(Part { shared: Arc::clone(&self.part.shared), batches }) }
     }
 
     /// Every route, with what surrounds it.
@@ -171,52 +186,52 @@ impl Gateway {
     }
 
     fn bus(&self) -> &Bus {
-        &self.shared.parts.bus
+        &self.part.shared.parts.bus
     }
 
     fn batches(&self) -> &Batches {
-        &self.shared.parts.batches
+        &self.part.batches
     }
 
     /// What is deployed at this moment.
     fn catalogue(&self) -> Arc<Catalogue> {
-        Arc::clone(&self.shared.parts.catalogue.borrow())
+        Arc::clone(&self.part.shared.parts.catalogue.borrow())
     }
 
     fn config(&self) -> &GatewayConfig {
-        &self.shared.parts.config
+        &self.part.shared.parts.config
     }
 
     fn bodies(&self) -> &Bodies {
-        &self.shared.bodies
+        &self.part.shared.bodies
     }
 
     fn certificates(&self) -> &hooks::Certificates {
-        &self.shared.certificates
+        &self.part.shared.certificates
     }
 
     fn guards(&self) -> &hooks::Guards {
-        &self.shared.guards
+        &self.part.shared.guards
     }
 
     fn seen(&self) -> &Seen {
-        &self.shared.parts.seen
+        &self.part.shared.parts.seen
     }
 
     fn spool(&self) -> &Spool {
-        &self.shared.parts.spool
+        &self.part.shared.parts.spool
     }
 
     fn checks(&self) -> &Checks {
-        &self.shared.parts.checks
+        &self.part.shared.parts.checks
     }
 
     fn metrics(&self) -> &PrometheusHandle {
-        &self.shared.parts.metrics
+        &self.part.shared.parts.metrics
     }
 
     fn shutdown(&self) -> &CancellationToken {
-        &self.shared.parts.shutdown
+        &self.part.shared.parts.shutdown
     }
 
     /// Connections that may be open at once.
@@ -226,7 +241,7 @@ impl Gateway {
 
     /// A place among the streams that may be open at once.
     fn stream_slot(&self) -> Answer<StreamSlot> {
-        let permit = Arc::clone(&self.shared.streams).try_acquire_owned();
+        let permit = Arc::clone(&self.part.shared.streams).try_acquire_owned();
         let detail = "too many event streams are open; gateway.max_streams bounds them";
         permit.map(StreamSlot::new).map_err(|_| Problem::unavailable(detail, LATER))
     }
@@ -234,7 +249,7 @@ impl Gateway {
 
 /// Lets a request through to the API, or refuses it.
 async fn allowed(State(gateway): State<Gateway>, origin: Origin, mut request: Request, next: Next) -> Response {
-    match gateway.shared.access.check(request.uri(), request.headers(), origin.client) {
+    match gateway.part.shared.access.check(request.uri(), request.headers(), origin.client) {
         Ok(caller) => {
             request.extensions_mut().insert(caller);
             next.run(request).await

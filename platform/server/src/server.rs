@@ -3,7 +3,9 @@
 use crate::{
     bus::{Batches, Bus, BusError, Seen},
     config::Config,
-    gateway::{self, Check, Checks, Door, Drain, Fetch, Gateway, ModelParts, Models, Spool, SpoolError, Tls},
+    gateway::{
+        self, Check, Checks, Door, Drain, Fetch, Gateway, LaneError, Lanes, ModelParts, Models, Spool, SpoolError, Tls,
+    },
     registry::{self, Catalogue, KeyringError, Registry},
     worker::{self, FunctionStatus, Statuses},
 };
@@ -72,6 +74,9 @@ pub enum ServerError {
     /// The broker cannot be used.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// Connections cannot be served.
+    #[error(transparent)]
+    Lanes(#[from] LaneError),
     /// What an earlier run left to be stored cannot be read.
     #[error(transparent)]
     Spool(#[from] SpoolError),
@@ -131,7 +136,7 @@ impl Server {
         let (statuses, sink_statuses) = (Statuses::default(), Statuses::default());
         let tasks = TaskTracker::new();
         let gateway = async {
-            let (Some(door), Some(taken)) = (self.door, self.taken) else { return Ok(()) };
+            let (Some(door), Some(taken)) = (self.door, self.taken) else { return Ok::<_, ServerError>(None) };
             let models = Models::new(ModelParts {
                 inference: self.roles.inference,
                 fetch: fetch_to(self.config.artifacts(), self.registry.clone()),
@@ -151,7 +156,8 @@ impl Server {
                 checks: checks(statuses.clone(), sink_statuses.clone()),
                 shutdown: shutdown.clone(),
             });
-            gateway::serve(door, gateway, tasks.clone()).await.map_err(ServerError::Serve)
+            gateway::serve(door, gateway, &taken.lanes, tasks.clone()).await.map_err(ServerError::Serve)?;
+            Ok(Some(taken.lanes))
         };
         let worker = async {
             let Some(host) = self.roles.worker else { return };
@@ -174,12 +180,16 @@ impl Server {
         if let Err(error) = self.bus.flush().await {
             tracing::debug!(%error, "the connection ended before the last bytes left");
         }
-        served
+        if let Some(lanes) = served? {
+            lanes.end().await;
+        }
+        Ok(())
     }
 }
 
 /// Webhooks that are being taken in, that were, and that wait for the broker.
 struct Taken {
+    lanes: Lanes,
     batches: Batches,
     seen: Seen,
     spool: Spool,
@@ -192,12 +202,13 @@ async fn follow_taken(
     end: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Result<Taken, ServerError> {
+    let lanes = Lanes::start(config.gateway.threads(), &config.nats, end, tasks).await?;
     let batches = Batches::start(bus, end.clone(), tasks).await?;
     let seen = Seen::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
     let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
     let drain = Drain::new(spool.clone(), (bus.clone(), batches.clone()), seen.clone(), config.streams.dedupe_window);
     tasks.spawn(drain.run(end.clone()));
-    Ok(Taken { batches, seen, spool })
+    Ok(Taken { lanes, batches, seen, spool })
 }
 
 /// Brings deployed files to `folder`, which the worker shares.

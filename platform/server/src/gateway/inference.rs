@@ -54,7 +54,7 @@ enum Wanted<'a> {
 
 async fn read_body(gateway: &Gateway, request: Request<Body>) -> Answer<ReadBody> {
     let (parts, body) = request.into_parts();
-    gateway.bodies().read(&parts.headers, body, gateway.shared.parts.models.config().max_body).await
+    gateway.bodies().read(&parts.headers, body, gateway.part.shared.parts.models.config().max_body).await
 }
 
 fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Answer<T> {
@@ -70,7 +70,7 @@ async fn run<T, F>(
 where
     F: Future<Output = Result<T, InferenceError>>,
 {
-    let models = &gateway.shared.parts.models;
+    let models = &gateway.part.shared.parts.models;
     let inference = models.inference()?;
     let limit = models.config().timeout;
     let answer = tokio::time::timeout(limit, async {
@@ -112,7 +112,7 @@ fn problem(error: InferenceError) -> Problem {
 
 /// Refuses a list that is empty or longer than the settings allow.
 fn check_count(gateway: &Gateway, what: &str, count: usize) -> Answer<()> {
-    let most = gateway.shared.parts.models.config().max_inputs;
+    let most = gateway.part.shared.parts.models.config().max_inputs;
     match count {
         0 => Err(Problem::bad_request(format!("`{what}` is empty: send at least one"))),
         count if count > most => {

@@ -4,15 +4,22 @@
 //! answered yet, or answered by a stream; see [`places`](super::places) for what becomes of those that wait when there are too many.
 
 use super::{
-    Gateway,
+    Gateway, LATER,
     forwarded::Peer,
     hooks,
+    lanes::{self, Lanes},
     places::{Place, Places},
+    problem::Problem,
     tls::Tls,
     watched::{arriving, leaving},
 };
-use axum::{Router, body::HttpBody, response::Response};
-use futures::{FutureExt, StreamExt, TryFutureExt, stream::FuturesUnordered};
+use axum::{
+    Router,
+    body::HttpBody,
+    extract::Request,
+    response::{IntoResponse, Response},
+};
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -31,9 +38,13 @@ use std::{
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
+    runtime::Handle,
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tower::ServiceExt;
 
 /// The longest that a request's head may take to arrive, and that a connection stays open between requests.
@@ -78,17 +89,18 @@ pub(crate) struct Door {
     pub(crate) tls: Option<Tls>,
 }
 
-/// Serves `gateway` on `door` until its shutdown, then waits for what is being answered, at most 10 s.
-pub(crate) async fn serve(door: Door, gateway: Gateway, tasks: TaskTracker) -> io::Result<()> {
-    serve_patiently(door, gateway, tasks, HEAD_TIMEOUT).await
+/// Serves `gateway` on `door` until its shutdown, then waits for what is being answered, at most 10 s. Connections are
+/// served on `lanes`, and all that is not a webhook on the threads that this runs on.
+pub(crate) async fn serve(door: Door, gateway: Gateway, lanes: &Lanes, tasks: TaskTracker) -> io::Result<()> {
+    serve_patiently(door, gateway, lanes, (tasks, HEAD_TIMEOUT)).await
 }
 
 /// [`serve`], with the time that the first head of a connection may take.
 pub(super) async fn serve_patiently(
     door: Door,
     gateway: Gateway,
-    tasks: TaskTracker,
-    head_timeout: Duration,
+    lanes: &Lanes,
+    (tasks, head_timeout): (TaskTracker, Duration),
 ) -> io::Result<()> {
     let Door { listener, tls } = door;
     let address = listener.local_addr()?;
@@ -100,11 +112,22 @@ pub(super) async fn serve_patiently(
     if let Some(tls) = tls {
         tasks.spawn(tls.follow(end.clone()));
     }
-    let answerer = Answerer { router: gateway.router(), gateway };
-    let server = Server { builder, answerer, shutdown: shutdown.clone(), head_timeout, acceptor };
-    tracing::info!(%address, tls = server.acceptor.is_some(), "the gateway listens");
+    tracing::info!(%address, tls = acceptor.is_some(), "the gateway listens");
+    let router = gateway.router();
+    let elsewhere = Elsewhere { router, tasks: tasks.clone(), runtime: Handle::current() };
+    let servers = lanes.gateways(&gateway).into_iter().map(|(lane, gateway)| {
+        let answerer = Answerer { gateway, elsewhere: elsewhere.clone() };
+        let (builder, shutdown, acceptor) = (builder.clone(), shutdown.clone(), acceptor.clone());
+        (lane, Server { builder, answerer, shutdown, head_timeout, acceptor })
+    });
+    let servers: Vec<_> = servers.collect();
+    let mut turns = servers.iter().cycle();
     while let Some((stream, peer, place)) = shutdown.run_until_cancelled(accept(&listener, &places)).await {
-        tasks.spawn(server.clone().drive(stream, peer, place));
+        let Some((lane, server)) = turns.next() else { break };
+        match lanes::moved(stream, lane) {
+            Ok(stream) => drop(tasks.spawn_on(server.clone().drive(stream, peer, place), lane)),
+            Err(error) => tracing::warn!(%error, "a connection was not taken up"),
+        }
     }
     drop(listener);
     // Every connection gives its place back within DRAIN.
@@ -260,8 +283,28 @@ impl Drop for Exchange {
 /// What requests are answered by.
 #[derive(Clone)]
 struct Answerer {
+    /// Webhooks, on the thread of their connection.
     gateway: Gateway,
+    elsewhere: Elsewhere,
+}
+
+/// The threads that all of the server shares, where a request may take long and hold up no other connection.
+#[derive(Clone)]
+struct Elsewhere {
     router: Router,
+    tasks: TaskTracker,
+    runtime: Handle,
+}
+
+impl Elsewhere {
+    /// The answer's own work ends with it, as when it is dropped because nobody waits for it any more.
+    fn answer(&self, request: Request) -> impl Future<Output = Response> + use<> {
+        let answer = self.tasks.spawn_on(self.router.clone().oneshot(request), &self.runtime);
+        AbortOnDropHandle::new(answer).map(|answered| match answered {
+            Ok(Ok(response)) => response,
+            Err(_) => Problem::unavailable("the server is ending", LATER).into_response(),
+        })
+    }
 }
 
 impl Answerer {
@@ -275,20 +318,16 @@ impl Answerer {
         let whole = Arc::clone(&exchange);
         let arrived = move || whole.works();
         let answered = match hooks::source_of(&request) {
-            Some(source) => {
-                let answered = self.gateway.clone().answer_webhook(source, peer, request, arrived);
-                answered.map(Ok).left_future()
-            }
+            Some(source) => self.gateway.clone().answer_webhook(source, peer, request, arrived).left_future(),
             None => {
                 request.extensions_mut().insert(peer);
-                let request = request.map(|body| arriving(body, arrived));
-                self.router.clone().oneshot(request).right_future()
+                self.elsewhere.answer(request.map(|body| arriving(body, arrived))).right_future()
             }
         };
-        answered.map_ok(move |response| {
+        answered.map(move |response| {
             // A stream works for as long as it lasts. What is there as a whole only waits for its reader, who may never read.
             let whole = response.body().size_hint().exact().is_some();
-            if whole { response } else { response.map(|body| leaving(body, exchange)) }
+            Ok(if whole { response } else { response.map(|body| leaving(body, exchange)) })
         })
     }
 }

@@ -48,7 +48,7 @@ impl Gateway {
         B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     {
         let timed = Timed::begin(Label::Named(hooks::PATH), request.method());
-        let admitted = match self.shared.requests.try_enter() {
+        let admitted = match self.part.shared.requests.try_enter() {
             None => Admitted::Refused,
             Some(place) => {
                 let works = place.when_it_works();
@@ -64,7 +64,7 @@ impl Gateway {
     async fn answer(self, timed: Timed, admitted: Admitted<impl Future<Output = Response>>) -> Response {
         let response = AssertUnwindSafe(admitted.answer()).catch_unwind().await;
         let response = problem::uniform(response.unwrap_or_else(problem::after_panic));
-        self.shared.requests_timed.end(timed, response.status());
+        self.part.shared.requests_timed.end(timed, response.status());
         response
     }
 }
@@ -105,7 +105,7 @@ impl Surrounded {
         if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
             return Admitted::Free(self.inner.call(request).map(answered));
         }
-        let Some(place) = self.gateway.shared.requests.try_enter() else { return Admitted::Refused };
+        let Some(place) = self.gateway.part.shared.requests.try_enter() else { return Admitted::Refused };
         let works = place.when_it_works();
         let request = request.map(|body| arriving(body, works));
         Admitted::Placed(self.inner.call(request).map(answered), place)

@@ -98,6 +98,7 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
         max_document: LIMIT,
         max_requests,
         max_streams: 1,
+        threads: 1,
         collection_keys: BTreeMap::new(),
         spool_max_bytes: 1 << 20,
         answer_timeout: Duration::from_secs(60),
@@ -309,7 +310,7 @@ async fn requests_past_the_bound_are_turned_away_unless_some_have_not_arrived() 
     assert!(gave_way.problem(503).contains("max_requests"));
     assert_eq!(gave_way.headers[header::RETRY_AFTER], "1");
     assert_eq!(gave_way.headers[header::CONNECTION], "close");
-    let working = gateway.shared.requests.try_enter().unwrap();
+    let working = gateway.part.shared.requests.try_enter().unwrap();
     assert!(working.works());
     let turned_away = ask(&gateway, request("GET", "/v1/functions", &[], "")).await;
     assert!(turned_away.problem(503).contains("max_requests"));

@@ -10,7 +10,9 @@ async fn shutdown_closes_idle_connections_and_lets_answers_finish() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
-    let serving = tasks.spawn(serve(Door { listener, tls: None }, gateway, tasks.clone()));
+    let lanes = Lanes::for_tests(&gateway);
+    let (door, tracked) = (Door { listener, tls: None }, tasks.clone());
+    let serving = tasks.spawn(async move { serve(door, gateway, &lanes, tracked).await });
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = [0; 15];
@@ -41,7 +43,9 @@ async fn a_caller_that_says_nothing_is_hung_up_on() {
     let address = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
     let soon = Duration::from_millis(20);
-    let serving = tasks.spawn(serve_patiently(Door { listener, tls: None }, gateway, tasks.clone(), soon));
+    let lanes = Lanes::for_tests(&gateway);
+    let (door, patience) = (Door { listener, tls: None }, (tasks.clone(), soon));
+    let serving = tasks.spawn(async move { serve_patiently(door, gateway, &lanes, patience).await });
     for beginning in ["", "PRI * HT", "GET / HTTP"] {
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(beginning.as_bytes()).await.unwrap();
@@ -62,7 +66,9 @@ async fn the_connection_that_has_waited_longest_gives_way() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
-    let serving = tasks.spawn(serve(Door { listener, tls: None }, gateway, tasks.clone()));
+    let lanes = Lanes::for_tests(&gateway);
+    let (door, tracked) = (Door { listener, tls: None }, tasks.clone());
+    let serving = tasks.spawn(async move { serve(door, gateway, &lanes, tracked).await });
     let [mut first, mut second] =
         [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
     for slow in [&mut first, &mut second] {
