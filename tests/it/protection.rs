@@ -310,9 +310,11 @@ async fn ten_thousand_slow_connections_do_not_stop_a_good_sender() {
             let again = kept.execute(github::delivery(&url, "ping", &id, body).build().unwrap());
             assert_eq!(delivery.send().await.expect("a good sender is answered").status(), 202, "{n}");
             longest = longest.max(started.elapsed());
-            // One that keeps its connection may find it closed between two requests, as with any server.
+            // One that keeps its connection may find it closed between two requests, as with any server, or given up when it
+            // sends: then it is told to send again.
             if let Ok(answer) = again.await {
-                assert_eq!(answer.status(), 202, "{n}");
+                let told_to_wait = answer.status() == 503 && answer.headers().contains_key("retry-after");
+                assert!(answer.status() == 202 || told_to_wait, "{n}: {answer:?}");
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

@@ -3,10 +3,12 @@
 //! None is decompressed: a webhook is verified as it was sent, and what is small on the wire stays small in memory.
 
 use super::{
+    LATER,
     places::Places,
     problem::{Answer, Problem},
+    watched::gave_way,
 };
-use axum::body::HttpBody;
+use axum::{BoxError, body::HttpBody};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
@@ -74,7 +76,7 @@ impl Bodies {
     /// Reads the body of a request, at most `limit` bytes; nothing is kept of a body that says it is longer.
     pub(crate) async fn read<B>(&self, headers: &HeaderMap, body: B, limit: usize) -> Answer<ReadBody>
     where
-        B: HttpBody<Data = Bytes> + Unpin,
+        B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
     {
         check_encoding(headers)?;
         let length = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
@@ -90,7 +92,7 @@ impl Bodies {
 
     async fn collect<B>(&self, mut body: B, limit: usize, expected: usize) -> Answer<ReadBody>
     where
-        B: HttpBody<Data = Bytes> + Unpin,
+        B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
     {
         let start = Instant::now();
         let mut share = None;
@@ -101,7 +103,7 @@ impl Bodies {
             let until = self.patience.ends(start, bytes.len());
             let next = tokio::time::timeout_at(until, body.frame()).await;
             let Some(frame) = next.map_err(|_| self.too_slow())? else { break };
-            let frame = frame.map_err(|_| Problem::bad_request("the body broke off").closing())?;
+            let frame = frame.map_err(|error| broken_off(&error.into()))?;
             // Trailers say nothing to us.
             let Ok(chunk) = frame.into_data() else { continue };
             let size = bytes.len().saturating_add(chunk.len());
@@ -184,6 +186,16 @@ async fn discard(mut body: impl HttpBody<Data = Bytes> + Unpin) {
     let _ = tokio::time::timeout(DISCARD_TIMEOUT, drain).await;
 }
 
+/// What is at fault when a body has no end: a sender that hears 400 does not send it again.
+fn broken_off(error: &BoxError) -> Problem {
+    match gave_way(error) {
+        true => {
+            Problem::unavailable("the request gave way to others: gateway.max_requests bounds them", LATER).closing()
+        }
+        false => Problem::bad_request("the body broke off").closing(),
+    }
+}
+
 fn too_large(limit: usize) -> Problem {
     let detail = format!("the body is larger than {limit} bytes, the most that this path takes");
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).closing()
@@ -192,6 +204,7 @@ fn too_large(limit: usize) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::watched::arriving;
     use axum::body::Body;
     use futures::StreamExt;
 
@@ -230,6 +243,18 @@ mod tests {
             assert_eq!(read(&bodies, "123456", length, 5).await, Err(413), "{length:?}");
         }
         assert_eq!(read(&bodies, "", Some("6"), 5).await, Err(413), "by what it says alone");
+    }
+
+    #[tokio::test]
+    async fn a_body_without_an_end_says_whose_fault_that_is() {
+        let chunk = || futures::stream::once(async { Ok::<_, BoxError>(Bytes::from_static(b"x")) });
+        let broken = Body::from_stream(chunk().chain(futures::stream::once(async { Err("the sender left".into()) })));
+        let evicted = || arriving(Body::from_stream(chunk()), || false);
+        let twice = arriving(evicted(), || true);
+        for (body, status) in [(broken, 400), (evicted(), 503), (twice, 503)] {
+            let problem = bodies().read(&HeaderMap::new(), body, 9).await.unwrap_err();
+            assert_eq!(problem.status().as_u16(), status);
+        }
     }
 
     #[tokio::test]

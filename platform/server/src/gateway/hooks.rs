@@ -26,6 +26,7 @@ use super::{
 };
 use crate::registry::Catalogue;
 use axum::{
+    BoxError,
     body::{Body, HttpBody},
     extract::{Path, State},
 };
@@ -53,7 +54,7 @@ pub(super) fn source_of<B>(request: &Request<B>) -> Option<Name> {
 /// Takes in a webhook that came over a connection.
 pub(super) async fn take<B>(gateway: Gateway, source: Name, peer: Peer, request: Request<B>) -> Answer
 where
-    B: HttpBody<Data = Bytes> + Unpin,
+    B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
 {
     let (parts, body) = request.into_parts();
     let origin = peer.origin(&gateway, &parts)?;
@@ -84,7 +85,7 @@ impl Posted<'_> {
     /// Takes it in: 202 once JetStream has it.
     ///
     /// What is rare is boxed, here and below: every request pays for the size of the whole future.
-    async fn take(self, body: impl HttpBody<Data = Bytes> + Unpin) -> Answer {
+    async fn take(self, body: impl HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin) -> Answer {
         let Self { gateway, source, origin, parts } = self;
         let (mut spec, catalogue) = find(gateway, &source, &origin)?;
         let limit = spec.max_body.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX);

@@ -12,8 +12,12 @@ use crate::{
     bus::{Batches, Bus, BusError},
     config::NatsConfig,
 };
-use std::{io, thread, time::Duration};
-use tokio::{net::TcpStream, runtime};
+use std::{io, sync::Arc, thread, time::Duration};
+use tokio::{
+    net::TcpStream,
+    runtime,
+    sync::{OwnedSemaphorePermit, Semaphore},
+};
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
     task::TaskTracker,
@@ -21,6 +25,9 @@ use tokio_util::{
 
 /// How long what a lane has handed to other threads, such as the verification of a large webhook, may take to end.
 const LAST_WORK: Duration = Duration::from_millis(500);
+/// Connections that are accepted, and that their lane has not seen yet. In a flood, whoever is accepted long before it is
+/// served would have waited longest, and be the first to give way.
+const UNSEEN: usize = 16;
 
 /// The lanes of a server; they end when this is dropped.
 pub(crate) struct Lanes {
@@ -30,10 +37,40 @@ pub(crate) struct Lanes {
 
 /// One thread.
 struct Lane {
-    runtime: runtime::Handle,
+    way: Way,
     bus: Bus,
     batches: Batches,
     thread: thread::JoinHandle<()>,
+}
+
+/// How connections come onto a lane.
+#[derive(Clone)]
+pub(super) struct Way {
+    runtime: runtime::Handle,
+    unseen: Arc<Semaphore>,
+}
+
+impl Way {
+    fn onto(runtime: runtime::Handle) -> Self {
+        Self { runtime, unseen: Arc::new(Semaphore::new(UNSEEN)) }
+    }
+
+    /// A turn to come onto the lane, held until the lane has seen the connection.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        // It is never closed.
+        Arc::clone(&self.unseen).acquire_owned().await.ok()
+    }
+
+    /// Moves a connection that was accepted elsewhere onto the lane.
+    pub(super) fn take(&self, stream: TcpStream) -> io::Result<TcpStream> {
+        let stream = stream.into_std()?;
+        let _on_lane = self.runtime.enter();
+        TcpStream::from_std(stream)
+    }
+
+    pub(super) fn runtime(&self) -> &runtime::Handle {
+        &self.runtime
+    }
 }
 
 /// Why there are no lanes.
@@ -67,7 +104,7 @@ impl Lanes {
             };
             let connected = tasks.spawn_on(connect, &runtime).await;
             let (bus, batches) = connected.map_err(|error| LaneError::Thread(error.into()))??;
-            lanes.lanes.push(Lane { runtime, bus, batches, thread });
+            lanes.lanes.push(Lane { way: Way::onto(runtime), bus, batches, thread });
         }
         Ok(lanes)
     }
@@ -78,12 +115,12 @@ impl Lanes {
         let stop = CancellationToken::new();
         let (runtime, thread) = start_thread(1, stop.clone()).unwrap();
         let (bus, batches) = (gateway.bus().clone(), gateway.batches().clone());
-        Self { lanes: vec![Lane { runtime, bus, batches, thread }], stop: stop.drop_guard() }
+        Self { lanes: vec![Lane { way: Way::onto(runtime), bus, batches, thread }], stop: stop.drop_guard() }
     }
 
     /// This gateway for each lane, and where its connections are served.
-    pub(super) fn gateways(&self, gateway: &Gateway) -> Vec<(runtime::Handle, Gateway)> {
-        self.lanes.iter().map(|lane| (lane.runtime.clone(), gateway.with(lane.batches.clone()))).collect()
+    pub(super) fn gateways(&self, gateway: &Gateway) -> Vec<(Way, Gateway)> {
+        self.lanes.iter().map(|lane| (lane.way.clone(), gateway.with(lane.batches.clone()))).collect()
     }
 
     /// Ends the lanes, once nothing goes on on them and what was sent has left.
@@ -111,11 +148,4 @@ fn start_thread(number: usize, stop: CancellationToken) -> io::Result<(runtime::
         runtime.shutdown_timeout(LAST_WORK);
     })?;
     Ok((handle, thread))
-}
-
-/// Moves a connection that was accepted elsewhere onto a lane.
-pub(super) fn moved(stream: TcpStream, lane: &runtime::Handle) -> io::Result<TcpStream> {
-    let stream = stream.into_std()?;
-    let _on_lane = lane.enter();
-    TcpStream::from_std(stream)
 }

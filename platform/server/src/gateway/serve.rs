@@ -7,7 +7,7 @@ use super::{
     Gateway, LATER,
     forwarded::Peer,
     hooks,
-    lanes::{self, Lanes},
+    lanes::Lanes,
     places::{Place, Places},
     problem::Problem,
     tls::Tls,
@@ -122,10 +122,18 @@ pub(super) async fn serve_patiently(
     });
     let servers: Vec<_> = servers.collect();
     let mut turns = servers.iter().cycle();
-    while let Some((stream, peer, place)) = shutdown.run_until_cancelled(accept(&listener, &places)).await {
-        let Some((lane, server)) = turns.next() else { break };
-        match lanes::moved(stream, lane) {
-            Ok(stream) => drop(tasks.spawn_on(server.clone().drive(stream, peer, place), lane)),
+    while let Some((lane, server)) = turns.next() {
+        let next = async { (lane.turn().await, accept(&listener, &places).await) };
+        let Some((turn, (stream, peer, place))) = shutdown.run_until_cancelled(next).await else { break };
+        match lane.take(stream) {
+            Ok(stream) => {
+                let driven = server.clone().drive(stream, peer, place);
+                let seen = async move {
+                    drop(turn);
+                    driven.await;
+                };
+                tasks.spawn_on(seen, lane.runtime());
+            }
             Err(error) => tracing::warn!(%error, "a connection was not taken up"),
         }
     }
