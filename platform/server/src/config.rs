@@ -160,7 +160,7 @@ impl GatewayConfig {
     /// Threads that serve connections, at least one.
     pub(crate) fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if self.threads == 0 { cores().div_ceil(2) } else { self.threads }
+        if self.threads == 0 { cores().div_ceil(2).min(MOST_THREADS) } else { self.threads }
     }
 }
 
@@ -333,6 +333,7 @@ mod tests {
         let config = load(&[]).unwrap();
         assert_eq!(config.gateway.listen.to_string(), "127.0.0.1:8080");
         assert_eq!(config.worker.ack_wait, Duration::from_secs(10));
+        assert!((1..=MOST_THREADS).contains(&config.gateway.threads()));
         assert!(config.secrets.key.is_none() && config.rag.postgres.is_none());
     }
 
@@ -342,6 +343,7 @@ mod tests {
             ("NERVE_WORKER_ACK_WAIT", "2s"),
             ("NERVE_GATEWAY_KEYS", "0123456789abcdef, fedcba9876543210"),
             ("NERVE_STREAMS_REPLICAS", "3"),
+            ("NERVE_GATEWAY_THREADS", "7"),
             ("NERVE_GATEWAY_TRUSTED_PROXIES", "10.0.0.0/8, fd00::/8"),
             ("NERVE_RAG_POSTGRES", "postgres://nerve:hunter2@127.0.0.1/nerve"),
             ("NERVE_LOG", "debug"),
@@ -351,6 +353,7 @@ mod tests {
         assert_eq!(config.worker.ack_wait, Duration::from_secs(2));
         assert_eq!(config.gateway.keys.len(), 2);
         assert_eq!((config.streams.replicas, config.gateway.trusted_proxies.len()), (3, 2));
+        assert_eq!(config.gateway.threads(), 7);
         assert!(config.rag.postgres.is_some());
         for secret in ["0123456789abcdef", "hunter2"] {
             assert!(!format!("{config:?}").contains(secret));
@@ -377,6 +380,7 @@ mod tests {
             ("NERVE_GATEWAY_KEYS", "short", "gateway.keys"),
             ("NERVE_RAG_POSTGRES", "mysql://nerve:hunter2@127.0.0.1", "rag.postgres"),
             ("NERVE_GATEWAY_COLOUR", "red", "colour"),
+            ("NERVE_GATEWAY_THREADS", "1000", "gateway.threads"),
             ("NERVE_GATEWAY_TLS_CERT", "/etc/nerve/cert.pem", "tls_cert and tls_key go together"),
             ("NERVE_GATEWAY_TRUSTED_PROXIES", "10.0.0.0/33", "`10.0.0.0/33` is not a network"),
         ] {

@@ -121,8 +121,7 @@ pub(super) async fn serve_patiently(
         (lane, Server { builder, answerer, shutdown, head_timeout, acceptor })
     });
     let servers: Vec<_> = servers.collect();
-    let mut turns = servers.iter().cycle();
-    while let Some((lane, server)) = turns.next() {
+    for (lane, server) in servers.iter().cycle() {
         let next = async { (lane.turn().await, accept(&listener, &places).await) };
         let Some((turn, (stream, peer, place))) = shutdown.run_until_cancelled(next).await else { break };
         match lane.take(stream) {

@@ -1,6 +1,10 @@
 //! Connections, over real sockets: which are closed, which may finish, which give way.
 
-use super::{super::tests::gateway, *};
+use super::{
+    super::tests::{gateway, request},
+    *,
+};
+use axum::routing::get;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 #[tokio::test]
@@ -56,6 +60,41 @@ async fn a_caller_that_says_nothing_is_hung_up_on() {
     }
     stop.cancel();
     serving.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_may_take_long_runs_elsewhere_and_only_for_as_long_as_somebody_waits() {
+    let gateway = gateway(&[], 10).await;
+    let lanes = Lanes::for_tests(&gateway);
+    let (lane, _) = lanes.gateways(&gateway).remove(0);
+    let held = Arc::new(());
+    let given = Arc::clone(&held);
+    let here = || async { format!("{:?}", std::thread::current().id()) };
+    let endless = move || {
+        let held = Arc::clone(&given);
+        async move {
+            std::future::pending::<()>().await;
+            drop(held);
+        }
+    };
+    let router = Router::new().route("/here", get(here)).route("/endless", get(endless));
+    let elsewhere = Elsewhere { router, tasks: TaskTracker::new(), runtime: Handle::current() };
+    let on_lane = |path: &'static str| {
+        let elsewhere = elsewhere.clone();
+        lane.runtime().spawn(async move { elsewhere.answer(request("GET", path, &[], "")).await })
+    };
+    let response = on_lane("/here").await.unwrap();
+    let thread = axum::body::to_bytes(response.into_body(), 100).await.unwrap();
+    assert_eq!(thread, format!("{:?}", std::thread::current().id()));
+    let before = Arc::strong_count(&held);
+    let waiting = on_lane("/endless");
+    while Arc::strong_count(&held) == before {
+        tokio::task::yield_now().await;
+    }
+    waiting.abort();
+    elsewhere.tasks.close();
+    elsewhere.tasks.wait().await;
+    assert_eq!(Arc::strong_count(&held), before, "its work ends when nobody waits for it");
 }
 
 #[tokio::test]
