@@ -45,13 +45,19 @@ const MENDED: Duration = Duration::from_secs(60);
 /// Where webhooks are posted to.
 pub(super) const PATH: &str = "/hooks/{source}";
 
-/// The source that this request is a webhook for; none when it is none, or when that takes a router to tell.
-pub(super) fn source_of<B>(request: &Request<B>) -> Option<Name> {
+/// The source that this request is a small webhook for; none when it is none, or when that takes a router or the whole body
+/// to tell.
+pub(super) fn source_of(request: &Request<impl HttpBody>) -> Option<Name> {
     let source = request.uri().path().strip_prefix("/hooks/")?;
-    if request.method() == Method::POST { Name::parse(source).ok() } else { None }
+    let size = request.body().size_hint().upper().and_then(|size| usize::try_from(size).ok());
+    if size.is_some_and(|size| size < LARGE) && request.method() == Method::POST {
+        Name::parse(source).ok()
+    } else {
+        None
+    }
 }
 
-/// Takes in a webhook that came over a connection.
+/// Takes in a small webhook, on the thread of its connection.
 pub(super) async fn take<B>(gateway: Gateway, source: Name, peer: Peer, request: Request<B>) -> Answer
 where
     B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Unpin,
@@ -218,6 +224,22 @@ fn refuse(source: &Name, refusal: &Refusal, origin: &Origin) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_webhook_is_known_without_a_router() {
+        let source = |method: &str, path: &str, body: Body| {
+            let request = Request::builder().method(method).uri(path).body(body).unwrap();
+            source_of(&request).map(|name| name.to_string())
+        };
+        let stream = Body::from_stream(futures::stream::empty::<Result<Bytes, BoxError>>());
+        assert_eq!(source("POST", "/hooks/github?a=b", Body::from("{}")).as_deref(), Some("github"));
+        assert_eq!(source("POST", "/hooks/github", Body::from(vec![0; LARGE])), None);
+        assert_eq!(source("POST", "/hooks/github", stream), None, "nobody knows how long it is");
+        assert_eq!(source("GET", "/hooks/github", Body::empty()), None);
+        for path in ["/hooks/", "/hooks/a/b", "/hooks/a%62", "/hooks/A", "/v1/events"] {
+            assert_eq!(source("POST", path, Body::empty()), None, "{path}");
+        }
+    }
 
     #[test]
     fn a_refusal_tells_the_sender_no_more_than_its_kind() {

@@ -5,7 +5,7 @@
 //! the webhooks of a lane go to the log over a connection to NATS that is served on the same thread.
 //!
 //! What may take long runs on the threads that the whole server shares, so that it holds up no lane: every request but
-//! webhooks, and the verification of large ones.
+//! webhooks, and those that are large.
 
 use super::Gateway;
 use crate::{
@@ -23,7 +23,7 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-/// How long what a lane has handed to other threads, such as the verification of a large webhook, may take to end.
+/// How long what a lane has handed to other threads, such as the look-up of a name, may take to end.
 const LAST_WORK: Duration = Duration::from_millis(500);
 /// Connections that are accepted, and that their lane has not seen yet. In a flood, whoever is accepted long before it is
 /// served would have waited longest, and be the first to give way.

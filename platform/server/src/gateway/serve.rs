@@ -90,7 +90,7 @@ pub(crate) struct Door {
 }
 
 /// Serves `gateway` on `door` until its shutdown, then waits for what is being answered, at most 10 s. Connections are
-/// served on `lanes`, and all that is not a webhook on the threads that this runs on.
+/// served on `lanes`, and all requests but small webhooks on the threads that this runs on.
 pub(crate) async fn serve(door: Door, gateway: Gateway, lanes: &Lanes, tasks: TaskTracker) -> io::Result<()> {
     serve_patiently(door, gateway, lanes, (tasks, HEAD_TIMEOUT)).await
 }
@@ -290,7 +290,7 @@ impl Drop for Exchange {
 /// What requests are answered by.
 #[derive(Clone)]
 struct Answerer {
-    /// Webhooks, on the thread of their connection.
+    /// Small webhooks, on the thread of their connection.
     gateway: Gateway,
     elsewhere: Elsewhere,
 }
