@@ -11,8 +11,8 @@
 //!
 //! 5. Answers by the whole pipeline: the time to the first token.
 //!
-//! Each pair is alternated (A B A B …) and the medians are compared, so that a noisy machine spoils both alike;
-//! only the ratios travel between machines. Run it by `make bench`.
+//! Each pair is alternated (A B A B …), and the ratio is the median of those of the rounds: a machine that is slow for a
+//! while spoils both sides of a round alike. Only the ratios travel between machines. Run it by `make bench`.
 //!
 //! # Layout
 //! - [`functions`]: the first pair.
@@ -58,7 +58,10 @@ fn compare(title: &str, unit: &str, nerve: (&str, &Side), bare: (&str, &Side)) {
     println!("{title}");
     nerve.1.show(nerve.0, unit);
     bare.1.show(bare.0, unit);
-    println!("  ratio                        {:>8.2}\n", nerve.1.median() / bare.1.median());
+    let ratios = nerve.1.rates.iter().zip(&bare.1.rates).map(|(nerve, bare)| nerve / bare);
+    let ratios = Side { rates: ratios.collect() };
+    let rounds: Vec<String> = ratios.rates.iter().map(|ratio| format!("{ratio:.2}")).collect();
+    println!("  ratio                        {:>8.2} (rounds: {})\n", ratios.median(), rounds.join(" "));
 }
 
 #[tokio::main]

@@ -1,11 +1,13 @@
 //! Verified webhooks to JetStream's ack, against a handler that only publishes with ack.
 
-use crate::{ROUNDS, Side, compare, load};
+use crate::{Side, compare, load};
 use async_nats::{HeaderMap, jetstream};
 use axum::{Router, body::Bytes, extract::State, http::StatusCode, routing::post};
 use nerve_tests::{Folder, Nats, Nerve, daemon::Daemon, eventually, github, seconds};
 use std::process::Command;
 
+/// Rounds of each side: more than elsewhere, since each takes a second.
+const ROUNDS: usize = 9;
 /// Requests a round.
 const REQUESTS: usize = 40_000;
 /// Connections, each with one request at a time.

@@ -56,6 +56,11 @@ impl Proxy {
         open
     }
 
+    /// How many bytes the target has answered.
+    pub fn answered(&self) -> usize {
+        self.state.answered.load(Ordering::SeqCst)
+    }
+
     /// Whether what the target answers is swallowed: requests arrive, and nobody is told.
     pub fn mute(&self, mute: bool) {
         self.state.may_pass.store(if mute { 0 } else { usize::MAX }, Ordering::SeqCst);
@@ -63,12 +68,12 @@ impl Proxy {
 
     /// Swallows what the target answers once it has answered so many bytes more.
     pub fn mute_after(&self, bytes: usize) {
-        self.state.may_pass.store(self.state.answered.load(Ordering::SeqCst) + bytes, Ordering::SeqCst);
+        self.state.may_pass.store(self.answered() + bytes, Ordering::SeqCst);
     }
 
     /// Whether what the target answers is swallowed by now.
     pub fn is_mute(&self) -> bool {
-        self.state.is_mute(self.state.answered.load(Ordering::SeqCst))
+        self.state.is_mute(self.answered())
     }
 }
 
