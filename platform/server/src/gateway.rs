@@ -159,7 +159,7 @@ impl Gateway {
     /// Every route, with what surrounds it.
     pub fn router(&self) -> Router {
         let api = Router::new()
-            .route("/v1/events", get(tail::get).post(events::post))
+            .route(events::PATH, get(tail::get).post(events::post))
             .route("/v1/event-types", get(events::types))
             .route("/v1/answers", post(answers::post))
             .route("/v1/answers/{id}", get(answers::get).delete(answers::delete))

@@ -27,6 +27,8 @@ const LEAST: u32 = 1 << 10;
 const BUDGET: usize = 512 << 20;
 /// The unit in which the budget is given out, in bytes.
 const UNIT: usize = 64 << 10;
+/// A body from this size on may take long: to hash it or to parse it would hold up other requests of its thread.
+pub(crate) const LARGE: usize = 256 << 10;
 /// How often one request is made to give its memory back for another, and how long that may take.
 const MEMORY_TRIES: u32 = 20;
 const MEMORY_WAIT: Duration = Duration::from_millis(20);
@@ -154,6 +156,11 @@ impl Bodies {
         );
         Problem::new(StatusCode::REQUEST_TIMEOUT, detail).closing()
     }
+}
+
+/// Whether a body says of itself that it is smaller than [`LARGE`].
+pub(crate) fn is_small(body: &impl HttpBody) -> bool {
+    body.size_hint().upper().and_then(|size| usize::try_from(size).ok()).is_some_and(|size| size < LARGE)
 }
 
 /// Refuses a body that would have to be decompressed.

@@ -1,7 +1,9 @@
 //! `POST /v1/events`: CloudEvents in, in any HTTP mode.
 
 use super::{
-    Gateway, modes,
+    Gateway,
+    body::is_small,
+    modes,
     modes::Posted,
     problem::{Answer, Problem},
     publish::{accepted, publish},
@@ -12,12 +14,21 @@ use crate::{
 };
 use axum::{
     Json,
-    body::Body,
+    body::{Body, HttpBody},
     extract::{Request, State},
     response::IntoResponse,
 };
+use http::Method;
 use nerve_core::{FunctionSpec, Name, subject::EVENTS_PREFIX};
 use serde::Serialize;
+
+/// Where events are posted to.
+pub(super) const PATH: &str = "/v1/events";
+
+/// Whether this request only publishes what is soon read.
+pub(super) fn is_small_post(request: &Request<impl HttpBody>) -> bool {
+    request.method() == Method::POST && request.uri().path() == PATH && is_small(request.body())
+}
 
 /// The types of events that Nerve itself makes and takes, and which deployed functions do.
 pub(super) async fn types(State(gateway): State<Gateway>) -> Answer {

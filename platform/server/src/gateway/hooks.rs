@@ -20,6 +20,7 @@ pub(super) use handshake::{get, options};
 
 use super::{
     Gateway,
+    body::{LARGE, is_small},
     forwarded::{Origin, Peer},
     problem::{Answer, Problem},
     verify::{Accepted, Certificate, Delivery, Refusal, certificate_url, verify},
@@ -37,8 +38,6 @@ use std::{sync::Arc, time::Duration};
 use taking::Taking;
 use time::OffsetDateTime;
 
-/// A body from this size on is verified on a thread of its own: hashing it would hold up other requests.
-const LARGE: usize = 256 << 10;
 /// When to come back to a source that somebody has to mend first.
 const MENDED: Duration = Duration::from_secs(60);
 
@@ -49,12 +48,7 @@ pub(super) const PATH: &str = "/hooks/{source}";
 /// to tell.
 pub(super) fn source_of(request: &Request<impl HttpBody>) -> Option<Name> {
     let source = request.uri().path().strip_prefix("/hooks/")?;
-    let size = request.body().size_hint().upper().and_then(|size| usize::try_from(size).ok());
-    if size.is_some_and(|size| size < LARGE) && request.method() == Method::POST {
-        Name::parse(source).ok()
-    } else {
-        None
-    }
+    if request.method() == Method::POST && is_small(request.body()) { Name::parse(source).ok() } else { None }
 }
 
 /// Takes in a small webhook, on the thread of its connection.

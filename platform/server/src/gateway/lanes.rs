@@ -5,7 +5,7 @@
 //! the webhooks of a lane go to the log over a connection to NATS that is served on the same thread.
 //!
 //! What may take long runs on the threads that the whole server shares, so that it holds up no lane: every request but
-//! webhooks, and those that are large.
+//! webhooks and posted events, and of these the large ones.
 
 use super::Gateway;
 use crate::{

@@ -4,7 +4,7 @@
 //! answered yet, or answered by a stream; see [`places`](super::places) for what becomes of those that wait when there are too many.
 
 use super::{
-    Gateway, LATER,
+    Gateway, LATER, events,
     forwarded::Peer,
     hooks,
     lanes::Lanes,
@@ -90,7 +90,7 @@ pub(crate) struct Door {
 }
 
 /// Serves `gateway` on `door` until its shutdown, then waits for what is being answered, at most 10 s. Connections are
-/// served on `lanes`, and all requests but small webhooks on the threads that this runs on.
+/// served on `lanes`, and all requests but small webhooks and events on the threads that this runs on.
 pub(crate) async fn serve(door: Door, gateway: Gateway, lanes: &Lanes, tasks: TaskTracker) -> io::Result<()> {
     serve_patiently(door, gateway, lanes, (tasks, HEAD_TIMEOUT)).await
 }
@@ -304,6 +304,14 @@ struct Elsewhere {
 }
 
 impl Elsewhere {
+    /// By the same routes, on the thread of the connection.
+    fn answer_here(&self, request: Request) -> impl Future<Output = Response> + use<> {
+        self.router.clone().oneshot(request).map(|answered| {
+            let Ok(response) = answered;
+            response
+        })
+    }
+
     /// The answer's own work ends with it, as when it is dropped because nobody waits for it any more.
     fn answer(&self, request: Request) -> impl Future<Output = Response> + use<> {
         let answer = self.tasks.spawn_on(self.router.clone().oneshot(request), &self.runtime);
@@ -328,7 +336,13 @@ impl Answerer {
             Some(source) => self.gateway.clone().answer_webhook(source, peer, request, arrived).left_future(),
             None => {
                 request.extensions_mut().insert(peer);
-                self.elsewhere.answer(request.map(|body| arriving(body, arrived))).right_future()
+                let is_quick = events::is_small_post(&request);
+                let request = request.map(|body| arriving(body, arrived));
+                match is_quick {
+                    true => self.elsewhere.answer_here(request).boxed().left_future(),
+                    false => self.elsewhere.answer(request).right_future(),
+                }
+                .right_future()
             }
         };
         answered.map(move |response| {
