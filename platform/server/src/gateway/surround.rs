@@ -35,8 +35,8 @@ impl Gateway {
         routes.layer(layer_fn(move |inner| Surrounded { gateway: gateway.clone(), inner })).with_state(self.clone())
     }
 
-    /// A small webhook for `source`, surrounded as its route is, but past the router, which costs as much as all that is checked of
-    /// it. `arrived` is called when the whole of it has arrived, and says whether it may go on.
+    /// A small webhook for `source`, surrounded as its route is, but past the router, which costs as much as all that is
+    /// checked of it. `arrived` is called when the whole of it has arrived, and says whether it may go on.
     pub(super) fn answer_webhook<B>(
         self,
         source: Name,

@@ -3,7 +3,7 @@
 use super::{
     Delivery, Refusal, once,
     pieces::form_fields,
-    pointer::{self, Few},
+    pointer,
     scheme::{Place, Scheme},
 };
 use bytes::Bytes;
@@ -18,7 +18,7 @@ pub(crate) struct Content<'a> {
     declared_json: bool,
     is_json: bool,
     /// What most deliveries are asked for, read when it was found to be JSON.
-    known: Few<(&'a str, Option<String>)>,
+    known: Vec<(&'a str, Option<String>)>,
     /// Whether it was posted as a form.
     pub(super) is_form: bool,
 }
@@ -98,11 +98,11 @@ impl<'a> Content<'a> {
 
 /// Whether `text` is JSON, and what the scheme's pointers lead to in it: both in one reading, unless it holds what JSON
 /// allows and no reader of values does, such as a number without bounds.
-fn read_json<'a>(text: &str, scheme: &Scheme<'a>) -> (bool, Few<(&'a str, Option<String>)>) {
-    let pointers: Few<&str> = scheme.pointers().collect();
+fn read_json<'a>(text: &str, scheme: &Scheme<'a>) -> (bool, Vec<(&'a str, Option<String>)>) {
+    let pointers: Vec<&str> = scheme.pointers().collect();
     match pointer::scalars(text, &pointers) {
         Some(values) => (true, pointers.into_iter().zip(values).collect()),
-        None => (pointer::is_json(text), Few::new()),
+        None => (pointer::is_json(text), Vec::new()),
     }
 }
 

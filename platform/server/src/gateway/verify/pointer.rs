@@ -7,7 +7,6 @@ use serde::{
     de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
-use smallvec::SmallVec;
 use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 /// Whether `text` is one JSON document.
@@ -20,14 +19,11 @@ pub(super) fn scalar(text: &str, pointer: &str) -> Option<String> {
     scalars(text, &[pointer])?.pop().flatten()
 }
 
-/// For each of the few pointers of a scheme, without memory of its own.
-pub(super) type Few<T> = SmallVec<[T; 8]>;
-
 /// The same for several pointers, in one reading; none when it is not one JSON document that can be read so.
-pub(super) fn scalars(text: &str, pointers: &[&str]) -> Option<Few<Option<String>>> {
+pub(super) fn scalars(text: &str, pointers: &[&str]) -> Option<Vec<Option<String>>> {
     let wanted = pointers.iter().enumerate().filter(|(_, pointer)| pointer.is_empty() || pointer.starts_with('/'));
     let wanted = wanted.map(|(at, pointer)| (at, *pointer)).collect();
-    let mut found = Few::from_elem(None, pointers.len());
+    let mut found = vec![None; pointers.len()];
     let mut reader = serde_json::Deserializer::from_str(text);
     Find { wanted, found: &mut found }.deserialize(&mut reader).ok()?;
     reader.end().ok()?;
@@ -52,7 +48,7 @@ pub(super) fn array<'t>(text: &'t str, pointer: &str) -> Option<Vec<&'t RawValue
 /// Finds scalars, below where it stands.
 struct Find<'w, 't> {
     /// Which is wanted, and its pointer from here on.
-    wanted: Few<(usize, &'t str)>,
+    wanted: Vec<(usize, &'t str)>,
     found: &'w mut [Option<String>],
 }
 
@@ -82,7 +78,7 @@ impl<'t> Find<'_, 't> {
             let (first, below) = rest.split_at(end);
             (unescaped(first) == token).then_some(below)
         };
-        let wanted: Few<_> = self.wanted.iter().filter_map(|(at, pointer)| Some((*at, below(pointer)?))).collect();
+        let wanted: Vec<_> = self.wanted.iter().filter_map(|(at, pointer)| Some((*at, below(pointer)?))).collect();
         for (at, _) in &wanted {
             if let Some(found) = self.found.get_mut(*at) {
                 *found = None;
@@ -185,7 +181,7 @@ mod tests {
         }
         let pointers = cases.map(|(pointer, _)| pointer);
         let expected = cases.map(|(_, expected)| expected.map(str::to_owned));
-        assert_eq!(scalars(text, &pointers).unwrap().as_slice(), expected, "all at once");
+        assert_eq!(scalars(text, &pointers).unwrap(), expected, "all at once");
         assert_eq!(scalar(r#"{"a": 1, "b": {"c": 2}, "a": {}, "b": 3}"#, "/a"), None, "the last of a name counts");
         assert_eq!(scalar("\"x\"", "").as_deref(), Some("x"));
         assert_eq!(scalar("{broken", "/a"), None);

@@ -61,10 +61,11 @@ impl<'a> Reading<'a> {
             check_time(&text, unit, self.source.tolerance, self.delivery.now)?;
         }
         let signatures = self.signatures(kind)?;
-        let urls =
-            self.source.public_url.iter().flat_map(|url| pieces::urls(url, self.delivery.query, self.scheme.url));
-        let none = self.source.public_url.is_none().then(String::new);
-        for url in urls.chain(none) {
+        let urls = match &self.source.public_url {
+            Some(url) => pieces::urls(url, self.delivery.query, self.scheme.url),
+            None => vec![String::new()],
+        };
+        for url in urls {
             let signed = self.lay_out(kind, &url, true)?;
             if !signatures.is_empty() && keys.iter().any(|key| key.signed(&signed.pieces, &signatures)) {
                 return Ok(signed);
