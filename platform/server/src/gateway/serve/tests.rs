@@ -5,18 +5,30 @@ use super::{
     *,
 };
 use axum::routing::get;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinHandle,
+};
+
+/// Serves on one lane; where, and until when.
+async fn serving(
+    gateway: Gateway,
+    tasks: &TaskTracker,
+    head_timeout: Duration,
+) -> (SocketAddr, JoinHandle<io::Result<()>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let lanes = Lanes::for_tests(&gateway);
+    let (door, patience) = (Door { listener, tls: None }, (tasks.clone(), head_timeout));
+    (address, tasks.spawn(async move { serve_patiently(door, gateway, &lanes, patience).await }))
+}
 
 #[tokio::test]
 async fn shutdown_closes_idle_connections_and_lets_answers_finish() {
     let gateway = gateway(&[], 10).await;
     let stop = gateway.shutdown().clone();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
-    let lanes = Lanes::for_tests(&gateway);
-    let (door, tracked) = (Door { listener, tls: None }, tasks.clone());
-    let serving = tasks.spawn(async move { serve(door, gateway, &lanes, tracked).await });
+    let (address, serving) = serving(gateway, &tasks, HEAD_TIMEOUT).await;
     let mut idle = TcpStream::connect(address).await.unwrap();
     idle.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
     let mut answer = [0; 15];
@@ -43,13 +55,8 @@ async fn shutdown_closes_idle_connections_and_lets_answers_finish() {
 async fn a_caller_that_says_nothing_is_hung_up_on() {
     let gateway = gateway(&[], 10).await;
     let stop = gateway.shutdown().clone();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
-    let soon = Duration::from_millis(20);
-    let lanes = Lanes::for_tests(&gateway);
-    let (door, patience) = (Door { listener, tls: None }, (tasks.clone(), soon));
-    let serving = tasks.spawn(async move { serve_patiently(door, gateway, &lanes, patience).await });
+    let (address, serving) = serving(gateway, &tasks, Duration::from_millis(20)).await;
     for beginning in ["", "PRI * HT", "GET / HTTP"] {
         let mut slow = TcpStream::connect(address).await.unwrap();
         slow.write_all(beginning.as_bytes()).await.unwrap();
@@ -102,12 +109,8 @@ async fn the_connection_that_has_waited_longest_gives_way() {
     // One request and one stream: two connections.
     let gateway = gateway(&[], 1).await;
     let stop = gateway.shutdown().clone();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
     let tasks = TaskTracker::new();
-    let lanes = Lanes::for_tests(&gateway);
-    let (door, tracked) = (Door { listener, tls: None }, tasks.clone());
-    let serving = tasks.spawn(async move { serve(door, gateway, &lanes, tracked).await });
+    let (address, serving) = serving(gateway, &tasks, HEAD_TIMEOUT).await;
     let [mut first, mut second] =
         [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
     for slow in [&mut first, &mut second] {
