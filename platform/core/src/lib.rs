@@ -7,6 +7,7 @@
 //! - [`answer`]: answers while they are made: which events their readers see.
 //! - [`function`]: the contract between a worker and whatever runs a function.
 //! - [`tool`]: functions that agents call, and what passes between the two.
+//! - [`identity`]: what makes two stored things the same thing; every id that JetStream compares is made there.
 //! - [`inference`]: the contract between the gateway and whatever runs models.
 //! - [`verdict`]: what becomes of an event after a function has had it, as one pure function.
 //!
@@ -19,6 +20,7 @@
 pub mod answer;
 pub mod event;
 pub mod function;
+pub mod identity;
 pub mod inference;
 pub mod manifest;
 pub mod name;
@@ -28,6 +30,7 @@ pub mod verdict;
 
 pub use event::Event;
 pub use function::{Context, Deployment, Emission, Fault, Function, FunctionError, Host, LoadError, Outcome, Secret};
+pub use identity::{Generation, Identity, Input, Origin, Run};
 pub use inference::Inference;
 pub use manifest::{FunctionSpec, Manifest, ScheduleSpec, SinkSpec, SourceSpec};
 pub use name::{ModelName, Name};

@@ -2,12 +2,15 @@
 //!
 //! # Layout
 //! - `streams`: the streams and buckets, made and migrated idempotently.
+//! - `provenance`: where a delivered message was stored first, and what copies of it say of that.
 //! - `publish`: an event out, with its message id, acknowledged. `batches`: many of them at once.
 //! - `body`: bodies too large for a message, in the Object Store by reference.
-//! - `consumer`: the durable consumer of a function, made where its stream ends. `replay`: sent back again.
+//! - `consumer`: the durable consumer of a function. `place`: how far it is, beyond its life. `replay`: sent back again.
 //! - `delivery`: one message to settle, by value, so that it is settled once.
 //! - `lease`: extends every delivery in flight from one timer.
 //! - `pull`: deliveries as there are free slots, and no more.
+//! - `results`: what a run returned, stored whole or not at all, by `sets`.
+//! - `runs`: what is remembered of runs that did not end well.
 //! - `seen`: webhooks that were taken in, remembered for long.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
@@ -27,11 +30,16 @@ mod delivery;
 mod invoke;
 mod lease;
 mod logs;
+mod place;
+mod provenance;
 mod publish;
 mod pull;
 mod replay;
+mod results;
 mod retry;
+mod runs;
 mod seen;
+mod sets;
 mod streams;
 mod tail;
 mod timers;
@@ -41,13 +49,12 @@ mod views;
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
 pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttempts};
 pub use batches::Batches;
-pub use dead::{DeadLetter, DeadLetters};
+pub use dead::{DeadLetter, DeadLetterState, DeadLetters};
 pub use delivery::{Attempt, Delivery};
 pub use invoke::{Invocation, InvokeError};
 pub use logs::{LogRecord, Logs};
 pub use publish::{PublishError, Published};
-pub(crate) use pull::Pulse;
-pub use pull::{Puller, PullerOptions};
+pub(crate) use pull::{Puller, Pulling, Pulse};
 pub use replay::Replay;
 pub use seen::Seen;
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
@@ -57,20 +64,25 @@ pub use trace::Traced;
 
 pub(crate) use answers::{Failure, Wish};
 pub(crate) use body::BodyError;
-pub(crate) use consumer::{Binding, MAX_ACK_PENDING};
+pub(crate) use consumer::{Beginning, Binding, MAX_ACK_PENDING};
 pub(crate) use lease::Leases;
+pub use place::Restored;
+pub(crate) use place::{Bound, Places};
+pub(crate) use provenance::Provenance;
+pub(crate) use results::{CommittedResults, RunResult};
 pub(crate) use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
-pub(crate) use seen::Mark;
+pub(crate) use runs::{Resumption, RunHistory};
+pub(crate) use sets::{MAX_MESSAGES as MAX_RESULTS, SetOutcome, Sets};
 pub(crate) use timers::{TICKS, TICKS_CONSUMER, due_subject};
 
 use crate::config::NatsConfig;
 use async_nats::{
     Client,
     connection::State,
-    jetstream::{self, Context},
+    jetstream::{self, Context, kv},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 /// How long one request to JetStream may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,6 +94,8 @@ pub struct Bus {
     client: Arc<Client>,
     jetstream: Arc<Context>,
     reconnects: watch::Receiver<u64>,
+    /// The bucket of places, once it was needed.
+    places: Arc<OnceCell<kv::Store>>,
 }
 
 /// What went wrong with the broker, split by what the caller must do.
@@ -156,7 +170,7 @@ impl Bus {
         let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
         told.map_err(|error| BusError::unavailable(what(), error))?
             .map_err(|error| BusError::unavailable(what(), error))?;
-        Ok(Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects })
+        Ok(Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, places: Arc::default() })
     }
 
     /// A bus whose broker is away, to test what callers are told then.
@@ -165,7 +179,8 @@ impl Bus {
         let connect = async_nats::ConnectOptions::new().retry_on_initial_connect();
         let client = connect.connect("127.0.0.1:1").await.unwrap();
         let jetstream = jetstream::new(client.clone());
-        Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects: watch::channel(0).1 }
+        let reconnects = watch::channel(0).1;
+        Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, places: Arc::default() }
     }
 
     /// Whether the connection stands at this moment.

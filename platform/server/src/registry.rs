@@ -29,7 +29,7 @@ pub use secrets::{Keyring, KeyringError, SecretInfo};
 
 pub(crate) use eviction::evict;
 
-use crate::bus::{Bus, BusError, DEAD, FUNCTIONS, REDRIVE_PREFIX, SECRETS, consumer_name};
+use crate::bus::{Bus, BusError, DEAD, DeadLetter, FUNCTIONS, REDRIVE_PREFIX, SECRETS, consumer_name};
 use async_nats::jetstream::kv;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -152,6 +152,21 @@ impl Registry {
         self.delete(&source_key(name)).await.map(|()| true)
     }
 
+    /// Sends a dead letter back to the function or sink that failed on it, as it is deployed now, and to no other.
+    ///
+    /// # Errors
+    /// [`BusError::Refused`] where no function or sink of that name is deployed: the event would wait unseen.
+    pub async fn redrive(&self, id: u64) -> Result<DeadLetter, BusError> {
+        let dead = self.bus.dead_letter(id).await?;
+        let name = Name::parse(dead.function.as_str());
+        let name = name.map_err(|error| BusError::refused(format!("redriving dead letter {id}"), error))?;
+        if self.function(&name).await?.is_none() && self.sink(&name).await?.is_none() {
+            let why = format!("no function or sink `{name}` is deployed: deploy it, and redrive then");
+            return Err(BusError::refused(format!("redriving dead letter {id}"), why));
+        }
+        self.bus.redrive(id).await
+    }
+
     async fn resolve_stream(&self, name: &Name, stream: Option<&str>, on: &[Pattern]) -> Result<String, BusError> {
         let what = || format!("deploying {name}");
         if let Some(stream) = stream {
@@ -176,12 +191,7 @@ impl Registry {
     }
 
     async fn delete_consumer(&self, stream: &str, name: &Name) -> Result<(), BusError> {
-        let deleted = self.bus.jetstream().delete_consumer_from_stream(consumer_name(name), stream).await;
-        if let Err(error) = deleted {
-            // It is gone, or its stream is: what was wanted.
-            tracing::debug!(%error, stream, function = %name, "the consumer was not there to delete");
-        }
-        Ok(())
+        self.bus.unbind(stream, &consumer_name(name)).await
     }
 
     async fn list<R, N>(&self, prefix: &str) -> Result<Vec<Entry<R, N>>, BusError>

@@ -4,7 +4,7 @@
 //! # Layout
 //! - `supervisor`: one a function: loads each revision, and swaps it in while the old one finishes.
 //! - `runner`: one a revision: the intake, from the stream, from redriven letters and from direct calls.
-//! - `invocation`: one batch from delivery to verdict.
+//! - `invocation`: one batch from delivery to verdict. `settle`: deliveries that came before. `isolation`: one that runs alone.
 //! - `emission`: what a function returns, as events with ids that do not change from one try to the next.
 //! - `cancels`: answers that nobody wants any more. `retries`: what is asked to be tried again.
 //! - `tools`: functions that an agent calls by events.
@@ -21,16 +21,18 @@ mod cancels;
 mod emission;
 mod failure;
 mod invocation;
+mod isolation;
 mod log;
 mod retries;
 mod runner;
 mod schedules;
+mod settle;
 mod sinks;
 mod supervisor;
 mod tools;
 
 use crate::{
-    bus::{Bus, Leases},
+    bus::{Bus, Leases, Places, Pulling, Sets},
     config::Config,
     registry::{Catalogue, Entry, FunctionRecord, Registry},
 };
@@ -54,7 +56,11 @@ pub(crate) struct Shared {
     pub(crate) bus: Bus,
     pub(crate) registry: Registry,
     pub(crate) host: Arc<dyn Host>,
-    pub(crate) leases: Leases,
+    pub(crate) pulling: Pulling,
+    pub(crate) sets: Sets,
+    isolation: isolation::Isolation,
+    /// How long JetStream itself knows an id.
+    pub(crate) dedupe_window: Duration,
     pub(crate) artifacts: PathBuf,
     pub(crate) statuses: Statuses,
     pub(crate) sink_statuses: Statuses,
@@ -175,8 +181,20 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
     let stops = Stops { intake: shutdown.clone(), work: CancellationToken::new() };
     let timer = CancellationToken::new();
     let (tasks, timers) = (TaskTracker::new(), TaskTracker::new());
-    let shared = Shared {
+    let sets = match Sets::start(&parts.bus, timer.clone(), &timers).await {
+        Ok(sets) => sets,
+        Err(error) => return tracing::error!(error = &error as &dyn std::error::Error, "the worker cannot start"),
+    };
+    let pulling = Pulling {
+        bus: parts.bus.clone(),
         leases: Leases::start(parts.bus.client().clone(), config.worker.ack_wait, timer.clone(), &timers),
+        places: Places::start(&parts.bus, timer.clone(), &timers),
+    };
+    let shared = Shared {
+        pulling,
+        sets,
+        isolation: isolation::Isolation::default(),
+        dedupe_window: config.streams.dedupe_window,
         views: Arc::new(parts.bus.clone()),
         catalogue: parts.catalogue.clone(),
         cancels: cancels::Cancels::default(),

@@ -50,7 +50,7 @@ impl Ask {
         prepare(&connection, ASKED, globals.output).await?;
         let prompt = self.prompt()?;
         let mut parts = connection.bus.answer(&prompt.id, None).await?;
-        connection.bus.publish(&prompt).await?;
+        connection.bus.publish_own(&prompt).await?;
         let mut said = String::new();
         loop {
             let Ok(AnswerPart { part, event, .. }) = tokio::time::timeout(self.patience, parts.next()).await else {

@@ -9,7 +9,10 @@ use crate::{
 };
 use clap::{Args, Subcommand};
 use nerve_core::Name;
-use nerve_server::bus::{Bus, BusError, DeadLetter, DeadLetters};
+use nerve_server::{
+    bus::{Bus, BusError, DeadLetter, DeadLetterState, DeadLetters},
+    registry::Registry,
+};
 use serde_json::json;
 use time::OffsetDateTime;
 
@@ -80,6 +83,13 @@ pub(crate) struct Chosen {
     folder: DataFolder,
 }
 
+/// Where dead letters are, and what they go back to.
+#[derive(Clone, Copy)]
+struct Target<'c> {
+    bus: &'c Bus,
+    registry: &'c Registry,
+}
+
 /// What is done with the chosen.
 #[derive(Debug, Clone, Copy)]
 enum Deed {
@@ -110,6 +120,7 @@ impl List {
                 let error = letter.errors.last().map(|attempt| attempt.error.message.as_str()).unwrap_or_default();
                 [
                     letter.id.to_string(),
+                    state(letter.state).to_owned(),
                     moment::shown(letter.time),
                     letter.function.clone(),
                     letter.event.ty.to_string(),
@@ -117,7 +128,10 @@ impl List {
                     shortened(error, 80),
                 ]
             };
-            output::table(["ID", "TIME (UTC)", "FUNCTION", "TYPE", "ATTEMPTS", "LAST ERROR"], letters.iter().map(row))
+            output::table(
+                ["ID", "STATE", "TIME (UTC)", "FUNCTION", "TYPE", "ATTEMPTS", "LAST ERROR"],
+                letters.iter().map(row),
+            )
         })
     }
 }
@@ -133,9 +147,17 @@ impl Show {
     }
 }
 
+fn state(state: DeadLetterState) -> &'static str {
+    match state {
+        DeadLetterState::Dead => "dead",
+        DeadLetterState::Redriven => "redriven",
+    }
+}
+
 fn text(letter: &DeadLetter) -> String {
     let head = output::pairs([
-        ("letter", letter.id.to_string()),
+        ("dead letter", letter.id.to_string()),
+        ("state", state(letter.state).to_owned()),
         ("function", format!("{} (revision {})", letter.function, letter.revision)),
         ("given up", format!("{} UTC", moment::shown(letter.time))),
         ("event", format!("{} {}", letter.event.ty, letter.event.id)),
@@ -153,12 +175,14 @@ fn text(letter: &DeadLetter) -> String {
 
 impl Chosen {
     async fn run(self, globals: &Globals, deed: Deed) -> anyhow::Result<()> {
-        let bus = Connection::open(globals, &self.folder).await?.bus;
+        let connection = Connection::open(globals, &self.folder).await?;
+        let registry = connection.registry().await?;
+        let target = Target { bus: &connection.bus, registry: &registry };
         let mut done = Vec::new();
         let result = if self.ids.is_empty() {
-            deed.do_to_all(&bus, which(self.function.as_ref()), &mut done).await
+            deed.do_to_all(target, which(self.function.as_ref()), &mut done).await
         } else {
-            deed.do_to_each(&bus, self.ids, &mut done).await
+            deed.do_to_each(target, self.ids, &mut done).await
         };
         let past = deed.past();
         globals.output.show(&json!({ past: done }), |_| match done.as_slice() {
@@ -171,25 +195,26 @@ impl Chosen {
 
 impl Deed {
     /// Does it to the letters that there are at this moment: what dies again meanwhile is not sent round in circles.
-    async fn do_to_all(self, bus: &Bus, which: DeadLetters<'_>, done: &mut Vec<u64>) -> Result<(), Failure> {
+    async fn do_to_all(self, target: Target<'_>, which: DeadLetters<'_>, done: &mut Vec<u64>) -> Result<(), Failure> {
         let started = OffsetDateTime::now_utc();
         loop {
-            let letters = bus
+            let letters = target
+                .bus
                 .dead_letters(which, BATCH)
                 .await
                 .map_err(|error| Failure::new("cannot read the dead letters").because(error))?;
-            let ids: Vec<u64> =
-                letters.iter().filter(|letter| letter.time <= started).map(|letter| letter.id).collect();
+            let chosen = |letter: &&DeadLetter| letter.state == DeadLetterState::Dead && letter.time <= started;
+            let ids: Vec<u64> = letters.iter().filter(chosen).map(|letter| letter.id).collect();
             if ids.is_empty() {
                 return Ok(());
             }
-            self.do_to_each(bus, ids, done).await?;
+            self.do_to_each(target, ids, done).await?;
         }
     }
 
-    async fn do_to_each(self, bus: &Bus, ids: Vec<u64>, done: &mut Vec<u64>) -> Result<(), Failure> {
+    async fn do_to_each(self, target: Target<'_>, ids: Vec<u64>, done: &mut Vec<u64>) -> Result<(), Failure> {
         for id in ids {
-            self.do_to(bus, id).await.map_err(|error| self.failure(id).because(error))?;
+            self.do_to(target, id).await.map_err(|error| self.failure(id).because(error))?;
             done.push(id);
         }
         Ok(())
@@ -199,9 +224,9 @@ impl Deed {
         Failure::new(format!("cannot {} dead letter {id}", self.verb())).next("`nerve dlq list` shows which there are")
     }
 
-    async fn do_to(self, bus: &Bus, id: u64) -> Result<(), BusError> {
+    async fn do_to(self, Target { bus, registry }: Target<'_>, id: u64) -> Result<(), BusError> {
         match self {
-            Self::Redrive => drop(bus.redrive(id).await?),
+            Self::Redrive => drop(registry.redrive(id).await?),
             Self::Drop => {
                 bus.dead_letter(id).await?;
                 bus.drop_dead_letter(id).await?;

@@ -123,7 +123,7 @@ impl Ingest {
         let sent = futures::stream::iter(files).map(|file| async move {
             let Some(content) = file.read().await else { return anyhow::Ok(None) };
             let event = self.event(&file.name, &content)?;
-            let published = bus.publish(&event).await?;
+            let published = bus.publish_own(&event).await?;
             anyhow::Ok(Some((event.id, file.name, published.duplicate)))
         });
         let mut sent = std::pin::pin!(sent.buffer_unordered(IN_FLIGHT));

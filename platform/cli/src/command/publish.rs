@@ -6,7 +6,7 @@ use crate::{
     payload::Payload,
 };
 use clap::Args;
-use nerve_core::EventType;
+use nerve_core::{EventType, Origin};
 use serde_json::json;
 
 /// Publish an event, and wait until JetStream has stored it
@@ -29,7 +29,7 @@ impl Publish {
         let folder = DataFolder { data: self.payload.data_dir.take() };
         let event = self.payload.into_event(self.ty)?;
         let connection = Connection::open(globals, &folder).await?;
-        let stored = connection.bus.publish(&event).await?;
+        let stored = connection.bus.publish(&event, Origin::cli().identify(&event)).await?;
         let result =
             json!({"id": event.id, "type": event.ty, "sequence": stored.sequence, "duplicate": stored.duplicate});
         globals.output.show(&result, |_| {

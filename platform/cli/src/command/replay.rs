@@ -119,6 +119,7 @@ mod tests {
             time: (events > 0).then_some(time::OffsetDateTime::UNIX_EPOCH),
             gone: None,
             unfinished: events > 1,
+            asked: None,
         };
         Told { replay, dry_run }
     }

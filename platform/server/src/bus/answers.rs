@@ -142,10 +142,10 @@ impl Bus {
             Ending::Timeout => (TIMEOUT, "the answer took too long; `nerve trace` and `nerve logs` show where it is"),
         };
         let kind = ty.trim_start_matches("control.");
-        let Some(place) = self.place(id).await? else { return Ok(()) };
+        let Some(place) = self.open_end(id).await? else { return Ok(()) };
         let failed = json!({"kind": kind, "message": message});
-        self.publish(&control(id, FAILED, place, &failed)?).await?;
-        self.publish(&control(id, ty, place, &json!({"answer": id}))?).await?;
+        self.publish_own(&control(id, FAILED, place, &failed)?).await?;
+        self.publish_own(&control(id, ty, place, &json!({"answer": id}))?).await?;
         let sent = self.client.publish(CANCEL, id.to_owned().into()).await;
         sent.map_err(|error| PublishError::Unavailable(error.into()))
     }
@@ -154,17 +154,17 @@ impl Bus {
     pub(crate) async fn fail_answer(&self, id: &str, failure: Failure<'_>) -> Result<(), PublishError> {
         let Failure { function, message, timeout } = failure;
         let kind = if timeout { "timeout" } else { "failed" };
-        let Some(place) = self.place(id).await? else { return Ok(()) };
+        let Some(place) = self.open_end(id).await? else { return Ok(()) };
         let data = json!({"kind": kind, "function": function, "message": message});
-        self.publish(&control(id, FAILED, place, &data)?).await?;
+        self.publish_own(&control(id, FAILED, place, &data)?).await?;
         if timeout {
-            self.publish(&control(id, TIMEOUT, place, &json!({"answer": id, "function": function}))?).await?;
+            self.publish_own(&control(id, TIMEOUT, place, &json!({"answer": id, "function": function}))?).await?;
         }
         Ok(())
     }
 
     /// Where an answer is that has not ended: what several say of it there is said once, and after another try again.
-    async fn place(&self, id: &str) -> Result<Option<u64>, PublishError> {
+    async fn open_end(&self, id: &str) -> Result<Option<u64>, PublishError> {
         let state = self.answer_state(id).await.map_err(|error| PublishError::Unavailable(error.into()))?;
         Ok(state.map_or(Some(0), |state| (!state.ended).then_some(state.last_sequence)))
     }
@@ -180,7 +180,7 @@ impl Bus {
             opened.ty = EventType::parse(answer::OPENED).map_err(|error| BusError::refused(what(), error))?;
             let collection = collection_of(&opened);
             opened.data = json!({ "collection": collection }).to_string().into_bytes().into();
-            self.publish(&opened).await.map_err(|error| BusError::unavailable(what(), error))?;
+            self.publish_own(&opened).await.map_err(|error| BusError::unavailable(what(), error))?;
             let stream = self.jetstream.get_stream_no_info(ANSWERS).await;
             let stream = stream.map_err(|error| BusError::unavailable(what(), error))?;
             // Gone already, where the request came twice.
@@ -246,10 +246,14 @@ fn control(id: &str, ty: &str, place: u64, data: &serde_json::Value) -> Result<E
     Ok(event)
 }
 
-/// Where an event goes besides the log, and whether it goes to the log at all.
-pub(super) fn place_of(event: &Event) -> Result<Option<(Subject, bool)>, PublishError> {
-    let Some(part) = Part::of(&event.ty) else { return Ok(None) };
-    Ok(Some((subject_of(answer::id_of(event))?, part.is_logged())))
+/// The subject in ANSWERS of an event that is a part of an answer.
+pub(super) fn answer_subject(event: &Event) -> Result<Option<Subject>, PublishError> {
+    Part::of(&event.ty).map(|_| subject_of(answer::id_of(event))).transpose()
+}
+
+/// Whether an event goes to the log: all do, but for the parts of an answer that are no steps of the pipeline.
+pub(super) fn is_logged(event: &Event) -> bool {
+    Part::of(&event.ty).is_none_or(Part::is_logged)
 }
 
 impl AnswerParts {

@@ -18,7 +18,7 @@ mod sending;
 use super::{Bus, BusError, PublishError, Published, publish};
 use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
-use nerve_core::Event;
+use nerve_core::{Event, Identity};
 use sending::Sending;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -77,13 +77,16 @@ impl Batches {
         Self { bus: bus.clone(), offers: mpsc::channel(1).0 }
     }
 
-    /// Publishes events from the first on, in their order, each once an id within the dedupe window; tells how many are
+    /// Publishes events from the first on, in their order, each identity once within the dedupe window; tells how many are
     /// stored, at least one, and of one that went alone also where.
     ///
     /// # Errors
     /// What became of the first event. Those after it are not stored either, or not known to be.
-    pub(crate) async fn publish_some(&self, events: &[&Event]) -> Result<(usize, Option<Published>), PublishError> {
-        let Some(first) = events.first() else { return Ok((0, None)) };
+    pub(crate) async fn publish_some(
+        &self,
+        events: &[(Identity, &Event)],
+    ) -> Result<(usize, Option<Published>), PublishError> {
+        let Some((id, first)) = events.first() else { return Ok((0, None)) };
         let messages = self.to_messages(events).await?;
         if !messages.is_empty() {
             match self.offer(messages).await? {
@@ -92,18 +95,18 @@ impl Batches {
             }
         }
         // Boxed, since it is rare and far larger than the rest of this future.
-        let published = Box::pin(self.bus.publish(first)).await?;
+        let published = Box::pin(self.bus.publish(first, *id)).await?;
         Ok((1, Some(published)))
     }
 
     /// The messages of as many events as can go in one batch; none when the first cannot.
-    async fn to_messages(&self, events: &[&Event]) -> Result<Vec<Outgoing>, PublishError> {
+    async fn to_messages(&self, events: &[(Identity, &Event)]) -> Result<Vec<Outgoing>, PublishError> {
         let mut messages = Vec::with_capacity(events.len().min(MOST));
-        for event in events.iter().take(MOST) {
+        for (id, event) in events.iter().take(MOST) {
             if publish::has_other_place(event) || event.data.len() > LARGE {
                 break;
             }
-            match self.bus.to_checked_message(event).await {
+            match self.bus.to_checked_message(event, *id).await {
                 Ok((headers, body)) => {
                     let message = Outgoing::new(String::from(event.ty.subject()), headers, body);
                     if message.size > LARGE {

@@ -2,19 +2,22 @@
 
 use super::{
     Attempt, Bus, BusError, DEAD, PublishError, REDRIVE_PREFIX, Start, Tail,
-    delivery::{dead_headers, event_of},
+    delivery::event_of,
+    provenance::{Provenance, copy_headers},
 };
 use async_nats::{HeaderMap, jetstream::stream::DirectGetErrorKind};
-use nerve_core::{Event, Name, Subject, event::decode_value};
+use nerve_core::{Event, Generation, Identity, Input, Name, Subject, event::decode_value};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use time::OffsetDateTime;
 
-/// An event that failed for good, and why.
+/// An event whose attempts are exhausted, and why they failed.
 #[derive(Debug, Clone, Serialize)]
 pub struct DeadLetter {
     /// Its number: its sequence in DEAD.
     pub id: u64,
+    /// Whether it waits for a decision, or is on its way back to its function.
+    pub state: DeadLetterState,
     /// The function that failed on it.
     pub function: String,
     /// The revision of the function that failed on it last.
@@ -34,6 +37,16 @@ pub struct DeadLetter {
     pub event: Event,
 }
 
+/// What is happening to a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeadLetterState {
+    /// It waits to be redriven or dropped.
+    Dead,
+    /// It was redriven, and its function has not finished it.
+    Redriven,
+}
+
 /// Which dead letters.
 #[derive(Debug, Clone, Copy)]
 pub enum DeadLetters<'a> {
@@ -50,12 +63,19 @@ impl DeadLetters<'_> {
             Self::Of(function) => format!("dead.{function}"),
         }
     }
+
+    fn redriven(self) -> String {
+        match self {
+            Self::All => format!("{REDRIVE_PREFIX}*"),
+            Self::Of(function) => format!("{REDRIVE_PREFIX}{function}"),
+        }
+    }
 }
 
 impl Bus {
-    /// The dead letters that there are, oldest first, `limit` at most.
+    /// The dead letters that there are, those on their way back among them, oldest first, `limit` at most.
     pub async fn dead_letters(&self, which: DeadLetters<'_>, limit: usize) -> Result<Vec<DeadLetter>, BusError> {
-        let found = self.read(DEAD, vec![which.subject()], Start::First, limit).await?;
+        let found = self.read(DEAD, vec![which.subject(), which.redriven()], Start::First, limit).await?;
         Ok(found.iter().map(|(message, id, time)| letter_of(message, *id, *time)).collect())
     }
 
@@ -89,17 +109,26 @@ impl Bus {
         Ok(found)
     }
 
-    /// Sends a dead letter back to its function, as it is deployed now, and to no other. Its tries count anew.
+    /// Sends a dead letter back to its function, as it is deployed now, and to no other. It is run for a generation of its own,
+    /// so its attempts count anew and its results are published.
     ///
-    /// The copy on its way is acknowledged before the letter goes, so nothing is lost; doing it twice sends it once.
-    pub async fn redrive(&self, id: u64) -> Result<DeadLetter, BusError> {
+    /// The copy is acknowledged before the dead letter is deleted, so nothing is lost; redriving it twice sends it once.
+    pub(crate) async fn redrive(&self, id: u64) -> Result<DeadLetter, BusError> {
         let (message, time) = self.dead_message(id).await?;
         let letter = letter_of(&message, id, time);
         let what = || format!("redriving dead letter {id}");
+        if letter.state == DeadLetterState::Redriven {
+            let why = format!("it was redriven and waits for {}: `nerve dlq list` shows it", letter.function);
+            return Err(BusError::refused(what(), why));
+        }
         let subject = Subject::parse(format!("{REDRIVE_PREFIX}{}", letter.function));
         let subject = subject.map_err(|error| BusError::refused(what(), error))?;
-        let headers = without_failure(message.headers.as_ref());
-        match self.publish_message(&subject, headers, message.payload, &format!("redrive:{id}")).await {
+        let dead = Input::new(DEAD, id, time);
+        let original = Provenance::of_copy(message.headers.as_ref());
+        let original = original.unwrap_or_else(|| Provenance::here(DEAD.into(), id, time, Generation::first()));
+        let provenance = Provenance { generation: Generation::redriven(&dead), ..original };
+        let headers = provenance.copied(message.headers.as_ref(), &message.subject);
+        match self.publish_message(&subject, headers, message.payload, Identity::of_redrive(&dead)).await {
             Ok(_) => self.drop_dead_letter(id).await.map(|()| letter),
             Err(PublishError::Invalid(why)) => Err(BusError::refused(what(), why)),
             Err(PublishError::Unavailable(source)) => Err(BusError::unavailable(what(), source)),
@@ -114,14 +143,29 @@ impl Bus {
         stream.delete_message(id).await.map(drop).map_err(|error| BusError::refused(what(), error))
     }
 
+    /// Whether DEAD has a message at this sequence.
+    pub(super) async fn has_dead_letter(&self, id: u64) -> Result<bool, BusError> {
+        match self.dead_message(id).await {
+            Ok(_) => Ok(true),
+            Err(BusError::NotFound(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Deletes a redriven message that is done. One that stays, as the broker did not answer, is listed until it expires.
+    pub(super) async fn forget_redriven(&self, id: u64) {
+        if let Err(error) = self.drop_dead_letter(id).await {
+            tracing::debug!(%error, id, "a redriven event is done, and still listed");
+        }
+    }
+
     async fn dead_message(&self, id: u64) -> Result<(async_nats::Message, OffsetDateTime), BusError> {
         let what = || format!("reading dead letter {id}");
         let stream = self.jetstream.get_stream_no_info(DEAD).await;
         let stream = stream.map_err(|error| BusError::unavailable(what(), error))?;
         let missing = || BusError::NotFound(format!("dead letter {id}"));
         let found = match stream.direct_get(id).await {
-            Ok(found) if found.subject.starts_with("dead.") => found,
-            Ok(_) => return Err(missing()),
+            Ok(found) => found,
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => return Err(missing()),
             Err(error) => return Err(BusError::unavailable(what(), error)),
         };
@@ -139,25 +183,6 @@ impl Bus {
     }
 }
 
-/// The headers that the event first came with, and where it first was.
-pub(super) fn without_failure(headers: Option<&HeaderMap>) -> HeaderMap {
-    let failure = [dead_headers::FUNCTION, dead_headers::REVISION, dead_headers::ATTEMPTS, dead_headers::ERRORS];
-    let mut kept = HeaderMap::new();
-    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
-        let name: &str = name.as_ref();
-        let added = failure.iter().any(|header| header.eq_ignore_ascii_case(name));
-        // A direct get adds where it found the message.
-        let of_the_read = ["Nats-Stream", "Nats-Sequence", "Nats-Subject", "Nats-Time-Stamp"].contains(&name);
-        if added || of_the_read {
-            continue;
-        }
-        for value in values {
-            kept.append(name, value.clone());
-        }
-    }
-    kept
-}
-
 fn text_of(headers: Option<&HeaderMap>, name: &str) -> String {
     let value = headers.and_then(|headers| headers.get(name));
     value.map(|value| value.as_str().to_owned()).unwrap_or_default()
@@ -165,23 +190,26 @@ fn text_of(headers: Option<&HeaderMap>, name: &str) -> String {
 
 /// The stream and the sequence that the event of a letter first had.
 fn place_of(headers: Option<&HeaderMap>) -> (String, u64) {
-    let sequence = text_of(headers, dead_headers::SEQUENCE).parse().unwrap_or_default();
-    (text_of(headers, dead_headers::STREAM), sequence)
+    let sequence = text_of(headers, copy_headers::SEQUENCE).parse().unwrap_or_default();
+    (text_of(headers, copy_headers::STREAM), sequence)
 }
 
 fn letter_of(message: &async_nats::Message, id: u64, time: OffsetDateTime) -> DeadLetter {
     let text = |name: &str| text_of(message.headers.as_ref(), name);
     let number = |name: &str| text(name).parse().unwrap_or_default();
-    let function = message.subject.strip_prefix("dead.").unwrap_or_default().to_owned();
+    let redriven = message.subject.strip_prefix(REDRIVE_PREFIX);
+    let state = if redriven.is_some() { DeadLetterState::Redriven } else { DeadLetterState::Dead };
+    let function = redriven.or(message.subject.strip_prefix("dead.")).unwrap_or_default().to_owned();
     let (stream, sequence) = place_of(message.headers.as_ref());
-    let original = async_nats::Message { subject: text(dead_headers::SUBJECT).as_str().into(), ..message.clone() };
+    let original = async_nats::Message { subject: text(copy_headers::SUBJECT).as_str().into(), ..message.clone() };
     DeadLetter {
         id,
+        state,
         function,
-        revision: number(dead_headers::REVISION),
+        revision: number(copy_headers::REVISION),
         time,
-        attempts: u32::try_from(number(dead_headers::ATTEMPTS)).unwrap_or_default(),
-        errors: serde_json::from_str(&decode_value(&text(dead_headers::ERRORS))).unwrap_or_default(),
+        attempts: u32::try_from(number(copy_headers::ATTEMPTS)).unwrap_or_default(),
+        errors: serde_json::from_str(&decode_value(&text(copy_headers::ERRORS))).unwrap_or_default(),
         event: event_of(&original, &stream, sequence),
         stream,
         sequence,

@@ -1,15 +1,21 @@
 //! One message to settle. Settling takes it by value, so settling twice does not compile.
 
-use super::{Bus, BusError, PublishError, body::BodyError, lease::Lease, streams::DEAD, timers::is_of_the_broker};
-use async_nats::{HeaderMap, jetstream::AckKind};
+use super::{
+    Bus, BusError, PublishError,
+    body::BodyError,
+    lease::Lease,
+    provenance::{Provenance, copy_headers, holds_copies},
+    streams::DEAD,
+};
+use async_nats::{HeaderMap, header, jetstream::AckKind};
 use bytes::Bytes;
 use nerve_core::{
-    Event, EventType, FunctionError, Name, Subject,
+    Event, EventType, FunctionError, Identity, Name, Run, Subject,
     event::{DATA_REF, encode_value},
     subject::EVENTS_PREFIX,
 };
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 
 /// A message that was pulled and is not settled yet. Dropping it leaves it to the ack wait.
@@ -17,13 +23,19 @@ use time::OffsetDateTime;
 pub struct Delivery {
     pub(super) bus: Bus,
     pub(super) message: async_nats::Message,
-    /// The stream it is from.
-    pub stream: String,
-    /// Its sequence in the stream.
+    /// The stream that it was delivered from.
+    pub stream: Arc<str>,
+    /// Its sequence in that stream.
     pub sequence: u64,
-    /// When the stream took it.
-    pub(super) published: OffsetDateTime,
-    /// The how-manieth delivery this is, from 1.
+    /// Where it was stored first, and for which generation it is run.
+    pub(crate) provenance: Provenance,
+    /// Which delivery of its consumer this is, from 1.
+    pub delivered: u32,
+    /// When its consumer was created, in nanoseconds since 1970.
+    pub(crate) consumer_created: i64,
+    /// Whether a consumer that is gone may have delivered it before.
+    pub(crate) may_have_run: bool,
+    /// Which attempt this is, from 1: failed attempts count, not deliveries.
     pub attempt: u32,
     /// How many more wait behind it.
     pub pending: u64,
@@ -42,17 +54,6 @@ pub struct Attempt {
     pub error: FunctionError,
 }
 
-/// The headers in which a dead letter says what happened.
-pub(super) mod dead_headers {
-    pub(in super::super) const FUNCTION: &str = "Nerve-Function";
-    pub(in super::super) const REVISION: &str = "Nerve-Revision";
-    pub(in super::super) const STREAM: &str = "Nerve-Stream";
-    pub(in super::super) const SEQUENCE: &str = "Nerve-Sequence";
-    pub(in super::super) const SUBJECT: &str = "Nerve-Subject";
-    pub(in super::super) const ATTEMPTS: &str = "Nerve-Attempts";
-    pub(in super::super) const ERRORS: &str = "Nerve-Errors";
-}
-
 /// The most bytes of errors in a dead letter's headers: a header must fit into the payload limit.
 const ERRORS_MAX: usize = 16 * 1024;
 
@@ -63,7 +64,7 @@ impl Delivery {
     /// without a time has the time at which the stream took it, so that of two the later one can be told.
     pub(crate) async fn event(&self) -> Result<Event, BodyError> {
         let mut event = self.parsed();
-        event.time.get_or_insert(self.published);
+        event.time.get_or_insert(self.provenance.input.stored());
         if event.extension(DATA_REF).is_some() {
             Box::pin(self.bus.restore_body(&mut event)).await?;
         }
@@ -77,17 +78,53 @@ impl Delivery {
 
     /// The event without the body that it may refer to. A message that is no CloudEvent is named by where it first was.
     fn parsed(&self) -> Event {
-        let origin = self.origin();
-        if origin.stream == self.stream {
-            return event_of(&self.message, &self.stream, self.sequence);
+        let Provenance { input, subject, .. } = &self.provenance;
+        match subject {
+            None => event_of(&self.message, &input.stream, input.sequence),
+            Some(subject) => {
+                let message = async_nats::Message { subject: subject.as_str().into(), ..self.message.clone() };
+                event_of(&message, &input.stream, input.sequence)
+            }
         }
-        let message = async_nats::Message { subject: origin.subject.as_str().into(), ..self.message.clone() };
-        event_of(&message, &origin.stream, origin.sequence)
     }
 
-    /// Acknowledges it: it is done.
+    /// The identity that its message was published under; `None` for a copy, which has one of its own.
+    pub(crate) fn published_as(&self) -> Option<Identity> {
+        let headers = self.message.headers.as_ref().filter(|_| !self.is_copy());
+        headers.and_then(|headers| Identity::parse(headers.get(header::NATS_MESSAGE_ID)?.as_str()))
+    }
+
+    /// The run of `function` on it.
+    pub(crate) fn run<'r>(&'r self, function: &'r Name) -> Run<'r> {
+        self.provenance.run(function)
+    }
+
+    /// Whether it is a copy that Nerve made: delayed, redelivered or redriven, and so in no order any more.
+    pub(crate) fn is_copy(&self) -> bool {
+        holds_copies(&self.stream)
+    }
+
+    /// Acknowledges it: it is done. A redriven dead letter is then removed.
     pub async fn ack(self) -> Result<(), BusError> {
-        self.settle(AckKind::Ack).await
+        self.settle(AckKind::Ack).await?;
+        if self.is_redriven() {
+            self.bus.forget_redriven(self.sequence).await;
+        }
+        Ok(())
+    }
+
+    /// Acknowledges it, and waits until the broker has confirmed that.
+    pub(crate) async fn ack_confirmed(&self) -> Result<(), BusError> {
+        let what = || format!("acknowledging message {} of {}", self.sequence, self.stream);
+        let Some(reply) = self.message.reply.clone() else {
+            return Err(BusError::refused(what(), "it has no reply subject"));
+        };
+        let confirmed = self.bus.client.request(reply, Bytes::from(AckKind::Ack)).await;
+        confirmed.map_err(|error| BusError::unavailable(what(), error))?;
+        if self.is_redriven() {
+            self.bus.forget_redriven(self.sequence).await;
+        }
+        Ok(())
     }
 
     /// Has it delivered again after `wait`.
@@ -102,17 +139,24 @@ impl Delivery {
         let what = || format!("dead-lettering an event of {function}");
         let headers = self.dead_headers(function, revision, attempts);
         let subject = Subject::parse(format!("dead.{function}")).map_err(|error| BusError::refused(what(), error))?;
-        // The last attempt is part of the id: an event that fails again after a redrive is a letter again.
-        let id = format!("dead:{function}:{}:{}", self.stream, self.sequence);
-        let stored = self.bus.publish_message(&subject, headers, self.message.payload.clone(), &id).await;
-        match stored {
-            Ok(published) => {
-                self.settle(AckKind::Term).await?;
-                Ok(published.sequence)
-            }
-            Err(PublishError::Invalid(why)) => Err(BusError::refused(what(), why)),
-            Err(PublishError::Unavailable(source)) => Err(BusError::unavailable(what(), source)),
+        let id = self.run(function).dead_letter(self.attempt);
+        let store = async |id: Identity| {
+            let stored = self.bus.publish_message(&subject, headers.clone(), self.message.payload.clone(), id).await;
+            stored.map_err(|error| match error {
+                PublishError::Invalid(why) => BusError::refused(what(), why),
+                PublishError::Unavailable(source) => BusError::unavailable(what(), source),
+            })
+        };
+        let mut stored = store(id).await?;
+        if stored.duplicate && !self.bus.has_dead_letter(stored.sequence).await? {
+            // It was stored, and dropped or redriven since; this message is terminated, so it needs one of its own.
+            stored = store(Identity::of_copy(&id.to_string(), &self.delivered.to_string())).await?;
         }
+        self.settle(AckKind::Term).await?;
+        if self.is_redriven() {
+            self.bus.forget_redriven(self.sequence).await;
+        }
+        Ok(stored.sequence)
     }
 
     /// The answer that its event belongs to.
@@ -123,31 +167,19 @@ impl Delivery {
 
     /// Whether it came from a redriven dead letter.
     pub fn is_redriven(&self) -> bool {
-        self.stream == DEAD
+        self.stream.as_ref() == DEAD
     }
 
     fn dead_headers(&self, function: &Name, revision: u64, attempts: &[Attempt]) -> HeaderMap {
-        let mut headers = HeaderMap::new();
-        for (name, values) in self.message.headers.iter().flat_map(HeaderMap::iter) {
-            let name: &str = name.as_ref();
-            if !is_of_the_broker(name) {
-                values.iter().for_each(|value| headers.append(name, value.clone()));
-            }
-        }
-        // A redriven letter keeps the place that it first came from.
-        if headers.get(dead_headers::STREAM).is_none() {
-            headers.insert(dead_headers::STREAM, self.stream.as_str());
-            headers.insert(dead_headers::SEQUENCE, self.sequence.to_string());
-            headers.insert(dead_headers::SUBJECT, self.message.subject.as_str());
-        }
-        headers.insert(dead_headers::FUNCTION, function.as_str());
-        headers.insert(dead_headers::REVISION, revision.to_string());
-        headers.insert(dead_headers::ATTEMPTS, self.attempt.to_string());
-        headers.insert(dead_headers::ERRORS, errors_header(attempts).as_str());
+        let mut headers = self.provenance.copied(self.message.headers.as_ref(), &self.message.subject);
+        headers.insert(copy_headers::FUNCTION, function.as_str());
+        headers.insert(copy_headers::REVISION, revision.to_string());
+        headers.insert(copy_headers::ATTEMPTS, self.attempt.to_string());
+        headers.insert(copy_headers::ERRORS, errors_header(attempts).as_str());
         headers
     }
 
-    async fn settle(self, kind: AckKind) -> Result<(), BusError> {
+    async fn settle(&self, kind: AckKind) -> Result<(), BusError> {
         let what = || format!("settling message {} of {}", self.sequence, self.stream);
         let Some(reply) = self.message.reply.clone() else {
             return Err(BusError::refused(what(), "it has no reply subject"));

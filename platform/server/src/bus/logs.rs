@@ -1,6 +1,6 @@
 //! What functions say: one stream, a subject a function.
 
-use super::{Attempt, Bus, BusError, LOGS, Start, Tail};
+use super::{Attempt, Bus, BusError, Delivery, LOGS, Start, Tail};
 use nerve_core::{Name, function::LogLevel};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -49,11 +49,6 @@ fn filters(function: Option<&Name>) -> Vec<String> {
     }
 }
 
-/// The subject of one event's failed attempts: the newest message on it holds them all.
-fn attempts_subject(function: &Name, stream: &str, sequence: u64) -> String {
-    format!("logs.{function}.{stream}.{sequence}")
-}
-
 impl Bus {
     /// Follows the log of one function, or of all.
     pub async fn follow_logs(&self, function: Option<&Name>, start: Start) -> Result<Logs, BusError> {
@@ -79,24 +74,12 @@ impl Bus {
         }
     }
 
-    /// The failed attempts at an event so far, by whichever worker.
-    pub(crate) async fn attempts(&self, function: &Name, stream: &str, sequence: u64) -> Vec<Attempt> {
+    /// The failed attempts at an event that an older Nerve wrote down.
+    pub(super) async fn old_attempts(&self, function: &Name, delivery: &Delivery) -> Vec<Attempt> {
         let Ok(logs) = self.jetstream.get_stream_no_info(LOGS).await else { return Vec::new() };
-        let last = logs.direct_get_last_for_subject(attempts_subject(function, stream, sequence)).await;
+        let subject = format!("logs.{function}.{}.{}", delivery.stream, delivery.sequence);
+        let last = logs.direct_get_last_for_subject(subject).await;
         let record = last.ok().and_then(|message| serde_json::from_slice::<LogRecord>(&message.payload).ok());
         record.map(|record| record.attempts).unwrap_or_default()
-    }
-
-    /// Remembers the attempts at an event; `record` holds them all.
-    pub(crate) async fn log_attempts(&self, stream: &str, sequence: u64, record: &LogRecord) {
-        let Ok(body) = serde_json::to_vec(record) else { return };
-        let subject = attempts_subject(&record.function, stream, sequence);
-        let stored = match self.jetstream.publish(subject, body.into()).await {
-            Ok(acknowledgement) => acknowledgement.await.map(drop),
-            Err(error) => Err(error),
-        };
-        if let Err(error) = stored {
-            tracing::warn!(%error, function = %record.function, sequence, "a failed attempt could not be written to the log");
-        }
     }
 }

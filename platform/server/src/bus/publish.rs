@@ -10,7 +10,7 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
-use nerve_core::{Event, Subject, event::encode_value};
+use nerve_core::{Event, Identity, Origin, Subject};
 use std::borrow::Cow;
 
 /// Where an event was stored.
@@ -34,32 +34,41 @@ pub enum PublishError {
 }
 
 impl Bus {
-    /// Publishes an event from outside to `events.<type>`, once an id within the dedupe window.
-    pub async fn publish(&self, event: &Event) -> Result<Published, PublishError> {
-        self.publish_as(event, &message_id_of(event)).await
-    }
-
-    /// What carries an event from outside, which may be published as it is; with its message id.
-    pub(super) async fn to_checked_message(&self, event: &Event) -> Result<(HeaderMap, Bytes), PublishError> {
+    /// The message of an event whose data fits its type, with its message id.
+    pub(super) async fn to_checked_message(
+        &self,
+        event: &Event,
+        id: Identity,
+    ) -> Result<(HeaderMap, Bytes), PublishError> {
         event_types::check(event).map_err(PublishError::Invalid)?;
         let (mut headers, body) = self.to_message(event).await?;
-        headers.insert(header::NATS_MESSAGE_ID, encode_value(&message_id_of(event)).as_ref());
+        headers.insert(header::NATS_MESSAGE_ID, id.to_string());
         Ok((headers, body))
     }
 
-    /// Publishes an event to `events.<type>` under a message id of the caller's; a part of an answer to the answer.
-    pub async fn publish_as(&self, event: &Event, message_id: &str) -> Result<Published, PublishError> {
+    /// Publishes an event that Nerve itself makes; its `source` and `id` identify it.
+    pub async fn publish_own(&self, event: &Event) -> Result<Published, PublishError> {
+        self.publish(event, Origin::nerve().identify(event)).await
+    }
+
+    /// Publishes an event to `events.<type>`; a part of an answer to its answer. One identity is stored once within the dedupe
+    /// window.
+    pub async fn publish(&self, event: &Event, id: Identity) -> Result<Published, PublishError> {
         event_types::check(event).map_err(PublishError::Invalid)?;
         let (headers, body) = self.to_message(event).await?;
-        if let Some((answer, logged)) = answers::place_of(event)? {
-            // First, so that no part that this event leads to can stand before it.
-            let part = self.publish_message(&answer, headers.clone(), body.clone(), message_id);
-            let published = Box::pin(part).await?;
-            if !logged {
-                return Ok(published);
+        let Some(answer) = answers::answer_subject(event)? else {
+            return self.publish_message(&event.ty.subject(), headers, body, id).await;
+        };
+        // The log first: what it has, no other run can replace.
+        let logged = match answers::is_logged(event) {
+            true => {
+                let subject = event.ty.subject();
+                Some(Box::pin(self.publish_message(&subject, headers.clone(), body.clone(), id)).await?)
             }
-        }
-        self.publish_message(&event.ty.subject(), headers, body, message_id).await
+            false => None,
+        };
+        let part = Box::pin(self.publish_message(&answer, headers, body, id)).await?;
+        Ok(logged.unwrap_or(part))
     }
 
     /// The headers and body that carry `event`; a body over the limit is stored and referred to.
@@ -88,13 +97,13 @@ impl Bus {
         subject: &Subject,
         mut headers: HeaderMap,
         body: Bytes,
-        message_id: &str,
+        id: Identity,
     ) -> Result<Published, PublishError> {
         // While the connection is down the client would buffer, and the caller wait for nothing.
         if !self.connected() {
             return Err(PublishError::Unavailable("there is no connection to NATS".into()));
         }
-        headers.insert(header::NATS_MESSAGE_ID, encode_value(message_id).as_ref());
+        headers.insert(header::NATS_MESSAGE_ID, id.to_string());
         let mut reconnects = self.reconnects();
         let sent = self.jetstream.publish_with_headers(subject.as_str().to_owned(), headers, body).await;
         let acknowledged = match sent {
@@ -124,12 +133,7 @@ impl Bus {
 
 /// Whether an event goes elsewhere too, or only elsewhere.
 pub(super) fn has_other_place(event: &Event) -> bool {
-    !matches!(answers::place_of(event), Ok(None))
-}
-
-/// Both parts are of any length and content, and an id is unique within its source only.
-fn message_id_of(event: &Event) -> String {
-    [event.source.as_str(), "#", event.id.as_str()].concat()
+    !matches!(answers::answer_subject(event), Ok(None))
 }
 
 /// Whether the stream will never take it, however often it is tried.

@@ -3,14 +3,17 @@
 //! A [`Puller`] asks for exactly as many messages as it holds slots that nobody uses. Each delivery takes its
 //! slot along and gives it back when it is dropped, which is what lets the next one be asked for.
 
-use super::{Bus, BusError, Delivery, Leases};
+use super::{
+    Bound, Bus, BusError, Delivery, Leases, Places,
+    provenance::{Provenance, holds_copies},
+};
 use async_nats::{StatusCode, Subscriber, jetstream};
 use futures::StreamExt;
 use serde::Serialize;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -28,20 +31,22 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Answers in a row that say that nobody is there, after which the consumer is looked at again.
 const NOBODY_MAX: u32 = 10;
 
-/// What to pull from.
+/// What every puller of a process shares.
 #[derive(Debug, Clone)]
-pub struct PullerOptions {
-    /// The stream's name.
-    pub stream: String,
-    /// The durable consumer's name.
-    pub consumer: String,
+pub(crate) struct Pulling {
+    pub(crate) bus: Bus,
+    pub(crate) leases: Leases,
+    pub(crate) places: Places,
 }
 
 /// Pulls one consumer's messages into free slots.
-pub struct Puller {
+pub(crate) struct Puller {
     bus: Bus,
     leases: Leases,
-    options: PullerOptions,
+    bound: Bound,
+    consumer: String,
+    /// Raised when an event is taken, so that the consumer's place is refreshed.
+    moved: Arc<AtomicBool>,
     slots: Arc<Semaphore>,
     capacity: usize,
     inbox: String,
@@ -103,14 +108,18 @@ struct PullRequest {
 }
 
 impl Puller {
-    /// A puller that fills `slots`, which it may share with others, from the consumer that `options` name.
+    /// A puller that fills `slots`, which it may share with others, from the consumer `base` of `stream`.
+    ///
+    /// # Errors
+    /// [`BusError::NotFound`] where there is no such consumer: bind it.
     pub(crate) async fn start(
-        bus: &Bus,
-        leases: &Leases,
+        pulling: &Pulling,
         slots: &Arc<Semaphore>,
-        options: PullerOptions,
+        (stream, base): (&str, &str),
     ) -> Result<Self, BusError> {
-        let what = || format!("pulling from {} of {}", options.consumer, options.stream);
+        let Pulling { bus, leases, places } = pulling;
+        let what = || format!("pulling from {base} of {stream}");
+        let bound = bus.bound(stream, base).await?;
         let inbox = bus.client.new_inbox();
         let answers = bus.client.subscribe(inbox.clone()).await;
         let answers = answers.map_err(|error| BusError::unavailable(what(), error))?;
@@ -130,7 +139,9 @@ impl Puller {
             not_before: Instant::now(),
             pulse: Pulse::new(),
             place: jetstream::Message { message: nothing(), context: bus.jetstream().clone() },
-            options,
+            consumer: bound.consumer(),
+            moved: places.watch(&bound),
+            bound,
         })
     }
 
@@ -138,7 +149,7 @@ impl Puller {
     ///
     /// An error says that the consumer is gone or cannot be asked: make it again, and start a new puller.
     /// Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Result<(Delivery, OwnedSemaphorePermit), BusError> {
+    pub(crate) async fn next(&mut self) -> Result<(Delivery, OwnedSemaphorePermit), BusError> {
         loop {
             self.ask().await?;
             let wake = self.wake_at();
@@ -183,14 +194,23 @@ impl Puller {
         self.pulse.clone()
     }
 
-    /// Stops asking, and gives back what came and was not taken, so that another worker has it at once.
-    pub async fn stop(mut self) -> Result<(), BusError> {
-        let what = "giving back what was pulled";
-        self.answers.unsubscribe().await.map_err(|error| BusError::unavailable(what, error))?;
+    /// Stops asking, and returns what came and was not taken, to be given back.
+    pub(crate) async fn stop(mut self) -> Result<Vec<Delivery>, BusError> {
+        let unsubscribed = self.answers.unsubscribe().await;
+        unsubscribed.map_err(|error| BusError::unavailable("ending a pull", error))?;
+        let mut untaken = Vec::new();
         while let Some(answer) = self.answers.next().await {
-            let (None, Some(reply)) = (answer.status, answer.reply) else { continue };
-            let sent = self.bus.client.publish(reply, jetstream::AckKind::Nak(None).into()).await;
-            sent.map_err(|error| BusError::unavailable(what, error))?;
+            if answer.status.is_none() {
+                untaken.extend(self.deliver(answer));
+            }
+        }
+        Ok(untaken)
+    }
+
+    /// Stops, and gives back at once what came and was not taken.
+    pub(crate) async fn give_back(self) -> Result<(), BusError> {
+        for delivery in self.stop().await? {
+            delivery.retry_after(Duration::ZERO).await?;
         }
         Ok(())
     }
@@ -224,7 +244,7 @@ impl Puller {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let request = PullRequest { batch: free, expires: nanos(EXPIRES), idle_heartbeat: nanos(HEARTBEAT) };
         let body = serde_json::to_vec(&request).map_err(|error| BusError::refused("pulling", error))?;
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.options.stream, self.options.consumer);
+        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.bound.stream, self.consumer);
         let sent = self.bus.client.publish_with_reply(subject, self.inbox.clone(), body.into()).await;
         sent.map_err(|error| BusError::unavailable("pulling", error))?;
         if self.asked == 0 {
@@ -244,17 +264,7 @@ impl Puller {
         }
         self.nobody = 0;
         self.asked = self.asked.saturating_sub(1);
-        self.place.message.reply.clone_from(&answer.reply);
-        let place = self
-            .place
-            .info()
-            .map(|info| (info.stream.to_owned(), info.stream_sequence, info.published, (info.delivered, info.pending)));
-        let (Ok((stream, sequence, published, (delivered, pending))), Some(reply)) = (place, answer.reply.clone())
-        else {
-            tracing::warn!(subject = %answer.subject, "a message without a JetStream reply subject was passed over");
-            return Ok(None);
-        };
-        let lease = self.leases.take(reply);
+        let Some(delivery) = self.deliver(answer) else { return Ok(None) };
         let slot = match self.held.split(1) {
             Some(slot) => slot,
             // Only after requests were given up as lost and answered all the same.
@@ -263,17 +273,38 @@ impl Puller {
                 slot.map_err(|error| BusError::unavailable("pulling", error))?
             }
         };
-        let delivery = Delivery {
-            bus: self.bus.clone(),
-            message: answer,
-            stream,
-            sequence,
-            published,
-            attempt: u32::try_from(delivered).unwrap_or(u32::MAX),
-            pending,
-            _lease: lease,
-        };
         Ok(Some((delivery, slot)))
+    }
+
+    /// The delivery that a message is.
+    fn deliver(&mut self, answer: async_nats::Message) -> Option<Delivery> {
+        self.place.message.reply.clone_from(&answer.reply);
+        let place =
+            self.place.info().map(|info| (info.stream_sequence, info.published, (info.delivered, info.pending)));
+        let (Ok((sequence, stored, (delivered, pending))), Some(reply)) = (place, answer.reply.clone()) else {
+            tracing::warn!(subject = %answer.subject, "a message without a JetStream reply subject was passed over");
+            return None;
+        };
+        let lease = self.leases.take(reply);
+        self.moved.store(true, Ordering::Relaxed);
+        let stream = &self.bound.stream;
+        let copied = || Provenance::of_copy(answer.headers.as_ref());
+        let here = || Provenance::here(stream.clone(), sequence, stored, self.bound.generation(sequence));
+        let provenance = if holds_copies(stream) { copied().unwrap_or_else(here) } else { here() };
+        Some(Delivery {
+            bus: self.bus.clone(),
+            stream: stream.clone(),
+            sequence,
+            provenance,
+            delivered: u32::try_from(delivered).unwrap_or(u32::MAX),
+            consumer_created: self.bound.created,
+            may_have_run: self.bound.may_have_delivered(sequence),
+            // Whoever runs it counts.
+            attempt: 1,
+            pending,
+            message: answer,
+            _lease: lease,
+        })
     }
 
     fn take_status(&mut self, status: StatusCode, answer: &async_nats::Message) -> Result<(), BusError> {
@@ -300,13 +331,13 @@ impl Puller {
                     return Err(self.gone(&why));
                 }
                 self.not_before = Instant::now() + PAUSE;
-                tracing::debug!(consumer = self.options.consumer, code = %status, why, "the server ended a pull");
+                tracing::debug!(consumer = self.consumer, code = %status, why, "the server ended a pull");
             }
         }
         Ok(())
     }
 
     fn gone(&self, why: &str) -> BusError {
-        BusError::NotFound(format!("consumer {} of stream {} ({why})", self.options.consumer, self.options.stream))
+        BusError::NotFound(format!("consumer {} of stream {} ({why})", self.consumer, self.bound.stream))
     }
 }

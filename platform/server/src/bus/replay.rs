@@ -1,22 +1,21 @@
 //! A function sent back to an earlier place of its stream, to get its events again.
 
-use super::{
-    Bus, BusError, Start,
-    consumer::{consumer_of, reset},
-    consumer_name,
-};
+use super::{Bus, BusError, Start, consumer::consumer_of, consumer_name, place::name_of};
 use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, Info, pull},
     stream::Stream,
 };
 use futures::StreamExt;
-use nerve_core::{Name, Pattern};
+use nerve_core::{Generation, Name, Pattern};
 use serde::Serialize;
 use std::time::Duration;
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 /// How long the broker keeps the consumer that only looks, if it is not deleted.
 const LOOKED: Duration = Duration::from_secs(30);
+/// How often a place is written that others write at the same time.
+const MAX_TRIES: usize = 5;
 
 /// What a function gets again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,6 +35,9 @@ pub struct Replay {
     pub gone: Option<(u64, u64)>,
     /// Whether it begins earlier than asked for, since the function has not finished what is before.
     pub unfinished: bool,
+    /// The first of those that were asked for: they are run for a generation of their own.
+    #[serde(skip)]
+    pub asked: Option<u64>,
 }
 
 impl Bus {
@@ -49,7 +51,7 @@ impl Bus {
     ) -> Result<Replay, BusError> {
         let what = || format!("looking for the events of {function} in {stream}");
         let handle = self.stream(stream, what).await?;
-        let info = place_of(&handle, function, what).await?;
+        let info = self.function_consumer(&handle, function, what).await?;
         let state = &handle.cached_info().state;
         let (first, last) = (state.first_sequence.max(1), state.last_sequence);
         let policy = match start {
@@ -68,6 +70,7 @@ impl Bus {
         let mut found = look(&handle, &subjects, policy, what).await?;
         let mut unfinished = false;
         // All before the place it is sent to counts as done: what it has not finished there would be passed over.
+        let asked = found.first.map(|(sequence, _)| sequence);
         let waits = info.num_pending > 0 || info.num_ack_pending > 0;
         let undone = info.ack_floor.stream_sequence + 1;
         if let Some((wanted, _)) = found.first.filter(|(wanted, _)| waits && undone < *wanted) {
@@ -82,29 +85,62 @@ impl Bus {
             time: found.first.map(|(_, time)| time),
             gone,
             unfinished,
+            asked,
         })
     }
 
-    /// Sends a function back to where `replay` begins; what it has in hand comes again too.
+    /// Sends a function back to where `replay` begins, by a consumer of its own; what it has in hand comes again too.
+    ///
+    /// The new consumer exists before the old one is deleted, so no event is passed over. Workers that pull from the old one are
+    /// told that it is gone, and read from the function's place which one has followed it.
     pub async fn replay(&self, replay: &Replay) -> Result<(), BusError> {
-        let Some(from) = replay.from else { return Ok(()) };
+        let (Some(from), Some(asked)) = (replay.from, replay.asked) else { return Ok(()) };
         let what = || format!("sending {} back to {from} of {}", replay.function, replay.stream);
+        let base = consumer_name(&replay.function);
         let handle = self.stream(&replay.stream, what).await?;
-        reset(&handle, &consumer_name(&replay.function), from, what).await
+        let old = self.function_consumer(&handle, &replay.function, what).await?;
+        let id = Uuid::now_v7().simple().to_string();
+        let config = pull::Config {
+            durable_name: Some(name_of(&base, &id)),
+            description: old.config.description.clone(),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: from },
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: old.config.ack_wait,
+            max_deliver: -1,
+            max_ack_pending: old.config.max_ack_pending,
+            filter_subject: old.config.filter_subject.clone(),
+            filter_subjects: old.config.filter_subjects.clone(),
+            ..<_>::default()
+        };
+        let made = handle.create_consumer_strict(config).await;
+        made.map_err(|error| BusError::unavailable(what(), error))?;
+        let last = handle.cached_info().state.last_sequence;
+        for _ in 0..MAX_TRIES {
+            let Some((place, revision)) = self.place(&replay.stream, &base).await? else { break };
+            let (old, generation) = (name_of(&base, &place.consumer), Generation::replayed(&id));
+            let place = place.replayed((from, asked), last, id.clone(), generation);
+            if self.put_place((&replay.stream, &base), &place, Some(revision)).await? {
+                let deleted = handle.delete_consumer(&old).await;
+                return deleted.map(drop).map_err(|error| BusError::unavailable(what(), error));
+            }
+        }
+        handle.delete_consumer(&name_of(&base, &id)).await.ok();
+        Err(BusError::unavailable(what(), "its place is written by others at the same time"))
     }
-}
 
-/// The function's consumer, once it is sure that it can go back.
-async fn place_of(stream: &Stream, function: &Name, what: impl Fn() -> String) -> Result<Info, BusError> {
-    let info = consumer_of(stream, &consumer_name(function), &what).await?;
-    let info = info.ok_or_else(|| BusError::NotFound(format!("the consumer of {function}")))?;
-    if info.config.deliver_policy != DeliverPolicy::All {
-        let why = format!(
-            "its consumer was made by an older Nerve and cannot go back: `nerve remove {function}`, and deploy it again"
-        );
-        return Err(BusError::refused(what(), why));
+    /// The function's consumer as it is now.
+    async fn function_consumer(
+        &self,
+        stream: &Stream,
+        function: &Name,
+        what: impl Fn() -> String,
+    ) -> Result<Info, BusError> {
+        let base = consumer_name(function);
+        let place = self.place(&stream.cached_info().config.name, &base).await?;
+        let suffix = place.map(|(place, _)| place.consumer).unwrap_or_default();
+        let info = consumer_of(stream, &name_of(&base, &suffix), &what).await?;
+        info.ok_or_else(|| BusError::NotFound(format!("the consumer of {function}")))
     }
-    Ok(info)
 }
 
 /// Messages that are in a stream.

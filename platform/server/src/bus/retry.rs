@@ -2,12 +2,12 @@
 //!
 //! Workers share one consumer of these requests, so that each is done once.
 
-use super::{Bus, BusError, EVENTS, PublishError, Traced, dead::without_failure};
-use async_nats::jetstream::{
-    consumer::{AckPolicy, DeliverPolicy, pull},
-    stream::DirectGetErrorKind,
+use super::{
+    Beginning, Binding, Bus, BusError, EVENTS, MAX_ACK_PENDING, PublishError, Traced, provenance::is_of_the_broker,
 };
-use nerve_core::{Event, EventType, Subject, event::CORRELATION_ID};
+use async_nats::HeaderMap;
+use async_nats::jetstream::stream::DirectGetErrorKind;
+use nerve_core::{Event, EventType, Identity, Subject, event::CORRELATION_ID};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -51,24 +51,20 @@ pub(crate) struct Retried {
 impl Bus {
     /// Makes the consumer of requests where there is none; it begins with what is asked from then on.
     pub(crate) async fn ensure_retry_requests(&self, ack_wait: Duration) -> Result<(), BusError> {
-        let what = || "making the consumer of retries".to_owned();
-        let config = pull::Config {
-            durable_name: Some(REQUESTS.to_owned()),
-            description: Some("Nerve's workers, for control.retry_requested".to_owned()),
-            deliver_policy: DeliverPolicy::New,
-            ack_policy: AckPolicy::Explicit,
+        let binding = Binding {
+            stream: EVENTS,
+            consumer: REQUESTS.to_owned(),
+            description: "Nerve's workers, for control.retry_requested".to_owned(),
+            subjects: vec![REQUESTED.to_owned()],
             ack_wait,
-            max_deliver: -1,
-            filter_subjects: vec![REQUESTED.to_owned()],
-            ..<_>::default()
+            in_flight: MAX_ACK_PENDING,
+            beginning: Beginning::New,
         };
-        let stream = self.stream(EVENTS, what).await?;
-        let made = stream.get_or_create_consumer(REQUESTS, config).await;
-        made.map(drop).map_err(|error| BusError::unavailable(what(), error))
+        self.bind(binding).await
     }
 
-    /// Publishes an event of the log again, as it is, for all that take it; under one `message_id` once.
-    pub(crate) async fn republish(&self, sequence: u64, message_id: &str) -> Result<(), BusError> {
+    /// Publishes an event of the log again, as it is, for all that take it; under one `id` once.
+    pub(crate) async fn republish(&self, sequence: u64, id: Identity) -> Result<(), BusError> {
         let what = || format!("publishing event {sequence} again");
         let stream = self.jetstream.get_stream_no_info(EVENTS).await;
         let stream = stream.map_err(|error| BusError::unavailable(what(), error))?;
@@ -77,8 +73,11 @@ impl Bus {
             _ => BusError::unavailable(what(), error),
         })?;
         let subject = Subject::parse(found.subject.as_str()).map_err(|error| BusError::refused(what(), error))?;
-        let headers = without_failure(Some(&found.headers));
-        match self.publish_message(&subject, headers, found.payload, message_id).await {
+        let mut headers = HeaderMap::new();
+        for (name, values) in found.headers.iter().filter(|(name, _)| !is_of_the_broker(name.as_ref())) {
+            values.iter().for_each(|value| headers.append(name.clone(), value.clone()));
+        }
+        match self.publish_message(&subject, headers, found.payload, id).await {
             Ok(_) => Ok(()),
             Err(PublishError::Invalid(why)) => Err(BusError::refused(what(), why)),
             Err(PublishError::Unavailable(source)) => Err(BusError::unavailable(what(), source)),
@@ -97,7 +96,7 @@ impl Bus {
         let workflow = retried.answer.as_deref().or_else(|| request.extension(CORRELATION_ID));
         event = event.with_extension(CORRELATION_ID, workflow.unwrap_or(&request.id));
         event.time = Some(OffsetDateTime::now_utc());
-        self.publish(&event).await.map(drop)
+        self.publish_own(&event).await.map(drop)
     }
 }
 

@@ -20,6 +20,10 @@ pub const SEEN: &str = "SEEN";
 pub const FUNCTIONS: &str = "functions";
 /// KV: sealed secrets.
 pub const SECRETS: &str = "secrets";
+/// KV: how far each durable consumer is.
+pub(super) const PLACES: &str = "places";
+/// Stream: what is remembered of runs that did not end well.
+pub(super) const RUNS: &str = "RUNS";
 /// KV: projections.
 pub(super) const VIEWS: &str = "views";
 /// Object Store: deployed files.
@@ -53,6 +57,8 @@ impl Bus {
             (LOGS, vec!["logs.>".to_owned()], config.logs_max_age),
             (TIMERS, vec!["timers.>".to_owned()], config.timers_max_age),
             (ATTEMPTS, vec!["attempts.>".to_owned()], config.attempts_max_age),
+            // An event that fails may wait for its next attempt as long as one that is delayed.
+            (RUNS, vec!["runs.>".to_owned()], config.timers_max_age),
             // Without a window nothing is written there.
             (SEEN, vec!["seen.>".to_owned()], config.seen_window.max(config.dedupe_window)),
         ];
@@ -68,6 +74,8 @@ impl Bus {
         })
         .await?;
         self.ensure_bucket(kv::Config { bucket: SECRETS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
+            .await?;
+        self.ensure_bucket(kv::Config { bucket: PLACES.into(), history: 1, num_replicas: replicas, ..<_>::default() })
             .await?;
         self.ensure_bucket(kv::Config { bucket: VIEWS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
             .await?;
@@ -100,6 +108,7 @@ impl Bus {
                 SEEN => SEEN_MESSAGES,
                 _ => -1,
             },
+            max_messages_per_subject: if name == RUNS { 1 } else { -1 },
             num_replicas: config.replicas,
             duplicate_window: if max_age.is_zero() { config.dedupe_window } else { config.dedupe_window.min(max_age) },
             allow_direct: true,

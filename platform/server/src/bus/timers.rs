@@ -3,10 +3,13 @@
 //! The broker keeps the time, by JetStream's message schedules (ADR-51): a message waits on a subject of its own until
 //! it is due, then the broker moves it to its target. Waiting holds no slot, and outlives every worker.
 
-use super::{Bus, BusError, DEAD, Delivery, PublishError, delivery::dead_headers};
+use super::{
+    Bus, BusError, Delivery, PublishError,
+    provenance::{Provenance, copy_headers},
+};
 use async_nats::{HeaderMap, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
-use nerve_core::{Event, Name, ScheduleSpec, Subject};
+use nerve_core::{Event, Generation, Identity, Input, Name, ScheduleSpec, Subject};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
@@ -18,8 +21,6 @@ pub(crate) const TICKS_CONSUMER: &str = "nerve_schedules";
 /// The subjects of all ticks.
 pub(crate) const TICKS: &str = "timers.tick.*";
 
-/// Says that a delivery is a trial: its header holds `1`.
-const TRIAL: &str = "Nerve-Trial";
 /// Keeps a schedule whatever the age of its stream.
 const FOREVER: &str = "never";
 
@@ -28,8 +29,8 @@ pub(crate) fn due_subject(sink: &Name) -> String {
     format!("timers.due.{sink}")
 }
 
-fn wait_subject(sink: &Name, origin: &Origin) -> String {
-    format!("timers.wait.{sink}.{}.{}", origin.stream, origin.sequence)
+fn wait_subject(sink: &Name, input: &Input) -> String {
+    format!("timers.wait.{sink}.{}.{}", input.stream, input.sequence)
 }
 
 fn cron_subject(schedule: &Name) -> String {
@@ -40,94 +41,38 @@ fn tick_subject(schedule: &Name) -> String {
     format!("timers.tick.{schedule}")
 }
 
-/// Where a message first was.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Origin {
-    pub(crate) stream: String,
-    pub(crate) sequence: u64,
-    pub(crate) subject: String,
-}
-
 impl Delivery {
-    /// Where its event first was, which a retry or a redriven letter says in its headers.
-    pub(crate) fn origin(&self) -> Origin {
-        let here = || Origin {
-            stream: self.stream.clone(),
-            sequence: self.sequence,
-            subject: self.message.subject.to_string(),
-        };
-        let text = |name: &str| self.message.headers.as_ref()?.get(name).map(|value| value.as_str().to_owned());
-        // Elsewhere these headers are whatever a sender wrote.
-        if !self.is_put_off() {
-            return here();
-        }
-        let told = || {
-            let sequence = text(dead_headers::SEQUENCE)?.parse().ok()?;
-            Some(Origin { stream: text(dead_headers::STREAM)?, sequence, subject: text(dead_headers::SUBJECT)? })
-        };
-        told().unwrap_or_else(here)
-    }
-
-    /// Whether it was put off, redelivered or redriven, and so is in no order any more.
-    pub(crate) fn is_put_off(&self) -> bool {
-        self.stream == TIMERS || self.stream == DEAD
-    }
-
-    /// Attempts that were made before it was put off.
+    /// Attempts that were made before it was delayed.
     pub(crate) fn tried(&self) -> u32 {
-        let told = self.message.headers.as_ref().filter(|_| self.stream == TIMERS);
-        told.and_then(|headers| headers.get(dead_headers::ATTEMPTS)?.as_str().parse().ok()).unwrap_or_default()
+        let told = self.message.headers.as_ref().filter(|_| self.stream.as_ref() == TIMERS);
+        told.and_then(|headers| headers.get(copy_headers::ATTEMPTS)?.as_str().parse().ok()).unwrap_or_default()
     }
 
-    /// Whether somebody tries out the sink with it.
+    /// Whether it is a test of its sink.
     pub(crate) fn is_trial(&self) -> bool {
-        self.stream == TIMERS && self.message.headers.as_ref().is_some_and(|headers| headers.get(TRIAL).is_some())
+        let headers = self.message.headers.as_ref().filter(|_| self.stream.as_ref() == TIMERS);
+        headers.is_some_and(|headers| headers.get(copy_headers::TRIAL).is_some())
     }
 
-    /// Puts it off until `at`, for `sink` alone, and acknowledges it once the broker has that.
+    /// Delays it until `at`, for `sink` alone, and acknowledges it once the broker has stored the copy.
     pub(crate) async fn put_off(self, sink: &Name, at: OffsetDateTime, tried: u32) -> Result<(), BusError> {
-        let origin = self.origin();
-        let what = || format!("putting off message {} of {} for {sink}", origin.sequence, origin.stream);
-        let mut headers = carried(self.message.headers.as_ref(), &origin);
-        headers.insert(dead_headers::ATTEMPTS, tried.to_string());
+        let input = &self.provenance.input;
+        let what = || format!("delaying message {} of {} for {sink}", input.sequence, input.stream);
+        let mut headers = self.provenance.copied(self.message.headers.as_ref(), &self.message.subject);
+        headers.insert(copy_headers::ATTEMPTS, tried.to_string());
         let at = at.format(&Rfc3339).map_err(|error| BusError::refused(what(), error))?;
         headers.insert(header::NATS_SCHEDULE, format!("@at {at}"));
         headers.insert(header::NATS_SCHEDULE_TARGET, due_subject(sink));
-        let subject = Subject::parse(wait_subject(sink, &origin)).map_err(|error| BusError::refused(what(), error))?;
-        let id = format!("wait:{sink}:{}:{}:{}:{tried}", self.stream, self.sequence, self.attempt);
-        stored(self.bus.publish_message(&subject, headers, self.message.payload.clone(), &id).await, what)?;
+        let subject = Subject::parse(wait_subject(sink, input)).map_err(|error| BusError::refused(what(), error))?;
+        let id = self.run(sink).delayed((&self.stream, self.sequence, self.delivered));
+        stored(self.bus.publish_message(&subject, headers, self.message.payload.clone(), id).await, what)?;
         self.ack().await
     }
 
-    /// Takes back a retry that a worker put off before it died, and before it said that it is done with this one.
+    /// Deletes the delayed retry left by a worker that crashed before it acknowledged this delivery.
     pub(crate) async fn take_back_retry(&self, sink: &Name) -> Result<(), BusError> {
-        self.bus.purge_timers(&wait_subject(sink, &self.origin())).await
+        self.bus.purge_timers(&wait_subject(sink, &self.provenance.input)).await
     }
-}
-
-/// Whether a header tells the broker something, which a copy of its message must not tell it again.
-pub(super) fn is_of_the_broker(name: &str) -> bool {
-    name.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("nats-"))
-}
-
-/// The headers of a message without what the broker put there, and with where it was.
-fn carried(headers: Option<&HeaderMap>, origin: &Origin) -> HeaderMap {
-    let mut kept = HeaderMap::new();
-    for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
-        let text: &str = name.as_ref();
-        let of_the_broker = is_of_the_broker(text);
-        let of_nerve = text.get(..6).is_some_and(|start| start.eq_ignore_ascii_case("nerve-"));
-        if of_the_broker || of_nerve {
-            continue;
-        }
-        for value in values {
-            kept.append(text, value.clone());
-        }
-    }
-    kept.insert(dead_headers::STREAM, origin.stream.as_str());
-    kept.insert(dead_headers::SEQUENCE, origin.sequence.to_string());
-    kept.insert(dead_headers::SUBJECT, origin.subject.as_str());
-    kept
 }
 
 fn stored<T>(published: Result<T, PublishError>, what: impl Fn() -> String) -> Result<T, BusError> {
@@ -149,8 +94,9 @@ impl Bus {
             }
             Err(error) => return Err(BusError::unavailable(what(), error)),
         };
-        let origin = Origin { stream: stream.to_owned(), sequence, subject: found.subject.to_string() };
-        let headers = carried(Some(&found.headers), &origin);
+        let generation = Generation::replayed(&Uuid::now_v7().to_string());
+        let provenance = Provenance::here(stream.into(), sequence, found.time, generation);
+        let headers = provenance.copied(Some(&found.headers), &found.subject);
         self.publish_due(sink, headers, found.payload, what).await
     }
 
@@ -158,7 +104,7 @@ impl Bus {
     pub async fn try_sink(&self, sink: &Name, event: &Event) -> Result<(), BusError> {
         let what = || format!("trying the sink {sink}");
         let (mut headers, body) = stored(self.to_message(event).await, what)?;
-        headers.insert(TRIAL, "1");
+        headers.insert(copy_headers::TRIAL, "1");
         self.publish_due(sink, headers, body, what).await
     }
 
@@ -170,8 +116,8 @@ impl Bus {
         what: impl Fn() -> String,
     ) -> Result<(), BusError> {
         let subject = Subject::parse(due_subject(sink)).map_err(|error| BusError::refused(what(), error))?;
-        let id = format!("due:{sink}:{}", Uuid::now_v7());
-        stored(self.publish_message(&subject, headers, body, &id).await, what).map(drop)
+        let id = Identity::of_copy("due", &Uuid::now_v7().to_string());
+        stored(self.publish_message(&subject, headers, body, id).await, what).map(drop)
     }
 
     /// Forgets everything that waits for a sink.

@@ -1,10 +1,11 @@
 //! Everything that one event led to, as a tree: what the log, the dead letters and the answer's parts say of it.
 
 use super::{ANSWERS, Bus, BusError, DEAD, EVENTS, Start, delivery::event_of};
+use async_nats::header;
 use nerve_core::{
-    Event,
+    Event, Identity,
     answer::{self, Part},
-    event::{CAUSATION_ID, CORRELATION_ID},
+    event::{CAUSATION_ID, CORRELATION_ID, decode_value},
 };
 use serde::Serialize;
 use std::{
@@ -86,13 +87,23 @@ impl Bus {
     }
 
     /// Which of these events the log has, if they were stored at `since` or later.
-    pub(crate) async fn stored_since(&self, events: &[&Event], since: OffsetDateTime) -> Result<Vec<bool>, BusError> {
-        let wanted: BTreeSet<(&str, &str)> = events.iter().map(|event| (&*event.source, &*event.id)).collect();
-        let subjects: BTreeSet<String> = events.iter().map(|event| event.ty.subject().to_string()).collect();
-        let keep = |event: &Event| wanted.contains(&(&*event.source, &*event.id));
-        let found = self.headers(EVENTS, subjects.into_iter().collect(), Start::Time(since - SKEW), keep).await?;
-        let found: BTreeSet<(&str, &str)> = found.iter().map(|seen| (&*seen.event.source, &*seen.event.id)).collect();
-        Ok(events.iter().map(|event| found.contains(&(&*event.source, &*event.id))).collect())
+    pub(crate) async fn stored_since(
+        &self,
+        events: &[(Identity, &Event)],
+        since: OffsetDateTime,
+    ) -> Result<Vec<bool>, BusError> {
+        // An older Nerve published an event under its source and id.
+        let ids = |(id, event): &(Identity, &Event)| [id.to_string(), format!("{}#{}", event.source, event.id)];
+        let wanted: BTreeSet<String> = events.iter().flat_map(ids).collect();
+        let subjects: BTreeSet<String> = events.iter().map(|(_, event)| event.ty.subject().to_string()).collect();
+        let mut found = BTreeSet::new();
+        let look = |message: async_nats::Message, _, _| {
+            let id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
+            found.extend(id.map(|id| decode_value(id.as_str())).filter(|id| wanted.contains(id)));
+            true
+        };
+        self.each_head(EVENTS, subjects.into_iter().collect(), Start::Time(since - SKEW), look).await?;
+        Ok(events.iter().map(|event| ids(event).iter().any(|id| found.contains(id))).collect())
     }
 
     /// The messages from `start` on that `keep` keeps, without their bodies.

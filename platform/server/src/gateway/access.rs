@@ -2,7 +2,7 @@
 
 use super::problem::{Answer, Problem};
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
-use nerve_core::function::Secret;
+use nerve_core::{Origin, function::Secret};
 use sha2::{Digest, Sha256};
 use std::net::{IpAddr, SocketAddr};
 use subtle::ConstantTimeEq;
@@ -23,6 +23,14 @@ pub(crate) enum Caller {
 }
 
 impl Caller {
+    /// The caller as the origin of what it sends.
+    pub(crate) fn origin(&self) -> Origin {
+        match self {
+            Self::Any => Origin::key(""),
+            Self::Collection(collection) => Origin::collection(collection),
+        }
+    }
+
     /// Whether it may see what belongs to this collection, or to none.
     pub(crate) fn may_see(&self, collection: Option<&str>) -> bool {
         match self {

@@ -66,12 +66,12 @@ async fn start(gateway: &Gateway, prompt: &Prompt) -> Answer<Reading> {
     }
     let slot = gateway.stream_slot()?;
     check_connected(gateway.bus())?;
-    let opened = gateway.bus().publish(&prompt.opened).await.map_err(publish_problem)?;
+    let opened = gateway.bus().publish_own(&prompt.opened).await.map_err(publish_problem)?;
     if opened.duplicate {
         // Asked again under the id of another caller's answer.
         state_of(gateway, &prompt.collection_caller(), &prompt.event.id).await?;
     }
-    let published = async { gateway.bus().publish(&prompt.event).await.map_err(publish_problem) };
+    let published = async { gateway.bus().publish_own(&prompt.event).await.map_err(publish_problem) };
     let (_, reading) = futures::try_join!(published, Reading::open(gateway, prompt.event.id.clone(), None, slot))?;
     Ok(reading)
 }
@@ -138,7 +138,7 @@ pub(super) async fn retry(
     let event = event.with_extension(CORRELATION_ID, &*id);
     let mut event = event.with_data("application/json", serde_json::json!({"answer": id}).to_string().into_bytes());
     event.time = Some(OffsetDateTime::now_utc());
-    let receipt = publish(gateway.bus(), &event).await?;
+    let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
     Ok(json(StatusCode::ACCEPTED, &receipt))
 }
 

@@ -65,7 +65,7 @@ pub(super) async fn post(
     }
     let mut event = event(&parts.headers, UPLOADED, data)?;
     event.subject = Some(document);
-    let receipt = publish(gateway.bus(), &event).await?;
+    let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
     Ok(accepted(&receipt))
 }
 
@@ -82,7 +82,7 @@ pub(super) async fn delete(
     let data = json!({"document": document, "collection": collection});
     let mut event = event(&headers, DELETED, data.as_object().cloned().unwrap_or_default())?;
     event.subject = Some(document);
-    let receipt = publish(gateway.bus(), &event).await?;
+    let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
     Ok(accepted(&receipt))
 }
 
@@ -131,7 +131,7 @@ pub(super) async fn feedback(
     data.extend(said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     data.insert("answer".to_owned(), given.answer.as_str().into());
     let event = event(&parts.headers, FEEDBACK, data)?.with_extension(CORRELATION_ID, given.answer);
-    let receipt = publish(gateway.bus(), &event).await?;
+    let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
     Ok(accepted(&receipt))
 }
 

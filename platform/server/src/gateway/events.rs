@@ -2,6 +2,7 @@
 
 use super::{
     Gateway,
+    access::Caller,
     body::is_small,
     modes,
     modes::Posted,
@@ -15,7 +16,7 @@ use crate::{
 use axum::{
     Json,
     body::{Body, HttpBody},
-    extract::{Request, State},
+    extract::{Extension, Request, State},
     response::IntoResponse,
 };
 use http::Method;
@@ -65,19 +66,24 @@ const NOT_AN_EVENT: &str = "this is not a CloudEvent: send the attributes as `ce
 ///
 /// A batch is stored in its order. When one of it fails the whole is answered as failed: sent again, what was stored
 /// already is known by its id.
-pub(super) async fn post(State(gateway): State<Gateway>, request: Request<Body>) -> Answer {
+pub(super) async fn post(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    request: Request<Body>,
+) -> Answer {
+    let origin = caller.origin();
     let (parts, body) = request.into_parts();
     let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_api_body).await?;
     match modes::read(&parts.headers, &body.bytes)? {
         Posted::Plain => Err(Problem::bad_request(NOT_AN_EVENT)),
         Posted::One(event) => {
-            let receipt = publish(gateway.bus(), &event).await?;
+            let receipt = publish(gateway.bus(), &event, origin.identify(&event)).await?;
             Ok(accepted(&receipt))
         }
         Posted::Batch(events) => {
             let mut receipts = Vec::with_capacity(events.len());
             for event in &events {
-                receipts.push(publish(gateway.bus(), event).await?);
+                receipts.push(publish(gateway.bus(), event, origin.identify(event)).await?);
             }
             Ok(accepted(&receipts))
         }

@@ -105,7 +105,7 @@ impl Posted<'_> {
         let (hook, verified) = hook.verify().await?;
         match verified {
             Ok(Accepted::Asked(reply)) => Box::pin(handshake::answer(gateway, &source, reply)).await,
-            Ok(Accepted::Events(verified, identity)) => {
+            Ok(Accepted::Events(verified, recognition)) => {
                 let posted = match hook.spec.provider {
                     Provider::Cloudevents => events::cloud_events(&source, &hook.headers, &hook.body)?,
                     _ => None,
@@ -116,7 +116,7 @@ impl Posted<'_> {
                         verified.into_iter().map(|one| events::event_of(&source, one, now)).collect::<Answer<_>>()?
                     }
                 };
-                Taking { gateway, source: &source, spec: &hook.spec, identity }.take(events).await
+                Taking { gateway, source: &source, spec: &hook.spec, recognition }.take(events).await
             }
             Err(Refusal::Brings(secret)) if !hook.spec.secrets.is_empty() => {
                 Ok(handshake::brought(&source, &hook.spec, &secret))

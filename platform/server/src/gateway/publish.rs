@@ -4,7 +4,7 @@ use super::problem::{Answer, Problem};
 use crate::bus::{Bus, BusError, PublishError, Published};
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
-use nerve_core::Event;
+use nerve_core::{Event, Identity};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -52,9 +52,9 @@ pub(crate) fn accepted(receipts: &impl Serialize) -> Response {
     response
 }
 
-/// Publishes `event` and waits until it is stored.
-pub(crate) async fn publish(bus: &Bus, event: &Event) -> Answer<Receipt> {
-    let published = bus.publish(event).await.map_err(publish_problem)?;
+/// Publishes `event`, once per identity, and waits until it is stored.
+pub(crate) async fn publish(bus: &Bus, event: &Event, id: Identity) -> Answer<Receipt> {
+    let published = bus.publish(event, id).await.map_err(publish_problem)?;
     Ok(Receipt::stored(event, Some(published)))
 }
 

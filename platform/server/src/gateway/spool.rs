@@ -16,9 +16,8 @@ mod drain;
 
 pub(crate) use drain::Drain;
 
-use crate::bus::Mark;
 use disk::{Disk, Entry, Row};
-use nerve_core::{Event, Name};
+use nerve_core::{Event, Identity, Name};
 use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
@@ -27,7 +26,7 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
-/// Events that one file holds at most: each is remembered in memory by its marks, some 100 bytes.
+/// Events that one file holds at most: each is remembered in memory by its keys, about 100 bytes.
 const MOST: usize = 1 << 20;
 
 /// Events on disk, on their way into the log; clones are the same.
@@ -47,8 +46,8 @@ struct Shared {
 /// What is on disk or on its way there.
 #[derive(Debug, Default)]
 struct Held {
-    /// Of what is on disk, synced: whoever sends that again is told that it is taken in.
-    marks: HashSet<Mark>,
+    /// Of what is on disk, synced: a sender that sends it again is told that it is accepted.
+    keys: HashSet<Identity>,
     /// Events by source; none with zero.
     sources: BTreeMap<Name, usize>,
     events: usize,
@@ -60,10 +59,10 @@ struct Held {
 pub(crate) struct Spooled {
     /// The source they came from.
     pub(crate) source: Name,
-    /// Each event with the mark of its id.
-    pub(crate) events: Vec<(Mark, Event)>,
-    /// The mark of what is signed, where it counts.
-    pub(crate) signed: Option<Mark>,
+    /// Each event with its identity.
+    pub(crate) events: Vec<(Identity, Event)>,
+    /// The identity of what is signed, where it counts.
+    pub(crate) signed: Option<Identity>,
     /// Whether the log was tried first, so that it may have them although nobody was told.
     pub(crate) tried: bool,
 }
@@ -129,7 +128,7 @@ impl Spool {
         let mut held = Held::default();
         for entry in &entries {
             held.add(entry);
-            held.marks.extend(&entry.marks);
+            held.keys.extend(&entry.keys);
         }
         if held.events > 0 {
             tracing::info!(events = held.events, bytes = held.bytes, "webhooks of before wait in the spool");
@@ -144,9 +143,9 @@ impl Spool {
         self.held().sources.contains_key(source)
     }
 
-    /// Whether what this mark stands for is on disk.
-    pub(crate) fn has(&self, mark: Mark) -> bool {
-        self.held().marks.contains(&mark)
+    /// Whether what this key stands for is on disk.
+    pub(crate) fn has(&self, key: Identity) -> bool {
+        self.held().keys.contains(&key)
     }
 
     /// Whether it can take one more event.
@@ -179,8 +178,8 @@ impl Spool {
         let mut held = self.held();
         for entry in entries {
             held.remove(entry);
-            for mark in &entry.marks {
-                held.marks.remove(mark);
+            for key in &entry.keys {
+                held.keys.remove(key);
             }
         }
         held.tell();
@@ -204,7 +203,7 @@ impl Claim {
     /// They are on disk.
     fn keep(mut self) {
         let entries = std::mem::take(&mut self.entries);
-        self.spool.held().marks.extend(entries.iter().flat_map(|entry| &entry.marks));
+        self.spool.held().keys.extend(entries.iter().flat_map(|entry| &entry.keys));
         self.spool.shared.arrived.notify_one();
     }
 }
@@ -219,10 +218,10 @@ impl Drop for Claim {
 
 fn rows_of(spooled: Spooled) -> Vec<Row> {
     let last = spooled.events.len().saturating_sub(1);
-    let row = |(at, (mark, event)): (usize, (Mark, Event))| {
+    let row = |(at, (key, event)): (usize, (Identity, Event))| {
         // What is signed is known as long as one of its events is here.
-        let marks = [Some(mark), spooled.signed.filter(|_| at == last)].into_iter().flatten().collect();
-        let entry = Entry { source: spooled.source.clone(), marks, size: disk::size_of(&event) };
+        let keys = [Some(key), spooled.signed.filter(|_| at == last)].into_iter().flatten().collect();
+        let entry = Entry { source: spooled.source.clone(), keys, size: disk::size_of(&event) };
         Row { entry, event, tried: spooled.tried }
     };
     spooled.events.into_iter().enumerate().map(row).collect()

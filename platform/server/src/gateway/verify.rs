@@ -67,14 +67,14 @@ pub(crate) struct Delivery<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Accepted {
     /// Events, in their order.
-    Events(Vec<Verified>, Identity),
+    Events(Vec<Verified>, Recognition),
     /// No event: the sender asked something.
     Asked(Reply),
 }
 
-/// What tells a delivery from others.
+/// What tells a delivery from others, beside the ids of its events.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Identity {
+pub(crate) struct Recognition {
     /// SHA-256 in hex of what is signed, where the source counts that and no id is in it.
     pub(crate) signed_sha256: Option<String>,
     /// Whether the ids of the events are in what is signed, so that none can be given to it later.
@@ -176,7 +176,7 @@ pub(crate) fn verify(source: &SourceSpec, secrets: &[Secret], delivery: Delivery
     }
     let several = scheme.items.map(|items| items::events(&items, content)).transpose()?.flatten();
     if let Some(events) = several {
-        return Ok(Accepted::Events(events, Identity { signed_sha256: None, id_is_signed: true }));
+        return Ok(Accepted::Events(events, Recognition { signed_sha256: None, id_is_signed: true }));
     }
     let (event, place) = reading.event(&signed);
     // Without an id of the sender's the event's id is the hash of what is signed.
@@ -185,7 +185,7 @@ pub(crate) fn verify(source: &SourceSpec, secrets: &[Secret], delivery: Delivery
     // It takes as long as the signature does, and for most sources nobody asks.
     let counts = !id_is_signed && source.dedupe() == Dedupe::Signed;
     let signed_sha256 = counts.then(|| signed.sha256());
-    Ok(Accepted::Events(vec![event], Identity { signed_sha256, id_is_signed }))
+    Ok(Accepted::Events(vec![event], Recognition { signed_sha256, id_is_signed }))
 }
 
 /// Whether this can be the id or the subject of an event.

@@ -2,7 +2,8 @@
 
 use super::{Deployed, Entry, Registry, ScheduleRecord, SinkRecord, SinkState, taken};
 use crate::bus::{
-    Binding, BusError, DEAD, MAX_ACK_PENDING, REDRIVE_PREFIX, TICKS, TICKS_CONSUMER, TIMERS, consumer_name, due_subject,
+    Beginning, Binding, BusError, DEAD, MAX_ACK_PENDING, REDRIVE_PREFIX, TICKS, TICKS_CONSUMER, TIMERS, consumer_name,
+    due_subject,
 };
 use async_nats::jetstream::kv::{CreateErrorKind, UpdateErrorKind};
 use bytes::Bytes;
@@ -78,7 +79,9 @@ impl Registry {
             let description = format!("Nerve's sink {name}");
             let consumer = consumer_name(name);
             let ack_wait = self.ack_wait;
-            self.bus.bind(Binding { stream, consumer, description, subjects, ack_wait, in_flight }).await?;
+            let beginning = if stream == DEAD || stream == TIMERS { Beginning::All } else { Beginning::New };
+            let binding = Binding { stream, consumer, description, subjects, ack_wait, in_flight, beginning };
+            self.bus.bind(binding).await?;
         }
         Ok(())
     }
@@ -173,6 +176,7 @@ impl Registry {
             subjects: vec![TICKS.to_owned()],
             ack_wait: self.ack_wait,
             in_flight: MAX_ACK_PENDING,
+            beginning: Beginning::New,
         };
         self.bus.bind(binding).await
     }

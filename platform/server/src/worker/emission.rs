@@ -1,38 +1,35 @@
-//! What a function emits, as events whose ids do not change from one try to the next.
+//! What a function publishes, as events whose ids do not change from one attempt to the next.
 //!
-//! A redelivered event makes the same function publish under the same message ids, so within the dedupe window
-//! nothing is stored twice.
+//! What it returns is a set: all of it is stored or nothing, and the first set that is stored stands for its run. What it emits
+//! before it returns is stored at once: events under ids of their content, parts of an answer under ids of their index.
 
 use super::{Shared, tools};
 use crate::{
-    bus::{Bus, PublishError},
+    bus::{Bus, CommittedResults, Delivery, MAX_RESULTS, Provenance, PublishError, RunResult, SetOutcome, Sets},
     registry::Catalogue,
 };
 use async_trait::async_trait;
-use data_encoding::HEXLOWER;
 use nerve_core::{
-    Emission, Event, Fault, FunctionError, FunctionSpec, Name, answer,
+    Emission, Event, Fault, FunctionError, FunctionSpec, Identity, Name, Run,
+    answer::{self, Part},
     event::{CAUSATION_ID, CORRELATION_ID, PARTITION_KEY, TRACEPARENT},
     function::Emitter,
     tool::Tool,
 };
-use sha2::{Digest, Sha256};
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 
-/// How long a result waits for the broker before its event is tried again: running a function anew costs more.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// The wait between two tries to publish.
-const AGAIN: Duration = Duration::from_millis(250);
-/// The most emissions of one event.
-const EMISSIONS_MAX: usize = 10_000;
+/// How long a result waits for the broker before its event is retried: running a function again costs more.
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
+/// The wait between two attempts to publish.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// The most events that a function may emit for one event before it returns.
+const MAX_EMISSIONS: usize = 10_000;
 
 /// Turns emissions into events: knows the function, and what it may publish.
 #[derive(Debug, Clone)]
@@ -47,8 +44,8 @@ impl Outlet {
         format!("/functions/{}", self.function)
     }
 
-    /// The event for the `index`-th emission of `input`; refuses a type that the manifest does not let it publish.
-    pub(super) fn event(&self, input: &Event, index: usize, emission: Emission) -> Result<Event, FunctionError> {
+    /// The event for an emission of `input`; refuses a type that the manifest does not let it publish.
+    pub(super) fn event(&self, input: &Event, id: Identity, emission: Emission) -> Result<Event, FunctionError> {
         let function = &self.function;
         if !self.spec.may_emit(&emission.ty) {
             let message = format!(
@@ -57,11 +54,7 @@ impl Outlet {
             );
             return Err(FunctionError::new(Fault::Invalid, message));
         }
-        if index >= EMISSIONS_MAX {
-            let message = format!("it emitted more than {EMISSIONS_MAX} events for one");
-            return Err(FunctionError::new(Fault::Invalid, message));
-        }
-        let mut event = Event::new(emission_id(function, input, index), self.source(), emission.ty)
+        let mut event = Event::new(format!("{function}-{id}"), self.source(), emission.ty)
             .with_data(emission.content_type.unwrap_or_else(|| "application/json".to_owned()), emission.data)
             .with_extension(CORRELATION_ID, input.extension(CORRELATION_ID).unwrap_or(&input.id))
             .with_extension(CAUSATION_ID, input.id.as_str());
@@ -80,24 +73,15 @@ impl Outlet {
     }
 }
 
-/// Function, input and index make an id of one length, however long a chain of functions is. The input's source is
-/// part of it, since ids are unique within a source only.
-fn emission_id(function: &Name, input: &Event, index: usize) -> String {
-    let mut digest = Sha256::new();
-    for part in [function.as_str(), &input.source, &input.id] {
-        digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-        digest.update(part);
-    }
-    let digest = HEXLOWER.encode(&digest.finalize());
-    format!("{function}-{}-{index}", digest.get(..24).unwrap_or(&digest))
-}
-
-/// Publishes; while the broker is away it waits, for the work is done and only its result is at stake.
-pub(super) async fn publish(bus: &Bus, event: &Event) -> Result<(), FunctionError> {
-    let deadline = Instant::now() + PATIENCE;
+/// Publishes what `store` stores; while the broker is unavailable it waits, as only the result of finished work is at stake.
+pub(super) async fn publish<T, F>(mut store: impl FnMut() -> F) -> Result<T, FunctionError>
+where
+    F: Future<Output = Result<T, PublishError>>,
+{
+    let deadline = Instant::now() + PUBLISH_TIMEOUT;
     loop {
-        match bus.publish(event).await {
-            Ok(_) => return Ok(()),
+        match store().await {
+            Ok(stored) => return Ok(stored),
             Err(PublishError::Invalid(why)) => {
                 return Err(FunctionError::new(Fault::Invalid, format!("it emitted what cannot be published: {why}")));
             }
@@ -106,68 +90,195 @@ pub(super) async fn publish(bus: &Bus, event: &Event) -> Result<(), FunctionErro
                 return Err(FunctionError::new(Fault::Retry { after: None }, message));
             }
             Err(PublishError::Unavailable(cause)) => {
-                tracing::debug!(%cause, id = event.id, "a result waits for the broker");
-                tokio::time::sleep(AGAIN).await;
+                tracing::debug!(%cause, "a result waits for the broker");
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }
     }
 }
 
+/// An event that a function was given, and what it has emitted for it so far.
+#[derive(Debug)]
+struct Source {
+    event: Event,
+    provenance: Provenance,
+    /// The identity that it was published under, where it is no copy.
+    published_as: Option<Identity>,
+    emitted: Mutex<Emitted>,
+}
+
+#[derive(Debug, Default)]
+struct Emitted {
+    /// Parts of the answer.
+    parts: usize,
+    /// How often each event was emitted, by its identity as if it were the first.
+    events: HashMap<Identity, usize>,
+    /// Whether the event itself is in ANSWERS, where it is a part of the answer.
+    input_is_copied: bool,
+}
+
 /// Publishes what the events of one batch emit, before and after their end.
 pub(super) struct Publisher {
     bus: Bus,
+    sets: Sets,
     outlet: Outlet,
-    inputs: Vec<Event>,
-    /// How many emissions each event has had.
-    counts: Vec<AtomicUsize>,
+    sources: Vec<Source>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
 }
 
 impl Publisher {
-    pub(super) fn new(shared: &Shared, outlet: &Outlet, inputs: &[Event]) -> Self {
-        // The body is shared, not copied.
-        let inputs = inputs.to_vec();
-        let counts = inputs.iter().map(|_| AtomicUsize::new(0)).collect();
-        Self { bus: shared.bus.clone(), outlet: outlet.clone(), inputs, counts, catalogue: shared.catalogue.clone() }
-    }
-
-    /// Publishes the results of the event at `index`, in their order and all at once.
-    pub(super) async fn results(&self, index: usize, emissions: Vec<Emission>) -> Result<(), FunctionError> {
-        let emissions = match self.inputs.get(index) {
-            Some(input) if tools::is_call(&self.outlet.spec, input) => tools::answered(input, emissions)?,
-            _ => emissions,
+    pub(super) fn new<'d>(
+        shared: &Shared,
+        outlet: &Outlet,
+        inputs: impl IntoIterator<Item = (&'d Event, &'d Delivery)>,
+    ) -> Self {
+        let source = |(event, delivery): (&Event, &Delivery)| Source {
+            // The body is shared, not copied.
+            event: event.clone(),
+            provenance: delivery.provenance.clone(),
+            published_as: delivery.published_as(),
+            emitted: Mutex::default(),
         };
-        let events: Result<Vec<_>, _> = emissions.into_iter().map(|emission| self.event(index, emission)).collect();
-        let events = events?;
-        if let [only] = events.as_slice() {
-            return publish(&self.bus, only).await;
+        Self {
+            bus: shared.bus.clone(),
+            sets: shared.sets.clone(),
+            outlet: outlet.clone(),
+            sources: inputs.into_iter().map(source).collect(),
+            catalogue: shared.catalogue.clone(),
         }
-        futures::future::try_join_all(events.iter().map(|event| publish(&self.bus, event))).await.map(drop)
     }
 
-    fn event(&self, index: usize, emission: Emission) -> Result<Event, FunctionError> {
-        let (Some(input), Some(count)) = (self.inputs.get(index), self.counts.get(index)) else {
-            return Err(FunctionError::new(Fault::Invalid, "it emitted for an event that is not in the batch"));
+    /// Publishes the results of the event at `index`, all or none. Where another attempt at the same run has published its
+    /// results, those stand.
+    pub(super) async fn results(&self, index: usize, emissions: Vec<Emission>) -> Result<(), FunctionError> {
+        let source = self.source(index)?;
+        let emissions = match tools::is_call(&self.outlet.spec, &source.event) {
+            true => tools::answered(&source.event, emissions)?,
+            false => emissions,
         };
-        self.outlet.event(input, count.fetch_add(1, Ordering::Relaxed), emission)
+        if emissions.len() > MAX_RESULTS {
+            let message = format!("it returned {} events for one, and {MAX_RESULTS} is the most", emissions.len());
+            return Err(FunctionError::new(Fault::Invalid, message));
+        }
+        let run = source.provenance.run(&self.outlet.function);
+        let mut logged = 0..;
+        let mut results = Vec::with_capacity(emissions.len());
+        for emission in emissions {
+            // Parts that are in no log are numbered with the other parts.
+            let id = match Part::of(&emission.ty) {
+                Some(part) if !part.is_logged() => run.part(source.next_part()),
+                _ => run.result(logged.next().unwrap_or_default()),
+            };
+            results.push(RunResult { id, event: self.outlet.event(&source.event, id, emission)? });
+        }
+        let outcome = publish(|| self.bus.publish_results(&self.sets, &results)).await?;
+        if outcome == SetOutcome::Duplicate {
+            metrics::counter!("nerve_duplicates_total", "function" => self.outlet.function.to_string(), "reason" => "result")
+                .increment(1);
+            tracing::debug!(function = %self.outlet.function, id = source.event.id, "the results of an earlier attempt stand");
+            if self.may_emit_parts() {
+                self.copy_committed(run).await?;
+            }
+        }
+        Ok(())
     }
+
+    /// Whether the function may publish what is both a step of the pipeline and a part of an answer.
+    fn may_emit_parts(&self) -> bool {
+        let covers = |ty: &str| self.outlet.spec.emits.iter().any(|pattern| pattern.covers(ty));
+        covers(answer::GENERATED) || covers(answer::RETRIEVED)
+    }
+
+    /// Copies the results that stand to their answer, where the worker that stored them may have died before it did.
+    async fn copy_committed(&self, run: Run<'_>) -> Result<(), FunctionError> {
+        let mut committed = CommittedResults::default();
+        let copied = async {
+            match committed.find(&self.bus, run, &self.outlet.spec.emits).await? {
+                Some(first) => self.bus.copy_committed(run, first).await,
+                None => Ok(()),
+            }
+        };
+        copied.await.map_err(|error| FunctionError::new(Fault::Retry { after: None }, error.to_string()))
+    }
+
+    fn source(&self, index: usize) -> Result<&Source, FunctionError> {
+        let missing = || FunctionError::new(Fault::Invalid, "it emitted for an event that is not in the batch");
+        self.sources.get(index).ok_or_else(missing)
+    }
+
+    /// Sees to it that the event that a part follows from stands in ANSWERS before the part: whoever published it may still be
+    /// about to copy it there.
+    async fn copy_input(&self, source: &Source) -> Result<(), FunctionError> {
+        if source.lock().input_is_copied {
+            return Ok(());
+        }
+        if let Some(id) = source.published_as
+            && Part::of(&source.event.ty).is_some_and(Part::is_logged)
+        {
+            publish(|| self.bus.copy_to_answer(&source.event, id)).await?;
+        }
+        source.lock().input_is_copied = true;
+        Ok(())
+    }
+}
+
+impl Source {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Emitted> {
+        self.emitted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_part(&self) -> usize {
+        let mut emitted = self.lock();
+        emitted.parts += 1;
+        emitted.parts - 1
+    }
+
+    /// The identity of the next emission.
+    fn identify(&self, run: Run<'_>, emission: &Emission) -> Result<Identity, FunctionError> {
+        if Part::of(&emission.ty).is_some_and(|part| !part.is_logged()) {
+            let index = self.next_part();
+            return if index < MAX_EMISSIONS { Ok(run.part(index)) } else { Err(too_many()) };
+        }
+        let first = run.emission(emission.ty.as_str(), &emission.data, 0);
+        let mut emitted = self.lock();
+        if emitted.events.len() >= MAX_EMISSIONS {
+            return Err(too_many());
+        }
+        let count = emitted.events.entry(first).or_default();
+        *count += 1;
+        match *count {
+            1 => Ok(first),
+            count if count > MAX_EMISSIONS => Err(too_many()),
+            count => Ok(run.emission(emission.ty.as_str(), &emission.data, count - 1)),
+        }
+    }
+}
+
+fn too_many() -> FunctionError {
+    FunctionError::new(Fault::Invalid, format!("it emitted more than {MAX_EMISSIONS} events for one"))
 }
 
 #[async_trait]
 impl Emitter for Publisher {
     async fn emit(&self, index: usize, emission: Emission) -> Result<(), FunctionError> {
-        publish(&self.bus, &self.event(index, emission)?).await
+        let source = self.source(index)?;
+        let id = source.identify(source.provenance.run(&self.outlet.function), &emission)?;
+        let event = self.outlet.event(&source.event, id, emission)?;
+        if Part::of(&event.ty).is_some() {
+            self.copy_input(source).await?;
+        }
+        publish(|| self.bus.publish(&event, id)).await.map(drop)
     }
 
     async fn emitted(&self, index: usize) -> Result<Vec<Emission>, FunctionError> {
-        let (Some(input), Some(count)) = (self.inputs.get(index), self.counts.get(index)) else {
-            return Ok(Vec::new());
-        };
-        let source = self.outlet.source();
-        let events = self.bus.emitted(answer::id_of(input), &source, &input.id).await;
+        let Some(source) = self.sources.get(index) else { return Ok(Vec::new()) };
+        let (input, from) = (&source.event, self.outlet.source());
+        let events = self.bus.emitted(answer::id_of(input), &from, &input.id).await;
         let events = events.map_err(|error| FunctionError::new(Fault::Retry { after: None }, error.to_string()))?;
         // The last emission may be on the way still: its place stays free for the one that comes next.
-        count.fetch_max(events.len(), Ordering::Relaxed);
+        let parts = events.iter().filter(|event| Part::of(&event.ty).is_some_and(|part| !part.is_logged())).count();
+        let mut emitted = source.lock();
+        emitted.parts = emitted.parts.max(parts);
         Ok(events.into_iter().map(emission_of).collect())
     }
 
@@ -199,8 +310,11 @@ impl Collector {
 
     fn keep(&self, emission: Emission) -> Result<(), FunctionError> {
         let mut events = self.lock();
-        let event = self.outlet.event(&self.input, events.len(), emission)?;
-        events.push(event);
+        if events.len() >= MAX_EMISSIONS {
+            return Err(too_many());
+        }
+        let id = Identity::of_copy(&self.input.id, &events.len().to_string());
+        events.push(self.outlet.event(&self.input, id, emission)?);
         Ok(())
     }
 
@@ -236,19 +350,33 @@ mod tests {
         Emission { ty, data: "1".into(), content_type: None, subject: None, partition_key: None }
     }
 
+    fn id(text: &str) -> Identity {
+        Identity::of_copy("test", text)
+    }
+
     #[test]
-    fn ids_are_the_same_each_time_and_differ_by_input_source_and_index() {
-        let input = |source: &str, id: &str| Event::new(id, source, EventType::parse("in").unwrap());
-        let id = |source, id, index| outlet().event(&input(source, id), index, emission("out.a")).unwrap().id;
-        assert_eq!(id("/a", "1", 0), id("/a", "1", 0));
-        let all = [id("/a", "1", 0), id("/a", "1", 1), id("/a", "2", 0), id("/b", "1", 0), id("/a1", "", 0)];
-        assert_eq!(all.iter().collect::<std::collections::BTreeSet<_>>().len(), all.len());
+    fn early_event_has_an_id_by_content_and_part_by_index() {
+        let event = Event::new("1", "/s", EventType::parse("in").unwrap());
+        let input = nerve_core::Input::new("EVENTS", 7, OffsetDateTime::UNIX_EPOCH);
+        let provenance = Provenance::first(input, nerve_core::Generation::first());
+        let function = Name::parse("f").unwrap();
+        let run = provenance.run(&function);
+        let ids = |emissions: &[Emission]| {
+            let (event, provenance) = (event.clone(), provenance.clone());
+            let source = Source { event, provenance, published_as: None, emitted: Mutex::default() };
+            emissions.iter().map(|emission| source.identify(run, emission).unwrap()).collect::<Vec<_>>()
+        };
+        let (a, b) = (emission("out.a"), emission("out.b"));
+        let first = ids(&[a.clone(), a.clone(), b.clone()]);
+        assert_eq!(ids(&[b, a.clone(), a]), [first[2], first[0], first[1]], "another branch, the same events");
+        let token = |text: &'static str| Emission { data: text.into(), ..emission(answer::TOKEN) };
+        assert_eq!(ids(&[token("x"), token("y")]), [run.part(0), run.part(1)]);
     }
 
     #[test]
     fn only_declared_types_may_be_emitted() {
         let input = Event::new("1", "/s", EventType::parse("in").unwrap());
-        let error = outlet().event(&input, 0, emission("other")).unwrap_err();
+        let error = outlet().event(&input, id("0"), emission("other")).unwrap_err();
         assert_eq!(error.fault, Fault::Invalid);
         assert!(error.message.contains("emits of [function.f]"));
     }
@@ -258,12 +386,12 @@ mod tests {
         let input = Event::new("1", "/s", EventType::parse("in").unwrap())
             .with_extension(TRACEPARENT, "00-a-b-01")
             .with_extension(PARTITION_KEY, "k");
-        let first = outlet().event(&input, 0, emission("out.a")).unwrap();
+        let first = outlet().event(&input, id("0"), emission("out.a")).unwrap();
         assert_eq!(first.extension(CORRELATION_ID), Some("1"));
         assert_eq!(first.extension(CAUSATION_ID), Some("1"));
         assert_eq!(first.extension(TRACEPARENT), Some("00-a-b-01"));
         assert_eq!(first.extension(PARTITION_KEY), Some("k"));
-        let second = outlet().event(&first, 0, emission("out.b")).unwrap();
+        let second = outlet().event(&first, id("1"), emission("out.b")).unwrap();
         assert_eq!(second.extension(CORRELATION_ID), Some("1"));
         assert_eq!(second.extension(CAUSATION_ID), Some(first.id.as_str()));
     }

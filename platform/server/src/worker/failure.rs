@@ -3,59 +3,67 @@
 use super::{
     Shared,
     emission::{Outlet, publish},
+    invocation::Taken,
     log, tools,
 };
-use crate::bus::{Attempt, Delivery, Failure, LogRecord};
+use crate::bus::{Attempt, Delivery, Failure, LogRecord, RunHistory};
 use nerve_core::{
     Fault, FunctionError, answer,
     function::LogLevel,
     verdict::{Verdict, decide},
 };
 use std::time::Duration;
-use time::OffsetDateTime;
-
-/// Attempts whose errors are kept with an event.
-const REMEMBERED: usize = 20;
 
 /// The longest error that is kept, in bytes: several must fit into a dead letter's headers.
-const LONGEST_ERROR: usize = 2048;
+const MAX_ERROR_BYTES: usize = 2048;
 
 /// Settles a failed delivery by its verdict.
-pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, delivery: Delivery, error: FunctionError) {
+pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, taken: Taken, error: FunctionError) {
+    let Taken { delivery, mut history, slot } = taken;
     let verdict = decide(Some(&error), delivery.attempt, &outlet.spec.retry);
     if error.fault == Fault::Interrupted {
-        return give_back(delivery).await;
+        return give_back_recorded(shared, outlet, delivery, history).await;
     }
-    let attempts = attempts_with(shared, outlet, &delivery, error).await;
-    let record = record(outlet, &delivery, &attempts, &verdict);
+    let error = FunctionError { message: log::truncate(error.message, MAX_ERROR_BYTES), ..error };
+    history.end_failed(&delivery, error);
+    shared.bus.log(&record(outlet, &delivery, &history, &verdict)).await;
     match verdict {
-        Verdict::DeadLetter => {
-            shared.bus.log(&record).await;
-            bury_with(shared, outlet, revision, delivery, &attempts).await;
-        }
+        Verdict::DeadLetter => bury_with(shared, outlet, revision, delivery, &history.failures).await,
         Verdict::RetryAfter(wait) => {
-            shared.bus.log_attempts(&delivery.stream, delivery.sequence, &record).await;
+            let function = &outlet.function;
+            if let Err(error) = shared.bus.record_run(function, &delivery, &history).await {
+                tracing::warn!(%function, %error, "a failed attempt is not recorded, and does not count");
+            }
             let wait = with_jitter(wait, delivery.sequence);
             if let Err(error) = delivery.retry_after(wait).await {
-                tracing::warn!(function = %outlet.function, %error, "a retry waits for the ack wait instead");
+                tracing::warn!(%function, %error, "a retry waits for the ack wait instead");
             }
         }
         // A failure is never acknowledged.
         Verdict::Ack => tracing::error!(function = %outlet.function, "a failure had no verdict; it will come again"),
     }
+    drop(slot);
 }
 
-/// Dead-letters a delivery that has had all its tries before this one.
-pub(super) async fn bury(shared: &Shared, outlet: &Outlet, revision: u64, delivery: Delivery) {
-    let attempts = shared.bus.attempts(&outlet.function, &delivery.stream, delivery.sequence).await;
-    let attempts = without_holes(attempts, delivery.attempt.saturating_sub(1));
-    shared.bus.log(&record(outlet, &delivery, &attempts, &Verdict::DeadLetter)).await;
-    bury_with(shared, outlet, revision, delivery, &attempts).await;
+/// Dead-letters a delivery whose attempts have all failed before this one.
+pub(super) async fn bury(shared: &Shared, outlet: &Outlet, revision: u64, taken: Taken) {
+    let Taken { mut delivery, history, slot } = taken;
+    delivery.attempt = history.failed;
+    shared.bus.log(&record(outlet, &delivery, &history, &Verdict::DeadLetter)).await;
+    bury_with(shared, outlet, revision, delivery, &history.failures).await;
+    drop(slot);
 }
 
 /// Gives a delivery back at once: it was not its fault.
 pub(super) async fn give_back(delivery: Delivery) {
     if let Err(error) = delivery.retry_after(Duration::ZERO).await {
+        tracing::warn!(%error, "an event could not be given back and comes after the ack wait");
+    }
+}
+
+/// Gives a delivery back at once, and records that this was no attempt.
+pub(super) async fn give_back_recorded(shared: &Shared, outlet: &Outlet, delivery: Delivery, history: RunHistory) {
+    if let Err(error) = shared.bus.give_back_recorded(&outlet.function, delivery, history).await {
         tracing::warn!(%error, "an event could not be given back and comes after the ack wait");
     }
 }
@@ -104,51 +112,24 @@ async fn answer_call(shared: &Shared, outlet: &Outlet, delivery: &Delivery, why:
     let Some(emission) = tools::failed(&event, why).filter(|_| tools::is_call(&outlet.spec, &event)) else {
         return Ok(false);
     };
-    let mut answer = outlet.event(&event, 0, emission)?;
-    // The call may be tried again by hand, and then answers once more.
-    answer.id.push_str("-failed");
-    publish(&shared.bus, &answer).await.map(|()| true)
+    // The call may be redriven, and then answers once more, in another generation.
+    let id = delivery.run(&outlet.function).emission(emission.ty.as_str(), b"failed", 0);
+    let answer = outlet.event(&event, id, emission)?;
+    publish(|| shared.bus.publish(&answer, id)).await.map(|_| true)
 }
 
-/// Every attempt so far, this one last.
-async fn attempts_with(shared: &Shared, outlet: &Outlet, delivery: &Delivery, error: FunctionError) -> Vec<Attempt> {
-    let before = match delivery.attempt {
-        1 => Vec::new(),
-        _ => shared.bus.attempts(&outlet.function, &delivery.stream, delivery.sequence).await,
-    };
-    let error = FunctionError { message: log::truncate(error.message, LONGEST_ERROR), ..error };
-    let mut attempts = without_holes(before, delivery.attempt.saturating_sub(1));
-    attempts.push(Attempt { attempt: delivery.attempt, time: OffsetDateTime::now_utc(), error });
-    attempts.drain(..attempts.len().saturating_sub(REMEMBERED));
-    attempts
-}
-
-/// Names the attempts that nobody wrote about: their worker ended with them, or gave them back.
-fn without_holes(mut attempts: Vec<Attempt>, count: u32) -> Vec<Attempt> {
-    let first = count.saturating_sub(u32::try_from(REMEMBERED).unwrap_or(u32::MAX)) + 1;
-    for missing in first..=count {
-        if !attempts.iter().any(|attempt| attempt.attempt == missing) {
-            let message = "no word of this attempt: its worker was stopped or died while it ran";
-            let error = FunctionError::new(Fault::Crash, message);
-            attempts.push(Attempt { attempt: missing, time: OffsetDateTime::now_utc(), error });
-        }
-    }
-    attempts.sort_by_key(|attempt| attempt.attempt);
-    attempts
-}
-
-fn record(outlet: &Outlet, delivery: &Delivery, attempts: &[Attempt], verdict: &Verdict) -> LogRecord {
+fn record(outlet: &Outlet, delivery: &Delivery, history: &RunHistory, verdict: &Verdict) -> LogRecord {
     let next = match verdict {
         Verdict::Ack => "done".to_owned(),
         Verdict::RetryAfter(wait) => format!("next try in {}", humantime::format_duration(*wait)),
         Verdict::DeadLetter => "dead letter".to_owned(),
     };
-    let last = attempts.last().map(|attempt| attempt.error.message.as_str()).unwrap_or_default();
+    let last = history.failures.last().map(|attempt| attempt.error.message.as_str()).unwrap_or_default();
     let of = outlet.spec.retry.attempts;
     let message = format!("attempt {} of {of} failed ({next}): {last}", delivery.attempt);
     let mut record = log::record(&outlet.function, LogLevel::Error, message);
     record.event = Some(delivery.event_id());
-    record.attempts = attempts.to_vec();
+    record.attempts.clone_from(&history.failures);
     record
 }
 
@@ -161,18 +142,6 @@ pub(super) fn with_jitter(wait: Duration, sequence: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn attempts_that_nobody_wrote_about_are_named() {
-        let written =
-            Attempt { attempt: 2, time: OffsetDateTime::UNIX_EPOCH, error: FunctionError::new(Fault::Timeout, "slow") };
-        let all = without_holes(vec![written], 3);
-        assert_eq!(all.iter().map(|attempt| attempt.attempt).collect::<Vec<_>>(), [1, 2, 3]);
-        assert_eq!(all[1].error.fault, Fault::Timeout);
-        assert!(all[0].error.message.contains("died"));
-        assert!(without_holes(Vec::new(), 0).is_empty());
-        assert_eq!(without_holes(Vec::new(), 1000).len(), REMEMBERED);
-    }
 
     #[test]
     fn jitter_adds_a_tenth_at_most() {

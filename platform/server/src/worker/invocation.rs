@@ -5,16 +5,24 @@ use super::{
     emission::{Outlet, Publisher},
     failure, tools,
 };
-use crate::bus::{BodyError, Delivery};
+use crate::bus::{BodyError, CommittedResults, Delivery, RunHistory};
 use futures::FutureExt;
 use nerve_core::{Context, Event, Fault, Function, FunctionError, Name, Outcome};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
-/// A delivery and the slot it occupies.
+/// A delivery, what is known of its earlier attempts, and the slot it occupies.
 pub(super) struct Taken {
     pub(super) delivery: Delivery,
+    pub(super) history: RunHistory,
     pub(super) slot: OwnedSemaphorePermit,
+}
+
+impl Taken {
+    /// A delivery of which nothing is known yet.
+    pub(super) fn new(delivery: Delivery, slot: OwnedSemaphorePermit) -> Self {
+        Self { delivery, history: RunHistory::default(), slot }
+    }
 }
 
 /// Runs one revision of a function.
@@ -26,6 +34,8 @@ pub(super) struct Invoker {
     pub(super) meters: Meters,
     /// Invocations at once: batches that are not full would otherwise be more than the manifest says.
     pub(super) running: Semaphore,
+    /// The function's results in the log, read where JetStream may have forgotten their ids.
+    pub(super) committed: Mutex<CommittedResults>,
 }
 
 /// The meters that every event moves, looked up once.
@@ -50,18 +60,36 @@ fn outcomes(function: &Name, outcome: &'static str) -> metrics::Counter {
 impl Invoker {
     /// Takes a batch to its end: every delivery is settled, or left to come again.
     pub(super) async fn handle(self: Arc<Self>, batch: Vec<Taken>) {
+        let mut fresh = Vec::with_capacity(batch.len());
+        for taken in batch {
+            if taken.delivery.delivered == 1 && !taken.delivery.may_have_run {
+                fresh.push(taken);
+            } else if let Some(taken) = Box::pin(self.resume(taken)).await {
+                fresh.push(taken);
+            }
+        }
+        if fresh.is_empty() {
+            return;
+        }
         let stop = self.shared.stops.work.clone();
-        let Some(Ok(_running)) = stop.run_until_cancelled(self.running.acquire()).await else {
-            for taken in batch {
-                failure::give_back(taken.delivery).await;
+        let begin = async { (self.running.acquire().await, self.shared.isolation.share().await) };
+        let Some((Ok(_running), _shared)) = stop.run_until_cancelled(begin).await else {
+            for taken in fresh {
+                self.give_back(taken).await;
             }
             return;
         };
+        self.run(fresh).await;
+    }
+
+    /// Runs deliveries that were admitted, and settles them.
+    pub(super) async fn run(&self, batch: Vec<Taken>) {
         let (taken, events) = self.unpack(batch).await;
         if events.is_empty() {
             return;
         }
-        let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, &events));
+        let deliveries = taken.iter().map(|taken| &taken.delivery);
+        let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, events.iter().zip(deliveries)));
         let spec = &self.outlet.spec;
         let given = |event| if tools::is_call(spec, &event) { tools::given(event) } else { event };
         let events: Vec<Event> = events.into_iter().map(given).collect();
@@ -86,10 +114,6 @@ impl Invoker {
     async fn unpack(&self, batch: Vec<Taken>) -> (Vec<Taken>, Vec<Event>) {
         let (mut kept, mut events) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
         for taken in batch {
-            if self.outlet.spec.retry.exhausted_before(taken.delivery.attempt) {
-                Box::pin(self.bury(taken)).await;
-                continue;
-            }
             match taken.delivery.event().await {
                 Ok(event) if self.shared.cancels.is_cancelled(&event) => self.pass_over(taken).await,
                 Ok(event) => {
@@ -119,7 +143,7 @@ impl Invoker {
     }
 
     /// Settles an event of an answer that nobody wants any more.
-    async fn pass_over(&self, taken: Taken) {
+    pub(super) async fn pass_over(&self, taken: Taken) {
         self.count("cancelled");
         if let Err(error) = taken.delivery.ack().await {
             tracing::debug!(function = %self.outlet.function, %error, "a cancelled event will come again");
@@ -145,17 +169,24 @@ impl Invoker {
     }
 
     async fn finish(&self, publisher: &Publisher, index: usize, taken: Taken, outcome: Outcome) {
+        let nothing = matches!(&outcome, Ok(emissions) if emissions.is_empty()) && self.outlet.spec.tool.is_none();
         let result = match outcome {
-            Ok(emissions) if emissions.is_empty() && self.outlet.spec.tool.is_none() => Ok(()),
+            Ok(_) if nothing => Ok(()),
             Ok(emissions) => publisher.results(index, emissions).await,
             Err(error) => Err(error),
         };
         match result {
             Ok(()) => {
                 self.meters.ok.increment(1);
-                let Taken { delivery, slot } = taken;
-                if let Err(error) = delivery.ack().await {
-                    tracing::warn!(function = %self.outlet.function, %error, "an event is done and will come again");
+                let Taken { delivery, slot, .. } = taken;
+                if nothing {
+                    self.shared.tasks.spawn(super::settle::acknowledge_nothing(
+                        self.shared.bus.clone(),
+                        self.outlet.function.clone(),
+                        delivery,
+                    ));
+                } else if let Err(error) = delivery.ack().await {
+                    tracing::warn!(function = %self.outlet.function, %error, "ack failed; the event will be redelivered");
                 }
                 drop(slot);
             }
@@ -166,7 +197,6 @@ impl Invoker {
 
     /// Settles an event that failed: it is tried again, or becomes a dead letter.
     async fn fail(&self, taken: Taken, error: FunctionError) {
-        let Taken { delivery, slot } = taken;
         self.count(match error.fault {
             Fault::Invalid => "invalid",
             Fault::Retry { .. } => "retry",
@@ -174,18 +204,15 @@ impl Invoker {
             Fault::Crash => "crash",
             Fault::Interrupted => "interrupted",
         });
-        failure::settle(&self.shared, &self.outlet, self.revision, delivery, error).await;
-        drop(slot);
+        failure::settle(&self.shared, &self.outlet, self.revision, taken, error).await;
     }
 
-    /// Dead-letters an event whose tries all ended without a word: it took the workers down with it.
-    async fn bury(&self, taken: Taken) {
-        self.count("exhausted");
-        failure::bury(&self.shared, &self.outlet, self.revision, taken.delivery).await;
-        drop(taken.slot);
+    /// Gives an event back that was not started, or not finished for no fault of its own.
+    pub(super) async fn give_back(&self, taken: Taken) {
+        failure::give_back_recorded(&self.shared, &self.outlet, taken.delivery, taken.history).await;
     }
 
-    fn count(&self, outcome: &'static str) {
+    pub(super) fn count(&self, outcome: &'static str) {
         outcomes(&self.outlet.function, outcome).increment(1);
     }
 }

@@ -2,10 +2,9 @@
 
 use super::Shared;
 use crate::bus::{
-    BodyError, BusError, Delivery, EVENTS, PublishError, Puller, PullerOptions, REQUESTS, Retried, RetryRequest,
-    loose_ends,
+    BodyError, BusError, Delivery, EVENTS, PublishError, Puller, REQUESTS, Retried, RetryRequest, loose_ends,
 };
-use nerve_core::{Event, EventType, answer};
+use nerve_core::{Event, EventType, Identity, answer};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
@@ -24,14 +23,13 @@ pub(super) async fn serve(shared: Shared) {
 }
 
 async fn take(shared: &Shared) -> Result<(), BusError> {
-    shared.bus.ensure_retry_requests(shared.leases.ack_wait()).await?;
-    let options = PullerOptions { stream: EVENTS.to_owned(), consumer: REQUESTS.to_owned() };
+    shared.bus.ensure_retry_requests(shared.pulling.leases.ack_wait()).await?;
     let slots = Arc::new(Semaphore::new(1));
-    let mut puller = Puller::start(&shared.bus, &shared.leases, &slots, options).await?;
+    let mut puller = Puller::start(&shared.pulling, &slots, (EVENTS, REQUESTS)).await?;
     loop {
         tokio::select! {
             biased;
-            () = shared.stops.intake.cancelled() => return puller.stop().await.map(drop),
+            () = shared.stops.intake.cancelled() => return puller.give_back().await,
             taken = puller.next() => {
                 let (delivery, _slot) = taken?;
                 settle(shared, delivery).await?;
@@ -77,7 +75,7 @@ async fn retry(shared: &Shared, event: &Event) -> Result<Retried, BusError> {
 async fn one_letter(shared: &Shared, event: &Event, letter: u64) -> Result<Retried, BusError> {
     let dead = shared.bus.dead_letter(letter).await?;
     shared.bus.reopen_answer(answer::id_of(&dead.event), &event.id).await?;
-    shared.bus.redrive(letter).await?;
+    shared.registry.redrive(letter).await?;
     Ok(Retried { dead_letters: vec![letter], ..Retried::default() })
 }
 
@@ -94,7 +92,7 @@ async fn of_answer(shared: &Shared, event: &Event, id: &str) -> Result<Retried, 
     if !dead_letters.is_empty() {
         shared.bus.reopen_answer(id, &event.id).await?;
         for letter in &dead_letters {
-            shared.bus.redrive(*letter).await?;
+            shared.registry.redrive(*letter).await?;
         }
         return Ok(Retried { dead_letters, ..Retried::default() });
     }
@@ -109,6 +107,7 @@ async fn of_answer(shared: &Shared, event: &Event, id: &str) -> Result<Retried, 
         ));
     };
     shared.bus.reopen_answer(id, &event.id).await?;
-    shared.bus.republish(last.sequence, &format!("retry:{}:{}", event.id, last.sequence)).await?;
+    let request = format!("{}#{}", event.source, event.id);
+    shared.bus.republish(last.sequence, Identity::of_copy(&request, &last.sequence.to_string())).await?;
     Ok(Retried { event: Some(last.id.clone()), ..Retried::default() })
 }

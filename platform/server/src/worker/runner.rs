@@ -6,7 +6,7 @@ use super::{
     invocation::{Invoker, Meters, Taken},
 };
 use crate::{
-    bus::{BusError, DEAD, Puller, PullerOptions, consumer_name},
+    bus::{BusError, DEAD, Puller, RunHistory, consumer_name},
     registry::{Entry, FunctionRecord},
 };
 use nerve_core::{Context, Fault, Function, FunctionError, Name, manifest::Batch};
@@ -45,6 +45,7 @@ impl Runner {
             function,
             meters: Meters::of(name),
             running: Semaphore::new(spec.concurrency),
+            committed: tokio::sync::Mutex::default(),
         };
         Self {
             shared: shared.clone(),
@@ -98,8 +99,7 @@ impl Runner {
     /// Pulls until `stop`, which is the only end that is no error.
     async fn pull(&self, stream: &str, capacity: usize, batch: Batch) -> Result<(), BusError> {
         let slots = Arc::new(Semaphore::new(capacity));
-        let options = PullerOptions { stream: stream.to_owned(), consumer: consumer_name(&self.name) };
-        let mut puller = Puller::start(&self.shared.bus, &self.shared.leases, &slots, options).await?;
+        let mut puller = Puller::start(&self.shared.pulling, &slots, (stream, &consumer_name(&self.name))).await?;
         if stream == self.record.stream {
             self.shared.statuses.set(&self.name, Slot::Running { revision: self.revision, pulse: puller.pulse() });
         }
@@ -120,16 +120,31 @@ impl Runner {
                     if gathered.is_empty() {
                         deadline = Instant::now() + batch.wait;
                     }
-                    gathered.push(Taken { delivery, slot });
+                    gathered.push(Taken::new(delivery, slot));
                 }
                 () = tokio::time::sleep_until(deadline), if !gathered.is_empty() => {}
             }
         }
-        puller.stop().await?;
         for Taken { delivery, .. } in gathered {
-            delivery.retry_after(Duration::ZERO).await?;
+            self.give_back(delivery).await?;
+        }
+        for delivery in puller.stop().await? {
+            self.give_back(delivery).await?;
         }
         Ok(())
+    }
+
+    /// Gives back what was not started: that is no attempt.
+    async fn give_back(&self, delivery: crate::bus::Delivery) -> Result<(), BusError> {
+        let bus = &self.shared.bus;
+        let history = match delivery.delivered {
+            1 => RunHistory::default(),
+            _ => match bus.run_history(&self.name, &delivery).await {
+                Ok(history) => history,
+                Err(_) => return delivery.retry_after(Duration::ZERO).await,
+            },
+        };
+        bus.give_back_recorded(&self.name, delivery, history).await
     }
 
     /// Takes direct calls, as many at once as the function's concurrency.

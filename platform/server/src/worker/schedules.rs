@@ -1,7 +1,7 @@
 //! Schedules: each tick that the broker makes becomes one event, whichever worker takes it.
 
 use super::{REOPEN, Shared};
-use crate::bus::{BusError, Delivery, PublishError, Puller, PullerOptions, TICKS_CONSUMER, TIMERS};
+use crate::bus::{BusError, Delivery, PublishError, Puller, TICKS_CONSUMER, TIMERS};
 use nerve_core::{Event, Name, ScheduleSpec};
 use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
@@ -36,13 +36,12 @@ async fn serve(shared: &Shared) -> Result<(), BusError> {
         shared.registry.ensure_schedule(name, &entry.record.spec).await?;
     }
     let slots = Arc::new(Semaphore::new(SLOTS));
-    let options = PullerOptions { stream: TIMERS.to_owned(), consumer: TICKS_CONSUMER.to_owned() };
-    let mut puller = Puller::start(&shared.bus, &shared.leases, &slots, options).await?;
+    let mut puller = Puller::start(&shared.pulling, &slots, (TIMERS, TICKS_CONSUMER)).await?;
     while let Some(taken) = stop.run_until_cancelled(puller.next()).await {
         let (delivery, _slot) = taken?;
         tick(shared, delivery).await?;
     }
-    puller.stop().await
+    puller.give_back().await
 }
 
 async fn tick(shared: &Shared, delivery: Delivery) -> Result<(), BusError> {
@@ -50,7 +49,7 @@ async fn tick(shared: &Shared, delivery: Delivery) -> Result<(), BusError> {
     let spec = shared.catalogue.borrow().schedules.get(&name).map(|entry| entry.record.spec.clone());
     // Removed a moment ago.
     let Some(spec) = spec else { return delivery.ack().await };
-    match shared.bus.publish(&event_of(&name, &spec, delivery.sequence)).await {
+    match shared.bus.publish_own(&event_of(&name, &spec, delivery.sequence)).await {
         Ok(_) => delivery.ack().await,
         Err(PublishError::Invalid(why)) => {
             tracing::error!(schedule = %name, why, "its event cannot be published: correct its `data`");

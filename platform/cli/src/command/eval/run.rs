@@ -59,7 +59,7 @@ async fn ask(bus: &Bus, question: &Question, patience: Duration) -> anyhow::Resu
     let mut event = event.with_data("application/json", serde_json::to_vec(&data)?);
     event.time = Some(OffsetDateTime::now_utc());
     let mut parts = bus.answer(&id, None).await?;
-    bus.publish(&event).await.map_err(|error| Failure::new("a question could not be asked").because(error))?;
+    bus.publish_own(&event).await.map_err(|error| Failure::new("a question could not be asked").because(error))?;
     let mut asked = Asked { retrieved: Vec::new(), context: Vec::new(), answer: Err("it never came".to_owned()) };
     let reading = async {
         loop {

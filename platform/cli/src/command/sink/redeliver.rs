@@ -9,7 +9,10 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Name;
-use nerve_server::bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start, TIMERS, WhichAttempts};
+use nerve_server::{
+    bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start, TIMERS, WhichAttempts},
+    registry::Registry,
+};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -64,7 +67,8 @@ struct Report {
 impl Redeliver {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
-        let stream = deployed(&connection.registry().await?, &self.name).await?.record.stream;
+        let registry = connection.registry().await?;
+        let stream = deployed(&registry, &self.name).await?.record.stream;
         let bus = &connection.bus;
         let places = match self.since {
             Some(since) => {
@@ -85,7 +89,7 @@ impl Redeliver {
                 continue;
             }
             let letters = letters.get(&place.key()).map(Vec::as_slice).unwrap_or_default();
-            match redeliver(bus, &report.sink, &place, letters).await {
+            match redeliver((bus, &registry), &report.sink, &place, letters).await {
                 Ok(()) => report.redelivered.push(place),
                 Err(BusError::NotFound(_)) => report.gone.push(place),
                 Err(error) => return Err(error.into()),
@@ -124,11 +128,16 @@ impl Redeliver {
 }
 
 /// Posts one event once more: out of its newest dead letter, where it has one, and then it has none; else out of its stream.
-async fn redeliver(bus: &Bus, sink: &Name, place: &Place, letters: &[u64]) -> Result<(), BusError> {
+async fn redeliver(
+    (bus, registry): (&Bus, &Registry),
+    sink: &Name,
+    place: &Place,
+    letters: &[u64],
+) -> Result<(), BusError> {
     let Some((newest, older)) = letters.split_last() else {
         return bus.redeliver(sink, &place.stream, place.sequence).await;
     };
-    match bus.redrive(*newest).await {
+    match registry.redrive(*newest).await {
         Ok(_) => {}
         // Somebody else was faster.
         Err(BusError::NotFound(_)) => bus.redeliver(sink, &place.stream, place.sequence).await?,

@@ -33,7 +33,7 @@ impl Named {
             Some(state) => registry.clear_sink_state(name, state.revision).await?,
         };
         if changed {
-            connection.bus.publish(&event(name, "sink.enabled", json!({"sink": name}))?).await?;
+            connection.bus.publish_own(&event(name, "sink.enabled", json!({"sink": name}))?).await?;
         }
         globals.output.show(&json!({"sink": name, "enabled": true, "changed": changed}), |_| match changed {
             true => format!("enabled {name}; what has waited is posted now"),
@@ -59,7 +59,7 @@ impl Named {
                 return Err(Failure::new(format!("cannot disable {name}")).cause(cause).next("try again").into());
             }
             let data = json!({"sink": name, "reason": "by hand"});
-            connection.bus.publish(&event(name, "sink.disabled", data)?).await?;
+            connection.bus.publish_own(&event(name, "sink.disabled", data)?).await?;
         }
         globals.output.show(&json!({"sink": name, "enabled": false, "changed": changed}), |_| match changed {
             true => format!("disabled {name}; its events wait until `nerve sink enable {name}`"),

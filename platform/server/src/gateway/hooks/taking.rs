@@ -5,14 +5,11 @@ use super::super::{
     problem::{Answer, Problem},
     publish::{Receipt, accepted, publish_problem},
     spool::{SpoolError, Spooled},
-    verify::Identity,
+    verify::Recognition,
 };
-use crate::{
-    bus::{Mark, PublishError},
-    event_types,
-};
+use crate::{bus::PublishError, event_types};
 use http::StatusCode;
-use nerve_core::{Event, Name, SourceSpec};
+use nerve_core::{Event, Identity, Name, Origin, SourceSpec};
 use std::time::Duration;
 
 /// When to come back while the same is being stored for another request.
@@ -25,28 +22,31 @@ pub(super) struct Taking<'a> {
     pub(super) gateway: &'a Gateway,
     pub(super) source: &'a Name,
     pub(super) spec: &'a SourceSpec,
-    pub(super) identity: Identity,
+    pub(super) recognition: Recognition,
 }
 
 impl Taking<'_> {
     /// Stores what was not stored before: 202 once all of it is.
     pub(super) async fn take(self, events: Vec<Event>) -> Answer {
         let seen = self.gateway.seen();
-        let signed = self.identity.signed_sha256.as_ref().map(|hash| Mark::of(self.source, "signed", &[hash]));
+        let signed = self.recognition.signed_sha256.as_ref();
+        let signed = signed.map(|hash| Identity::of_signed(self.source, hash.as_bytes()));
+        let origin = Origin::source(self.source);
+        let identified = |event: Event| (origin.identify(&event), event);
         let (known, fresh): (Vec<_>, Vec<_>) =
-            events.into_iter().map(|event| (self.mark(&event), event)).partition(|(mark, _)| self.has(*mark));
+            events.into_iter().map(identified).partition(|(id, event)| self.knows(*id, event));
         let mut receipts: Vec<Receipt> = known.iter().map(|(_, event)| Receipt::known(event)).collect();
         if fresh.is_empty() {
             // It may have been signed anew for this sending, and could be replayed as such.
-            seen.remember(signed.filter(|mark| !self.has(*mark)));
+            seen.remember(signed.filter(|key| !self.has(*key)));
         } else {
-            if signed.is_some_and(|mark| self.has(mark)) {
+            if signed.is_some_and(|key| self.has(key)) {
                 tracing::debug!(source = %self.source, "a webhook is refused: it was taken in under another id");
                 return Err(Problem::new(StatusCode::CONFLICT, "this was taken in before, under another id"));
             }
-            // Two gateways cannot see each other's claims, but they see each other's marks a moment later.
+            // Two gateways cannot see each other's claims, but they see each other's keys a moment later.
             let _claim = match signed {
-                Some(mark) => Some(seen.claim(mark).ok_or_else(|| {
+                Some(key) => Some(seen.claim(key).ok_or_else(|| {
                     Problem::unavailable("the same is being stored for another request; try again", SOON)
                 })?),
                 None => None,
@@ -60,23 +60,30 @@ impl Taking<'_> {
         })
     }
 
-    /// Whether this was taken in.
-    fn has(&self, mark: Mark) -> bool {
-        self.gateway.seen().has(mark) || self.gateway.spool().has(mark)
+    /// Whether the delivery of this key was accepted.
+    fn has(&self, key: Identity) -> bool {
+        self.gateway.seen().has(key) || self.gateway.spool().has(key)
     }
 
-    fn mark(&self, event: &Event) -> Mark {
-        Mark::of(self.source, "id", &[&event.source, "#", &event.id])
+    /// Whether this event was accepted, also by an older Nerve.
+    fn knows(&self, id: Identity, event: &Event) -> bool {
+        let old = || Identity::of_webhook_before(self.source, &event.source, &event.id);
+        self.gateway.seen().has_either(id, old) || self.gateway.spool().has(id)
     }
 
     /// Into the log; for a source that spools onto disk, when the log is away or others wait there already.
-    async fn store(&self, fresh: Vec<(Mark, Event)>, signed: Option<Mark>, receipts: &mut Vec<Receipt>) -> Answer<()> {
+    async fn store(
+        &self,
+        fresh: Vec<(Identity, Event)>,
+        signed: Option<Identity>,
+        receipts: &mut Vec<Receipt>,
+    ) -> Answer<()> {
         let waits = self.spec.spool && self.gateway.spool().holds(self.source);
         if !waits {
             let before = receipts.len();
             match self.publish(&fresh, receipts).await {
                 Ok(()) => {
-                    self.gateway.seen().remember(fresh.iter().map(|(mark, _)| *mark).chain(signed));
+                    self.gateway.seen().remember(fresh.iter().map(|(id, _)| *id).chain(signed));
                     return Ok(());
                 }
                 Err(PublishError::Unavailable(error)) if self.spec.spool => {
@@ -94,14 +101,14 @@ impl Taking<'_> {
         Box::pin(self.gateway.spool().put(spooled)).await.map_err(|error| self.not_spooled(&error))
     }
 
-    async fn publish(&self, fresh: &[(Mark, Event)], receipts: &mut Vec<Receipt>) -> Result<(), PublishError> {
+    async fn publish(&self, fresh: &[(Identity, Event)], receipts: &mut Vec<Receipt>) -> Result<(), PublishError> {
         let batches = self.gateway.batches();
-        let events: Vec<&Event> = fresh.iter().map(|(_, event)| event).collect();
+        let events: Vec<(Identity, &Event)> = fresh.iter().map(|(id, event)| (*id, event)).collect();
         let mut left = events.as_slice();
         while !left.is_empty() {
             let (count, place) = batches.publish_some(left).await?;
             let (stored, rest) = left.split_at(count);
-            receipts.extend(stored.iter().map(|event| Receipt::stored(event, place)));
+            receipts.extend(stored.iter().map(|(_, event)| Receipt::stored(event, place)));
             left = rest;
         }
         Ok(())

@@ -3,9 +3,8 @@
 //! What waits to be written is written together: one sync for many requests.
 
 use super::{Claim, SpoolError};
-use crate::bus::Mark;
 use bytes::Bytes;
-use nerve_core::{Event, Name};
+use nerve_core::{Event, Identity, Name, identity};
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, params};
 use std::{path::PathBuf, sync::Arc};
 use time::OffsetDateTime;
@@ -41,7 +40,8 @@ const SETTINGS: &str = "
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) source: Name,
-    pub(super) marks: Vec<Mark>,
+    /// The identity of the event, and that of the signed bytes where they count.
+    pub(super) keys: Vec<Identity>,
     /// What it takes of the bound, in bytes.
     pub(super) size: u64,
 }
@@ -266,10 +266,10 @@ fn insert(transaction: &Transaction<'_>, row: &Row) -> rusqlite::Result<()> {
     )?;
     let headers: Vec<_> = row.event.to_headers().collect();
     let headers = serde_json::to_string(&headers).unwrap_or_default();
-    let marks: Vec<u8> = row.entry.marks.iter().flat_map(|mark| mark.to_bytes()).collect();
+    let keys: Vec<u8> = row.entry.keys.iter().flat_map(|key| key.to_bytes()).collect();
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let (source, data) = (row.entry.source.as_str(), &row.event.data[..]);
-    insert.execute(params![source, headers, data, marks, row.entry.size, row.tried, now]).map(drop)
+    insert.execute(params![source, headers, data, keys, row.entry.size, row.tried, now]).map(drop)
 }
 
 /// The oldest events that are not put aside, at least one if there is any.
@@ -289,11 +289,11 @@ fn read_oldest(connection: &Connection) -> rusqlite::Result<Vec<Placed>> {
     Ok(found)
 }
 
-fn entry(row: &rusqlite::Row<'_>, source: usize, marks: usize, size: usize) -> rusqlite::Result<Entry> {
+fn entry(row: &rusqlite::Row<'_>, source: usize, keys: usize, size: usize) -> rusqlite::Result<Entry> {
     let name = Name::parse(row.get::<_, String>(source)?).map_err(|error| wrong(source, error))?;
-    let marks: Vec<u8> = row.get(marks)?;
-    let marks = marks.chunks_exact(Mark::BYTES).map(Mark::from_bytes).collect();
-    Ok(Entry { source: name, marks, size: row.get(size)? })
+    let keys: Vec<u8> = row.get(keys)?;
+    let keys = keys.chunks_exact(identity::BYTES).map(Identity::from_bytes).collect();
+    Ok(Entry { source: name, keys, size: row.get(size)? })
 }
 
 fn placed(row: &rusqlite::Row<'_>) -> rusqlite::Result<Placed> {

@@ -1,9 +1,12 @@
 //! From the spool's file into the log: in order, each event once.
 
-use super::{Spool, disk::Placed};
+use super::{
+    Spool,
+    disk::{Placed, Row},
+};
 use crate::bus::{Batches, Bus, PublishError, Seen};
 use futures::future::join_all;
-use nerve_core::Name;
+use nerve_core::{Event, Identity, Name, Origin};
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
     time::Duration,
@@ -117,7 +120,7 @@ impl Drain {
     }
 
     async fn publish(&self, rows: impl Iterator<Item = &Placed>) -> Outcome {
-        let events: Vec<_> = rows.map(|placed| &placed.row.event).collect();
+        let events: Vec<_> = rows.map(identified).collect();
         match self.batches.publish_some(&events).await {
             Ok((count, _)) => Outcome::Stored(count),
             Err(PublishError::Invalid(why)) => Outcome::Refused(why),
@@ -131,16 +134,22 @@ impl Drain {
     /// The rows that the log has: another gateway stored them, or this one did and was not told, and JetStream may have
     /// forgotten their ids. None when the log cannot be read now.
     async fn stored_before(&self, rows: &[Placed]) -> Option<HashSet<i64>> {
-        let marked = |placed: &&Placed| placed.row.entry.marks.first().is_some_and(|mark| self.seen.has(*mark));
-        let mut stored: HashSet<i64> = rows.iter().filter(marked).map(|placed| placed.sequence).collect();
+        let accepted = |placed: &&Placed| {
+            let (id, event) = identified(placed);
+            let source = &placed.row.entry.source;
+            self.seen.has_either(id, || Identity::of_webhook_before(source, &event.source, &event.id))
+        };
+        let mut stored: HashSet<i64> = rows.iter().filter(accepted).map(|placed| placed.sequence).collect();
         let forgotten = OffsetDateTime::now_utc() - self.window / 2;
         let doubtful = |placed: &&Placed| {
             let perhaps = placed.row.tried || self.uncertain.contains(&placed.sequence);
-            perhaps && placed.at <= forgotten && !stored.contains(&placed.sequence)
+            // An older Nerve, which recorded another key, published it under another message id.
+            let forgotten = placed.at <= forgotten || placed.row.entry.keys.first() != Some(&identified(placed).0);
+            perhaps && forgotten && !stored.contains(&placed.sequence)
         };
         let doubtful: Vec<&Placed> = rows.iter().filter(doubtful).collect();
         let Some(since) = doubtful.iter().map(|placed| placed.at).min() else { return Some(stored) };
-        let events: Vec<_> = doubtful.iter().map(|placed| &placed.row.event).collect();
+        let events: Vec<_> = doubtful.iter().map(|placed| identified(placed)).collect();
         match self.bus.stored_since(&events, since).await {
             Ok(known) => {
                 let known = doubtful.iter().zip(known).filter(|(_, known)| *known);
@@ -178,10 +187,16 @@ impl Drain {
         }
         // Before they are forgotten here, so that at no moment nobody knows them.
         let known = gone.iter().filter(|(_, refused)| refused.is_none());
-        self.seen.remember(known.flat_map(|(placed, _)| placed.row.entry.marks.clone()));
+        self.seen.remember(known.flat_map(|(placed, _)| placed.row.entry.keys.clone()));
         let entries: Vec<_> = gone.into_iter().map(|(placed, _)| placed.row.entry).collect();
         self.spool.forget(&entries);
     }
+}
+
+/// The event of a row, with its identity.
+fn identified(placed: &Placed) -> (Identity, &Event) {
+    let Row { entry, event, .. } = &placed.row;
+    (Origin::source(&entry.source).identify(event), event)
 }
 
 /// What came of one source's rows.

@@ -1,7 +1,7 @@
 //! The file and what is counted of it; the way into the log needs a broker, and is tested with one.
 
 use super::*;
-use nerve_core::EventType;
+use nerve_core::{EventType, Origin};
 use tempfile::TempDir;
 
 const ROOM: u64 = 1 << 20;
@@ -15,13 +15,13 @@ fn event(id: &str) -> Event {
     event.with_data("application/json", format!("{{ \"id\":\n\"{id}\" }}").into_bytes())
 }
 
-fn mark(source: &str, id: &str) -> Mark {
-    Mark::of(&name(source), "id", &[id])
+fn key(source: &str, id: &str) -> Identity {
+    Origin::source(&name(source)).identify(&event(id))
 }
 
 fn delivery(source: &str, ids: &[&str]) -> Spooled {
-    let events = ids.iter().map(|id| (mark(source, id), event(id))).collect();
-    Spooled { source: name(source), events, signed: Some(mark(source, "signed")), tried: false }
+    let events = ids.iter().map(|id| (key(source, id), event(id))).collect();
+    Spooled { source: name(source), events, signed: Some(key(source, "signed")), tried: false }
 }
 
 async fn open(folder: &TempDir, room: u64) -> Result<(Spool, TaskTracker), SpoolError> {
@@ -51,10 +51,10 @@ async fn what_is_put_is_there_after_a_restart_in_order_and_as_it_was() {
 
     let (spool, tasks) = open(&folder, ROOM).await.unwrap();
     assert!(spool.holds(&name("a")) && spool.holds(&name("b")) && !spool.holds(&name("c")));
-    for known in [mark("a", "1"), mark("a", "2"), mark("a", "signed"), mark("b", "3")] {
+    for known in [key("a", "1"), key("a", "2"), key("a", "signed"), key("b", "3")] {
         assert!(spool.has(known));
     }
-    assert!(!spool.has(mark("b", "1")));
+    assert!(!spool.has(key("b", "1")));
     let rows = spool.shared.disk.oldest().await.unwrap();
     assert_eq!(
         rows.iter().map(|placed| &placed.row.event).collect::<Vec<_>>(),
@@ -64,7 +64,7 @@ async fn what_is_put_is_there_after_a_restart_in_order_and_as_it_was() {
     let first = rows.first().unwrap();
     spool.shared.disk.remove(vec![first.sequence]).await.unwrap();
     spool.forget(std::slice::from_ref(&first.row.entry));
-    assert!(!spool.has(mark("a", "1")) && spool.holds(&name("a")));
+    assert!(!spool.has(key("a", "1")) && spool.holds(&name("a")));
     spool.shared.disk.refuse(rows[1].sequence, "no".to_owned()).await.unwrap();
     assert_eq!(ids(&spool).await, ["3"]);
     close(spool, tasks).await;
@@ -78,7 +78,7 @@ async fn what_finds_no_room_is_refused_whole_and_counts_for_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _tasks) = open(&folder, 2 * disk::size_of(&event("1"))).await.unwrap();
     assert!(matches!(spool.put(delivery("a", &["1", "2", "3"])).await, Err(SpoolError::Full)));
-    assert!(!spool.holds(&name("a")) && !spool.has(mark("a", "1")));
+    assert!(!spool.holds(&name("a")) && !spool.has(key("a", "1")));
     spool.put(delivery("a", &["1", "2"])).await.unwrap();
     assert!(!spool.has_room());
     assert!(matches!(spool.put(delivery("a", &["3"])).await, Err(SpoolError::Full)));
@@ -111,7 +111,7 @@ async fn a_sender_that_leaves_before_the_answer_leaves_its_events() {
     drop(put);
     assert_eq!(ids(&spool).await, ["1"]);
     assert!(spool.holds(&name("a")), "else nobody would bring it into the log");
-    assert!(spool.has(mark("a", "1")));
+    assert!(spool.has(key("a", "1")));
 }
 
 #[tokio::test]
@@ -119,10 +119,10 @@ async fn nobody_is_told_that_it_is_taken_in_before_it_is_synced() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _tasks) = open(&folder, ROOM).await.unwrap();
     let claim = spool.claim(rows_of(delivery("a", &["1"])).into_iter().map(|row| row.entry).collect()).unwrap();
-    assert!(spool.holds(&name("a")) && !spool.has(mark("a", "1")), "others wait behind it, and it may still fail");
+    assert!(spool.holds(&name("a")) && !spool.has(key("a", "1")), "others wait behind it, and it may still fail");
     spool.put(delivery("a", &["1"])).await.unwrap();
     drop(claim);
-    assert!(spool.has(mark("a", "1")), "what fails takes nothing from what was synced");
+    assert!(spool.has(key("a", "1")), "what fails takes nothing from what was synced");
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn a_disk_that_cannot_be_written_promises_nothing_until_it_can() {
         assert!(matches!(error, SpoolError::Disk { .. }) && std::error::Error::source(&error).is_some(), "{error:?}");
     }
     assert!(matches!(spool.shared.disk.oldest().await, Err(SpoolError::Disk { .. })));
-    assert!(!spool.holds(&name("a")) && !spool.has(mark("a", "1")));
+    assert!(!spool.holds(&name("a")) && !spool.has(key("a", "1")));
     std::fs::remove_file(folder.path().join("data")).unwrap();
     spool.put(delivery("a", &["1"])).await.unwrap();
     assert_eq!(ids(&spool).await, ["1"]);

@@ -92,9 +92,9 @@ impl Post {
         verify(&self.source, &self.secrets, delivery)
     }
 
-    fn events(&self) -> Result<(Vec<Verified>, Identity), Refusal> {
+    fn events(&self) -> Result<(Vec<Verified>, Recognition), Refusal> {
         self.accept().map(|accepted| match accepted {
-            Accepted::Events(events, identity) => (events, identity),
+            Accepted::Events(events, recognition) => (events, recognition),
             asked @ Accepted::Asked(_) => panic!("{asked:?}"),
         })
     }

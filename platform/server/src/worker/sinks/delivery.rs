@@ -5,11 +5,11 @@ use super::{
     endpoint::{Endpoint, Post},
     gate::Gate,
     health::Health,
-    signature::message_id,
+    signature::old_message_id,
     verdict::{Answer, Verdict, decide},
 };
-use crate::bus::{Attempt, BodyError, Delivery, SinkAttempt, SinkOutcome, Start, WhichAttempts};
-use nerve_core::{Event, Fault, FunctionError, Name, SinkSpec};
+use crate::bus::{Attempt, BodyError, BusError, Delivery, RunHistory, SinkAttempt, SinkOutcome, Start, WhichAttempts};
+use nerve_core::{Event, Fault, FunctionError, Identity, Name, SinkSpec};
 use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::{
@@ -18,8 +18,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Deliveries of one attempt: what workers gave back at their end is no attempt, but it has an end, too.
-const GIVEN_BACK_MAX: u32 = 50;
+/// Deliveries of one event beyond its attempts: what workers gave back at their end is no attempt, but it is bounded.
+const MAX_UNFINISHED: u32 = 1000;
 /// Attempts whose errors go with a dead letter.
 const REMEMBERED: usize = 20;
 
@@ -59,14 +59,14 @@ impl Poster {
                 return failure::give_back(delivery).await;
             }
         };
-        let again = delivery.attempt > 1;
-        // In order the broker counts; else a retry says how often it was tried.
-        let number = if self.waits_in_line(&delivery) { delivery.attempt } else { delivery.tried() + 1 };
-        if number > self.spec.retry.attempts || delivery.attempt > self.spec.retry.attempts.max(GIVEN_BACK_MAX) {
-            return self.hopeless(delivery, "its attempts ended without a word: workers died with them").await;
+        let again = delivery.delivered > 1;
+        let Some(failed) = self.failed(&delivery).await else { return failure::give_back(delivery).await };
+        if delivery.delivered > self.spec.retry.attempts.saturating_add(MAX_UNFINISHED) {
+            return self.hopeless(delivery, "its deliveries ended without a word: workers died with them").await;
         }
+        let number = failed + 1;
         delivery.attempt = number;
-        let post = match self.endpoint.post_of(&event) {
+        let post = match self.endpoint.post_of(&event, webhook_id(&delivery, &event)) {
             Ok(post) => post,
             Err(why) => return self.impossible(delivery, &event, &why).await,
         };
@@ -107,7 +107,7 @@ impl Poster {
                 }
                 self.acknowledge(delivery).await;
             }
-            Verdict::RetryAfter(wait) => self.put_off(delivery, wait, number).await,
+            Verdict::RetryAfter(wait) => self.put_off(delivery, wait, &record).await,
             Verdict::DeadLetter => self.bury(delivery, &record.id).await,
         }
         drop(slot);
@@ -134,9 +134,27 @@ impl Poster {
         Some((answer, started))
     }
 
+    /// Attempts that failed before; `None` where the broker does not say. A delayed copy says it itself; of one that keeps the
+    /// order, they are recorded.
+    async fn failed(&self, delivery: &Delivery) -> Option<u32> {
+        if !self.waits_in_line(delivery) {
+            return Some(delivery.tried());
+        }
+        if delivery.delivered == 1 && !delivery.may_have_run {
+            return Some(0);
+        }
+        match self.shared.bus.run_history(&self.name, delivery).await {
+            Ok(history) => Some(history.failed),
+            Err(error) => {
+                tracing::debug!(sink = %self.name, error = &error as &dyn std::error::Error, "an event waits for the broker");
+                None
+            }
+        }
+    }
+
     /// Whether the event behind it waits for this one.
     fn waits_in_line(&self, delivery: &Delivery) -> bool {
-        self.spec.order && !delivery.is_put_off()
+        self.spec.order && !delivery.is_copy()
     }
 
     async fn acknowledge(&self, delivery: Delivery) {
@@ -145,15 +163,26 @@ impl Poster {
         }
     }
 
-    async fn put_off(&self, delivery: Delivery, wait: Duration, tried: u32) {
+    async fn put_off(&self, delivery: Delivery, wait: Duration, attempt: &SinkAttempt) {
         let put_off = match self.waits_in_line(&delivery) {
             // It stays at the head, and the broker holds what is behind it.
-            true => delivery.retry_after(wait).await,
-            false => delivery.put_off(&self.name, OffsetDateTime::now_utc() + wait, tried).await,
+            true => self.retry_in_order(delivery, wait, attempt).await,
+            false => delivery.put_off(&self.name, OffsetDateTime::now_utc() + wait, attempt.attempt).await,
         };
         if let Err(error) = put_off {
             tracing::warn!(sink = %self.name, %error, "a retry comes after the ack wait instead");
         }
+    }
+
+    async fn retry_in_order(&self, delivery: Delivery, wait: Duration, attempt: &SinkAttempt) -> Result<(), BusError> {
+        let bus = &self.shared.bus;
+        let mut history = match delivery.delivered {
+            1 => RunHistory::default(),
+            _ => bus.run_history(&self.name, &delivery).await?,
+        };
+        history.end_failed(&delivery, attempt_of(attempt).error);
+        bus.record_run(&self.name, &delivery, &history).await?;
+        delivery.retry_after(wait).await
     }
 
     /// Gives an event up that cannot be made into a post.
@@ -161,7 +190,7 @@ impl Poster {
         let attempted = Attempted {
             delivery: &delivery,
             event,
-            id: message_id(event),
+            id: webhook_id(&delivery, event),
             number: delivery.attempt,
             started: OffsetDateTime::now_utc(),
             took: Duration::ZERO,
@@ -218,14 +247,14 @@ impl Poster {
         outcome: SinkOutcome,
         next: Option<OffsetDateTime>,
     ) -> SinkAttempt {
-        let origin = attempted.delivery.origin();
+        let input = &attempted.delivery.provenance.input;
         SinkAttempt {
             sink: self.name.clone(),
             id: attempted.id.clone(),
             event: attempted.event.id.clone(),
             ty: attempted.event.ty.to_string(),
-            stream: origin.stream,
-            sequence: origin.sequence,
+            stream: input.stream.to_string(),
+            sequence: input.sequence,
             attempt: attempted.number,
             time: attempted.started,
             duration_ms: u64::try_from(attempted.took.as_millis()).unwrap_or(u64::MAX),
@@ -247,6 +276,14 @@ impl Poster {
         };
         metrics::counter!("nerve_sink_attempts_total", "sink" => self.name.to_string(), "outcome" => outcome)
             .increment(1);
+    }
+}
+
+/// What the endpoint knows an event by. A copy that an older Nerve delayed keeps the id that the endpoint may have seen.
+fn webhook_id(delivery: &Delivery, event: &Event) -> String {
+    match &delivery.provenance.input {
+        input if input.stored_ns == 0 => old_message_id(event),
+        input => format!("msg_{}", Identity::of_webhook(input)),
     }
 }
 

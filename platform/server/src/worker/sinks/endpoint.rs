@@ -3,7 +3,7 @@
 use super::{
     body::{Composed, Composer},
     guard::{Guard, GuardedResolver, Lookup},
-    signature::{Signer, message_id},
+    signature::Signer,
     verdict::{Answer, retry_after},
 };
 use bytes::Bytes;
@@ -81,9 +81,9 @@ impl Endpoint {
         self.url.host_str().unwrap_or_default()
     }
 
-    /// What is posted for `event`; the error says why nothing can be.
-    pub(super) fn post_of(&self, event: &Event) -> Result<Post, String> {
-        Ok(Post { id: message_id(event), composed: self.composer.compose(event)? })
+    /// What is posted for `event`, which the endpoint knows by `id`; the error says why nothing can be.
+    pub(super) fn post_of(&self, event: &Event, id: String) -> Result<Post, String> {
+        Ok(Post { id, composed: self.composer.compose(event)? })
     }
 
     /// Posts it once, signed as of now.
@@ -218,7 +218,7 @@ mod tests {
 
     async fn post(endpoint: &Endpoint) -> Answer {
         let event = Event::new("1", "/s", EventType::parse("a").unwrap());
-        endpoint.send(&endpoint.post_of(&event).unwrap()).await
+        endpoint.send(&endpoint.post_of(&event, "msg_1".to_owned()).unwrap()).await
     }
 
     /// Answers each connection with this and closes it; counts them.

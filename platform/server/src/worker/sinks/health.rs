@@ -90,7 +90,7 @@ impl Health {
         };
         let disabled = Disabled { since: OffsetDateTime::now_utc(), reason: reason.clone() };
         // First the event: of two workers, or of two tries, it is stored once.
-        let announced = self.shared.bus.publish(&self.disabled_event(&disabled, since, revision)?).await;
+        let announced = self.shared.bus.publish_own(&self.disabled_event(&disabled, since, revision)?).await;
         announced.map_err(|error| BusError::unavailable("publishing sink.disabled", error))?;
         let state = SinkState { failing_since: Some(since), disabled: Some(disabled) };
         if self.shared.registry.put_sink_state(&self.sink, &state, Some(revision)).await?.is_some() {

@@ -5,7 +5,7 @@ use super::{
     delivery::Poster,
 };
 use crate::{
-    bus::{BusError, DEAD, Puller, PullerOptions, TIMERS, consumer_name},
+    bus::{BusError, DEAD, Puller, TIMERS, consumer_name},
     registry::{Entry, SinkRecord},
 };
 use std::sync::Arc;
@@ -75,8 +75,8 @@ impl Runner {
     /// Pulls until `stop`, which is the only end that is no error.
     async fn pull(&self, stream: &str, capacity: usize) -> Result<(), BusError> {
         let slots = Arc::new(Semaphore::new(capacity));
-        let options = PullerOptions { stream: stream.to_owned(), consumer: consumer_name(&self.entry.name) };
-        let mut puller = Puller::start(&self.shared.bus, &self.shared.leases, &slots, options).await?;
+        let consumer = consumer_name(&self.entry.name);
+        let mut puller = Puller::start(&self.shared.pulling, &slots, (stream, &consumer)).await?;
         if stream == self.entry.record.stream {
             let running = Slot::Running { revision: self.entry.revision, pulse: puller.pulse() };
             self.shared.sink_statuses.set(&self.entry.name, running);
@@ -85,6 +85,6 @@ impl Runner {
             let (delivery, slot) = taken?;
             self.work.spawn(self.poster.clone().handle(delivery, slot));
         }
-        puller.stop().await
+        puller.give_back().await
     }
 }

@@ -60,8 +60,8 @@ fn key(secret: &str) -> Option<Key> {
     LENGTHS.contains(&bytes.len()).then_some(Key::Shared(bytes))
 }
 
-/// What an endpoint knows an event by: the same for each attempt, of one length, and unique over all sources.
-pub(super) fn message_id(event: &Event) -> String {
+/// What an endpoint knew an event by in an older Nerve: the same for each attempt, and unique over all sources.
+pub(super) fn old_message_id(event: &Event) -> String {
     let mut digest = Sha256::new();
     digest.update(u64::try_from(event.source.len()).unwrap_or(u64::MAX).to_be_bytes());
     digest.update(&event.source);
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn an_id_is_of_the_event_and_its_source() {
-        let id = |source: &str, id: &str| message_id(&Event::new(id, source, EventType::parse("a").unwrap()));
+        let id = |source: &str, id: &str| old_message_id(&Event::new(id, source, EventType::parse("a").unwrap()));
         assert_eq!(id("/a", "1"), id("/a", "1"));
         assert_ne!(id("/a", "1"), id("/b", "1"));
         assert_ne!(id("/a", "1"), id("/a1", ""));

@@ -1,0 +1,189 @@
+//! The results of one run: stored as a set, and found again.
+//!
+//! EVENTS is the commit. Every set that is not empty holds the result of index 0, so the first set that is stored keeps any other
+//! of its run out. What belongs to an answer is copied to ANSWERS after the commit; a reader sees nothing that another run could
+//! replace.
+
+use super::{
+    Bus, BusError, EVENTS, PublishError, Published, SetOutcome, Sets, Start, answers, delivery::event_of,
+    sets::SetMessage,
+};
+use crate::event_types;
+use async_nats::header;
+use nerve_core::{
+    Event, EventType, Identity, Run,
+    event::{CAUSATION_ID, CORRELATION_ID},
+};
+use std::{collections::HashMap, time::Duration};
+use time::OffsetDateTime;
+
+/// Type: a function returned nothing, and the broker did not confirm that its event is acknowledged.
+const NOTHING: &str = "function.returned_nothing";
+/// How much earlier than its input a result may seem to be stored: clocks of a cluster's servers differ.
+const SKEW: Duration = Duration::from_secs(60);
+/// Results that are remembered of the log for looking them up.
+const MAX_REMEMBERED: usize = 1 << 20;
+
+/// A result, with the identity under which it is published.
+#[derive(Debug, Clone)]
+pub(crate) struct RunResult {
+    pub(crate) id: Identity,
+    pub(crate) event: Event,
+}
+
+impl Bus {
+    /// Publishes the results of a run, all or none; one that was published before stands instead.
+    ///
+    /// # Errors
+    /// [`PublishError::Unavailable`] where it is not known whether they are stored: publish them again.
+    pub(crate) async fn publish_results(&self, sets: &Sets, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
+        for result in results {
+            event_types::check(&result.event).map_err(PublishError::Invalid)?;
+        }
+        let logged: Vec<_> = results.iter().filter(|result| answers::is_logged(&result.event)).collect();
+        let outcome = match logged.as_slice() {
+            [] => SetOutcome::Stored,
+            [only] => {
+                let (headers, body) = self.to_message(&only.event).await?;
+                match self.publish_message(&only.event.ty.subject(), headers, body, only.id).await? {
+                    Published { duplicate: true, .. } => SetOutcome::Duplicate,
+                    Published { duplicate: false, .. } => SetOutcome::Stored,
+                }
+            }
+            several => {
+                let mut messages = Vec::with_capacity(several.len());
+                for RunResult { id, event } in several.iter().copied() {
+                    let (mut headers, body) = self.to_message(event).await?;
+                    headers.insert(header::NATS_MESSAGE_ID, id.to_string());
+                    messages.push(SetMessage { subject: String::from(event.ty.subject()).into(), headers, body });
+                }
+                sets.publish(messages).await?
+            }
+        };
+        if outcome == SetOutcome::Stored {
+            for RunResult { id, event } in results {
+                self.copy_to_answer(event, *id).await?;
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Publishes a part of an answer to its answer; any other event nowhere.
+    pub(crate) async fn copy_to_answer(&self, event: &Event, id: Identity) -> Result<(), PublishError> {
+        let Some(subject) = answers::answer_subject(event)? else { return Ok(()) };
+        let (headers, body) = self.to_message(event).await?;
+        self.publish_message(&subject, headers, body, id).await.map(drop)
+    }
+
+    /// Publishes that a run returned nothing, so that another run of the same generation cannot add results.
+    pub(crate) async fn publish_nothing(&self, run: Run<'_>, input: &Event) -> Result<SetOutcome, PublishError> {
+        let ty = EventType::parse(NOTHING).map_err(|error| PublishError::Invalid(error.to_string()))?;
+        let id = run.result(0);
+        let mut event = Event::new(id.to_string(), format!("/functions/{}", run.function), ty)
+            .with_data("application/json", serde_json::json!({ "function": run.function }).to_string())
+            .with_extension(CORRELATION_ID, nerve_core::answer::id_of(input))
+            .with_extension(CAUSATION_ID, input.id.as_str());
+        event.time = Some(OffsetDateTime::now_utc());
+        let published = self.publish(&event, id).await?;
+        Ok(if published.duplicate { SetOutcome::Duplicate } else { SetOutcome::Stored })
+    }
+
+    /// Copies what a committed set holds of an answer to that answer; a worker may have died before it did.
+    pub(crate) async fn copy_committed(&self, run: Run<'_>, first: u64) -> Result<(), BusError> {
+        let what = || format!("reading the results of {}", run.function);
+        let stream = self.stream(EVENTS, what).await?;
+        for index in 0..super::sets::MAX_MESSAGES {
+            let sequence = first + u64::try_from(index).unwrap_or(u64::MAX);
+            let Ok(stored) = stream.get_raw_message(sequence).await else { return Ok(()) };
+            let id = run.result(index);
+            let found = stored.headers.get(header::NATS_MESSAGE_ID).map(|value| value.as_str().to_owned());
+            // A set is stored without anything in between.
+            if found != Some(id.to_string()) {
+                return Ok(());
+            }
+            let message = async_nats::Message {
+                subject: stored.subject,
+                reply: None,
+                length: stored.payload.len(),
+                payload: stored.payload,
+                headers: Some(stored.headers),
+                status: None,
+                description: None,
+            };
+            let mut event = event_of(&message, EVENTS, sequence);
+            if answers::answer_subject(&event).is_ok_and(|subject| subject.is_none()) {
+                continue;
+            }
+            self.restore_body(&mut event).await.map_err(|error| BusError::unavailable(what(), error))?;
+            self.copy_to_answer(&event, id).await.map_err(|error| BusError::unavailable(what(), error))?;
+        }
+        Ok(())
+    }
+}
+
+/// The results of one function in the log, read as far as it was needed.
+///
+/// JetStream knows ids for the dedupe window only. A delivery whose earlier attempt may be older is looked up here before it is run.
+#[derive(Debug, Default)]
+pub(crate) struct CommittedResults {
+    /// From when on the log was read.
+    since: Option<OffsetDateTime>,
+    /// The sequence to go on from.
+    next: u64,
+    /// The sequence of each result.
+    sequences: HashMap<Identity, u64>,
+}
+
+impl CommittedResults {
+    /// The sequence of the first result of a run, if one was stored; `emits` are the types that the function may publish.
+    pub(crate) async fn find(
+        &mut self,
+        bus: &Bus,
+        run: Run<'_>,
+        emits: &[nerve_core::Pattern],
+    ) -> Result<Option<u64>, BusError> {
+        let stored = run.input.stored();
+        if self.since.is_none_or(|since| stored < since) || self.sequences.len() > MAX_REMEMBERED {
+            *self = Self { since: Some(stored), ..Self::default() };
+        }
+        let start = match self.next {
+            0 => Start::Time(stored - SKEW),
+            next => Start::Sequence(next),
+        };
+        let subjects = emits.iter().map(|types| format!("{}{types}", nerve_core::subject::EVENTS_PREFIX));
+        let subjects: Vec<String> = subjects.chain([format!("events.{NOTHING}")]).collect();
+        bus.each_head(EVENTS, distinct(subjects), start, |message, sequence, _| {
+            self.next = sequence + 1;
+            let id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
+            if let Some(id) = id.and_then(|id| Identity::parse(id.as_str())) {
+                self.sequences.insert(id, sequence);
+            }
+            true
+        })
+        .await?;
+        Ok(self.sequences.get(&run.result(0)).copied())
+    }
+}
+
+/// Patterns without those that others cover: a consumer's filters must not overlap.
+fn distinct(mut patterns: Vec<String>) -> Vec<String> {
+    let parsed = |text: &String| nerve_core::Pattern::parse(text.as_str()).ok();
+    patterns.sort_unstable();
+    patterns.dedup();
+    let overlap =
+        |one: &String, two: &String| parsed(one).zip(parsed(two)).is_some_and(|(one, two)| one.overlaps(&two));
+    let any = patterns.iter().enumerate().any(|(at, one)| patterns.iter().skip(at + 1).any(|two| overlap(one, two)));
+    if any { vec!["events.>".to_owned()] } else { patterns }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_of_a_consumer_do_not_overlap() {
+        let distinct = |patterns: &[&str]| distinct(patterns.iter().map(|text| (*text).to_owned()).collect());
+        assert_eq!(distinct(&["events.b", "events.a", "events.a"]), ["events.a", "events.b"]);
+        assert_eq!(distinct(&["events.a.*", "events.a.b"]), ["events.>"]);
+    }
+}

@@ -1,0 +1,137 @@
+//! Deliveries that came before: what became of them, and how they go on.
+
+use super::{
+    failure,
+    invocation::{Invoker, Taken},
+};
+use crate::bus::{Bus, BusError, Delivery, Resumption};
+use nerve_core::Name;
+use std::{sync::Arc, time::Duration};
+use time::OffsetDateTime;
+
+/// The wait before an event that cannot run alone now is delivered again.
+const POSTPONED: Duration = Duration::from_secs(1);
+/// How often an event is given back as its worker is never idle, before it runs beside others.
+const MAX_POSTPONED: u32 = 30;
+/// The wait before an unconfirmed acknowledgement is sent again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+/// How long it is tried to tell the broker that a function returned nothing.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(120);
+
+impl Invoker {
+    /// Looks at a delivery that came before, and returns it if it runs as any other. One that must run alone does so here.
+    pub(super) async fn resume(self: &Arc<Self>, mut taken: Taken) -> Option<Taken> {
+        let (bus, function) = (&self.shared.bus, &self.outlet.function);
+        taken.history = match bus.run_history(function, &taken.delivery).await {
+            Ok(history) => history,
+            Err(error) => {
+                tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits for the broker");
+                failure::give_back(taken.delivery).await;
+                return None;
+            }
+        };
+        let resumption = taken.history.resume(&taken.delivery, self.outlet.spec.retry.attempts);
+        taken.delivery.attempt = taken.history.failed + 1;
+        let ended_without_a_word = resumption == Resumption::RunAlone || taken.delivery.may_have_run;
+        if ended_without_a_word && self.stands(&taken.delivery).await {
+            self.acknowledge_committed(taken).await;
+            return None;
+        }
+        match resumption {
+            Resumption::Run => Some(taken),
+            Resumption::Exhausted => {
+                self.count("exhausted");
+                failure::bury(&self.shared, &self.outlet, self.revision, taken).await;
+                None
+            }
+            Resumption::RunAlone if taken.history.postponed >= MAX_POSTPONED => Some(taken),
+            Resumption::RunAlone => {
+                self.run_alone(taken).await;
+                None
+            }
+        }
+    }
+
+    async fn run_alone(&self, mut taken: Taken) {
+        let (bus, function) = (&self.shared.bus, &self.outlet.function);
+        let stop = self.shared.stops.work.clone();
+        let Some(alone) = stop.run_until_cancelled(self.shared.isolation.alone()).await else {
+            return self.give_back(taken).await;
+        };
+        let Some(_alone) = alone else {
+            taken.history.postponed += 1;
+            taken.history.end_given_back(&taken.delivery);
+            let recorded = bus.record_run(function, &taken.delivery, &taken.history).await;
+            if let Err(error) = recorded.and(taken.delivery.retry_after(POSTPONED).await) {
+                tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits to run alone");
+            }
+            return;
+        };
+        taken.history.start_alone(&taken.delivery);
+        if let Err(error) = bus.record_run(function, &taken.delivery, &taken.history).await {
+            tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits for the broker");
+            return failure::give_back(taken.delivery).await;
+        }
+        tracing::info!(%function, sequence = taken.delivery.sequence, "an event that was in flight when a worker ended runs alone");
+        self.run(vec![taken]).await;
+    }
+
+    /// Whether the results of the run are in the log, where JetStream may have forgotten their ids.
+    async fn stands(&self, delivery: &Delivery) -> bool {
+        let age = OffsetDateTime::now_utc() - delivery.provenance.input.stored();
+        // Half of the window, since the attempt whose results are asked for is younger than the event.
+        if age < self.shared.dedupe_window / 2 {
+            return false;
+        }
+        self.committed(delivery).await.unwrap_or_default().is_some()
+    }
+
+    /// The sequence of the run's first result in the log.
+    async fn committed(&self, delivery: &Delivery) -> Result<Option<u64>, BusError> {
+        let run = delivery.run(&self.outlet.function);
+        self.committed.lock().await.find(&self.shared.bus, run, &self.outlet.spec.emits).await
+    }
+
+    /// Acknowledges an event whose results are in the log already.
+    async fn acknowledge_committed(&self, taken: Taken) {
+        let function = &self.outlet.function;
+        let copied = async {
+            if let Some(first) = self.committed(&taken.delivery).await? {
+                self.shared.bus.copy_committed(taken.delivery.run(function), first).await?;
+            }
+            Ok::<_, BusError>(())
+        };
+        if let Err(error) = copied.await {
+            tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits for the broker");
+            return failure::give_back(taken.delivery).await;
+        }
+        self.count("duplicate");
+        if let Err(error) = taken.delivery.ack().await {
+            tracing::warn!(%function, %error, "ack failed; the event will be redelivered");
+        }
+    }
+}
+
+/// Acknowledges an event for which its function returned nothing.
+///
+/// That is the run's set of results, and stands: where the broker does not confirm the acknowledgement, it is written to the log,
+/// so that another attempt can add nothing.
+pub(super) async fn acknowledge_nothing(bus: Bus, function: Name, delivery: Delivery) {
+    let Err(error) = delivery.ack_confirmed().await else { return };
+    tracing::debug!(%function, error = &error as &dyn std::error::Error, "an acknowledgement is not confirmed");
+    let written = async {
+        loop {
+            let Ok(event) = delivery.event().await else { break };
+            if bus.publish_nothing(delivery.run(&function), &event).await.is_ok() {
+                break;
+            }
+            tokio::time::sleep(RETRY_INTERVAL).await;
+        }
+    };
+    if tokio::time::timeout(CONFIRM_TIMEOUT, written).await.is_err() {
+        tracing::warn!(%function, "the broker did not confirm that an event is done; it may run again");
+    }
+    if let Err(error) = delivery.ack().await {
+        tracing::warn!(%function, %error, "ack failed; the event will be redelivered");
+    }
+}
