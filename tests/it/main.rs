@@ -17,6 +17,7 @@ mod faults;
 mod fuzz;
 mod github;
 mod harness;
+mod identity;
 mod inference;
 mod kills;
 mod large;

@@ -170,9 +170,15 @@ impl Nerve {
 
 /// `nerve worker` alone on that NATS server, ready when this returns. `data` is its cache.
 pub async fn worker(nats: &str, data: &Path) -> Daemon {
+    worker_with(nats, data, &[]).await
+}
+
+/// The same with more environment.
+pub async fn worker_with(nats: &str, data: &Path, envs: &[(&str, &str)]) -> Daemon {
     let data = data.display().to_string();
     let args = ["worker", "--nats", nats, "--data", &data, "--output", "json"].map(str::to_owned);
-    let mut daemon = spawn(&shared(Role { name: "nerve worker", args: args.to_vec(), envs: vec![] }));
+    let envs = envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let mut daemon = spawn(&shared(Role { name: "nerve worker", args: args.to_vec(), envs: envs.collect() }));
     daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
     daemon
 }

@@ -1,7 +1,11 @@
 //! What is really in JetStream, read past Nerve.
 
 use crate::eventually;
-use async_nats::jetstream::{self, consumer::DeliverPolicy, stream::Stream};
+use async_nats::jetstream::{
+    self,
+    consumer::{self, DeliverPolicy},
+    stream::Stream,
+};
 use futures::StreamExt;
 use std::{collections::BTreeMap, time::Duration};
 
@@ -48,7 +52,18 @@ impl Streams {
     pub async fn functions(&self, stream: &str) -> Vec<String> {
         let names: Vec<_> = self.stream(stream).await.consumer_names().collect().await;
         let names = names.into_iter().map(|name| name.expect("a consumer's name"));
-        names.filter_map(|name| name.strip_prefix("nerve-").map(str::to_owned)).collect()
+        // A replay gives a function a consumer whose name ends with `~` and the replay's id.
+        let function = |name: String| name.strip_prefix("nerve-")?.split('~').next().map(str::to_owned);
+        names.filter_map(function).collect()
+    }
+
+    /// The consumer of a function as it is now.
+    pub async fn consumer(&self, stream: &str, function: &str) -> Option<consumer::Info> {
+        let stream = self.stream(stream).await;
+        let (name, replayed) = (format!("nerve-{function}"), format!("nerve-{function}~"));
+        let names: Vec<String> = stream.consumer_names().filter_map(async |name| name.ok()).collect().await;
+        let found = names.into_iter().find(|found| *found == name || found.starts_with(&replayed))?;
+        stream.consumer_info(found).await.ok()
     }
 
     /// Deletes a stream, with what it remembers of ids; a server that starts makes it anew.
