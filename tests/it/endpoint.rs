@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use std::{fs, time::Duration};
 
 const KEY: &str = "sk-thirty-two-bears-and-a-rabbit";
-const RETRIES: &str = "logs.generate.EVENTS.*";
+/// Where the function's failed attempts are logged.
+const RETRIES: &str = "logs.generate";
 const QUESTION: &str = "What do late invoices cost?";
 const DOCUMENTS: [(&str, &str); 2] = [
     ("fees", "Late invoices cost ten percent more. A reminder is sent after a week."),
