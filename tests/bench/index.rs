@@ -111,8 +111,15 @@ fn fill(index: &Index, random: &mut Random) -> Vec<Vec<f32>> {
         }
         let key = format!("page-{document}");
         let (name, version, metadata) = (key.clone(), String::new(), serde_json::Map::new());
-        let document =
-            Document { collection: "default".into(), document: key, name, version, uploaded_at: 1, metadata };
+        let document = Document {
+            collection: "default".into(),
+            document: key,
+            name,
+            version,
+            digest: String::new(),
+            uploaded_at: 1,
+            metadata,
+        };
         index.apply(&[Change::Replace { document, chunks }]).expect("an indexed page");
     }
     vectors

@@ -1,9 +1,14 @@
 //! Documents by events: uploaded, chunked, embedded, indexed, and retrieved for a question.
 
 use crate::post_event;
-use nerve_tests::{Nerve, Streams, checkout, eventually, nerve::Options, seconds};
+use nerve_tests::{
+    Cli, Nats, Nerve, Streams, checkout, eventually,
+    nerve::{self, Options},
+    seconds,
+};
 use serde_json::{Value, json};
 use std::fs;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Real pages: this project's own.
 const PAGES: [&str; 4] = ["README.md", "platform/README.md", "functions/README.md", "functions/onnx/README.md"];
@@ -166,7 +171,7 @@ async fn a_folder_is_ingested_with_a_summary_and_the_pipeline_deploys_itself() {
     assert!(ingested.stdout.contains("1 file is no text and no PDF, or too large, and was skipped"), "{ingested:?}");
     fs::remove_file(folder.path().join("broken.pdf")).unwrap();
     let again = nerve.cli().run(&["ingest", &path, "--output", "json"]).await.ok().json();
-    assert_eq!((&again["documents"], &again["unchanged"], &again["indexed"]), (&json!(5), &json!(5), &json!(0)));
+    assert_eq!((&again["documents"], &again["unchanged"], &again["uploaded"]), (&json!(5), &json!(5), &json!(0)));
     let found = ask(&nerve, &streams, "q", json!({"question": "What do parking tickets cost?", "limit": 1})).await;
     let hit = &found[0];
     assert!(hit["document"].as_str().unwrap().ends_with("page.html"), "{hit}");
@@ -179,4 +184,151 @@ async fn a_folder_is_ingested_with_a_summary_and_the_pipeline_deploys_itself() {
     assert_eq!((&asked["answered"], &asked["citations"]), (&json!(false), &json!([])), "{asked}");
     let narrowed = ["ask", "What do parking tickets cost?", "--filter", "path=nowhere", "--output", "json"];
     assert_eq!(nerve.cli().run(&narrowed).await.ok().json()["answered"], false);
+}
+
+/// A: what a file says first. B: what it says later.
+const A: &str = "Late invoices cost ten percent more.";
+const B: &str = "Late invoices cost nothing.";
+
+/// One file that is ingested over and over, into the index of this server.
+struct OneFile<'n> {
+    nerve: &'n Nerve,
+    streams: Streams,
+    folder: tempfile::TempDir,
+}
+
+impl<'n> OneFile<'n> {
+    async fn new(nerve: &'n Nerve) -> Self {
+        Self { nerve, streams: Streams::connect(&nerve.nats).await, folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> String {
+        self.folder.path().join("fees.txt").display().to_string()
+    }
+
+    /// Ingests the file with this text; the documents that were uploaded, indexed, unchanged and superseded.
+    async fn ingest(&self, text: &str, options: &[&str]) -> [u64; 4] {
+        fs::write(self.path(), text).unwrap();
+        let path = self.path();
+        let args = [&["ingest", path.as_str(), "--output", "json"], options].concat();
+        let summary: Value = serde_json::from_str(&self.nerve.cli().run(&args).await.stdout).unwrap();
+        assert_eq!((&summary["documents"], &summary["failed"]), (&json!(1), &json!({})), "{summary}");
+        let superseded = summary["superseded"].as_array().unwrap().len() as u64;
+        let count = |what: &str| summary[what].as_u64().unwrap();
+        [count("uploaded"), count("indexed"), count("unchanged"), superseded]
+    }
+
+    /// An upload with this text by the HTTP API, made at that time.
+    async fn upload_at(&self, time: OffsetDateTime, text: &str) {
+        let data = json!({"document": self.path(), "name": self.path(), "text": text});
+        let event = json!({"specversion": "1.0", "id": time.to_string(), "source": "/tests", "type": "document.uploaded",
+                           "time": time.format(&Rfc3339).unwrap(), "data": data});
+        let request = reqwest::Client::new().post(self.nerve.url("/v1/events")).body(event.to_string());
+        let sent = request.header("content-type", "application/cloudevents+json").send().await.unwrap();
+        assert_eq!(sent.status().as_u16() / 100, 2);
+    }
+
+    /// What the index has of the file, once it has done with so many uploads and deletions.
+    async fn found(&self, changes: usize) -> Vec<String> {
+        let made = indexed(&self.streams, changes).await;
+        assert_eq!(made.len(), changes, "{made:#?}");
+        let id = format!("question-{}", self.streams.count("EVENTS", "events.prompt.received").await);
+        let found = ask(self.nerve, &self.streams, &id, json!({"question": "What do late invoices cost?"})).await;
+        found.iter().map(|hit| hit["text"].as_str().unwrap().to_owned()).collect()
+    }
+}
+
+#[tokio::test]
+async fn ingest_of_a_then_b_then_a_leaves_a_in_the_index() {
+    let nerve = Nerve::up().await;
+    let file = OneFile::new(&nerve).await;
+    assert_eq!(file.ingest(A, &[]).await, [1, 1, 0, 0]);
+    assert_eq!(file.ingest(B, &[]).await, [1, 1, 0, 0]);
+    assert_eq!(file.found(2).await, [B]);
+    assert_eq!(file.ingest(A, &[]).await, [1, 1, 0, 0], "that A was uploaded before says nothing of the index");
+    assert_eq!(file.found(3).await, [A]);
+    // Unchanged: nothing is uploaded, or where it is, the index finds out by itself.
+    assert_eq!(file.ingest(A, &[]).await, [0, 0, 1, 0]);
+    assert_eq!(file.ingest(A, &["--force"]).await, [1, 0, 1, 0]);
+    let made = indexed(&file.streams, 4).await;
+    assert_eq!((&made[3]["unchanged"], &made[3]["chunks"]), (&json!(true), &json!(1)));
+    // At once, without waiting for what came before.
+    let mut uploaded = 4;
+    for text in [B, A, B, A] {
+        uploaded += file.ingest(text, &["--no-wait"]).await[0];
+    }
+    assert_eq!(file.found(usize::try_from(uploaded).unwrap()).await, [A]);
+}
+
+#[tokio::test]
+async fn unchanged_document_is_later_than_an_upload_on_its_way() {
+    let nerve = Nerve::up().await;
+    let file = OneFile::new(&nerve).await;
+    file.ingest(A, &[]).await;
+    let between = OffsetDateTime::now_utc();
+    assert_eq!(file.ingest(A, &[]).await, [0, 0, 1, 0]);
+    // B was uploaded before, and comes to the index after.
+    file.upload_at(between, B).await;
+    assert_eq!(indexed(&file.streams, 2).await[1]["stale"], true);
+    assert_eq!(file.found(2).await, [A]);
+    // The clock of whoever uploads B is ahead; A is ingested later all the same.
+    file.upload_at(between + time::Duration::hours(1), B).await;
+    assert_eq!(file.found(3).await, [B]);
+    assert_eq!(file.ingest(A, &["--force"]).await, [1, 0, 0, 1], "nobody asked the index");
+    assert_eq!(file.ingest(A, &[]).await, [1, 1, 0, 0]);
+    assert_eq!(file.found(5).await, [A]);
+}
+
+#[tokio::test]
+async fn deleted_document_is_indexed_again_by_the_next_ingest() {
+    let nerve = Nerve::up().await;
+    let file = OneFile::new(&nerve).await;
+    assert_eq!(file.ingest(A, &[]).await, [1, 1, 0, 0]);
+    for changes in [2, 4] {
+        let data = json!({"document": file.path()}).to_string();
+        nerve.cli().run(&["publish", "document.deleted", "--data", &data]).await.ok();
+        assert!(file.found(changes).await.is_empty());
+        assert_eq!(file.ingest(A, &[]).await, [1, 1, 0, 0]);
+        assert_eq!(file.found(changes + 1).await, [A]);
+    }
+}
+
+#[tokio::test]
+async fn failed_document_is_tried_again_by_each_ingest() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (good, broken) = (folder.path().join("good.txt"), folder.path().join("broken.pdf"));
+    fs::write(&good, A).unwrap();
+    fs::write(&broken, "%PDF-1.4 nothing").unwrap();
+    let path = folder.path().display().to_string();
+    for time in 1..3 {
+        let ingested = nerve.cli().run(&["ingest", &path]).await.failed(1);
+        let reason = format!("failed: {}: chunk: its PDF", broken.display());
+        assert!(ingested.stdout.contains(&reason), "{ingested:?}");
+        assert!(ingested.stderr.contains("1 of them failed"), "{ingested:?}");
+        assert_eq!(streams.count("DEAD", "dead.chunk").await, time);
+        assert_eq!(ingested.stdout.contains("1 is unchanged"), time > 1, "{ingested:?}");
+    }
+    assert_eq!(streams.count("EVENTS", "events.document.uploaded").await, 3);
+}
+
+#[tokio::test]
+async fn everything_is_uploaded_while_the_worker_of_the_index_is_down() {
+    let (nats, data, folder) = (Nats::start().await, tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let _gateway = Nerve::gateway(&nats.url()).await;
+    let mut worker = nerve::worker(&nats.url(), data.path()).await;
+    let (streams, cli) = (Streams::connect(&nats.url()).await, Cli::new(&nats.url()));
+    fs::write(folder.path().join("fees.txt"), A).unwrap();
+    let path = folder.path().display().to_string();
+    let ingested = cli.run(&["ingest", &path, "--output", "json"]).await.ok().json();
+    assert_eq!(ingested["indexed"], 1, "{ingested}");
+    worker.kill9();
+    let ingested = cli.run(&["ingest", &path, "--no-wait"]).await.ok();
+    assert!(ingested.stdout.contains("uploaded 1 of 1 documents"), "{ingested:?}");
+    assert!(ingested.stderr.contains("no worker is running the function `index`"), "{ingested:?}");
+    let _worker = nerve::worker(&nats.url(), data.path()).await;
+    assert_eq!(indexed(&streams, 2).await[1]["unchanged"], true);
+    let again = cli.run(&["ingest", &path, "--output", "json"]).await.ok().json();
+    assert_eq!((&again["uploaded"], &again["unchanged"]), (&json!(0), &json!(1)), "{again}");
 }

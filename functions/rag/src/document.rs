@@ -25,6 +25,9 @@ pub struct Document {
     /// SHA-256 of the text, in hexadecimal.
     #[serde(default)]
     pub version: String,
+    /// SHA-256 of its upload and of how it is chunked, in hexadecimal; empty where its chunker gives none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub digest: String,
     /// When it was uploaded, in nanoseconds since 1970: of two uploads the later stays.
     #[serde(default)]
     pub uploaded_at: i64,
@@ -103,6 +106,7 @@ impl Uploaded {
                 name: if name.is_empty() { document.clone() } else { name },
                 document,
                 version: HEXLOWER.encode(&Sha256::digest(text.as_bytes())),
+                digest: String::new(),
                 uploaded_at: i64::try_from(nanoseconds).unwrap_or_default(),
                 metadata: upload.metadata,
             },

@@ -1,6 +1,7 @@
 //! `rag/chunk` and `rag/index` as functions, and what every function here shares.
 
 use crate::{
+    check::{CHECK_REQUESTED, CheckRequest, Chunking},
     chunk::{self, Chunk, Size},
     document::{Document, Uploaded},
     index::{Applied, Change, Index, IndexError},
@@ -103,6 +104,7 @@ impl Default for ChunkOptions {
 pub(crate) struct Chunker {
     pub(crate) frame: Frame,
     pub(crate) size: Size,
+    pub(crate) chunking: Chunking,
     pub(crate) tokenizer: Arc<Tokenizer>,
 }
 
@@ -122,9 +124,10 @@ impl Function for Chunker {
 
 impl Chunker {
     async fn chunk(&self, event: Event) -> Outcome {
-        let (size, tokenizer) = (self.size, self.tokenizer.clone());
+        let (size, chunking, tokenizer) = (self.size, self.chunking.clone(), self.tokenizer.clone());
         let (event, chunked) = blocking(move || {
-            let Uploaded { document, text, format } = Uploaded::read(&event).map_err(invalid)?;
+            let Uploaded { mut document, text, format } = Uploaded::read(&event).map_err(invalid)?;
+            document.digest = chunking.digest(&event);
             let chunks = chunk::split(&text, format, size, &tokenizer).map_err(invalid)?;
             Ok((event, Chunked { document, chunks }))
         })
@@ -133,7 +136,8 @@ impl Chunker {
     }
 }
 
-/// `rag/index`: `embedding.created` or `document.deleted` → `document.indexed`.
+/// `rag/index`: `embedding.created` or `document.deleted` → `document.indexed`; called directly with
+/// `document.check_requested`, a `document.indexed` for each document that is checked.
 pub(crate) struct Indexer {
     pub(crate) frame: Frame,
     pub(crate) index: Arc<Index>,
@@ -189,11 +193,11 @@ struct Indexed<'d> {
 impl Function for Indexer {
     /// The changes of a batch are one transaction; if it fails, each is tried alone, unless none of them can be done now.
     async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
-        let changes: Vec<Result<Change, FunctionError>> =
-            batch.iter().map(|event| change_of(event).map_err(invalid)).collect();
-        let good: Vec<Change> = changes.iter().flatten().cloned().collect();
+        let changes: Vec<Result<Vec<Change>, FunctionError>> =
+            batch.iter().map(|event| changes_of(event).map_err(invalid)).collect();
+        let good: Vec<Change> = changes.iter().flatten().flatten().cloned().collect();
         let (mut together, mut unavailable) = (None, None);
-        if good.len() > 1 {
+        if changes.iter().flatten().count() > 1 {
             match self.apply(good).await {
                 Ok(applied) => together = Some(applied.into_iter()),
                 Err(error) if matches!(error.fault, Fault::Retry { .. }) => unavailable = Some(error),
@@ -201,23 +205,23 @@ impl Function for Indexer {
             }
         }
         let mut outcomes = Vec::with_capacity(batch.len());
-        for (event, change) in batch.iter().zip(changes) {
+        for (event, changes) in batch.iter().zip(changes) {
             let outcome = async {
-                let change = change?;
+                let changes = changes?;
                 if let Some(error) = &unavailable {
                     return Err(error.clone());
                 }
-                let applied = match together.as_mut().and_then(Iterator::next) {
-                    Some(applied) => applied,
-                    None => {
-                        self.apply(vec![change.clone()]).await?.pop().ok_or_else(|| invalid("nothing was applied"))?
-                    }
+                let applied = match &mut together {
+                    Some(applied) => applied.take(changes.len()).collect(),
+                    None => self.apply(changes.clone()).await?,
                 };
-                let (document, removed) = match &change {
-                    Change::Replace { document, .. } => (document, false),
-                    Change::Remove(document) => (document, true),
-                };
-                self.frame.emission(event, &Indexed { document, applied, removed })
+                let mut emissions = Vec::with_capacity(changes.len());
+                for (change, applied) in changes.iter().zip(applied) {
+                    let removed = matches!(change, Change::Remove(_));
+                    let indexed = Indexed { document: change.document(), applied, removed };
+                    emissions.extend(self.frame.emission(event, &indexed)?);
+                }
+                Ok(emissions)
             };
             outcomes.push(outcome.await);
         }
@@ -242,14 +246,18 @@ impl Indexer {
     }
 }
 
-fn change_of(event: &Event) -> Result<Change, String> {
+fn changes_of(event: &Event) -> Result<Vec<Change>, String> {
     let unread = |error: serde_json::Error| format!("its data is not what `rag/index` reads: {error}");
     if event.ty.as_str().ends_with(DELETED) {
         let mut document: Document = serde_json::from_slice(&event.data).map_err(unread)?;
         if let (0, Some(time)) = (document.uploaded_at, event.time) {
             document.uploaded_at = i64::try_from(time.unix_timestamp_nanos()).unwrap_or_default();
         }
-        return Ok(Change::Remove(document));
+        return Ok(vec![Change::Remove(document)]);
+    }
+    if event.ty.as_str() == CHECK_REQUESTED {
+        let CheckRequest { documents } = serde_json::from_slice(&event.data).map_err(unread)?;
+        return Ok(documents.into_iter().map(Change::Confirm).collect());
     }
     let Embedded { chunked: Chunked { document, chunks }, embeddings } =
         serde_json::from_slice(&event.data).map_err(unread)?;
@@ -259,7 +267,7 @@ fn change_of(event: &Event) -> Result<Change, String> {
     let vectors = embeddings.into_iter().map(|one| one.embedding.read());
     let chunks =
         chunks.into_iter().zip(vectors).map(|(chunk, vector)| Ok((chunk, vector?))).collect::<Result<_, String>>()?;
-    Ok(Change::Replace { document, chunks })
+    Ok(vec![Change::Replace { document, chunks }])
 }
 
 pub(crate) fn inference_failed(error: &InferenceError) -> FunctionError {
@@ -270,4 +278,60 @@ pub(crate) fn inference_failed(error: &InferenceError) -> FunctionError {
         InferenceError::Failed(_) => Fault::Crash,
     };
     FunctionError::new(fault, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nerve_core::function::Emitter;
+    use serde_json::{Value, json};
+
+    struct NoEmitter;
+
+    #[async_trait]
+    impl Emitter for NoEmitter {
+        async fn emit(&self, _index: usize, _emission: Emission) -> Result<(), FunctionError> {
+            unreachable!("an index emits nothing before its end");
+        }
+    }
+
+    fn event(ty: &str, data: &Value) -> Event {
+        Event::new("e", "/test", EventType::parse(ty).unwrap()).with_data("application/json", data.to_string())
+    }
+
+    fn embedded(document: &str, uploaded_at: i64, digest: &str) -> Event {
+        let chunks = json!([{"index": 0, "text": "some words", "start": 0, "end": 10}]);
+        let data = json!({"document": document, "digest": digest, "uploaded_at": uploaded_at, "chunks": chunks,
+                          "embeddings": [{"embedding": [1.0, 0.0]}]});
+        event("embedding.created", &data)
+    }
+
+    async fn answers(indexer: &Indexer, batch: Vec<Event>) -> Vec<Value> {
+        let outcomes = indexer.invoke(batch, Context { emitter: Arc::new(NoEmitter), views: None }).await;
+        let emissions = outcomes.into_iter().flat_map(|outcome| outcome.expect("no event fails"));
+        emissions.map(|one| serde_json::from_slice(&one.data).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn index_says_of_each_checked_document_whether_it_is_unchanged() {
+        let folder = tempfile::tempdir().unwrap();
+        let emits = EventType::parse("document.indexed").unwrap();
+        let frame = Frame { emits, side_events: Vec::new(), timeout: Duration::from_secs(30) };
+        let indexer = Indexer { frame, index: Arc::new(Index::open(folder.path(), "test", 2).unwrap()) };
+        let deleted = event("document.deleted", &json!({"document": "gone", "uploaded_at": 2}));
+        let made = [embedded("same", 1, "A"), embedded("changed", 1, "A"), embedded("gone", 1, "A"), deleted];
+        assert_eq!(answers(&indexer, made.to_vec()).await.len(), 4);
+        let ask = |document: &str| json!({"document": document, "digest": "A", "uploaded_at": 5});
+        let documents = json!([ask("same"), ask("new"), {"document": "changed", "digest": "B"}, ask("gone")]);
+        let check = event(CHECK_REQUESTED, &json!({"documents": documents}));
+        let checked = answers(&indexer, vec![check, embedded("new", 7, "A")]).await;
+        let of = |answer: &Value| {
+            let checked: crate::check::Checked = serde_json::from_value(answer.clone()).unwrap();
+            (checked.document, checked.unchanged, checked.latest_upload)
+        };
+        let expected =
+            [("same", true, 5), ("new", false, 0), ("changed", false, 1), ("gone", false, 2), ("new", false, 7)];
+        let expected = expected.map(|(document, unchanged, latest)| (document.to_owned(), unchanged, latest));
+        assert_eq!(checked.iter().map(of).collect::<Vec<_>>(), expected);
+    }
 }

@@ -30,6 +30,8 @@ const RANK_OFFSET: f32 = 60.0;
 const CANDIDATES: usize = 5;
 /// The fewest candidates that each way of searching gives.
 const FEWEST: usize = 50;
+/// The squared distance of two vectors of one text, in squared lengths, that a model's rounding may make.
+const ROUNDING: f32 = 1e-4;
 
 /// Why the index cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -75,10 +77,30 @@ pub enum Change {
     },
     /// It is gone. Only `collection`, `document` and `uploaded_at` count.
     Remove(Document),
+    /// If the index has it with this digest, it counts as uploaded at this time; else nothing changes. Only `collection`,
+    /// `document`, `digest` and `uploaded_at` count.
+    Confirm(Document),
+}
+
+impl Change {
+    /// The document that it changes.
+    pub fn document(&self) -> &Document {
+        match self {
+            Self::Replace { document, .. } | Self::Remove(document) | Self::Confirm(document) => document,
+        }
+    }
+
+    /// The chunks that it gives the document.
+    fn chunks(&self) -> &[(Chunk, Vec<f32>)] {
+        match self {
+            Self::Replace { chunks, .. } => chunks,
+            Self::Remove(_) | Self::Confirm(_) => &[],
+        }
+    }
 }
 
 /// What came of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Applied {
     /// Chunks that the document has now.
     pub chunks: usize,
@@ -86,6 +108,10 @@ pub struct Applied {
     pub replaced: bool,
     /// Whether a later upload was there already, so that nothing was changed.
     pub stale: bool,
+    /// Whether the index had exactly this content from another upload, so that no chunk was written.
+    pub unchanged: bool,
+    /// When the document's last upload or deletion was made, in nanoseconds since 1970; 0 where there was none.
+    pub latest_upload: i64,
 }
 
 /// What is searched for.
@@ -230,6 +256,68 @@ impl Index {
             Kind::Postgres(_) => Ok(()),
         }
     }
+}
+
+/// What the index has of a document before a change.
+#[derive(Debug, Clone, Default)]
+struct Held {
+    uploaded_at: i64,
+    /// Its row stays after a deletion, so that an older upload does not bring it back.
+    removed: bool,
+    name: String,
+    version: String,
+    digest: String,
+    metadata: Map<String, Value>,
+}
+
+impl Held {
+    /// What the index has once it has written the change.
+    fn after(change: &Change) -> Self {
+        let Document { name, version, digest, uploaded_at, metadata, .. } = change.document().clone();
+        Self { uploaded_at, removed: matches!(change, Change::Remove(_)), name, version, digest, metadata }
+    }
+
+    /// Whether the change is older than what is there.
+    fn is_newer_than(&self, change: &Change) -> bool {
+        self.uploaded_at > change.document().uploaded_at
+    }
+
+    /// Whether the document is there as the change has it, as far as its row shows: chunks are compared by [`same_chunks`].
+    fn has_row_of(&self, change: &Change) -> bool {
+        let (name, version, metadata) = (&self.name, &self.version, &self.metadata);
+        !self.removed
+            && match change {
+                Change::Remove(_) => false,
+                Change::Confirm(document) => !document.digest.is_empty() && document.digest == self.digest,
+                Change::Replace { document: new, .. } => {
+                    (name, version, metadata) == (&new.name, &new.version, &new.metadata)
+                }
+            }
+    }
+
+    /// What comes of a change that writes no chunk.
+    fn kept(&self, change: &Change, chunks: usize, same: bool) -> Applied {
+        let uploaded_at = change.document().uploaded_at;
+        let latest = if same { self.uploaded_at.max(uploaded_at) } else { self.uploaded_at };
+        Applied {
+            chunks,
+            replaced: !self.removed,
+            stale: self.is_newer_than(change),
+            // The same upload comes again after a crash: it is no other upload of the same content.
+            unchanged: same && self.uploaded_at != uploaded_at,
+            latest_upload: latest,
+        }
+    }
+}
+
+/// Whether two lists of chunks are the same, each with its vector; a model's rounding makes no difference.
+fn same_chunks(held: &[(Chunk, Vec<f32>)], new: &[(Chunk, Vec<f32>)]) -> bool {
+    let near = |a: &[f32], b: &[f32]| {
+        let distance: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
+        let length: f32 = b.iter().map(|b| b * b).sum();
+        a.len() == b.len() && distance <= length * ROUNDING
+    };
+    held.len() == new.len() && held.iter().zip(new).all(|(a, b)| a.0 == b.0 && near(&a.1, &b.1))
 }
 
 /// A chunk and how it was found.

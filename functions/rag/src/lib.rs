@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`document`]: what an uploaded document is, and its text, whatever it was written in.
 //! - [`chunk`]: a document's text to chunks, by its structure, sized in tokens of the embedding model.
+//! - [`check`]: whether the index has a document exactly as it would be uploaded.
 //! - [`code`]: source code to pieces, by its syntax.
 //! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
@@ -18,6 +19,7 @@
 //! `memory.updated` → `rag/notify` → `notification.sent`; `feedback.submitted` → `rag/learn` → `weights.updated`. Every arrow is an event; no function knows another.
 
 mod agent;
+pub mod check;
 pub mod chunk;
 mod client;
 pub mod code;

@@ -2,6 +2,7 @@
 
 use crate::{
     agent::{self, Agent, AgentOptions},
+    check::Chunking,
     chunk::Size,
     embedder::Embedder,
     evaluate::{self, EvaluateOptions, Evaluator},
@@ -149,13 +150,15 @@ impl Host for Rag {
         };
         let frame = frame(&name, function, &spec)?;
         let unfit = |why: String| LoadError::Invalid(format!("`with` of `{name}`: {why}"));
+        let chunking = Chunking::new(model.as_deref(), with);
         let model = Model { name: model.clone().unwrap_or_else(|| function.clone()), files: artifacts };
         let embedder = || Embedder { inference: self.inference.clone(), model: model.clone() };
         match function.as_str() {
             "rag/chunk" => {
                 let ChunkOptions { size, overlap } = read(with).map_err(unfit)?;
                 let tokenizer = Arc::new(tokenizer(&model.files)?);
-                Ok(Arc::new(Chunker { frame, size: Size { most: size, overlap }, tokenizer }))
+                let chunking = chunking.map_err(unfit)?;
+                Ok(Arc::new(Chunker { frame, size: Size { most: size, overlap }, chunking, tokenizer }))
             }
             "rag/index" => Ok(Arc::new(Indexer { frame, index: self.index(&name, &model).await? })),
             "rag/retrieve" => {

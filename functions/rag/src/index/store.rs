@@ -1,6 +1,6 @@
 //! Documents, chunks and vectors in SQLite.
 
-use super::{Applied, Change, Found, Hit, IndexError};
+use super::{Applied, Change, Found, Held, Hit, IndexError, same_chunks};
 use crate::{chunk::Chunk, document::Document};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use std::{collections::HashMap, path::Path};
@@ -14,6 +14,7 @@ const SCHEMA: &str = "
         id integer primary key,
         collection text not null, document text not null, name text not null, version text not null,
         uploaded_at integer not null, metadata text not null, removed integer not null default 0,
+        digest text not null default '',
         unique (collection, document)
     );
     create table if not exists chunks (
@@ -32,11 +33,11 @@ pub(super) struct Store {
     dimensions: usize,
 }
 
-/// What came of a change, and which document it was.
+/// What came of a change, and which document was written.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Made {
     pub(super) applied: Applied,
-    owner: u64,
+    written: Option<u64>,
 }
 
 /// A numbered change of one chunk, for those who follow.
@@ -56,6 +57,7 @@ impl Store {
     pub(super) fn open(file: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
         let connection = Connection::open(file).map_err(failed("opening its database"))?;
         connection.execute_batch(SCHEMA).map_err(failed("making its tables"))?;
+        upgrade(&connection).map_err(failed("bringing its tables up to date"))?;
         connection.set_prepared_statement_cache_capacity(32);
         let store = Self { connection, dimensions };
         store.is_for(model)?;
@@ -101,14 +103,15 @@ impl Store {
 
     /// The same of the documents that were changed.
     pub(super) fn catalogue_since(&self, made: &[Made]) -> Result<Catalogue, IndexError> {
-        let owners: Vec<String> = made.iter().map(|made| made.owner.to_string()).collect();
+        let owners: Vec<String> = made.iter().filter_map(|made| made.written).map(|owner| owner.to_string()).collect();
         self.catalogue_where(&format!("documents.id in ({})", owners.join(",")))
     }
 
     fn catalogue_where(&self, condition: &str) -> Result<Catalogue, IndexError> {
         let what = "reading its documents";
         let select = format!(
-            "select id, collection, document, name, version, uploaded_at, metadata from documents where {condition}"
+            "select id, collection, document, name, version, uploaded_at, metadata, digest from documents
+             where {condition}"
         );
         let mut statement = self.connection.prepare(&select).map_err(failed(what))?;
         let documents = statement.query_map([], |row| Ok((row.get(0)?, document_of(row, 1)?))).map_err(failed(what))?;
@@ -202,42 +205,86 @@ impl Store {
     }
 }
 
+/// Adds the column that an index of an earlier version does not have.
+fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
+    let select = "select count(*) from pragma_table_info('documents') where name = 'digest'";
+    let columns: u32 = connection.query_row(select, [], |row| row.get(0))?;
+    if columns > 0 {
+        return Ok(());
+    }
+    connection.execute_batch("alter table documents add column digest text not null default ''")
+}
+
 fn apply(transaction: &Transaction<'_>, change: &Change, dimensions: usize) -> Result<Made, IndexError> {
     let what = "writing a document";
-    let (document, chunks): (&Document, &[(Chunk, Vec<f32>)]) = match change {
-        Change::Replace { document, chunks } => (document, chunks),
-        Change::Remove(document) => (document, &[]),
-    };
+    let (document, chunks) = (change.document(), change.chunks());
     if let Some((_, vector)) = chunks.iter().find(|(_, vector)| vector.len() != dimensions) {
         let why =
             format!("`{}` has vectors of {} dimensions, and the index {dimensions}", document.document, vector.len());
         return Err(IndexError::Invalid(why));
     }
-    let select = "select id, uploaded_at, removed from documents where collection = ?1 and document = ?2";
-    let before = transaction
-        .query_row(select, [&document.collection, &document.document], |row| {
-            Ok((row.get(0)?, row.get::<_, i64>(1)?, row.get::<_, bool>(2)?))
-        })
-        .optional()
-        .map_err(failed(what))?;
-    if let Some((owner, uploaded_at, removed)) = before
-        && uploaded_at > document.uploaded_at
-    {
-        let count = "select count(*) from chunks where owner = ?1";
-        let chunks = transaction.query_row(count, [owner], |row| row.get(0)).map_err(failed(what))?;
-        return Ok(Made { applied: Applied { chunks, replaced: !removed, stale: true }, owner });
+    let held = held(transaction, document).map_err(failed(what))?;
+    if let Some((owner, held)) = &held {
+        let same = held.has_row_of(change)
+            && match change {
+                Change::Replace { chunks, .. } => {
+                    same_chunks(&chunks_of(transaction, *owner).map_err(failed(what))?, chunks)
+                }
+                Change::Remove(_) | Change::Confirm(_) => true,
+            };
+        let stale = held.is_newer_than(change);
+        if same && !stale {
+            let update = "update documents set uploaded_at = ?2, digest = ?3 where id = ?1";
+            transaction.execute(update, params![owner, document.uploaded_at, document.digest]).map_err(failed(what))?;
+        }
+        if same || stale || matches!(change, Change::Confirm(_)) {
+            let count = "select count(*) from chunks where owner = ?1";
+            let chunks = transaction.query_row(count, [owner], |row| row.get(0)).map_err(failed(what))?;
+            return Ok(Made { applied: held.kept(change, chunks, same), written: None });
+        }
+    } else if matches!(change, Change::Confirm(_)) {
+        return Ok(Made { applied: Applied::default(), written: None });
     }
-    let insert = "insert into documents (collection, document, name, version, uploaded_at, metadata, removed)
-                  values (?1, ?2, ?3, ?4, ?5, ?6, ?7) on conflict (collection, document) do update set name = ?3,
-                  version = ?4, uploaded_at = ?5, metadata = ?6, removed = ?7 returning id";
+    let insert = "insert into documents (collection, document, name, version, uploaded_at, metadata, removed, digest)
+                  values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) on conflict (collection, document) do update set name = ?3,
+                  version = ?4, uploaded_at = ?5, metadata = ?6, removed = ?7, digest = ?8 returning id";
     let removed = matches!(change, Change::Remove(_));
     let metadata = serde_json::to_string(&document.metadata).map_err(IndexError::failed(what))?;
-    let Document { collection, document: key, name, version, uploaded_at, .. } = document;
-    let values = params![collection, key, name, version, uploaded_at, metadata, removed];
+    let Document { collection, document: key, name, version, uploaded_at, digest, .. } = document;
+    let values = params![collection, key, name, version, uploaded_at, metadata, removed, digest];
     let owner = transaction.query_row(insert, values, |row| row.get(0)).map_err(failed(what))?;
     replace_chunks(transaction, owner, chunks).map_err(failed(what))?;
-    let replaced = before.is_some_and(|(_, _, removed)| !removed);
-    Ok(Made { applied: Applied { chunks: chunks.len(), replaced, stale: false }, owner })
+    let replaced = held.is_some_and(|(_, held)| !held.removed);
+    let applied = Applied { chunks: chunks.len(), replaced, latest_upload: *uploaded_at, ..Applied::default() };
+    Ok(Made { applied, written: Some(owner) })
+}
+
+/// The row of a document, and its number.
+fn held(transaction: &Transaction<'_>, document: &Document) -> rusqlite::Result<Option<(u64, Held)>> {
+    let select = "select id, uploaded_at, removed, name, version, digest, metadata from documents
+                  where collection = ?1 and document = ?2";
+    let mut statement = transaction.prepare_cached(select)?;
+    let read = |row: &Row<'_>| {
+        let metadata: String = row.get(6)?;
+        let held = Held {
+            uploaded_at: row.get(1)?,
+            removed: row.get(2)?,
+            name: row.get(3)?,
+            version: row.get(4)?,
+            digest: row.get(5)?,
+            metadata: serde_json::from_str(&metadata).unwrap_or_default(),
+        };
+        Ok((row.get(0)?, held))
+    };
+    statement.query_row([&document.collection, &document.document], read).optional()
+}
+
+/// The chunks of a document, each with its vector.
+fn chunks_of(transaction: &Transaction<'_>, owner: u64) -> rusqlite::Result<Vec<(Chunk, Vec<f32>)>> {
+    let select = "select place, text, heading, first, past, vector from chunks where owner = ?1 order by place";
+    let mut statement = transaction.prepare_cached(select)?;
+    let chunks = statement.query_map([owner], |row| Ok((chunk_of(row, 0)?, vector_of(row, 5)?)))?;
+    chunks.collect()
 }
 
 fn replace_chunks(transaction: &Transaction<'_>, owner: u64, chunks: &[(Chunk, Vec<f32>)]) -> rusqlite::Result<()> {
@@ -266,6 +313,7 @@ fn document_of(row: &Row<'_>, first: usize) -> rusqlite::Result<Document> {
         version: row.get(first + 3)?,
         uploaded_at: row.get(first + 4)?,
         metadata: serde_json::from_str(&metadata).unwrap_or_default(),
+        digest: row.get(first + 6)?,
     })
 }
 
@@ -275,25 +323,35 @@ fn step_of(row: &Row<'_>) -> rusqlite::Result<Step> {
     // A chunk that was added and has gone since has no row any more: its removal comes later.
     let (true, Some(text)) = (row.get::<_, bool>(1)?, text) else { return Ok(Step::Remove { chunk }) };
     let heading: Vec<String> = serde_json::from_str(&row.get::<_, String>(3)?).unwrap_or_default();
-    let vector: Vec<u8> = row.get(5)?;
-    let vector = vector.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect();
+    let vector = vector_of(row, 5)?;
     Ok(Step::Add { chunk, collection: row.get(2)?, heading: heading.join(" "), text, vector })
 }
 
+fn vector_of(row: &Row<'_>, column: usize) -> rusqlite::Result<Vec<f32>> {
+    let vector: Vec<u8> = row.get(column)?;
+    Ok(vector.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four)).collect())
+}
+
+/// The chunk whose columns begin with its place.
+fn chunk_of(row: &Row<'_>, first: usize) -> rusqlite::Result<Chunk> {
+    let heading: String = row.get(first + 2)?;
+    Ok(Chunk {
+        index: row.get(first)?,
+        text: row.get(first + 1)?,
+        heading: serde_json::from_str(&heading).unwrap_or_default(),
+        start: row.get(first + 3)?,
+        end: row.get(first + 4)?,
+    })
+}
+
 fn hit_of(row: &Row<'_>, found: &Found) -> rusqlite::Result<Hit> {
-    let (metadata, heading): (String, String) = (row.get(2)?, row.get(5)?);
+    let metadata: String = row.get(2)?;
     Ok(Hit {
         id: found.chunk.to_string(),
         document: row.get(0)?,
         name: row.get(1)?,
         metadata: serde_json::from_str(&metadata).unwrap_or_default(),
-        chunk: Chunk {
-            index: row.get(3)?,
-            text: row.get(4)?,
-            heading: serde_json::from_str(&heading).unwrap_or_default(),
-            start: row.get(6)?,
-            end: row.get(7)?,
-        },
+        chunk: chunk_of(row, 3)?,
         score: found.score,
         bm25: found.bm25,
         similarity: found.similarity,

@@ -63,6 +63,7 @@ pub(super) fn document(name: &str, uploaded_at: i64) -> Document {
         document: name.into(),
         name: name.into(),
         version: String::new(),
+        digest: String::new(),
         uploaded_at,
         metadata: Map::new(),
     }
@@ -125,23 +126,131 @@ fn what_is_near_by_words_and_by_meaning_comes_first() {
     });
 }
 
+/// What comes of a change of a document that was last uploaded or deleted at that time.
+fn applied(chunks: usize, replaced: bool, latest_upload: i64) -> Applied {
+    Applied { chunks, replaced, latest_upload, ..Applied::default() }
+}
+
 #[test]
 fn an_upload_replaces_a_removal_removes_and_what_is_older_changes_nothing() {
     of_both(|index| {
-        let applied = |change: Change| index.apply(&[change]).unwrap()[0];
-        assert_eq!(applied(replace("a", 5, &[("old words", 1)])), Applied { chunks: 1, replaced: false, stale: false });
-        assert_eq!(applied(replace("a", 6, &[("new words", 2)])), Applied { chunks: 1, replaced: true, stale: false });
+        let apply = |change: Change| index.apply(&[change]).unwrap()[0];
+        assert_eq!(apply(replace("a", 5, &[("old words", 1)])), applied(1, false, 5));
+        assert_eq!(apply(replace("a", 6, &[("new words", 2)])), applied(1, true, 6));
         assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["new words"]);
-        assert_eq!(applied(replace("a", 5, &[("old words", 1)])), Applied { chunks: 1, replaced: true, stale: true });
+        assert_eq!(apply(replace("a", 5, &[("old words", 1)])), Applied { stale: true, ..applied(1, true, 6) });
         assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["new words"]);
-        assert_eq!(applied(Change::Remove(document("a", 7))), Applied { chunks: 0, replaced: true, stale: false });
+        assert_eq!(apply(Change::Remove(document("a", 7))), applied(0, true, 7));
         assert!(index.search(&query("words", 2)).unwrap().is_empty());
-        assert!(
-            applied(replace("a", 6, &[("late words", 1)])).stale,
-            "a redelivery does not bring back what was deleted"
-        );
+        let late = apply(replace("a", 6, &[("late words", 1)]));
+        assert!(late.stale, "a redelivery does not bring back what was deleted");
         assert!(index.is_empty().unwrap());
     });
+}
+
+/// `change` as an upload with this digest.
+fn with_digest(change: Change, digest: &str) -> Change {
+    let digest = digest.to_owned();
+    match change {
+        Change::Replace { document, chunks } => {
+            Change::Replace { document: Document { digest, version: "v".into(), ..document }, chunks }
+        }
+        Change::Remove(document) => Change::Remove(Document { digest, ..document }),
+        Change::Confirm(document) => Change::Confirm(Document { digest, ..document }),
+    }
+}
+
+#[test]
+fn unchanged_upload_writes_no_chunk_and_counts_as_the_latest() {
+    of_both(|index| {
+        let apply = |change: Change| index.apply(&[change]).unwrap()[0];
+        let words = [("some words", 1), ("nul\0and more", 2)];
+        let upload = |uploaded_at: i64| with_digest(replace("a", uploaded_at, &words), "d");
+        let unchanged = |uploaded_at: i64| Applied { unchanged: true, ..applied(2, true, uploaded_at) };
+        apply(upload(5));
+        let ids = || ids(&index.search(&query("words", 1)).unwrap());
+        let before = ids();
+        // The model's rounding makes no other content.
+        let Change::Replace { document: again, mut chunks } = upload(7) else { unreachable!() };
+        chunks.iter_mut().for_each(|(_, vector)| vector[0] += 1e-4);
+        assert_eq!(apply(Change::Replace { document: again, chunks }), unchanged(7));
+        assert_eq!(ids(), before, "the chunks keep their ids");
+        // Whether it is late or not, it has the content that is there.
+        assert_eq!(apply(upload(6)), Applied { stale: true, ..unchanged(7) });
+        let other = apply(with_digest(replace("a", 6, &[("other words", 1)]), "e"));
+        assert_eq!(other, Applied { stale: true, ..applied(2, true, 7) }, "it was uploaded before the unchanged one");
+        // The same upload again, after a crash or in a replay, is not another one.
+        assert_eq!(apply(upload(7)), applied(2, true, 7));
+        for changed in [
+            replace("a", 8, &[("some words", 1)]),
+            replace("a", 9, &[("some words", 1), ("nul\0and less", 2)]),
+            replace("a", 10, &[("some words", 1), ("nul\0and less", 3)]),
+        ] {
+            let result = apply(with_digest(changed, "d"));
+            assert!(!result.unchanged && !result.stale && result.replaced, "{result:?}");
+        }
+        apply(upload(11));
+        let Change::Replace { document: mut renamed, chunks } = upload(12) else { unreachable!() };
+        renamed.name = "b".into();
+        assert!(!apply(Change::Replace { document: renamed, chunks }).unchanged);
+        assert_eq!(index.search(&query("words", 1)).unwrap()[0].name, "b");
+    });
+}
+
+#[test]
+fn confirmed_document_is_the_latest_and_nothing_else_is_confirmed() {
+    of_both(|index| {
+        let apply = |change: Change| index.apply(&[change]).unwrap()[0];
+        let confirm = |digest: &str, uploaded_at| with_digest(Change::Confirm(document("a", uploaded_at)), digest);
+        let upload =
+            |uploaded_at: i64, text: &str, digest: &str| with_digest(replace("a", uploaded_at, &[(text, 1)]), digest);
+        assert_eq!(apply(confirm("A", 1)), Applied::default(), "it is not there");
+        apply(upload(2, "words of A", "A"));
+        assert_eq!(apply(confirm("B", 3)), applied(1, true, 2), "it has other content");
+        assert_eq!(apply(confirm("", 3)), applied(1, true, 2), "no digest is no content");
+        assert_eq!(apply(confirm("A", 4)), Applied { unchanged: true, ..applied(1, true, 4) });
+        // B was uploaded before A was confirmed, and comes later.
+        assert!(apply(upload(3, "words of B", "B")).stale);
+        assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["words of A"]);
+        assert!(!apply(upload(5, "words of B", "B")).stale);
+        assert_eq!(apply(confirm("A", 6)), applied(1, true, 5));
+        apply(Change::Remove(document("a", 7)));
+        for digest in ["A", "B", ""] {
+            assert_eq!(apply(confirm(digest, 8)), applied(0, false, 7), "it was deleted");
+        }
+        assert!(!apply(upload(8, "words of B", "B")).unchanged);
+        // A batch: each change sees those before it.
+        let batch = [confirm("B", 9), upload(10, "words of A", "A"), confirm("B", 11), confirm("A", 12)];
+        let unchanged: Vec<bool> = index.apply(&batch).unwrap().iter().map(|one| one.unchanged).collect();
+        assert_eq!(unchanged, [true, false, false, true]);
+        assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["words of A"]);
+    });
+}
+
+#[test]
+fn index_of_an_earlier_version_is_opened_and_its_documents_are_confirmed_once_uploaded_again() {
+    let folder = tempfile::tempdir().unwrap();
+    open(folder.path()).apply(&[replace("a", 1, &[("old words", 1)])]).unwrap();
+    let database = rusqlite::Connection::open(folder.path().join("chunks.sqlite")).unwrap();
+    database.execute_batch("alter table documents drop column digest").unwrap();
+    drop(database);
+    let shared = Shared::start();
+    shared.index().apply(&[replace("a", 1, &[("old words", 1)])]).unwrap();
+    let older =
+        "alter table nerve.documents drop column digest; update nerve.settings set value = '1' where name = 'schema'";
+    shared.server.execute("postgres", older).unwrap();
+    for index in [open(folder.path()), shared.index()] {
+        let is_unchanged = |change: Change| index.apply(&[change]).unwrap()[0].unchanged;
+        let confirm = |uploaded_at| with_digest(Change::Confirm(document("a", uploaded_at)), "d");
+        assert!(!is_unchanged(confirm(2)));
+        let Change::Replace { document: mut again, chunks } = replace("a", 3, &[("old words", 1)]) else {
+            unreachable!()
+        };
+        again.digest = "d".into();
+        assert!(is_unchanged(Change::Replace { document: again, chunks }));
+        assert!(is_unchanged(confirm(4)));
+        assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["old words"]);
+    }
 }
 
 #[test]

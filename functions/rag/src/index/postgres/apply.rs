@@ -1,6 +1,6 @@
 //! Changes, a batch in one transaction.
 
-use super::super::{Applied, Change, IndexError};
+use super::super::{Applied, Change, Held, IndexError, same_chunks};
 use super::{fault::failed, words::Words};
 use crate::{chunk::Chunk, document::Document};
 use deadpool_postgres::Transaction;
@@ -11,11 +11,10 @@ use std::collections::HashMap;
 const WHAT: &str = "writing documents";
 
 /// A document's row, which this transaction has locked.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Row {
     id: i64,
-    uploaded_at: i64,
-    removed: bool,
+    held: Held,
 }
 
 type Rows<'c> = HashMap<(&'c str, &'c str), Row>;
@@ -41,22 +40,37 @@ pub(super) async fn apply(transaction: &Transaction<'_>, changes: &[Change]) -> 
     let mut words = Words::new();
     let mut applied = Vec::with_capacity(changes.len());
     for change in changes {
-        let (document, chunks): (&Document, &[(Chunk, Vec<f32>)]) = match change {
-            Change::Replace { document, chunks } => (document, chunks),
-            Change::Remove(document) => (document, &[]),
+        let document = change.document();
+        let row = match (rows.get_mut(&key(document)), change) {
+            (Some(row), _) => row,
+            (None, Change::Confirm(_)) => {
+                applied.push(Applied::default());
+                continue;
+            }
+            (None, _) => return Err(IndexError::failed(WHAT)("a document has no row")),
         };
-        let row = rows.get_mut(&key(document)).ok_or_else(|| IndexError::failed(WHAT)("a document has no row"))?;
-        let replaced = !row.removed;
-        if row.uploaded_at > document.uploaded_at {
-            let chunks = count(transaction, row.id).await?;
-            applied.push(Applied { chunks, replaced, stale: true });
+        let same = row.held.has_row_of(change)
+            && match change {
+                Change::Replace { chunks, .. } => has_chunks(transaction, row.id, chunks).await?,
+                Change::Remove(_) | Change::Confirm(_) => true,
+            };
+        let stale = row.held.is_newer_than(change);
+        if same || stale || matches!(change, Change::Confirm(_)) {
+            let kept = row.held.kept(change, count(transaction, row.id).await?, same);
+            applied.push(kept);
+            if same && !stale {
+                row.held.uploaded_at = document.uploaded_at;
+                row.held.digest.clone_from(&document.digest);
+                confirm(transaction, row).await?;
+            }
             continue;
         }
-        let removed = matches!(change, Change::Remove(_));
-        *row = Row { uploaded_at: document.uploaded_at, removed, ..*row };
-        update(transaction, *row, document).await?;
+        let (replaced, chunks) = (!row.held.removed, change.chunks());
+        row.held = Held::after(change);
+        update(transaction, row).await?;
         insert(transaction, row.id, chunks, &mut words).await?;
-        applied.push(Applied { chunks: chunks.len(), replaced, stale: false });
+        let latest_upload = document.uploaded_at;
+        applied.push(Applied { chunks: chunks.len(), replaced, latest_upload, ..Applied::default() });
     }
     Ok(applied)
 }
@@ -65,35 +79,81 @@ fn key(document: &Document) -> (&str, &str) {
     (&document.collection, &document.document)
 }
 
-/// Makes the rows of documents that have none yet, as if they had been removed before any upload, and locks all of
-/// them, in an order that is the same for every worker, so that none waits for another in a circle.
+/// Makes the rows of documents that have none yet and are changed, as if they had been removed before any upload, and
+/// locks the rows of all documents, in an order that is the same for every worker, so that none waits for another in a
+/// circle.
 async fn lock<'c>(transaction: &Transaction<'_>, changes: &'c [Change]) -> Result<Rows<'c>, IndexError> {
-    let documents = changes.iter().map(|change| match change {
-        Change::Replace { document, .. } | Change::Remove(document) => document,
-    });
-    let mut keys: Vec<(&str, &str)> = documents.map(key).collect();
-    keys.sort_unstable();
-    keys.dedup();
-    let (collections, documents): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
+    let sorted = |wanted: fn(&Change) -> bool| {
+        let mut keys: Vec<(&str, &str)> =
+            changes.iter().filter(|change| wanted(change)).map(|change| key(change.document())).collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    };
+    let written = sorted(|change| !matches!(change, Change::Confirm(_)));
+    let (collections, documents): (Vec<&str>, Vec<&str>) = written.into_iter().unzip();
     let insert = "insert into documents (collection, document, name, version, uploaded_at, metadata, removed)
                   select collection, document, '', '', $3, '{}', true from unnest($1::text[], $2::text[])
                   with ordinality as given (collection, document, place) order by place on conflict do nothing";
     let insert = transaction.prepare_cached(insert).await.map_err(failed(WHAT))?;
     transaction.execute(&insert, &[&collections, &documents, &i64::MIN]).await.map_err(failed(WHAT))?;
-    let select = "select place, documents.id, uploaded_at, removed from documents
+    let keys = sorted(|_| true);
+    let (collections, documents): (Vec<&str>, Vec<&str>) = keys.iter().copied().unzip();
+    let select = "select place, documents.id, uploaded_at, removed, name, version, digest, metadata from documents
                   join unnest($1::text[], $2::text[]) with ordinality as given (collection, document, place)
                   using (collection, document) order by place for update of documents";
     let select = transaction.prepare_cached(select).await.map_err(failed(WHAT))?;
     let found = transaction.query(&select, &[&collections, &documents]).await.map_err(failed(WHAT))?;
     let mut rows = HashMap::with_capacity(keys.len());
     for row in found {
-        let place: i64 = row.try_get(0).map_err(failed(WHAT))?;
-        let (id, uploaded_at) = (row.try_get(1).map_err(failed(WHAT))?, row.try_get(2).map_err(failed(WHAT))?);
-        let row = Row { id, uploaded_at, removed: row.try_get(3).map_err(failed(WHAT))? };
+        let (place, row) = row_of(&row).map_err(failed(WHAT))?;
         let key = usize::try_from(place).ok().and_then(|place| keys.get(place.checked_sub(1)?));
         rows.extend(key.map(|key| (*key, row)));
     }
     Ok(rows)
+}
+
+/// A document's row, and its place among those that were asked for.
+fn row_of(row: &tokio_postgres::Row) -> Result<(i64, Row), tokio_postgres::Error> {
+    let metadata: serde_json::Value = row.try_get(7)?;
+    let held = Held {
+        uploaded_at: row.try_get(2)?,
+        removed: row.try_get(3)?,
+        name: row.try_get(4)?,
+        version: row.try_get(5)?,
+        digest: row.try_get(6)?,
+        metadata: metadata.as_object().cloned().unwrap_or_default(),
+    };
+    Ok((row.try_get(0)?, Row { id: row.try_get(1)?, held }))
+}
+
+/// Whether a document has these chunks, as far as PostgreSQL can hold them.
+async fn has_chunks(
+    transaction: &Transaction<'_>,
+    owner: i64,
+    chunks: &[(Chunk, Vec<f32>)],
+) -> Result<bool, IndexError> {
+    let select = "select place, text, heading, first, past, vector from chunks join vectors on chunk = id
+                  where chunks.owner = $1 order by place";
+    let select = transaction.prepare_cached(select).await.map_err(failed(WHAT))?;
+    let rows = transaction.query(&select, &[&owner]).await.map_err(failed(WHAT))?;
+    let held: Vec<(Chunk, Vec<f32>)> = rows.iter().map(chunk_of).collect::<Result<_, _>>().map_err(failed(WHAT))?;
+    let kept =
+        |(chunk, vector): &(Chunk, Vec<f32>)| (Chunk { text: kept_text(&chunk.text), ..chunk.clone() }, vector.clone());
+    Ok(same_chunks(&held, &chunks.iter().map(kept).collect::<Vec<_>>()))
+}
+
+fn chunk_of(row: &tokio_postgres::Row) -> Result<(Chunk, Vec<f32>), tokio_postgres::Error> {
+    let number = |column| row.try_get(column).map(|number: i64| usize::try_from(number).unwrap_or_default());
+    let (heading, vector): (String, Vector) = (row.try_get(2)?, row.try_get(5)?);
+    let heading = serde_json::from_str(&heading).unwrap_or_default();
+    let chunk = Chunk { index: number(0)?, text: row.try_get(1)?, heading, start: number(3)?, end: number(4)? };
+    Ok((chunk, vector.to_vec()))
+}
+
+/// The text as PostgreSQL holds it: without the one character that it cannot hold; a space keeps every offset.
+fn kept_text(text: &str) -> String {
+    text.replace('\0', " ")
 }
 
 async fn count(transaction: &Transaction<'_>, owner: i64) -> Result<usize, IndexError> {
@@ -103,18 +163,27 @@ async fn count(transaction: &Transaction<'_>, owner: i64) -> Result<usize, Index
     Ok(usize::try_from(count).unwrap_or_default())
 }
 
-/// Writes what a document is now, and takes its chunks away.
-async fn update(transaction: &Transaction<'_>, row: Row, document: &Document) -> Result<(), IndexError> {
-    let update = "update documents set name = $2, version = $3, uploaded_at = $4, metadata = $5, removed = $6
-                  where id = $1";
+/// Writes that a document is as it was at a later upload.
+async fn confirm(transaction: &Transaction<'_>, row: &Row) -> Result<(), IndexError> {
+    let update = "update documents set uploaded_at = $2, digest = $3 where id = $1";
     let update = transaction.prepare_cached(update).await.map_err(failed(WHAT))?;
-    let metadata = serde_json::to_value(&document.metadata).map_err(IndexError::failed(WHAT))?;
-    let Document { name, version, uploaded_at, .. } = document;
-    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
-        [&row.id, name, version, uploaded_at, &metadata, &row.removed];
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 3] = [&row.id, &row.held.uploaded_at, &row.held.digest];
+    transaction.execute(&update, &values).await.map_err(failed(WHAT))?;
+    Ok(())
+}
+
+/// Writes what a document is now, and takes its chunks away.
+async fn update(transaction: &Transaction<'_>, row: &Row) -> Result<(), IndexError> {
+    let update = "update documents set name = $2, version = $3, uploaded_at = $4, metadata = $5, removed = $6,
+                  digest = $7 where id = $1";
+    let update = transaction.prepare_cached(update).await.map_err(failed(WHAT))?;
+    let Row { id, held: Held { uploaded_at, removed, name, version, digest, metadata } } = row;
+    let metadata = serde_json::to_value(metadata).map_err(IndexError::failed(WHAT))?;
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
+        [id, name, version, uploaded_at, &metadata, removed, digest];
     transaction.execute(&update, &values).await.map_err(failed(WHAT))?;
     let delete = transaction.prepare_cached("delete from chunks where owner = $1").await.map_err(failed(WHAT))?;
-    transaction.execute(&delete, &[&row.id]).await.map_err(failed(WHAT))?;
+    transaction.execute(&delete, &[id]).await.map_err(failed(WHAT))?;
     Ok(())
 }
 
@@ -136,8 +205,7 @@ impl Columns {
         for (chunk, vector) in chunks {
             let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
             columns.places.push(number(chunk.index));
-            // The one character that PostgreSQL's text cannot hold; a space keeps every offset.
-            columns.texts.push(chunk.text.replace('\0', " "));
+            columns.texts.push(kept_text(&chunk.text));
             columns.headings.push(serde_json::to_string(&chunk.heading).unwrap_or_default());
             columns.firsts.push(number(chunk.start));
             columns.pasts.push(number(chunk.end));

@@ -17,7 +17,8 @@ const SCANS_ON: (u32, u32) = (0, 8);
 /// - A vector has a table of its own, which is read fast because no text lies between its rows; kept in the row
 ///   (`plain`), it is not fetched from elsewhere for each distance.
 /// - Words are never updated in place, so GIN's list of pending ones would only slow searches down.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     create table documents (
         id bigint generated always as identity primary key,
         collection text not null, document text not null, name text not null, version text not null,
@@ -42,7 +43,9 @@ const STEPS: [&str; 1] = ["
     alter table vectors alter column vector set storage plain;
     create index vectors_of on vectors (owner);
     create index vectors_by_nearness on vectors using hnsw (vector vector_cosine_ops) with (m = 16, ef_construction = 128);
-"];
+",
+    "alter table documents add column digest text not null default ''",
+];
 
 /// What is known of the server's pgvector.
 #[derive(Debug, Clone)]

@@ -1,0 +1,94 @@
+//! Whether the index has a document exactly as it would be uploaded: asked before an upload, so that an unchanged
+//! document is neither stored in the log nor embedded again.
+//!
+//! The index keeps a digest of each document's upload and of how it was chunked. A check names a digest and a time. Where
+//! the digests are equal, the index records the document as uploaded at that time: an older upload that is still on its
+//! way comes too late then, as it would after a real upload.
+
+use crate::{document::Document, functions::ChunkOptions};
+use data_encoding::HEXLOWER;
+use nerve_core::Event;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+/// The type of the event by which `rag/index` is called directly to check documents.
+pub const CHECK_REQUESTED: &str = "document.check_requested";
+/// The version of the readers and the chunker. A new version chunks unchanged documents again.
+const CHUNKER_VERSION: u32 = 1;
+
+/// How a `rag/chunk` function cuts documents into chunks: what its manifest says, and its version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunking(String);
+
+impl Chunking {
+    /// The chunking of a function with this `model` and `with`.
+    ///
+    /// # Errors
+    /// Says which option `rag/chunk` does not have.
+    pub fn new(model: Option<&str>, with: &Map<String, Value>) -> Result<Self, String> {
+        let options = serde_json::from_value(Value::Object(with.clone())).map_err(|error| error.to_string())?;
+        let ChunkOptions { size, overlap } = options;
+        Ok(Self(format!("{CHUNKER_VERSION} {size} {overlap} {}", model.unwrap_or_default())))
+    }
+
+    /// SHA-256, in hexadecimal, of a `document.uploaded` event's content and of how it is chunked.
+    pub fn digest(&self, upload: &Event) -> String {
+        let mut digest = Sha256::new();
+        let subject = upload.subject.as_deref().unwrap_or_default();
+        let content_type = upload.content_type.as_deref().unwrap_or_default();
+        for part in [self.0.as_bytes(), subject.as_bytes(), content_type.as_bytes(), &upload.data] {
+            digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            digest.update(part);
+        }
+        HEXLOWER.encode(&digest.finalize())
+    }
+}
+
+/// The data of a check.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckRequest {
+    /// The documents. Only `collection`, `document`, `digest` and `uploaded_at` are read.
+    pub documents: Vec<Document>,
+}
+
+/// What the index has of one checked document: a part of the `document.indexed` that answers the check.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Checked {
+    /// The document.
+    pub document: String,
+    /// Whether the index has it exactly as it would be uploaded.
+    pub unchanged: bool,
+    /// When its last upload or deletion was made, in nanoseconds since 1970.
+    pub latest_upload: i64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nerve_core::EventType;
+    use serde_json::json;
+
+    #[test]
+    fn digest_depends_on_the_content_and_on_the_chunking() {
+        let chunking = |with: Value| Chunking::new(Some("m"), with.as_object().unwrap()).unwrap();
+        let upload = |id: &str, text: &str| {
+            let event = Event::new(id, "/test", EventType::parse("document.uploaded").unwrap());
+            event.with_data("text/plain", text.as_bytes().to_vec())
+        };
+        let usual = chunking(json!({}));
+        assert_eq!(usual.digest(&upload("1", "a")), usual.digest(&upload("2", "a")), "an upload's id is no content");
+        assert_eq!(usual, chunking(json!({"size": 200})), "a default may be written out");
+        let other = Chunking::new(Some("n"), &Map::new()).unwrap();
+        let html = upload("1", "a").with_data("text/html", "a");
+        for digest in [
+            usual.digest(&upload("1", "b")),
+            usual.digest(&html),
+            chunking(json!({"size": 100})).digest(&upload("1", "a")),
+            other.digest(&upload("1", "a")),
+        ] {
+            assert_ne!(digest, usual.digest(&upload("1", "a")));
+        }
+        assert!(Chunking::new(None, json!({"sise": 1}).as_object().unwrap()).is_err());
+    }
+}

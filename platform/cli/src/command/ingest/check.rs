@@ -1,0 +1,105 @@
+//! What the index has of the documents that are about to be uploaded.
+
+use super::UPLOADED;
+use nerve_core::{Event, EventType, Name, manifest::Run};
+use nerve_rag::{
+    check::{CHECK_REQUESTED, CheckRequest, Checked, Chunking},
+    document::Document,
+};
+use nerve_server::{
+    bus::{Bus, InvokeError},
+    registry::{Entry, FunctionRecord, Registry},
+};
+use std::{collections::HashMap, time::Duration};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+/// How long a check may take. An index that is slower than that is not waited for: everything is uploaded.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Checks documents with the deployed index.
+pub(super) struct IndexCheck {
+    index: Name,
+    chunking: Chunking,
+    failure: Option<InvokeError>,
+}
+
+impl IndexCheck {
+    /// The check by Nerve's own index and chunker, if one of each is deployed: it is the chunker that makes the digests.
+    pub(super) async fn find(registry: &Registry) -> anyhow::Result<Option<Self>> {
+        let functions = registry.functions().await?;
+        let subject = format!("events.{UPLOADED}");
+        let takes_uploads = |entry: &&Entry<FunctionRecord>| {
+            builtin(entry, "rag/chunk") && entry.record.spec.on.iter().any(|pattern| pattern.covers(&subject))
+        };
+        let mut chunkers = functions.iter().filter(takes_uploads);
+        let mut indexes = functions.iter().filter(|entry| builtin(entry, "rag/index"));
+        let (Some(chunker), None, Some(index), None) =
+            (chunkers.next(), chunkers.next(), indexes.next(), indexes.next())
+        else {
+            return Ok(None);
+        };
+        let Run::Builtin { model, with, .. } = &chunker.record.spec.run else { return Ok(None) };
+        let Ok(chunking) = Chunking::new(model.as_deref(), with) else { return Ok(None) };
+        Ok(Some(Self { index: index.name.clone(), chunking, failure: None }))
+    }
+
+    /// Why the index did not answer, if it did not; it is not asked again then.
+    pub(super) fn failure(&self) -> Option<&InvokeError> {
+        self.failure.as_ref()
+    }
+
+    /// What the index has of these documents, by their names; nothing if it does not answer.
+    pub(super) async fn check(
+        &mut self,
+        bus: &Bus,
+        collection: &str,
+        uploads: &[(Event, String)],
+    ) -> HashMap<String, Checked> {
+        if self.failure.is_some() || uploads.is_empty() {
+            return HashMap::new();
+        }
+        match self.ask(bus, collection, uploads).await {
+            Ok(answers) => {
+                let checked = answers.iter().filter_map(|answer| serde_json::from_slice(&answer.data).ok());
+                checked.map(|checked: Checked| (checked.document.clone(), checked)).collect()
+            }
+            Err(error) => {
+                self.failure = Some(error);
+                HashMap::new()
+            }
+        }
+    }
+
+    async fn ask(&self, bus: &Bus, collection: &str, uploads: &[(Event, String)]) -> Result<Vec<Event>, InvokeError> {
+        let document = |(upload, name): &(Event, String)| Document {
+            collection: collection.to_owned(),
+            document: name.clone(),
+            name: name.clone(),
+            version: String::new(),
+            digest: self.chunking.digest(upload),
+            uploaded_at: uploaded_at(upload),
+            metadata: serde_json::Map::new(),
+        };
+        let request = CheckRequest { documents: uploads.iter().map(document).collect() };
+        let invalid = |error: String| nerve_core::FunctionError::new(nerve_core::Fault::Invalid, error);
+        let ty = EventType::parse(CHECK_REQUESTED).map_err(|error| invalid(error.to_string()))?;
+        let data = serde_json::to_vec(&request).map_err(|error| invalid(error.to_string()))?;
+        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ingest", ty).with_data("application/json", data);
+        bus.invoke(&self.index, &event, CHECK_TIMEOUT).await
+    }
+}
+
+fn builtin(entry: &Entry<FunctionRecord>, wanted: &str) -> bool {
+    matches!(&entry.record.spec.run, Run::Builtin { function, .. } if function == wanted)
+}
+
+fn uploaded_at(upload: &Event) -> i64 {
+    let nanoseconds = upload.time.map(OffsetDateTime::unix_timestamp_nanos).unwrap_or_default();
+    i64::try_from(nanoseconds).unwrap_or_default()
+}
+
+/// The first moment after an upload, which is given in nanoseconds since 1970.
+pub(super) fn moment_after(uploaded_at: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(uploaded_at) + 1).ok()
+}
