@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - `streams`: the streams and buckets, made and migrated idempotently.
+//! - `resolve`: the stream that subjects are in.
 //! - `publish`: an event out, with its message id, acknowledged. `batches`: many of them at once.
 //! - `body`: bodies too large for a message, in the Object Store by reference.
 //! - `consumer`: the durable consumer of a function, made where its stream ends. `replay`: sent back again.
@@ -30,6 +31,7 @@ mod logs;
 mod publish;
 mod pull;
 mod replay;
+mod resolve;
 mod retry;
 mod seen;
 mod streams;
@@ -49,6 +51,7 @@ pub use publish::{PublishError, Published};
 pub(crate) use pull::Pulse;
 pub use pull::{Puller, PullerOptions};
 pub use replay::Replay;
+pub use resolve::Retention;
 pub use seen::Seen;
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
 pub use tail::{Start, Tail, Tailed};

@@ -171,23 +171,4 @@ impl Bus {
         let made = self.jetstream.create_object_store(config).await;
         made.map(drop).map_err(|error| BusError::unavailable(format!("making the object store {bucket}"), error))
     }
-
-    /// The stream that holds all of `subjects`; `None` when there is none, or more than one.
-    pub async fn stream_of(&self, subjects: &[nerve_core::Pattern]) -> Result<Option<String>, BusError> {
-        let mut found: Option<String> = None;
-        for subject in subjects {
-            let name = match self.jetstream.stream_by_subject(subject.as_str()).await {
-                Ok(name) => name,
-                Err(error) if error.kind() == async_nats::jetstream::context::GetStreamByNameErrorKind::NotFound => {
-                    return Ok(None);
-                }
-                Err(error) => return Err(BusError::unavailable(format!("finding the stream of {subject}"), error)),
-            };
-            if found.as_ref().is_some_and(|other| *other != name) {
-                return Ok(None);
-            }
-            found = Some(name);
-        }
-        Ok(found)
-    }
 }
