@@ -9,6 +9,8 @@
 //! - `delivery`: one message to settle, by value, so that it is settled once.
 //! - `lease`: extends every delivery in flight from one timer.
 //! - `pull`: deliveries as there are free slots, and no more.
+//! - `space`: how full EVENTS is. `trim`: kept within its bound in bytes. `expiry`: what its age removes. `durables`: who
+//!   has not finished what.
 //! - `seen`: webhooks that were taken in, remembered for long.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
@@ -25,6 +27,8 @@ mod body;
 mod consumer;
 mod dead;
 mod delivery;
+mod durables;
+mod expiry;
 mod invoke;
 mod lease;
 mod logs;
@@ -34,10 +38,12 @@ mod replay;
 mod resolve;
 mod retry;
 mod seen;
+mod space;
 mod streams;
 mod tail;
 mod timers;
 mod trace;
+mod trim;
 mod views;
 
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
@@ -53,6 +59,7 @@ pub use pull::{Puller, PullerOptions};
 pub use replay::Replay;
 pub use resolve::Retention;
 pub use seen::Seen;
+pub use space::{Full, FullReason};
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
 pub use tail::{Start, Tail, Tailed};
 pub use timers::TIMERS;
@@ -65,6 +72,7 @@ pub(crate) use lease::Leases;
 pub(crate) use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
 pub(crate) use seen::Mark;
 pub(crate) use timers::{TICKS, TICKS_CONSUMER, due_subject};
+pub(crate) use trim::{Returns, Trimmer};
 
 use crate::config::NatsConfig;
 use async_nats::{
@@ -72,6 +80,7 @@ use async_nats::{
     connection::State,
     jetstream::{self, Context},
 };
+use space::Space;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
@@ -85,6 +94,7 @@ pub struct Bus {
     client: Arc<Client>,
     jetstream: Arc<Context>,
     reconnects: watch::Receiver<u64>,
+    space: Arc<Space>,
 }
 
 /// What went wrong with the broker, split by what the caller must do.
@@ -159,7 +169,13 @@ impl Bus {
         let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
         told.map_err(|error| BusError::unavailable(what(), error))?
             .map_err(|error| BusError::unavailable(what(), error))?;
-        Ok(Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects })
+        let space = Arc::default();
+        Ok(Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, space })
+    }
+
+    /// Another connection, which shares what is known of the room in EVENTS.
+    pub(crate) async fn connect_beside(&self, options: &NatsConfig, name: &str) -> Result<Self, BusError> {
+        Ok(Self { space: Arc::clone(&self.space), ..Self::connect(options, name).await? })
     }
 
     /// A bus whose broker is away, to test what callers are told then.
@@ -168,7 +184,12 @@ impl Bus {
         let connect = async_nats::ConnectOptions::new().retry_on_initial_connect();
         let client = connect.connect("127.0.0.1:1").await.unwrap();
         let jetstream = jetstream::new(client.clone());
-        Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects: watch::channel(0).1 }
+        Self {
+            client: Arc::new(client),
+            jetstream: Arc::new(jetstream),
+            reconnects: watch::channel(0).1,
+            space: Arc::default(),
+        }
     }
 
     /// Whether the connection stands at this moment.
