@@ -43,6 +43,7 @@ mod sns;
 mod sources;
 mod spool;
 mod sse;
+mod streams;
 mod tls;
 mod up;
 mod workers;

@@ -85,7 +85,7 @@ fn next_of(error: &anyhow::Error) -> Option<&'static str> {
             _ => None,
         };
         matches!(of_server.or_else(|| cause.downcast_ref()), Some(BusError::Unavailable { .. }))
-            || matches!(cause.downcast_ref(), Some(PublishError::Unavailable(_)))
+            || matches!(cause.downcast_ref(), Some(error @ PublishError::Unavailable(_)) if error.full().is_none())
     });
     away.then_some(
         "check that NATS runs with JetStream, and that `nerve up`, a gateway or a worker has started on it once",

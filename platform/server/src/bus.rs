@@ -3,6 +3,7 @@
 //! # Layout
 //! - `streams`: the streams and buckets, made and migrated idempotently.
 //! - `provenance`: where a delivered message was stored first, and what copies of it say of that.
+//! - `resolve`: the stream that subjects are in.
 //! - `publish`: an event out, with its message id, acknowledged. `batches`: many of them at once.
 //! - `body`: bodies too large for a message, in the Object Store by reference.
 //! - `consumer`: the durable consumer of a function. `place`: how far it is, beyond its life. `replay`: sent back again.
@@ -11,6 +12,8 @@
 //! - `pull`: deliveries as there are free slots, and no more.
 //! - `results`: what a run returned, stored whole or not at all, by `sets`.
 //! - `runs`: what is remembered of runs that did not end well.
+//! - `space`: how full EVENTS is. `trim`: kept within its bound in bytes. `expiry`: what its age removes. `durables`: who
+//!   has not finished what.
 //! - `seen`: webhooks that were taken in, remembered for long.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
@@ -27,6 +30,8 @@ mod body;
 mod consumer;
 mod dead;
 mod delivery;
+mod durables;
+mod expiry;
 mod invoke;
 mod lease;
 mod logs;
@@ -36,14 +41,17 @@ mod publish;
 mod pull;
 mod replay;
 mod results;
+mod resolve;
 mod retry;
 mod runs;
 mod seen;
 mod sets;
+mod space;
 mod streams;
 mod tail;
 mod timers;
 mod trace;
+mod trim;
 mod views;
 
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
@@ -56,7 +64,9 @@ pub use logs::{LogRecord, Logs};
 pub use publish::{PublishError, Published};
 pub(crate) use pull::{Puller, Pulling, Pulse};
 pub use replay::Replay;
+pub use resolve::Retention;
 pub use seen::Seen;
+pub use space::{Full, FullReason};
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
 pub use tail::{Start, Tail, Tailed};
 pub use timers::TIMERS;
@@ -74,6 +84,7 @@ pub(crate) use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
 pub(crate) use runs::{Resumption, RunHistory};
 pub(crate) use sets::{MAX_MESSAGES as MAX_RESULTS, SetOutcome, Sets};
 pub(crate) use timers::{TICKS, TICKS_CONSUMER, due_subject};
+pub(crate) use trim::{Returns, Trimmer};
 
 use crate::config::NatsConfig;
 use async_nats::{
@@ -81,6 +92,7 @@ use async_nats::{
     connection::State,
     jetstream::{self, Context, kv},
 };
+use space::Space;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{OnceCell, watch};
 
@@ -96,6 +108,7 @@ pub struct Bus {
     reconnects: watch::Receiver<u64>,
     /// The bucket of places, once it was needed.
     places: Arc<OnceCell<kv::Store>>,
+    space: Arc<Space>,
 }
 
 /// What went wrong with the broker, split by what the caller must do.
@@ -170,7 +183,13 @@ impl Bus {
         let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
         told.map_err(|error| BusError::unavailable(what(), error))?
             .map_err(|error| BusError::unavailable(what(), error))?;
-        Ok(Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, places: Arc::default() })
+        let (client, jetstream) = (Arc::new(client), Arc::new(jetstream));
+        Ok(Self { client, jetstream, reconnects, places: Arc::default(), space: Arc::default() })
+    }
+
+    /// Another connection, which shares what is known of the room in EVENTS.
+    pub(crate) async fn connect_beside(&self, options: &NatsConfig, name: &str) -> Result<Self, BusError> {
+        Ok(Self { space: Arc::clone(&self.space), ..Self::connect(options, name).await? })
     }
 
     /// A bus whose broker is away, to test what callers are told then.
@@ -179,8 +198,13 @@ impl Bus {
         let connect = async_nats::ConnectOptions::new().retry_on_initial_connect();
         let client = connect.connect("127.0.0.1:1").await.unwrap();
         let jetstream = jetstream::new(client.clone());
-        let reconnects = watch::channel(0).1;
-        Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, places: Arc::default() }
+        Self {
+            client: Arc::new(client),
+            jetstream: Arc::new(jetstream),
+            reconnects: watch::channel(0).1,
+            places: Arc::default(),
+            space: Arc::default(),
+        }
     }
 
     /// Whether the connection stands at this moment.

@@ -27,6 +27,9 @@ const LISTS: &[&str] = &["gateway.keys", "gateway.trusted_proxies", "onnx.provid
 /// Longer than any retry waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(48 * 3600);
 
+/// The least that EVENTS may be bounded by, in bytes.
+const LEAST_EVENTS_BYTES: i64 = 16 << 10;
+
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -82,6 +85,8 @@ pub struct StreamsConfig {
     pub events_max_age: Duration,
     /// Bytes that EVENTS may take; -1 for no bound.
     pub events_max_bytes: i64,
+    /// What happens when it has reached them.
+    pub events_full: EventsFull,
     /// How long an id is remembered.
     #[serde(deserialize_with = "duration")]
     pub dedupe_window: Duration,
@@ -105,6 +110,16 @@ pub struct StreamsConfig {
     pub attempts_max_age: Duration,
     /// Attempts that are kept; -1 for no bound.
     pub attempts_max: i64,
+}
+
+/// What happens when EVENTS has reached its bound in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventsFull {
+    /// The oldest events that all consumers have finished are removed; where there are none, events are refused.
+    Trim,
+    /// Events are refused until their age removes some.
+    Refuse,
 }
 
 /// How functions are run.
@@ -256,6 +271,13 @@ impl Config {
         if !age.is_zero() && age < self.streams.dedupe_window {
             return wrong("streams.events_max_age", "it must be at least streams.dedupe_window");
         }
+        let bytes = self.streams.events_max_bytes;
+        if bytes != -1 && bytes < LEAST_EVENTS_BYTES {
+            return wrong("streams.events_max_bytes", "it must be -1 (no bound), or at least 16384");
+        }
+        if self.streams.events_full == EventsFull::Refuse && bytes == -1 {
+            return wrong("streams.events_full", "\"refuse\" needs a bound: set streams.events_max_bytes");
+        }
         let age = self.streams.timers_max_age;
         if !age.is_zero() && age < LONGEST_WAIT {
             return wrong("streams.timers_max_age", "a retry may wait for a day: give it at least 48h");
@@ -379,6 +401,9 @@ mod tests {
             ("NERVE_WORKER_ACK_WAIT", "soon", "soon"),
             ("NERVE_GATEWAY_KEYS", "short", "gateway.keys"),
             ("NERVE_RAG_POSTGRES", "mysql://nerve:hunter2@127.0.0.1", "rag.postgres"),
+            ("NERVE_STREAMS_EVENTS_MAX_BYTES", "0", "streams.events_max_bytes"),
+            ("NERVE_STREAMS_EVENTS_FULL", "refuse", "streams.events_max_bytes"),
+            ("NERVE_STREAMS_EVENTS_FULL", "drop", "expected `trim` or `refuse`"),
             ("NERVE_GATEWAY_COLOUR", "red", "colour"),
             ("NERVE_GATEWAY_THREADS", "1000", "gateway.threads"),
             ("NERVE_GATEWAY_TLS_CERT", "/etc/nerve/cert.pem", "tls_cert and tls_key go together"),

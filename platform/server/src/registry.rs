@@ -168,18 +168,7 @@ impl Registry {
     }
 
     async fn resolve_stream(&self, name: &Name, stream: Option<&str>, on: &[Pattern]) -> Result<String, BusError> {
-        let what = || format!("deploying {name}");
-        if let Some(stream) = stream {
-            return match self.bus.jetstream().get_stream(stream).await {
-                Ok(_) => Ok(stream.to_owned()),
-                Err(error) => Err(BusError::refused(what(), format!("its stream {stream} cannot be used: {error}"))),
-            };
-        }
-        self.bus.stream_of(on).await?.ok_or_else(|| {
-            let why = "no single stream holds all the subjects of `on`: correct them, name the stream, or make \
-                       one function a stream";
-            BusError::refused(what(), why)
-        })
+        self.bus.resolve_stream(name, stream, on).await
     }
 
     /// Makes or updates the durable consumers of a function: for its subjects, and for what is redriven to it.

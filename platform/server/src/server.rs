@@ -1,7 +1,7 @@
 //! One server: a gateway, a worker, or both, over one connection to NATS.
 
 use crate::{
-    bus::{Batches, Bus, BusError, Seen},
+    bus::{Batches, Bus, BusError, Returns, Seen, Trimmer, consumer_name},
     config::Config,
     gateway::{
         self, Check, Checks, Door, Drain, Fetch, Gateway, LaneError, Lanes, ModelParts, Models, Spool, SpoolError, Tls,
@@ -122,6 +122,8 @@ impl Server {
             true => Some(follow_taken(&bus, &config, &end, &followers).await?),
             false => None,
         };
+        let trimmer = Trimmer::new(&bus, &config.streams, returns(catalogue.clone()));
+        followers.spawn(trimmer.run(end.clone()));
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
         Ok(Self { config, roles, bus, registry, taken, catalogue, door, metrics, followers, end })
     }
@@ -202,13 +204,23 @@ async fn follow_taken(
     end: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Result<Taken, ServerError> {
-    let lanes = Lanes::start(config.gateway.threads(), &config.nats, end, tasks).await?;
+    let lanes = Lanes::start(config.gateway.threads(), (bus, &config.nats), end, tasks).await?;
     let batches = Batches::start(bus, end.clone(), tasks).await?;
     let seen = Seen::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
     let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
     let drain = Drain::new(spool.clone(), (bus.clone(), batches.clone()), seen.clone(), config.streams.dedupe_window);
     tasks.spawn(drain.run(end.clone()));
     Ok(Taken { lanes, batches, seen, spool })
+}
+
+/// What deployed functions may return; a sink returns nothing.
+fn returns(catalogue: watch::Receiver<Arc<Catalogue>>) -> Returns {
+    Returns::new(move || {
+        let catalogue = catalogue.borrow().clone();
+        let functions = catalogue.functions.iter();
+        let functions = functions.map(|(name, entry)| (consumer_name(name), entry.record.spec.emits.clone()));
+        functions.chain(catalogue.sinks.keys().map(|name| (consumer_name(name), Vec::new()))).collect()
+    })
 }
 
 /// Brings deployed files to `folder`, which the worker shares.

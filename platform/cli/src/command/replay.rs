@@ -10,14 +10,15 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Name;
-use nerve_server::bus::{self, BusError, Start};
+use nerve_server::bus::{self, BusError, Retention, Start};
 use serde::Serialize;
 
 /// Give a function the events of its stream again, from a moment on
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The function goes back to that moment and takes each of its events since then once more, as it is deployed now, and then
-what is new; other functions see nothing of it. What it had not finished before that moment comes again too.
+what is new; other functions see nothing of it. What it had not finished before that moment comes again too. A stream with
+the retention workqueue or interest keeps nothing that is acknowledged, so a function on it cannot be sent back.
 
 Results keep their ids. Within the dedupe window (`streams.dedupe_window`, 10 minutes unless you say otherwise) what was
 published already is not published twice; beyond it, it is published again, and whoever takes it gets it again. What the
@@ -55,6 +56,11 @@ impl Replay {
             return Err(no_function(name, &registry).await.into());
         };
         let record = deployed.record;
+        if let Some(why) = no_history(bus.retention_of(&record.stream).await.map_err(|error| failed(name, error))?) {
+            let failure =
+                Failure::new(format!("cannot replay `{name}`")).cause(format!("its stream {} {why}", record.stream));
+            return Err(failure.next("publish the messages again, to the same subjects").into());
+        }
         let start: Start = self.since.start();
         let replay = bus.plan_replay(name, &record.stream, &record.spec.on, start).await;
         let replay = replay.map_err(|error| failed(name, error))?;
@@ -65,6 +71,21 @@ impl Replay {
             bus.replay(&replay).await.map_err(|error| failed(name, error))?;
         }
         globals.output.show(&Told { replay, dry_run: self.dry_run }, text)
+    }
+}
+
+/// Why a stream of this retention has nothing that could be given again.
+fn no_history(retention: Retention) -> Option<&'static str> {
+    match retention {
+        Retention::Limits => None,
+        Retention::Interest => Some(
+            "has the retention `interest`: the broker deletes a message once all consumers have acknowledged it, so \
+             nothing that the function has finished is there any more",
+        ),
+        Retention::WorkQueue => Some(
+            "is a work queue: the broker deletes a message once it is acknowledged, so nothing that the function has \
+             finished is there any more",
+        ),
     }
 }
 

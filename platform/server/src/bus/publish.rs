@@ -126,7 +126,7 @@ impl Bus {
             Err(error) if is_too_large(&error) => {
                 Err(PublishError::Invalid("it is larger than its stream takes: max_msg_size bounds that".to_owned()))
             }
-            Err(error) => Err(PublishError::Unavailable(error.into())),
+            Err(error) => Err(self.refusal(subject, error)),
         }
     }
 }

@@ -115,19 +115,32 @@ impl Bus {
             allow_message_ttl: true,
             allow_atomic_publish: true,
             allow_batch_publish: name == EVENTS,
-            allow_message_schedules: matches!(name, EVENTS | TIMERS),
+            // The broker refuses nothing (`discard = new`) in a stream with schedules.
+            allow_message_schedules: name == TIMERS,
             storage: stream::StorageType::File,
-            discard: stream::DiscardPolicy::Old,
+            // At its bound EVENTS refuses, and the trimmer makes room: the broker would drop what nobody has finished.
+            discard: match name == EVENTS && config.events_max_bytes > 0 {
+                true => stream::DiscardPolicy::New,
+                false => stream::DiscardPolicy::Old,
+            },
             ..<_>::default()
         };
         match self.jetstream.get_stream(name).await {
             Ok(existing) => {
                 // What an operator placed, compressed or mirrored stays as it is; what the contracts need is set.
                 let current = existing.cached_info().config.clone();
+                // An older Nerve made EVENTS with schedules, which cannot be taken away, nor go with `discard = new`. There
+                // the broker has no bound, since it would drop events that nobody has finished: the trimmer keeps it.
+                let (max_bytes, discard) = match (name == EVENTS, current.allow_message_schedules) {
+                    (true, true) => (-1, stream::DiscardPolicy::Old),
+                    (true, false) => (wanted.max_bytes, wanted.discard),
+                    (false, _) => (wanted.max_bytes, current.discard),
+                };
                 let migrated = stream::Config {
                     subjects: wanted.subjects,
                     max_age: wanted.max_age,
-                    max_bytes: wanted.max_bytes,
+                    max_bytes,
+                    discard,
                     max_messages: if matches!(name, ATTEMPTS | SEEN) {
                         wanted.max_messages
                     } else {
@@ -139,7 +152,7 @@ impl Bus {
                     allow_message_ttl: true,
                     allow_atomic_publish: true,
                     allow_batch_publish: wanted.allow_batch_publish,
-                    allow_message_schedules: wanted.allow_message_schedules,
+                    allow_message_schedules: wanted.allow_message_schedules || current.allow_message_schedules,
                     ..current.clone()
                 };
                 if migrated == current {
@@ -179,24 +192,5 @@ impl Bus {
         };
         let made = self.jetstream.create_object_store(config).await;
         made.map(drop).map_err(|error| BusError::unavailable(format!("making the object store {bucket}"), error))
-    }
-
-    /// The stream that holds all of `subjects`; `None` when there is none, or more than one.
-    pub async fn stream_of(&self, subjects: &[nerve_core::Pattern]) -> Result<Option<String>, BusError> {
-        let mut found: Option<String> = None;
-        for subject in subjects {
-            let name = match self.jetstream.stream_by_subject(subject.as_str()).await {
-                Ok(name) => name,
-                Err(error) if error.kind() == async_nats::jetstream::context::GetStreamByNameErrorKind::NotFound => {
-                    return Ok(None);
-                }
-                Err(error) => return Err(BusError::unavailable(format!("finding the stream of {subject}"), error)),
-            };
-            if found.as_ref().is_some_and(|other| *other != name) {
-                return Ok(None);
-            }
-            found = Some(name);
-        }
-        Ok(found)
     }
 }

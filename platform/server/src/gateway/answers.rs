@@ -66,6 +66,8 @@ async fn start(gateway: &Gateway, prompt: &Prompt) -> Answer<Reading> {
     }
     let slot = gateway.stream_slot()?;
     check_connected(gateway.bus())?;
+    // Before the answer is opened, which nothing would end.
+    gateway.bus().admit(&prompt.event).await.map_err(publish_problem)?;
     let opened = gateway.bus().publish_own(&prompt.opened).await.map_err(publish_problem)?;
     if opened.duplicate {
         // Asked again under the id of another caller's answer.

@@ -71,6 +71,10 @@ pub(super) async fn ready(State(gateway): State<Gateway>) -> Response {
         let detail = "webhooks of sources with `spool = true` wait on disk; all else is answered 503";
         checks.push(Check { name: "spool".into(), ok: true, detail: Some(detail.into()) });
     }
+    if let Some(full) = gateway.bus().space().full() {
+        // It answers everything else, and another gateway would refuse the same.
+        checks.push(Check { name: "events".into(), ok: true, detail: Some(full.to_string()) });
+    }
     if gateway.shutdown().is_cancelled() {
         checks.push(Check { name: "gateway".into(), ok: false, detail: Some("shutting down".into()) });
     }

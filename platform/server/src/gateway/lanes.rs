@@ -88,7 +88,7 @@ impl Lanes {
     /// Starts so many lanes. What follows the broker on them is tracked by `tasks`, and goes on until `end`.
     pub(crate) async fn start(
         count: usize,
-        nats: &NatsConfig,
+        (bus, nats): (&Bus, &NatsConfig),
         end: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, LaneError> {
@@ -96,9 +96,9 @@ impl Lanes {
         let mut lanes = Self { lanes: Vec::with_capacity(count), stop: stop.clone().drop_guard() };
         for number in 1..=count {
             let (runtime, thread) = start_thread(number, stop.clone()).map_err(LaneError::Thread)?;
-            let (nats, end, followers) = (nats.clone(), end.clone(), tasks.clone());
+            let (bus, nats, end, followers) = (bus.clone(), nats.clone(), end.clone(), tasks.clone());
             let connect = async move {
-                let bus = Bus::connect(&nats, "nerve gateway").await?;
+                let bus = bus.connect_beside(&nats, "nerve gateway").await?;
                 let batches = Batches::start(&bus, end, &followers).await?;
                 Ok::<_, BusError>((bus, batches))
             };

@@ -1,7 +1,7 @@
 //! Publishing for a caller that waits: a receipt once JetStream has the event, a problem otherwise.
 
 use super::problem::{Answer, Problem};
-use crate::bus::{Bus, BusError, PublishError, Published};
+use crate::bus::{Bus, BusError, Full, PublishError, Published};
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
 use nerve_core::{Event, Identity};
@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// When to come back while the broker is away: it is usually a restart.
 const BROKER_BACK: Duration = Duration::from_secs(5);
+/// When to come back while EVENTS is full.
+const FULL_RETRY: Duration = Duration::from_secs(5);
 
 /// What the caller gets for an event that is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -54,12 +56,16 @@ pub(crate) fn accepted(receipts: &impl Serialize) -> Response {
 
 /// Publishes `event`, once per identity, and waits until it is stored.
 pub(crate) async fn publish(bus: &Bus, event: &Event, id: Identity) -> Answer<Receipt> {
+    bus.admit(event).await.map_err(publish_problem)?;
     let published = bus.publish(event, id).await.map_err(publish_problem)?;
     Ok(Receipt::stored(event, Some(published)))
 }
 
-/// What an event that was not stored is to whoever sent it.
+/// What an event that was not stored is to its sender.
 pub(crate) fn publish_problem(error: PublishError) -> Problem {
+    if let Some(full) = error.full() {
+        return full_problem(full);
+    }
     match error {
         PublishError::Invalid(why) => Problem::bad_request(format!("the event cannot be stored: {why}")),
         PublishError::Unavailable(error) => {
@@ -69,6 +75,19 @@ pub(crate) fn publish_problem(error: PublishError) -> Problem {
             Problem::unavailable(detail, BROKER_BACK)
         }
     }
+}
+
+/// The same to a sender who may not know what is deployed here.
+pub(crate) fn hook_problem(error: PublishError) -> Problem {
+    match error.full() {
+        Some(full) => full_problem(&full.for_strangers()),
+        None => publish_problem(error),
+    }
+}
+
+fn full_problem(full: &Full) -> Problem {
+    let detail = format!("{full}; the event is not stored: send it again later, with the same id");
+    Problem::unavailable(detail, FULL_RETRY)
 }
 
 /// Refuses at once what would only wait for a connection.

@@ -45,9 +45,9 @@ struct Batch {
 /// What the broker says of a batch.
 #[derive(Deserialize)]
 struct Ack {
-    /// Only what is said in between has one.
+    /// Only what the broker says in between has one; `err` is the last that it says of a batch.
     #[serde(rename = "type")]
-    kind: Option<IgnoredAny>,
+    kind: Option<String>,
     error: Option<IgnoredAny>,
     seq: Option<u64>,
     #[serde(default)]
@@ -141,7 +141,7 @@ impl Sending {
         let after = message.subject.strip_prefix(&*self.acks).and_then(|rest| rest.split('.').next());
         let Some(batch) = after.and_then(|batch| batch.parse().ok()) else { return };
         match serde_json::from_slice::<Ack>(&message.payload) {
-            Ok(Ack { kind: Some(_), .. }) => {}
+            Ok(Ack { kind: Some(kind), .. }) if kind != "err" => {}
             Ok(Ack { error: None, seq: Some(sequence), duplicate, count, .. }) => {
                 self.settle(batch, count.unwrap_or(1), Some(Published { sequence, duplicate }));
             }
@@ -237,6 +237,7 @@ mod tests {
             (r#"{"stream":"EVENTS","seq":9,"batch":"abc-7","count":3}"#, [1, 2, 0]),
             (r#"{"stream":"EVENTS","seq":9}"#, [1, 0, 0]),
             (r#"{"error":{"code":400,"err_code":10205},"stream":"EVENTS","seq":0}"#, [0, 0, 0]),
+            (r#"{"type":"err","seq":2,"error":{"code":503,"err_code":10077}}"#, [0, 0, 0]),
             ("", [0, 0, 0]),
             ("?", [0, 0, 0]),
         ] {

@@ -3,7 +3,7 @@
 use super::super::{
     Gateway,
     problem::{Answer, Problem},
-    publish::{Receipt, accepted, publish_problem},
+    publish::{Receipt, accepted, hook_problem, publish_problem},
     spool::{SpoolError, Spooled},
     verify::Recognition,
 };
@@ -90,7 +90,7 @@ impl Taking<'_> {
                     tracing::debug!(source = %self.source, %error, "a webhook goes to the spool");
                     receipts.truncate(before);
                 }
-                Err(error) => return Err(publish_problem(error)),
+                Err(error) => return Err(hook_problem(error)),
             }
         }
         for (_, event) in &fresh {
@@ -104,6 +104,9 @@ impl Taking<'_> {
     async fn publish(&self, fresh: &[(Identity, Event)], receipts: &mut Vec<Receipt>) -> Result<(), PublishError> {
         let batches = self.gateway.batches();
         let events: Vec<(Identity, &Event)> = fresh.iter().map(|(id, event)| (*id, event)).collect();
+        for (_, event) in &events {
+            self.gateway.bus().admit(event).await?;
+        }
         let mut left = events.as_slice();
         while !left.is_empty() {
             let (count, place) = batches.publish_some(left).await?;

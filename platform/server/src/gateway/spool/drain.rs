@@ -121,7 +121,13 @@ impl Drain {
 
     async fn publish(&self, rows: impl Iterator<Item = &Placed>) -> Outcome {
         let events: Vec<_> = rows.map(identified).collect();
-        match self.batches.publish_some(&events).await {
+        let published = async {
+            for (_, event) in &events {
+                self.bus.admit(event).await?;
+            }
+            self.batches.publish_some(&events).await
+        };
+        match published.await {
             Ok((count, _)) => Outcome::Stored(count),
             Err(PublishError::Invalid(why)) => Outcome::Refused(why),
             Err(PublishError::Unavailable(error)) => {

@@ -1,0 +1,241 @@
+//! How full EVENTS is: what a publisher asks before it takes an event in from outside.
+//!
+//! The trimmer ([`super::trim`]) looks at the stream and reports; gateways ask. Some of the stream is kept for what functions
+//! return: an event is acknowledged only once its results are stored, so a log that is full of events could never drain.
+
+use super::{Bus, EVENTS, PublishError};
+use async_nats::jetstream::{self, ErrorCode, context};
+use nerve_core::{Event, Subject, subject::EVENTS_PREFIX};
+use std::{
+    fmt,
+    sync::atomic::{AtomicI64, Ordering},
+    time::{Duration, Instant},
+};
+use tokio::sync::{Notify, watch};
+
+/// The setting that bounds EVENTS.
+const BOUND: &str = "streams.events_max_bytes";
+/// Bytes that an event takes besides its data, as an estimate.
+const OVERHEAD_BYTES: usize = 512;
+/// A refusal counts for so long, until it is worth another look.
+const FRESH: Duration = Duration::from_millis(200);
+/// The longest that a publisher waits for the trimmer.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// EVENTS takes nothing more from outside: what is there fills it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the stream {EVENTS} is full: `{BOUND}` bounds it{}{reason}", bytes(.max_bytes))]
+pub struct Full {
+    /// The bound, where it is known.
+    pub max_bytes: Option<u64>,
+    /// Why nothing could be trimmed.
+    pub reason: FullReason,
+}
+
+/// What fills EVENTS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FullReason {
+    /// Nothing is known yet.
+    Unknown,
+    /// The setting `streams.events_full` is `"refuse"`: all is kept.
+    NeverTrimmed,
+    /// A consumer has not finished events of it.
+    Held {
+        /// The consumer's name on the broker.
+        consumer: String,
+        /// How many events it has not finished.
+        unfinished: u64,
+        /// The sequence of the first of them.
+        first: u64,
+    },
+}
+
+fn bytes(max_bytes: &Option<u64>) -> String {
+    max_bytes.map(|bytes| format!(" at {bytes} bytes")).unwrap_or_default()
+}
+
+impl fmt::Display for FullReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unknown => Ok(()),
+            Self::NeverTrimmed => f.write_str(", and `streams.events_full = \"refuse\"` keeps what was processed, too"),
+            Self::Held { consumer, unfinished, first } => {
+                let (kind, name) = match consumer.strip_prefix("nerve-") {
+                    Some(name) => ("", name),
+                    None => ("the consumer ", consumer.as_str()),
+                };
+                write!(f, ", and {kind}`{name}` has not finished {unfinished} events of it, the first at {first}")
+            }
+        }
+    }
+}
+
+impl Full {
+    /// The same without who holds the events, for senders who may not know what is deployed.
+    pub fn for_strangers(&self) -> Self {
+        Self { reason: FullReason::Unknown, ..self.clone() }
+    }
+}
+
+impl PublishError {
+    /// What is full, where that is why the event was not stored.
+    pub fn full(&self) -> Option<&Full> {
+        match self {
+            Self::Unavailable(source) => source.downcast_ref(),
+            Self::Invalid(_) => None,
+        }
+    }
+}
+
+impl From<Full> for PublishError {
+    fn from(full: Full) -> Self {
+        Self::Unavailable(Box::new(full))
+    }
+}
+
+/// What is known of the room in EVENTS; all connections of one server share it.
+#[derive(Debug)]
+pub(crate) struct Space {
+    /// Bytes that may be taken in until the next look.
+    room: AtomicI64,
+    last: watch::Sender<Look>,
+    wanted: Notify,
+}
+
+/// What the last look found.
+#[derive(Debug, Clone, Default)]
+struct Look {
+    number: u64,
+    at: Option<Instant>,
+    full: Option<Full>,
+}
+
+impl Default for Space {
+    /// Without a bound, until a look says otherwise.
+    fn default() -> Self {
+        Self { room: AtomicI64::new(i64::MAX), last: watch::Sender::default(), wanted: Notify::default() }
+    }
+}
+
+impl Space {
+    /// Reports a look: the bytes that may be taken in, or none where nothing bounds them; and what is full, if it is.
+    pub(super) fn report(&self, room: Option<u64>, full: Option<Full>) {
+        let room = room.map_or(i64::MAX, |room| i64::try_from(room).unwrap_or(i64::MAX));
+        self.room.store(room, Ordering::Relaxed);
+        self.last.send_modify(|last| *last = Look { number: last.number + 1, at: Some(Instant::now()), full });
+    }
+
+    /// Waits until a look is wanted at once.
+    pub(super) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// What is full, as of the last look.
+    pub(crate) fn full(&self) -> Option<Full> {
+        self.last.borrow().full.clone()
+    }
+
+    /// What the broker's refusal says; the trimmer is called.
+    fn refused(&self) -> Full {
+        self.wanted.notify_one();
+        self.full().unwrap_or(Full { max_bytes: None, reason: FullReason::Unknown })
+    }
+
+    async fn admit(&self, bytes: usize) -> Result<(), Full> {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        if self.take(bytes) {
+            return Ok(());
+        }
+        let mut looks = self.last.subscribe();
+        let before = looks.borrow_and_update().clone();
+        let fresh = before.at.is_some_and(|at| at.elapsed() < FRESH);
+        if let Some(full) = before.full.filter(|_| fresh) {
+            return Err(full);
+        }
+        self.wanted.notify_one();
+        let looked = looks.wait_for(|look| look.number > before.number);
+        // Without a look the broker has the last word.
+        let Ok(Ok(look)) = tokio::time::timeout(LOOK_TIMEOUT, looked).await else { return Ok(()) };
+        match look.full.clone() {
+            None if self.take(bytes) => Ok(()),
+            full => Err(full.unwrap_or(Full { max_bytes: None, reason: FullReason::Unknown })),
+        }
+    }
+
+    fn take(&self, bytes: i64) -> bool {
+        let take = |room: i64| match room {
+            i64::MAX => Some(room),
+            room => (room > 0).then(|| room.saturating_sub(bytes)),
+        };
+        self.room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+}
+
+impl Bus {
+    /// Whether EVENTS has room for an event from outside; waits for a look at the stream where that is in doubt.
+    ///
+    /// # Errors
+    /// EVENTS is full: [`PublishError::full`] says of what.
+    pub async fn admit(&self, event: &Event) -> Result<(), PublishError> {
+        Ok(self.space.admit(event.data.len() + OVERHEAD_BYTES).await?)
+    }
+
+    /// What is known of the room in EVENTS.
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// What a refused publish is to its caller; EVENTS that is full is told from a broker that is away.
+    pub(super) fn refusal(&self, subject: &Subject, error: context::PublishError) -> PublishError {
+        let full = subject.as_str().starts_with(EVENTS_PREFIX) && is_full(&error);
+        if full { self.space.refused().into() } else { PublishError::Unavailable(error.into()) }
+    }
+}
+
+/// Whether the stream refuses it because of its bound in bytes; the code alone also stands for a disk that fails.
+fn is_full(error: &context::PublishError) -> bool {
+    let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
+    refused.is_some_and(|refused| {
+        refused.error_code() == ErrorCode::STREAM_STORE_FAILED && refused.to_string().contains("maximum bytes exceeded")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held() -> Full {
+        let reason = FullReason::Held { consumer: "nerve-slow".to_owned(), unfinished: 7, first: 3 };
+        Full { max_bytes: Some(1000), reason }
+    }
+
+    #[test]
+    fn full_names_the_setting_and_what_holds_the_events() {
+        let text = held().to_string();
+        assert_eq!(
+            text,
+            "the stream EVENTS is full: `streams.events_max_bytes` bounds it at 1000 bytes, and `slow` has not finished \
+             7 events of it, the first at 3"
+        );
+        assert!(!held().for_strangers().to_string().contains("slow"));
+        assert_eq!(PublishError::from(held()).full(), Some(&held()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn admission_ends_with_the_room_and_waits_for_a_look() {
+        let space = Space::default();
+        assert_eq!(space.admit(1 << 30).await, Ok(()), "nothing bounds it");
+        space.report(Some(100), None);
+        assert_eq!(space.admit(90).await, Ok(()));
+        assert_eq!(space.admit(90).await, Ok(()), "the last one may go over");
+        let look = async {
+            space.wanted().await;
+            space.report(Some(0), Some(held()));
+        };
+        let (refused, ()) = tokio::join!(space.admit(1), look);
+        assert_eq!(refused, Err(held()));
+        assert_eq!(space.admit(1).await, Err(held()), "it was looked a moment ago");
+        space.report(Some(10), None);
+        assert_eq!(space.admit(1).await, Ok(()));
+    }
+}
