@@ -129,7 +129,8 @@ impl Actor {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            match Child::start(&self.launch, &self.tracker) {
+            let laid_out = self.launch.folder.restore(&self.launch.deployment).await;
+            match laid_out.and_then(|()| Child::start(&self.launch, &self.tracker)) {
                 Ok(child) => self.child = Some(child),
                 Err(error) => {
                     self.failures = self.failures.saturating_add(1);
@@ -211,20 +212,24 @@ impl Actor {
         }
     }
 
-    /// Lets the child finish what it has, for as long as the grace; the rest is interrupted by being dropped.
+    /// Lets the child finish what it has, for as long as the grace; the rest is interrupted by being dropped. Its folder
+    /// ends with it.
     async fn close(mut self) {
         self.intake.close();
         self.suspects.clear();
-        let Some(mut child) = self.child.take() else { return };
-        child.finish();
-        let until = Instant::now() + self.grace;
-        while let Ok(Some(line)) = tokio::time::timeout_at(until, child.step()).await {
-            self.line(&line).await;
+        if let Some(mut child) = self.child.take() {
+            child.finish();
+            let until = Instant::now() + self.grace;
+            while let Ok(Some(line)) = tokio::time::timeout_at(until, child.step()).await {
+                self.line(&line).await;
+            }
+            let (rest, _) = child.end().await;
+            for line in rest {
+                self.line(&line).await;
+            }
         }
-        let (rest, _) = child.end().await;
-        for line in rest {
-            self.line(&line).await;
-        }
+        self.in_flight.clear();
+        self.launch.folder.remove().await;
     }
 
     fn warn(&self, message: String) {

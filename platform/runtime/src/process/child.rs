@@ -1,6 +1,6 @@
 //! One child process: started, fed, read and killed.
 
-use super::wire::MAX_LINE;
+use super::{folder::Folder, wire::MAX_LINE};
 use nerve_core::{
     Deployment, LoadError,
     function::{LogLevel, LogSink},
@@ -12,7 +12,6 @@ use nix::sys::{
 };
 use std::{
     collections::VecDeque,
-    path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -35,7 +34,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// How to start the process.
 pub(super) struct Launch {
     pub(super) command: Vec<String>,
-    pub(super) home: PathBuf,
+    pub(super) folder: Folder,
     pub(super) deployment: Arc<Deployment>,
 }
 
@@ -141,8 +140,8 @@ impl Child {
 fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
     let spec = &launch.deployment.spec;
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(&launch.home).env_clear().kill_on_drop(true);
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", &launch.home);
+    command.args(arguments).current_dir(launch.folder.path()).env_clear().kill_on_drop(true);
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", launch.folder.path());
     if let Some(lang) = std::env::var_os("LANG") {
         command.env("LANG", lang);
     }
