@@ -6,8 +6,12 @@
 //! - `{"id": 7, "error": {"kind": "invalid" | "retry", "message": "…"}}`: failed;
 //! - `{"id": 7, "emit": {…}}`: publish this before the end.
 //!
-//! stderr is the function's log. EOF on stdin means finish and exit. A line of stdout that is none of these is
-//! logged as a warning.
+//! stderr is the function's log. EOF on stdin means finish and exit.
+//!
+//! A line that is meant as an answer and is not one of these fails its event at once, with the line quoted. It is the
+//! code that is wrong: running the same code again cannot mend it, so the event is a dead letter until the next deploy.
+//! An answer that names no event in flight fails the only one there is; where there are several, they are run again one
+//! at a time. Any other text on stdout is logged as a warning.
 //!
 //! A process is **not** sandboxed: it has this user's files and network. Its environment is only PATH, HOME (its
 //! own folder), LANG and what the manifest names; its data memory is bounded.

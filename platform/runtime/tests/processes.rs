@@ -12,14 +12,14 @@ use data_encoding::HEXLOWER;
 use nerve_core::{
     Context, Deployment, Emission, Event, EventType, Fault, Function, FunctionError, FunctionSpec, Host, Name, Outcome,
     RetryPolicy,
-    function::{Artifact, Emitter, LogSink, Secret},
+    function::{Artifact, Emitter, LogLevel, LogLine, LogSink, Secret},
     manifest::{Batch, Run},
 };
 use nerve_runtime::{ProcessConfig, ProcessHost};
 use sha2::{Digest, Sha256};
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -54,11 +54,12 @@ const RIGHT: &str = r#"{"id":ID,"events":[{"type":"b","data":1}]}"#;
 
 struct Rig {
     dir: tempfile::TempDir,
+    logs: Arc<Mutex<Vec<LogLine>>>,
 }
 
 impl Rig {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
+        Self { dir: tempfile::tempdir().unwrap(), logs: Arc::default() }
     }
 
     fn work_dir(&self) -> PathBuf {
@@ -72,6 +73,7 @@ impl Rig {
     fn deployment(&self, token: &str) -> Deployment {
         let file = self.dir.path().join("artifact");
         std::fs::write(&file, ECHO).unwrap();
+        let logs = self.logs.clone();
         Deployment {
             name: Name::parse("echo").unwrap(),
             revision: 1,
@@ -91,12 +93,17 @@ impl Rig {
             },
             artifacts: vec![Artifact { name: "echo.py".into(), sha256: HEXLOWER.encode(&Sha256::digest(ECHO)), file }],
             secrets: [("TOKEN".to_owned(), Secret::new(token))].into(),
-            logs: LogSink::new(|_| {}),
+            logs: LogSink::new(move |line| logs.lock().unwrap().push(line)),
         }
     }
 
     async fn function(&self) -> Arc<dyn Function> {
         self.host().load(self.deployment("first")).await.unwrap()
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let logs = self.logs.lock().unwrap();
+        logs.iter().filter(|line| line.level == LogLevel::Warn).map(|line| line.message.clone()).collect()
     }
 
     /// The folders of loads.
@@ -122,6 +129,83 @@ async fn invoke(function: &Arc<dyn Function>, said: &[&str]) -> Vec<Outcome> {
 async fn answer(function: &Arc<dyn Function>, said: &str) -> String {
     let mut outcomes = invoke(function, &[said]).await;
     String::from_utf8(outcomes.remove(0).unwrap().remove(0).data.to_vec()).unwrap()
+}
+
+/// Asserts that a mistake of the protocol was made, and that its error quotes `line`.
+#[track_caller]
+fn assert_mistake(outcome: &Outcome, line: &str) {
+    let error = outcome.as_ref().unwrap_err();
+    assert_eq!(error.fault, Fault::Invalid, "{line}: {error}");
+    assert!(error.message.contains("`echo` broke the process protocol"), "{error}");
+    let quote = line.split("ID").max_by_key(|part| part.len()).unwrap();
+    assert!(error.message.contains(quote.get(..100).unwrap_or(quote)), "{line}: {error}");
+    assert!(error.message.len() < 1000, "{line}: {error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn mistaken_line_fails_its_event_at_once_and_the_process_goes_on() {
+    let rig = Rig::new();
+    let function = rig.function().await;
+    for line in [
+        r#"{"id":ID}"#,
+        r#"{"id":ID,"result":{"words":3}}"#,
+        r#"{"type":"b","payload":{"words":3}}"#,
+        r#"{"id":ID,"error":"boom"}"#,
+        r#"{"id":ID,"events":{"type":"b","data":1}}"#,
+        r#"{"id":ID,"events":[{"type":"b","data":NaN}]}"#,
+        r#"{"id":"ID","events":[]}"#,
+        r#"{"id":1,"events":[]}"#,
+        r#"{"id":ID,"events":[],"results":[]}"#,
+        r#"{"id":ID,"emit":{"data":1}}"#,
+        r#"{"id":ID,"emit":"b"}"#,
+        r#"{'id': ID, 'events': []}"#,
+        r#"[{"id":ID,"events":[]}]"#,
+    ] {
+        // Beside events that are answered well, whichever is read first.
+        let outcomes = invoke(&function, &[line]).await;
+        assert_mistake(&outcomes[0], line);
+        let outcomes = invoke(&function, &[RIGHT, line, RIGHT]).await;
+        assert!(outcomes[0].is_ok() && outcomes[2].is_ok(), "{line}: {outcomes:?}");
+        assert_mistake(&outcomes[1], line);
+    }
+    function.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn line_longer_than_the_limit_fails_its_event_at_once() {
+    let rig = Rig::new();
+    let function = rig.function().await;
+    let outcomes = invoke(&function, &["long", RIGHT]).await;
+    assert!(outcomes[1].is_ok(), "{outcomes:?}");
+    let error = outcomes[0].as_ref().unwrap_err();
+    assert!(error.fault == Fault::Invalid && error.message.contains("longer than"), "{error}");
+    function.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn second_answer_is_dropped_with_a_warning_and_fails_no_other_event() {
+    let rig = Rig::new();
+    let function = rig.function().await;
+    let twice = "{\"id\":ID,\"events\":[]}\n{\"id\":ID,\"events\":[{\"type\":\"b\",\"data\":\"second\"}]}";
+    let outcomes = invoke(&function, &[RIGHT, twice, RIGHT]).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert!(outcomes[1].as_ref().unwrap().is_empty(), "the first answer stands");
+    let warnings = rig.warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("answer each event once"), "{warnings:?}");
+    assert!(warnings[0].contains("second"), "{warnings:?}");
+    function.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn text_and_log_records_on_stdout_fail_nothing() {
+    let rig = Rig::new();
+    let function = rig.function().await;
+    for noise in ["working on it", r#"{"level":"info","msg":"working","id":ID}"#, "{'words': 3}", "[1, 2]"] {
+        let outcomes = invoke(&function, &[&format!("{noise}\n{RIGHT}")]).await;
+        assert_eq!(outcomes[0].as_ref().unwrap().len(), 1, "{noise}");
+    }
+    assert_eq!(rig.warnings().len(), 4, "{:?}", rig.warnings());
+    function.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
