@@ -58,6 +58,46 @@ for line in sys.stdin:
 }
 
 #[tokio::test]
+async fn nearly_right_line_is_a_dead_letter_at_once() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    // Writes what the event's data says, where `ID` stands for the call's id.
+    let script = r#"import json, sys
+for line in sys.stdin:
+    call = json.loads(line)
+    print(call["event"]["data"]["line"].replace("ID", str(call["id"])), flush=True)
+"#;
+    // With any wait for the timeout, or any retry, the test runs out of time.
+    let extra = "retry = { attempts = 5, backoff = [\"1h\"] }\ntimeout = \"10m\"\nconcurrency = 8";
+    nerve.cli().deploy(guest::python("parrot", "events.a", "b", extra, script).path()).await;
+    let right = r#"{"id":ID,"events":[{"type":"b","data":1}]}"#;
+    let wrong = [
+        r#"{"id":ID}"#,
+        r#"{"id":ID,"result":{"words":3}}"#,
+        r#"{"type":"b","payload":{"words":3}}"#,
+        r#"{"id":ID,"error":"boom"}"#,
+        r#"{"id":ID,"events":{"type":"b","data":1}}"#,
+        r#"{"id":ID,"events":[{"type":"b","data":NaN}]}"#,
+        r#"{"id":1,"events":[]}"#,
+        r#"{"id":ID,"events":[],"results":[1]}"#,
+        r#"{"id":ID,"emit":{"data":1}}"#,
+    ];
+    let lines: Vec<&str> = wrong.iter().flat_map(|line| [*line, right]).chain([r#"{"id":ID,"events":[]}"#]).collect();
+    for (index, line) in lines.iter().enumerate() {
+        post_event(&nerve, "a", &index.to_string(), &serde_json::json!({"line": line}).to_string()).await;
+    }
+    streams.reaches("DEAD", ">", wrong.len(), seconds(60)).await;
+    streams.reaches("EVENTS", "events.b", wrong.len(), seconds(60)).await;
+    let dead = nerve.cli().run(&["dlq", "list", "--output", "json"]).await.ok().stdout;
+    for line in wrong {
+        let quote = serde_json::to_string(line.rsplit("ID").next().unwrap()).unwrap();
+        assert!(dead.contains(quote.trim_matches('"')), "{line}: {dead}");
+    }
+    assert_eq!(dead.matches("broke the process protocol").count(), wrong.len(), "{dead}");
+    assert_eq!(streams.count("DEAD", ">").await, wrong.len());
+}
+
+#[tokio::test]
 async fn a_guest_has_nothing_of_the_hosts_environment() {
     let envs = vec![("ON_THE_HOST".to_owned(), "1".to_owned())];
     let nerve = Nerve::up_with(nerve_tests::nerve::Options { envs, ..Default::default() }).await;

@@ -72,6 +72,64 @@ async fn a_secret_that_is_set_anew_is_the_one_that_verifies() {
 }
 
 #[tokio::test]
+async fn rotated_secret_reaches_a_running_process_and_costs_no_event() {
+    let nerve = Nerve::up().await;
+    let cli = nerve.cli();
+    let streams = Streams::connect(&nerve.nats).await;
+    cli.secret("TOKEN", "first").await;
+    let script = "import json, os, sys, time\n\
+                  for line in sys.stdin:\n    \
+                      call = json.loads(line)\n    \
+                      time.sleep(0.02)\n    \
+                      data = {'token': os.environ['TOKEN'], 'pid': os.getpid(), 'of': call['event']['id']}\n    \
+                      print(json.dumps({'id': call['id'], 'events': [{'type': 'b', 'data': data}]}), flush=True)\n";
+    let extra = "secrets = [\"TOKEN\"]\nconcurrency = 4\nretry = { attempts = 20, backoff = [\"1h\"] }";
+    cli.deploy(guest::python("keeper", "events.a", "b", extra, script).path()).await;
+    let results = || async {
+        let events = streams.read("EVENTS", "events.b").await;
+        events.iter().map(|event| serde_json::from_slice(&event.data).unwrap()).collect::<Vec<serde_json::Value>>()
+    };
+    let mut posted = 0;
+    let mut pids = Vec::new();
+    for (previous, token) in [("first", "second"), ("second", "third")] {
+        for _ in 0..50 {
+            posted += 1;
+            post_event(&nerve, "a", &posted.to_string(), "{}").await;
+        }
+        cli.secret("TOKEN", token).await;
+        // Events keep coming until one has seen the new value.
+        let deadline = std::time::Instant::now() + seconds(30);
+        while !results().await.iter().any(|result| result["token"] == token) {
+            assert!(std::time::Instant::now() < deadline, "no event has seen the {token} value");
+            posted += 1;
+            post_event(&nerve, "a", &posted.to_string(), "{}").await;
+        }
+        streams.reaches("EVENTS", "events.b", posted, seconds(60)).await;
+        let old = results().await.into_iter().find(|result| result["token"] == previous).unwrap();
+        pids.push(old["pid"].as_u64().unwrap());
+        nerve_tests::eventually("the old process has ended", seconds(20), || async {
+            let gone = |pid: &u64| !std::path::Path::new(&format!("/proc/{pid}")).exists();
+            pids.iter().all(gone).then_some(())
+        })
+        .await;
+    }
+    let results = results().await;
+    let handled: std::collections::BTreeSet<&str> =
+        results.iter().map(|result| result["of"].as_str().unwrap()).collect();
+    assert_eq!((results.len(), handled.len()), (posted, posted), "each event once");
+    assert_eq!(streams.count("DEAD", ">").await, 0);
+    let last: Vec<_> = results.iter().filter(|result| result["token"] == "third").collect();
+    assert!(last.iter().all(|result| result["pid"] == last[0]["pid"]), "one process has the last value: {last:?}");
+    let folders = nerve_tests::eventually("the old folders are removed", seconds(20), || async {
+        let hosts = std::fs::read_dir(std::path::Path::new(nerve.data()).join("processes")).ok()?;
+        let loads = hosts.flatten().filter_map(|host| std::fs::read_dir(host.path()).ok()).flatten().flatten();
+        let names: Vec<_> = loads.filter(|load| load.path().is_dir()).map(|load| load.file_name()).collect();
+        (names.len() == 1).then_some(names)
+    });
+    assert!(folders.await[0].to_string_lossy().starts_with("keeper-"));
+}
+
+#[tokio::test]
 async fn a_function_whose_secret_is_missing_says_so() {
     let nerve = Nerve::up().await;
     let folder = guest::python("keeper", "events.a", "b", "secrets = [\"NOWHERE\"]", "");

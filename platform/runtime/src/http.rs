@@ -6,7 +6,7 @@
 //!
 //! | answer | means |
 //! |---|---|
-//! | 2xx, no body | done, nothing to publish |
+//! | 2xx, no body and no `ce-` header | done, nothing to publish |
 //! | 2xx, a CloudEvent (binary, structured or batch mode) | publish it; id, source and time are set by Nerve |
 //! | 408, 425, 429, 5xx, or no connection | try again by the schedule, or after `Retry-After` (seconds) |
 //! | anything else | the event can never succeed: it is dead-lettered |
@@ -25,7 +25,7 @@ use nerve_core::{
 };
 use reqwest::{
     Client, Response, StatusCode,
-    header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER},
+    header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect::Policy,
 };
 use std::{sync::Arc, time::Duration};
@@ -100,7 +100,7 @@ impl Service {
         if !status.is_success() {
             return Err(self.refusal(status, &headers, &body));
         }
-        if body.is_empty() && !headers.contains_key("ce-type") {
+        if body.is_empty() && !announces_event(&headers) {
             return Ok(Vec::new());
         }
         emissions(&headers, body).map_err(|why| {
@@ -141,9 +141,23 @@ impl Service {
     }
 }
 
+/// Whether an answer without a body is meant as a CloudEvent: one that has no `ce-type` is a mistake, not an answer
+/// without results.
+fn announces_event(headers: &HeaderMap) -> bool {
+    let media = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    headers.keys().any(|name| name.as_str().starts_with("ce-")) || media.starts_with(b"application/cloudevents")
+}
+
 /// What an answer wants published. Only type, body, media type, subject and partition key count, so an answer in
 /// binary mode need not name an id or a source.
 fn emissions(headers: &HeaderMap, body: Bytes) -> Result<Vec<Emission>, String> {
+    let unreadable = |(name, value): (&HeaderName, &HeaderValue)| {
+        let is_attribute = name.as_str().starts_with("ce-") || name == CONTENT_TYPE;
+        (is_attribute && value.to_str().is_err()).then(|| format!("the header {name} is not ASCII: percent-encode it"))
+    };
+    if let Some(why) = headers.iter().find_map(unreadable) {
+        return Err(why);
+    }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     if content_type.starts_with(BATCH) {
         let events = Event::batch_from_json(&body).map_err(|error| error.to_string())?;

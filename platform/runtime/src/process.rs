@@ -6,8 +6,12 @@
 //! - `{"id": 7, "error": {"kind": "invalid" | "retry", "message": "…"}}`: failed;
 //! - `{"id": 7, "emit": {…}}`: publish this before the end.
 //!
-//! stderr is the function's log. EOF on stdin means finish and exit. A line of stdout that is none of these is
-//! logged as a warning.
+//! stderr is the function's log. EOF on stdin means finish and exit.
+//!
+//! A line that is meant as an answer and is not one of these fails its event at once, with the line quoted. It is the
+//! code that is wrong: running the same code again cannot mend it, so the event is a dead letter until the next deploy.
+//! An answer that names no event in flight fails the only one there is; where there are several, they are run again one
+//! at a time. Any other text on stdout is logged as a warning.
 //!
 //! A process is **not** sandboxed: it has this user's files and network. Its environment is only PATH, HOME (its
 //! own folder), LANG and what the manifest names; its data memory is bounded.
@@ -15,10 +19,12 @@
 //! # Layout
 //! - `actor`: owns the child, and decides who is guilty when it dies.
 //! - `child`: starts, feeds, reads and kills one child.
+//! - `folder`: the working folder of each load.
 //! - `wire`: the lines.
 
 mod actor;
 mod child;
+mod folder;
 mod wire;
 
 pub use child::die_with_parent;
@@ -26,11 +32,7 @@ pub use child::die_with_parent;
 use actor::{Actor, Progress, Request};
 use async_trait::async_trait;
 use nerve_core::{Context, Deployment, Event, Fault, Function, FunctionError, Host, LoadError, Outcome, manifest::Run};
-use std::{
-    path::{Component, Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -40,7 +42,7 @@ const PENDING: usize = 1024;
 /// Where processes live.
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
-    /// Each revision of each function has a folder of its own in here.
+    /// Each load of each function has a folder of its own in here, for as long as it runs. Workers may share it.
     pub work_dir: PathBuf,
     /// How long a process may take to finish once its stdin is closed.
     pub grace: Duration,
@@ -55,13 +57,14 @@ impl ProcessConfig {
 
 /// Runs processes.
 pub struct ProcessHost {
-    config: ProcessConfig,
+    folders: folder::Folders,
+    grace: Duration,
 }
 
 impl ProcessHost {
-    /// A host that keeps its processes' folders as `config` says.
+    /// A host that keeps its processes' folders as `config` says. Folders of hosts that were killed are removed.
     pub fn new(config: ProcessConfig) -> Self {
-        Self { config }
+        Self { folders: folder::Folders::open(config.work_dir), grace: config.grace }
     }
 }
 
@@ -74,52 +77,22 @@ impl Host for ProcessHost {
             return Err(LoadError::Invalid(message));
         };
         let command = command.clone();
-        let home = self.config.work_dir.join(deployment.name.as_str()).join(deployment.revision.to_string());
-        lay_out(&deployment, &home).await?;
-        let launch = child::Launch { command, home, deployment: Arc::new(deployment) };
+        let folder = self.folders.make(&deployment).await?;
+        let launch = child::Launch { command, folder, deployment: Arc::new(deployment) };
         let tracker = TaskTracker::new();
         let child = child::Child::start(&launch, &tracker)?;
         let (requests, intake) = mpsc::channel(launch.room());
         let stop = CancellationToken::new();
-        let home = launch.home.clone();
-        tracker.spawn(Actor::new(launch, child, intake, stop.clone(), tracker.clone(), self.config.grace).run());
+        tracker.spawn(Actor::new(launch, child, intake, stop.clone(), tracker.clone(), self.grace).run());
         tracker.close();
-        Ok(Arc::new(ProcessFunction { requests, stop, tracker, home }))
+        Ok(Arc::new(ProcessFunction { requests, stop, tracker }))
     }
-}
-
-/// Copies the artifacts to their names: copies, so that what a process writes stays its own.
-async fn lay_out(deployment: &Deployment, home: &Path) -> Result<(), LoadError> {
-    let failed = |error| LoadError::failed(format!("the folder {} could not be laid out", home.display()), error);
-    match tokio::fs::remove_dir_all(home).await {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => tokio::fs::create_dir_all(home).await.map_err(failed)?,
-    }
-    for artifact in &deployment.artifacts {
-        let name = Path::new(&artifact.name);
-        if artifact.name.is_empty() || !name.components().all(|part| matches!(part, Component::Normal(_))) {
-            return Err(LoadError::Invalid(format!(
-                "`{}` is not a path inside the function's folder; deploy files beside nerve.toml",
-                artifact.name
-            )));
-        }
-        let target = home.join(name);
-        if let Some(parent) = target.parent() {
-            tokio::fs::create_dir_all(parent).await.map_err(failed)?;
-        }
-        tokio::fs::copy(&artifact.file, &target).await.map_err(failed)?;
-        // A deployed program must be one that can be run, and its folder one that can be removed.
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-        tokio::fs::set_permissions(&target, mode).await.map_err(failed)?;
-    }
-    Ok(())
 }
 
 struct ProcessFunction {
     requests: mpsc::Sender<Request>,
     stop: CancellationToken,
     tracker: TaskTracker,
-    home: PathBuf,
 }
 
 #[async_trait]
@@ -132,8 +105,6 @@ impl Function for ProcessFunction {
     async fn close(&self) {
         self.stop.cancel();
         self.tracker.wait().await;
-        // What is left is removed when this revision is laid out again.
-        let _ = tokio::fs::remove_dir_all(&self.home).await;
     }
 }
 

@@ -28,6 +28,12 @@ async fn service(headers: axum::http::HeaderMap, body: String) -> Reply<String> 
         "wrong" => reply.status(422).body("x".repeat(1000)),
         "moved" => reply.status(302).header("location", "/elsewhere").body(String::new()),
         "text" => reply.body("not an event".to_owned()),
+        "untyped" => {
+            reply.header("ce-id", "x").header("ce-source", "/x").header("ce-specversion", "1.0").body(String::new())
+        }
+        "hollow" => reply.header("content-type", STRUCTURED).body(String::new()),
+        "umlaut" => reply.header("ce-type", "a").header("ce-subject", "\u{fc}").body(String::new()),
+        "json" => reply.header("content-type", "application/json").body(r#"{"type":"a","payload":{}}"#.to_owned()),
         "long" => reply.header("ce-type", "a").body("x".repeat(ANSWER_MAX + 1)),
         "slow" => {
             tokio::time::sleep(Duration::from_secs(30)).await;
@@ -114,6 +120,19 @@ async fn what_may_pass_is_tried_again_and_what_may_not_is_invalid() {
     assert!(faults[2].message.len() < 400, "a refusal is told in part");
     assert!(faults[4].message.contains("no CloudEvent"), "{}", faults[4].message);
     assert!(faults[5].message.contains("more than 16 MiB"), "{}", faults[5].message);
+}
+
+#[tokio::test]
+async fn answer_that_is_nearly_an_event_is_invalid() {
+    for (outcome, says) in asked(&["untyped", "hollow", "umlaut", "json"]).await.into_iter().zip([
+        "type",
+        "not a CloudEvent",
+        "ce-subject is not ASCII",
+        "type",
+    ]) {
+        let error = outcome.unwrap_err();
+        assert!(error.fault == Fault::Invalid && error.message.contains(says), "{}", error.message);
+    }
 }
 
 #[tokio::test]

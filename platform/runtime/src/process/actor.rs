@@ -2,16 +2,17 @@
 //!
 //! When the process exits, or one event passes its timeout, while several are in flight, nobody knows whose fault
 //! it is. Then all of them are suspects: they run one at a time, and only one that fails alone is blamed. New
-//! events wait until the suspects are done.
+//! events wait until the suspects are done. The same goes for an answer that names none of several events in flight.
 
 use super::{
     child::{Child, Launch},
-    wire::{Answer, Call},
+    wire::{Answer, Call, Line, Mistake, Reading},
 };
-use nerve_core::{Emission, Fault, FunctionError, Outcome};
+use nerve_core::{Emission, Fault, FunctionError, Outcome, function::LogLevel};
 use serde_json::value::RawValue;
 use std::{
     collections::{BTreeMap, VecDeque},
+    hash::{BuildHasher, RandomState},
     time::Duration,
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -45,9 +46,17 @@ struct InFlight {
 enum Step {
     Stop,
     Request(Option<Request>),
-    Line(Vec<u8>),
+    Line(Line),
     Exited,
     Overdue(u64),
+}
+
+/// Why a child is ended.
+enum Death {
+    Exited,
+    Overdue(u64),
+    /// It made this mistake in an answer to one of the events in flight.
+    Mistaken(String),
 }
 
 pub(super) struct Actor {
@@ -60,6 +69,8 @@ pub(super) struct Actor {
     in_flight: BTreeMap<u64, InFlight>,
     suspects: VecDeque<Request>,
     next_id: u64,
+    /// The first id that this child was given.
+    first_id: u64,
     failures: u32,
 }
 
@@ -73,7 +84,10 @@ impl Actor {
         grace: Duration,
     ) -> Self {
         let (in_flight, suspects) = (BTreeMap::new(), VecDeque::new());
-        Self { launch, child: Some(child), intake, stop, tracker, grace, in_flight, suspects, next_id: 1, failures: 0 }
+        // Ids begin anywhere, so that one that a function makes up is hardly ever one that it was given.
+        let next_id = RandomState::new().hash_one(()) >> 32;
+        let (child, failures) = (Some(child), 0);
+        Self { launch, child, intake, stop, tracker, grace, in_flight, suspects, next_id, first_id: next_id, failures }
     }
 
     pub(super) async fn run(mut self) {
@@ -87,9 +101,13 @@ impl Actor {
             match self.step().await {
                 Step::Stop | Step::Request(None) => break,
                 Step::Request(Some(request)) => self.start(request, false).await,
-                Step::Line(line) => self.line(&line).await,
-                Step::Exited => self.died(None).await,
-                Step::Overdue(id) => self.died(Some(id)).await,
+                Step::Line(line) => {
+                    if let Some(mistake) = self.line(&line).await {
+                        self.died(Death::Mistaken(mistake)).await;
+                    }
+                }
+                Step::Exited => self.died(Death::Exited).await,
+                Step::Overdue(id) => self.died(Death::Overdue(id)).await,
             }
         }
         self.close().await;
@@ -100,7 +118,8 @@ impl Actor {
         let room = !alone && self.in_flight.len() < self.launch.room();
         // All have one timeout, and ids grow: the first is due first.
         let first = self.in_flight.first_key_value();
-        let (overdue, deadline) = first.map_or((0, Instant::now()), |(id, running)| (*id, running.deadline));
+        let overdue = first.map(|(id, running)| (*id, running.deadline));
+        let (first, deadline) = overdue.unwrap_or((0, Instant::now()));
         let child = &mut self.child;
         let output = async {
             match child {
@@ -112,7 +131,7 @@ impl Actor {
             biased;
             () = self.stop.cancelled() => Step::Stop,
             line = output => line.map_or(Step::Exited, Step::Line),
-            () = tokio::time::sleep_until(deadline), if overdue != 0 => Step::Overdue(overdue),
+            () = tokio::time::sleep_until(deadline), if overdue.is_some() => Step::Overdue(first),
             request = self.intake.recv(), if room => Step::Request(request),
         }
     }
@@ -129,8 +148,12 @@ impl Actor {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
-            match Child::start(&self.launch, &self.tracker) {
-                Ok(child) => self.child = Some(child),
+            let laid_out = self.launch.folder.restore(&self.launch.deployment).await;
+            match laid_out.and_then(|()| Child::start(&self.launch, &self.tracker)) {
+                Ok(child) => {
+                    self.child = Some(child);
+                    self.first_id = self.next_id;
+                }
                 Err(error) => {
                     self.failures = self.failures.saturating_add(1);
                     tell(&request, Progress::Done(Err(FunctionError::new(Fault::Crash, error.to_string())))).await;
@@ -148,32 +171,65 @@ impl Actor {
         self.in_flight.insert(id, InFlight { request, deadline, suspect });
     }
 
-    async fn line(&mut self, line: &[u8]) {
-        if line.iter().all(u8::is_ascii_whitespace) {
-            return;
+    /// Takes a line of stdout; returns the mistake in it, if it was made in an answer to one of several events in flight.
+    async fn line(&mut self, line: &Line) -> Option<String> {
+        let mut unattributed = None;
+        for reading in line.read() {
+            let mistake = match reading {
+                Reading::Text => {
+                    self.warn(format!("stdout is for answers; this line is none: {}", line.quote()));
+                    continue;
+                }
+                Reading::Answer(id, answer) if self.in_flight.contains_key(&id) => {
+                    self.answer(id, answer).await;
+                    continue;
+                }
+                Reading::Answer(id, _) => Mistake { ids: vec![id], why: format!("no event in flight has the id {id}") },
+                Reading::Mistake(mistake) => mistake,
+            };
+            unattributed = self.mistake(mistake, line).await.or(unattributed);
         }
-        let answer = match serde_json::from_slice::<Answer>(line) {
-            Ok(answer) => answer,
-            Err(error) => {
-                let start = String::from_utf8_lossy(line.get(..200).unwrap_or(line)).into_owned();
-                return self.warn(format!("stdout is for answers; this line is none ({error}): {start}"));
+        unattributed
+    }
+
+    async fn answer(&mut self, id: u64, answer: Answer) {
+        match (answer, self.in_flight.get(&id)) {
+            (Answer::Emit(emission), Some(running)) => tell(&running.request, Progress::Emit(emission)).await,
+            (Answer::Done(outcome), _) => {
+                self.failures = 0;
+                self.done(id, outcome).await;
             }
-        };
-        let Some(running) = self.in_flight.get(&answer.id) else {
-            return self.warn(format!("an answer to {}, which is not in flight, is passed over", answer.id));
-        };
-        if let Some(emitted) = answer.emit {
-            match emitted.emission() {
-                Ok(emission) => return tell(&running.request, Progress::Emit(emission)).await,
-                Err(error) => return self.done(answer.id, Err(error)).await,
-            }
+            (Answer::Emit(_), None) => {}
         }
-        let outcome = match answer.error {
-            Some(failure) => Err(failure.into()),
-            None => answer.events.unwrap_or_default().into_iter().map(super::wire::Emitted::emission).collect(),
-        };
-        self.failures = 0;
-        self.done(answer.id, outcome).await;
+    }
+
+    /// Fails the events that a mistaken line is about; returns what to say of it where nobody knows which these are.
+    async fn mistake(&mut self, Mistake { mut ids, why }: Mistake, line: &Line) -> Option<String> {
+        let quote = line.quote();
+        let given = !ids.is_empty() && ids.iter().all(|id| (self.first_id..self.next_id).contains(id));
+        ids.retain(|id| self.in_flight.contains_key(id));
+        if ids.is_empty() && (given || self.in_flight.is_empty()) {
+            self.warn(format!(
+                "an answer to no event in flight is dropped with its results ({why}); answer each event once, with all of \
+                 its results: {quote}"
+            ));
+            return None;
+        }
+        let name = &self.launch.deployment.name;
+        let message = format!(
+            "`{name}` broke the process protocol: {why}. The line was: {quote}\nWhat a line may hold is in \
+             functions/README.md, \"process\": correct the function, deploy it and redrive the event"
+        );
+        if ids.is_empty() {
+            if self.in_flight.len() > 1 {
+                return Some(message);
+            }
+            ids.extend(self.in_flight.keys());
+        }
+        for id in ids {
+            self.done(id, Err(FunctionError::new(Fault::Invalid, message.clone()))).await;
+        }
+        None
     }
 
     async fn done(&mut self, id: u64, outcome: Outcome) {
@@ -182,12 +238,13 @@ impl Actor {
         }
     }
 
-    /// The process exited, or is to be killed because `overdue` is.
-    async fn died(&mut self, overdue: Option<u64>) {
+    /// Ends the process, unless it has ended, and decides what becomes of the events in flight.
+    async fn died(&mut self, death: Death) {
         let Some(child) = self.child.take() else { return };
         let (rest, what) = child.end().await;
         for line in rest {
-            self.line(&line).await;
+            // If several events are in flight after this, they are suspects in any case.
+            let _ = self.line(&line).await;
         }
         self.failures = self.failures.saturating_add(1);
         let name = self.launch.deployment.name.clone();
@@ -201,34 +258,41 @@ impl Actor {
         }
         let timeout = self.launch.deployment.spec.timeout;
         for (id, running) in running {
-            let error = if overdue == Some(id) {
-                let message = format!("`{name}` did not answer within {timeout:?} (`timeout` in nerve.toml): {what}");
-                FunctionError::new(Fault::Timeout, message)
-            } else {
-                FunctionError::new(Fault::Crash, format!("the process of `{name}` ended: {what}"))
+            let error = match &death {
+                Death::Mistaken(mistake) => FunctionError::new(Fault::Invalid, mistake.clone()),
+                Death::Overdue(overdue) if *overdue == id => {
+                    let message =
+                        format!("`{name}` did not answer within {timeout:?} (`timeout` in nerve.toml): {what}");
+                    FunctionError::new(Fault::Timeout, message)
+                }
+                _ => FunctionError::new(Fault::Crash, format!("the process of `{name}` ended: {what}")),
             };
             tell(&running.request, Progress::Done(Err(error))).await;
         }
     }
 
-    /// Lets the child finish what it has, for as long as the grace; the rest is interrupted by being dropped.
+    /// Lets the child finish what it has, for as long as the grace; the rest is interrupted by being dropped. Its folder
+    /// ends with it.
     async fn close(mut self) {
         self.intake.close();
         self.suspects.clear();
-        let Some(mut child) = self.child.take() else { return };
-        child.finish();
-        let until = Instant::now() + self.grace;
-        while let Ok(Some(line)) = tokio::time::timeout_at(until, child.step()).await {
-            self.line(&line).await;
+        if let Some(mut child) = self.child.take() {
+            child.finish();
+            let until = Instant::now() + self.grace;
+            while let Ok(Some(line)) = tokio::time::timeout_at(until, child.step()).await {
+                let _ = self.line(&line).await;
+            }
+            let (rest, _) = child.end().await;
+            for line in rest {
+                let _ = self.line(&line).await;
+            }
         }
-        let (rest, _) = child.end().await;
-        for line in rest {
-            self.line(&line).await;
-        }
+        self.in_flight.clear();
+        self.launch.folder.remove().await;
     }
 
     fn warn(&self, message: String) {
-        self.launch.deployment.logs.log(nerve_core::function::LogLevel::Warn, message);
+        self.launch.deployment.logs.log(LogLevel::Warn, message);
     }
 }
 

@@ -1,6 +1,9 @@
 //! One child process: started, fed, read and killed.
 
-use super::wire::MAX_LINE;
+use super::{
+    folder::Folder,
+    wire::{Line, LineEnd, MAX_LINE_BYTES},
+};
 use nerve_core::{
     Deployment, LoadError,
     function::{LogLevel, LogSink},
@@ -12,7 +15,6 @@ use nix::sys::{
 };
 use std::{
     collections::VecDeque,
-    path::PathBuf,
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -35,7 +37,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 /// How to start the process.
 pub(super) struct Launch {
     pub(super) command: Vec<String>,
-    pub(super) home: PathBuf,
+    pub(super) folder: Folder,
     pub(super) deployment: Arc<Deployment>,
 }
 
@@ -52,7 +54,7 @@ pub(super) struct Child {
     os: OsChild,
     group: Option<i32>,
     feed: Option<mpsc::UnboundedSender<String>>,
-    lines: mpsc::Receiver<Vec<u8>>,
+    lines: mpsc::Receiver<Line>,
     tail: Arc<Mutex<VecDeque<String>>>,
     /// Ends with the pipe of stderr: then the tail is whole.
     logged: Option<JoinHandle<()>>,
@@ -79,7 +81,7 @@ impl Child {
             tracker.spawn(write(stdin, fed));
         }
         if let Some(stdout) = os.stdout.take() {
-            tracker.spawn(read(BufReader::new(stdout), MAX_LINE, logs.clone(), out));
+            tracker.spawn(read(BufReader::new(stdout), out));
         }
         let stderr = os.stderr.take();
         let logged = stderr.map(|stderr| tracker.spawn(log(BufReader::new(stderr), logs, tail.clone())));
@@ -100,7 +102,7 @@ impl Child {
     }
 
     /// The next line of its stdout; none once it has exited or closed it. Cancel safe.
-    pub(super) async fn step(&mut self) -> Option<Vec<u8>> {
+    pub(super) async fn step(&mut self) -> Option<Line> {
         tokio::select! {
             biased;
             line = self.lines.recv() => line,
@@ -109,7 +111,7 @@ impl Child {
     }
 
     /// Kills it and its group, and takes the lines it had still written.
-    pub(super) async fn end(mut self) -> (Vec<Vec<u8>>, String) {
+    pub(super) async fn end(mut self) -> (Vec<Line>, String) {
         if let Some(group) = self.group {
             // Gone already is as good as killed.
             let _ = killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
@@ -141,8 +143,8 @@ impl Child {
 fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
     let spec = &launch.deployment.spec;
     let mut command = Command::new(program);
-    command.args(arguments).current_dir(&launch.home).env_clear().kill_on_drop(true);
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", &launch.home);
+    command.args(arguments).current_dir(launch.folder.path()).env_clear().kill_on_drop(true);
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", launch.folder.path());
     if let Some(lang) = std::env::var_os("LANG") {
         command.env("LANG", lang);
     }
@@ -191,19 +193,17 @@ async fn write(mut stdin: ChildStdin, mut fed: mpsc::UnboundedReceiver<String>) 
     }
 }
 
-async fn read(mut pipe: impl AsyncBufRead + Unpin, limit: usize, logs: LogSink, out: mpsc::Sender<Vec<u8>>) {
-    while let Some((line, cut)) = next_line(&mut pipe, limit).await {
-        if cut {
-            logs.log(LogLevel::Warn, format!("a line of stdout is longer than {limit} bytes and is passed over"));
-        } else if out.send(line).await.is_err() {
+async fn read(mut pipe: impl AsyncBufRead + Unpin, out: mpsc::Sender<Line>) {
+    while let Some(line) = next_line(&mut pipe, MAX_LINE_BYTES).await {
+        if out.send(line).await.is_err() {
             return;
         }
     }
 }
 
 async fn log(mut pipe: impl AsyncBufRead + Unpin, logs: LogSink, tail: Arc<Mutex<VecDeque<String>>>) {
-    while let Some((line, _)) = next_line(&mut pipe, LOG_LINE).await {
-        let line = String::from_utf8_lossy(&line).into_owned();
+    while let Some(line) = next_line(&mut pipe, LOG_LINE).await {
+        let line = String::from_utf8_lossy(&line.bytes).into_owned();
         {
             let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
             if tail.len() == TAIL {
@@ -215,26 +215,29 @@ async fn log(mut pipe: impl AsyncBufRead + Unpin, logs: LogSink, tail: Arc<Mutex
     }
 }
 
-/// The next line without its end, and whether it was cut at `limit` bytes; none at the end of the pipe.
-async fn next_line(pipe: &mut (impl AsyncBufRead + Unpin), limit: usize) -> Option<(Vec<u8>, bool)> {
-    let (mut line, mut cut, mut any) = (Vec::new(), false, false);
+/// The next line, of which at most `limit` bytes are kept; none at the end of the pipe.
+async fn next_line(pipe: &mut (impl AsyncBufRead + Unpin), limit: usize) -> Option<Line> {
+    let (mut bytes, mut end, mut any) = (Vec::new(), LineEnd::Newline, false);
     loop {
         let (used, ended) = {
             let chunk = pipe.fill_buf().await.ok()?;
             if chunk.is_empty() {
-                return any.then_some((line, cut));
+                let end = if end == LineEnd::Limit { end } else { LineEnd::Pipe };
+                return any.then_some(Line { bytes, end });
             }
-            let end = chunk.iter().position(|&byte| byte == b'\n');
-            let piece = end.and_then(|end| chunk.get(..end)).unwrap_or(chunk);
-            let room = limit.saturating_sub(line.len());
-            cut |= piece.len() > room;
-            line.extend(piece.iter().take(room));
-            (end.map_or(chunk.len(), |end| end.saturating_add(1)), end.is_some())
+            let newline = chunk.iter().position(|&byte| byte == b'\n');
+            let piece = newline.and_then(|newline| chunk.get(..newline)).unwrap_or(chunk);
+            let room = limit.saturating_sub(bytes.len());
+            if piece.len() > room {
+                end = LineEnd::Limit;
+            }
+            bytes.extend(piece.iter().take(room));
+            (newline.map_or(chunk.len(), |newline| newline.saturating_add(1)), newline.is_some())
         };
         any = true;
         pipe.consume(used);
         if ended {
-            return Some((line, cut));
+            return Some(Line { bytes, end });
         }
     }
 }

@@ -1,12 +1,26 @@
 //! The lines of the protocol.
+//!
+//! A line of stdout is an answer, a mistake in one, or other text. A mistake is never read as an answer with less in
+//! it: an event that is acknowledged although its results were misread would lose them.
+
+mod keys;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use nerve_core::{Emission, EventType, Fault, FunctionError};
-use serde::{Deserialize, Serialize};
+use keys::Keys;
+use nerve_core::{Emission, EventType, Fault, FunctionError, Outcome};
+use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
-/// The longest line: an event of 25 MB as base64, with room.
-pub(super) const MAX_LINE: usize = 40 << 20;
+/// The longest line, in bytes: an event of 25 MB as base64, with room.
+pub(super) const MAX_LINE_BYTES: usize = 40 << 20;
+/// Bytes of a line that an error quotes.
+const QUOTE_BYTES: usize = 200;
+/// Members of an answer, of an event, and of what other protocols call them: an object that has one of them is meant
+/// as an answer.
+const ANSWER_KEYS: [&str; 11] =
+    ["id", "events", "event", "error", "emit", "type", "data", "data_base64", "payload", "result", "results"];
+/// Members of a log record as JSON.
+const LOG_KEYS: [&str; 3] = ["level", "levelname", "severity"];
 
 /// One event to run.
 #[derive(Serialize)]
@@ -15,18 +29,166 @@ pub(super) struct Call<'e> {
     pub(super) event: &'e RawValue,
 }
 
-/// One line of stdout.
-#[derive(Deserialize)]
-pub(super) struct Answer {
-    pub(super) id: u64,
-    pub(super) emit: Option<Emitted>,
-    pub(super) error: Option<Failure>,
-    pub(super) events: Option<Vec<Emitted>>,
+/// A line of stdout or stderr, without its end.
+pub(super) struct Line {
+    pub(super) bytes: Vec<u8>,
+    /// How it ended.
+    pub(super) end: LineEnd,
 }
 
-/// What a function wants published.
+/// How a line ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LineEnd {
+    /// With a newline.
+    Newline,
+    /// It is longer than may be read: this is its beginning.
+    Limit,
+    /// With the pipe, so its writer may have died in the middle of it.
+    Pipe,
+}
+
+/// What a part of a line is.
+#[derive(Debug, PartialEq)]
+pub(super) enum Reading {
+    /// An answer to the event of this id.
+    Answer(u64, Answer),
+    /// An answer that breaks the protocol.
+    Mistake(Mistake),
+    /// Text that is no answer.
+    Text,
+}
+
+/// What an answer says.
+#[derive(Debug, PartialEq)]
+pub(super) enum Answer {
+    /// The event is done, or has failed.
+    Done(Outcome),
+    /// Publish this before the end.
+    Emit(Emission),
+}
+
+/// Why a line is not the answer that it is meant as.
+#[derive(Debug, PartialEq)]
+pub(super) struct Mistake {
+    /// The ids that it names, if any.
+    pub(super) ids: Vec<u64>,
+    pub(super) why: String,
+}
+
+impl Line {
+    /// The answers in this line, or what it is instead. Two answers in one line are both taken: threads that print
+    /// without a lock write such lines.
+    pub(super) fn read(&self) -> Vec<Reading> {
+        let mut rest = self.text();
+        let mut readings = Vec::new();
+        while !rest.is_empty() {
+            // A list would be read as the members in their order.
+            if !rest.starts_with(b"{") {
+                readings.push(self.unread(rest, None));
+                break;
+            }
+            let mut answers = serde_json::Deserializer::from_slice(rest).into_iter::<Members>();
+            let (next, parsed) = (answers.next(), answers.byte_offset());
+            let after = rest.get(parsed..).unwrap_or_default().trim_ascii();
+            match next {
+                Some(Ok(members)) if after.is_empty() || after.starts_with(b"{") => {
+                    readings.push(members.reading());
+                    rest = after;
+                }
+                Some(Ok(members)) => {
+                    let why = "more text follows the object".to_owned();
+                    readings.push(Reading::Mistake(Mistake { ids: vec![members.id], why }));
+                    break;
+                }
+                other => {
+                    readings.push(self.unread(rest, other.and_then(Result::err)));
+                    break;
+                }
+            }
+        }
+        readings
+    }
+
+    /// What a line is whose `rest` is not an answer.
+    fn unread(&self, rest: &[u8], error: Option<serde_json::Error>) -> Reading {
+        let keys = Keys::of(rest);
+        // The event of an answer that was not written to its end fails with the process.
+        if self.end == LineEnd::Pipe || !keys.are_of_an_answer() {
+            return Reading::Text;
+        }
+        let why = match error {
+            _ if self.end == LineEnd::Limit => format!("it is longer than {MAX_LINE_BYTES} bytes"),
+            _ if rest.starts_with(b"[") => "it is a list; each answer is an object on a line of its own".to_owned(),
+            Some(error) if error.is_data() => error.to_string(),
+            Some(error) => format!("it is not valid JSON: {error}"),
+            None => "it is empty".to_owned(),
+        };
+        Reading::Mistake(Mistake { ids: keys.ids, why })
+    }
+
+    /// The line without the space around it, and without the byte order mark that some runtimes write first.
+    fn text(&self) -> &[u8] {
+        let bytes = self.bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.bytes);
+        bytes.trim_ascii()
+    }
+
+    /// The beginning of the line, for people.
+    pub(super) fn quote(&self) -> String {
+        let text = self.text();
+        match text.get(..QUOTE_BYTES) {
+            Some(start) if text.len() > QUOTE_BYTES => format!("{}…", String::from_utf8_lossy(start)),
+            _ => String::from_utf8_lossy(text).into_owned(),
+        }
+    }
+}
+
+impl Keys<'_> {
+    /// Whether an object with these members is meant as an answer. A log record as JSON is not, although it may have
+    /// an `id` or an `error` of its own.
+    fn are_of_an_answer(&self) -> bool {
+        let has = |names: &[&str]| names.iter().any(|name| self.has(name));
+        let answers = has(&["events", "emit"]) || (self.has("id") && self.has("error"));
+        has(&ANSWER_KEYS) && (answers || !has(&LOG_KEYS))
+    }
+}
+
+/// The members of an answer.
 #[derive(Deserialize)]
-pub(super) struct Emitted {
+#[serde(deny_unknown_fields)]
+struct Members {
+    id: u64,
+    emit: Option<Emitted>,
+    error: Option<Failure>,
+    events: Option<Vec<Emitted>>,
+}
+
+impl Members {
+    fn reading(self) -> Reading {
+        let id = self.id;
+        let answer = match (self.events, self.error, self.emit) {
+            (Some(events), None, None) => {
+                events.into_iter().map(Emitted::emission).collect::<Result<_, _>>().map(Ok).map(Answer::Done)
+            }
+            (None, Some(failure), None) => Ok(Answer::Done(Err(failure.into()))),
+            (None, None, Some(emitted)) => emitted.emission().map(Answer::Emit),
+            (None, None, None) => {
+                Err("it has none of `events`, `error` and `emit`; an event without results is answered \"events\": []"
+                    .to_owned())
+            }
+            _ => Err("it has more than one of `events`, `error` and `emit`".to_owned()),
+        };
+        match answer {
+            Ok(answer) => Reading::Answer(id, answer),
+            Err(why) => Reading::Mistake(Mistake { ids: vec![id], why }),
+        }
+    }
+}
+
+/// What a function wants published: members of a CloudEvent. Those that Nerve sets itself may be there, as in an event
+/// that is passed on with another type, and are ignored.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, expecting = "an event, as {\"type\": \"…\", \"data\": …}")]
+struct Emitted {
     #[serde(rename = "type")]
     ty: String,
     data: Option<Box<RawValue>>,
@@ -34,11 +196,28 @@ pub(super) struct Emitted {
     datacontenttype: Option<String>,
     subject: Option<String>,
     partitionkey: Option<String>,
+    #[serde(rename = "specversion")]
+    _specversion: Option<IgnoredAny>,
+    #[serde(rename = "id")]
+    _id: Option<IgnoredAny>,
+    #[serde(rename = "source")]
+    _source: Option<IgnoredAny>,
+    #[serde(rename = "time")]
+    _time: Option<IgnoredAny>,
+    #[serde(rename = "correlationid")]
+    _correlation: Option<IgnoredAny>,
+    #[serde(rename = "causationid")]
+    _causation: Option<IgnoredAny>,
+    #[serde(rename = "traceparent")]
+    _traceparent: Option<IgnoredAny>,
+    #[serde(rename = "tracestate")]
+    _tracestate: Option<IgnoredAny>,
 }
 
 /// How a function says that it failed.
 #[derive(Deserialize)]
-pub(super) struct Failure {
+#[serde(deny_unknown_fields, expecting = "an object, as {\"kind\": \"invalid\", \"message\": \"…\"}")]
+struct Failure {
     kind: Kind,
     message: String,
 }
@@ -63,16 +242,15 @@ impl From<Failure> for FunctionError {
 impl Emitted {
     /// As the JSON event format has it: `data_base64` is bytes, a string of another media type is its text, and
     /// anything else is the JSON as written.
-    pub(super) fn emission(self) -> Result<Emission, FunctionError> {
-        let invalid = |why: String| {
-            FunctionError::new(Fault::Invalid, format!("the function emitted an event that cannot be published: {why}"))
-        };
-        let ty = EventType::parse(self.ty).map_err(|error| invalid(error.to_string()))?;
+    fn emission(self) -> Result<Emission, String> {
+        let refused = |why: String| format!("it has an event that cannot be published: {why}");
+        let ty = EventType::parse(self.ty).map_err(|error| refused(error.to_string()))?;
         let json = self.datacontenttype.as_deref().is_none_or(|declared| declared.contains("json"));
         let data = match (self.data, self.data_base64) {
-            (_, Some(text)) => BASE64_STANDARD
+            (Some(_), Some(_)) => return Err(refused("`data` and `data_base64` exclude each other".to_owned())),
+            (None, Some(text)) => BASE64_STANDARD
                 .decode(text)
-                .map_err(|error| invalid(format!("its data_base64 is not base64: {error}")))?,
+                .map_err(|error| refused(format!("its data_base64 is not base64: {error}")))?,
             (Some(raw), None) => match serde_json::from_str::<String>(raw.get()) {
                 Ok(text) if !json => text.into_bytes(),
                 _ => raw.get().as_bytes().to_vec(),
@@ -88,3 +266,6 @@ impl Emitted {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
