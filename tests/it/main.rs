@@ -7,6 +7,7 @@ mod agents;
 mod answers;
 mod batches;
 mod builtins;
+mod check;
 mod commands;
 mod deploy;
 mod documents;
@@ -44,6 +45,7 @@ mod spool;
 mod sse;
 mod tls;
 mod up;
+mod upgrade;
 mod workers;
 mod writer;
 
