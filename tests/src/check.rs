@@ -55,9 +55,13 @@ pub fn run(seed: u64, shrink_runs: u32) -> Result<(), String> {
     });
     match result {
         Ok(()) => Ok(()),
-        Err(TestError::Fail(found, (_, steps, _))) => {
-            let steps: Vec<String> = steps.iter().map(|step| format!("  {step:?}")).collect();
-            Err(format!("seed {seed}: {found}\nthe fewest steps that were found to show it:\n{}", steps.join("\n")))
+        Err(TestError::Fail(found, (model, steps, _))) => {
+            let (workers, steps): (_, Vec<_>) =
+                (model.workers, steps.iter().map(|step| format!("  {step:?}")).collect());
+            let steps = steps.join("\n");
+            Err(format!(
+                "seed {seed}: {found}\nthe fewest steps that were found to show it, workers: {workers}\n{steps}"
+            ))
         }
         Err(error) => Err(format!("seed {seed}: {error}")),
     }
@@ -65,7 +69,7 @@ pub fn run(seed: u64, shrink_runs: u32) -> Result<(), String> {
 
 /// One run: the steps, and the verdict on what came of them.
 async fn one(seed: u64, mut model: Model, steps: &[model::Step]) -> Result<(), String> {
-    let mut system = system::System::start().await;
+    let mut system = system::System::start(model.workers).await;
     for step in steps {
         model = Steps::apply(model, step);
         system.take(&model, step).await;

@@ -96,6 +96,11 @@ impl Told {
         self.fact(Fact::Letter(letter.clone())).fact(Fact::Redriven(letter))
     }
 
+    fn waited(mut self) -> Self {
+        self.seconds += 11;
+        self.fact(Fact::Waited)
+    }
+
     fn replayed(mut self, function: Function) -> Self {
         let at = self.at();
         let fact = Fact::Replayed { function, until: self.at() };
@@ -123,7 +128,7 @@ fn event_with_its_results_is_no_finding() {
     // Sent again within the window; and after it, when it may be stored again.
     let again = || Told::default().sent(GOOD, false).logged().result("a", 0, 2).result("a", 1, 2).sent(GOOD, true);
     again().is(&[]);
-    again().fact(Fact::Waited).sent(GOOD, false).logged().result("b", 0, 2).result("b", 1, 2).is(&[]);
+    again().waited().sent(GOOD, false).logged().result("b", 0, 2).result("b", 1, 2).is(&[]);
     let early = Plan { early: Early::Always, ..GOOD };
     let emitted = |told: Told| told.stored("events.work.early", json!({"n": 0, "version": 1}));
     let early = || Told::default().sent(early, false).logged().ran(1).result("r", 0, 2).result("r", 1, 2);

@@ -93,9 +93,9 @@ pub enum Request {
 /// What breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Fault {
-    /// `kill -9` of the worker, which is started again.
+    /// `kill -9` of the first worker, which is started again.
     KillWorker,
-    /// SIGTERM of the worker, with a short grace, and another start.
+    /// SIGTERM of the first worker, with a short grace, and another start.
     StopWorker,
     /// `kill -9` of the nats-server, which is started again.
     KillBroker,
@@ -160,6 +160,8 @@ pub enum Step {
 /// What was sent, in the order of first sending; an event's number is its place here.
 #[derive(Debug, Clone, Default)]
 pub struct Model {
+    /// How many workers there are.
+    pub workers: usize,
     /// Each event once.
     pub log: Vec<Post>,
     waits: u8,
@@ -190,7 +192,7 @@ impl ReferenceStateMachine for Steps {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Model> {
-        Just(Model::default()).boxed()
+        (1..=2_usize).prop_map(|workers| Model { workers, ..Model::default() }).boxed()
     }
 
     fn transitions(_: &Model) -> BoxedStrategy<Step> {

@@ -1,4 +1,4 @@
-//! The real parts of one run: a nats-server, a gateway and a worker; commands, faults, and the end. [`sender`]: what comes in.
+//! The real parts of one run: a nats-server, a gateway and workers; commands, faults, and the end. [`sender`]: what comes in.
 
 mod sender;
 
@@ -7,7 +7,7 @@ use super::{
     model::{Consumer, Fault, Function, Model, Moment, Post, Step},
 };
 use crate::{Cli, Folder, Nats, Nerve, Streams, daemon::Daemon, github, guest, nerve, seconds};
-use futures::StreamExt;
+use futures::{StreamExt, future::join_all};
 use nix::sys::signal::Signal;
 use reqwest::Client;
 use sender::{KEY, Sender};
@@ -36,7 +36,7 @@ const ENVS: [(&str, &str); 2] = [("NERVE_WORKER_ACK_WAIT", "1s"), ("NERVE_WORKER
 pub struct System {
     nats: Nats,
     gateway: Nerve,
-    worker: Option<Daemon>,
+    workers: Vec<Daemon>,
     streams: Streams,
     folder: TempDir,
     version: u32,
@@ -59,21 +59,19 @@ impl History {
 
 impl System {
     /// Starts all of it, and deploys the sources and functions.
-    pub async fn start() -> Self {
+    pub async fn start(workers: usize) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::write(folder.path().join("runs"), "").expect("a file for runs");
         fs::write(folder.path().join("settings.toml"), settings()).expect("a settings file");
         let nats = Nats::start().await;
         let url = nats.url();
         let settings = folder.path().join("settings.toml");
-        let data = folder.path().join("worker");
-        let (gateway, worker) = tokio::join!(
-            Nerve::gateway_configured(&url, &settings, &ENVS),
-            nerve::worker_configured(&url, &data, &settings, &ENVS)
-        );
+        let gateway = Nerve::gateway_configured(&url, &settings, &ENVS);
+        let workers = join_all((0..workers).map(|index| worker(&url, folder.path(), index)));
+        let (gateway, workers) = tokio::join!(gateway, workers);
         let streams = Streams::connect(&url).await;
-        let mut system =
-            Self { nats, gateway, worker: Some(worker), streams, folder, version: 0, history: History::default() };
+        let history = History::default();
+        let mut system = Self { nats, gateway, workers, streams, folder, version: 0, history };
         system.cli().secret("GITHUB_WEBHOOK_SECRET", github::SECRET).await;
         system.deploy().await;
         system.serves().await;
@@ -163,8 +161,8 @@ impl System {
     async fn strike(&mut self, fault: Fault, moment: Moment) {
         self.history.add(now(), Fact::Broke(fault, moment));
         match fault {
-            Fault::KillWorker => self.worker.as_mut().expect("a worker").kill9(),
-            Fault::StopWorker => self.worker.as_mut().expect("a worker").signal(Signal::SIGTERM),
+            Fault::KillWorker => self.workers[0].kill9(),
+            Fault::StopWorker => self.workers[0].signal(Signal::SIGTERM),
             Fault::KillBroker => self.nats.kill9(),
             Fault::DeleteConsumer(consumer) => {
                 let (stream, name) = match consumer {
@@ -183,10 +181,8 @@ impl System {
         if !matches!(fault, Fault::KillWorker | Fault::StopWorker) {
             return;
         }
-        let mut worker = self.worker.take().expect("a worker");
-        worker.exit(seconds(30)).await;
-        let (settings, data) = (self.folder.path().join("settings.toml"), self.folder.path().join("worker"));
-        self.worker = Some(nerve::worker_configured(&self.nats.url(), &data, &settings, &ENVS).await);
+        self.workers[0].exit(seconds(30)).await;
+        self.workers[0] = worker(&self.nats.url(), self.folder.path(), 0).await;
     }
 
     async fn deploy(&mut self) {
@@ -197,7 +193,13 @@ impl System {
         let manifest = manifest.replace("${VERSION}", &self.version.to_string());
         let folder = Folder::new(&manifest.replace("${ATTEMPTS}", &ATTEMPTS.to_string()));
         let folder = folder.with("work.py", include_str!("work.py")).with("answer.py", include_str!("answer.py"));
-        self.cli().deploy(folder.with("next.wasm", guest::echo("next.done")).path()).await;
+        let folder = folder.with("next.wasm", guest::echo("next.done"));
+        let (cli, path) = (self.cli(), folder.path().display().to_string());
+        // While the broker makes a consumer again that was deleted, it may refuse once.
+        crate::eventually("it is deployed", seconds(30), || async {
+            (cli.run(&["deploy", &path]).await.code == Some(0)).then_some(())
+        })
+        .await;
         self.history.add(at, Fact::Deployed(self.version));
     }
 
@@ -289,6 +291,12 @@ impl System {
         }
         None
     }
+}
+
+/// Starts a worker of the run whose folder this is.
+async fn worker(nats: &str, folder: &Path, index: usize) -> Daemon {
+    let data = folder.join(format!("worker-{index}"));
+    nerve::worker_configured(nats, &data, &folder.join("settings.toml"), &ENVS).await
 }
 
 /// Waits until a file is longer than that.
