@@ -4,7 +4,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: setup build guests demo test lint bench eval clean
+.PHONY: setup build guests demo test check lint bench eval clean
 
 setup: ## tools for the guests and the tests, into .tools
 	deploy/setup.sh
@@ -20,6 +20,12 @@ demo: ## real GitHub webhooks through functions, and what comes out
 
 test: setup guests ## every test
 	deploy/test.sh
+
+SEEDS ?= 200
+FROM ?= 1
+check: setup ## random steps from so many seeds: nothing is lost, doubled, mixed, foreign or out of sight (tests/README.md)
+	cargo build --release --locked --workspace --all-targets
+	CHECK_SEEDS=$(SEEDS) CHECK_FROM=$(FROM) cargo test --release --locked --workspace --test it check:: -- --nocapture
 
 lint: ## formatting and clippy, warnings denied
 	cargo fmt --all --check

@@ -7,6 +7,7 @@ mod agents;
 mod answers;
 mod batches;
 mod builtins;
+mod check;
 mod commands;
 mod deploy;
 mod documents;
@@ -46,6 +47,7 @@ mod sse;
 mod streams;
 mod tls;
 mod up;
+mod upgrade;
 mod workers;
 mod writer;
 

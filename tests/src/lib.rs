@@ -1,6 +1,7 @@
 //! The harness: everything a test needs to run Nerve as a user does, from outside.
 //!
 //! # Layout
+//! - [`check`]: random steps against a real Nerve, and what was lost or doubled by them.
 //! - [`daemon`]: one child process with its output in files, ended by pid when dropped.
 //! - [`nats`]: a nats-server of the test's own, which can be killed, stopped and started again on its data.
 //! - [`cluster`]: three of them that replicate for each other.
@@ -21,6 +22,7 @@
 //! how to get it; nothing is skipped. The harness serves tests, so it panics with a message where a library
 //! would return an error.
 
+pub mod check;
 pub mod cluster;
 pub mod daemon;
 pub mod github;

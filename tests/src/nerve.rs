@@ -106,6 +106,13 @@ impl Nerve {
         Self::start(shared(role), Some(nats.to_owned()), Some(folder)).await
     }
 
+    /// `nerve gateway` alone on that NATS server, with a settings file and a few variables.
+    pub async fn gateway_configured(nats: &str, settings: &Path, envs: &[(&str, &str)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let role = configured("gateway", nats, folder.path(), settings, envs);
+        Self::start(role, Some(nats.to_owned()), Some(folder)).await
+    }
+
     async fn start(role: Role, nats: Option<String>, folder: Option<TempDir>) -> Self {
         let mut daemon = spawn(&role);
         let ready = daemon.line(seconds(30), |line| {
@@ -181,6 +188,21 @@ pub async fn worker_with(nats: &str, data: &Path, envs: &[(&str, &str)]) -> Daem
     let mut daemon = spawn(&shared(Role { name: "nerve worker", args: args.to_vec(), envs: envs.collect() }));
     daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
     daemon
+}
+
+/// `nerve worker` alone on that NATS server, with a settings file and a few variables, ready when this returns.
+pub async fn worker_configured(nats: &str, data: &Path, settings: &Path, envs: &[(&str, &str)]) -> Daemon {
+    let mut daemon = spawn(&configured("worker", nats, data, settings, envs));
+    daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
+    daemon
+}
+
+fn configured(name: &'static str, nats: &str, data: &Path, settings: &Path, envs: &[(&str, &str)]) -> Role {
+    let (data, settings) = (data.display().to_string(), settings.display().to_string());
+    let args = [name, "--nats", nats, "--data", &data, "--config", &settings, "--output", "json"].map(str::to_owned);
+    let listen = (name == "gateway").then(|| ["--listen", "127.0.0.1:0"].map(str::to_owned)).into_iter().flatten();
+    let envs = envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    shared(Role { name, args: args.into_iter().chain(listen).collect(), envs: envs.collect() })
 }
 
 /// Roles that run apart are given the same key for secrets.

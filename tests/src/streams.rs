@@ -20,6 +20,8 @@ pub struct Streams {
 pub struct Stored {
     /// Its place in the stream.
     pub sequence: u64,
+    /// When it was stored, by the broker's clock.
+    pub time: time::OffsetDateTime,
     /// Its subject.
     pub subject: String,
     /// Its headers, names in lower case.
@@ -106,8 +108,10 @@ impl Streams {
             let headers = headers.flat_map(|(name, values)| {
                 values.iter().map(|value| (name.to_string().to_ascii_lowercase(), value.to_string()))
             });
+            let info = message.info().expect("JetStream's reply subject");
             stored.push(Stored {
-                sequence: message.info().expect("JetStream's reply subject").stream_sequence,
+                sequence: info.stream_sequence,
+                time: info.published,
                 subject: message.subject.to_string(),
                 headers: headers.collect(),
                 data: message.payload.clone(),
