@@ -6,7 +6,7 @@ use nerve_tests::{
     nerve::Options,
     seconds,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{fs, path::Path};
 
 #[tokio::test]
@@ -44,6 +44,34 @@ async fn a_model_that_a_function_runs_is_not_removed() {
     assert!(refused.stderr.contains("label"), "{refused:?}");
     nerve.cli().run(&["remove", "label"]).await.ok();
     nerve.cli().run(&["models", "remove", "mood"]).await.ok();
+}
+
+#[tokio::test]
+async fn classify_gives_a_cluster_its_own_distance() {
+    let nerve = Nerve::up().await;
+    nerve.cli().run(&["models", "add", &fixture("kmeans").display().to_string()]).await.ok();
+    let wanted: Value = serde_json::from_slice(&fs::read(fixture("kmeans").join("expected.json")).unwrap()).unwrap();
+    let body = json!({"model": "kmeans", "features": wanted["inputs"]["X"]});
+    let answer = eventually("the gateway knows the model", seconds(10), || async {
+        let answer = reqwest::Client::new().post(nerve.url("/v1/classify")).json(&body).send().await.unwrap();
+        (answer.status() == 200).then_some(answer)
+    });
+    let answer: Value = answer.await.json().await.unwrap();
+    let data = answer["data"].as_array().unwrap();
+    assert_eq!(data.len(), 20);
+    for (index, sample) in data.iter().enumerate() {
+        let labels = sample["labels"].as_array().unwrap();
+        let mut clusters: Vec<usize> =
+            labels.iter().map(|label| label["label"].as_str().unwrap().parse().unwrap()).collect();
+        for (cluster, label) in clusters.iter().zip(labels) {
+            let distance = wanted["probabilities"][index][*cluster].as_f64().unwrap();
+            assert!((label["score"].as_f64().unwrap() - distance).abs() < 1e-4, "{sample}");
+        }
+        assert_eq!(sample["label"], wanted["label"][index].to_string(), "{sample}");
+        assert_eq!((&sample["label"], &sample["score"]), (&labels[0]["label"], &labels[0]["score"]));
+        clusters.sort_unstable();
+        assert_eq!(clusters, [0, 1, 2], "each label once: {sample}");
+    }
 }
 
 async fn refused(nerve: &Nerve, folder: &Path, said: &[&str]) {

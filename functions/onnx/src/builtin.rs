@@ -2,7 +2,7 @@
 
 use crate::{
     folder::Task,
-    loaded::{Admission, Loaded, labels_of},
+    loaded::{Admission, Loaded},
     options::{EmbedOptions, OnLong, Options, Pointer, ScoreOptions, split_output},
     payload::{self, Best, Embedded, Labelled, Made, Published, Scored, Texts, Written},
 };
@@ -151,9 +151,8 @@ impl BuiltIn {
                 found.map_err(InferenceError::Invalid)?.clone()
             }
         };
-        let outputs = self.loaded.run(&features, Admission::Wait).await?;
+        let (outputs, labels) = self.loaded.run(&features, Admission::Wait).await?;
         let Some(wanted) = &options.outputs else {
-            let labels = labels_of(&outputs);
             let best = (!labels.is_empty()).then(|| Best::of(labels, options.top));
             return Ok(Made::Outputs { outputs, best });
         };

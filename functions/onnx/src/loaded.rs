@@ -152,7 +152,7 @@ impl Loaded {
             let rows = run_feeds(model, feeds, admission).await?;
             return Ok(rows
                 .iter()
-                .map(|row| Classification { labels: labels_of(row), tokens: 0, truncated: false })
+                .map(|row| Classification { labels: model.labels(row), tokens: 0, truncated: false })
                 .collect());
         }
         let model = self.text(&[Task::Classify, Task::Rerank], "classify")?;
@@ -188,12 +188,14 @@ impl Loaded {
         Ok(pieces.inspect(move |_| _ = &self).boxed())
     }
 
-    /// What a model of numbers and strings gives for one sample, by output.
-    pub(crate) async fn run(&self, features: &Value, admission: Admission) -> Answer<Map<String, Value>> {
+    /// What a model of numbers and strings gives for one sample: by output, and the labels in it.
+    pub(crate) async fn run(&self, features: &Value, admission: Admission) -> Answer<(Map<String, Value>, Vec<Label>)> {
         let Kind::Tensor(model) = &self.kind else { return Err(self.unfit("take features: it reads text")) };
         let feed = feed_of(model, features).map_err(InferenceError::Invalid)?;
         let mut rows = run_feeds(model, vec![feed], admission).await?;
-        rows.pop().ok_or_else(|| InferenceError::Failed("the model gave nothing".to_owned()))
+        let row = rows.pop().ok_or_else(|| InferenceError::Failed("the model gave nothing".to_owned()))?;
+        let labels = model.labels(&row);
+        Ok((row, labels))
     }
 }
 
@@ -289,40 +291,4 @@ fn feed_of(model: &TensorModel, features: &Value) -> Result<Feed, String> {
         _ => return Err(format!("the model takes {} features, by name or in order", inputs.len())),
     };
     Feed::of(&model.signature, &values)
-}
-
-/// The labels in what a tabular model gave: the probabilities, by class, or the value of a regression.
-pub(crate) fn labels_of(row: &Map<String, Value>) -> Vec<Label> {
-    // The scores are probabilities, for which an f32 is exact enough.
-    #[expect(clippy::cast_possible_truncation)]
-    let score = |value: &Value| value.as_f64().map(|score| score as f32);
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    if let Some(classes) = row.values().find_map(Value::as_object) {
-        let label = |(name, value): (&String, &Value)| Some(Label { label: name.clone(), score: score(value)? });
-        return sorted(classes.iter().filter_map(label).collect());
-    }
-    let scores = row.iter().find_map(|(name, value)| Some((name, value.as_array().filter(|array| !array.is_empty())?)));
-    let chosen = row.values().find(|value| value.is_string() || value.is_i64());
-    match (scores, chosen) {
-        (Some((name, scores)), None) if scores.len() == 1 => {
-            scores.iter().filter_map(score).map(|score| Label { label: name.clone(), score }).collect()
-        }
-        (Some((_, scores)), chosen) => {
-            let label = |(index, value)| Some(Label { label: index_name(index), score: score(value)? });
-            let mut labels = sorted(scores.iter().enumerate().filter_map(label).collect());
-            // The graph names only the class it chose; the others go by their position.
-            if let (Some(first), Some(chosen)) = (labels.first_mut(), chosen) {
-                first.label = text(chosen);
-            }
-            labels
-        }
-        (None, Some(chosen)) => vec![Label { label: text(chosen), score: 1.0 }],
-        (None, None) => {
-            row.iter().filter_map(|(name, value)| Some(Label { label: name.clone(), score: score(value)? })).collect()
-        }
-    }
-}
-
-fn index_name(index: usize) -> String {
-    index.to_string()
 }

@@ -9,7 +9,7 @@ use crate::{
     proto::Outline,
     session::Recipe,
     settings::{Provider, Settings},
-    tensor::TensorModel,
+    tensor::{Origins, TensorModel, TensorParts},
     text::{TextModel, TextParts},
 };
 use data_encoding::HEXLOWER;
@@ -146,8 +146,13 @@ impl Models {
         let graph = root.join(graph);
         let bytes = fs::read(&graph).map_err(|error| crate::folder::unreadable(&graph, &error))?;
         let outline = Outline::read(&bytes).map_err(FolderError)?;
-        drop(bytes);
         let layout = Layout::read(root, &outline)?;
+        let origins = if matches!(layout.kind, layout::Kind::Ports(..)) {
+            Origins::read(bytes.into())
+        } else {
+            drop(bytes);
+            Origins::default()
+        };
         // An optimised graph would look for its weights beside itself.
         let cache = Some(cache).filter(|_| outline.external.is_empty());
         let recipe = Recipe::prepare(library, graph, &self.settings, cache).map_err(FolderError)?;
@@ -166,7 +171,8 @@ impl Models {
                 Kind::Causal(CausalModel::load(parts, &self.tasks)?)
             }
             layout::Kind::Ports(..) => {
-                Kind::Tensor(TensorModel::load(name, recipe.with_threads(threads), (sessions, queue), &self.tasks)?)
+                let parts = TensorParts { name, recipe: recipe.with_threads(threads), origins, sessions, queue };
+                Kind::Tensor(TensorModel::load(parts, &self.tasks)?)
             }
         };
         Ok(Loaded { name: name.to_owned(), description, kind })

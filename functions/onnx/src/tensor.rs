@@ -1,8 +1,11 @@
 //! A model that reads numbers and strings: scikit-learn and XGBoost exports, or whatever its graph declares.
 
+mod graph;
+mod labels;
 mod read;
 mod write;
 
+pub(crate) use graph::Origins;
 pub(crate) use write::Feed;
 
 use crate::{
@@ -10,6 +13,8 @@ use crate::{
     folder::FolderError,
     session::Recipe,
 };
+use labels::Labelling;
+use nerve_core::inference::Label;
 use ort::{
     session::{RunOptions, Session},
     value::{TensorElementType, ValueType},
@@ -27,11 +32,20 @@ pub(crate) struct Input {
     pub(crate) shape: Vec<i64>,
 }
 
-/// What a graph takes and gives.
+/// What a graph takes, and how what it gives is read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Signature {
     pub(crate) inputs: Vec<Input>,
-    pub(crate) outputs: Vec<String>,
+    labelling: Labelling,
+}
+
+/// What a model is made of.
+pub(crate) struct TensorParts<'p> {
+    pub(crate) name: &'p str,
+    pub(crate) recipe: Recipe,
+    pub(crate) origins: Origins,
+    pub(crate) sessions: usize,
+    pub(crate) queue: usize,
 }
 
 /// A loaded model.
@@ -52,17 +66,13 @@ impl Job for Feed {
 
 impl TensorModel {
     /// Loads the sessions.
-    pub(crate) fn load(
-        name: &str,
-        recipe: Recipe,
-        (sessions, queue): (usize, usize),
-        tasks: &TaskTracker,
-    ) -> Result<Self, FolderError> {
+    pub(crate) fn load(parts: TensorParts<'_>, tasks: &TaskTracker) -> Result<Self, FolderError> {
+        let TensorParts { name, recipe, origins, sessions, queue } = parts;
         let signature = Arc::new(OnceLock::new());
         let known = signature.clone();
         let make = move || {
             let mut session = recipe.open()?;
-            let signature = Arc::new(Signature::of(&session)?);
+            let signature = Arc::new(Signature::of(&session, &origins)?);
             known.get_or_init(|| signature.clone());
             let engine: Engine<Feed, Map<String, Value>> =
                 Box::new(move |feeds, stop| run(&mut session, &signature, feeds, stop));
@@ -79,6 +89,11 @@ impl TensorModel {
         self.batcher.submit(feed).await
     }
 
+    /// The labels in what the model gave for one sample, the chosen one first.
+    pub(crate) fn labels(&self, row: &Map<String, Value>) -> Vec<Label> {
+        self.signature.labelling.labels(row)
+    }
+
     /// Whether there is room for a job just now.
     pub(crate) fn has_room(&self) -> Result<(), JobError> {
         self.batcher.has_room()
@@ -86,7 +101,7 @@ impl TensorModel {
 }
 
 impl Signature {
-    fn of(session: &Session) -> Result<Self, String> {
+    fn of(session: &Session, origins: &Origins) -> Result<Self, String> {
         let mut inputs = Vec::new();
         for input in session.inputs() {
             let ValueType::Tensor { ty, shape, .. } = input.dtype() else {
@@ -94,7 +109,8 @@ impl Signature {
             };
             inputs.push(Input { name: input.name().to_owned(), ty: *ty, shape: shape.iter().copied().collect() });
         }
-        Ok(Self { inputs, outputs: session.outputs().iter().map(|output| output.name().to_owned()).collect() })
+        let outputs = session.outputs().iter().map(|output| (output.name(), output.dtype()));
+        Ok(Self { inputs, labelling: Labelling::of(outputs, origins) })
     }
 
     /// Whether rows of several jobs can be put one below the other.

@@ -148,19 +148,20 @@ pub enum Sample {
     Features(serde_json::Value),
 }
 
-/// A label and how likely it is.
+/// A label and its score.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Label {
     /// The model's name for it.
     pub label: String,
-    /// From 0 to 1, or the model's own output when raw was asked for.
+    /// From 0 to 1, or the model's own output when raw was asked for. A tabular model's is its own number for this label:
+    /// of a cluster, the distance to it.
     pub score: f32,
 }
 
 /// What a model says of one sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classification {
-    /// Every label, the likeliest first.
+    /// The label that the model has chosen, then the others, the best first.
     pub labels: Vec<Label>,
     /// Tokens the model read; none of a tabular model.
     pub tokens: usize,

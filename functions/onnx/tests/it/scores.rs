@@ -104,6 +104,39 @@ async fn tabular_classifiers_equal_scikit_learn_and_xgboost() {
 }
 
 #[tokio::test]
+async fn label_and_score_belong_together_in_every_kind_of_output() {
+    let rig = Rig::start();
+    for name in
+        ["kmeans", "linear", "network", "mixture", "svm", "svm-zipmap", "svm-pairs", "svm-pairs-zipmap", "outliers"]
+    {
+        let wanted: Table = expected(name);
+        let model = rig.model(name).await;
+        let samples = wanted.rows().into_iter().map(|row| Sample::Features(Value::Object(row))).collect();
+        let classified = rig.onnx.classify(&model, samples, false).await.unwrap();
+        assert_eq!(classified.len(), 20);
+        for (index, one) in classified.iter().enumerate() {
+            let what = format!("{name}, row {index}: {:?}", one.labels);
+            assert_eq!(one.labels[0].label, text(&wanted.label[index]), "{what}");
+            // Scores of pairs of classes are of no class, and an outlier's is of the sample.
+            let alone = wanted.probabilities.get(index).map_or(1.0, |scores| scores[0]);
+            if wanted.classes.is_empty() {
+                assert_eq!(one.labels.len(), 1, "{what}");
+                assert_near(&[one.labels[0].score], &[alone], 1e-4, &what);
+                continue;
+            }
+            assert_eq!(one.labels.len(), wanted.classes.len(), "{what}");
+            for (class, score) in wanted.classes.iter().zip(&wanted.probabilities[index]) {
+                let own: Vec<f32> =
+                    one.labels.iter().filter(|label| label.label == text(class)).map(|label| label.score).collect();
+                assert_near(&own, &[*score], 1e-4, &format!("class {class} of {what}"));
+            }
+            let sign = if name == "kmeans" { 1.0 } else { -1.0 };
+            assert!(one.labels.is_sorted_by_key(|label| label.score * sign), "the best first: {what}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_regressor_equals_scikit_learn_and_features_come_in_order_too() {
     let rig = Rig::start();
     let wanted: Table = expected("regressor");
