@@ -227,7 +227,7 @@ async fn a_consumer_that_holds_the_log_is_named_until_it_goes_on() {
     let stream = streams.stream("EVENTS").await;
     let audit = stream.create_consumer(audit).await.expect("a consumer of another system");
     let data = serde_json::json!("x".repeat(1000)).to_string();
-    assert_eq!(post(&nerve, "other", "0", &data).await.0, 202);
+    assert_eq!(post(&nerve, "other", "first", &data).await.0, 202);
     let mut taken = 0;
     let problem = loop {
         match post(&nerve, "a", &taken.to_string(), &data).await {

@@ -42,6 +42,18 @@ impl Identity {
         Self::from_bytes(&Sha256::digest(parts.concat()))
     }
 
+    /// The id of a result as an older Nerve made it: of the function, its event, and the result's number among all that it
+    /// emitted.
+    pub fn old_result(function: &Name, event: &Event, number: usize) -> String {
+        let mut digest = Sha256::new();
+        for part in [function.as_str(), &event.source, &event.id] {
+            digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
+            digest.update(part);
+        }
+        let digest = HEXLOWER.encode(&digest.finalize());
+        format!("{function}-{}-{number}", digest.get(..24).unwrap_or(&digest))
+    }
+
     /// What a webhook source received, by the bytes that were signed.
     pub fn of_signed(source: &Name, signed: &[u8]) -> Self {
         Self::of("signed", &[source.as_str().as_bytes(), signed])

@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - `streams`: the streams and buckets, made and migrated idempotently.
+//! - `older`: what a Nerve without identities left.
 //! - `provenance`: where a delivered message was stored first, and what copies of it say of that.
 //! - `resolve`: the stream that subjects are in.
 //! - `publish`: an event out, with its message id, acknowledged. `batches`: many of them at once.
@@ -35,6 +36,7 @@ mod expiry;
 mod invoke;
 mod lease;
 mod logs;
+mod older;
 mod place;
 mod provenance;
 mod publish;
@@ -76,6 +78,7 @@ pub(crate) use answers::{Failure, Wish};
 pub(crate) use body::BodyError;
 pub(crate) use consumer::{Beginning, Binding, MAX_ACK_PENDING};
 pub(crate) use lease::Leases;
+pub(crate) use older::OlderResults;
 pub use place::Restored;
 pub(crate) use place::{Bound, Places};
 pub(crate) use provenance::Provenance;
@@ -108,6 +111,7 @@ pub struct Bus {
     reconnects: watch::Receiver<u64>,
     /// The bucket of places, once it was needed.
     places: Arc<OnceCell<kv::Store>>,
+    older: older::Older,
     space: Arc<Space>,
 }
 
@@ -184,12 +188,13 @@ impl Bus {
         told.map_err(|error| BusError::unavailable(what(), error))?
             .map_err(|error| BusError::unavailable(what(), error))?;
         let (client, jetstream) = (Arc::new(client), Arc::new(jetstream));
-        Ok(Self { client, jetstream, reconnects, places: Arc::default(), space: Arc::default() })
+        Ok(Self { client, jetstream, reconnects, places: Arc::default(), older: Arc::default(), space: Arc::default() })
     }
 
     /// Another connection, which shares what is known of the room in EVENTS.
     pub(crate) async fn connect_beside(&self, options: &NatsConfig, name: &str) -> Result<Self, BusError> {
-        Ok(Self { space: Arc::clone(&self.space), ..Self::connect(options, name).await? })
+        let (space, older) = (Arc::clone(&self.space), Arc::clone(&self.older));
+        Ok(Self { space, older, ..Self::connect(options, name).await? })
     }
 
     /// A bus whose broker is away, to test what callers are told then.
@@ -203,6 +208,7 @@ impl Bus {
             jetstream: Arc::new(jetstream),
             reconnects: watch::channel(0).1,
             places: Arc::default(),
+            older: Arc::default(),
             space: Arc::default(),
         }
     }

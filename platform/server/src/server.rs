@@ -111,6 +111,7 @@ impl Server {
         let door = if roles.gateway { Some(open(&config).await?) } else { None };
         let bus = Bus::connect(&config.nats, "nerve").await?;
         provision(&bus, &config).await?;
+        bus.read_older_events(config.streams.dedupe_window).await?;
         let registry = Registry::open(&bus, config.worker.ack_wait).await?;
         let keyring = registry.keyring(&config).await?;
         let (followers, end) = (TaskTracker::new(), CancellationToken::new());

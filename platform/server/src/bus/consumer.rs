@@ -190,7 +190,8 @@ fn wanted_place(binding: &Binding<'_>, stream: &Stream, known: Option<&Place>, e
         (None, Some(existing)) => {
             let beginning = existing.config.metadata.get(OLD_BEGINNING).and_then(|at| at.parse().ok());
             let half_made = beginning.filter(|_| is_half_made(existing));
-            Place::before(half_made.unwrap_or(done_by(existing) + 1), info.created)
+            let place = Place::before(half_made.unwrap_or(done_by(existing) + 1), info.created);
+            Place { delivered_by_older: existing.delivered.stream_sequence, ..place }
         }
         (None, None) => {
             let all = binding.beginning == Beginning::All || info.config.retention != RetentionPolicy::Limits;

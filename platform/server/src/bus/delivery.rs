@@ -33,6 +33,8 @@ pub struct Delivery {
     pub delivered: u32,
     /// When its consumer was created, in nanoseconds since 1970.
     pub(crate) consumer_created: i64,
+    /// Whether an older Nerve may have been given it before.
+    pub(crate) may_be_of_older: bool,
     /// Whether a consumer that is gone may have delivered it before.
     pub(crate) may_have_run: bool,
     /// Which attempt this is, from 1: failed attempts count, not deliveries.

@@ -26,6 +26,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// How often a worker writes down how far its consumers are: as much may be run again when one is deleted.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
+/// The key of the moment at which the streams of an older Nerve were taken over, in seconds since 1970.
+pub(super) const UPDATED: &str = "updated";
 /// Replays whose generations are told apart; of more, the oldest are one with the next.
 const MAX_GENERATIONS: usize = 64;
 /// How often a place is written that others write at the same time.
@@ -49,6 +51,9 @@ pub(crate) struct Place {
     /// Up to this sequence a consumer that is gone may have delivered events.
     #[serde(default)]
     pub(super) delivered_before: u64,
+    /// Up to this sequence an older Nerve may have delivered events, and stored results under ids of its own.
+    #[serde(default)]
+    pub(super) delivered_by_older: u64,
     /// When and why the consumer was made again last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restored: Option<Restored>,
@@ -75,6 +80,7 @@ impl Place {
             consumer: String::new(),
             generations: Vec::new(),
             delivered_before: 0,
+            delivered_by_older: 0,
             restored: None,
         }
     }
@@ -135,6 +141,11 @@ impl Bound {
         self.place.generation(sequence)
     }
 
+    /// Whether an older Nerve may have delivered the event at `sequence`.
+    pub(super) fn may_be_of_older(&self, sequence: u64) -> bool {
+        sequence <= self.place.delivered_by_older
+    }
+
     /// Whether a consumer that is gone may have delivered the event at `sequence`.
     pub(super) fn may_have_delivered(&self, sequence: u64) -> bool {
         sequence <= self.place.delivered_before
@@ -151,16 +162,31 @@ fn key(stream: &str, base: &str) -> String {
 }
 
 impl Bus {
-    async fn places(&self) -> Result<&kv::Store, BusError> {
+    pub(super) async fn places(&self) -> Result<&kv::Store, BusError> {
         let open = async {
-            if let Ok(store) = self.jetstream.get_key_value(PLACES).await {
-                return Ok(store);
-            }
-            let config = kv::Config { bucket: PLACES.into(), history: 1, ..<_>::default() };
-            let made = self.jetstream.create_or_update_key_value(config).await;
-            made.map_err(|error| BusError::unavailable("opening the bucket places", error))
+            let opened = self.jetstream.get_key_value(PLACES).await;
+            opened.map_err(|error| BusError::unavailable("opening the bucket places", error))
         };
         self.places.get_or_try_init(|| open).await
+    }
+
+    /// Makes the bucket. Where an older Nerve has served this broker, which had none, it is noted when that ended.
+    pub(super) async fn ensure_places(&self, replicas: usize) -> Result<(), BusError> {
+        let unavailable = |error: async_nats::Error| BusError::unavailable("making the bucket places", error);
+        if self.jetstream.get_key_value(PLACES).await.is_ok() {
+            return Ok(());
+        }
+        let older =
+            self.jetstream.get_stream(super::EVENTS).await.is_ok_and(|events| events.cached_info().state.messages > 0);
+        let config = kv::Config { bucket: PLACES.into(), history: 1, num_replicas: replicas, ..<_>::default() };
+        let made =
+            self.jetstream.create_or_update_key_value(config).await.map_err(|error| unavailable(error.into()))?;
+        if older {
+            let now = OffsetDateTime::now_utc().unix_timestamp().to_string();
+            // Another process that starts at this moment may have noted it.
+            made.create(UPDATED, now.into()).await.ok();
+        }
+        Ok(())
     }
 
     /// The place of a consumer, and the revision of the document.

@@ -55,6 +55,9 @@ impl Bus {
     /// window.
     pub async fn publish(&self, event: &Event, id: Identity) -> Result<Published, PublishError> {
         event_types::check(event).map_err(PublishError::Invalid)?;
+        if let Some(published) = self.stored_by_older(event) {
+            return Ok(published);
+        }
         let (headers, body) = self.to_message(event).await?;
         let Some(answer) = answers::answer_subject(event)? else {
             return self.publish_message(&event.ty.subject(), headers, body, id).await;

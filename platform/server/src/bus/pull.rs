@@ -298,6 +298,7 @@ impl Puller {
             provenance,
             delivered: u32::try_from(delivered).unwrap_or(u32::MAX),
             consumer_created: self.bound.created,
+            may_be_of_older: self.bound.may_be_of_older(sequence),
             may_have_run: self.bound.may_have_delivered(sequence),
             // Whoever runs it counts.
             attempt: 1,

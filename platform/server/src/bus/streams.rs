@@ -50,6 +50,8 @@ pub fn consumer_name(function: &Name) -> String {
 impl Bus {
     /// Makes and migrates every stream and bucket. Running it twice, or on two machines at once, changes nothing more.
     pub async fn provision(&self, config: &StreamsConfig) -> Result<(), BusError> {
+        // First, as it tells whether the streams are an older Nerve's.
+        self.ensure_places(config.replicas).await?;
         let keep = [
             (EVENTS, vec!["events.>".to_owned()], config.events_max_age),
             (ANSWERS, vec!["answers.>".to_owned()], config.answers_max_age),
@@ -74,8 +76,6 @@ impl Bus {
         })
         .await?;
         self.ensure_bucket(kv::Config { bucket: SECRETS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
-            .await?;
-        self.ensure_bucket(kv::Config { bucket: PLACES.into(), history: 1, num_replicas: replicas, ..<_>::default() })
             .await?;
         self.ensure_bucket(kv::Config { bucket: VIEWS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
             .await?;

@@ -3,9 +3,9 @@
 //! What it returns is a set: all of it is stored or nothing, and the first set that is stored stands for its run. What it emits
 //! before it returns is stored at once: events under ids of their content, parts of an answer under ids of their index.
 
-use super::{Shared, tools};
+use super::{Shared, invocation::Taken, tools};
 use crate::{
-    bus::{Bus, CommittedResults, Delivery, MAX_RESULTS, Provenance, PublishError, RunResult, SetOutcome, Sets},
+    bus::{Bus, CommittedResults, MAX_RESULTS, OlderResults, Provenance, PublishError, RunResult, SetOutcome, Sets},
     registry::Catalogue,
 };
 use async_trait::async_trait;
@@ -104,11 +104,15 @@ struct Source {
     provenance: Provenance,
     /// The identity that it was published under, where it is no copy.
     published_as: Option<Identity>,
+    /// What an older worker stored of its results.
+    older: OlderResults,
     emitted: Mutex<Emitted>,
 }
 
 #[derive(Debug, Default)]
 struct Emitted {
+    /// All that was emitted or returned, as an older worker numbered it.
+    all: usize,
     /// Parts of the answer.
     parts: usize,
     /// How often each event was emitted, by its identity as if it were the first.
@@ -127,16 +131,16 @@ pub(super) struct Publisher {
 }
 
 impl Publisher {
-    pub(super) fn new<'d>(
+    pub(super) fn new<'t>(
         shared: &Shared,
         outlet: &Outlet,
-        inputs: impl IntoIterator<Item = (&'d Event, &'d Delivery)>,
+        inputs: impl IntoIterator<Item = (Event, &'t mut Taken)>,
     ) -> Self {
-        let source = |(event, delivery): (&Event, &Delivery)| Source {
-            // The body is shared, not copied.
-            event: event.clone(),
-            provenance: delivery.provenance.clone(),
-            published_as: delivery.published_as(),
+        let source = |(event, taken): (Event, &mut Taken)| Source {
+            event,
+            provenance: taken.delivery.provenance.clone(),
+            published_as: taken.delivery.published_as(),
+            older: std::mem::take(&mut taken.older),
             emitted: Mutex::default(),
         };
         Self {
@@ -164,12 +168,18 @@ impl Publisher {
         let mut logged = 0..;
         let mut results = Vec::with_capacity(emissions.len());
         for emission in emissions {
+            if source.older_has(&self.outlet.function) {
+                continue;
+            }
             // Parts that are in no log are numbered with the other parts.
             let id = match Part::of(&emission.ty) {
                 Some(part) if !part.is_logged() => run.part(source.next_part()),
                 _ => run.result(logged.next().unwrap_or_default()),
             };
             results.push(RunResult { id, event: self.outlet.event(&source.event, id, emission)? });
+        }
+        if results.is_empty() {
+            return Ok(());
         }
         let outcome = publish(|| self.bus.publish_results(&self.sets, &results)).await?;
         if outcome == SetOutcome::Duplicate {
@@ -227,6 +237,13 @@ impl Source {
         self.emitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether an older worker has stored the next emission.
+    fn older_has(&self, function: &Name) -> bool {
+        let mut emitted = self.lock();
+        emitted.all += 1;
+        self.older.has(function, &self.event, emitted.all - 1)
+    }
+
     fn next_part(&self) -> usize {
         let mut emitted = self.lock();
         emitted.parts += 1;
@@ -262,6 +279,9 @@ fn too_many() -> FunctionError {
 impl Emitter for Publisher {
     async fn emit(&self, index: usize, emission: Emission) -> Result<(), FunctionError> {
         let source = self.source(index)?;
+        if source.older_has(&self.outlet.function) {
+            return Ok(());
+        }
         let id = source.identify(source.provenance.run(&self.outlet.function), &emission)?;
         let event = self.outlet.event(&source.event, id, emission)?;
         if Part::of(&event.ty).is_some() {
@@ -363,7 +383,13 @@ mod tests {
         let run = provenance.run(&function);
         let ids = |emissions: &[Emission]| {
             let (event, provenance) = (event.clone(), provenance.clone());
-            let source = Source { event, provenance, published_as: None, emitted: Mutex::default() };
+            let source = Source {
+                event,
+                provenance,
+                published_as: None,
+                older: OlderResults::default(),
+                emitted: Mutex::default(),
+            };
             emissions.iter().map(|emission| source.identify(run, emission).unwrap()).collect::<Vec<_>>()
         };
         let (a, b) = (emission("out.a"), emission("out.b"));

@@ -19,7 +19,7 @@ const MAX_ERROR_BYTES: usize = 2048;
 
 /// Settles a failed delivery by its verdict.
 pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, taken: Taken, error: FunctionError) {
-    let Taken { delivery, mut history, slot } = taken;
+    let Taken { delivery, mut history, slot, .. } = taken;
     let verdict = decide(Some(&error), delivery.attempt, &outlet.spec.retry);
     if error.fault == Fault::Interrupted {
         return give_back_recorded(shared, outlet, delivery, history).await;
@@ -47,7 +47,7 @@ pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, take
 
 /// Dead-letters a delivery whose attempts have all failed before this one.
 pub(super) async fn bury(shared: &Shared, outlet: &Outlet, revision: u64, taken: Taken) {
-    let Taken { mut delivery, history, slot } = taken;
+    let Taken { mut delivery, history, slot, .. } = taken;
     delivery.attempt = history.failed;
     shared.bus.log(&record(outlet, &delivery, &history, &Verdict::DeadLetter)).await;
     bury_with(shared, outlet, revision, delivery, &history.failures).await;

@@ -5,7 +5,7 @@ use super::{
     emission::{Outlet, Publisher},
     failure, tools,
 };
-use crate::bus::{BodyError, CommittedResults, Delivery, RunHistory};
+use crate::bus::{BodyError, CommittedResults, Delivery, OlderResults, RunHistory};
 use futures::FutureExt;
 use nerve_core::{Context, Event, Fault, Function, FunctionError, Name, Outcome};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
@@ -15,13 +15,15 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 pub(super) struct Taken {
     pub(super) delivery: Delivery,
     pub(super) history: RunHistory,
+    /// What an older worker stored of its results.
+    pub(super) older: OlderResults,
     pub(super) slot: OwnedSemaphorePermit,
 }
 
 impl Taken {
     /// A delivery of which nothing is known yet.
     pub(super) fn new(delivery: Delivery, slot: OwnedSemaphorePermit) -> Self {
-        Self { delivery, history: RunHistory::default(), slot }
+        Self { delivery, history: RunHistory::default(), older: OlderResults::default(), slot }
     }
 }
 
@@ -84,12 +86,12 @@ impl Invoker {
 
     /// Runs deliveries that were admitted, and settles them.
     pub(super) async fn run(&self, batch: Vec<Taken>) {
-        let (taken, events) = self.unpack(batch).await;
+        let (mut taken, events) = self.unpack(batch).await;
         if events.is_empty() {
             return;
         }
-        let deliveries = taken.iter().map(|taken| &taken.delivery);
-        let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, events.iter().zip(deliveries)));
+        let inputs = events.iter().cloned().zip(&mut taken);
+        let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, inputs));
         let spec = &self.outlet.spec;
         let given = |event| if tools::is_call(spec, &event) { tools::given(event) } else { event };
         let events: Vec<Event> = events.into_iter().map(given).collect();

@@ -32,6 +32,17 @@ impl Invoker {
         };
         let resumption = taken.history.resume(&taken.delivery, self.outlet.spec.retry.attempts);
         taken.delivery.attempt = taken.history.failed + 1;
+        if taken.delivery.may_be_of_older
+            && let Ok(event) = taken.delivery.event().await
+        {
+            match bus.older_results(function, &event).await {
+                Ok(older) => taken.older = older,
+                Err(_) => {
+                    failure::give_back(taken.delivery).await;
+                    return None;
+                }
+            }
+        }
         let ended_without_a_word = resumption == Resumption::RunAlone || taken.delivery.may_have_run;
         if ended_without_a_word && self.stands(&taken.delivery).await {
             self.acknowledge_committed(taken).await;
