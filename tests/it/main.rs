@@ -18,6 +18,7 @@ mod fuzz;
 mod github;
 mod harness;
 mod inference;
+mod intake;
 mod kills;
 mod large;
 mod learning;

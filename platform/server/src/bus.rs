@@ -11,7 +11,7 @@
 //! - `pull`: deliveries as there are free slots, and no more.
 //! - `results`: what a run returned, stored whole or not at all, by `sets`.
 //! - `runs`: what is remembered of runs that did not end well.
-//! - `seen`: webhooks that were taken in, remembered for long.
+//! - `seen`: webhooks that were taken in, remembered for long. `drops`: how many duplicates were dropped, and why.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
 //! - `dead`: dead letters. `retry`: what is asked to be tried again. `timers`: what comes later. `attempts`: what sinks have
@@ -27,6 +27,7 @@ mod body;
 mod consumer;
 mod dead;
 mod delivery;
+mod drops;
 mod invoke;
 mod lease;
 mod logs;
@@ -51,6 +52,7 @@ pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttemp
 pub use batches::Batches;
 pub use dead::{DeadLetter, DeadLetterState, DeadLetters};
 pub use delivery::{Attempt, Delivery};
+pub use drops::{DropCounts, DropReason, DropScope, Drops};
 pub use invoke::{Invocation, InvokeError};
 pub use logs::{LogRecord, Logs};
 pub use publish::{PublishError, Published};
@@ -96,6 +98,7 @@ pub struct Bus {
     reconnects: watch::Receiver<u64>,
     /// The bucket of places, once it was needed.
     places: Arc<OnceCell<kv::Store>>,
+    drops: Drops,
 }
 
 /// What went wrong with the broker, split by what the caller must do.
@@ -170,7 +173,13 @@ impl Bus {
         let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
         told.map_err(|error| BusError::unavailable(what(), error))?
             .map_err(|error| BusError::unavailable(what(), error))?;
-        Ok(Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, places: Arc::default() })
+        Ok(Self {
+            client: Arc::new(client),
+            jetstream: Arc::new(jetstream),
+            reconnects,
+            places: Arc::default(),
+            drops: Drops::default(),
+        })
     }
 
     /// A bus whose broker is away, to test what callers are told then.
@@ -180,7 +189,13 @@ impl Bus {
         let client = connect.connect("127.0.0.1:1").await.unwrap();
         let jetstream = jetstream::new(client.clone());
         let reconnects = watch::channel(0).1;
-        Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, places: Arc::default() }
+        Self {
+            client: Arc::new(client),
+            jetstream: Arc::new(jetstream),
+            reconnects,
+            places: Arc::default(),
+            drops: Drops::default(),
+        }
     }
 
     /// Whether the connection stands at this moment.
