@@ -20,6 +20,7 @@ mod github;
 mod harness;
 mod identity;
 mod inference;
+mod intake;
 mod kills;
 mod large;
 mod learning;

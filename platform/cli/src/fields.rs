@@ -2,7 +2,7 @@
 
 use nerve_core::{
     FunctionSpec, ScheduleSpec, SinkSpec, SourceSpec,
-    manifest::{Batch, Dedupe, Locator, Provider, Run, SinkBody, Verify},
+    manifest::{Batch, Locator, Provider, Run, SinkBody, Verify},
 };
 use std::time::Duration;
 
@@ -54,12 +54,9 @@ pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
         ("tolerance", duration(spec.tolerance)),
         ("public_url", spec.public_url.clone().unwrap_or_default()),
     ];
-    let dedupe = match spec.dedupe() {
-        Dedupe::Id => "id",
-        Dedupe::Signed => "signed",
-    };
     fields.extend([
-        ("dedupe", dedupe.to_owned()),
+        ("dedupe", spec.dedupe().name().to_owned()),
+        ("ids", spec.ids().name().to_owned()),
         ("verify_token", spec.verify_token.clone().unwrap_or_default()),
         ("topics", spec.topics.join(", ")),
         ("spool", if spec.spool { "true".to_owned() } else { String::new() }),

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use clap::Args;
-use nerve_core::{Event, EventType};
+use nerve_core::{Event, EventType, event::EventError};
 use std::{
     fs::File,
     io::{IsTerminal, Read, stdin},
@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 /// The largest body, in bytes: what the server takes by reference.
 const MAX_BODY: u64 = 64 << 20;
+
+/// The source of what the command line sends.
+const SOURCE: &str = "/nerve/cli";
 
 /// The parts of an event other than its type.
 #[derive(Debug, Args)]
@@ -27,7 +30,7 @@ pub(crate) struct Payload {
     #[arg(long)]
     id: Option<String>,
     /// Where it happened: a URI reference
-    #[arg(long, default_value = "/nerve/cli")]
+    #[arg(long, default_value = SOURCE)]
     source: String,
     /// What within the source it is about
     #[arg(long)]
@@ -55,6 +58,7 @@ impl Payload {
         if event.id.is_empty() || event.source.is_empty() {
             return Err(Failure::usage("an event's id and source may not be empty").next("leave out --id or --source"));
         }
+        check_own(&event)?;
         Ok(event)
     }
 }
@@ -84,6 +88,14 @@ fn bounded(from: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
     Err(Failure::new(format!("cannot send {name}"))
         .cause("a body may hold 64 MiB")
         .next("store it where the function can fetch it, and send its address"))
+}
+
+/// Refuses what only Nerve's own events say of themselves; the command line's are, unless told another source.
+fn check_own(event: &Event) -> Result<(), Failure> {
+    match event.check_from_outside() {
+        Err(EventError::Reserved { name: "source", .. }) if event.source == SOURCE => Ok(()),
+        checked => checked.map_err(|why| Failure::usage("the event cannot be sent").because(why)),
+    }
 }
 
 fn check_json(event: &Event) -> Result<(), Failure> {
@@ -147,6 +159,18 @@ mod tests {
         std::fs::write(&path, "[1]").unwrap();
         assert_eq!(&event(&["-d", &format!("@{}", path.display())]).unwrap().data[..], b"[1]");
         assert!(event(&["-d", "@/no/such/file"]).is_err());
+    }
+
+    #[test]
+    fn event_that_says_it_is_of_nerve_is_refused() {
+        for words in
+            [["--source", "/hooks/github"], ["--source", "/nerve/ask"], ["-e", "dataref=nats-object:bodies/abc"]]
+        {
+            let refused = anyhow::Error::from(event(&words).unwrap_err());
+            assert!(format!("{refused:#}").contains("is refused"), "{refused:#}");
+        }
+        assert_eq!(event(&["--source", "/shop"]).unwrap().source, "/shop");
+        assert_eq!(event(&[]).unwrap().source, "/nerve/cli");
     }
 
     #[test]

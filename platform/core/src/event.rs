@@ -54,6 +54,11 @@ pub const PARTITION_KEY: &str = "partitionkey";
 /// Extension (CloudEvents "dataref", the claim-check pattern): where a body too large for a message lies.
 pub const DATA_REF: &str = "dataref";
 
+/// How the sources of Nerve's own events begin.
+pub const RESERVED_SOURCES: [&str; 4] = ["/hooks/", "/functions/", "/nerve/", "/v1/"];
+/// The scheme of Nerve's own [`DATA_REF`]s.
+pub const OWN_DATA_REF: &str = "nats-object:";
+
 /// Why something is not a CloudEvent.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EventError {
@@ -68,6 +73,18 @@ pub enum EventError {
         /// What is wrong with it.
         why: String,
     },
+    /// An event from outside has an attribute that only Nerve's own events have.
+    #[error("the CloudEvents attribute `{name}` is refused: `{value}` begins with `{reserved}`, {next}")]
+    Reserved {
+        /// The attribute.
+        name: &'static str,
+        /// Its value.
+        value: String,
+        /// What it may not begin with.
+        reserved: &'static str,
+        /// What to send instead.
+        next: &'static str,
+    },
     /// The type cannot stand in a subject.
     #[error("the CloudEvents attribute `type` is wrong: {0}")]
     Type(#[from] InvalidSubject),
@@ -79,6 +96,12 @@ pub fn is_json(media_type: &str) -> bool {
     let suffix = essence.rsplit_once('+').map(|(_, suffix)| suffix);
     ["application/json", "text/json"].iter().any(|json| essence.eq_ignore_ascii_case(json))
         || suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case("json"))
+}
+
+/// Whether a reference is of Nerve's own scheme; a scheme's letters may be of either case (RFC 3986).
+fn is_own_data_ref(reference: &str) -> bool {
+    let scheme = reference.get(..OWN_DATA_REF.len());
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(OWN_DATA_REF))
 }
 
 impl EventError {
@@ -126,6 +149,34 @@ impl Event {
     /// Whether the body is JSON by its media type: none, `application/json`, or anything `+json`.
     pub fn is_json(&self) -> bool {
         self.content_type.as_deref().is_none_or(is_json)
+    }
+
+    /// Refuses what an event from outside Nerve may not say of itself: that Nerve made it, or that Nerve stored its body.
+    ///
+    /// # Errors
+    /// When its `source` begins as one of [`RESERVED_SOURCES`], or its `dataref` is of Nerve's own scheme.
+    pub fn check_from_outside(&self) -> Result<(), EventError> {
+        let refuse = |name, value: &str, reserved, next| {
+            Err(EventError::Reserved { name, value: value.to_owned(), reserved, next })
+        };
+        if let Some(reference) = self.extension(DATA_REF).filter(|reference| is_own_data_ref(reference)) {
+            let next =
+                "which only Nerve's own references do: send the body as the event's data, or refer to it by its URL";
+            return refuse(DATA_REF, reference, OWN_DATA_REF, next);
+        }
+        match RESERVED_SOURCES.into_iter().find(|reserved| self.source.starts_with(reserved)) {
+            Some(reserved) => {
+                let next = "and sources that begin with /hooks/, /functions/, /nerve/ or /v1/ are Nerve's own: name the \
+                            sender, as in `/shop` or `https://shop.example`";
+                refuse("source", &self.source, reserved, next)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether its body was too large for a message, and lies in Nerve's own store.
+    pub fn has_stored_body(&self) -> bool {
+        self.extension(DATA_REF).is_some_and(is_own_data_ref)
     }
 
     /// Sets a context attribute or extension from its text form.
@@ -184,5 +235,42 @@ impl Event {
             return Err(EventError::Missing("source"));
         }
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn from(source: &str) -> Event {
+        Event::new("1", source, EventType::parse("a.b").unwrap())
+    }
+
+    #[test]
+    fn event_from_outside_cannot_pass_for_one_of_nerve() {
+        for own in ["/hooks/gh2", "/functions/f", "/nerve/cli", "/v1/documents", "/hooks/"] {
+            let refused = from(own).check_from_outside().unwrap_err().to_string();
+            for said in ["`source`", own, "/hooks/, /functions/, /nerve/ or /v1/", "name the sender"] {
+                assert!(refused.contains(said), "{refused}");
+            }
+        }
+        for foreign in ["/shop", "https://shop.example/hooks/x", "/hooksmith", "hooks/x", "/v10/x", "urn:nerve"] {
+            assert_eq!(from(foreign).check_from_outside(), Ok(()), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn event_from_outside_cannot_refer_to_a_body_in_nerves_store() {
+        let referring = |to: &str| from("/shop").with_extension(DATA_REF, to);
+        for own in ["nats-object:bodies/abc", "NATS-Object:bodies/abc", "nats-object:"] {
+            let refused = referring(own).check_from_outside().unwrap_err().to_string();
+            assert!(refused.contains("`dataref`") && refused.contains(own), "{refused}");
+            assert!(referring(own).has_stored_body());
+        }
+        for foreign in ["https://x.example/y", "nats-objects:x", "é", ""] {
+            assert_eq!(referring(foreign).check_from_outside(), Ok(()), "{foreign}");
+            assert!(!referring(foreign).has_stored_body());
+        }
+        assert!(!from("/shop").has_stored_body());
     }
 }

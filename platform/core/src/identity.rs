@@ -142,6 +142,16 @@ impl Origin {
     pub fn identify(&self, event: &Event) -> Identity {
         Identity::of("event", &[self.0.as_bytes(), event.source.as_bytes(), event.id.as_bytes()])
     }
+
+    /// The same where the sender may use an id again: of `source`, `id` and the SHA-256 of the body.
+    pub fn identify_content(&self, event: &Event, body_sha256: &[u8]) -> Identity {
+        Identity::of("content", &[self.0.as_bytes(), event.source.as_bytes(), event.id.as_bytes(), body_sha256])
+    }
+
+    /// The same where every delivery is an event of its own; `delivery` is unique to it.
+    pub fn identify_delivery(&self, delivery: &[u8]) -> Identity {
+        Identity::of("delivery", &[self.0.as_bytes(), delivery])
+    }
 }
 
 impl fmt::Display for Origin {
@@ -302,6 +312,11 @@ mod tests {
             a.identify(&event("", "xy")),
             Origin::key("a").identify(&event("x", "y")),
             Origin::collection("a").identify(&event("x", "y")),
+            a.identify_content(&event("x", "y"), b"z"),
+            a.identify_content(&event("x", "yz"), b""),
+            b.identify_content(&event("x", "y"), b"z"),
+            a.identify_delivery(b"xy"),
+            a.identify_delivery(b"xz"),
             Identity::of_request(&a, "x", "y"),
             Identity::of_signed(&name("a"), b"xy"),
         ];

@@ -21,7 +21,7 @@ pub use read::did_you_mean;
 pub use schedule::ScheduleSpec;
 pub use sink::{SinkBody, SinkSpec, default_sink_secret};
 pub use source::{
-    Algorithm, CustomScheme, Dedupe, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
+    Algorithm, CustomScheme, Dedupe, Encoding, Ids, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
 };
 
 use crate::{EventType, Name, Pattern, RetryPolicy, tool::ToolSpec};

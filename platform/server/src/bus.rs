@@ -15,7 +15,7 @@
 //! - `runs`: what is remembered of runs that did not end well.
 //! - `space`: how full EVENTS is. `trim`: kept within its bound in bytes. `expiry`: what its age removes. `durables`: who
 //!   has not finished what.
-//! - `seen`: webhooks that were taken in, remembered for long.
+//! - `seen`: webhooks that were taken in, remembered for long. `drops`: how many duplicates were dropped, and why.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
 //! - `trace`: everything that one event led to.
 //! - `dead`: dead letters. `retry`: what is asked to be tried again. `timers`: what comes later. `attempts`: what sinks have
@@ -31,6 +31,7 @@ mod body;
 mod consumer;
 mod dead;
 mod delivery;
+mod drops;
 mod durables;
 mod expiry;
 mod invoke;
@@ -61,6 +62,7 @@ pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttemp
 pub use batches::Batches;
 pub use dead::{DeadLetter, DeadLetterState, DeadLetters};
 pub use delivery::{Attempt, Delivery};
+pub use drops::{DropCounts, DropReason, DropScope, Drops};
 pub use invoke::{Invocation, InvokeError};
 pub use logs::{LogRecord, Logs};
 pub use publish::{PublishError, Published};
@@ -113,6 +115,7 @@ pub struct Bus {
     places: Arc<OnceCell<kv::Store>>,
     older: older::Older,
     space: Arc<Space>,
+    drops: Drops,
 }
 
 /// What went wrong with the broker, split by what the caller must do.
@@ -187,14 +190,22 @@ impl Bus {
         let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
         told.map_err(|error| BusError::unavailable(what(), error))?
             .map_err(|error| BusError::unavailable(what(), error))?;
-        let (client, jetstream) = (Arc::new(client), Arc::new(jetstream));
-        Ok(Self { client, jetstream, reconnects, places: Arc::default(), older: Arc::default(), space: Arc::default() })
+        Ok(Self {
+            client: Arc::new(client),
+            jetstream: Arc::new(jetstream),
+            reconnects,
+            places: Arc::default(),
+            older: Arc::default(),
+            space: Arc::default(),
+            drops: Drops::default(),
+        })
     }
 
-    /// Another connection, which shares what is known of the room in EVENTS.
+    /// Another connection, which shares what is known of the room in EVENTS, of an older Nerve's events, and what is counted.
     pub(crate) async fn connect_beside(&self, options: &NatsConfig, name: &str) -> Result<Self, BusError> {
-        let (space, older) = (Arc::clone(&self.space), Arc::clone(&self.older));
-        Ok(Self { space, older, ..Self::connect(options, name).await? })
+        let connected = Self::connect(options, name).await?;
+        let (space, older, drops) = (Arc::clone(&self.space), Arc::clone(&self.older), self.drops.clone());
+        Ok(Self { space, older, drops, ..connected })
     }
 
     /// A bus whose broker is away, to test what callers are told then.
@@ -210,6 +221,7 @@ impl Bus {
             places: Arc::default(),
             older: Arc::default(),
             space: Arc::default(),
+            drops: Drops::default(),
         }
     }
 

@@ -70,10 +70,10 @@ fn validators() -> &'static Validators {
 }
 
 /// Says where an event's data does not fit its type. A body that is no JSON is nothing to say anything about, and one
-/// that lies elsewhere was looked at when it was put there.
+/// that lies in Nerve's own store was checked when it was put there. What refers to a body elsewhere is checked as it is.
 pub(crate) fn check(event: &Event) -> Result<(), String> {
     let Some(validator) = validators().get(&event.ty) else { return Ok(()) };
-    if !event.is_json() || event.extension(nerve_core::event::DATA_REF).is_some() {
+    if !event.is_json() || event.has_stored_body() {
         return Ok(());
     }
     let told =
@@ -156,6 +156,17 @@ mod tests {
             let why = check(&event(ty, data)).unwrap_err();
             assert!(why.contains(said) && why.contains("/v1/event-types"), "{ty} {data}: {why}");
         }
+    }
+
+    #[test]
+    fn data_is_checked_beside_a_reference_to_a_body_elsewhere() {
+        let referring = |ty: &str, data: &str, to: &str| event(ty, data).with_extension("dataref", to);
+        for data in [r#"{"nonsense": 1}"#, ""] {
+            assert!(check(&referring("prompt.received", data, "https://x.example/y")).is_err(), "{data}");
+        }
+        assert_eq!(check(&referring("prompt.received", r#"{"prompt": "?"}"#, "https://x.example/y")), Ok(()));
+        assert_eq!(check(&referring("my.own", "", "https://x.example/y")), Ok(()));
+        assert_eq!(check(&referring("prompt.received", "", "nats-object:bodies/abc")), Ok(()));
     }
 
     #[test]

@@ -118,6 +118,7 @@ impl Server {
         // Before any part of the server takes a meter: those taken earlier would count for nobody.
         let metrics = gateway::metrics::install(end.clone(), &followers);
         let metrics = metrics.map_err(|error| ServerError::Metrics(error.to_string()))?;
+        bus.write_drops(end.clone(), &followers);
         let catalogue = registry.follow(keyring, end.clone(), &followers).await?;
         let taken = match roles.gateway {
             true => Some(follow_taken(&bus, &config, &end, &followers).await?),

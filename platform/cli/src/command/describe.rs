@@ -9,7 +9,10 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::{Name, manifest::did_you_mean};
-use nerve_server::registry::{Entry, FunctionRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord};
+use nerve_server::{
+    bus::{DropCounts, DropScope},
+    registry::{Entry, FunctionRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord},
+};
 use serde::Serialize;
 
 /// Show one function, source, sink or schedule: its settings, files and revision; of secrets only the names
@@ -31,6 +34,9 @@ struct Description {
     function: Option<Entry<FunctionRecord>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<Entry<SourceRecord>>,
+    /// What the source dropped as duplicates, by reason; a lower bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_duplicates: Option<DropCounts>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sink: Option<Entry<SinkRecord>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -41,11 +47,18 @@ struct Description {
 
 impl Describe {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
-        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let connection = Connection::open(globals, &self.folder).await?;
+        let registry = connection.registry().await?;
         let name = &self.name;
+        let source = registry.source(name).await?;
+        let source_duplicates = match &source {
+            Some(_) => Some(connection.bus.dropped_by(DropScope::Source, name.as_str()).await?),
+            None => None,
+        };
         let found = Description {
             function: registry.function(name).await?,
-            source: registry.source(name).await?,
+            source,
+            source_duplicates,
             sink: registry.sink(name).await?,
             sink_state: registry.sink_state(name).await?.map(|entry| entry.record),
             schedule: registry.schedule(name).await?,
@@ -72,6 +85,16 @@ pub(super) async fn no_function(name: &Name, registry: &Registry) -> Failure {
     Failure::new(format!("no function `{name}` is deployed{near}")).next("`nerve list` shows what is")
 }
 
+/// What was dropped as duplicates, in words.
+fn duplicates(dropped: Option<&DropCounts>) -> String {
+    let by_reason = |(reason, number): (&String, &u64)| format!("{number} by {reason}");
+    let told: Vec<String> = dropped.into_iter().flatten().map(by_reason).collect();
+    match told.is_empty() {
+        true => "none dropped".to_owned(),
+        false => format!("dropped at least {}", told.join(", ")),
+    }
+}
+
 fn text(found: &Description) -> String {
     let function = found.function.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("function", name.to_string())];
@@ -88,6 +111,7 @@ fn text(found: &Description) -> String {
     let source = found.source.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("source", name.to_string())];
         rows.extend(fields::of_source(&record.spec));
+        rows.push(("duplicates", duplicates(found.source_duplicates.as_ref())));
         rows.push(("path", format!("/hooks/{name}")));
         rows.push(("revision", revision.to_string()));
         rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));

@@ -13,9 +13,12 @@ use crate::{
 use clap::Subcommand;
 use nerve_core::{
     Name, SourceSpec,
-    manifest::{Dedupe, Network, Rate},
+    manifest::{Dedupe, Ids, Network, Rate},
 };
-use nerve_server::registry::Registry;
+use nerve_server::{
+    bus::{DropCounts, DropScope},
+    registry::Registry,
+};
 use serde::Serialize;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -23,7 +26,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Source {
     Add(add::Add),
-    /// List the sources, what bounds them, and which of their secrets are set
+    /// List the sources, what bounds them, what they dropped as duplicates, and which of their secrets are set
     #[command(after_help = "\
 Examples:
   nerve source list")]
@@ -39,6 +42,9 @@ struct Listed {
     path: String,
     secrets: Vec<Listing>,
     dedupe: Dedupe,
+    ids: Ids,
+    /// What was dropped as duplicates, by reason; a lower bound.
+    duplicates: DropCounts,
     tolerance_ms: u128,
     rate: Option<Rate>,
     concurrency: Option<usize>,
@@ -78,17 +84,33 @@ impl Source {
 }
 
 async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
-    let registry = Connection::open(globals, folder).await?.registry().await?;
+    let connection = Connection::open(globals, folder).await?;
+    let registry = connection.registry().await?;
+    let mut dropped = connection.bus.dropped(DropScope::Source).await?;
     let set: BTreeSet<String> = registry.secrets().await?.into_iter().map(|secret| secret.name).collect();
     let listed = registry.sources().await?.into_iter().map(|entry| {
         let spec = Arc::unwrap_or_clone(entry.record.spec);
         let secrets = spec.secrets.iter().chain(&spec.verify_token);
         let secrets = secrets.map(|name| Listing { name: name.clone(), set: set.contains(name) }).collect();
-        let (provider, dedupe) = (spec.provider.name(), spec.dedupe());
+        let (provider, dedupe, ids) = (spec.provider.name(), spec.dedupe(), spec.ids());
+        let duplicates = dropped.remove(entry.name.as_str()).unwrap_or_default();
         let path = format!("/hooks/{}", entry.name);
         let SourceSpec { tolerance, rate, concurrency, allow, max_body, .. } = spec;
         let tolerance_ms = tolerance.as_millis();
-        Listed { name: entry.name, provider, path, secrets, dedupe, tolerance_ms, rate, concurrency, allow, max_body }
+        Listed {
+            name: entry.name,
+            provider,
+            path,
+            secrets,
+            dedupe,
+            ids,
+            duplicates,
+            tolerance_ms,
+            rate,
+            concurrency,
+            allow,
+            max_body,
+        }
     });
     globals.output.show(&listed.collect::<Vec<_>>(), |listed| {
         if listed.is_empty() {
@@ -97,13 +119,14 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
         let row = |one: &Listed| {
             let secret = |s: &Listing| if s.set { s.name.clone() } else { format!("{} (not set)", s.name) };
             let secrets = one.secrets.iter().map(secret).collect::<Vec<_>>().join(" ");
-            let dedupe = match one.dedupe {
-                Dedupe::Id => "id",
-                Dedupe::Signed => "signed",
-            };
-            [one.name.to_string(), one.provider.to_owned(), one.path.clone(), dedupe.to_owned(), one.bounds(), secrets]
+            let duplicates: u64 = one.duplicates.values().sum();
+            let duplicates = if duplicates > 0 { format!("≥ {duplicates}") } else { String::new() };
+            let (name, provider, dedupe) =
+                (one.name.to_string(), one.provider.to_owned(), one.dedupe.name().to_owned());
+            [name, provider, one.path.clone(), dedupe, duplicates, one.bounds(), secrets]
         };
-        output::table(["SOURCE", "PROVIDER", "PATH", "DEDUPE", "BOUNDS", "SECRETS"], listed.iter().map(row))
+        let columns = ["SOURCE", "PROVIDER", "PATH", "DEDUPE", "DROPPED", "BOUNDS", "SECRETS"];
+        output::table(columns, listed.iter().map(row))
     })
 }
 

@@ -24,6 +24,9 @@ pub struct SourceSpec {
     /// What makes two deliveries one; the provider's own way when none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedupe: Option<Dedupe>,
+    /// What an id of the sender's names; what the provider's do when none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ids: Option<Ids>,
     /// The name of the secret that a sender who asks whether the URL is ours must know (Meta's verify token).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_token: Option<String>,
@@ -57,6 +60,7 @@ impl SourceSpec {
             public_url: None,
             verify: Verify::Signature,
             dedupe: None,
+            ids: None,
             verify_token: None,
             topics: Vec::new(),
             spool: false,
@@ -80,17 +84,56 @@ impl SourceSpec {
     pub fn dedupe(&self) -> Dedupe {
         self.dedupe.unwrap_or_else(|| self.provider.dedupe())
     }
+
+    /// What an id of the sender's names.
+    pub fn ids(&self) -> Ids {
+        let unsigned = self.verify == Verify::None && matches!(self.provider, Provider::Custom(_));
+        self.ids.unwrap_or_else(|| if unsigned { Ids::Reused } else { self.provider.ids() })
+    }
 }
 
 /// What makes two deliveries one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dedupe {
+    /// Nothing: every delivery is an event of its own.
+    None,
     /// The same id. What is signed may come again under another one, as honest senders do whose signature covers
     /// neither a time nor an id.
     Id,
     /// The same id, or the same signed bytes: those under another id are a replay, and refused.
     Signed,
+}
+
+impl Dedupe {
+    /// The name in a manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::Id => "id",
+            Self::Signed => "signed",
+        }
+    }
+}
+
+/// What an id of the sender's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ids {
+    /// One delivery. The same id with another body is the same delivery, sent again.
+    Unique,
+    /// Whatever the sender likes, such as an order: the same id with another body is another delivery.
+    Reused,
+}
+
+impl Ids {
+    /// The name in a manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unique => "unique",
+            Self::Reused => "reused",
+        }
+    }
 }
 
 /// Whether signatures are checked.
@@ -274,6 +317,18 @@ impl Provider {
             | Self::Cloudevents => Dedupe::Id,
             Self::Custom(scheme) if !scheme.signs_time_or_id() => Dedupe::Id,
             _ => Dedupe::Signed,
+        }
+    }
+
+    /// What an id of this provider's names, unless the source says otherwise.
+    pub fn ids(&self) -> Ids {
+        match self {
+            // One of its ids, `X-Gitlab-Event-UUID`, is shared by the webhooks that one webhook led to.
+            Self::Gitlab => Ids::Reused,
+            // Only an id that is signed together with the body was made for the delivery.
+            Self::Custom(scheme) if !scheme.signed.contains("{id}") => Ids::Reused,
+            // Documented as unique to an event; of some, the body holds a count of attempts or the time of sending.
+            _ => Ids::Unique,
         }
     }
 }

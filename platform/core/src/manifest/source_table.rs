@@ -1,7 +1,7 @@
 //! `[source.NAME]`
 
 use super::{
-    Algorithm, CustomScheme, Dedupe, Encoding, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
+    Algorithm, CustomScheme, Dedupe, Encoding, Ids, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
     function_table::{parse_secret_name, parse_size, parse_url},
     limits,
     read::{Reader, Section, did_you_mean},
@@ -15,6 +15,7 @@ const KEYS: &[&str] = &[
     "public_url",
     "verify",
     "dedupe",
+    "ids",
     "verify_token",
     "topics",
     "spool",
@@ -52,6 +53,7 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<S
     spec.secrets = reader.list(table, "secrets", parse_secret_name).unwrap_or_default();
     spec.public_url = reader.parsed(table, "public_url", parse_url);
     spec.dedupe = reader.parsed(table, "dedupe", parse_dedupe);
+    spec.ids = reader.parsed(table, "ids", parse_ids);
     spec.verify_token = reader.parsed(table, "verify_token", parse_secret_name);
     spec.topics = reader.list(table, "topics", parse_topic).unwrap_or_default();
     spec.spool = reader.boolean(table, "spool").unwrap_or_default();
@@ -261,9 +263,18 @@ fn parse_verify(text: &str) -> Result<Verify, String> {
 
 fn parse_dedupe(text: &str) -> Result<Dedupe, String> {
     match text {
+        "none" => Ok(Dedupe::None),
         "id" => Ok(Dedupe::Id),
         "signed" => Ok(Dedupe::Signed),
-        other => Err(format!("`{other}` must be \"id\" or \"signed\"")),
+        other => Err(format!("`{other}` must be \"none\", \"id\" or \"signed\"")),
+    }
+}
+
+fn parse_ids(text: &str) -> Result<Ids, String> {
+    match text {
+        "unique" => Ok(Ids::Unique),
+        "reused" => Ok(Ids::Reused),
+        other => Err(format!("`{other}` must be \"unique\" or \"reused\"")),
     }
 }
 

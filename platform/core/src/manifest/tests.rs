@@ -194,7 +194,7 @@ fn mistakes_in_sources() {
         ("[source.s]\nprovider=\"sns\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]", "takes none"),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]", "only provider = \"sns\""),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nverify_token=\"B\"", "only provider = \"meta\""),
-        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ndedupe=\"body\"", "must be \"id\" or \"signed\""),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ndedupe=\"body\"", "must be \"none\", \"id\" or \"signed\""),
         (
             "[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]\nalgorithm=\"token\"\nsigned=\"{body}\"",
             "algorithm = \"token\" takes none",
@@ -261,6 +261,33 @@ fn a_declared_scheme_reaches_what_the_built_in_ones_do() {
     let token =
         "[source.s]\nprovider = \"custom\"\nsecrets = [\"A\"]\nsignature = \"X-Token\"\nalgorithm = \"token\"\n";
     assert_eq!(Manifest::parse(token).unwrap().sources.values().next().unwrap().dedupe(), Dedupe::Id);
+}
+
+#[test]
+fn source_says_what_is_a_duplicate_and_what_an_id_names() {
+    let source = |text: &str| {
+        let manifest = Manifest::parse(&format!("[source.s]\nsecrets = [\"A\"]\n{text}")).unwrap();
+        let spec = manifest.sources.into_values().next().unwrap();
+        let stored = serde_json::to_string(&spec).unwrap();
+        assert_eq!(serde_json::from_str::<SourceSpec>(&stored).unwrap(), spec, "{stored}");
+        (spec.dedupe(), spec.ids())
+    };
+    let custom = |signed: &str| {
+        format!(
+            "provider = \"custom\"\nsignature = \"X-S\"\nsigned = \"{signed}\"\nalgorithm = \"sha256\"\n\
+             encoding = \"hex\"\nid = \"X-Id\"\n"
+        )
+    };
+    assert_eq!(source("provider = \"github\""), (Dedupe::Id, Ids::Unique));
+    assert_eq!(source("provider = \"gitlab\""), (Dedupe::Id, Ids::Reused));
+    assert_eq!(source(&custom("{body}")), (Dedupe::Id, Ids::Reused));
+    assert_eq!(source(&custom("{id}.{body}")), (Dedupe::Signed, Ids::Unique));
+    assert_eq!(source(&(custom("{id}.{body}") + "verify = \"none\"")).1, Ids::Reused, "nobody signs the id");
+    assert_eq!(source(&(custom("{body}") + "dedupe = \"none\"\nids = \"unique\"")), (Dedupe::None, Ids::Unique));
+    let wrong = problems("[source.s]\nprovider = \"github\"\nsecrets = [\"A\"]\ndedupe = \"off\"\nids = \"both\"\n");
+    for said in ["\"none\", \"id\" or \"signed\"", "\"unique\" or \"reused\""] {
+        assert!(wrong.iter().any(|problem| problem.contains(said)), "{wrong:?}");
+    }
 }
 
 #[test]

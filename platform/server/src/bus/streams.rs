@@ -67,6 +67,7 @@ impl Bus {
         for (name, subjects, max_age) in keep {
             self.ensure_stream(name, subjects, max_age, config).await?;
         }
+        self.ensure_drops(config).await?;
         let replicas = config.replicas;
         self.ensure_bucket(kv::Config {
             bucket: FUNCTIONS.into(),

@@ -7,9 +7,10 @@ use super::{
     modes,
     modes::Posted,
     problem::{Answer, Problem},
-    publish::{accepted, publish},
+    publish::{Receipt, accepted, publish},
 };
 use crate::{
+    bus::{DropReason, DropScope},
     event_types::{KnownType, known_types},
     registry::Catalogue,
 };
@@ -20,7 +21,7 @@ use axum::{
     response::IntoResponse,
 };
 use http::Method;
-use nerve_core::{FunctionSpec, Name, subject::EVENTS_PREFIX};
+use nerve_core::{FunctionSpec, Name, Origin, subject::EVENTS_PREFIX};
 use serde::Serialize;
 
 /// Where events are posted to.
@@ -78,6 +79,7 @@ pub(super) async fn post(
         Posted::Plain => Err(Problem::bad_request(NOT_AN_EVENT)),
         Posted::One(event) => {
             let receipt = publish(gateway.bus(), &event, origin.identify(&event)).await?;
+            count_duplicates(&gateway, &origin, std::slice::from_ref(&receipt));
             Ok(accepted(&receipt))
         }
         Posted::Batch(events) => {
@@ -85,7 +87,15 @@ pub(super) async fn post(
             for event in &events {
                 receipts.push(publish(gateway.bus(), event, origin.identify(event)).await?);
             }
+            count_duplicates(&gateway, &origin, &receipts);
             Ok(accepted(&receipts))
         }
+    }
+}
+
+fn count_duplicates(gateway: &Gateway, caller: &Origin, receipts: &[Receipt]) {
+    let duplicates = receipts.iter().filter(|receipt| receipt.is_duplicate()).count();
+    if duplicates > 0 {
+        gateway.bus().drops().count(DropScope::Caller, &caller.to_string(), DropReason::Window, duplicates);
     }
 }

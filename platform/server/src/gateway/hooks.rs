@@ -107,13 +107,16 @@ impl Posted<'_> {
             Ok(Accepted::Asked(reply)) => Box::pin(handshake::answer(gateway, &source, reply)).await,
             Ok(Accepted::Events(verified, recognition)) => {
                 let posted = match hook.spec.provider {
-                    Provider::Cloudevents => events::cloud_events(&source, &hook.headers, &hook.body)?,
+                    Provider::Cloudevents => {
+                        events::cloud_events(&source, hook.spec.ids(), (&hook.headers, &hook.body))?
+                    }
                     _ => None,
                 };
                 let events = match posted {
                     Some(events) => events,
                     None => {
-                        verified.into_iter().map(|one| events::event_of(&source, one, now)).collect::<Answer<_>>()?
+                        let event_of = |one| events::event_of((&source, &hook.spec), one, now);
+                        verified.into_iter().map(event_of).collect::<Answer<_>>()?
                     }
                 };
                 Taking { gateway, source: &source, spec: &hook.spec, recognition }.take(events).await

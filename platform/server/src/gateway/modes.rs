@@ -1,4 +1,4 @@
-//! CloudEvents over HTTP: which mode a request is in, and the events in it.
+//! CloudEvents over HTTP: which mode a request is in, and the events in it. None of them may say that Nerve made it.
 //!
 //! HTTP protocol binding 1.0.2: the media type tells structured and batch mode, `ce-specversion` binary mode.
 
@@ -25,16 +25,16 @@ pub(crate) enum Posted {
 pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
     let essence = essence(headers);
     if essence == BATCH {
-        let events = Event::batch_from_json(body).map_err(|error| Problem::bad_request(error.to_string()))?;
+        let events = Event::batch_from_json(body).map_err(refused)?;
         if events.len() > MAX_BATCH {
             let detail = format!("a batch holds at most {MAX_BATCH} events, this one {}; split it", events.len());
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
         }
+        events.iter().try_for_each(Event::check_from_outside).map_err(refused)?;
         return Ok(Posted::Batch(events));
     }
     if essence == STRUCTURED {
-        let event = Event::from_json(body).map_err(|error| Problem::bad_request(error.to_string()))?;
-        return Ok(Posted::One(Box::new(event)));
+        return one(Event::from_json(body).map_err(refused)?);
     }
     if essence.starts_with("application/cloudevents") {
         let detail = format!("`{essence}` is not understood; send `{STRUCTURED}` or `{BATCH}`");
@@ -51,8 +51,16 @@ pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
         let value = value.map_err(|_| Problem::bad_request(format!("the header `{name}` is not UTF-8")))?;
         pairs.push((name.as_str(), value));
     }
-    let event = Event::from_headers(pairs, body.clone()).map_err(|error| Problem::bad_request(error.to_string()))?;
+    one(Event::from_headers(pairs, body.clone()).map_err(refused)?)
+}
+
+fn one(event: Event) -> Answer<Posted> {
+    event.check_from_outside().map_err(refused)?;
     Ok(Posted::One(Box::new(event)))
+}
+
+fn refused(error: impl std::fmt::Display) -> Problem {
+    Problem::bad_request(error.to_string())
 }
 
 /// The media type without its parameters, in lower case; empty when there is none.
@@ -85,6 +93,24 @@ mod tests {
         let batch = posted(&[("content-type", "application/cloudevents-batch+json")], &format!("[{ONE},{ONE}]"));
         assert_eq!(batch, Ok(Posted::Batch(vec![(*event).clone(), *event])));
         assert_eq!(posted(&[("content-type", BATCH)], "[]"), Ok(Posted::Batch(vec![])));
+    }
+
+    #[test]
+    fn event_that_says_it_is_of_nerve_is_refused_in_every_mode() {
+        let forged = |attribute: &str, value: &str| {
+            let mut event: serde_json::Value = serde_json::from_str(ONE).unwrap();
+            event[attribute] = value.into();
+            let (source, reference) = (event["source"].as_str().unwrap(), event["dataref"].as_str().unwrap_or("/d"));
+            let binary = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", source), ("ce-type", "a.b")];
+            let binary = posted(&[&binary[..], &[("ce-dataref", reference)]].concat(), "{}");
+            let structured = posted(&[("content-type", STRUCTURED)], &event.to_string());
+            let batch = posted(&[("content-type", BATCH)], &format!("[{ONE},{event}]"));
+            [binary, structured, batch].map(|posted| posted.map(drop))
+        };
+        for (attribute, value) in [("source", "/hooks/gh2"), ("dataref", "nats-object:bodies/abc")] {
+            assert_eq!(forged(attribute, value), [Err(400); 3], "{attribute}");
+        }
+        assert_eq!(forged("dataref", "https://x.example/y"), [Ok(()); 3]);
     }
 
     #[test]

@@ -40,6 +40,11 @@ impl Receipt {
         Self { sequence, duplicate: place.is_some_and(|place| place.duplicate), ..Self::known(event) }
     }
 
+    /// Whether it is of an event that was stored before.
+    pub(crate) fn is_duplicate(&self) -> bool {
+        self.duplicate
+    }
+
     /// For an event that waits on disk.
     pub(crate) fn spooled(event: &Event) -> Self {
         Self { duplicate: false, spooled: true, ..Self::known(event) }

@@ -37,10 +37,11 @@ use http::HeaderMap;
 use nerve_core::{
     SourceSpec,
     function::Secret,
-    manifest::{Dedupe, Verify},
+    manifest::{Dedupe, Ids, Verify},
 };
 use reading::Reading;
 use scheme::{KeyPrefix, Place};
+use sha2::{Digest, Sha256};
 use signature::BadKey;
 use std::{cell::OnceCell, time::Duration};
 use time::OffsetDateTime;
@@ -84,9 +85,11 @@ pub(crate) struct Recognition {
 /// A delivery that is accepted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Verified {
-    /// The sender's id of the delivery; SHA-256 in hex of what is signed, or of the item, where it gave none that can be
-    /// believed.
+    /// The sender's id of the delivery; SHA-256 in hex of what is signed and of the body, or of the item, where it gave none
+    /// that can be believed.
     pub(crate) id: String,
+    /// What that id names.
+    pub(crate) id_names: IdNames,
     /// The sender's name for what happened, where it gave one; any text.
     pub(crate) ty: Option<String>,
     /// What it is about, where the scheme says where that is.
@@ -95,6 +98,27 @@ pub(crate) struct Verified {
     pub(crate) content_type: Option<String>,
     /// The payload: the body, the JSON that was in its form, or one item of it.
     pub(crate) data: Bytes,
+}
+
+/// What the id of a delivery names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IdNames {
+    /// This delivery, whatever its body.
+    Delivery,
+    /// This delivery together with the SHA-256 of its body: the sender may use the id again.
+    WithBody([u8; 32]),
+    /// These bytes: the sender gave no id.
+    Bytes,
+}
+
+impl IdNames {
+    /// What an id of the sender's names.
+    pub(crate) fn of(ids: Ids, body: &[u8]) -> Self {
+        match ids {
+            Ids::Unique => Self::Delivery,
+            Ids::Reused => Self::WithBody(Sha256::digest(body).into()),
+        }
+    }
 }
 
 /// Why a delivery is refused. For logs: the sender is told no more than which status it is.
@@ -174,12 +198,12 @@ pub(crate) fn verify(source: &SourceSpec, secrets: &[Secret], delivery: Delivery
     if let Some(reply) = handshake::asked(&scheme, content, &keys)? {
         return Ok(Accepted::Asked(reply));
     }
-    let several = scheme.items.map(|items| items::events(&items, content)).transpose()?.flatten();
+    let several = scheme.items.map(|items| items::events(&items, content, source.ids())).transpose()?.flatten();
     if let Some(events) = several {
         return Ok(Accepted::Events(events, Recognition { signed_sha256: None, id_is_signed: true }));
     }
     let (event, place) = reading.event(&signed);
-    // Without an id of the sender's the event's id is the hash of what is signed.
+    // Without an id of the sender's the event's id is a hash of what is signed and of the body.
     let in_body = !matches!(place, Some(Place::Header(_)));
     let id_is_signed = in_body || signed.covers_id && place == scheme.id.first().copied().flatten();
     // It takes as long as the signature does, and for most sources nobody asks.

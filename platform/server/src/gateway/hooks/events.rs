@@ -3,20 +3,53 @@
 use super::super::{
     modes::{self, Posted},
     problem::{Answer, Problem},
-    verify::{Verified, is_sound},
+    verify::{IdNames, Verified, is_sound},
 };
 use bytes::Bytes;
 use http::HeaderMap;
-use nerve_core::{Event, EventType, Name, event::PARTITION_KEY};
+use nerve_core::{
+    Event, EventType, Identity, Name, Origin, SourceSpec,
+    event::PARTITION_KEY,
+    manifest::{Dedupe, Ids},
+};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 /// The longest event type, so that its subject stays within 255 bytes; the rest of what a sender says is cut off.
 const MAX_TYPE: usize = 240;
 
+/// An event that came in at a source.
+#[derive(Debug)]
+pub(super) struct Received {
+    pub(super) event: Event,
+    pub(super) id_names: IdNames,
+}
+
+impl Received {
+    /// What makes it the same as another event of its source.
+    pub(super) fn identity(&self, origin: &Origin, dedupe: Dedupe) -> Identity {
+        match (dedupe, &self.id_names) {
+            (Dedupe::None, _) => origin.identify_delivery(Uuid::now_v7().as_bytes()),
+            (_, IdNames::WithBody(sha256)) => origin.identify_content(&self.event, sha256),
+            (_, IdNames::Delivery | IdNames::Bytes) => origin.identify(&self.event),
+        }
+    }
+}
+
 /// The event that a verified delivery, or one item of it, becomes.
-pub(super) fn event_of(source: &Name, verified: Verified, now: OffsetDateTime) -> Answer<Event> {
+pub(super) fn event_of(
+    (source, spec): (&Name, &SourceSpec),
+    verified: Verified,
+    now: OffsetDateTime,
+) -> Answer<Received> {
     let ty = event_type(source, verified.ty.as_deref())?;
-    let mut event = Event::new(verified.id, ["/hooks/", source.as_str()].concat(), ty);
+    let id_names = verified.id_names;
+    // A hash would give events that are to be two the same id.
+    let id = match (spec.dedupe(), id_names) {
+        (Dedupe::None, IdNames::Bytes) => Uuid::now_v7().to_string(),
+        _ => verified.id,
+    };
+    let mut event = Event::new(id, ["/hooks/", source.as_str()].concat(), ty);
     event.time = Some(now);
     event.content_type = verified.content_type;
     event.data = verified.data;
@@ -25,20 +58,26 @@ pub(super) fn event_of(source: &Name, verified: Verified, now: OffsetDateTime) -
         event = event.with_extension(PARTITION_KEY, subject.as_str());
     }
     event.subject = subject;
-    Ok(event)
+    Ok(Received { event, id_names })
 }
 
 /// The CloudEvents that a sender of those posted, under the source's name; none when it posted none.
-pub(super) fn cloud_events(source: &Name, headers: &HeaderMap, body: &Bytes) -> Answer<Option<Vec<Event>>> {
-    let mut events = match modes::read(headers, body)? {
+pub(super) fn cloud_events(
+    source: &Name,
+    ids: Ids,
+    (headers, body): (&HeaderMap, &Bytes),
+) -> Answer<Option<Vec<Received>>> {
+    let events = match modes::read(headers, body)? {
         Posted::One(event) => vec![*event],
         Posted::Batch(events) => events,
         Posted::Plain => return Ok(None),
     };
-    for event in &mut events {
+    let received = |mut event: Event| {
         event.ty = event_type(source, Some(event.ty.as_str()))?;
-    }
-    Ok(Some(events))
+        let id_names = IdNames::of(ids, &event.data);
+        Ok(Received { event, id_names })
+    };
+    events.into_iter().map(received).collect::<Answer<_>>().map(Some)
 }
 
 /// `<source>.<type>`, with `_` for what cannot stand in a subject and dots for slashes; `<source>.event` when there is no
@@ -77,6 +116,7 @@ fn event_type(source: &Name, ty: Option<&str>) -> Answer<EventType> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nerve_core::manifest::Provider;
 
     fn source() -> Name {
         Name::parse("github").unwrap()
@@ -85,6 +125,7 @@ mod tests {
     fn verified() -> Verified {
         Verified {
             id: "d-1".into(),
+            id_names: IdNames::Delivery,
             ty: Some("issues.opened".into()),
             subject: Some("octo/hello".into()),
             content_type: Some("application/json".into()),
@@ -92,9 +133,34 @@ mod tests {
         }
     }
 
+    fn received(dedupe: Dedupe, id_names: IdNames) -> Received {
+        let spec = SourceSpec { dedupe: Some(dedupe), ..SourceSpec::new(Provider::Github) };
+        event_of((&source(), &spec), Verified { id_names, ..verified() }, OffsetDateTime::UNIX_EPOCH).unwrap()
+    }
+
+    #[test]
+    fn identity_is_made_of_what_the_id_names() {
+        let origin = Origin::source(&source());
+        let identity = |dedupe, id_names| received(dedupe, id_names).identity(&origin, dedupe);
+        let [one, other] = [b"one", b"two"].map(|body| IdNames::of(Ids::Reused, body));
+        assert_eq!(identity(Dedupe::Id, IdNames::Delivery), identity(Dedupe::Signed, IdNames::Delivery));
+        assert_eq!(identity(Dedupe::Id, one), identity(Dedupe::Id, one));
+        assert_ne!(identity(Dedupe::Id, one), identity(Dedupe::Id, other));
+        for id_names in [IdNames::Delivery, IdNames::Bytes, one] {
+            assert_ne!(
+                identity(Dedupe::None, id_names),
+                identity(Dedupe::None, id_names),
+                "each is an event of its own"
+            );
+        }
+        assert_eq!(received(Dedupe::None, IdNames::Delivery).event.id, "d-1", "the sender's id stays");
+        let [first, second] = [(); 2].map(|()| received(Dedupe::None, IdNames::Bytes).event.id);
+        assert!(first != second && first != "d-1");
+    }
+
     #[test]
     fn a_delivery_becomes_an_event() {
-        let event = event_of(&source(), verified(), OffsetDateTime::UNIX_EPOCH).unwrap();
+        let event = received(Dedupe::Id, IdNames::Delivery).event;
         assert_eq!((event.id.as_str(), event.source.as_str()), ("d-1", "/hooks/github"));
         assert_eq!(event.ty.subject().as_str(), "events.github.issues.opened");
         assert_eq!(event.subject.as_deref(), Some("octo/hello"));

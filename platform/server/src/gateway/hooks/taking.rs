@@ -5,17 +5,32 @@ use super::super::{
     problem::{Answer, Problem},
     publish::{Receipt, accepted, hook_problem, publish_problem},
     spool::{SpoolError, Spooled},
-    verify::Recognition,
+    verify::{IdNames, Recognition},
 };
-use crate::{bus::PublishError, event_types};
+use super::events::Received;
+use crate::{
+    bus::{DropReason, DropScope, PublishError},
+    event_types,
+};
 use http::StatusCode;
-use nerve_core::{Event, Identity, Name, Origin, SourceSpec};
-use std::time::Duration;
+use nerve_core::{Event, Identity, Name, Origin, SourceSpec, manifest::Dedupe};
+use std::{collections::HashSet, time::Duration};
 
 /// When to come back while the same is being stored for another request.
 const SOON: Duration = Duration::from_secs(1);
 /// When to come back to a spool that is full, or cannot be written.
 const ROOM: Duration = Duration::from_secs(30);
+
+/// The events of a delivery.
+#[derive(Default)]
+struct Sorted {
+    /// Those that were accepted before.
+    known: Vec<Event>,
+    /// How many of these the sender gave no id.
+    known_by_bytes: usize,
+    /// Those that are to be stored.
+    fresh: Vec<(Identity, Event)>,
+}
 
 /// A verified delivery.
 pub(super) struct Taking<'a> {
@@ -26,22 +41,20 @@ pub(super) struct Taking<'a> {
 }
 
 impl Taking<'_> {
-    /// Stores what was not stored before: 202 once all of it is.
-    pub(super) async fn take(self, events: Vec<Event>) -> Answer {
+    /// Stores what was not stored before: 202 once all of it is. What is dropped is counted.
+    pub(super) async fn take(self, received: Vec<Received>) -> Answer {
         let seen = self.gateway.seen();
         let signed = self.recognition.signed_sha256.as_ref();
         let signed = signed.map(|hash| Identity::of_signed(self.source, hash.as_bytes()));
-        let origin = Origin::source(self.source);
-        let identified = |event: Event| (origin.identify(&event), event);
-        let (known, fresh): (Vec<_>, Vec<_>) =
-            events.into_iter().map(identified).partition(|(id, event)| self.knows(*id, event));
-        let mut receipts: Vec<Receipt> = known.iter().map(|(_, event)| Receipt::known(event)).collect();
+        let Sorted { known, known_by_bytes, fresh } = self.sort(received);
+        let mut receipts: Vec<Receipt> = known.iter().map(Receipt::known).collect();
         if fresh.is_empty() {
             // It may have been signed anew for this sending, and could be replayed as such.
             seen.remember(signed.filter(|key| !self.has(*key)));
         } else {
             if signed.is_some_and(|key| self.has(key)) {
                 tracing::debug!(source = %self.source, "a webhook is refused: it was taken in under another id");
+                self.count(DropReason::Signed, fresh.len());
                 return Err(Problem::new(StatusCode::CONFLICT, "this was taken in before, under another id"));
             }
             // Two gateways cannot see each other's claims, but they see each other's keys a moment later.
@@ -54,10 +67,34 @@ impl Taking<'_> {
             let _slot = self.gateway.guards().admit(self.source, self.spec)?;
             self.store(fresh, signed, &mut receipts).await?;
         }
+        self.count(DropReason::Id, known.len() - known_by_bytes);
+        self.count(DropReason::Body, known_by_bytes);
         Ok(match <[Receipt; 1]>::try_from(receipts) {
             Ok([receipt]) => accepted(&receipt),
             Err(receipts) => accepted(&receipts),
         })
+    }
+
+    /// Tells what was accepted before, or stands in the same delivery twice, from what was not.
+    fn sort(&self, received: Vec<Received>) -> Sorted {
+        let (origin, dedupe) = (Origin::source(self.source), self.spec.dedupe());
+        let mut sorted = Sorted { fresh: Vec::with_capacity(received.len()), ..Sorted::default() };
+        let mut here = (received.len() > 1).then(HashSet::new);
+        for one in received {
+            let id = one.identity(&origin, dedupe);
+            let repeated = here.as_mut().is_some_and(|here| !here.insert(id));
+            if repeated || dedupe != Dedupe::None && self.knows(id, &one.event) {
+                sorted.known_by_bytes += usize::from(one.id_names == IdNames::Bytes);
+                sorted.known.push(one.event);
+            } else {
+                sorted.fresh.push((id, one.event));
+            }
+        }
+        sorted
+    }
+
+    fn count(&self, reason: DropReason, number: usize) {
+        self.gateway.bus().drops().count(DropScope::Source, self.source.as_str(), reason, number);
     }
 
     /// Whether the delivery of this key was accepted.
@@ -83,7 +120,10 @@ impl Taking<'_> {
             let before = receipts.len();
             match self.publish(&fresh, receipts).await {
                 Ok(()) => {
-                    self.gateway.seen().remember(fresh.iter().map(|(id, _)| *id).chain(signed));
+                    // What is never a duplicate is never looked for.
+                    if self.spec.dedupe() != Dedupe::None {
+                        self.gateway.seen().remember(fresh.iter().map(|(id, _)| *id).chain(signed));
+                    }
                     return Ok(());
                 }
                 Err(PublishError::Unavailable(error)) if self.spec.spool => {
@@ -111,6 +151,8 @@ impl Taking<'_> {
         while !left.is_empty() {
             let (count, place) = batches.publish_some(left).await?;
             let (stored, rest) = left.split_at(count);
+            // Of several that went together JetStream does not say it.
+            self.count(DropReason::Window, usize::from(place.is_some_and(|place| place.duplicate)));
             receipts.extend(stored.iter().map(|(_, event)| Receipt::stored(event, place)));
             left = rest;
         }

@@ -143,14 +143,18 @@ impl Drain {
         let accepted = |placed: &&Placed| {
             let (id, event) = identified(placed);
             let source = &placed.row.entry.source;
-            self.seen.has_either(id, || Identity::of_webhook_before(source, &event.source, &event.id))
+            // An older Nerve knows an event by its id alone, which not every source's events are known by.
+            match id == Origin::source(source).identify(event) {
+                true => self.seen.has_either(id, || Identity::of_webhook_before(source, &event.source, &event.id)),
+                false => self.seen.has(id),
+            }
         };
         let mut stored: HashSet<i64> = rows.iter().filter(accepted).map(|placed| placed.sequence).collect();
         let forgotten = OffsetDateTime::now_utc() - self.window / 2;
         let doubtful = |placed: &&Placed| {
             let perhaps = placed.row.tried || self.uncertain.contains(&placed.sequence);
             // An older Nerve, which recorded another key, published it under another message id.
-            let forgotten = placed.at <= forgotten || placed.row.entry.keys.first() != Some(&identified(placed).0);
+            let forgotten = placed.at <= forgotten || is_of_older(placed);
             perhaps && forgotten && !stored.contains(&placed.sequence)
         };
         let doubtful: Vec<&Placed> = rows.iter().filter(doubtful).collect();
@@ -199,10 +203,17 @@ impl Drain {
     }
 }
 
-/// The event of a row, with its identity.
+/// The event of a row, with its identity: the one that it was accepted under.
 fn identified(placed: &Placed) -> (Identity, &Event) {
     let Row { entry, event, .. } = &placed.row;
-    (Origin::source(&entry.source).identify(event), event)
+    let accepted_under = entry.keys.first().copied().filter(|_| !is_of_older(placed));
+    (accepted_under.unwrap_or_else(|| Origin::source(&entry.source).identify(event)), event)
+}
+
+/// Whether an older Nerve put it there, which knew events by other keys.
+fn is_of_older(placed: &Placed) -> bool {
+    let Row { entry, event, .. } = &placed.row;
+    entry.keys.first() == Some(&Identity::of_webhook_before(&entry.source, &event.source, &event.id))
 }
 
 /// What came of one source's rows.

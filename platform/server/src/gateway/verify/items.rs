@@ -1,8 +1,9 @@
 //! Deliveries that hold several events: one is made of each item of an array.
 
-use super::{Refusal, Verified, content::Content, is_sound, pointer, scheme::Items};
+use super::{IdNames, Refusal, Verified, content::Content, is_sound, pointer, scheme::Items};
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
+use nerve_core::manifest::Ids;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 
@@ -10,15 +11,15 @@ use sha2::{Digest, Sha256};
 pub(super) const MAX: usize = 10_000;
 
 /// One event an item; none when the body holds no such array.
-pub(super) fn events(items: &Items<'_>, content: &Content<'_>) -> Result<Option<Vec<Verified>>, Refusal> {
+pub(super) fn events(items: &Items<'_>, content: &Content<'_>, ids: Ids) -> Result<Option<Vec<Verified>>, Refusal> {
     let Some(found) = content.json().and_then(|text| pointer::array(text, items.at)) else { return Ok(None) };
     if found.len() > MAX {
         return Err(Refusal::TooManyItems);
     }
-    Ok(Some(found.iter().map(|item| event(items, item, &content.data)).collect()))
+    Ok(Some(found.iter().map(|item| event(items, item, &content.data, ids)).collect()))
 }
 
-fn event(items: &Items<'_>, item: &RawValue, body: &Bytes) -> Verified {
+fn event(items: &Items<'_>, item: &RawValue, body: &Bytes, ids: Ids) -> Verified {
     let text = item.get();
     let scalar = |pointer: &str| pointer::scalar(text, pointer).filter(|value| !value.is_empty());
     let first = items.id.first().copied().flatten().and_then(scalar);
@@ -26,8 +27,13 @@ fn event(items: &Items<'_>, item: &RawValue, body: &Bytes) -> Verified {
         let rest = items.id.iter().skip(1).flatten().filter_map(|pointer| scalar(pointer));
         std::iter::once(first).chain(rest).collect::<Vec<_>>().join(".")
     });
+    let (id, id_names) = match id.filter(|id| is_sound(id)) {
+        Some(id) => (id, IdNames::of(ids, text.as_bytes())),
+        None => (HEXLOWER.encode(&Sha256::digest(text)), IdNames::Bytes),
+    };
     Verified {
-        id: id.filter(|id| is_sound(id)).unwrap_or_else(|| HEXLOWER.encode(&Sha256::digest(text))),
+        id,
+        id_names,
         ty: items.ty.and_then(scalar),
         subject: None,
         content_type: Some("application/json".to_owned()),

@@ -1,7 +1,7 @@
 //! One delivery, read as its scheme says: the time, the signatures, and what they cover.
 
 use super::{
-    Delivery, Refusal, Unusable, Verified, check_topic,
+    Delivery, IdNames, Refusal, Unusable, Verified, check_topic,
     content::Content,
     handshake, is_sound, once,
     pieces::{self, Piece},
@@ -78,7 +78,7 @@ impl<'a> Reading<'a> {
     pub(super) fn unchecked(&self) -> Result<Signed<'a>, Refusal> {
         match self.scheme.kinds.first().copied().flatten() {
             Some(kind) => self.lay_out(&kind, self.source.public_url.as_deref().unwrap_or_default(), false),
-            None => Ok(Signed { pieces: vec![Cow::Borrowed(self.delivery.body)], covers_id: false }),
+            None => Ok(Signed { pieces: vec![Cow::Borrowed(self.delivery.body)], covers_id: false, uncovered: None }),
         }
     }
 
@@ -172,7 +172,14 @@ impl<'a> Reading<'a> {
             })
         };
         let covers_id = kind.template().any(|piece| piece == Piece::Id);
-        Ok(Signed { pieces: kind.template().map(piece).collect::<Result<_, _>>()?, covers_id })
+        let pieces: Vec<_> = kind.template().map(piece).collect::<Result<_, _>>()?;
+        let covers_body = kind.template().zip(&pieces).any(|(piece, bytes)| match piece {
+            Piece::Body => true,
+            Piece::Form => !bytes.is_empty(),
+            _ => false,
+        });
+        let uncovered = (!covers_body).then_some(&self.delivery.body[..]);
+        Ok(Signed { pieces, covers_id, uncovered })
     }
 
     /// A body that is no form is covered by its digest in the URL, or is empty.
@@ -189,7 +196,8 @@ impl<'a> Reading<'a> {
         if right { Ok(()) } else { Err(Refusal::Wrong) }
     }
 
-    /// The delivery as one event, and where its id was found; it has the hash of what is signed when that is nowhere.
+    /// The delivery as one event, and where its id was found; it has a hash of what is signed and of the body when that is
+    /// nowhere.
     pub(super) fn event(&self, signed: &Signed<'_>) -> (Verified, Option<Place<'a>>) {
         let (scheme, content) = (&self.scheme, self.content());
         let at = |place: &Place<'_>| content.at(place, self.delivery);
@@ -198,9 +206,13 @@ impl<'a> Reading<'a> {
         let joined = |row: &[Option<Place<'_>>; 2]| {
             row.iter().flatten().map_while(at).reduce(|joined, value| joined + "." + &value)
         };
-        let (id, place) = id.map_or_else(|| (signed.sha256(), None), |(id, place)| (id, Some(place)));
+        let (id, id_names, place) = match id {
+            Some((id, place)) => (id, IdNames::of(self.source.ids(), &content.data), Some(place)),
+            None => (signed.sha256(), IdNames::Bytes, None),
+        };
         let event = Verified {
             id,
+            id_names,
             ty: scheme.ty.iter().find_map(joined),
             subject: scheme.subject.and_then(|place| at(&place)),
             content_type: content.content_type.clone(),
@@ -215,14 +227,18 @@ pub(super) struct Signed<'a> {
     pub(super) pieces: Vec<Cow<'a, [u8]>>,
     /// Whether the scheme's first id is among it.
     pub(super) covers_id: bool,
+    /// The body, where it is not among it: of another body the same may be signed, or nothing at all.
+    pub(super) uncovered: Option<&'a [u8]>,
 }
 
 impl Signed<'_> {
+    /// The hash of what is signed, and of the body.
     pub(super) fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         for piece in &self.pieces {
             hash.update(piece);
         }
+        hash.update(self.uncovered.unwrap_or_default());
         HEXLOWER.encode(&hash.finalize())
     }
 }
