@@ -91,11 +91,11 @@ async fn heartbeats_are_duplicates_unless_the_source_says_that_nothing_is() {
     for duplicate in [false, true] {
         assert_eq!(take(&nerve, "once", &[], heartbeat).await["duplicate"], duplicate);
         assert_eq!(take(&nerve, "each", &[], heartbeat).await["duplicate"], false);
-        assert_eq!(take(&nerve, "each", &[], r#"{"id":"of the sender"}"#).await["id"], "of the sender");
+        assert_eq!(take(&nerve, "each", &[], r#"{"id":"sender-7"}"#).await["id"], "sender-7");
     }
     assert_eq!(ids(&streams, "once").await.len(), 1);
     let each = ids(&streams, "each").await;
-    assert_eq!((each.len(), each.iter().filter(|id| *id == "of the sender").count()), (4, 2));
+    assert_eq!((each.len(), each.iter().filter(|id| *id == "sender-7").count()), (4, 2));
     assert_ne!(each[0], each[2], "heartbeats have ids of their own");
 
     described(&nerve, "once", json!({"body": 1})).await;
