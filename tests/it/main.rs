@@ -17,6 +17,7 @@ mod faults;
 mod fuzz;
 mod github;
 mod harness;
+mod idempotency;
 mod inference;
 mod kills;
 mod large;

@@ -16,7 +16,7 @@
 //! - `trace`: everything that one event led to.
 //! - `dead`: dead letters. `retry`: what is asked to be tried again. `timers`: what comes later. `attempts`: what sinks have
 //!   posted.
-//! - `answers`: answers while they are made. `views`: documents that last.
+//! - `answers`: answers while they are made. `requests`: what came with an `Idempotency-Key`. `views`: documents that last.
 //! - `invoke`: a function called directly, past the log.
 //! - `logs`: what functions say.
 
@@ -35,6 +35,7 @@ mod provenance;
 mod publish;
 mod pull;
 mod replay;
+mod requests;
 mod results;
 mod retry;
 mod runs;
@@ -69,6 +70,7 @@ pub(crate) use lease::Leases;
 pub use place::Restored;
 pub(crate) use place::{Bound, Places};
 pub(crate) use provenance::Provenance;
+pub(crate) use requests::{RequestRecord, StoredRequest};
 pub(crate) use results::{CommittedResults, RunResult};
 pub(crate) use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
 pub(crate) use runs::{Resumption, RunHistory};
@@ -96,6 +98,8 @@ pub struct Bus {
     reconnects: watch::Receiver<u64>,
     /// The bucket of places, once it was needed.
     places: Arc<OnceCell<kv::Store>>,
+    /// The bucket of requests, once it was needed.
+    requests: Arc<OnceCell<kv::Store>>,
 }
 
 /// What went wrong with the broker, split by what the caller must do.
@@ -170,7 +174,13 @@ impl Bus {
         let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
         told.map_err(|error| BusError::unavailable(what(), error))?
             .map_err(|error| BusError::unavailable(what(), error))?;
-        Ok(Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, places: Arc::default() })
+        Ok(Self {
+            client: Arc::new(client),
+            jetstream: Arc::new(jetstream),
+            reconnects,
+            places: Arc::default(),
+            requests: Arc::default(),
+        })
     }
 
     /// A bus whose broker is away, to test what callers are told then.
@@ -180,7 +190,8 @@ impl Bus {
         let client = connect.connect("127.0.0.1:1").await.unwrap();
         let jetstream = jetstream::new(client.clone());
         let reconnects = watch::channel(0).1;
-        Self { client: Arc::new(client), jetstream: Arc::new(jetstream), reconnects, places: Arc::default() }
+        let (client, jetstream) = (Arc::new(client), Arc::new(jetstream));
+        Self { client, jetstream, reconnects, places: Arc::default(), requests: Arc::default() }
     }
 
     /// Whether the connection stands at this moment.

@@ -5,14 +5,14 @@ use crate::bus::{Bus, BusError, PublishError, Published};
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
 use nerve_core::{Event, Identity};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// When to come back while the broker is away: it is usually a restart.
 const BROKER_BACK: Duration = Duration::from_secs(5);
 
 /// What the caller gets for an event that is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Receipt {
     id: String,
     #[serde(rename = "type")]
@@ -22,7 +22,7 @@ pub(crate) struct Receipt {
     sequence: Option<u64>,
     duplicate: bool,
     /// Whether it waits on disk for the broker to come back.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     spooled: bool,
 }
 
@@ -36,6 +36,16 @@ impl Receipt {
     pub(crate) fn stored(event: &Event, place: Option<Published>) -> Self {
         let sequence = place.map(|place| place.sequence);
         Self { sequence, duplicate: place.is_some_and(|place| place.duplicate), ..Self::known(event) }
+    }
+
+    /// The same for the same request, sent again.
+    pub(crate) fn again(self) -> Self {
+        Self { duplicate: true, ..self }
+    }
+
+    /// Whether the event was stored before.
+    pub(crate) fn is_duplicate(&self) -> bool {
+        self.duplicate
     }
 
     /// For an event that waits on disk.
