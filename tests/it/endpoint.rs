@@ -1,6 +1,6 @@
 //! A language model behind an endpoint with OpenAI's chat completions: llama.cpp's own server, with a small model.
 
-use crate::{post_event, problem};
+use crate::{answers::id_of, post_event, problem};
 use futures::TryStreamExt;
 use nerve_tests::{
     Folder, Nerve, Streams, checkout, eventually,
@@ -54,23 +54,25 @@ impl Asking {
         Self { nerve, streams }
     }
 
-    async fn post(&self, id: &str, prompt: Value) -> Response {
-        let request = Client::new().post(self.nerve.url("/v1/answers")).header("idempotency-key", id);
+    async fn post(&self, prompt: Value) -> Response {
+        let request = Client::new().post(self.nerve.url("/v1/answers"));
         let sent = request.header("accept", "application/json").json(&prompt).send().await;
         sent.expect("the gateway answers")
     }
 
     /// The answer, whole.
-    async fn ask(&self, id: &str, prompt: Value) -> Value {
-        let response = self.post(id, prompt).await;
+    async fn ask(&self, prompt: Value) -> Value {
+        let response = self.post(prompt).await;
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap());
-        assert_eq!(response.headers()["location"], format!("/v1/answers/{id}"));
-        response.json().await.expect("an answer is JSON")
+        let id = id_of(&response);
+        let answer: Value = response.json().await.expect("an answer is JSON");
+        assert_eq!(answer["id"], id);
+        answer
     }
 
     /// The same answer as its readers see it: names and data of what is sent, to the end.
-    async fn parts(&self, id: &str) -> Vec<(String, Value)> {
-        let response = Client::new().get(self.nerve.url(&format!("/v1/answers/{id}"))).send().await.unwrap();
+    async fn parts(&self, id: impl AsRef<str>) -> Vec<(String, Value)> {
+        let response = Client::new().get(self.nerve.url(&format!("/v1/answers/{}", id.as_ref()))).send().await.unwrap();
         parts_of(response).await
     }
 
@@ -132,8 +134,8 @@ async fn a_model_at_an_endpoint_writes_what_it_would_say_itself() {
     let endpoint = Endpoint::before(&server, []).await;
     let asking = Asking::up(KEY, &endpoint.url, 5).await;
     let mut answers = Vec::new();
-    for (id, question) in [("a", QUESTION), ("b", "When are refunds paid?")] {
-        let answer = asking.ask(id, json!({"question": question, "stream": false})).await;
+    for question in [QUESTION, "When are refunds paid?"] {
+        let answer = asking.ask(json!({"question": question, "stream": false})).await;
         let asked = only(&endpoint);
         assert_eq!(asked.authorization.as_deref(), Some(format!("Bearer {KEY}").as_str()));
         let last = asked.body["messages"].as_array().unwrap().last().unwrap()["content"].as_str().unwrap().to_owned();
@@ -148,9 +150,9 @@ async fn a_model_at_an_endpoint_writes_what_it_would_say_itself() {
             assert_eq!(answer["usage"][count], itself["usage"][count], "{count}");
         }
         assert!(answer["usage"]["completion_tokens"].as_u64() > Some(1), "{answer}");
-        assert_eq!((&answer["id"], &answer["question"]), (&json!(id), &json!(question)));
+        assert_eq!(answer["question"], question);
 
-        let parts = asking.parts(id).await;
+        let parts = asking.parts(answer["id"].as_str().unwrap()).await;
         assert_eq!(answer["answer"], text_of(&parts));
         assert_eq!(parts[0].0, "retrieved");
         let cited: Vec<&Value> = parts.iter().filter(|(name, _)| name == "citation").map(|(_, data)| data).collect();
@@ -159,7 +161,7 @@ async fn a_model_at_an_endpoint_writes_what_it_would_say_itself() {
     }
     assert_ne!(answers[0], answers[1], "the model reads what it is asked");
     let prompt = json!({"question": QUESTION, "stream": false, "options": {"max_tokens": 3}});
-    let short = asking.ask("short", prompt).await;
+    let short = asking.ask(prompt).await;
     assert_eq!((&short["finish"], &short["usage"]["completion_tokens"]), (&json!("length"), &json!(3)));
     asking.tells_nobody(KEY).await;
 }
@@ -169,7 +171,7 @@ async fn an_endpoint_that_is_away_is_waited_for() {
     let mut server = LlamaServer::start(KEY).await;
     let asking = Asking::up(KEY, &server.url, 50).await;
     server.kill9();
-    let answer = asking.ask("away", json!({"question": QUESTION, "stream": false}));
+    let answer = asking.ask(json!({"question": QUESTION, "stream": false}));
     let story = async {
         asking.streams.reaches("LOGS", RETRIES, 2, seconds(60)).await;
         let log = asking.log().await;
@@ -178,7 +180,7 @@ async fn an_endpoint_that_is_away_is_waited_for() {
         server.restart().await;
     };
     let (answer, ()) = tokio::join!(answer, story);
-    assert_eq!(answer["answer"], text_of(&asking.parts("away").await));
+    assert_eq!(answer["answer"], text_of(&asking.parts(answer["id"].as_str().unwrap()).await));
     assert!(answer["usage"]["completion_tokens"].as_u64() > Some(1), "{answer}");
     assert_eq!(asking.streams.count("DEAD", ">").await, 0);
 }
@@ -192,14 +194,15 @@ async fn what_an_endpoint_refuses_is_dead_and_its_readers_are_told() {
     // Some endpoints repeat the key that they refuse.
     let told = format!("{{\"error\": {{\"message\": \"Incorrect API key provided: {wrong}\"}}}}");
     let cases = [
-        ("wrong-key", Reply::Forward, "401", "Invalid API Key"),
-        ("repeated-key", refuse(401, None, &told), "401", "Incorrect API key"),
-        ("bad", refuse(400, None, "no such model"), "400", "no such model"),
-        ("missing", refuse(404, None, &"ü".repeat(100_000)), "404", "üü"),
+        (Reply::Forward, "401", "Invalid API Key"),
+        (refuse(401, None, &told), "401", "Incorrect API key"),
+        (refuse(400, None, "no such model"), "400", "no such model"),
+        (refuse(404, None, &"ü".repeat(100_000)), "404", "üü"),
     ];
-    for (n, (id, reply, status, said)) in cases.into_iter().enumerate() {
+    for (n, (reply, status, said)) in cases.into_iter().enumerate() {
         endpoint.then([reply]);
-        let refused = asking.post(id, json!({"question": QUESTION, "stream": false})).await;
+        let refused = asking.post(json!({"question": QUESTION, "stream": false})).await;
+        let id = id_of(&refused);
         let (code, document) = problem(refused).await;
         let detail = document["detail"].as_str().unwrap();
         assert_eq!(code, 502, "{document}");
@@ -219,14 +222,13 @@ async fn what_an_endpoint_refuses_is_dead_and_its_readers_are_told() {
     // With the right key it is the server itself that refuses a question too long for the model.
     asking.nerve.cli().secret("LLM_KEY", KEY).await;
     eventually("the function has the new key", seconds(20), || async {
-        let id = uuid::Uuid::new_v4().to_string();
-        let response = asking.post(&id, json!({"question": QUESTION, "stream": false})).await;
+        let response = asking.post(json!({"question": QUESTION, "stream": false})).await;
         response.status().is_success().then_some(())
     })
     .await;
     endpoint.take_asked();
     let long = "why ".repeat(5000);
-    let (code, document) = problem(asking.post("long", json!({"question": long, "stream": false})).await).await;
+    let (code, document) = problem(asking.post(json!({"question": long, "stream": false})).await).await;
     let detail = document["detail"].as_str().unwrap();
     assert!(code == 502 && detail.contains("400") && detail.contains("exceeds the available context size"), "{detail}");
     only(&endpoint);
@@ -238,24 +240,24 @@ async fn an_endpoint_that_is_busy_or_failing_is_asked_again() {
     let server = LlamaServer::start(KEY).await;
     let endpoint = Endpoint::before(&server, []).await;
     let asking = Asking::up(KEY, &endpoint.url, 5).await;
-    let ask = async |id: &str, replies: Vec<Reply>| {
+    let ask = async |replies: Vec<Reply>| {
         endpoint.then(replies);
-        let answer = asking.ask(id, json!({"question": QUESTION, "stream": false})).await;
-        assert_eq!(answer["answer"], text_of(&asking.parts(id).await));
+        let answer = asking.ask(json!({"question": QUESTION, "stream": false})).await;
+        assert_eq!(answer["answer"], text_of(&asking.parts(answer["id"].as_str().unwrap()).await));
         let asked = endpoint.take_asked();
         assert!(asked.iter().all(|one| one.body == asked[0].body), "{asked:#?}");
         asked
     };
     // It says how long to wait: the function's own schedule would be sooner.
-    let asked = ask("busy", vec![refuse(429, Some("2"), "slow down")]).await;
+    let asked = ask(vec![refuse(429, Some("2"), "slow down")]).await;
     assert_eq!(asked.len(), 2);
     assert!(asked[1].at - asked[0].at >= Duration::from_secs(2), "{:?}", asked[1].at - asked[0].at);
     assert!(asking.log().await[0].to_string().contains("(next try in 2s)"));
     // It does not say: soon, within the same attempt.
-    let asked = ask("soon", vec![refuse(429, None, ""), refuse(500, None, "oops")]).await;
+    let asked = ask(vec![refuse(429, None, ""), refuse(500, None, "oops")]).await;
     assert_eq!((asked.len(), asking.log().await.len()), (3, 1));
     // For longer than that: by the function's schedule.
-    let asked = ask("later", (0..4).map(|_| refuse(503, None, "loading")).collect()).await;
+    let asked = ask((0..4).map(|_| refuse(503, None, "loading")).collect()).await;
     assert_eq!((asked.len(), asking.log().await.len()), (5, 2));
     assert!(asking.log().await[1].to_string().contains("loading"));
     assert_eq!(asking.streams.count("DEAD", ">").await, 0);
@@ -269,10 +271,11 @@ async fn an_answer_that_was_cut_off_goes_on_and_no_token_is_lost_or_doubled() {
     let asking = Asking::up(KEY, &endpoint.url, 5).await;
     endpoint.then([Reply::BreakAfter(4), Reply::BreakAfter(2)]);
     // Whoever reads along sees what whoever comes later does.
-    let request = Client::new().post(asking.nerve.url("/v1/answers")).header("idempotency-key", "cut");
+    let request = Client::new().post(asking.nerve.url("/v1/answers"));
     let live = request.json(&json!({"question": QUESTION})).send().await.unwrap();
+    let id = id_of(&live);
     let live = parts_of(live).await;
-    assert_eq!(live, asking.parts("cut").await);
+    assert_eq!(live, asking.parts(&id).await);
 
     let asked = endpoint.take_asked();
     assert_eq!(asked.len(), 3, "{asked:#?}");

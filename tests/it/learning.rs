@@ -45,15 +45,17 @@ impl Asking {
         Self { nerve, streams }
     }
 
-    /// Asks, and returns what was retrieved for it.
-    async fn retrieved(&self, id: &str) -> Value {
-        let request = Client::new().post(self.nerve.url("/v1/answers")).header("idempotency-key", id);
+    /// Asks, and returns the answer's id and what was retrieved for it.
+    async fn retrieved(&self) -> (String, Value) {
+        let request = Client::new().post(self.nerve.url("/v1/answers"));
         let answer = request.json(&json!({"question": QUESTION, "stream": false})).send().await.unwrap();
         assert_eq!(answer.status(), 200);
+        let id = crate::answers::id_of(&answer);
         let subject = "events.documents.retrieved";
         let found = self.streams.read("EVENTS", subject).await;
-        let found = found.iter().find(|event| event.header("ce-correlationid") == id);
-        serde_json::from_slice(&found.expect("it was retrieved before it was answered").data).unwrap()
+        let found = found.iter().find(|event| event.header("ce-correlationid") == id.as_str());
+        let found = found.expect("it was retrieved before it was answered");
+        (id, serde_json::from_slice(&found.data).unwrap())
     }
 
     async fn told(&self, ty: &str) -> Value {
@@ -71,7 +73,7 @@ fn order(retrieved: &Value) -> Vec<&str> {
 #[tokio::test]
 async fn feedback_changes_the_ranking_and_a_rollback_changes_it_back() {
     let asking = Asking::up().await;
-    let before = asking.retrieved("answer-0").await;
+    let (mut id, before) = asking.retrieved().await;
     assert_eq!(before["weights"], json!({"lexical": 1.0, "dense": 1.0}));
     let documents = before["documents"].as_array().unwrap();
     let chosen = documents.iter().find(|one| one["lexical_rank"] == 1).expect("one is the first by words");
@@ -79,9 +81,10 @@ async fn feedback_changes_the_ranking_and_a_rollback_changes_it_back() {
 
     // Everybody finds the document with the words of the question right.
     for n in 0..OPINIONS {
-        let id = format!("answer-{n}");
         if n > 0 {
-            assert_eq!(order(&asking.retrieved(&id).await), order(&before), "nothing was learned yet");
+            let retrieved;
+            (id, retrieved) = asking.retrieved().await;
+            assert_eq!(order(&retrieved), order(&before), "nothing was learned yet");
         }
         let said = json!({"answer": id, "citation": chosen["id"]});
         let sent = Client::new().post(asking.nerve.url("/v1/feedback")).json(&said).send().await.unwrap();
@@ -96,7 +99,7 @@ async fn feedback_changes_the_ranking_and_a_rollback_changes_it_back() {
     assert!(updated["ndcg"]["after"].as_f64() > updated["ndcg"]["before"].as_f64(), "{updated}");
     assert_eq!(updated["training"].as_u64().unwrap() + updated["held_out"].as_u64().unwrap(), OPINIONS as u64);
 
-    let after = asking.retrieved("after").await;
+    let (_, after) = asking.retrieved().await;
     assert_eq!(
         (&after["weights"]["version"], &after["weights"]["lexical"]),
         (&json!(1), &updated["weights"]["lexical"])
@@ -107,7 +110,7 @@ async fn feedback_changes_the_ranking_and_a_rollback_changes_it_back() {
     asking.nerve.cli().run(&back).await.ok();
     let back = asking.told("weights.rolled_back").await;
     assert_eq!((&back["from"], &back["to"], &back["version"]), (&json!(1), &json!(0), &json!(2)), "{back}");
-    let restored = asking.retrieved("restored").await;
+    let (_, restored) = asking.retrieved().await;
     assert_eq!((order(&restored), &restored["weights"]["version"]), (order(&before), &json!(2)));
     assert_eq!(asking.streams.count("DEAD", ">").await, 0);
 }

@@ -18,6 +18,7 @@ mod faults;
 mod fuzz;
 mod github;
 mod harness;
+mod idempotency;
 mod identity;
 mod inference;
 mod intake;

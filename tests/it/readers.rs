@@ -72,18 +72,20 @@ async fn a_reader_that_stops_reading_holds_up_nobody_else() {
     Reader::new(ask_story(&nerve, 1, 0.0).await).rest().await;
     let address = nerve.gateway.trim_start_matches("http://").to_owned();
     let body = json!({"question": "tell", "tokens": TOKENS, "pad": PAD}).to_string();
-    let head =
-        "POST /v1/answers HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nidempotency-key: long";
+    let head = "POST /v1/answers HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json";
     let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     let mut stuck = tokio::net::TcpStream::connect(&address).await.unwrap();
     stuck.write_all(request.as_bytes()).await.unwrap();
     let mut answered = [0; 15];
     stuck.read_exact(&mut answered).await.unwrap();
     assert_eq!(&answered, b"HTTP/1.1 200 OK");
+    let streams = Streams::connect(&nerve.nats).await;
+    let prompts = streams.read("EVENTS", "events.prompt.received").await;
+    let id = prompts.last().unwrap().header("ce-id");
     // From here on it reads nothing, and two others read it all, one of them from another part on.
-    let all = Reader::new(resume(&nerve, "long", None).await).rest().await;
+    let all = Reader::new(resume(&nerve, id, None).await).rest().await;
     assert_eq!((all.len(), all.last().unwrap().name.as_str()), (TOKENS + 1, "done"));
-    let later = Reader::new(resume(&nerve, "long", all[TOKENS / 2].id).await).rest().await;
+    let later = Reader::new(resume(&nerve, id, all[TOKENS / 2].id).await).rest().await;
     assert_eq!(later, all[TOKENS / 2 + 1..]);
     // When it reads again, it has missed nothing.
     let mut rest = Vec::new();

@@ -1,6 +1,6 @@
 //! `control.retry_requested`: what failed is tried again, and whoever reads the answer gets it after all.
 
-use crate::problem;
+use crate::{answers::id_of, problem};
 use nerve_tests::{Folder, Nerve, Streams, eventually, guest, nerve::Options, seconds};
 use reqwest::Client;
 use serde_json::{Value, json};
@@ -55,14 +55,17 @@ impl Told {
         std::fs::remove_file(self.folder.path().join("broken")).unwrap();
     }
 
-    async fn ask(&self, id: &str) -> (u16, Value) {
+    /// Asks; the answer's id, and how it failed.
+    async fn ask(&self) -> (String, u16, Value) {
         let response = eventually("questions are taken", seconds(30), || async {
-            let request = Client::new().post(self.nerve.url("/v1/answers")).header("idempotency-key", id);
+            let request = Client::new().post(self.nerve.url("/v1/answers"));
             let response = request.json(&json!({"question": "?", "stream": false})).send().await.ok()?;
             (response.status() != 503).then_some(response)
         })
         .await;
-        problem(response).await
+        let id = id_of(&response);
+        let (status, why) = problem(response).await;
+        (id, status, why)
     }
 
     /// The answer, whoever asks for it now.
@@ -88,31 +91,28 @@ impl Told {
 #[tokio::test]
 async fn an_answer_that_failed_is_tried_again_over_http() {
     let told = Told::up(FAIL, &[]).await;
-    let (status, why) = told.ask("first").await;
+    let (id, status, why) = told.ask().await;
     assert!(status == 502 && why["detail"].as_str().unwrap().contains("broken"), "{why}");
     told.streams.reaches("DEAD", "dead.teller", 1, seconds(20)).await;
     // It fails again, and its readers are told again.
-    assert_eq!(told.retry("first").await.status(), 202);
-    assert_eq!(told.told("retried", 1).await["answer"], "first");
+    assert_eq!(told.retry(&id).await.status(), 202);
+    assert_eq!(told.told("retried", 1).await["answer"], id);
     told.streams.reaches("DEAD", "dead.teller", 1, seconds(30)).await;
     eventually("it has failed again", seconds(30), || async {
-        let request = Client::new().get(told.nerve.url("/v1/answers/first")).header("accept", "application/json");
+        let request =
+            Client::new().get(told.nerve.url(&format!("/v1/answers/{id}"))).header("accept", "application/json");
         (request.send().await.ok()?.status() == 502).then_some(())
     })
     .await;
     told.streams.reaches("DEAD", "dead.teller", 1, seconds(30)).await;
     told.mend();
-    assert_eq!(told.retry("first").await.status(), 202);
+    assert_eq!(told.retry(&id).await.status(), 202);
     let retried = told.told("retried", 2).await;
-    assert_eq!(
-        (&retried["answer"], retried["dead_letters"].as_array().unwrap().len()),
-        (&json!("first"), 1),
-        "{retried}"
-    );
-    assert_eq!(told.answer("first").await["answer"], "Here.");
+    assert_eq!((&retried["answer"], retried["dead_letters"].as_array().unwrap().len()), (&json!(id), 1), "{retried}");
+    assert_eq!(told.answer(&id).await["answer"], "Here.");
     assert_eq!(told.streams.count("DEAD", "dead.>").await, 0);
 
-    let (status, why) = problem(told.retry("first").await).await;
+    let (status, why) = problem(told.retry(&id).await).await;
     assert!(status == 409 && why["detail"].as_str().unwrap().contains("is done"), "{why}");
     assert_eq!(told.retry("nobody-asked").await.status(), 404);
 }
@@ -120,7 +120,8 @@ async fn an_answer_that_failed_is_tried_again_over_http() {
 #[tokio::test]
 async fn a_dead_letter_is_tried_again_by_an_event_and_what_is_not_there_is_refused() {
     let told = Told::up(FAIL, &[]).await;
-    assert_eq!(told.ask("first").await.0, 502);
+    let (id, status, _) = told.ask().await;
+    assert_eq!(status, 502);
     told.streams.reaches("DEAD", "dead.teller", 1, seconds(20)).await;
     let letters = told.nerve.cli().run(&["dlq", "list", "--output", "json"]).await.ok().json();
     let letter = letters.pointer("/0/id").or(letters.pointer("/id")).and_then(Value::as_u64).unwrap();
@@ -128,10 +129,10 @@ async fn a_dead_letter_is_tried_again_by_an_event_and_what_is_not_there_is_refus
     let cli = told.nerve.cli();
     cli.run(&["publish", "control.retry_requested", "--data", &json!({"dead_letter": letter}).to_string()]).await.ok();
     assert_eq!(told.told("retried", 1).await["dead_letters"], json!([letter]));
-    assert_eq!(told.answer("first").await["answer"], "Here.");
+    assert_eq!(told.answer(&id).await["answer"], "Here.");
     for (data, said) in [
         (json!({"dead_letter": letter}), "does not exist"),
-        (json!({"answer": "first"}), "it is done"),
+        (json!({"answer": id}), "it is done"),
         (json!({"answer": "nobody-asked"}), "never asked for"),
     ] {
         let count = told.streams.count("EVENTS", "events.control.retry_refused").await;
@@ -144,16 +145,12 @@ async fn a_dead_letter_is_tried_again_by_an_event_and_what_is_not_there_is_refus
 #[tokio::test]
 async fn an_answer_that_took_too_long_goes_on_with_its_last_step() {
     let told = Told::up(HANG, &[("NERVE_GATEWAY_ANSWER_TIMEOUT", "3s")]).await;
-    let (status, why) = told.ask("late").await;
+    let (id, status, why) = told.ask().await;
     assert_eq!(status, 504, "{why}");
-    assert_eq!(told.told("timeout", 1).await["answer"], "late");
+    assert_eq!(told.told("timeout", 1).await["answer"], id);
     told.mend();
-    assert_eq!(told.retry("late").await.status(), 202);
+    assert_eq!(told.retry(&id).await.status(), 202);
     let retried = told.told("retried", 1).await;
-    assert_eq!(
-        (&retried["answer"], &retried["event"]),
-        (&json!("late"), &json!("late")),
-        "the question itself: {retried}"
-    );
-    assert_eq!(told.answer("late").await["answer"], "Here.");
+    assert_eq!((&retried["answer"], &retried["event"]), (&json!(id), &json!(id)), "the question itself: {retried}");
+    assert_eq!(told.answer(&id).await["answer"], "Here.");
 }

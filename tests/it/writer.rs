@@ -41,8 +41,8 @@ async fn add_model_and_document(gateway: &Nerve, expected: &Value) {
     indexed(&Streams::connect(&gateway.nats).await, 1).await;
 }
 
-async fn ask(gateway: &Nerve, id: &str, prompt: Value) -> Reader {
-    let request = reqwest::Client::new().post(gateway.url("/v1/answers")).header("idempotency-key", id);
+async fn ask(gateway: &Nerve, prompt: Value) -> Reader {
+    let request = reqwest::Client::new().post(gateway.url("/v1/answers"));
     let response = request.json(&prompt).send().await.expect("the gateway answers");
     assert_eq!(response.status(), 200);
     Reader::new(response)
@@ -75,14 +75,14 @@ async fn a_model_on_this_machine_writes_token_by_token_and_goes_on_after_kill_9(
     add_model_and_document(&gateway, &expected).await;
     let prompt = json!({"question": expected["question"]});
 
-    let frames = ask(&gateway, "whole", prompt.clone()).await.rest().await;
+    let frames = ask(&gateway, prompt.clone()).await.rest().await;
     assert_whole(&frames, &expected);
     assert_eq!(frames[0].name, "retrieved");
     let pieces = texts(&frames);
     assert!(pieces.len() > 200 && pieces.iter().all(|piece| piece.chars().count() < 20), "{pieces:?}");
 
     let short = json!({"question": expected["question"], "options": {"max_tokens": 7}});
-    let frames = ask(&gateway, "short", short).await.rest().await;
+    let frames = ask(&gateway, short).await.rest().await;
     let done = &frames.last().unwrap().data;
     assert_eq!((&done["finish"], &done["usage"]["completion_tokens"]), (&json!("length"), &json!(7)));
     assert!(expected["text"].as_str().unwrap().starts_with(done["answer"].as_str().unwrap()), "{done}");
@@ -90,7 +90,7 @@ async fn a_model_on_this_machine_writes_token_by_token_and_goes_on_after_kill_9(
     // A worker that was done already was not cut: then another answer is.
     let streams = Streams::connect(&nats.url()).await;
     for attempt in 0..5 {
-        let mut reader = ask(&gateway, &format!("cut-{attempt}"), prompt.clone()).await;
+        let mut reader = ask(&gateway, prompt.clone()).await;
         let mut frames = Vec::new();
         while texts(&frames).len() < 20 {
             frames.push(reader.next().await.expect("the answer goes on"));

@@ -20,7 +20,7 @@
 //! - `trace`: everything that one event led to.
 //! - `dead`: dead letters. `retry`: what is asked to be tried again. `timers`: what comes later. `attempts`: what sinks have
 //!   posted.
-//! - `answers`: answers while they are made. `views`: documents that last.
+//! - `answers`: answers while they are made. `requests`: what came with an `Idempotency-Key`. `views`: documents that last.
 //! - `invoke`: a function called directly, past the log.
 //! - `logs`: what functions say.
 
@@ -43,6 +43,7 @@ mod provenance;
 mod publish;
 mod pull;
 mod replay;
+mod requests;
 mod resolve;
 mod results;
 mod retry;
@@ -84,6 +85,7 @@ pub(crate) use older::OlderResults;
 pub use place::Restored;
 pub(crate) use place::{Bound, Places};
 pub(crate) use provenance::Provenance;
+pub(crate) use requests::{RequestRecord, StoredRequest};
 pub(crate) use results::{CommittedResults, RunResult};
 pub(crate) use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
 pub(crate) use runs::{Resumption, RunHistory};
@@ -116,6 +118,8 @@ pub struct Bus {
     older: older::Older,
     space: Arc<Space>,
     drops: Drops,
+    /// The bucket of requests, once it was needed.
+    requests: Arc<OnceCell<kv::Store>>,
 }
 
 /// What went wrong with the broker, split by what the caller must do.
@@ -198,6 +202,7 @@ impl Bus {
             older: Arc::default(),
             space: Arc::default(),
             drops: Drops::default(),
+            requests: Arc::default(),
         })
     }
 
@@ -222,6 +227,7 @@ impl Bus {
             older: Arc::default(),
             space: Arc::default(),
             drops: Drops::default(),
+            requests: Arc::default(),
         }
     }
 

@@ -2,15 +2,17 @@
 //!
 //! Everything is read and checked here, before anything binds or connects.
 
+mod keys;
 mod onnx;
 
+pub use keys::Keys;
 pub use onnx::{OnnxConfig, Optimisation, Provider};
 
 use nerve_core::{Secret, manifest::Network};
 use serde::Deserialize;
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -24,6 +26,8 @@ const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
 /// Settings that a variable gives as a list with commas.
 const LISTS: &[&str] = &["gateway.keys", "gateway.trusted_proxies", "onnx.providers", "sinks.allow"];
 
+/// What `gateway.idempotency_window` may be.
+const IDEMPOTENCY_WINDOW: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(30 * 24 * 3600);
 /// Longer than any retry waits.
 const LONGEST_WAIT: Duration = Duration::from_secs(48 * 3600);
 
@@ -146,12 +150,12 @@ pub struct GatewayConfig {
     pub tls_key: Option<PathBuf>,
     /// Networks of the proxies whose word counts for where a request comes from.
     pub trusted_proxies: Vec<Network>,
-    /// Bearer keys of the API.
-    #[serde(deserialize_with = "secrets")]
-    pub keys: Vec<Secret>,
+    /// Bearer keys of the API, by name; those without one have an empty name.
+    #[serde(deserialize_with = "keys::named_or_list")]
+    pub keys: Keys,
     /// Keys that see one collection only, by collection.
-    #[serde(default, deserialize_with = "secrets_by_name")]
-    pub collection_keys: BTreeMap<String, Vec<Secret>>,
+    #[serde(default, deserialize_with = "keys::named")]
+    pub collection_keys: Keys,
     /// Largest webhook body, in bytes.
     pub max_hook_body: usize,
     /// Largest API body, in bytes.
@@ -169,6 +173,9 @@ pub struct GatewayConfig {
     /// The longest that an answer may take.
     #[serde(deserialize_with = "duration")]
     pub answer_timeout: Duration,
+    /// How long a request is known by its `Idempotency-Key`.
+    #[serde(deserialize_with = "duration")]
+    pub idempotency_window: Duration,
 }
 
 impl GatewayConfig {
@@ -294,12 +301,9 @@ impl Config {
         if self.gateway.tls_cert.is_some() != self.gateway.tls_key.is_some() {
             return wrong("gateway", "tls_cert and tls_key go together: name both files, or neither");
         }
-        let of_collections = self.gateway.collection_keys.values().flatten();
-        if self.gateway.keys.iter().chain(of_collections).any(|key| key.expose().len() < 16) {
-            return wrong("gateway.keys", "a key must have at least 16 characters");
-        }
-        if !self.gateway.collection_keys.is_empty() && self.gateway.keys.is_empty() {
-            return wrong("gateway.collection_keys", "there must be a key in gateway.keys too, for everything else");
+        self.gateway.check_keys()?;
+        if !IDEMPOTENCY_WINDOW.contains(&self.gateway.idempotency_window) {
+            return wrong("gateway.idempotency_window", "it must be from 10s to 30d");
         }
         if self.gateway.answer_timeout.is_zero() || self.gateway.answer_timeout > self.streams.answers_max_age {
             return wrong("gateway.answer_timeout", "it must be more than 0s and at most streams.answers_max_age");
@@ -329,17 +333,6 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duratio
 fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {
     let value = Option::<String>::deserialize(deserializer)?;
     Ok(value.filter(|value| !value.is_empty()).map(Secret::new))
-}
-
-fn secrets_by_name<'de, D: serde::Deserializer<'de>>(
-    deserializer: D,
-) -> Result<BTreeMap<String, Vec<Secret>>, D::Error> {
-    let named = BTreeMap::<String, Vec<String>>::deserialize(deserializer)?;
-    Ok(named.into_iter().map(|(name, keys)| (name, keys.into_iter().map(Secret::new).collect())).collect())
-}
-
-fn secrets<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Secret>, D::Error> {
-    Ok(Vec::<String>::deserialize(deserializer)?.into_iter().map(Secret::new).collect())
 }
 
 #[cfg(test)]
@@ -373,7 +366,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(config.worker.ack_wait, Duration::from_secs(2));
-        assert_eq!(config.gateway.keys.len(), 2);
+        assert_eq!(config.gateway.keys[""].len(), 2);
         assert_eq!((config.streams.replicas, config.gateway.trusted_proxies.len()), (3, 2));
         assert_eq!(config.gateway.threads(), 7);
         assert!(config.rag.postgres.is_some());
@@ -400,6 +393,7 @@ mod tests {
             ("NERVE_WORKER_ACK_WAIT", "1ms", "worker.ack_wait"),
             ("NERVE_WORKER_ACK_WAIT", "soon", "soon"),
             ("NERVE_GATEWAY_KEYS", "short", "gateway.keys"),
+            ("NERVE_GATEWAY_IDEMPOTENCY_WINDOW", "1s", "gateway.idempotency_window"),
             ("NERVE_RAG_POSTGRES", "mysql://nerve:hunter2@127.0.0.1", "rag.postgres"),
             ("NERVE_STREAMS_EVENTS_MAX_BYTES", "0", "streams.events_max_bytes"),
             ("NERVE_STREAMS_EVENTS_FULL", "refuse", "streams.events_max_bytes"),

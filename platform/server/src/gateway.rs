@@ -6,7 +6,7 @@
 //! - `events` with `modes`: CloudEvents in, in any HTTP mode. `publish`: the wait for JetStream's ack.
 //! - `tail` with `sse`: the log out, as server-sent events.
 //! - `answers`: questions in, answers out while they are made.
-//! - `documents`: documents in, and what callers think of answers.
+//! - `documents`: documents in, and what callers think of answers. `idempotency`: requests with an `Idempotency-Key`.
 //! - `traces`: what one event led to.
 //! - `functions`: the list, and direct calls.
 //! - `inference`: embeddings, relevance and labels, by models.
@@ -30,6 +30,7 @@ mod forwarded;
 mod functions;
 mod health;
 mod hooks;
+mod idempotency;
 mod inference;
 mod lanes;
 pub mod metrics;

@@ -95,7 +95,11 @@ pub enum ServerError {
 async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
     let deadline = tokio::time::Instant::now() + PROVISION;
     loop {
-        match bus.provision(&config.streams).await {
+        let provisioned = async {
+            bus.provision(&config.streams).await?;
+            bus.provision_requests(config.gateway.idempotency_window, config.streams.replicas).await
+        };
+        match provisioned.await {
             Err(BusError::Unavailable { what, source }) if tokio::time::Instant::now() < deadline => {
                 tracing::debug!(what, %source, "JetStream is not ready yet");
                 tokio::time::sleep(AGAIN).await;

@@ -1,8 +1,9 @@
 //! Who may use the API: the holders of a key, or, where there is no key, whoever is on this machine.
 
 use super::problem::{Answer, Problem};
+use crate::config::Keys;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
-use nerve_core::{Origin, function::Secret};
+use nerve_core::Origin;
 use sha2::{Digest, Sha256};
 use std::net::{IpAddr, SocketAddr};
 use subtle::ConstantTimeEq;
@@ -16,8 +17,8 @@ pub(crate) struct Access {
 /// Who calls, and what they may see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Caller {
-    /// Everything.
-    Any,
+    /// Everything, by a key of this name; empty for keys without one, and where there are no keys.
+    Any(String),
     /// The documents of one collection, and answers and conversations about them.
     Collection(String),
 }
@@ -26,7 +27,7 @@ impl Caller {
     /// The caller as the origin of what it sends.
     pub(crate) fn origin(&self) -> Origin {
         match self {
-            Self::Any => Origin::key(""),
+            Self::Any(name) => Origin::key(name),
             Self::Collection(collection) => Origin::collection(collection),
         }
     }
@@ -34,7 +35,7 @@ impl Caller {
     /// Whether it may see what belongs to this collection, or to none.
     pub(crate) fn may_see(&self, collection: Option<&str>) -> bool {
         match self {
-            Self::Any => true,
+            Self::Any(_) => true,
             Self::Collection(own) => collection == Some(own),
         }
     }
@@ -42,7 +43,7 @@ impl Caller {
     /// The collection that a request is about: the one that it names, which must be the caller's own, or that one.
     pub(crate) fn collection(&self, named: Option<String>, default: &str) -> Answer<String> {
         match (self, named) {
-            (Self::Any, named) => Ok(named.unwrap_or_else(|| default.to_owned())),
+            (Self::Any(_), named) => Ok(named.unwrap_or_else(|| default.to_owned())),
             (Self::Collection(own), None) => Ok(own.clone()),
             (Self::Collection(own), Some(named)) if named == *own => Ok(named),
             (Self::Collection(own), Some(named)) => {
@@ -57,7 +58,7 @@ impl Caller {
         const OF_COLLECTIONS: [&str; 4] = ["/v1/answers", "/v1/chat/completions", "/v1/documents", "/v1/feedback"];
         let is_at =
             |prefix: &str| path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        *self == Self::Any || OF_COLLECTIONS.into_iter().any(is_at)
+        matches!(self, Self::Any(_)) || OF_COLLECTIONS.into_iter().any(is_at)
     }
 }
 
@@ -70,28 +71,26 @@ impl Caller {
 pub struct OpenToAll(SocketAddr);
 
 /// Refuses an address that others can reach when no key protects the API.
-pub fn check_bind(addr: SocketAddr, keys: &[Secret]) -> Result<(), OpenToAll> {
-    if keys.is_empty() && !is_loopback(addr.ip()) { Err(OpenToAll(addr)) } else { Ok(()) }
+pub fn check_bind(addr: SocketAddr, keys: &Keys) -> Result<(), OpenToAll> {
+    if keys.values().all(Vec::is_empty) && !is_loopback(addr.ip()) { Err(OpenToAll(addr)) } else { Ok(()) }
 }
 
 impl Access {
     /// `keys` see everything, those of a collection that collection.
-    pub(crate) fn new<'k>(
-        keys: &[Secret],
-        of_collections: impl IntoIterator<Item = (&'k String, &'k Vec<Secret>)>,
-    ) -> Self {
-        let hash = |key: &Secret| Sha256::digest(key.expose()).into();
-        let mut hashed: Vec<_> = keys.iter().map(|key| (hash(key), Caller::Any)).collect();
-        for (collection, keys) in of_collections {
-            hashed.extend(keys.iter().map(|key| (hash(key), Caller::Collection(collection.clone()))));
-        }
-        Self { keys: hashed }
+    pub(crate) fn new(keys: &Keys, of_collections: &Keys) -> Self {
+        let hashed = |keys: &Keys, caller: fn(String) -> Caller| {
+            let keys = keys.iter().flat_map(|(name, keys)| keys.iter().map(move |key| (name, key)));
+            let hashed = keys.map(|(name, key)| (Sha256::digest(key.expose()).into(), caller(name.clone())));
+            hashed.collect::<Vec<_>>()
+        };
+        let [any, collections] = [hashed(keys, Caller::Any), hashed(of_collections, Caller::Collection)];
+        Self { keys: [any, collections].concat() }
     }
 
     /// Lets the request through to the API and says who calls, or says why not; `client` is where it comes from.
     pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap, client: Option<IpAddr>) -> Answer<Caller> {
         if self.keys.is_empty() {
-            return local_only(uri, headers, client).map(|()| Caller::Any);
+            return local_only(uri, headers, client).map(|()| Caller::Any(String::new()));
         }
         let caller = self.check_key(headers)?;
         if caller.may_use(uri.path()) {
@@ -167,11 +166,17 @@ fn is_loopback(address: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nerve_core::function::Secret;
+    use std::collections::BTreeMap;
+
+    fn unnamed(keys: &[&str]) -> Keys {
+        BTreeMap::from([(String::new(), keys.iter().map(|key| Secret::new(*key)).collect())])
+    }
 
     fn check(keys: &[&str], headers: &[(&'static str, &str)]) -> Result<(), u16> {
-        let keys: Vec<_> = keys.iter().map(|key| Secret::new(*key)).collect();
         let headers = headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()));
-        let checked = Access::new(&keys, []).check(&Uri::from_static("/v1/events"), &headers.collect(), None);
+        let checked =
+            Access::new(&unnamed(keys), &Keys::new()).check(&Uri::from_static("/v1/events"), &headers.collect(), None);
         checked.map(drop).map_err(|problem| problem.status().as_u16())
     }
 
@@ -189,15 +194,15 @@ mod tests {
 
     #[test]
     fn a_key_of_a_collection_opens_what_is_about_it() {
-        let of_collections = std::collections::BTreeMap::from([("manuals".to_owned(), vec![Secret::new("theirs")])]);
-        let access = Access::new(&[Secret::new("all")], &of_collections);
+        let of_collections = Keys::from([("manuals".to_owned(), vec![Secret::new("theirs")])]);
+        let access = Access::new(&unnamed(&["all"]), &of_collections);
         let check = |key: &str, path: &'static str| {
             let headers = [(header::AUTHORIZATION, format!("Bearer {key}").parse().unwrap())];
             let checked = access.check(&Uri::from_static(path), &headers.into_iter().collect(), None);
             checked.map_err(|problem| problem.status().as_u16())
         };
         let own = Caller::Collection("manuals".into());
-        assert_eq!(check("all", "/v1/events"), Ok(Caller::Any));
+        assert_eq!(check("all", "/v1/events"), Ok(Caller::Any(String::new())));
         for path in ["/v1/answers", "/v1/answers/1", "/v1/documents", "/v1/feedback", "/v1/chat/completions"] {
             assert_eq!(check("theirs", path), Ok(own.clone()), "{path}");
         }
@@ -206,6 +211,23 @@ mod tests {
         }
         assert_eq!(check("nobody", "/v1/answers"), Err(401));
         assert!(own.may_see(Some("manuals")) && !own.may_see(Some("other")) && !own.may_see(None));
+    }
+
+    #[test]
+    fn origin_is_the_name_of_a_key_and_not_its_value() {
+        let origin = |name: &str, values: &[&str], value: &str| {
+            let keys = Keys::from([(name.to_owned(), values.iter().map(|value| Secret::new(*value)).collect())]);
+            let headers = [(header::AUTHORIZATION, format!("Bearer {value}").parse().unwrap())];
+            let uri = Uri::from_static("/v1/events");
+            Access::new(&keys, &Keys::new()).check(&uri, &headers.into_iter().collect(), None).unwrap().origin()
+        };
+        let before = origin("ci", &["old"], "old");
+        assert_eq!(before, Origin::key("ci"));
+        assert_eq!(
+            (origin("ci", &["old", "new"], "new"), origin("ci", &["old", "new"], "old")),
+            (before.clone(), before.clone())
+        );
+        assert_ne!(before, origin("", &["old"], "old"));
     }
 
     #[test]
@@ -225,7 +247,7 @@ mod tests {
 
     #[test]
     fn without_keys_what_a_proxy_here_passes_on_is_refused() {
-        let (access, uri) = (Access::new(&[], []), Uri::from_static("http://localhost/v1/events"));
+        let (access, uri) = (Access::new(&Keys::new(), &Keys::new()), Uri::from_static("http://localhost/v1/events"));
         let from = |client: &str| access.check(&uri, &HeaderMap::new(), Some(client.parse().unwrap())).is_ok();
         assert!(from("127.0.0.1") && from("::1") && !from("192.0.2.1"));
     }
@@ -242,11 +264,11 @@ mod tests {
     #[test]
     fn an_address_that_others_reach_needs_a_key() {
         let open: SocketAddr = "0.0.0.0:8080".parse().unwrap();
-        assert!(check_bind(open, &[]).unwrap_err().to_string().contains("gateway.keys"));
-        assert!(check_bind(open, &[Secret::new("k")]).is_ok());
+        assert!(check_bind(open, &unnamed(&[])).unwrap_err().to_string().contains("gateway.keys"));
+        assert!(check_bind(open, &unnamed(&["k"])).is_ok());
         for local in ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
-            assert!(check_bind(local.parse().unwrap(), &[]).is_ok(), "{local}");
+            assert!(check_bind(local.parse().unwrap(), &Keys::new()).is_ok(), "{local}");
         }
-        assert!(check_bind("[::]:0".parse().unwrap(), &[]).is_err());
+        assert!(check_bind("[::]:0".parse().unwrap(), &Keys::new()).is_err());
     }
 }

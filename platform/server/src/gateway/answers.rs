@@ -16,6 +16,7 @@ mod reading;
 use super::{
     Gateway,
     access::Caller,
+    idempotency::{Keyed, Once},
     problem::{Answer, Problem},
     publish::{broker_problem, check_connected, publish, publish_problem},
     sse,
@@ -28,8 +29,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use nerve_core::{Event, EventType, event::CORRELATION_ID};
-use prompt::{Asked, Prompt};
+use nerve_core::{Event, EventType, Origin, event::CORRELATION_ID};
+use prompt::{Asked, Prompt, Question};
 use reading::Reading;
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -48,17 +49,35 @@ pub(super) async fn post(
     let asked: Asked = serde_json::from_slice(&body.bytes)
         .map_err(|error| Problem::bad_request(format!("the request is no question: {error}")))?;
     let whole = asked.stream == Some(false) || (asked.stream.is_none() && wants_json(&parts.headers));
-    let prompt = Prompt::of(asked, &caller, parts.headers.get("idempotency-key"))?;
-    let reading = start(&gateway, &prompt).await?;
-    let mut response =
-        if whole { Json(reading.whole().await?).into_response() } else { sse::response(reading.frames()) };
-    let location = HeaderValue::try_from(format!("/v1/answers/{}", prompt.path_id()));
-    location.into_iter().for_each(|location| drop(response.headers_mut().insert(header::LOCATION, location)));
-    Ok(response)
+    let question = Question::of(asked, &caller)?;
+    let keyed = Keyed { caller: &caller, route: "POST /v1/answers", head: &parts, body: &body.bytes };
+    let once = Once::open(gateway.bus(), keyed).await?;
+    let prompt = question.prompt(once.id())?;
+    let location = HeaderValue::try_from(format!("/v1/answers/{}", once.id()));
+    let location = location.map_err(|error| Problem::bad_request(error.to_string()))?;
+    let reading = start(&gateway, &caller, &prompt, once).await?;
+    let response = match whole {
+        true => reading.whole().await.map(|answer| Json(answer).into_response()),
+        false => Ok(sse::response(reading.frames())),
+    };
+    // An answer that failed has its place too, where another try is asked for.
+    match response {
+        Ok(mut response) => {
+            response.headers_mut().insert(header::LOCATION, location);
+            Ok(response)
+        }
+        Err(problem) => Err(problem.with(header::LOCATION, location)),
+    }
 }
 
-/// Publishes the question, and opens its answer.
-async fn start(gateway: &Gateway, prompt: &Prompt) -> Answer<Reading> {
+/// Publishes the question and opens its answer, unless an earlier request under its key did; reads the answer from its beginning.
+async fn start(gateway: &Gateway, caller: &Caller, prompt: &Prompt, once: Once<'_>) -> Answer<Reading> {
+    let id = &prompt.event.id;
+    if once.receipt().is_some() {
+        let slot = gateway.stream_slot()?;
+        let reading = Reading::open(gateway, id.clone(), None, slot).await?;
+        return read_again(gateway, caller, reading).await;
+    }
     if !gateway.catalogue().takes(&prompt.event.ty) {
         let detail = "no function takes `prompt.received`, so nothing answers: deploy functions/rag/nerve.toml, or \
                       `nerve ingest` documents, which deploys it";
@@ -66,15 +85,41 @@ async fn start(gateway: &Gateway, prompt: &Prompt) -> Answer<Reading> {
     }
     let slot = gateway.stream_slot()?;
     check_connected(gateway.bus())?;
-    // Before the answer is opened, which nothing would end.
-    gateway.bus().admit(&prompt.event).await.map_err(publish_problem)?;
-    let opened = gateway.bus().publish_own(&prompt.opened).await.map_err(publish_problem)?;
-    if opened.duplicate {
-        // Asked again under the id of another caller's answer.
-        state_of(gateway, &prompt.collection_caller(), &prompt.event.id).await?;
+    let identity = Origin::nerve().identify(&prompt.event);
+    let published = async {
+        if !once.has_stored(&prompt.event, identity).await? {
+            // Before the answer is opened, which nothing would end.
+            gateway.bus().admit(&prompt.event).await.map_err(publish_problem)?;
+            gateway.bus().publish_own(&prompt.opened).await.map_err(publish_problem)?;
+        }
+        once.publish(&prompt.event, identity).await
+    };
+    let (outcome, reading) = futures::join!(published, Reading::open(gateway, id.clone(), None, slot));
+    let receipt = once.settle(outcome).await?;
+    if receipt.is_duplicate() { read_again(gateway, caller, reading?).await } else { reading }
+}
+
+/// Reads the answer of an earlier request under the same key.
+async fn read_again(gateway: &Gateway, caller: &Caller, reading: Reading) -> Answer<Reading> {
+    let gone = || {
+        let detail = format!(
+            "the answer `{}` of this `Idempotency-Key` is gone: answers are kept for streams.answers_max_age; ask again \
+             under a new key",
+            reading.id
+        );
+        Problem::new(StatusCode::GONE, detail)
+    };
+    let state = visible_state(gateway, caller, &reading.id).await?.ok_or_else(gone)?;
+    since_opened(gateway, &state, reading).await
+}
+
+/// Counts the time that the answer may take from when it was opened last.
+async fn since_opened(gateway: &Gateway, state: &AnswerState, mut reading: Reading) -> Answer<Reading> {
+    if !reading.count_from(state.opened_at)
+        && let Some(again) = gateway.bus().opened_at(&reading.id).await.map_err(|error| broker_problem(&error))?
+    {
+        reading.count_from(again);
     }
-    let published = async { gateway.bus().publish_own(&prompt.event).await.map_err(publish_problem) };
-    let (_, reading) = futures::try_join!(published, Reading::open(gateway, prompt.event.id.clone(), None, slot))?;
     Ok(reading)
 }
 
@@ -97,12 +142,8 @@ pub(super) async fn get(
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let whole = wants_json(&headers);
-    let mut reading = Reading::open(&gateway, id, after, slot).await?;
-    if !reading.count_from(state.opened_at)
-        && let Some(again) = gateway.bus().opened_at(&reading.id).await.map_err(|error| broker_problem(&error))?
-    {
-        reading.count_from(again);
-    }
+    let reading = Reading::open(&gateway, id, after, slot).await?;
+    let reading = since_opened(&gateway, &state, reading).await?;
     if whole { Ok(Json(reading.whole().await?).into_response()) } else { Ok(sse::response(reading.frames())) }
 }
 
@@ -149,8 +190,16 @@ pub(super) async fn state_of(gateway: &Gateway, caller: &Caller, id: &str) -> An
     let unknown = || {
         Problem::not_found(format!("there is no answer `{id}`: it was never asked for, or so long ago that it is gone"))
     };
+    visible_state(gateway, caller, id).await?.ok_or_else(unknown)
+}
+
+/// The answer of this id, if there is one and the caller may see it.
+///
+/// Its owner is the collection in its first part, when the gateway made that: whatever else is published to the id later, and
+/// whatever is left of the answer once its first part has expired, has no owner, and only callers that see everything see it.
+async fn visible_state(gateway: &Gateway, caller: &Caller, id: &str) -> Answer<Option<AnswerState>> {
     let state = gateway.bus().answer_state(id).await.map_err(|error| broker_problem(&error))?;
-    state.filter(|state| caller.may_see(prompt::collection_of(&state.first).as_deref())).ok_or_else(unknown)
+    Ok(state.filter(|state| caller.may_see(prompt::owner_of(&state.first).as_deref())))
 }
 
 fn wants_json(headers: &HeaderMap) -> bool {
@@ -159,11 +208,6 @@ fn wants_json(headers: &HeaderMap) -> bool {
         values.flat_map(|value| value.split(',')).any(|one| one.trim().starts_with(wanted))
     };
     accepts("application/json") && !accepts("text/event-stream")
-}
-
-/// The id as a path holds it.
-fn path_encoded(id: &str) -> String {
-    percent_encoding::utf8_percent_encode(id, percent_encoding::NON_ALPHANUMERIC).to_string()
 }
 
 /// What a response is when the answer failed.

@@ -4,21 +4,20 @@ use super::{
     Gateway,
     access::Caller,
     answers::state_of,
+    idempotency::{Keyed, Once},
     modes::essence,
     problem::{Answer, Problem},
-    publish::{accepted, check_connected, publish},
+    publish::{accepted, check_connected},
 };
 use axum::{
     body::Body,
     extract::{Extension, Path, Query, Request, State, rejection::QueryRejection},
 };
 use bytes::Bytes;
-use http::HeaderMap;
 use nerve_core::{Event, EventType, event::CORRELATION_ID};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 const UPLOADED: &str = "document.uploaded";
 const DELETED: &str = "document.deleted";
@@ -63,10 +62,11 @@ pub(super) async fn post(
     if !["text", "data"].iter().any(|field| data.get(*field).is_some_and(Value::is_string)) {
         return Err(Problem::bad_request("the document has no content: send `text`, or `data` in Base64"));
     }
-    let mut event = event(&parts.headers, UPLOADED, data)?;
+    let keyed = Keyed { caller: &caller, route: "POST /v1/documents", head: &parts, body: &body.bytes };
+    let once = Once::open(gateway.bus(), keyed).await?;
+    let mut event = event(once.id(), UPLOADED, data)?;
     event.subject = Some(document);
-    let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
-    Ok(accepted(&receipt))
+    publish_once(&caller, once, &event).await
 }
 
 /// Removes a document from its collection.
@@ -75,14 +75,29 @@ pub(super) async fn delete(
     Extension(caller): Extension<Caller>,
     Path(document): Path<String>,
     place: Result<Query<Place>, QueryRejection>,
-    headers: HeaderMap,
+    request: Request<Body>,
 ) -> Answer {
     let Query(place) = place.map_err(unknown_parameter)?;
     let collection = caller.collection(place.collection, DEFAULT_COLLECTION)?;
     let data = json!({"document": document, "collection": collection});
-    let mut event = event(&headers, DELETED, data.as_object().cloned().unwrap_or_default())?;
+    // A deletion has no body.
+    let (parts, _) = request.into_parts();
+    let keyed = Keyed { caller: &caller, route: "DELETE /v1/documents", head: &parts, body: b"" };
+    let once = Once::open(gateway.bus(), keyed).await?;
+    let mut event = event(once.id(), DELETED, data.as_object().cloned().unwrap_or_default())?;
     event.subject = Some(document);
-    let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
+    publish_once(&caller, once, &event).await
+}
+
+/// Publishes what a request says, unless an earlier one under its key did; 202 once JetStream has it.
+async fn publish_once(caller: &Caller, once: Once<'_>, event: &Event) -> Answer {
+    let receipt = match once.receipt() {
+        Some(receipt) => receipt,
+        None => {
+            let outcome = once.publish(event, caller.origin().identify(event)).await;
+            once.settle(outcome).await?
+        }
+    };
     Ok(accepted(&receipt))
 }
 
@@ -119,8 +134,14 @@ pub(super) async fn feedback(
         return Err(Problem::bad_request("`rating` must be from -1 to 1"));
     }
     check_connected(gateway.bus())?;
-    if caller != Caller::Any {
-        state_of(&gateway, &caller, &given.answer).await?;
+    let keyed = Keyed { caller: &caller, route: "POST /v1/feedback", head: &parts, body: &body.bytes };
+    let once = Once::open(gateway.bus(), keyed).await?;
+    // What was stored once stays so, also when the answer is gone since.
+    if once.receipt().is_none()
+        && !matches!(caller, Caller::Any(_))
+        && let Err(problem) = state_of(&gateway, &caller, &given.answer).await
+    {
+        return once.settle(Err(problem)).await.map(|receipt| accepted(&receipt));
     }
     let mut data = given.rest;
     let said = [
@@ -130,9 +151,8 @@ pub(super) async fn feedback(
     ];
     data.extend(said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     data.insert("answer".to_owned(), given.answer.as_str().into());
-    let event = event(&parts.headers, FEEDBACK, data)?.with_extension(CORRELATION_ID, given.answer);
-    let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
-    Ok(accepted(&receipt))
+    let event = event(once.id(), FEEDBACK, data)?.with_extension(CORRELATION_ID, given.answer);
+    publish_once(&caller, once, &event).await
 }
 
 fn described(body: &Bytes) -> Answer<Map<String, Value>> {
@@ -160,10 +180,8 @@ fn raw(body: &Bytes, media_type: &str, place: &Place) -> Answer<Map<String, Valu
     Ok(data)
 }
 
-fn event(headers: &HeaderMap, ty: &str, data: Map<String, Value>) -> Answer<Event> {
+fn event(id: &str, ty: &str, data: Map<String, Value>) -> Answer<Event> {
     let ty = EventType::parse(ty).map_err(|error| Problem::bad_request(error.to_string()))?;
-    let key = headers.get("idempotency-key").and_then(|value| value.to_str().ok());
-    let id = key.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
     let event = Event::new(id, "/v1/documents", ty);
     let mut event = event.with_data("application/json", Value::Object(data).to_string().into_bytes());
     event.time = Some(OffsetDateTime::now_utc());

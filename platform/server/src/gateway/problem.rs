@@ -68,7 +68,6 @@ impl Problem {
     }
 
     /// The status it is answered with.
-    #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.status
     }

@@ -5,7 +5,7 @@ use crate::bus::{Bus, BusError, Full, PublishError, Published};
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
 use nerve_core::{Event, Identity};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// When to come back while the broker is away: it is usually a restart.
@@ -14,7 +14,7 @@ const BROKER_BACK: Duration = Duration::from_secs(5);
 const FULL_RETRY: Duration = Duration::from_secs(5);
 
 /// What the caller gets for an event that is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Receipt {
     id: String,
     #[serde(rename = "type")]
@@ -24,7 +24,7 @@ pub(crate) struct Receipt {
     sequence: Option<u64>,
     duplicate: bool,
     /// Whether it waits on disk for the broker to come back.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     spooled: bool,
 }
 
@@ -40,7 +40,12 @@ impl Receipt {
         Self { sequence, duplicate: place.is_some_and(|place| place.duplicate), ..Self::known(event) }
     }
 
-    /// Whether it is of an event that was stored before.
+    /// The same for the same request, sent again.
+    pub(crate) fn again(self) -> Self {
+        Self { duplicate: true, ..self }
+    }
+
+    /// Whether the event was stored before.
     pub(crate) fn is_duplicate(&self) -> bool {
         self.duplicate
     }

@@ -92,7 +92,7 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
         tls_cert: None,
         tls_key: None,
         trusted_proxies: vec!["127.0.0.0/8".parse().unwrap()],
-        keys: keys.iter().map(|key| Secret::new(*key)).collect(),
+        keys: BTreeMap::from([(String::new(), keys.iter().map(|key| Secret::new(*key)).collect())]),
         max_hook_body: LIMIT,
         max_api_body: LIMIT,
         max_document: LIMIT,
@@ -102,6 +102,7 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
         collection_keys: BTreeMap::new(),
         spool_max_bytes: 1 << 20,
         answer_timeout: Duration::from_secs(60),
+        idempotency_window: Duration::from_secs(60),
     };
     let bus = Bus::away().await;
     Gateway::new(Parts {

@@ -4,11 +4,12 @@ use super::{
     super::{
         Gateway,
         access::Caller,
+        idempotency::{Keyed, Once},
         problem::{Answer, Problem},
         sse::{self, Frame, HEARTBEAT},
     },
     failure, json,
-    prompt::{Asked, Prompt},
+    prompt::{Asked, Question},
     reading::{Reading, Step},
 };
 use axum::{
@@ -83,9 +84,12 @@ pub(crate) async fn post(
         .map_err(|error| Problem::bad_request(format!("the request cannot be read: {error}")))?;
     let (stream, usage) = (request.stream, request.stream_options.include_usage);
     let (model, asked) = request.asked()?;
-    let prompt = Prompt::of(asked, &caller, parts.headers.get("idempotency-key"))?;
-    let reading = super::start(&gateway, &prompt).await?;
-    let head = Head { id: prompt.event.id.clone(), model, created: OffsetDateTime::now_utc().unix_timestamp() };
+    let question = Question::of(asked, &caller)?;
+    let keyed = Keyed { caller: &caller, route: "POST /v1/chat/completions", head: &parts, body: &body.bytes };
+    let once = Once::open(gateway.bus(), keyed).await?;
+    let prompt = question.prompt(once.id())?;
+    let reading = super::start(&gateway, &caller, &prompt, once).await?;
+    let head = Head { id: prompt.event.id, model, created: OffsetDateTime::now_utc().unix_timestamp() };
     if stream {
         return Ok(sse::response(Chunks { head, reading, usage, state: Progress::Begin, said: false }.frames()));
     }

@@ -4,17 +4,15 @@ use super::super::{
     access::Caller,
     problem::{Answer, Problem},
 };
-use http::HeaderValue;
 use nerve_core::{Event, EventType, answer, event::CORRELATION_ID};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
-use uuid::Uuid;
 
 /// The collection of documents that name none.
 const DEFAULT_COLLECTION: &str = "default";
-/// The longest id that a caller may choose.
-const LONGEST_ID: usize = 128;
+/// The source of a question and of the first part of its answer. No event from outside and none of a function has it.
+const SOURCE: &str = "/v1/answers";
 
 /// What `POST /v1/answers` takes. Fields that are not named here go along to every function.
 #[derive(Debug, Deserialize)]
@@ -30,58 +28,45 @@ pub(super) struct Asked {
     pub(super) rest: Map<String, Value>,
 }
 
+/// A question that may be asked.
+pub(super) struct Question {
+    /// The data of its event.
+    data: Map<String, Value>,
+    collection: String,
+}
+
 /// A question that is ready to be published.
 pub(super) struct Prompt {
     /// `prompt.received`, whose id is the answer's.
     pub(super) event: Event,
     /// `answer.opened`: who may read the answer.
     pub(super) opened: Event,
-    collection: String,
 }
 
-impl Prompt {
-    /// The question of this caller; asked again under the same `Idempotency-Key` it is the same question.
-    pub(super) fn of(asked: Asked, caller: &Caller, key: Option<&HeaderValue>) -> Answer<Self> {
+impl Question {
+    /// The question of this caller.
+    pub(super) fn of(asked: Asked, caller: &Caller) -> Answer<Self> {
         let Asked { question, collection, rest, .. } = asked;
         if question.trim().is_empty() {
             return Err(Problem::bad_request("`question` is empty"));
         }
         let collection = caller.collection(collection, DEFAULT_COLLECTION)?;
-        let id = match key.map(HeaderValue::to_str) {
-            None => Uuid::now_v7().to_string(),
-            Some(Ok(key)) if (1..=LONGEST_ID).contains(&key.len()) => key.to_owned(),
-            Some(_) => {
-                let detail = format!("`Idempotency-Key` must be 1 to {LONGEST_ID} printable characters");
-                return Err(Problem::bad_request(detail));
-            }
-        };
         let mut data = rest;
-        let about = json!({ "collection": collection });
         data.insert("question".to_owned(), question.into());
         data.insert("collection".to_owned(), collection.as_str().into());
-        Ok(Self {
-            event: event(&id, "prompt.received", &Value::Object(data))?,
-            opened: event(&id, answer::OPENED, &about)?,
-            collection,
-        })
+        Ok(Self { data, collection })
     }
 
-    /// Whoever may see this collection and no other.
-    pub(super) fn collection_caller(&self) -> Caller {
-        Caller::Collection(self.collection.clone())
-    }
-
-    /// The answer's id in a path.
-    pub(super) fn path_id(&self) -> String {
-        // Ids that Nerve makes, and most others, need no encoding.
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.~".contains(c);
-        if self.event.id.chars().all(plain) { self.event.id.clone() } else { super::path_encoded(&self.event.id) }
+    /// Its events, for the answer of this id.
+    pub(super) fn prompt(self, id: &str) -> Answer<Prompt> {
+        let opened = event(id, answer::OPENED, &json!({ "collection": self.collection }))?;
+        Ok(Prompt { event: event(id, "prompt.received", &Value::Object(self.data))?, opened })
     }
 }
 
 fn event(id: &str, ty: &str, data: &Value) -> Answer<Event> {
     let ty = EventType::parse(ty).map_err(|error| Problem::bad_request(error.to_string()))?;
-    let event = Event::new(id, "/v1/answers", ty).with_extension(CORRELATION_ID, id);
+    let event = Event::new(id, SOURCE, ty).with_extension(CORRELATION_ID, id);
     let mut event = event.with_data("application/json", data.to_string().into_bytes());
     // One source, one id, and two events: the second has an id of its own.
     if event.ty.as_str() == answer::OPENED {
@@ -91,40 +76,44 @@ fn event(id: &str, ty: &str, data: &Value) -> Answer<Event> {
     Ok(event)
 }
 
-/// The collection that an answer is about, as its first part says.
-pub(super) fn collection_of(first: &Event) -> Option<String> {
+/// The collection that an answer belongs to, as the part says that the gateway opened it with; none for any other part.
+pub(super) fn owner_of(part: &Event) -> Option<String> {
     #[derive(Deserialize)]
     struct About {
         collection: String,
     }
-    serde_json::from_slice::<About>(&first.data).ok().map(|about| about.collection)
+    let is_opened = part.ty.as_str() == answer::OPENED && part.source == SOURCE;
+    let about = is_opened.then(|| serde_json::from_slice::<About>(&part.data).ok()).flatten();
+    about.map(|about| about.collection)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn prompt(body: Value, caller: &Caller, key: Option<&str>) -> Result<Prompt, u16> {
-        let key = key.map(|key| HeaderValue::from_str(key).unwrap());
-        let prompt = Prompt::of(serde_json::from_value(body).unwrap(), caller, key.as_ref());
-        prompt.map_err(|problem| problem.status().as_u16())
+    fn prompt(body: Value, caller: &Caller) -> Result<Prompt, u16> {
+        let question = Question::of(serde_json::from_value(body).unwrap(), caller);
+        question.and_then(|question| question.prompt("7")).map_err(|problem| problem.status().as_u16())
+    }
+
+    fn any() -> Caller {
+        Caller::Any(String::new())
     }
 
     #[test]
-    fn a_question_is_an_event_with_all_that_goes_along() {
+    fn question_is_an_event_with_all_that_goes_along() {
         let asked = json!({"question": "why?", "limit": 3, "conversation": "c"});
-        let Prompt { event, opened, .. } = prompt(asked, &Caller::Any, Some("k 1")).unwrap();
-        assert_eq!((event.id.as_str(), event.extension(CORRELATION_ID)), ("k 1", Some("k 1")));
+        let Prompt { event, opened } = prompt(asked, &any()).unwrap();
+        assert_eq!((event.id.as_str(), event.extension(CORRELATION_ID)), ("7", Some("7")));
         let data: Value = serde_json::from_slice(&event.data).unwrap();
         assert_eq!(data, json!({"question": "why?", "limit": 3, "conversation": "c", "collection": "default"}));
-        assert_eq!((opened.id.as_str(), collection_of(&opened).as_deref()), ("k 1#opened", Some("default")));
-        assert_ne!(event.id, prompt(json!({"question": "why?"}), &Caller::Any, None).unwrap().event.id);
+        assert_eq!((opened.id.as_str(), owner_of(&opened).as_deref()), ("7#opened", Some("default")));
     }
 
     #[test]
-    fn a_caller_asks_in_its_own_collection_only() {
+    fn caller_asks_in_its_own_collection_only() {
         let own = Caller::Collection("own".into());
-        let of = |body| prompt(body, &own, None).map(|prompt| collection_of(&prompt.opened).unwrap());
+        let of = |body| prompt(body, &own).map(|prompt| owner_of(&prompt.opened).unwrap());
         assert_eq!(of(json!({"question": "?"})).as_deref(), Ok("own"));
         assert_eq!(of(json!({"question": "?", "collection": "own"})).as_deref(), Ok("own"));
         assert_eq!(of(json!({"question": "?", "collection": "other"})), Err(403));
@@ -132,7 +121,14 @@ mod tests {
 
     #[test]
     fn what_is_no_question_is_refused() {
-        assert_eq!(prompt(json!({"question": " "}), &Caller::Any, None).err(), Some(400));
-        assert_eq!(prompt(json!({"question": "a"}), &Caller::Any, Some(&"k".repeat(200))).err(), Some(400));
+        assert_eq!(prompt(json!({"question": " "}), &any()).err(), Some(400));
+    }
+
+    #[test]
+    fn only_the_part_that_the_gateway_opens_names_an_owner() {
+        let opened = prompt(json!({"question": "?", "collection": "own"}), &any()).unwrap().opened;
+        let of_a_function = Event { source: "/functions/f".into(), ..opened.clone() };
+        let another_part = Event { ty: EventType::parse(answer::RETRIEVED).unwrap(), ..opened };
+        assert_eq!((owner_of(&of_a_function), owner_of(&another_part)), (None, None));
     }
 }

@@ -1,0 +1,113 @@
+//! Requests with an `Idempotency-Key`: what each of them was, the id of the event that it makes, and its receipt.
+//!
+//! They are in the KV bucket `requests`, by the identity of caller, route and key, for `gateway.idempotency_window`. The record is
+//! written before the event, so that a second request finds the event's id; the receipt is added once the event is stored.
+
+use super::{Bus, BusError};
+use async_nats::jetstream::{
+    kv::{self, CreateErrorKind, UpdateErrorKind},
+    stream,
+};
+use nerve_core::Identity;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::time::Duration;
+use time::OffsetDateTime;
+
+/// KV: requests with an `Idempotency-Key`.
+const REQUESTS: &str = "requests";
+/// The stream of that bucket.
+const STREAM: &str = "KV_requests";
+
+/// What is stored of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RequestRecord {
+    /// The digest of the request.
+    pub(crate) digest: String,
+    /// The id of the event, and of the answer, that it makes.
+    pub(crate) id: String,
+    /// The receipt of the event, once it is stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) receipt: Option<Value>,
+}
+
+/// A record as it is in the bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StoredRequest {
+    /// The record.
+    pub(crate) record: RequestRecord,
+    /// Its revision.
+    pub(crate) revision: u64,
+    /// When this revision was stored.
+    pub(crate) stored: OffsetDateTime,
+}
+
+impl Bus {
+    /// Creates the bucket where it is missing, and gives its records this age.
+    pub async fn provision_requests(&self, max_age: Duration, replicas: usize) -> Result<(), BusError> {
+        let what = || format!("making the bucket {REQUESTS}");
+        let Ok(existing) = self.jetstream.get_stream(STREAM).await else {
+            let config =
+                kv::Config { bucket: REQUESTS.into(), history: 1, max_age, num_replicas: replicas, ..<_>::default() };
+            let created = self.jetstream.create_or_update_key_value(config).await;
+            return created.map(drop).map_err(|error| BusError::unavailable(what(), error));
+        };
+        let current = existing.cached_info().config.clone();
+        if current.max_age == max_age {
+            return Ok(());
+        }
+        let duplicate_window = current.duplicate_window.min(max_age);
+        let updated = self.jetstream.update_stream(stream::Config { max_age, duplicate_window, ..current }).await;
+        updated.map(drop).map_err(|error| BusError::refused(what(), error))
+    }
+
+    async fn requests(&self) -> Result<&kv::Store, BusError> {
+        self.requests
+            .get_or_try_init(|| self.jetstream.get_key_value(REQUESTS))
+            .await
+            .map_err(|error| BusError::unavailable("opening the bucket requests", error))
+    }
+
+    /// The request of this identity, if one was made within the window.
+    pub(crate) async fn request(&self, id: Identity) -> Result<Option<StoredRequest>, BusError> {
+        let what = || format!("reading the request {id}");
+        let entry = self.requests().await?.entry(id.to_string()).await;
+        let entry = entry.map_err(|error| BusError::unavailable(what(), error))?;
+        let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { return Ok(None) };
+        let record = serde_json::from_slice(&entry.value).map_err(|error| BusError::refused(what(), error))?;
+        Ok(Some(StoredRequest { record, revision: entry.revision, stored: entry.created }))
+    }
+
+    /// Stores the record of a request that is new, and returns its revision; none if there is one of this identity.
+    pub(crate) async fn create_request(&self, id: Identity, record: &RequestRecord) -> Result<Option<u64>, BusError> {
+        let what = || format!("storing the request {id}");
+        let body = serde_json::to_vec(record).map_err(|error| BusError::refused(what(), error))?;
+        match self.requests().await?.create(id.to_string(), body.into()).await {
+            Ok(revision) => Ok(Some(revision)),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(BusError::unavailable(what(), error)),
+        }
+    }
+
+    /// Stores the record with its receipt over the revision `after`. Another process may have done so.
+    pub(crate) async fn finish_request(
+        &self,
+        id: Identity,
+        record: &RequestRecord,
+        after: u64,
+    ) -> Result<(), BusError> {
+        let what = || format!("storing the receipt of the request {id}");
+        let body = serde_json::to_vec(record).map_err(|error| BusError::refused(what(), error))?;
+        match self.requests().await?.update(id.to_string(), body.into(), after).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(()),
+            Err(error) => Err(BusError::unavailable(what(), error)),
+        }
+    }
+
+    /// Deletes the record of a request that was refused, if it still has this revision.
+    pub(crate) async fn withdraw_request(&self, id: Identity, revision: u64) -> Result<(), BusError> {
+        let deleted = self.requests().await?.delete_expect_revision(id.to_string(), Some(revision)).await;
+        deleted.map_err(|error| BusError::unavailable(format!("deleting the request {id}"), error))
+    }
+}
