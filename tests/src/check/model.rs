@@ -198,7 +198,7 @@ impl ReferenceStateMachine for Steps {
     fn transitions(_: &Model) -> BoxedStrategy<Step> {
         let faults = |fault| broken(fault).boxed();
         let steps = [
-            ("send", 10, posts(1..4).prop_map(Step::Send).boxed()),
+            ("send", 10, posts(1..4, 1).prop_map(Step::Send).boxed()),
             ("call", 8, call().boxed()),
             ("kill-worker", 4, faults(Fault::KillWorker)),
             ("stop-worker", 2, faults(Fault::StopWorker)),
@@ -254,10 +254,12 @@ where
 
 fn broken(fault: Fault) -> impl Strategy<Value = Step> {
     let moment = prop_oneof![Just(Moment::Before), Just(Moment::Run), Just(Moment::Result)];
-    (moment, posts(0..4)).prop_map(move |(moment, posts)| Step::Break(fault, moment, posts))
+    // What breaks in the middle of something needs something with a middle.
+    (moment, posts(0..4, 4)).prop_map(move |(moment, posts)| Step::Break(fault, moment, posts))
 }
 
-fn posts(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Post>> {
+/// Events, of which some have hundreds of results, by this weight.
+fn posts(count: std::ops::Range<usize>, large: u32) -> impl Strategy<Value = Vec<Post>> {
     let origins = [
         ("api", 2, Origin::Api),
         ("github", 2, Origin::Github),
@@ -267,12 +269,12 @@ fn posts(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Post>> {
         ("raw", 1, Origin::Raw),
     ];
     let origin = chosen("CHECK_ORIGINS", origins.map(|(name, weight, origin)| (name, weight, Just(origin).boxed())));
-    let post = (origin, 0..6_u8, plan()).prop_map(|(origin, id, plan)| Post { origin, id, plan });
+    let post = (origin, 0..6_u8, plan(large)).prop_map(|(origin, id, plan)| Post { origin, id, plan });
     proptest::collection::vec(post, count)
 }
 
-fn plan() -> impl Strategy<Value = Plan> {
-    let results = prop_oneof![4 => Just(1), 1 => Just(0), 2 => Just(2), 1 => Just(5), 1 => Just(200)];
+fn plan(large: u32) -> impl Strategy<Value = Plan> {
+    let results = prop_oneof![4 => Just(1), 1 => Just(0), 2 => Just(2), 1 => Just(5), large => Just(200)];
     let fails = prop_oneof![4 => Just(Fails::Never), 1 => Just(Fails::Once), 2 => Just(Fails::UntilDeployed)];
     let early = prop_oneof![4 => Just(Early::Never), 1 => Just(Early::Always), 1 => Just(Early::First)];
     let slow = prop::bool::weighted(0.3);

@@ -27,6 +27,8 @@ pub const WINDOW: Duration = seconds(10);
 pub const ATTEMPTS: usize = 2;
 /// The longest that a step waits for its moment.
 const MOMENT: Duration = Duration::from_millis(1500);
+/// The longest that a deployment is refused.
+const DEPLOY: Duration = seconds(10);
 /// The longest that everything takes to come to rest.
 const REST: Duration = seconds(20);
 /// A killed worker's events come again after this long; how long a worker that is stopped goes on.
@@ -195,11 +197,16 @@ impl System {
         let folder = folder.with("work.py", include_str!("work.py")).with("answer.py", include_str!("answer.py"));
         let folder = folder.with("next.wasm", guest::echo("next.done"));
         let (cli, path) = (self.cli(), folder.path().display().to_string());
-        // While the broker makes a consumer again that was deleted, it may refuse once.
-        crate::eventually("it is deployed", seconds(30), || async {
-            (cli.run(&["deploy", &path]).await.code == Some(0)).then_some(())
-        })
-        .await;
+        let deadline = Instant::now() + DEPLOY;
+        // While a consumer that was deleted is made again, the broker may refuse to change it.
+        loop {
+            let output = cli.run(&["deploy", &path]).await;
+            if output.code == Some(0) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "nothing can be deployed for {DEPLOY:?}: {output:?}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
         self.history.add(at, Fact::Deployed(self.version));
     }
 

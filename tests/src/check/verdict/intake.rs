@@ -37,7 +37,8 @@ pub(super) fn events(history: &[Entry], end: &End) -> Vec<Finding> {
         let accepted = |(status, _): &&(Option<u16>, bool)| status.is_some_and(|status| status / 100 == 2);
         let copies = copies(end, n);
         if let Some((status, duplicate)) = answers.iter().find(accepted).filter(|_| copies.is_empty()) {
-            let kind = if *duplicate { Kind::Foreign } else { Kind::Lost };
+            // Of what its own sender was refused before it is a duplicate of nothing.
+            let kind = if answers[0].1 { Kind::Foreign } else { Kind::Lost };
             let duplicate = if *duplicate { " as a duplicate" } else { "" };
             finding(kind, format!("it was answered {}{duplicate}, and is not in the log", status.unwrap_or_default()));
         }
