@@ -1,7 +1,7 @@
 //! How full EVENTS is: what a publisher asks before it takes an event in from outside.
 //!
-//! The trimmer ([`super::trim`]) looks at the stream and reports; gateways ask. Some of the stream is kept for what functions
-//! return: an event is acknowledged only once its results are stored, so a log that is full of events could never drain.
+//! The trimmer ([`super::trim`]) looks at the stream and reports; gateways ask. What functions return is stored without asking:
+//! an event is acknowledged only once its results are stored, so a log that refused these could never drain.
 
 use super::{Bus, EVENTS, PublishError};
 use async_nats::jetstream::{self, ErrorCode, context};

@@ -1,7 +1,7 @@
 //! The streams and buckets, made where they are missing and brought up to date where they are older.
 
 use super::{ATTEMPTS, Bus, BusError, TIMERS};
-use crate::config::StreamsConfig;
+use crate::config::{EventsFull, StreamsConfig};
 use async_nats::jetstream::{kv, object_store, stream};
 use nerve_core::Name;
 use std::time::Duration;
@@ -98,11 +98,14 @@ impl Bus {
         config: &StreamsConfig,
     ) -> Result<(), BusError> {
         let what = || format!("making the stream {name}");
+        let refuses = name == EVENTS && config.events_full == EventsFull::Refuse;
         let wanted = stream::Config {
             name: name.to_owned(),
             subjects,
             max_age,
-            max_bytes: if name == EVENTS { config.events_max_bytes } else { -1 },
+            // Otherwise the trimmer keeps the bound. Results come behind the events that they are of, which are acknowledged
+            // only once these are stored: a broker that refused both would never have room again.
+            max_bytes: if refuses { config.events_max_bytes } else { -1 },
             // By number, since a bound in bytes is reserved on the broker's disk at once.
             max_messages: match name {
                 ATTEMPTS => config.attempts_max,
@@ -119,11 +122,7 @@ impl Bus {
             // The broker refuses nothing (`discard = new`) in a stream with schedules.
             allow_message_schedules: name == TIMERS,
             storage: stream::StorageType::File,
-            // At its bound EVENTS refuses, and the trimmer makes room: the broker would drop what nobody has finished.
-            discard: match name == EVENTS && config.events_max_bytes > 0 {
-                true => stream::DiscardPolicy::New,
-                false => stream::DiscardPolicy::Old,
-            },
+            discard: if refuses { stream::DiscardPolicy::New } else { stream::DiscardPolicy::Old },
             ..<_>::default()
         };
         match self.jetstream.get_stream(name).await {

@@ -1,6 +1,6 @@
 //! EVENTS at its bound in bytes: gives up first what every consumer has finished, and says when nothing more can go.
 //!
-//! The stream refuses what is over its bound (`discard = new`) rather than dropping its oldest events, whatever they are. So
+//! The broker would drop the oldest events, whatever they are, so it knows no bound (but with `events_full = "refuse"`). Instead
 //! a server looks at it once a second, and at once when a publisher asks for room. Above [`TRIM_ABOVE`] it removes from the
 //! front, oldest first, what all durable consumers have finished, Nerve's and others', down to [`TRIM_TO`]. What is left above
 //! [`TAKE_IN_BELOW`] is work, and intake stops until some of it is finished. Where an unfinished event at the front keeps
