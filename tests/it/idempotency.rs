@@ -121,9 +121,11 @@ async fn key_of_one_collection_is_nothing_to_another_past_the_dedupe_window() {
     assert_eq!(tenants.streams.count("EVENTS", "events.prompt.received").await, 2);
     let (status, refused) = tenants.ask(ALPHA, "key", &json!({"question": "another", "tokens": 1})).await;
     assert!(status == 422 && refused["detail"].as_str().unwrap().contains("new key"), "{refused}");
-    let chat = json!({"messages": [{"role": "user", "content": "tell"}]});
-    let (_, completion) = tenants.send((Method::POST, "/v1/chat/completions"), ALPHA, "key", &chat).await;
-    assert_ne!(completion["id"], format!("chatcmpl-{id}"), "another route is another request");
+    let chat = json!({"messages": [{"role": "user", "content": "tell"}], "stream": true});
+    let chat = tenants.call(Method::POST, "/v1/chat/completions", ALPHA).header("idempotency-key", "key").json(&chat);
+    let first = chat.send().await.unwrap().chunk().await.unwrap().expect("a chunk");
+    let first = String::from_utf8_lossy(&first);
+    assert!(first.contains("chatcmpl-") && !first.contains(id), "another route is another request: {first}");
 }
 
 #[tokio::test]

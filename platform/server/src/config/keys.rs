@@ -98,7 +98,8 @@ mod tests {
     fn wrong_keys_are_refused_without_being_shown() {
         for (settings, said) in [
             ("[gateway.keys]\nci = \"short\"", "at least 16"),
-            ("[gateway.keys]\nci = [\"0123456789abcdef\", 7]", "a key is a string"),
+            ("[gateway.keys]\nci = [\"0123456789abcdef\", 7]", "a list of keys, or a table"),
+            ("[gateway.collection_keys]\nred = 7", "a key is a string"),
             ("[gateway.keys]\n\"\" = \"0123456789abcdef\"", "empty name"),
             ("[gateway]\nkeys = 7", "a list of keys, or a table"),
             ("[gateway.collection_keys]\nred = \"0123456789abcdef\"", "gateway.keys too"),
