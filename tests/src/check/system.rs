@@ -6,7 +6,7 @@ use super::{
     history::{End, Entry, Fact, Letter},
     model::{Consumer, Fault, Function, Model, Moment, Post, Step},
 };
-use crate::{Cli, Folder, Nats, Nerve, Streams, daemon::Daemon, github, guest, nerve, seconds};
+use crate::{Cli, Folder, Nats, Nerve, Proxy, Streams, daemon::Daemon, github, guest, nerve, seconds};
 use futures::{StreamExt, future::join_all};
 use nix::sys::signal::Signal;
 use reqwest::Client;
@@ -39,6 +39,8 @@ pub struct System {
     nats: Nats,
     gateway: Nerve,
     workers: Vec<Daemon>,
+    /// Between the first worker and the broker: what a worker has written when it is killed would arrive otherwise.
+    proxy: Proxy,
     streams: Streams,
     folder: TempDir,
     version: u32,
@@ -69,11 +71,14 @@ impl System {
         let url = nats.url();
         let settings = folder.path().join("settings.toml");
         let gateway = Nerve::gateway_configured(&url, &settings, &ENVS);
-        let workers = join_all((0..workers).map(|index| worker(&url, folder.path(), index)));
+        let proxy = Proxy::start(url.trim_start_matches("nats://").to_owned()).await;
+        let proxied = format!("nats://{}", proxy.address);
+        let urls = std::iter::once(&proxied).chain(std::iter::repeat(&url)).take(workers).enumerate();
+        let workers = join_all(urls.map(|(index, url)| worker(url, folder.path(), index)));
         let (gateway, workers) = tokio::join!(gateway, workers);
         let streams = Streams::connect(&url).await;
         let history = History::default();
-        let mut system = Self { nats, gateway, workers, streams, folder, version: 0, history };
+        let mut system = Self { nats, gateway, workers, proxy, streams, folder, version: 0, history };
         system.cli().secret("GITHUB_WEBHOOK_SECRET", github::SECRET).await;
         system.deploy().await;
         system.serves().await;
@@ -163,7 +168,10 @@ impl System {
     async fn strike(&mut self, fault: Fault, moment: Moment) {
         self.history.add(now(), Fact::Broke(fault, moment));
         match fault {
-            Fault::KillWorker => self.workers[0].kill9(),
+            Fault::KillWorker => {
+                self.proxy.cut();
+                self.workers[0].kill9();
+            }
             Fault::StopWorker => self.workers[0].signal(Signal::SIGTERM),
             Fault::KillBroker => self.nats.kill9(),
             Fault::DeleteConsumer(consumer) => {
@@ -184,7 +192,7 @@ impl System {
             return;
         }
         self.workers[0].exit(seconds(30)).await;
-        self.workers[0] = worker(&self.nats.url(), self.folder.path(), 0).await;
+        self.workers[0] = worker(&format!("nats://{}", self.proxy.address), self.folder.path(), 0).await;
     }
 
     async fn deploy(&mut self) {
