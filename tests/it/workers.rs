@@ -45,7 +45,7 @@ async fn a_consumer_that_somebody_deletes_is_made_again() {
     let events = streams.stream("EVENTS").await;
     events.delete_consumer("nerve-echo").await.expect("a consumer to delete");
     eventually("the consumer is there again", seconds(20), || async {
-        events.consumer_info("nerve-echo").await.ok().map(drop)
+        streams.consumer("EVENTS", "echo").await.map(drop)
     })
     .await;
     post_event(&nerve, "a", "2", "\"y\"").await;

@@ -1,6 +1,7 @@
 //! Real python3 processes: what they may write, and the folders in which they run.
 
 #![allow(
+    clippy::expect_used,
     clippy::unwrap_used,
     clippy::panic,
     clippy::indexing_slicing,

@@ -20,6 +20,7 @@ use std::{
 };
 use tempfile::TempDir;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio_util::task::TaskTracker;
 
 /// The windows in which an id is known; `nerve` takes no shorter one.
 pub const WINDOW: Duration = seconds(10);
@@ -143,7 +144,7 @@ impl System {
             self.strike(fault, moment).await;
         }
         let (sender, model, posts) = (self.sender(), model.clone(), posts.to_vec());
-        let sending = tokio::spawn(async move { sender.send_all(&model, &posts).await });
+        let sending = TaskTracker::new().spawn(async move { sender.send_all(&model, &posts).await });
         let comes = async {
             match moment {
                 // Long enough for senders to be refused.

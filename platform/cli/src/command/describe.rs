@@ -10,7 +10,7 @@ use crate::{
 use clap::Args;
 use nerve_core::{Name, manifest::did_you_mean};
 use nerve_server::{
-    bus::{DropCounts, DropScope},
+    bus::{DropCounts, DropScope, Restored, consumer_name},
     registry::{Entry, FunctionRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord},
 };
 use serde::Serialize;
@@ -37,6 +37,12 @@ struct Description {
     /// What the source dropped as duplicates, by reason; a lower bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     source_duplicates: Option<DropCounts>,
+    /// Its results that were dropped, as those of an earlier attempt stand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function_duplicates: Option<DropCounts>,
+    /// When its consumer was made again, and where it went on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    restored: Option<Restored>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sink: Option<Entry<SinkRecord>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -55,8 +61,18 @@ impl Describe {
             Some(_) => Some(connection.bus.dropped_by(DropScope::Source, name.as_str()).await?),
             None => None,
         };
+        let function = registry.function(name).await?;
+        let (function_duplicates, restored) = match &function {
+            Some(Entry { record, .. }) => (
+                Some(connection.bus.dropped_by(DropScope::Function, name.as_str()).await?),
+                connection.bus.restored(&record.stream, &consumer_name(name)).await?,
+            ),
+            None => (None, None),
+        };
         let found = Description {
-            function: registry.function(name).await?,
+            function,
+            function_duplicates,
+            restored,
             source,
             source_duplicates,
             sink: registry.sink(name).await?,
@@ -100,6 +116,11 @@ fn text(found: &Description) -> String {
         let mut rows = vec![("function", name.to_string())];
         rows.extend(fields::of_function(&record.spec).into_iter().filter(|(label, _)| *label != "stream"));
         rows.push(("stream", record.stream.clone()));
+        rows.push(("duplicates", duplicates(found.function_duplicates.as_ref())));
+        rows.extend(found.restored.as_ref().map(|restored| {
+            let Restored { time, from, reason } = restored;
+            ("consumer", format!("{reason}: from {from}, {} UTC", moment::shown(*time)))
+        }));
         rows.push(("revision", revision.to_string()));
         rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
         rows.extend(record.artifacts.iter().map(|file| {

@@ -80,6 +80,8 @@ pub enum DropReason {
     Signed,
     /// JetStream had its message id within the dedupe window.
     Window,
+    /// The results of an earlier attempt at the same event stand.
+    Result,
 }
 
 impl DropReason {
@@ -89,6 +91,7 @@ impl DropReason {
             Self::Body => "body",
             Self::Signed => "signed",
             Self::Window => "window",
+            Self::Result => "result",
         }
     }
 }

@@ -23,6 +23,7 @@ use std::{
 use time::OffsetDateTime;
 use tokio::time::MissedTickBehavior;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
 
 /// How often a worker writes down how far its consumers are: as much may be run again when one is deleted.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(2);
@@ -41,8 +42,8 @@ pub(crate) struct Place {
     pub(super) stream_created: OffsetDateTime,
     /// Every event up to this sequence is done.
     pub(super) done: u64,
-    /// What the consumer's name ends with: each replay makes a consumer of its own, so that a delivery's consumer tells its
-    /// generation.
+    /// What the consumer's name ends with. Each replay makes a consumer of its own, so that a delivery's consumer tells its
+    /// generation; so does each restoration.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(super) consumer: String,
     /// The generations that events are run for, each from a sequence on, in ascending order.
@@ -85,10 +86,12 @@ impl Place {
         }
     }
 
-    /// This place with the consumer made again to go on from `from`.
+    /// This place with the consumer made again to go on from `from`. It gets another name: nats-server may still be deleting the
+    /// files of the old one, and would delete those of a new one of the same name.
     pub(super) fn restored(self, from: u64, last: u64, reason: &str) -> Self {
         let restored = Restored { time: OffsetDateTime::now_utc(), from, reason: reason.to_owned() };
-        Self { done: from.saturating_sub(1), delivered_before: last, restored: Some(restored), ..self }
+        let consumer = Uuid::now_v7().simple().to_string();
+        Self { done: from.saturating_sub(1), delivered_before: last, consumer, restored: Some(restored), ..self }
     }
 
     /// This place sent back to `from`, by a consumer of its own; events from `asked` on are run for `generation`.
@@ -269,9 +272,11 @@ pub(super) fn done_by(info: &Info) -> u64 {
 /// Refreshes the places of the consumers that this process pulls from.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Places {
-    /// By stream and consumer: whether events were taken since the last refresh.
-    watched: Arc<Mutex<HashMap<(Arc<str>, String), Arc<AtomicBool>>>>,
+    watched: Arc<Mutex<Watched>>,
 }
+
+/// By stream and consumer: whether events were taken since the last refresh.
+type Watched = HashMap<(Arc<str>, String), Arc<AtomicBool>>;
 
 impl Places {
     /// Starts refreshing, until `stop`, and once more then.

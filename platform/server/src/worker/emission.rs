@@ -5,7 +5,10 @@
 
 use super::{Shared, invocation::Taken, tools};
 use crate::{
-    bus::{Bus, CommittedResults, MAX_RESULTS, OlderResults, Provenance, PublishError, RunResult, SetOutcome, Sets},
+    bus::{
+        Bus, CommittedResults, DropReason, DropScope, MAX_RESULTS, OlderResults, Provenance, PublishError, RunResult,
+        SetOutcome, Sets,
+    },
     registry::Catalogue,
 };
 use async_trait::async_trait;
@@ -183,8 +186,12 @@ impl Publisher {
         }
         let outcome = publish(|| self.bus.publish_results(&self.sets, &results)).await?;
         if outcome == SetOutcome::Duplicate {
-            metrics::counter!("nerve_duplicates_total", "function" => self.outlet.function.to_string(), "reason" => "result")
-                .increment(1);
+            self.bus.drops().count(
+                DropScope::Function,
+                self.outlet.function.as_str(),
+                DropReason::Result,
+                results.len(),
+            );
             tracing::debug!(function = %self.outlet.function, id = source.event.id, "the results of an earlier attempt stand");
             if self.may_emit_parts() {
                 self.copy_committed(run).await?;
