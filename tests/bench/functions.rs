@@ -19,18 +19,28 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
     let extra = format!("concurrency = {IN_FLIGHT}");
     let folder = guest::wasm("noop", "events.bench.in", "bench.out", &extra, &guest::echo("bench.out"));
     Cli::new(&nats.url()).deploy(folder.path()).await;
+    let folder = guest::wasm("twice", "events.bench.two", "bench.twice", &extra, &guest::twice("bench.twice"));
+    Cli::new(&nats.url()).deploy(folder.path()).await;
     let streams = Streams::connect(&nats.url()).await;
     // One event to make sure that the function runs.
     preload(&streams, "bench.in", 1).await;
     streams.reaches("EVENTS", "events.bench.out", 1, seconds(60)).await;
+    preload(&streams, "bench.two", 1).await;
+    streams.reaches("EVENTS", "events.bench.twice", 2, seconds(60)).await;
     let raw = raw_consumer(&streams).await;
 
-    let (mut component, mut bare, mut same) = (Side::default(), Side::default(), Side::default());
+    let (mut component, mut bare, mut same, mut two) =
+        (Side::default(), Side::default(), Side::default(), Side::default());
     for _ in 0..ROUNDS {
         pause(&worker).await;
         let before = preload(&streams, "bench.in", EVENTS).await;
         worker.signal(Signal::SIGCONT);
         component.rates.push(rate_of_results(&streams, before, EVENTS).await);
+
+        pause(&worker).await;
+        let before = preload(&streams, "bench.two", EVENTS).await;
+        worker.signal(Signal::SIGCONT);
+        two.rates.push(rate_of_results(&streams, before, 2 * EVENTS).await / 2.0);
 
         let before = preload(&streams, "bench.raw", EVENTS).await;
         raw_loop(&streams, &raw, Sent::Body).await;
@@ -45,6 +55,9 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
     // What the broker itself costs once results are CloudEvents under message ids, which is how none is stored twice.
     let title = "the same, the raw loop's results being CloudEvents with message ids, as Nerve's are";
     compare(title, "events/s", ("component through the host", &component), ("raw loop, same messages", &same));
+    // The results of one event are stored all or none, which takes atomic batches; many events share one.
+    let title = "two results an event, stored together, against one";
+    compare(title, "events/s", ("two results an event", &two), ("one result an event", &component));
 }
 
 /// Stops the worker's threads, each of them: one that still ran would have results before the round begins.

@@ -64,6 +64,21 @@ pub fn echo(ty: &str) -> Vec<u8> {
     ))
 }
 
+/// Emits two events of type `ty`, each with the input's body.
+pub fn twice(ty: &str) -> Vec<u8> {
+    let (data, length) = DATA;
+    // An emission is 52 bytes; the second stands behind the first.
+    component(&format!(
+        r#"(module {prelude}
+  (func (export "handle") (param $event i32) (result i32)
+    (drop (call $one (i32.load offset={data} (local.get $event)) (i32.load offset={length} (local.get $event))))
+    (memory.copy (i32.const 1152) (i32.const 1100) (i32.const 52))
+    (i32.store (i32.const 1032) (i32.const 2))
+    (i32.const 1024)))"#,
+        prelude = prelude(ty)
+    ))
+}
+
 /// Does nothing well: no emission.
 pub fn silent() -> Vec<u8> {
     component(&format!(
@@ -200,7 +215,7 @@ mod tests {
 
     #[test]
     fn every_guest_is_a_component() {
-        for component in [echo("a.b"), silent(), moody("a.b"), summing("a.b")] {
+        for component in [echo("a.b"), twice("a.b"), silent(), moody("a.b"), summing("a.b")] {
             assert_eq!(&component[..8], b"\0asm\x0d\0\x01\0");
         }
     }

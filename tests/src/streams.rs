@@ -59,9 +59,9 @@ impl Streams {
         names.filter_map(function).collect()
     }
 
-    /// The consumer of a function as it is now.
+    /// The consumer of a function as it is now; one that was made again, or by a replay, has another name.
     pub async fn consumer(&self, stream: &str, function: &str) -> Option<consumer::Info> {
-        let stream = self.stream(stream).await;
+        let stream = self.jetstream.get_stream(stream).await.ok()?;
         let (name, replayed) = (format!("nerve-{function}"), format!("nerve-{function}~"));
         let names: Vec<String> = stream.consumer_names().filter_map(async |name| name.ok()).collect().await;
         let found = names.into_iter().find(|found| *found == name || found.starts_with(&replayed))?;

@@ -397,7 +397,7 @@ mod tests {
             ("NERVE_RAG_POSTGRES", "mysql://nerve:hunter2@127.0.0.1", "rag.postgres"),
             ("NERVE_STREAMS_EVENTS_MAX_BYTES", "0", "streams.events_max_bytes"),
             ("NERVE_STREAMS_EVENTS_FULL", "refuse", "streams.events_max_bytes"),
-            ("NERVE_STREAMS_EVENTS_FULL", "drop", "expected `trim` or `refuse`"),
+            ("NERVE_STREAMS_EVENTS_FULL", "drop", "streams.events_full"),
             ("NERVE_GATEWAY_COLOUR", "red", "colour"),
             ("NERVE_GATEWAY_THREADS", "1000", "gateway.threads"),
             ("NERVE_GATEWAY_TLS_CERT", "/etc/nerve/cert.pem", "tls_cert and tls_key go together"),

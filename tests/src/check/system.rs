@@ -176,13 +176,15 @@ impl System {
             Fault::StopWorker => self.workers[0].signal(Signal::SIGTERM),
             Fault::KillBroker => self.nats.kill9(),
             Fault::DeleteConsumer(consumer) => {
-                let (stream, name) = match consumer {
-                    Consumer::Work => ("EVENTS", "nerve-work"),
-                    Consumer::Next => ("EVENTS", "nerve-next"),
-                    Consumer::Redriven => ("DEAD", "nerve-work"),
+                let (stream, function) = match consumer {
+                    Consumer::Work => ("EVENTS", "work"),
+                    Consumer::Next => ("EVENTS", "next"),
+                    Consumer::Redriven => ("DEAD", "work"),
                 };
                 // It may be gone already.
-                self.streams.stream(stream).await.delete_consumer(name).await.ok();
+                if let Some(info) = self.streams.consumer(stream, function).await {
+                    self.streams.stream(stream).await.delete_consumer(&info.name).await.ok();
+                }
             }
         }
     }
@@ -293,10 +295,8 @@ impl System {
 
     async fn busy(&self) -> Option<String> {
         for (stream, names) in [("EVENTS", &["work", "next", "answer"][..]), ("DEAD", &["work"])] {
-            let stream_of = self.streams.jetstream.get_stream(stream).await;
-            let Ok(stream_of) = stream_of else { return Some(format!("{stream} is not there")) };
             for name in names {
-                let Ok(info) = stream_of.consumer_info(format!("nerve-{name}")).await else {
+                let Some(info) = self.streams.consumer(stream, name).await else {
                     return Some(format!("the consumer of {name} on {stream} is not there"));
                 };
                 let (pending, delivered) = (info.num_pending, info.num_ack_pending);
