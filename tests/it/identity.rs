@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::path::Path;
 
 /// A process function `f` on `events.in`, whose body handles one event as `handle`, with the variables `id` and `say`.
-fn function(emits: &str, extra: &str, handle: &str) -> Folder {
+pub(crate) fn function(emits: &str, extra: &str, handle: &str) -> Folder {
     let body: String = handle.lines().map(|line| format!("    {line}\n")).collect();
     let script = format!(
         "import json, os, sys, time\n\

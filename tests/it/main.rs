@@ -9,6 +9,7 @@ mod batches;
 mod builtins;
 mod check;
 mod commands;
+mod crashes;
 mod deploy;
 mod documents;
 mod endpoint;

@@ -5,7 +5,8 @@
 //! - `supervisor`: one a function: loads each revision, and swaps it in while the old one finishes.
 //! - `runner`: one a revision: the intake, from the stream, from redriven letters and from direct calls.
 //! - `invocation`: one batch from delivery to verdict. `settle`: deliveries that came before. `isolation`: one that runs alone.
-//! - `emission`: what a function returns, as events with ids that do not change from one try to the next.
+//! - `emission`: what a function returns, as events with ids that do not change from one try to the next. `input_state`: what one
+//!   event has emitted so far.
 //! - `cancels`: answers that nobody wants any more. `retries`: what is asked to be tried again.
 //! - `tools`: functions that an agent calls by events.
 //! - `failure`: attempts, retries, dead letters.
@@ -20,6 +21,7 @@
 mod cancels;
 mod emission;
 mod failure;
+mod input_state;
 mod invocation;
 mod isolation;
 mod log;

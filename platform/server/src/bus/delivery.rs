@@ -110,7 +110,8 @@ impl Delivery {
     pub async fn ack(self) -> Result<(), BusError> {
         self.settle(AckKind::Ack).await?;
         if self.is_redriven() {
-            self.bus.forget_redriven(self.sequence).await;
+            // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
+            Box::pin(self.bus.forget_redriven(self.sequence)).await;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@ use crate::event_types;
 use async_nats::header;
 use nerve_core::{
     Event, EventType, Identity, Run,
+    answer::Part,
     event::{CAUSATION_ID, CORRELATION_ID},
 };
 use std::{collections::HashMap, time::Duration};
@@ -61,8 +62,9 @@ impl Bus {
             }
         };
         if outcome == SetOutcome::Stored {
-            for RunResult { id, event } in results {
-                self.copy_to_answer(event, *id).await?;
+            for RunResult { id, event } in results.iter().filter(|result| Part::of(&result.event.ty).is_some()) {
+                // Boxed: most events are no part of an answer, and this future is moved for each of them.
+                Box::pin(self.copy_to_answer(event, *id)).await?;
             }
         }
         Ok(outcome)

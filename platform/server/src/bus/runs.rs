@@ -79,6 +79,11 @@ impl RunHistory {
         self.alone = Some(delivery.delivered);
     }
 
+    /// Whether the delivery was started while nothing else ran in its worker.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.alone.is_some()
+    }
+
     /// Takes note that this delivery failed.
     pub(crate) fn end_failed(&mut self, delivery: &Delivery, error: FunctionError) {
         self.fail(error);

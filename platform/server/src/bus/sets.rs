@@ -13,10 +13,11 @@ use futures::StreamExt;
 use serde::Deserialize;
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::MissedTickBehavior,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -33,6 +34,10 @@ pub(crate) const MAX_SET_BYTES: usize = 64 << 20;
 const MAX_IN_FLIGHT: usize = 1;
 /// Sets that wait to be sent.
 const QUEUE: usize = 1024;
+/// The most memory of sets whose events no longer hold a slot of their function, in KiB.
+const ROOM_KIB: usize = 32 << 10;
+/// What a set takes of that room at least, in KiB: so there are as many such sets as the queue holds, at most.
+const MIN_SET_KIB: usize = ROOM_KIB / QUEUE;
 /// How often batches are looked at that the broker may never answer.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -71,8 +76,6 @@ pub(crate) enum SetOutcome {
 struct Set {
     messages: Vec<SetMessage>,
     size: usize,
-    /// Whether it is sent by itself, as it was refused together with others.
-    single: bool,
     reply: oneshot::Sender<Result<SetOutcome, PublishError>>,
 }
 
@@ -80,6 +83,7 @@ struct Set {
 #[derive(Debug, Clone)]
 pub(crate) struct Sets {
     queue: mpsc::Sender<Set>,
+    room: Arc<Semaphore>,
 }
 
 impl Sets {
@@ -91,7 +95,13 @@ impl Sets {
         let acks = acks.map_err(|error| BusError::unavailable("subscribing to acknowledgements", error))?;
         let sender = Sender { bus: bus.clone(), inbox, sent: 0, in_flight: BTreeMap::new(), waiting: VecDeque::new() };
         tasks.spawn(async move { stop.run_until_cancelled(sender.run(sets, acks)).await });
-        Ok(Self { queue })
+        Ok(Self { queue, room: Arc::new(Semaphore::new(ROOM_KIB)) })
+    }
+
+    /// Room for a set of so many bytes while it waits to be stored, if there is some: hold it until then.
+    pub(crate) fn try_reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024).max(MIN_SET_KIB)).ok()?;
+        Arc::clone(&self.room).try_acquire_many_owned(kib).ok()
     }
 
     /// Publishes a set, all or nothing.
@@ -109,7 +119,7 @@ impl Sets {
         }
         let stopped = || PublishError::Unavailable("the worker is stopping".into());
         let (reply, outcome) = oneshot::channel();
-        let sent = self.queue.send(Set { messages, size, single: false, reply }).await;
+        let sent = self.queue.send(Set { messages, size, reply }).await;
         sent.map_err(|_| stopped())?;
         outcome.await.unwrap_or_else(|_| Err(stopped()))
     }
@@ -221,9 +231,8 @@ impl Sender {
     /// Sends sets by themselves that were refused together; tells the caller of a single one.
     fn refused(&mut self, mut sets: Vec<Set>, error: &AckError) {
         let alone = sets.len() == 1;
-        for mut set in sets.drain(..) {
+        for set in sets.drain(..) {
             if !alone {
-                set.single = true;
                 self.waiting.push_back(set);
                 continue;
             }
@@ -275,7 +284,7 @@ mod tests {
         let message =
             SetMessage { subject: "events.a".into(), headers: HeaderMap::new(), body: Bytes::from_static(b"1") };
         let (reply, outcome) = oneshot::channel();
-        (Set { messages: vec![message; messages], size: messages, single: false, reply }, outcome)
+        (Set { messages: vec![message; messages], size: messages, reply }, outcome)
     }
 
     async fn sender() -> Sender {
@@ -301,7 +310,7 @@ mod tests {
         assert_eq!(sender.in_flight.len(), 1, "another batch's answer");
         sender.acknowledged(&ack(7, DUPLICATE));
         assert!(sender.in_flight.is_empty() && second.try_recv().is_err());
-        assert!(sender.waiting.iter().all(|set| set.single));
+        assert_eq!(sender.waiting.len(), 2);
         let two = sender.waiting.pop_back().unwrap();
         sender.in_flight.insert(9, (vec![two], Instant::now()));
         sender.acknowledged(&ack(9, DUPLICATE));

@@ -3,12 +3,14 @@
 //! What it returns is a set: all of it is stored or nothing, and the first set that is stored stands for its run. What it emits
 //! before it returns is stored at once: events under ids of their content, parts of an answer under ids of their index.
 
-use super::{Shared, invocation::Taken, tools};
+use super::{
+    Shared,
+    input_state::{InputState, MAX_EMISSIONS, too_many},
+    invocation::Taken,
+    tools,
+};
 use crate::{
-    bus::{
-        Bus, CommittedResults, DropReason, DropScope, MAX_RESULTS, OlderResults, Provenance, PublishError, RunResult,
-        SetOutcome, Sets,
-    },
+    bus::{Bus, CommittedResults, DropReason, DropScope, MAX_RESULTS, PublishError, RunResult, SetOutcome, Sets},
     registry::Catalogue,
 };
 use async_trait::async_trait;
@@ -20,7 +22,6 @@ use nerve_core::{
     tool::Tool,
 };
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -31,8 +32,6 @@ use tokio::{sync::watch, time::Instant};
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
 /// The wait between two attempts to publish.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// The most events that a function may emit for one event before it returns.
-const MAX_EMISSIONS: usize = 10_000;
 
 /// Turns emissions into events: knows the function, and what it may publish.
 #[derive(Debug, Clone)]
@@ -100,36 +99,12 @@ where
     }
 }
 
-/// An event that a function was given, and what it has emitted for it so far.
-#[derive(Debug)]
-struct Source {
-    event: Event,
-    provenance: Provenance,
-    /// The identity that it was published under, where it is no copy.
-    published_as: Option<Identity>,
-    /// What an older worker stored of its results.
-    older: OlderResults,
-    emitted: Mutex<Emitted>,
-}
-
-#[derive(Debug, Default)]
-struct Emitted {
-    /// All that was emitted or returned, as an older worker numbered it.
-    all: usize,
-    /// Parts of the answer.
-    parts: usize,
-    /// How often each event was emitted, by its identity as if it were the first.
-    events: HashMap<Identity, usize>,
-    /// Whether the event itself is in ANSWERS, where it is a part of the answer.
-    input_is_copied: bool,
-}
-
 /// Publishes what the events of one batch emit, before and after their end.
 pub(super) struct Publisher {
     bus: Bus,
     sets: Sets,
     outlet: Outlet,
-    sources: Vec<Source>,
+    inputs: Vec<InputState>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
 }
 
@@ -139,62 +114,59 @@ impl Publisher {
         outlet: &Outlet,
         inputs: impl IntoIterator<Item = (Event, &'t mut Taken)>,
     ) -> Self {
-        let source = |(event, taken): (Event, &mut Taken)| Source {
-            event,
-            provenance: taken.delivery.provenance.clone(),
-            published_as: taken.delivery.published_as(),
-            older: std::mem::take(&mut taken.older),
-            emitted: Mutex::default(),
-        };
+        let state = |(event, taken): (Event, &mut Taken)| InputState::new(event, taken);
         Self {
             bus: shared.bus.clone(),
             sets: shared.sets.clone(),
             outlet: outlet.clone(),
-            sources: inputs.into_iter().map(source).collect(),
+            inputs: inputs.into_iter().map(state).collect(),
             catalogue: shared.catalogue.clone(),
         }
     }
 
-    /// Publishes the results of the event at `index`, all or none. Where another attempt at the same run has published its
-    /// results, those stand.
-    pub(super) async fn results(&self, index: usize, emissions: Vec<Emission>) -> Result<(), FunctionError> {
-        let source = self.source(index)?;
-        let emissions = match tools::is_call(&self.outlet.spec, &source.event) {
-            true => tools::answered(&source.event, emissions)?,
+    /// The results of the event at `index`, with their identities.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`] where there are too many, or some that the function may not publish.
+    pub(super) fn prepare(&self, index: usize, emissions: Vec<Emission>) -> Result<Vec<RunResult>, FunctionError> {
+        let input = self.input(index)?;
+        let emissions = match tools::is_call(&self.outlet.spec, &input.event) {
+            true => tools::answered(&input.event, emissions)?,
             false => emissions,
         };
         if emissions.len() > MAX_RESULTS {
             let message = format!("it returned {} events for one, and {MAX_RESULTS} is the most", emissions.len());
             return Err(FunctionError::new(Fault::Invalid, message));
         }
-        let run = source.provenance.run(&self.outlet.function);
+        let run = input.provenance.run(&self.outlet.function);
         let mut logged = 0..;
         let mut results = Vec::with_capacity(emissions.len());
         for emission in emissions {
-            if source.older_has(&self.outlet.function) {
+            if input.older_has(&self.outlet.function) {
                 continue;
             }
             // Parts that are in no log are numbered with the other parts.
             let id = match Part::of(&emission.ty) {
-                Some(part) if !part.is_logged() => run.part(source.next_part()),
+                Some(part) if !part.is_logged() => run.part(input.next_part()),
                 _ => run.result(logged.next().unwrap_or_default()),
             };
-            results.push(RunResult { id, event: self.outlet.event(&source.event, id, emission)? });
+            results.push(RunResult { id, event: self.outlet.event(&input.event, id, emission)? });
         }
-        if results.is_empty() {
-            return Ok(());
-        }
-        let outcome = publish(|| self.bus.publish_results(&self.sets, &results)).await?;
+        Ok(results)
+    }
+
+    /// Publishes the results of the event at `index`, all or none. Where another attempt at the same run has published its
+    /// results, those stand.
+    pub(super) async fn publish(&self, index: usize, results: &[RunResult]) -> Result<(), FunctionError> {
+        let input = self.input(index)?;
+        let outcome = publish(|| self.bus.publish_results(&self.sets, results)).await?;
         if outcome == SetOutcome::Duplicate {
-            self.bus.drops().count(
-                DropScope::Function,
-                self.outlet.function.as_str(),
-                DropReason::Result,
-                results.len(),
-            );
-            tracing::debug!(function = %self.outlet.function, id = source.event.id, "the results of an earlier attempt stand");
+            let function = &self.outlet.function;
+            self.bus.drops().count(DropScope::Function, function.as_str(), DropReason::Result, results.len());
+            tracing::debug!(%function, id = input.event.id, "the results of an earlier attempt stand");
             if self.may_emit_parts() {
-                self.copy_committed(run).await?;
+                // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
+                Box::pin(self.copy_committed(input.provenance.run(function))).await?;
             }
         }
         Ok(())
@@ -218,94 +190,51 @@ impl Publisher {
         copied.await.map_err(|error| FunctionError::new(Fault::Retry { after: None }, error.to_string()))
     }
 
-    fn source(&self, index: usize) -> Result<&Source, FunctionError> {
+    fn input(&self, index: usize) -> Result<&InputState, FunctionError> {
         let missing = || FunctionError::new(Fault::Invalid, "it emitted for an event that is not in the batch");
-        self.sources.get(index).ok_or_else(missing)
+        self.inputs.get(index).ok_or_else(missing)
     }
 
     /// Sees to it that the event that a part follows from stands in ANSWERS before the part: whoever published it may still be
     /// about to copy it there.
-    async fn copy_input(&self, source: &Source) -> Result<(), FunctionError> {
-        if source.lock().input_is_copied {
+    async fn copy_input(&self, input: &InputState) -> Result<(), FunctionError> {
+        if input.is_copied() {
             return Ok(());
         }
-        if let Some(id) = source.published_as
-            && Part::of(&source.event.ty).is_some_and(Part::is_logged)
+        if let Some(id) = input.published_as
+            && Part::of(&input.event.ty).is_some_and(Part::is_logged)
         {
-            publish(|| self.bus.copy_to_answer(&source.event, id)).await?;
+            publish(|| self.bus.copy_to_answer(&input.event, id)).await?;
         }
-        source.lock().input_is_copied = true;
+        input.set_copied();
         Ok(())
     }
-}
-
-impl Source {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Emitted> {
-        self.emitted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether an older worker has stored the next emission.
-    fn older_has(&self, function: &Name) -> bool {
-        let mut emitted = self.lock();
-        emitted.all += 1;
-        self.older.has(function, &self.event, emitted.all - 1)
-    }
-
-    fn next_part(&self) -> usize {
-        let mut emitted = self.lock();
-        emitted.parts += 1;
-        emitted.parts - 1
-    }
-
-    /// The identity of the next emission.
-    fn identify(&self, run: Run<'_>, emission: &Emission) -> Result<Identity, FunctionError> {
-        if Part::of(&emission.ty).is_some_and(|part| !part.is_logged()) {
-            let index = self.next_part();
-            return if index < MAX_EMISSIONS { Ok(run.part(index)) } else { Err(too_many()) };
-        }
-        let first = run.emission(emission.ty.as_str(), &emission.data, 0);
-        let mut emitted = self.lock();
-        if emitted.events.len() >= MAX_EMISSIONS {
-            return Err(too_many());
-        }
-        let count = emitted.events.entry(first).or_default();
-        *count += 1;
-        match *count {
-            1 => Ok(first),
-            count if count > MAX_EMISSIONS => Err(too_many()),
-            count => Ok(run.emission(emission.ty.as_str(), &emission.data, count - 1)),
-        }
-    }
-}
-
-fn too_many() -> FunctionError {
-    FunctionError::new(Fault::Invalid, format!("it emitted more than {MAX_EMISSIONS} events for one"))
 }
 
 #[async_trait]
 impl Emitter for Publisher {
     async fn emit(&self, index: usize, emission: Emission) -> Result<(), FunctionError> {
-        let source = self.source(index)?;
-        if source.older_has(&self.outlet.function) {
+        let input = self.input(index)?;
+        if input.older_has(&self.outlet.function) {
             return Ok(());
         }
-        let id = source.identify(source.provenance.run(&self.outlet.function), &emission)?;
-        let event = self.outlet.event(&source.event, id, emission)?;
+        let id = input.identify(input.provenance.run(&self.outlet.function), &emission)?;
+        let event = self.outlet.event(&input.event, id, emission)?;
         if Part::of(&event.ty).is_some() {
-            self.copy_input(source).await?;
+            self.copy_input(input).await?;
         }
         publish(|| self.bus.publish(&event, id)).await.map(drop)
     }
 
     async fn emitted(&self, index: usize) -> Result<Vec<Emission>, FunctionError> {
-        let Some(source) = self.sources.get(index) else { return Ok(Vec::new()) };
-        let (input, from) = (&source.event, self.outlet.source());
+        let Some(state) = self.inputs.get(index) else { return Ok(Vec::new()) };
+        let (input, from) = (&state.event, self.outlet.source());
         let events = self.bus.emitted(answer::id_of(input), &from, &input.id).await;
         let events = events.map_err(|error| FunctionError::new(Fault::Retry { after: None }, error.to_string()))?;
-        // The last emission may be on the way still: its place stays free for the one that comes next.
-        let parts = events.iter().filter(|event| Part::of(&event.ty).is_some_and(|part| !part.is_logged())).count();
-        let mut emitted = source.lock();
-        emitted.parts = emitted.parts.max(parts);
+        // The last emission may be on the way still: its index stays free for the one that comes next.
+        state.skip_parts(
+            events.iter().filter(|event| Part::of(&event.ty).is_some_and(|part| !part.is_logged())).count(),
+        );
         Ok(events.into_iter().map(emission_of).collect())
     }
 
@@ -379,31 +308,6 @@ mod tests {
 
     fn id(text: &str) -> Identity {
         Identity::of_copy("test", text)
-    }
-
-    #[test]
-    fn early_event_has_an_id_by_content_and_part_by_index() {
-        let event = Event::new("1", "/s", EventType::parse("in").unwrap());
-        let input = nerve_core::Input::new("EVENTS", 7, OffsetDateTime::UNIX_EPOCH);
-        let provenance = Provenance::first(input, nerve_core::Generation::first());
-        let function = Name::parse("f").unwrap();
-        let run = provenance.run(&function);
-        let ids = |emissions: &[Emission]| {
-            let (event, provenance) = (event.clone(), provenance.clone());
-            let source = Source {
-                event,
-                provenance,
-                published_as: None,
-                older: OlderResults::default(),
-                emitted: Mutex::default(),
-            };
-            emissions.iter().map(|emission| source.identify(run, emission).unwrap()).collect::<Vec<_>>()
-        };
-        let (a, b) = (emission("out.a"), emission("out.b"));
-        let first = ids(&[a.clone(), a.clone(), b.clone()]);
-        assert_eq!(ids(&[b, a.clone(), a]), [first[2], first[0], first[1]], "another branch, the same events");
-        let token = |text: &'static str| Emission { data: text.into(), ..emission(answer::TOKEN) };
-        assert_eq!(ids(&[token("x"), token("y")]), [run.part(0), run.part(1)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::{
     emission::{Outlet, Publisher},
     failure, tools,
 };
-use crate::bus::{BodyError, CommittedResults, Delivery, OlderResults, RunHistory};
+use crate::bus::{BodyError, CommittedResults, Delivery, OlderResults, RunHistory, RunResult};
 use futures::FutureExt;
 use nerve_core::{Context, Event, Fault, Function, FunctionError, Name, Outcome};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
@@ -17,13 +17,14 @@ pub(super) struct Taken {
     pub(super) history: RunHistory,
     /// What an older worker stored of its results.
     pub(super) older: OlderResults,
-    pub(super) slot: OwnedSemaphorePermit,
+    /// `None` once its results wait to be stored, in room of their own.
+    pub(super) slot: Option<OwnedSemaphorePermit>,
 }
 
 impl Taken {
     /// A delivery of which nothing is known yet.
     pub(super) fn new(delivery: Delivery, slot: OwnedSemaphorePermit) -> Self {
-        Self { delivery, history: RunHistory::default(), older: OlderResults::default(), slot }
+        Self { delivery, history: RunHistory::default(), older: OlderResults::default(), slot: Some(slot) }
     }
 }
 
@@ -85,7 +86,7 @@ impl Invoker {
     }
 
     /// Runs deliveries that were admitted, and settles them.
-    pub(super) async fn run(&self, batch: Vec<Taken>) {
+    pub(super) async fn run(self: &Arc<Self>, batch: Vec<Taken>) {
         let (mut taken, events) = self.unpack(batch).await;
         if events.is_empty() {
             return;
@@ -170,31 +171,45 @@ impl Invoker {
         }
     }
 
-    async fn finish(&self, publisher: &Publisher, index: usize, taken: Taken, outcome: Outcome) {
-        let nothing = matches!(&outcome, Ok(emissions) if emissions.is_empty()) && self.outlet.spec.tool.is_none();
-        let result = match outcome {
-            Ok(_) if nothing => Ok(()),
-            Ok(emissions) => publisher.results(index, emissions).await,
-            Err(error) => Err(error),
-        };
-        match result {
-            Ok(()) => {
-                self.meters.ok.increment(1);
-                let Taken { delivery, slot, .. } = taken;
-                if nothing {
-                    self.shared.tasks.spawn(super::settle::acknowledge_nothing(
-                        self.shared.bus.clone(),
-                        self.outlet.function.clone(),
-                        delivery,
-                    ));
-                } else if let Err(error) = delivery.ack().await {
-                    tracing::warn!(function = %self.outlet.function, %error, "ack failed; the event will be redelivered");
-                }
-                drop(slot);
-            }
+    async fn finish(self: &Arc<Self>, publisher: &Arc<Publisher>, index: usize, mut taken: Taken, outcome: Outcome) {
+        let results = outcome.and_then(|emissions| publisher.prepare(index, emissions));
+        let results = match results {
+            Ok(results) => results,
             // Boxed, since it is rare and its future is far larger than that of an event that goes well.
-            Err(error) => Box::pin(self.fail(taken, error)).await,
+            Err(error) => return Box::pin(self.fail(taken, error)).await,
+        };
+        // A set waits milliseconds for its batch; meanwhile its slot is another event's. Where events run one by one, the results of
+        // one are stored before the next one runs.
+        let several = results.len() > 1 && self.outlet.spec.concurrency > 1 && !taken.history.is_alone();
+        let bytes = || results.iter().map(|result| result.event.data.len()).sum();
+        match several.then(|| self.shared.sets.try_reserve(bytes())).flatten() {
+            None => self.store(publisher, index, taken, results).await,
+            Some(room) => {
+                taken.slot = None;
+                let (invoker, publisher) = (self.clone(), publisher.clone());
+                self.shared.tasks.spawn(async move {
+                    invoker.store(&publisher, index, taken, results).await;
+                    drop(room);
+                });
+            }
         }
+    }
+
+    /// Publishes the results of an event, and acknowledges it.
+    async fn store(&self, publisher: &Publisher, index: usize, taken: Taken, results: Vec<RunResult>) {
+        let nothing = results.is_empty();
+        if !nothing && let Err(error) = publisher.publish(index, &results).await {
+            return Box::pin(self.fail(taken, error)).await;
+        }
+        self.meters.ok.increment(1);
+        let Taken { delivery, slot, .. } = taken;
+        if nothing {
+            let (bus, function) = (self.shared.bus.clone(), self.outlet.function.clone());
+            self.shared.tasks.spawn(super::settle::acknowledge_nothing(bus, function, delivery));
+        } else if let Err(error) = delivery.ack().await {
+            tracing::warn!(function = %self.outlet.function, %error, "ack failed; the event will be redelivered");
+        }
+        drop(slot);
     }
 
     /// Settles an event that failed: it is tried again, or becomes a dead letter.

@@ -100,7 +100,8 @@ impl Runner {
     async fn pull(&self, stream: &str, capacity: usize, batch: Batch) -> Result<(), BusError> {
         let slots = Arc::new(Semaphore::new(capacity));
         let mut puller = Puller::start(&self.shared.pulling, &slots, (stream, &consumer_name(&self.name))).await?;
-        if stream == self.record.stream {
+        // A runner that was stopped meanwhile would overwrite the status of the one that replaces it.
+        if stream == self.record.stream && !self.stop.is_cancelled() {
             self.shared.statuses.set(&self.name, Slot::Running { revision: self.revision, pulse: puller.pulse() });
         }
         let mut gathered: Vec<Taken> = Vec::with_capacity(batch.size);

@@ -44,9 +44,19 @@ impl Invoker {
             }
         }
         let ended_without_a_word = resumption == Resumption::RunAlone || taken.delivery.may_have_run;
-        if ended_without_a_word && self.stands(&taken.delivery).await {
-            self.acknowledge_committed(taken).await;
-            return None;
+        if ended_without_a_word && self.is_forgotten(&taken.delivery) {
+            match self.committed(&taken.delivery).await {
+                Ok(None) => {}
+                Ok(Some(first)) => {
+                    self.acknowledge_committed(taken, first).await;
+                    return None;
+                }
+                Err(error) => {
+                    tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits for the broker");
+                    failure::give_back(taken.delivery).await;
+                    return None;
+                }
+            }
         }
         match resumption {
             Resumption::Run => Some(taken),
@@ -63,7 +73,7 @@ impl Invoker {
         }
     }
 
-    async fn run_alone(&self, mut taken: Taken) {
+    async fn run_alone(self: &Arc<Self>, mut taken: Taken) {
         let (bus, function) = (&self.shared.bus, &self.outlet.function);
         let stop = self.shared.stops.work.clone();
         let Some(alone) = stop.run_until_cancelled(self.shared.isolation.alone()).await else {
@@ -87,14 +97,11 @@ impl Invoker {
         self.run(vec![taken]).await;
     }
 
-    /// Whether the results of the run are in the log, where JetStream may have forgotten their ids.
-    async fn stands(&self, delivery: &Delivery) -> bool {
+    /// Whether JetStream may have forgotten the ids of the run's results.
+    fn is_forgotten(&self, delivery: &Delivery) -> bool {
         let age = OffsetDateTime::now_utc() - delivery.provenance.input.stored();
         // Half of the window, since the attempt whose results are asked for is younger than the event.
-        if age < self.shared.dedupe_window / 2 {
-            return false;
-        }
-        self.committed(delivery).await.unwrap_or_default().is_some()
+        age >= self.shared.dedupe_window / 2
     }
 
     /// The sequence of the run's first result in the log.
@@ -104,15 +111,10 @@ impl Invoker {
     }
 
     /// Acknowledges an event whose results are in the log already.
-    async fn acknowledge_committed(&self, taken: Taken) {
+    async fn acknowledge_committed(&self, taken: Taken, first: u64) {
         let function = &self.outlet.function;
-        let copied = async {
-            if let Some(first) = self.committed(&taken.delivery).await? {
-                self.shared.bus.copy_committed(taken.delivery.run(function), first).await?;
-            }
-            Ok::<_, BusError>(())
-        };
-        if let Err(error) = copied.await {
+        let copied = self.shared.bus.copy_committed(taken.delivery.run(function), first).await;
+        if let Err(error) = copied {
             tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits for the broker");
             return failure::give_back(taken.delivery).await;
         }

@@ -1,0 +1,120 @@
+//! Workers and brokers that end between two steps of one event: what was decided before stands.
+
+use crate::{identity::function, post_event};
+use nerve_tests::{Nats, Nerve, Streams, eventually, nerve, seconds};
+use std::path::Path;
+
+/// Waits until nothing of `f` is waiting or in flight.
+async fn is_done(streams: &Streams) {
+    eventually("all is done", seconds(90), || async {
+        let info = streams.consumer("EVENTS", "f").await?;
+        (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+    })
+    .await;
+}
+
+/// A line of Python that appends the event's id to `file`.
+fn record(file: &Path) -> String {
+    format!("with open({:?}, 'a') as file: file.write(id + '\\n')", file.display().to_string())
+}
+
+fn runs(file: &Path, id: &str) -> usize {
+    std::fs::read_to_string(file).unwrap_or_default().lines().filter(|line| *line == id).count()
+}
+
+#[tokio::test]
+async fn event_that_kills_its_worker_alone_is_a_dead_letter_and_costs_no_other() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let gateway = Nerve::gateway(&nats.url()).await;
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let file = folder.path().join("runs");
+    // The second event is in flight when the first one kills the worker.
+    let handle = format!(
+        "{}\nif id == 'kill':\n    time.sleep(0.5)\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n\
+         time.sleep(1)\nsay(call, events=results('c.out'))",
+        record(&file)
+    );
+    let mut worker = nerve::worker(&nats.url(), data.path()).await;
+    let extra = "concurrency = 4\nretry = { attempts = 2, backoff = [\"10ms\"] }";
+    gateway.cli().deploy(function("\"c.*\"", extra, &handle).path()).await;
+    post_event(&gateway, "in", "kill", "{}").await;
+    post_event(&gateway, "in", "beside", "{}").await;
+    // Once beside another event, which is no attempt, and twice alone.
+    for _ in 0..3 {
+        worker.exit(seconds(60)).await;
+        worker = nerve::worker(&nats.url(), data.path()).await;
+    }
+    streams.reaches("DEAD", "dead.f", 1, seconds(60)).await;
+    is_done(&streams).await;
+    let dead = gateway.cli().run(&["dlq", "list", "--output", "json"]).await.ok().json();
+    assert_eq!((dead.as_array().map(Vec::len), &dead[0]["attempts"]), (Some(1), &2.into()), "{dead}");
+    assert!(dead.to_string().contains("the worker process died while it ran this event"), "{dead}");
+    assert_eq!(runs(&file, "kill"), 3);
+    let results = streams.read("EVENTS", "events.c.out").await;
+    assert!(results.iter().all(|result| result.header("ce-causationid") == "beside") && results.len() == 1);
+    drop(worker);
+}
+
+#[tokio::test]
+async fn empty_set_stands_though_its_acknowledgement_is_lost() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (file, go) = (folder.path().join("runs"), folder.path().join("go"));
+    // The first run returns nothing, the second one a result.
+    let handle = format!(
+        "{}\nrun = open({:?}).read().split().count(id)\n\
+         while not os.path.exists({:?} + str(run)): time.sleep(0.02)\n\
+         say(call, events=results(*([] if run == 1 else ['c.out'])))",
+        record(&file),
+        file.display().to_string(),
+        go.display().to_string()
+    );
+    nerve.cli().deploy(function("\"c.*\"", "", &handle).path()).await;
+    post_event(&nerve, "in", "1", "{}").await;
+    eventually("it has started", seconds(30), || async { (runs(&file, "1") == 1).then_some(()) }).await;
+    // Nobody takes the acknowledgement, and the consumer that is made instead delivers the event again.
+    streams.stream("EVENTS").await.delete_consumer("nerve-f").await.unwrap();
+    std::fs::write(go.with_file_name("go1"), "").unwrap();
+    streams.reaches("EVENTS", "events.function.returned_nothing", 1, seconds(60)).await;
+    std::fs::write(go.with_file_name("go2"), "").unwrap();
+    is_done(&streams).await;
+    eventually("the second run is counted as a duplicate", seconds(30), || async {
+        let described = nerve.cli().run(&["describe", "f", "--output", "json"]).await.ok().json();
+        described.to_string().contains("result").then_some(())
+    })
+    .await;
+    assert_eq!(runs(&file, "1"), 2);
+    assert_eq!(streams.count("EVENTS", "events.c.out").await, 0, "another run adds nothing");
+    let nothing = &streams.read("EVENTS", "events.function.returned_nothing").await[0];
+    assert_eq!((nothing.header("ce-causationid"), nothing.header("ce-source")), ("1", "/functions/f"));
+}
+
+#[tokio::test]
+async fn part_of_an_answer_is_copied_after_a_kill_between_log_and_answer() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let gateway = Nerve::gateway(&nats.url()).await;
+    let data = tempfile::tempdir().unwrap();
+    let mut worker = nerve::worker(&nats.url(), data.path()).await;
+    let handle = "part = {'type': 'documents.retrieved', 'data': {'question': 'q', 'documents': []}}\n\
+                  say(call, events=[part])";
+    gateway.cli().deploy(function("\"documents.retrieved\"", "", handle).path()).await;
+    // ANSWERS takes nothing, so the worker is between the two when it is killed.
+    let mut answers = streams.stream("ANSWERS").await.cached_info().config.clone();
+    let subjects = std::mem::replace(&mut answers.subjects, vec!["elsewhere.>".to_owned()]);
+    streams.jetstream.update_stream(&answers).await.unwrap();
+    post_event(&gateway, "in", "1", "{}").await;
+    streams.reaches("EVENTS", "events.documents.retrieved", 1, seconds(30)).await;
+    worker.kill9();
+    answers.subjects = subjects;
+    streams.jetstream.update_stream(&answers).await.unwrap();
+    assert_eq!(streams.count("ANSWERS", "answers.>").await, 0);
+    let worker = nerve::worker(&nats.url(), data.path()).await;
+    streams.reaches("ANSWERS", "answers.>", 1, seconds(60)).await;
+    is_done(&streams).await;
+    assert_eq!(streams.count("EVENTS", "events.documents.retrieved").await, 1);
+    assert_eq!(streams.count("ANSWERS", "answers.>").await, 1);
+    drop(worker);
+}
