@@ -1,6 +1,7 @@
 //! Deliveries that came before: what became of them, and how they go on.
 
 use super::{
+    emission::PUBLISH_TIMEOUT,
     failure,
     invocation::{Invoker, Taken},
 };
@@ -44,9 +45,19 @@ impl Invoker {
             }
         }
         let ended_without_a_word = resumption == Resumption::RunAlone || taken.delivery.may_have_run;
-        if ended_without_a_word && self.stands(&taken.delivery).await {
-            self.acknowledge_committed(taken).await;
-            return None;
+        if ended_without_a_word {
+            match self.stands(&taken.delivery).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    self.acknowledge_committed(taken).await;
+                    return None;
+                }
+                Err(error) => {
+                    tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits for the broker");
+                    failure::give_back(taken.delivery).await;
+                    return None;
+                }
+            }
         }
         match resumption {
             Resumption::Run => Some(taken),
@@ -87,14 +98,16 @@ impl Invoker {
         self.run(vec![taken]).await;
     }
 
-    /// Whether the results of the run are in the log, where JetStream may have forgotten their ids.
-    async fn stands(&self, delivery: &Delivery) -> bool {
-        let age = OffsetDateTime::now_utc() - delivery.provenance.input.stored();
-        // Half of the window, since the attempt whose results are asked for is younger than the event.
-        if age < self.shared.dedupe_window / 2 {
-            return false;
+    /// Whether the results of the run are in the log, where JetStream may have forgotten their ids before this attempt publishes
+    /// its own.
+    async fn stands(&self, delivery: &Delivery) -> Result<bool, BusError> {
+        let (age, window) = (OffsetDateTime::now_utc() - delivery.provenance.input.stored(), self.shared.dedupe_window);
+        // It may wait for a slot as long as another runs, and then run and publish. The earlier attempt is younger than the event.
+        let attempt = 2 * self.outlet.spec.timeout + PUBLISH_TIMEOUT;
+        if age + attempt.max(window / 2) < window {
+            return Ok(false);
         }
-        self.committed(delivery).await.unwrap_or_default().is_some()
+        Ok(self.committed(delivery).await?.is_some())
     }
 
     /// The sequence of the run's first result in the log.
