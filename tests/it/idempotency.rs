@@ -187,6 +187,10 @@ async fn key_is_bound_to_its_route_its_caller_and_its_body() {
     let rating = json!({"answer": answer["id"], "rating": 1});
     assert_eq!(sent(&feedback, ALPHA, &rating).await.1["duplicate"], false);
     assert_eq!(sent(&feedback, ALPHA, &rating).await.1["duplicate"], true);
+    let metrics = tenants.call(Method::GET, "/metrics", OPERATOR).send().await.unwrap().text().await.unwrap();
+    let counted = metrics.lines().find(|line| line.starts_with("nerve_duplicates_total{caller=\"collection/alpha\""));
+    let is_counted = |line: &str| line.contains("reason=\"key\"") && line.ends_with(" 2");
+    assert!(counted.is_some_and(is_counted), "an upload and a feedback: {metrics}");
     for (ty, count) in [("document.uploaded", 2), ("document.deleted", 1), ("feedback.submitted", 1)] {
         assert_eq!(tenants.streams.count("EVENTS", &format!("events.{ty}")).await, count, "{ty}");
     }

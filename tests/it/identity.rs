@@ -1,7 +1,7 @@
 //! Once means once: generations, sets of results, places that outlive consumers, and attempts that count failures.
 
 use crate::post_event;
-use nerve_tests::{Folder, Nats, Nerve, Streams, eventually, nerve, seconds};
+use nerve_tests::{Folder, Nats, Nerve, Proxy, Streams, eventually, nerve, seconds};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -260,4 +260,38 @@ async fn event_given_back_at_shutdown_keeps_its_attempts() {
     streams.reaches("EVENTS", "events.c.out", 1, seconds(40)).await;
     assert_eq!(streams.count("DEAD", "dead.>").await, 0, "nothing has failed");
     assert_eq!(json!(runs(&file)), json!(3));
+}
+
+#[tokio::test]
+async fn results_stand_through_a_run_that_is_longer_than_the_dedupe_window() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (file, settings) = (folder.path().join("runs"), folder.path().join("nerve-server.toml"));
+    std::fs::write(&settings, "[streams]\ndedupe_window = \"10s\"\n").unwrap();
+    let gateway = Nerve::gateway_configured(&nats.url(), &settings, &[]).await;
+    let proxy = Proxy::start(nats.url().trim_start_matches("nats://").to_owned()).await;
+    let mut worker = nerve::worker_configured(&format!("nats://{}", proxy.address), data.path(), &settings, &[]).await;
+    let handle = format!(
+        "with open({:?}, 'a') as file: file.write(id + '\\n')\n\
+         time.sleep(1 if len(open({:?}).read().split()) == 1 else 12)\n\
+         say(call, events=results('c.out'))",
+        file.display().to_string(),
+        file.display().to_string()
+    );
+    gateway.cli().deploy(function("\"c.*\"", "", &handle).path()).await;
+    post_event(&gateway, "in", "1", "{}").await;
+    eventually("it has started", seconds(30), || async { (runs(&file) == 1).then_some(()) }).await;
+    // Its result is stored, and the worker is not told so before it is killed.
+    proxy.mute(true);
+    streams.reaches("EVENTS", "events.c.out", 1, seconds(30)).await;
+    worker.kill9();
+    let worker = nerve::worker_configured(&nats.url(), data.path(), &settings, &[]).await;
+    eventually("it is done", seconds(60), || async {
+        let info = streams.consumer("EVENTS", "f").await?;
+        (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
+    })
+    .await;
+    assert_eq!(streams.count("EVENTS", "events.c.out").await, 1);
+    drop(worker);
 }

@@ -56,12 +56,10 @@ pub fn run(seed: u64, shrink_runs: u32) -> Result<(), String> {
     match result {
         Ok(()) => Ok(()),
         Err(TestError::Fail(found, (model, steps, _))) => {
-            let (workers, steps): (_, Vec<_>) =
-                (model.workers, steps.iter().map(|step| format!("  {step:?}")).collect());
-            let steps = steps.join("\n");
-            Err(format!(
-                "seed {seed}: {found}\nthe fewest steps that were found to show it, workers: {workers}\n{steps}"
-            ))
+            let steps = steps.iter().map(|step| format!("  {step:?}")).collect::<Vec<_>>().join("\n");
+            let Model { workers, short_windows, .. } = model;
+            let of = format!("workers: {workers}, short windows: {short_windows}");
+            Err(format!("seed {seed}: {found}\nthe fewest steps that were found to show it, {of}\n{steps}"))
         }
         Err(error) => Err(format!("seed {seed}: {error}")),
     }
@@ -69,7 +67,7 @@ pub fn run(seed: u64, shrink_runs: u32) -> Result<(), String> {
 
 /// One run: the steps, and the verdict on what came of them.
 async fn one(seed: u64, mut model: Model, steps: &[model::Step]) -> Result<(), String> {
-    let mut system = system::System::start(model.workers).await;
+    let mut system = system::System::start(&model).await;
     for step in steps {
         model = Steps::apply(model, step);
         system.take(&model, step).await;

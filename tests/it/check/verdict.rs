@@ -5,6 +5,7 @@ use nerve_tests::{
     check::{
         history::{End, Entry, Fact, Letter, Run},
         model::{Early, Fails, Fault, Function, Moment, Origin, Plan, Post, Request, Tenant},
+        system::WINDOWS,
         verdict::{Kind, check},
     },
     streams::Stored,
@@ -37,9 +38,14 @@ impl Told {
         self
     }
 
-    /// Event 0 is sent and accepted.
+    /// Event 0 is sent and accepted; a duplicate is counted.
     fn sent(self, plan: Plan, duplicate: bool) -> Self {
-        let post = Post { origin: Origin::Github, id: 1, plan };
+        let sent = self.sent_to(Origin::Github, plan, duplicate);
+        if duplicate { sent.counted("drops.source.gh.id") } else { sent }
+    }
+
+    fn sent_to(self, origin: Origin, plan: Plan, duplicate: bool) -> Self {
+        let post = Post { origin, id: 1, plan };
         self.fact(Fact::Sent { n: 0, post, status: Some(202), duplicate })
     }
 
@@ -53,7 +59,7 @@ impl Told {
             headers: BTreeMap::new(),
             data: Bytes::from(data.to_string()),
         };
-        if subject.starts_with("events.") {
+        if subject.starts_with("events.") || subject.starts_with("own.") {
             self.end.events.push(stored);
         } else {
             self.end.dead.push(stored);
@@ -108,13 +114,19 @@ impl Told {
         self
     }
 
+    fn counted(mut self, counter: &str) -> Self {
+        self.end.dropped.push((counter.to_owned(), 1));
+        self
+    }
+
     fn called(self, tenant: Tenant, request: Request, status: u16, body: Value) -> Self {
         self.fact(Fact::Called { tenant, key: 1, request, status: Some(status), body })
     }
 
     #[track_caller]
     fn is(&self, kinds: &[Kind]) {
-        let found = check(&self.history, &self.end);
+        let end = End { window: WINDOWS[0], ..self.end.clone() };
+        let found = check(&self.history, &end);
         assert_eq!(found.iter().map(|finding| finding.kind).collect::<Vec<_>>(), kinds, "{found:#?}");
     }
 }
@@ -138,6 +150,50 @@ fn event_with_its_results_is_no_finding() {
     let none = plan(0, Fails::Never);
     Told::default().sent(none, false).logged().ran(1).is(&[]);
     Told::default().sent(plan(1, Fails::UntilDeployed), false).logged().ran(1).letter(true).is(&[]);
+}
+
+#[test]
+fn delivery_that_repeats_nothing_is_an_event_of_its_own() {
+    let twice = || {
+        let told = Told::default().sent_to(Origin::Repeating, plan(0, Fails::Never), false);
+        told.sent_to(Origin::Repeating, plan(0, Fails::Never), false)
+    };
+    let stored = |told: Told| told.stored("events.repeating.task", json!({"n": 0}));
+    stored(stored(twice())).ran(1).is(&[]);
+    stored(twice()).ran(1).is(&[Kind::Lost]);
+    stored(stored(stored(twice()))).ran(1).is(&[Kind::Doubled]);
+    let answered = Told::default().sent_to(Origin::Repeating, plan(0, Fails::Never), true);
+    answered.is(&[Kind::Foreign, Kind::OutOfSight]);
+}
+
+#[test]
+fn duplicate_that_is_not_counted_is_out_of_sight() {
+    let again = || Told::default().sent(GOOD, false).logged().result("a", 0, 2).result("a", 1, 2);
+    again().sent(GOOD, true).sent(GOOD, true).is(&[]);
+    again().sent(GOOD, true).sent_to(Origin::Github, GOOD, true).is(&[Kind::OutOfSight]);
+    let request = Request::Upload(0);
+    let stored = json!({"text": request.text(Tenant::Alpha, 1), "collection": "alpha"});
+    let called = |told: Told| told.called(Tenant::Alpha, request, 202, json!({"duplicate": true}));
+    let counter = "drops.caller.collection%2Falpha.key";
+    let uploaded = called(called(Told::default().stored("events.document.uploaded", stored))).counted(counter);
+    uploaded.is(&[Kind::OutOfSight]);
+    uploaded.counted(counter).is(&[]);
+}
+
+#[test]
+fn replay_of_a_stream_that_was_made_again_is_of_what_is_in_it_now() {
+    let one = plan(1, Fails::Never);
+    let own = |told: Told| told.sent_to(Origin::Own, one, false).stored("own.task", json!({"n": 0}));
+    let remade = || own(Told::default()).result("a", 0, 1).fact(Fact::Remade);
+    remade().is(&[]);
+    remade().replayed(Function::Own).is(&[]);
+    own(remade()).is(&[Kind::Lost]);
+    let again = || own(remade()).result("b", 0, 1);
+    again().is(&[]);
+    again().replayed(Function::Own).is(&[Kind::Lost]);
+    again().replayed(Function::Work).is(&[]);
+    again().replayed(Function::Own).result("c", 0, 1).is(&[]);
+    again().replayed(Function::Own).result("c", 0, 1).result("d", 0, 1).is(&[Kind::Doubled]);
 }
 
 #[test]
@@ -189,7 +245,8 @@ fn part_of_a_set_is_mixed_and_more_than_a_set_is_doubled() {
 fn other_senders_duplicate_is_foreign() {
     Told::default().sent(GOOD, true).is(&[Kind::Foreign]);
     let upload = |tenant, body| Told::default().called(tenant, Request::Upload(0), 202, body);
-    upload(Tenant::Alpha, json!({"duplicate": true})).is(&[Kind::Foreign]);
+    let counter = "drops.caller.collection%2Falpha.key";
+    upload(Tenant::Alpha, json!({"duplicate": true})).counted(counter).is(&[Kind::Foreign]);
     upload(Tenant::Alpha, json!({"duplicate": false})).is(&[Kind::Lost]);
     let text = Request::Upload(0).text(Tenant::Alpha, 1);
     let uploaded = || {
@@ -198,7 +255,8 @@ fn other_senders_duplicate_is_foreign() {
     };
     uploaded().is(&[]);
     uploaded().called(Tenant::Alpha, Request::Upload(1), 422, json!({})).is(&[]);
-    uploaded().called(Tenant::Alpha, Request::Upload(1), 202, json!({"duplicate": true})).is(&[Kind::Foreign]);
+    let other = uploaded().called(Tenant::Alpha, Request::Upload(1), 202, json!({"duplicate": true}));
+    other.counted(counter).is(&[Kind::Foreign]);
     Told::default().called(Tenant::Beta, Request::Delete, 422, json!({})).is(&[Kind::Foreign]);
 }
 

@@ -4,6 +4,7 @@ use super::model::{Fault, Function, Moment, Post, Request, Tenant};
 use crate::streams::Stored;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::time::Duration;
 use time::OffsetDateTime;
 
 /// One fact, and when it began.
@@ -43,7 +44,7 @@ pub enum Fact {
         /// The answer.
         body: Value,
     },
-    /// A tenant read another tenant's answer, or tried to.
+    /// A tenant read another tenant's answer or gave feedback on it, or tried to.
     Peeked {
         /// Who.
         tenant: Tenant,
@@ -66,6 +67,10 @@ pub enum Fact {
     },
     /// This version was deployed.
     Deployed(u32),
+    /// A function that had nothing to do was removed, and is deployed again.
+    Removed(Function),
+    /// The stream of a user's own was deleted and made again.
+    Remade,
     /// Something broke.
     Broke(Fault, Moment),
     /// The windows passed.
@@ -86,7 +91,7 @@ pub struct Letter {
     pub time: OffsetDateTime,
 }
 
-/// A run of [`Function::Work`], as it wrote it down itself.
+/// A run of [`Function::Work`] or [`Function::Own`], as it wrote it down itself.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Run {
     /// The event's number.
@@ -100,9 +105,11 @@ pub struct Run {
 }
 
 /// What there is when everything has come to rest.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct End {
-    /// The log.
+    /// For how long ids are known.
+    pub window: Duration,
+    /// The log, and all that was in the user's own stream.
     pub events: Vec<Stored>,
     /// Dead letters, and what was redriven.
     pub dead: Vec<Stored>,
@@ -110,6 +117,8 @@ pub struct End {
     pub letters: Vec<Letter>,
     /// All that listings show, to look for what is in none.
     pub listed: Vec<Value>,
+    /// What was dropped as duplicates, as it is counted: the subject of each counter in DROPS, and its number.
+    pub dropped: Vec<(String, u64)>,
     /// The runs of the function.
     pub runs: Vec<Run>,
     /// What is not at rest.

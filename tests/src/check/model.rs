@@ -22,6 +22,10 @@ pub enum Origin {
     Forged,
     /// A source without signatures and ids, where the body is all there is.
     Raw,
+    /// A source with `dedupe = "none"`, where each delivery is an event.
+    Repeating,
+    /// A stream of the user's own, which Nerve only reads. Each message is an event.
+    Own,
 }
 
 /// What the function does with an event.
@@ -88,6 +92,8 @@ pub enum Request {
     Upload(u8),
     /// `DELETE /v1/documents/…`.
     Delete,
+    /// `POST /v1/feedback` with this correction, on the tenant's first answer.
+    Feedback(u8),
 }
 
 /// What breaks.
@@ -110,6 +116,8 @@ pub enum Consumer {
     Work,
     /// Of the events of [`Function::Next`].
     Next,
+    /// Of the messages of [`Function::Own`].
+    Own,
     /// Of what is redriven to [`Function::Work`].
     Redriven,
 }
@@ -121,6 +129,8 @@ pub enum Function {
     Work,
     /// A component that passes on each result of [`Function::Work`].
     Next,
+    /// The same as [`Function::Work`], for the messages of [`Origin::Own`].
+    Own,
 }
 
 /// When it breaks, of what happens to the events of the same step.
@@ -145,12 +155,16 @@ pub enum Step {
     Call(Tenant, u8, Request),
     /// Another version of the function is deployed, on which nothing is [`Fails::UntilDeployed`].
     Deploy,
-    /// All dead letters are redriven.
-    Redrive,
+    /// All dead letters are redriven, so often, if they come back.
+    Redrive(u8),
     /// All dead letters are dropped.
     Drop,
     /// All events of a function come again.
     Replay(Function),
+    /// A function that has nothing to do is removed, and deployed again.
+    Remove(Function),
+    /// The stream of [`Origin::Own`] is deleted when nothing in it is undone, and made again.
+    Remake,
     /// Everything comes to rest.
     Settle,
     /// The dedupe windows pass.
@@ -162,6 +176,9 @@ pub enum Step {
 pub struct Model {
     /// How many workers there are.
     pub workers: usize,
+    /// Whether ids are known for so long only that the windows can pass. Nerve then asks the log rather than JetStream what an
+    /// earlier attempt has stored.
+    pub short_windows: bool,
     /// Each event once.
     pub log: Vec<Post>,
     waits: u8,
@@ -192,7 +209,8 @@ impl ReferenceStateMachine for Steps {
     type Transition = Step;
 
     fn init_state() -> BoxedStrategy<Model> {
-        (1..=2_usize).prop_map(|workers| Model { workers, ..Model::default() }).boxed()
+        let model = |(workers, short_windows)| Model { workers, short_windows, ..Model::default() };
+        (1..=2_usize, any::<bool>()).prop_map(model).boxed()
     }
 
     fn transitions(_: &Model) -> BoxedStrategy<Step> {
@@ -205,13 +223,16 @@ impl ReferenceStateMachine for Steps {
             ("kill-broker", 2, faults(Fault::KillBroker)),
             ("delete-consumer", 1, faults(Fault::DeleteConsumer(Consumer::Work))),
             ("delete-consumer", 1, faults(Fault::DeleteConsumer(Consumer::Next))),
+            ("delete-consumer", 1, faults(Fault::DeleteConsumer(Consumer::Own))),
             ("delete-consumer", 1, faults(Fault::DeleteConsumer(Consumer::Redriven))),
             ("deploy", 2, Just(Step::Deploy).boxed()),
-            ("redrive", 4, Just(Step::Redrive).boxed()),
+            ("redrive", 4, (1..4_u8).prop_map(Step::Redrive).boxed()),
             ("drop", 3, Just(Step::Drop).boxed()),
-            ("replay", 4, prop_oneof![Just(Function::Work), Just(Function::Next)].prop_map(Step::Replay).boxed()),
+            ("replay", 5, function().prop_map(Step::Replay).boxed()),
+            ("remove", 2, function().prop_map(Step::Remove).boxed()),
+            ("remake", 2, Just(Step::Remake).boxed()),
             ("settle", 4, Just(Step::Settle).boxed()),
-            ("wait", 1, Just(Step::Wait).boxed()),
+            ("wait", 2, Just(Step::Wait).boxed()),
         ];
         chosen("CHECK_STEPS", steps).boxed()
     }
@@ -231,10 +252,11 @@ impl ReferenceStateMachine for Steps {
 
     fn preconditions(model: &Model, step: &Step) -> bool {
         match step {
-            Step::Redrive | Step::Drop => model.has_failing(),
-            Step::Replay(_) | Step::Deploy => !model.log.is_empty(),
+            Step::Redrive(_) | Step::Drop => model.has_failing(),
+            Step::Replay(_) | Step::Remove(_) | Step::Deploy => !model.log.is_empty(),
+            Step::Remake => model.log.iter().any(|sent| sent.origin == Origin::Own),
             // They take the longest.
-            Step::Wait => model.waits == 0 && !model.log.is_empty(),
+            Step::Wait => model.short_windows && model.waits == 0 && !model.log.is_empty(),
             Step::Break(Fault::KillWorker | Fault::StopWorker, ..) => model.kills < 3,
             _ => true,
         }
@@ -267,6 +289,8 @@ fn posts(count: std::ops::Range<usize>, large: u32) -> impl Strategy<Value = Vec
         ("other-cloud", 1, Origin::OtherCloud),
         ("forged", 1, Origin::Forged),
         ("raw", 1, Origin::Raw),
+        ("repeating", 1, Origin::Repeating),
+        ("own", 2, Origin::Own),
     ];
     let origin = chosen("CHECK_ORIGINS", origins.map(|(name, weight, origin)| (name, weight, Just(origin).boxed())));
     let post = (origin, 0..6_u8, plan(large)).prop_map(|(origin, id, plan)| Post { origin, id, plan });
@@ -285,14 +309,42 @@ fn plan(large: u32) -> impl Strategy<Value = Plan> {
     (results, early, fails, slow).prop_map(plan)
 }
 
+fn function() -> impl Strategy<Value = Function> {
+    prop_oneof![2 => Just(Function::Work), 2 => Just(Function::Next), 1 => Just(Function::Own)]
+}
+
 fn call() -> impl Strategy<Value = Step> {
     let tenant = prop_oneof![Just(Tenant::Alpha), Just(Tenant::Beta)];
     let request = prop_oneof![
         2 => (0..2_u8).prop_map(Request::Ask),
         2 => (0..2_u8).prop_map(Request::Upload),
         1 => Just(Request::Delete),
+        1 => (0..2_u8).prop_map(Request::Feedback),
     ];
     (tenant, 0..2_u8, request).prop_map(|(tenant, key, request)| Step::Call(tenant, key, request))
+}
+
+impl Origin {
+    /// Whether each delivery is an event, whatever came before.
+    pub fn stores_each(self) -> bool {
+        matches!(self, Self::Repeating | Self::Own)
+    }
+
+    /// The function that takes its events.
+    pub fn function(self) -> Function {
+        if self == Self::Own { Function::Own } else { Function::Work }
+    }
+}
+
+impl Function {
+    /// Its name in `nerve.toml`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Work => "work",
+            Self::Next => "next",
+            Self::Own => "own",
+        }
+    }
 }
 
 impl Tenant {
@@ -312,6 +364,7 @@ impl Request {
             Self::Ask(n) => format!("question-{n}"),
             Self::Upload(n) => format!("text-{n}"),
             Self::Delete => "document".to_owned(),
+            Self::Feedback(n) => format!("correction-{n}"),
         };
         format!("{what}-of-{}-under-{key}", tenant.collection())
     }

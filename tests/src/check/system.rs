@@ -1,14 +1,21 @@
-//! The real parts of one run: a nats-server, a gateway and workers; commands, faults, and the end. [`sender`]: what comes in.
+//! The real parts of one run: a nats-server, a gateway and workers; faults, and the end.
+//!
+//! # Layout
+//! - [`sender`]: what comes in.
+//! - [`operator`]: what is deployed, removed, replayed, redriven and dropped.
 
+mod operator;
 mod sender;
 
 use super::{
-    history::{End, Entry, Fact, Letter},
-    model::{Consumer, Fault, Function, Model, Moment, Post, Step},
+    history::{End, Entry, Fact},
+    model::{Consumer, Fault, Model, Moment, Post, Request, Step, Tenant},
+    verdict,
 };
-use crate::{Cli, Folder, Nats, Nerve, Proxy, Streams, daemon::Daemon, github, guest, nerve, seconds};
+use crate::{Cli, Nats, Nerve, Proxy, Streams, daemon::Daemon, github, nerve, seconds, streams::Stored};
 use futures::{StreamExt, future::join_all};
 use nix::sys::signal::Signal;
+use operator::{letters, make_own};
 use reqwest::Client;
 use sender::{KEY, Sender};
 use serde_json::Value;
@@ -19,17 +26,20 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 use tokio_util::task::TaskTracker;
 
-/// The windows in which an id is known; `nerve` takes no shorter one.
-pub const WINDOW: Duration = seconds(10);
+/// The windows in which an id is known: those that pass within a run, and those that do not. `nerve` takes no shorter ones: it must
+/// know an id for longer than a publish that nobody acknowledges may take.
+pub const WINDOWS: [Duration; 2] = [seconds(10), seconds(600)];
 /// Attempts of a function at an event.
 pub const ATTEMPTS: usize = 2;
 /// The longest that a step waits for its moment.
 const MOMENT: Duration = Duration::from_millis(1500);
-/// The longest that a deployment is refused.
-const DEPLOY: Duration = seconds(10);
+/// The longest until what was dropped as a duplicate is counted.
+const COUNTED: Duration = seconds(5);
+/// The user's own stream.
+const OWN: &str = "OWN";
 /// The longest that everything takes to come to rest.
 const REST: Duration = seconds(20);
 /// A killed worker's events come again after this long; how long a worker that is stopped goes on.
@@ -44,8 +54,11 @@ pub struct System {
     proxy: Proxy,
     streams: Streams,
     folder: TempDir,
+    window: Duration,
     version: u32,
     history: History,
+    /// What was in the user's own stream when it was deleted.
+    gone: Vec<Stored>,
 }
 
 /// Facts in the order in which they ended.
@@ -60,26 +73,40 @@ impl History {
     fn take(&self) -> Vec<Entry> {
         std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
+
+    /// The first answer that a tenant got.
+    fn answer_of(&self, of: Tenant) -> Option<String> {
+        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.iter().find_map(|entry| match &entry.fact {
+            Fact::Called { tenant, request: Request::Ask(_), status: Some(200), body, .. } if *tenant == of => {
+                body["id"].as_str().map(str::to_owned)
+            }
+            _ => None,
+        })
+    }
 }
 
 impl System {
     /// Starts all of it, and deploys the sources and functions.
-    pub async fn start(workers: usize) -> Self {
+    pub async fn start(model: &Model) -> Self {
+        let [short, long] = WINDOWS;
+        let window = if model.short_windows { short } else { long };
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::write(folder.path().join("runs"), "").expect("a file for runs");
-        fs::write(folder.path().join("settings.toml"), settings()).expect("a settings file");
+        fs::write(folder.path().join("settings.toml"), settings(window)).expect("a settings file");
         let nats = Nats::start().await;
         let url = nats.url();
         let settings = folder.path().join("settings.toml");
         let gateway = Nerve::gateway_configured(&url, &settings, &ENVS);
         let proxy = Proxy::start(url.trim_start_matches("nats://").to_owned()).await;
         let proxied = format!("nats://{}", proxy.address);
-        let urls = std::iter::once(&proxied).chain(std::iter::repeat(&url)).take(workers).enumerate();
+        let urls = std::iter::once(&proxied).chain(std::iter::repeat(&url)).take(model.workers).enumerate();
         let workers = join_all(urls.map(|(index, url)| worker(url, folder.path(), index)));
         let (gateway, workers) = tokio::join!(gateway, workers);
         let streams = Streams::connect(&url).await;
-        let history = History::default();
-        let mut system = Self { nats, gateway, workers, proxy, streams, folder, version: 0, history };
+        make_own(&streams).await;
+        let (version, history, gone) = (0, History::default(), Vec::new());
+        let mut system = Self { nats, gateway, workers, proxy, streams, folder, window, version, history, gone };
         system.cli().secret("GITHUB_WEBHOOK_SECRET", github::SECRET).await;
         system.deploy().await;
         system.serves().await;
@@ -93,28 +120,51 @@ impl System {
             Step::Break(fault, moment, posts) => self.breaking(model, *fault, *moment, posts).await,
             Step::Call(tenant, key, request) => self.sender().call(*tenant, *key, *request).await,
             Step::Deploy => self.deploy().await,
-            Step::Redrive => self.redrive().await,
+            Step::Redrive(times) => self.redrive_often(*times).await,
             Step::Drop => self.drop_letters().await,
             Step::Replay(function) => self.replay(*function).await,
+            Step::Remove(function) => self.remove(*function).await,
+            Step::Remake => self.remake().await,
             Step::Settle => drop(self.settle(REST / 2).await),
             Step::Wait => {
-                tokio::time::sleep(WINDOW + seconds(1)).await;
+                tokio::time::sleep(self.window + seconds(1)).await;
                 self.history.add(now(), Fact::Waited);
             }
         }
     }
 
     /// Waits until everything is at rest, and reads what there is.
-    pub async fn end(self) -> (Vec<Entry>, End) {
+    pub async fn end(mut self) -> (Vec<Entry>, End) {
         let restless = self.settle(REST).await;
+        let history = self.history.take();
+        let dropped = self.dropped(&history).await;
         let described = self.cli().run(&["describe", "work", "--output", "json"]).await;
         let listed = self.listed().await;
         let letters = letters(&listed);
         let runs = fs::read_to_string(self.folder.path().join("runs")).expect("the file of runs");
         let runs = runs.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        let (events, dead) = (self.streams.read("EVENTS", ">").await, self.streams.read("DEAD", ">").await);
+        let (mut events, dead) = (self.streams.read("EVENTS", ">").await, self.streams.read("DEAD", ">").await);
+        events.append(&mut self.gone);
+        events.extend(self.streams.read(OWN, ">").await);
         let listed = vec![listed, serde_json::from_str(&described.stdout).unwrap_or_default()];
-        (self.history.take(), End { events, dead, letters, listed, runs, restless })
+        (history, End { window: self.window, events, dead, letters, listed, dropped, runs, restless })
+    }
+
+    /// The counters of dropped duplicates, once they are what was answered, or after a while.
+    async fn dropped(&self, history: &[Entry]) -> Vec<(String, u64)> {
+        let deadline = Instant::now() + COUNTED;
+        loop {
+            let counters = self.streams.read("DROPS", ">").await;
+            let dropped = counters.into_iter().filter_map(|counter| {
+                let total: Value = serde_json::from_slice(&counter.data).ok()?;
+                Some((counter.subject, total["val"].as_str()?.parse().ok()?))
+            });
+            let dropped: Vec<_> = dropped.collect();
+            if verdict::uncounted(history, &dropped).is_empty() || Instant::now() > deadline {
+                return dropped;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     fn cli(&self) -> Cli {
@@ -132,7 +182,8 @@ impl System {
     }
 
     fn sender(&self) -> Sender {
-        Sender { client: Client::new(), gateway: self.gateway.url(""), history: self.history.clone() }
+        let (gateway, jetstream) = (self.gateway.url(""), self.streams.jetstream.clone());
+        Sender { client: Client::new(), gateway, jetstream, history: self.history.clone() }
     }
 
     /// Sends events, and breaks something at that moment.
@@ -179,6 +230,7 @@ impl System {
                 let (stream, function) = match consumer {
                     Consumer::Work => ("EVENTS", "work"),
                     Consumer::Next => ("EVENTS", "next"),
+                    Consumer::Own => (OWN, "own"),
                     Consumer::Redriven => ("DEAD", "work"),
                 };
                 // It may be gone already.
@@ -198,86 +250,6 @@ impl System {
         self.workers[0] = worker(&format!("nats://{}", self.proxy.address), self.folder.path(), 0).await;
     }
 
-    async fn deploy(&mut self) {
-        self.version += 1;
-        let at = now();
-        let runs = self.folder.path().join("runs").display().to_string();
-        let manifest = include_str!("nerve.toml").replace("${RUNS}", &runs);
-        let manifest = manifest.replace("${VERSION}", &self.version.to_string());
-        let folder = Folder::new(&manifest.replace("${ATTEMPTS}", &ATTEMPTS.to_string()));
-        let folder = folder.with("work.py", include_str!("work.py")).with("answer.py", include_str!("answer.py"));
-        let folder = folder.with("next.wasm", guest::echo("next.done"));
-        let (cli, path) = (self.cli(), folder.path().display().to_string());
-        let deadline = Instant::now() + DEPLOY;
-        // While a consumer that was deleted is made again, the broker may refuse to change it.
-        loop {
-            let output = cli.run(&["deploy", &path]).await;
-            if output.code == Some(0) {
-                break;
-            }
-            assert!(Instant::now() < deadline, "nothing can be deployed for {DEPLOY:?}: {output:?}");
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-        self.history.add(at, Fact::Deployed(self.version));
-    }
-
-    async fn redrive(&self) {
-        let letters = self.letters().await;
-        if letters.is_empty() {
-            return;
-        }
-        let ids: Vec<String> = letters.iter().map(|letter| letter.id.to_string()).collect();
-        let ids = ids.iter().map(String::as_str);
-        let at = now();
-        let args: Vec<&str> = ["dlq", "redrive", "--output", "json"].into_iter().chain(ids).collect();
-        let output = self.cli().run(&args).await;
-        // What a command that failed half-way did counts, too.
-        let done: Value = serde_json::from_str(&output.stdout).unwrap_or_default();
-        let is_done = |letter: &Letter| done["redriven"].as_array().is_some_and(|ids| ids.contains(&letter.id.into()));
-        for letter in letters.into_iter().filter(is_done) {
-            self.history.add(at, Fact::Redriven(letter));
-        }
-    }
-
-    async fn drop_letters(&self) {
-        let letters = self.letters().await;
-        if !letters.is_empty() {
-            let ids: Vec<String> = letters.iter().map(|letter| letter.id.to_string()).collect();
-            let args: Vec<&str> = ["dlq", "drop"].into_iter().chain(ids.iter().map(String::as_str)).collect();
-            self.cli().run(&args).await.ok();
-        }
-    }
-
-    /// The dead letters that there are, or come within a moment; each is written into the history.
-    async fn letters(&self) -> Vec<Letter> {
-        let deadline = Instant::now() + MOMENT;
-        loop {
-            let letters = letters(&self.listed().await);
-            if !letters.is_empty() || Instant::now() > deadline {
-                letters.iter().for_each(|letter| self.history.add(now(), Fact::Letter(letter.clone())));
-                return letters;
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-
-    async fn listed(&self) -> Value {
-        self.cli().run(&["dlq", "list", "--limit", "100000", "--output", "json"]).await.ok().json()
-    }
-
-    async fn replay(&self, function: Function) {
-        let at = now();
-        let name = match function {
-            Function::Work => "work",
-            Function::Next => "next",
-        };
-        let replayed = self.cli().run(&["replay", name, "--since", "first"]).await;
-        // A function whose consumer was deleted a moment ago cannot go back.
-        if replayed.code == Some(0) {
-            self.history.add(at, Fact::Replayed { function, until: now() });
-        }
-    }
-
     /// Waits until no consumer has anything left to do, and says what has if that takes too long.
     async fn settle(&self, longest: Duration) -> Option<String> {
         let (at, deadline) = (now(), Instant::now() + longest);
@@ -294,7 +266,9 @@ impl System {
     }
 
     async fn busy(&self) -> Option<String> {
-        for (stream, names) in [("EVENTS", &["work", "next", "answer"][..]), ("DEAD", &["work"])] {
+        for (stream, names) in
+            [("EVENTS", &["work", "next", "answer"][..]), ("DEAD", &["work", "own"]), (OWN, &["own"])]
+        {
             for name in names {
                 let Some(info) = self.streams.consumer(stream, name).await else {
                     return Some(format!("the consumer of {name} on {stream} is not there"));
@@ -322,19 +296,8 @@ async fn grown(file: &Path, length: u64) {
     }
 }
 
-/// Dead letters out of what `nerve dlq list` prints.
-fn letters(listed: &Value) -> Vec<Letter> {
-    let letters = listed.as_array().into_iter().flatten();
-    let read = |letter: &Value| {
-        let time = OffsetDateTime::parse(letter["time"].as_str()?, &Rfc3339).ok()?;
-        let n = letter["event"]["data"]["n"].as_u64().and_then(|n| usize::try_from(n).ok());
-        Some(Letter { id: letter["id"].as_u64()?, n, time })
-    };
-    letters.map(|letter| read(letter).unwrap_or_else(|| panic!("no dead letter: {letter}"))).collect()
-}
-
-fn settings() -> String {
-    let window = format!("{}s", WINDOW.as_secs());
+fn settings(window: Duration) -> String {
+    let window = format!("{}s", window.as_secs());
     format!(
         "[streams]\ndedupe_window = \"{window}\"\nseen_window = \"{window}\"\n\
          [gateway]\nkeys = [\"{KEY}\"]\n[gateway.collection_keys]\n\

@@ -8,7 +8,8 @@
 //! An event that was accepted is in the log, and once within the windows. Each time that a function is given an event (first, by
 //! each redrive, by each replay) is a generation. A generation ends with one whole set of results of one run, or with a dead
 //! letter that is listed until it is dropped or redriven. A dead letter has as many failures behind it as there are attempts.
-//! Nobody has another's answer, and nothing is dropped as a duplicate of what is somebody else's.
+//! Nobody has another's answer, and nothing is dropped as a duplicate of what is somebody else's. What is answered as a duplicate
+//! is counted.
 
 mod account;
 mod intake;
@@ -20,9 +21,11 @@ use super::{
 };
 use crate::streams::Stored;
 use account::Account;
+pub(super) use intake::uncounted;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{collections::BTreeMap, fmt};
+use time::OffsetDateTime;
 
 /// What kind of fault it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -65,6 +68,7 @@ impl fmt::Display for Finding {
 pub fn check(history: &[Entry], end: &End) -> Vec<Finding> {
     let mut findings = intake::events(history, end);
     findings.extend(intake::calls(history, end));
+    findings.extend(intake::uncounted(history, &end.dropped));
     let faults = account::Faults::of(history);
     for account in works(history, end).into_values().chain(nexts(history, end).into_values()) {
         findings.extend(account.findings(&faults, end));
@@ -106,7 +110,8 @@ fn number(data: &Value) -> Option<usize> {
 fn works(history: &[Entry], end: &End) -> BTreeMap<usize, Account> {
     let mut accounts = BTreeMap::new();
     for (n, post) in posts(history) {
-        let mut account = Account::new("work", format!("event {n} (id-{} of {:?})", post.id, post.origin));
+        let mut account =
+            Account::new(post.origin.function().name(), format!("event {n} (id-{} of {:?})", post.id, post.origin));
         account.wanted = usize::from(post.plan.results);
         account.failures = usize::from(post.plan.fails == Fails::Once);
         let failed = end.runs.iter().any(|run| run.n == n && run.version == 1);
@@ -126,11 +131,12 @@ fn works(history: &[Entry], end: &End) -> BTreeMap<usize, Account> {
             *account.emitted.entry(early["version"].as_u64()).or_default() += 1;
         }
     }
-    for (stored, data) in read::<Value>(&end.dead, &["dead.work", "redrive.work"]) {
+    for (stored, data) in read::<Value>(&end.dead, &["dead.work", "redrive.work", "dead.own", "redrive.own"]) {
         if let Some(account) = number(&data).and_then(|n| accounts.get_mut(&n)) {
             account.put_dead(stored);
         }
     }
+    let mut remade = OffsetDateTime::UNIX_EPOCH;
     for entry in history {
         match &entry.fact {
             Fact::Letter(letter) | Fact::Redriven(letter) => {
@@ -140,8 +146,12 @@ fn works(history: &[Entry], end: &End) -> BTreeMap<usize, Account> {
                     account.redriven(entry.at);
                 }
             }
-            Fact::Replayed { function: Function::Work, until } => {
-                accounts.values_mut().for_each(|account| account.replayed(entry.at, *until));
+            Fact::Remade => remade = entry.at,
+            Fact::Replayed { function, until } => {
+                // What was in a stream that is gone does not come again.
+                let since = if *function == Function::Own { remade } else { OffsetDateTime::UNIX_EPOCH };
+                let of = accounts.values_mut().filter(|account| account.function == function.name());
+                of.for_each(|account| account.replayed(since, entry.at, *until));
             }
             _ => {}
         }
@@ -170,7 +180,7 @@ fn nexts(history: &[Entry], end: &End) -> BTreeMap<(usize, String, usize), Accou
     }
     for entry in history {
         if let Fact::Replayed { function: Function::Next, until } = entry.fact {
-            accounts.values_mut().for_each(|account| account.replayed(entry.at, until));
+            accounts.values_mut().for_each(|account| account.replayed(OffsetDateTime::UNIX_EPOCH, entry.at, until));
         }
     }
     accounts

@@ -82,6 +82,8 @@ pub enum DropReason {
     Window,
     /// The results of an earlier attempt at the same event stand.
     Result,
+    /// The same request was done before under its `Idempotency-Key`.
+    Key,
 }
 
 impl DropReason {
@@ -92,6 +94,7 @@ impl DropReason {
             Self::Signed => "signed",
             Self::Window => "window",
             Self::Result => "result",
+            Self::Key => "key",
         }
     }
 }

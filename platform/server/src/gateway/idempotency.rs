@@ -9,10 +9,10 @@ use super::{
     problem::{Answer, Problem},
     publish::{Receipt, broker_problem, check_connected, publish},
 };
-use crate::bus::{Bus, RequestRecord, StoredRequest};
+use crate::bus::{Bus, DropReason, DropScope, RequestRecord, StoredRequest};
 use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request};
-use nerve_core::{Event, Identity};
+use nerve_core::{Event, Identity, Origin};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -81,6 +81,7 @@ pub(super) struct Once<'g> {
 }
 
 struct Recorded {
+    caller: Origin,
     identity: Identity,
     request: StoredRequest,
     /// Whether this request stored the record, rather than an earlier one.
@@ -94,9 +95,19 @@ impl<'g> Once<'g> {
             return Ok(Self { bus, id: Uuid::now_v7().to_string(), recorded: None });
         };
         check_connected(bus)?;
-        let identity = Identity::of_request(&keyed.caller.origin(), keyed.route, key);
-        let recorded = record(bus, identity, keyed.digest()).await?;
-        Ok(Self { bus, id: recorded.request.record.id.clone(), recorded: Some(recorded) })
+        let caller = keyed.caller.origin();
+        let identity = Identity::of_request(&caller, keyed.route, key);
+        let recorded = record(bus, (caller, identity), keyed.digest()).await?;
+        let once = Self { bus, id: recorded.request.record.id.clone(), recorded: Some(recorded) };
+        once.count_duplicate(once.receipt().as_ref());
+        Ok(once)
+    }
+
+    /// Counts the request if the receipt is that of an earlier one.
+    fn count_duplicate(&self, receipt: Option<&Receipt>) {
+        if let (Some(recorded), Some(true)) = (&self.recorded, receipt.map(Receipt::is_duplicate)) {
+            self.bus.drops().count(DropScope::Caller, &recorded.caller.to_string(), DropReason::Key, 1);
+        }
     }
 
     /// The id of the event, and of the answer, that the request makes.
@@ -134,7 +145,8 @@ impl<'g> Once<'g> {
 
     /// Records what became of the request. One that was refused is forgotten, so that it can be corrected under its key.
     pub(super) async fn settle(self, outcome: Answer<Receipt>) -> Answer<Receipt> {
-        let Some(Recorded { identity, request, is_first }) = self.recorded else { return outcome };
+        self.count_duplicate(outcome.as_ref().ok());
+        let Some(Recorded { identity, request, is_first, .. }) = self.recorded else { return outcome };
         let StoredRequest { mut record, revision, .. } = request;
         let recorded = match &outcome {
             Ok(receipt) => {
@@ -154,12 +166,12 @@ impl<'g> Once<'g> {
     }
 }
 
-async fn record(bus: &Bus, identity: Identity, digest: String) -> Answer<Recorded> {
+async fn record(bus: &Bus, (caller, identity): (Origin, Identity), digest: String) -> Answer<Recorded> {
     let record = RequestRecord { digest, id: Uuid::now_v7().to_string(), receipt: None };
     let created = bus.create_request(identity, &record).await.map_err(|error| broker_problem(&error))?;
     if let Some(revision) = created {
         let request = StoredRequest { record, revision, stored: OffsetDateTime::now_utc() };
-        return Ok(Recorded { identity, request, is_first: true });
+        return Ok(Recorded { caller, identity, request, is_first: true });
     }
     let found = bus.request(identity).await.map_err(|error| broker_problem(&error))?;
     let detail = "the request of this `Idempotency-Key` is being recorded; try again";
@@ -169,7 +181,7 @@ async fn record(bus: &Bus, identity: Identity, digest: String) -> Answer<Recorde
                       Send the same request again, or this one under a new key";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
     }
-    Ok(Recorded { identity, request, is_first: false })
+    Ok(Recorded { caller, identity, request, is_first: false })
 }
 
 #[cfg(test)]

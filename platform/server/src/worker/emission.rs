@@ -29,7 +29,7 @@ use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 
 /// How long a result waits for the broker before its event is retried: running a function again costs more.
-const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
 /// The wait between two attempts to publish.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 

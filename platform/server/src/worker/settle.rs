@@ -1,6 +1,7 @@
 //! Deliveries that came before: what became of them, and how they go on.
 
 use super::{
+    emission::PUBLISH_TIMEOUT,
     failure,
     invocation::{Invoker, Taken},
 };
@@ -44,7 +45,7 @@ impl Invoker {
             }
         }
         let ended_without_a_word = resumption == Resumption::RunAlone || taken.delivery.may_have_run;
-        if ended_without_a_word && self.is_forgotten(&taken.delivery) {
+        if ended_without_a_word && self.may_be_forgotten(&taken.delivery) {
             match self.committed(&taken.delivery).await {
                 Ok(None) => {}
                 Ok(Some(first)) => {
@@ -97,11 +98,12 @@ impl Invoker {
         self.run(vec![taken]).await;
     }
 
-    /// Whether JetStream may have forgotten the ids of the run's results.
-    fn is_forgotten(&self, delivery: &Delivery) -> bool {
-        let age = OffsetDateTime::now_utc() - delivery.provenance.input.stored();
-        // Half of the window, since the attempt whose results are asked for is younger than the event.
-        age >= self.shared.dedupe_window / 2
+    /// Whether JetStream may have forgotten the ids of the run's results before this attempt publishes its own.
+    fn may_be_forgotten(&self, delivery: &Delivery) -> bool {
+        let (age, window) = (OffsetDateTime::now_utc() - delivery.provenance.input.stored(), self.shared.dedupe_window);
+        // It may wait for a slot as long as another runs, and then run and publish. The earlier attempt is younger than the event.
+        let attempt = 2 * self.outlet.spec.timeout + PUBLISH_TIMEOUT;
+        age + attempt.max(window / 2) >= window
     }
 
     /// The sequence of the run's first result in the log.

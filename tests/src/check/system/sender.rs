@@ -8,6 +8,7 @@ use crate::{
     },
     github, seconds,
 };
+use async_nats::jetstream;
 use futures::future::join_all;
 use reqwest::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -22,6 +23,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 pub(super) struct Sender {
     pub(super) client: Client,
     pub(super) gateway: String,
+    /// For what goes into the user's own stream.
+    pub(super) jetstream: jetstream::Context,
     pub(super) history: History,
 }
 
@@ -37,7 +40,10 @@ impl Sender {
         let deadline = Instant::now() + seconds(30);
         loop {
             let at = now();
-            let (status, body) = answered(self.event(n, post)).await;
+            let (status, body) = match post.origin {
+                Origin::Own => (self.published(n, post).await, Value::Null),
+                _ => answered(self.event(n, post)).await,
+            };
             self.history.add(at, Fact::Sent { n, post, status, duplicate: body["duplicate"] == true });
             if status.is_some_and(|status| status < 500) || Instant::now() > deadline {
                 return;
@@ -46,10 +52,14 @@ impl Sender {
         }
     }
 
+    /// Publishes an event past Nerve; nothing if JetStream does not acknowledge it in time.
+    async fn published(&self, n: usize, post: Post) -> Option<u16> {
+        let sent = async { self.jetstream.publish("own.task", body(n, post).into()).await.ok()?.await.ok() };
+        tokio::time::timeout(seconds(2), sent).await.ok()?.map(|_| 202)
+    }
+
     fn event(&self, n: usize, post: Post) -> RequestBuilder {
-        let mut data = serde_json::to_value(post.plan).expect("a plan as JSON");
-        data["n"] = n.into();
-        let (body, id) = (data.to_string(), format!("id-{}", post.id));
+        let (body, id) = (body(n, post), format!("id-{}", post.id));
         let plain = |path: &str| {
             let request = self.client.post(format!("{}{path}", self.gateway));
             request.header("content-type", "application/json").body(body.clone())
@@ -65,33 +75,55 @@ impl Sender {
             Origin::Forged => cloud("/hooks/cg", "/hooks/gh"),
             Origin::Github => github::delivery(&format!("{}/hooks/gh", self.gateway), "task", &id, body),
             Origin::Raw => plain("/hooks/raw"),
+            Origin::Repeating => plain("/hooks/repeating").header("x-id", id),
+            Origin::Own => unreachable!("it is published past Nerve"),
         }
     }
 
-    /// Calls the API for a tenant; has the other one look at the answer.
+    /// Calls the API for a tenant; has the other one look at the answer, and give feedback on it.
     pub(super) async fn call(&self, tenant: Tenant, key: u8, request: Request) {
         let at = now();
-        let (status, body) = answered(self.request(tenant, key, request)).await;
+        let Some(made) = self.request(tenant, key, request) else { return };
+        let (status, body) = answered(made).await;
         let id = body["id"].as_str().map(str::to_owned);
         self.history.add(at, Fact::Called { tenant, key, request, status, body });
-        if let (Request::Ask(_), Some(id)) = (request, id) {
-            let (at, tenant) = (now(), tenant.other());
-            let get = self.client.get(format!("{}/v1/answers/{id}", self.gateway)).header("accept", "application/json");
-            let (status, _) = answered(get.bearer_auth(tenant.key())).await;
-            self.history.add(at, Fact::Peeked { tenant, id, status });
+        let (Request::Ask(_), Some(id)) = (request, id) else { return };
+        let tenant = tenant.other();
+        let get = self.client.get(self.url(&format!("answers/{id}"))).header("accept", "application/json");
+        let feedback = self.client.post(self.url("feedback")).json(&json!({"answer": id, "rating": -1}));
+        for made in [get, feedback] {
+            let at = now();
+            let (status, _) = answered(made.bearer_auth(tenant.key())).await;
+            self.history.add(at, Fact::Peeked { tenant, id: id.clone(), status });
         }
     }
 
-    fn request(&self, tenant: Tenant, key: u8, request: Request) -> RequestBuilder {
-        let url = |path: &str| format!("{}/v1/{path}", self.gateway);
+    fn url(&self, path: &str) -> String {
+        format!("{}/v1/{path}", self.gateway)
+    }
+
+    /// The request; none where there is no answer yet to give feedback on.
+    fn request(&self, tenant: Tenant, key: u8, request: Request) -> Option<RequestBuilder> {
+        let url = |path: &str| self.url(path);
         let text = request.text(tenant, key);
         let made = match request {
             Request::Ask(_) => self.client.post(url("answers")).json(&json!({"question": text, "stream": false})),
             Request::Upload(_) => self.client.post(url("documents")).json(&json!({"document": "d", "text": text})),
             Request::Delete => self.client.delete(url(&format!("documents/{text}"))),
+            Request::Feedback(_) => {
+                let answer = self.history.answer_of(tenant)?;
+                self.client.post(url("feedback")).json(&json!({"answer": answer, "rating": 1, "correction": text}))
+            }
         };
-        made.bearer_auth(tenant.key()).header("idempotency-key", format!("key-{key}"))
+        Some(made.bearer_auth(tenant.key()).header("idempotency-key", format!("key-{key}")))
     }
+}
+
+/// The data of an event, as JSON.
+fn body(n: usize, post: Post) -> String {
+    let mut data = serde_json::to_value(post.plan).expect("a plan as JSON");
+    data["n"] = n.into();
+    data.to_string()
 }
 
 impl Tenant {

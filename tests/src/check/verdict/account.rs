@@ -36,7 +36,7 @@ impl Faults {
 /// One event at one function.
 #[derive(Debug)]
 pub(super) struct Account {
-    function: &'static str,
+    pub(super) function: &'static str,
     event: String,
     /// When it was stored where the function takes it from: once, and again for each copy after the windows.
     pub(super) given: Vec<OffsetDateTime>,
@@ -116,9 +116,9 @@ impl Account {
         self.redriven = true;
     }
 
-    /// Enters a replay of all that there was.
-    pub(super) fn replayed(&mut self, at: OffsetDateTime, until: OffsetDateTime) {
-        let before = |time| self.given.iter().filter(|given| **given < time).count();
+    /// Enters a replay of all that there was since a moment.
+    pub(super) fn replayed(&mut self, since: OffsetDateTime, at: OffsetDateTime, until: OffsetDateTime) {
+        let before = |time| self.given.iter().filter(|given| (since..time).contains(*given)).count();
         self.again_at_most += before(until);
         self.again.extend(std::iter::repeat_n(at, before(at)));
     }

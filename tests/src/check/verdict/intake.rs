@@ -5,7 +5,6 @@ use crate::{
     check::{
         history::{End, Entry, Fact},
         model::{Origin, Request, Tenant},
-        system::WINDOW,
     },
     seconds,
 };
@@ -14,7 +13,16 @@ use std::{collections::BTreeMap, time::Duration};
 use time::OffsetDateTime;
 
 /// The subjects that the function takes its events from.
-const INPUTS: [&str; 6] = ["events.gh.", "events.ce.", "events.cf.", "events.cg.", "events.raw.", "events.task"];
+const INPUTS: [&str; 8] = [
+    "events.gh.",
+    "events.ce.",
+    "events.cf.",
+    "events.cg.",
+    "events.raw.",
+    "events.repeating.",
+    "events.task",
+    "own.task",
+];
 
 /// What the end of a window may be early.
 const MARGIN: Duration = seconds(1);
@@ -35,7 +43,23 @@ pub(super) fn events(history: &[Entry], end: &End) -> Vec<Finding> {
         };
         let answers: Vec<_> = history.iter().filter_map(|entry| sent(entry, n)).collect();
         let accepted = |(status, _): &&(Option<u16>, bool)| status.is_some_and(|status| status / 100 == 2);
+        let refused = answers.iter().find_map(|(status, _)| status.filter(|status| status / 100 == 4));
+        // Who says that he is one of Nerve's own sources may be refused.
+        if let Some(status) = refused.filter(|_| post.origin != Origin::Forged) {
+            finding(Kind::Lost, format!("it was refused with {status}"));
+        }
         let copies = copies(end, n);
+        if post.origin.stores_each() {
+            let (accepted, tries) = (answers.iter().filter(accepted).count(), answers.len());
+            let there = copies.len();
+            if there < accepted {
+                let kind = if answers.iter().any(|(_, duplicate)| *duplicate) { Kind::Foreign } else { Kind::Lost };
+                finding(kind, format!("it was accepted {accepted} times, and is in the log {there} times"));
+            } else if there > tries {
+                finding(Kind::Doubled, format!("it was sent {tries} times, and is in the log {there} times"));
+            }
+            continue;
+        }
         if let Some((status, duplicate)) = answers.iter().find(accepted).filter(|_| copies.is_empty()) {
             // Of what its own sender was refused before it is a duplicate of nothing.
             let kind = if answers[0].1 { Kind::Foreign } else { Kind::Lost };
@@ -43,13 +67,8 @@ pub(super) fn events(history: &[Entry], end: &End) -> Vec<Finding> {
             finding(kind, format!("it was answered {}{duplicate}, and is not in the log", status.unwrap_or_default()));
         }
         // Whatever was sent when: each copy is stored when the window of the one before it is over.
-        if copies.windows(2).any(|copies| copies[1] - copies[0] < WINDOW - MARGIN) {
+        if copies.windows(2).any(|copies| copies[1] - copies[0] + MARGIN < end.window) {
             finding(Kind::Doubled, format!("it is in the log {} times, within the window", copies.len()));
-        }
-        let refused = answers.iter().find_map(|(status, _)| status.filter(|status| status / 100 == 4));
-        // Who says that he is one of Nerve's own sources may be refused.
-        if let Some(status) = refused.filter(|_| post.origin != Origin::Forged) {
-            finding(Kind::Lost, format!("it was refused with {status}"));
         }
     }
     found
@@ -59,6 +78,42 @@ fn sent(entry: &Entry, wanted: usize) -> Option<(Option<u16>, bool)> {
     match &entry.fact {
         Fact::Sent { n, status, duplicate, .. } if *n == wanted => Some((*status, *duplicate)),
         _ => None,
+    }
+}
+
+/// What was answered as a duplicate and is not counted.
+pub(in crate::check) fn uncounted(history: &[Entry], dropped: &[(String, u64)]) -> Vec<Finding> {
+    let mut answered: BTreeMap<String, u64> = BTreeMap::new();
+    for entry in history {
+        let counters = match &entry.fact {
+            Fact::Sent { post, duplicate: true, .. } => counters(post.origin).to_owned(),
+            Fact::Called { tenant, body, .. } if body["duplicate"] == true => {
+                format!("drops.caller.collection%2F{}.", tenant.collection())
+            }
+            _ => continue,
+        };
+        *answered.entry(counters).or_default() += 1;
+    }
+    let uncounted = answered.into_iter().filter_map(|(counters, answered)| {
+        let of = dropped.iter().filter(|(subject, _)| subject.starts_with(&counters));
+        let counted: u64 = of.map(|(_, number)| number).sum();
+        let what = format!("{answered} were answered as duplicates, and {counters}* counts {counted}");
+        (counted < answered).then_some(Finding { kind: Kind::OutOfSight, what })
+    });
+    uncounted.collect()
+}
+
+/// How the subjects of an origin's counters begin.
+fn counters(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Api => "drops.caller.key",
+        Origin::Github => "drops.source.gh.",
+        Origin::Cloud => "drops.source.ce.",
+        Origin::OtherCloud => "drops.source.cf.",
+        Origin::Forged => "drops.source.cg.",
+        Origin::Raw => "drops.source.raw.",
+        Origin::Repeating => "drops.source.repeating.",
+        Origin::Own => "own.",
     }
 }
 
@@ -138,9 +193,13 @@ fn stored(call: &Call<'_>, end: &End) -> usize {
         Request::Ask(_) => ("events.prompt.received", "question"),
         Request::Upload(_) => ("events.document.uploaded", "text"),
         Request::Delete => ("events.document.deleted", "document"),
+        // The answer says whose it is.
+        Request::Feedback(_) => ("events.feedback.submitted", "correction"),
     };
-    let text = call.request.text(call.tenant, call.key);
-    let is_of = |data: &Value| data[field] == text.as_str() && data["collection"] == call.tenant.collection();
+    let (text, has_collection) =
+        (call.request.text(call.tenant, call.key), !matches!(call.request, Request::Feedback(_)));
+    let is_own = |data: &Value| data["collection"] == call.tenant.collection();
+    let is_of = |data: &Value| data[field] == text.as_str() && (!has_collection || is_own(data));
     read::<Value>(&end.events, &[subject]).iter().filter(|(_, data)| is_of(data)).count()
 }
 
