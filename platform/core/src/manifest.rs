@@ -8,6 +8,7 @@ mod function_table;
 mod problem;
 mod read;
 mod schedule;
+mod scheme;
 mod sink;
 mod sink_table;
 mod source;
@@ -19,10 +20,9 @@ pub use bounds::{Network, Rate};
 pub use problem::{ManifestError, Problem};
 pub use read::did_you_mean;
 pub use schedule::ScheduleSpec;
+pub use scheme::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, TimestampUnit};
 pub use sink::{SinkBody, SinkSpec, default_sink_secret};
-pub use source::{
-    Algorithm, CustomScheme, Dedupe, Encoding, Ids, KeyForm, Locator, Provider, SourceSpec, TimestampUnit, Verify,
-};
+pub use source::{Dedupe, Ids, Provider, SourceSpec, Verify};
 
 use crate::{EventType, Name, Pattern, RetryPolicy, tool::ToolSpec};
 use serde::{Deserialize, Serialize};

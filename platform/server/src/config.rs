@@ -2,24 +2,24 @@
 //!
 //! Everything is read and checked here, before anything binds or connects.
 
+mod gateway;
 mod keys;
 mod onnx;
 
+pub use gateway::GatewayConfig;
 pub use keys::Keys;
 pub use onnx::{OnnxConfig, Optimisation, Provider};
 
+use gateway::MOST_THREADS;
 use nerve_core::{Secret, manifest::Network};
 use serde::Deserialize;
 use std::{
-    net::SocketAddr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 const DEFAULTS: &str = include_str!("default.toml");
-/// Threads that serve connections, at most.
-const MOST_THREADS: usize = 256;
 const PREFIX: &str = "NERVE_";
 /// Variables with our prefix that are no settings of the server.
 const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
@@ -136,54 +136,6 @@ pub struct WorkerConfig {
     /// How long shutdown waits for what is running.
     #[serde(deserialize_with = "duration")]
     pub grace: Duration,
-}
-
-/// How HTTP is served.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GatewayConfig {
-    /// Where to listen; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// The certificate, and those between it and its root, in PEM; plain HTTP when none.
-    pub tls_cert: Option<PathBuf>,
-    /// The certificate's private key, in PEM.
-    pub tls_key: Option<PathBuf>,
-    /// Networks of the proxies whose word counts for where a request comes from.
-    pub trusted_proxies: Vec<Network>,
-    /// Bearer keys of the API, by name; those without one have an empty name.
-    #[serde(deserialize_with = "keys::named_or_list")]
-    pub keys: Keys,
-    /// Keys that see one collection only, by collection.
-    #[serde(default, deserialize_with = "keys::named")]
-    pub collection_keys: Keys,
-    /// Largest webhook body, in bytes.
-    pub max_hook_body: usize,
-    /// Largest API body, in bytes.
-    pub max_api_body: usize,
-    /// Largest document, in bytes.
-    pub max_document: usize,
-    /// Threads that serve connections; 0 for half of the cores, but at least one.
-    pub threads: usize,
-    /// Requests served at once.
-    pub max_requests: usize,
-    /// Event streams served at once.
-    pub max_streams: usize,
-    /// Bytes of webhooks that wait on disk while the broker is away.
-    pub spool_max_bytes: u64,
-    /// The longest that an answer may take.
-    #[serde(deserialize_with = "duration")]
-    pub answer_timeout: Duration,
-    /// How long a request is known by its `Idempotency-Key`.
-    #[serde(deserialize_with = "duration")]
-    pub idempotency_window: Duration,
-}
-
-impl GatewayConfig {
-    /// Threads that serve connections, at least one.
-    pub(crate) fn threads(&self) -> usize {
-        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if self.threads == 0 { cores().div_ceil(2).min(MOST_THREADS) } else { self.threads }
-    }
 }
 
 /// Where documents are indexed.
