@@ -12,6 +12,7 @@ mod commands;
 mod deploy;
 mod documents;
 mod endpoint;
+mod erase;
 mod events;
 mod examples;
 mod faults;
