@@ -244,8 +244,8 @@ impl Function for Indexer {
 }
 
 impl Indexer {
-    /// Erases a tenant's documents, or counts them. That takes as long as the index is large, and it is not cut off by the
-    /// function's `timeout`: who asked waits, or asks again.
+    /// Erases a tenant's documents, or counts them. The time that takes grows with the index, so the function's `timeout` does not
+    /// bound it: the caller bounds its own wait, and may call again.
     async fn erase(&self, event: &Event) -> Outcome {
         let request: Result<EraseRequest, _> = serde_json::from_slice(&event.data);
         let EraseRequest { collection, dry_run } =

@@ -117,12 +117,12 @@ impl Bus {
         Ok(erasure)
     }
 
-    /// The event that says that a tenant was erased, with what was counted.
+    /// Publishes the event that says that a tenant was erased, with what was counted.
     ///
     /// # Errors
     /// When it cannot be published.
-    pub async fn tell_erased(&self, collection: &str, erased: &impl Serialize) -> Result<(), BusError> {
-        let what = || format!("telling that {collection} was erased");
+    pub async fn publish_erased(&self, collection: &str, erased: &impl Serialize) -> Result<(), BusError> {
+        let what = || format!("publishing that {collection} was erased");
         let ty = EventType::parse(ERASED).map_err(|error| BusError::refused(what(), error))?;
         let data = serde_json::json!({"collection": collection, "erased": erased});
         let event = Event::new(uuid::Uuid::now_v7().to_string(), "/nerve/collections", ty);

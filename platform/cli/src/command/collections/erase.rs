@@ -114,7 +114,7 @@ impl Erase {
         let name = self.name.as_str();
         if !self.dry_run && !self.yes && !stdin().is_terminal() {
             let next = format!("count with `nerve collections erase {name} --dry-run`, then erase with --yes");
-            let refused = Failure::usage(format!("refusing to erase the collection `{name}` without being sure"));
+            let refused = Failure::usage(format!("refusing to erase the collection `{name}` without a confirmation"));
             return Err(refused.cause("there is no terminal to ask on").next(next).into());
         }
         let connection = Connection::open(globals, &self.folder).await?;
@@ -137,7 +137,7 @@ impl Erase {
             }
             (report.erased, report.complete) = target.erase(found).await?;
             if !report.erased.is_empty() {
-                target.bus.tell_erased(name, &report.erased).await?;
+                target.bus.publish_erased(name, &report.erased).await?;
             }
         }
         globals.output.show(&report, text)?;
@@ -145,8 +145,8 @@ impl Erase {
             return Ok(());
         }
         let next = format!("stop its callers, then run `nerve collections erase {name}` again");
-        let failure = Failure::new(format!("the collection `{name}` is not erased whole"));
-        Err(failure.cause("new data of it came all the time").next(next).into())
+        let failure = Failure::new(format!("the collection `{name}` is not erased completely"));
+        Err(failure.cause("new data of it kept arriving").next(next).into())
     }
 }
 
@@ -159,7 +159,7 @@ fn confirm(name: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let failure = Failure::new(format!("the collection `{name}` was not erased"));
-    Err(failure.cause("another name was typed").next("nothing was changed").into())
+    Err(failure.cause("another name was typed").next("nothing was changed: run the command again to try anew").into())
 }
 
 /// The function that has the index, if one is deployed.
@@ -218,11 +218,11 @@ impl Target<'_> {
     }
 
     async fn keys(&self, pattern: &str, dry_run: bool) -> anyhow::Result<u64> {
-        let mut revisions = Vec::new();
-        self.bus.each_view(pattern, |view| revisions.push(view.revision)).await?;
-        let count = u64::try_from(revisions.len())?;
+        let mut views = Vec::new();
+        self.bus.each_view(pattern, |view| views.push((view.key, view.revision))).await?;
+        let count = u64::try_from(views.len())?;
         if !dry_run {
-            self.bus.erase_views(revisions).await?;
+            self.bus.erase_views(views).await?;
         }
         Ok(count)
     }
@@ -255,7 +255,7 @@ impl Target<'_> {
     /// Writes a document over that revision, or deletes it; says whether it still was that revision.
     async fn replace(&self, view: StoredView, document: Option<Vec<u8>>) -> anyhow::Result<bool> {
         let Some(document) = document else {
-            self.bus.erase_views([view.revision]).await?;
+            self.bus.erase_views([(view.key, view.revision)]).await?;
             return Ok(true);
         };
         let written = self.bus.put_view(&view.key, document.into(), Some(view.revision)).await;

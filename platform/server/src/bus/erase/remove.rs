@@ -1,7 +1,8 @@
 //! Messages, records and bodies, deleted so that the broker overwrites their bytes.
 //!
-//! A purge, and deleting a key or an object by their clients' calls, leave the bytes in the broker's files until these are
-//! compacted. `delete_message` overwrites them at once (`no_erase` is not set). So everything is deleted by its sequence.
+//! A purge, and deleting an object by the client's call, leave the bytes in the broker's files until these are compacted.
+//! `delete_message` overwrites them at once (`no_erase` is not set). So everything is deleted by its sequence, but for entries of
+//! buckets: their streams refuse that (`deny_delete`, which cannot be taken back), and are purged.
 
 use super::{
     super::{
@@ -43,7 +44,14 @@ pub(super) struct Linked {
     /// In ATTEMPTS.
     pub(super) attempts: Vec<u64>,
     /// In the bucket `requests`.
-    pub(super) requests: Vec<u64>,
+    pub(super) requests: Vec<BucketEntry>,
+}
+
+/// An entry of a bucket, at one revision.
+pub(super) struct BucketEntry {
+    /// Its subject in the bucket's stream.
+    pub(super) subject: String,
+    pub(super) revision: u64,
 }
 
 impl Linked {
@@ -95,7 +103,8 @@ impl Bus {
         .await?;
         self.each(REQUESTS_STREAM, vec!["$KV.requests.>".to_owned()], Start::First, |message, sequence, _| {
             let record = serde_json::from_slice::<RequestRecord>(&message.payload).ok();
-            linked.requests.extend(record.filter(|record| has(&record.id)).map(|_| sequence));
+            let entry = |_| BucketEntry { subject: message.subject.to_string(), revision: sequence };
+            linked.requests.extend(record.filter(|record| has(&record.id)).map(entry));
             true
         })
         .await?;
@@ -104,11 +113,10 @@ impl Bus {
 
     /// Deletes messages and the records about them, the log last.
     pub(super) async fn remove(&self, found: &Found) -> Result<(), BusError> {
-        let records =
-            [(LOGS, &found.linked.logs), (ATTEMPTS, &found.linked.attempts), (REQUESTS_STREAM, &found.linked.requests)];
-        for (stream, sequences) in records {
+        for (stream, sequences) in [(LOGS, &found.linked.logs), (ATTEMPTS, &found.linked.attempts)] {
             self.delete(stream, sequences.iter().copied()).await?;
         }
+        self.purge_entries(REQUESTS_STREAM, &found.linked.requests).await?;
         for (place, stream) in ORDER {
             self.delete(stream, found.sequences(place)).await?;
         }
@@ -125,6 +133,19 @@ impl Bus {
         let stream = &stream;
         let deleting = stream::iter(sequences).map(|sequence| delete(stream, name, sequence));
         deleting.buffer_unordered(AT_ONCE).try_collect().await
+    }
+
+    /// Removes entries of a bucket, and leaves those that were written since.
+    pub(super) async fn purge_entries(&self, name: &str, entries: &[BucketEntry]) -> Result<(), BusError> {
+        if entries.is_empty() {
+            return Ok(());
+        }
+        let stream = self.erasable(name).await?;
+        for BucketEntry { subject, revision } in entries {
+            let purged = stream.purge().filter(subject.as_str()).sequence(revision.saturating_add(1)).await;
+            purged.map_err(|error| BusError::unavailable(format!("erasing {subject}"), error))?;
+        }
+        Ok(())
     }
 
     async fn erasable(&self, name: &str) -> Result<Stream<()>, BusError> {

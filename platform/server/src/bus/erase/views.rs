@@ -1,6 +1,9 @@
 //! Documents in the bucket `views`, listed by their keys and deleted.
 
-use super::super::{Bus, BusError, Start, streams::VIEWS};
+use super::{
+    super::{Bus, BusError, Start, streams::VIEWS},
+    remove::BucketEntry,
+};
 use bytes::Bytes;
 
 /// A document in the bucket `views`.
@@ -27,8 +30,10 @@ impl Bus {
         .await
     }
 
-    /// Deletes documents, each as it was in that revision: one that was written since stays.
-    pub async fn erase_views(&self, revisions: impl IntoIterator<Item = u64>) -> Result<(), BusError> {
-        self.delete(&format!("KV_{VIEWS}"), revisions.into_iter()).await
+    /// Deletes documents, by their keys and revisions: one that was written since stays.
+    pub async fn erase_views(&self, views: impl IntoIterator<Item = (String, u64)>) -> Result<(), BusError> {
+        let entry = |(key, revision)| BucketEntry { subject: format!("$KV.{VIEWS}.{key}"), revision };
+        let entries: Vec<BucketEntry> = views.into_iter().map(entry).collect();
+        self.purge_entries(&format!("KV_{VIEWS}"), &entries).await
     }
 }
