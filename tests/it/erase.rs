@@ -15,6 +15,8 @@ const OPERATOR: &str = "operator-operator";
 /// Two tenants: the collection, its key, and a word that stands in all of its data and nowhere else.
 const ALPHA: Tenant = Tenant { name: "alpha", key: "alpha-alpha-alpha", word: "zanzibarqx" };
 const BETA: Tenant = Tenant { name: "beta", key: "beta-beta-beta-beta", word: "madagaskarqy" };
+/// The stream of deployed files, which is large and has nothing of a tenant.
+const MODELS: &str = "OBJ_artifacts";
 /// Streams that hold data of tenants, the log first.
 const DATA: [&str; 4] = ["EVENTS", "ANSWERS", "DEAD", "TIMERS"];
 
@@ -145,7 +147,7 @@ impl Tenants {
     async fn everything(&self) -> Everything {
         let mut found = Everything::new();
         let names: Vec<_> = self.streams.jetstream.stream_names().collect().await;
-        for name in names.into_iter().map(|name| name.unwrap()) {
+        for name in names.into_iter().map(|name| name.unwrap()).filter(|name| name != MODELS) {
             let stream = self.streams.stream(&name).await;
             let state = stream.get_info().await.unwrap().state;
             for sequence in state.first_sequence..=state.last_sequence {
@@ -168,8 +170,10 @@ impl Tenants {
 
     /// The files of the index and of the broker's streams that have the word. The broker overwrites no entries of buckets.
     fn files_with(&self, word: &str) -> Vec<PathBuf> {
-        let files = files_with(Path::new(self.nerve.data()), word);
-        files.into_iter().filter(|file| !file.to_string_lossy().contains("/KV_")).collect()
+        let data = Path::new(self.nerve.data());
+        let mut files = [files_with(&data.join("index"), word), files_with(&data.join("jetstream"), word)].concat();
+        files.retain(|file| !file.to_string_lossy().contains("/KV_"));
+        files
     }
 }
 
@@ -197,6 +201,9 @@ fn workflows(everything: &Everything, word: &str) -> BTreeSet<String> {
 fn files_with(folder: &Path, word: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.ends_with(MODELS) {
+            continue;
+        }
         if path.is_dir() {
             files.extend(files_with(&path, word));
         } else if let Ok(content) = fs::read(&path) {
