@@ -17,7 +17,7 @@ mod views;
 pub use views::StoredView;
 
 use super::{Bus, BusError};
-use ledger::{Place, Row};
+use ledger::{Owner, Place, Row};
 use nerve_core::{Event, EventType, Identity};
 use remove::{Linked, Object};
 use serde::Serialize;
@@ -103,8 +103,15 @@ impl Found {
         self.rows.is_empty() && self.linked.is_empty()
     }
 
-    fn sequences(&self, place: Place) -> impl Iterator<Item = u64> {
-        self.rows.iter().filter(move |row| row.place == place).map(|row| row.sequence)
+    fn count(&self, place: Place) -> u64 {
+        let count = self.rows.iter().filter(|row| row.place == place).count();
+        u64::try_from(count).unwrap_or(u64::MAX)
+    }
+
+    /// The messages of a place that name a collection, or that name none, effects before their causes.
+    fn sequences(&self, place: Place, naming: bool) -> impl Iterator<Item = u64> {
+        let is_of = move |row: &&Row| row.place == place && (row.owner == Owner::Tenant) == naming;
+        self.rows.iter().rev().filter(is_of).map(|row| row.sequence)
     }
 }
 
@@ -147,7 +154,7 @@ impl Erasure<'_> {
     /// Counts what was found and is not deleted yet.
     pub fn count(&self) -> ErasedMessages {
         let Found { rows, linked } = &self.found;
-        let of = |place| u64::try_from(self.found.sequences(place).count()).unwrap_or(u64::MAX);
+        let of = |place| self.found.count(place);
         let in_answers = rows.iter().filter(|row| row.place == Place::Answers).map(|row| row.workflow);
         let answers: HashSet<Identity> = in_answers.filter(|answer| !self.answers.contains(answer)).collect();
         let number = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);

@@ -118,7 +118,10 @@ impl Bus {
         }
         self.purge_entries(REQUESTS_STREAM, &found.linked.requests).await?;
         for (place, stream) in ORDER {
-            self.delete(stream, found.sequences(place)).await?;
+            // What names the collection connects the rest: as long as it is there, an erasure that was cut off can be completed.
+            for naming in [false, true] {
+                self.delete(stream, found.sequences(place, naming)).await?;
+            }
         }
         Ok(())
     }
