@@ -13,6 +13,7 @@ mod crashes;
 mod deploy;
 mod documents;
 mod endpoint;
+mod erase;
 mod events;
 mod examples;
 mod faults;

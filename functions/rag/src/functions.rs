@@ -4,6 +4,7 @@ use crate::{
     check::{CHECK_REQUESTED, CheckRequest, Chunking},
     chunk::{self, Chunk, Size},
     document::{Document, Uploaded},
+    erase::{ERASE_REQUESTED, EraseRequest, Tenant},
     index::{Applied, Change, Index, IndexError},
 };
 use async_trait::async_trait;
@@ -137,7 +138,8 @@ impl Chunker {
 }
 
 /// `rag/index`: `embedding.created` or `document.deleted` → `document.indexed`; called directly with
-/// `document.check_requested`, a `document.indexed` for each document that is checked.
+/// `document.check_requested`, a `document.indexed` for each document that is checked; called directly with
+/// `collection.erase_requested`, one event that counts what was erased.
 pub(crate) struct Indexer {
     pub(crate) frame: Frame,
     pub(crate) index: Arc<Index>,
@@ -193,6 +195,11 @@ struct Indexed<'d> {
 impl Function for Indexer {
     /// The changes of a batch are one transaction; if it fails, each is tried alone, unless none of them can be done now.
     async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+        if let [event] = batch.as_slice()
+            && event.ty.as_str() == ERASE_REQUESTED
+        {
+            return vec![self.erase(event).await];
+        }
         let changes: Vec<Result<Vec<Change>, FunctionError>> =
             batch.iter().map(|event| changes_of(event).map_err(invalid)).collect();
         let good: Vec<Change> = changes.iter().flatten().flatten().cloned().collect();
@@ -237,6 +244,20 @@ impl Function for Indexer {
 }
 
 impl Indexer {
+    /// Erases a tenant's documents, or counts them. The time that takes grows with the index, so the function's `timeout` does not
+    /// bound it: the caller bounds its own wait, and may call again.
+    async fn erase(&self, event: &Event) -> Outcome {
+        let request: Result<EraseRequest, _> = serde_json::from_slice(&event.data);
+        let EraseRequest { collection, dry_run } =
+            request.map_err(|error| invalid(format!("its data is no request to erase a collection: {error}")))?;
+        let (index, tenant) = (self.index.clone(), Tenant::new(collection));
+        let erased = blocking(move || {
+            let erased = if dry_run { index.count_of(&tenant) } else { index.erase(&tenant) };
+            erased.map_err(|error| index_failed(&error))
+        });
+        self.frame.emission(event, &erased.await?)
+    }
+
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, FunctionError> {
         let index = self.index.clone();
         let work = blocking(move || index.apply(&changes).map_err(|error| index_failed(&error)));

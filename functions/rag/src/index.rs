@@ -1,7 +1,8 @@
 //! Chunks that are found by words and by meaning.
 //!
 //! # Layout
-//! - `embedded`: the index in a folder, for one worker: `store` (SQLite), `lexical` (tantivy), `dense` (usearch).
+//! - `embedded`: the index in a folder, for one worker: `store` (SQLite), `lexical` (tantivy), `dense` (usearch). `scrub`: its
+//!   files without what was erased.
 //! - `postgres`: the index in a database, for any number of workers.
 //!
 //! Both kinds take the same changes and answer the same queries. Each ranks chunks by words and by meaning in its own
@@ -11,13 +12,18 @@ mod dense;
 mod embedded;
 mod lexical;
 mod postgres;
+mod scrub;
 mod store;
 #[cfg(test)]
 mod tests;
 
 pub use postgres::Database;
 
-use crate::{chunk::Chunk, document::Document};
+use crate::{
+    chunk::Chunk,
+    document::Document,
+    erase::{ErasedDocuments, Tenant},
+};
 use embedded::Embedded;
 use postgres::Postgres;
 use serde::{Deserialize, Serialize};
@@ -215,6 +221,25 @@ impl Index {
         match &self.kind {
             Kind::Embedded(index) => index.apply(changes),
             Kind::Postgres(index) => index.apply(changes),
+        }
+    }
+
+    /// Counts the documents of a tenant, those that [`erase`](Self::erase) would delete.
+    pub fn count_of(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+        match &self.kind {
+            Kind::Embedded(index) => index.count_of(tenant),
+            Kind::Postgres(index) => index.count_of(tenant),
+        }
+    }
+
+    /// Deletes every document of a tenant, and what remembers that there were some: an older upload brings them back. Once
+    /// this returns, nothing of them is in the index's files either; in a database, `vacuum` has passed over them.
+    ///
+    /// In a folder, the words and the graph of vectors of all that stays are made again, while searches go on.
+    pub fn erase(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+        match &self.kind {
+            Kind::Embedded(index) => index.erase(tenant),
+            Kind::Postgres(index) => index.erase(tenant),
         }
     }
 

@@ -23,7 +23,8 @@ use crate::{
     views::{self, Change},
 };
 use async_trait::async_trait;
-use memory::{Answered, Feedback};
+use memory::Feedback;
+pub(crate) use memory::{Answered, RANKINGS, without};
 use nerve_core::{
     Context, Emission, Event, Fault, Function, FunctionError, Outcome, answer,
     function::{LogLevel, LogSink, Views},
@@ -40,6 +41,11 @@ pub(crate) const REJECTED: &str = "weights.rejected";
 pub(crate) const ROLLED_BACK: &str = "weights.rolled_back";
 /// The end of the types that ask for weights to be rolled back.
 const ROLLBACK: &str = ".rollback_requested";
+
+/// Where the feedback and the weights of a collection are kept.
+pub(crate) fn keys_of(collection: &str) -> [String; 2] {
+    [memory::feedback_key(collection), weights::key(collection)]
+}
 
 /// `with` of `rag/learn`.
 #[derive(Debug, Clone, Copy, Deserialize)]

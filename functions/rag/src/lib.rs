@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`document`]: what an uploaded document is, and its text, whatever it was written in.
 //! - [`chunk`]: a document's text to chunks, by its structure, sized in tokens of the embedding model.
-//! - [`check`]: whether the index has a document exactly as it would be uploaded.
+//! - [`check`]: whether the index has a document exactly as it would be uploaded. [`erase`]: all that is kept of a tenant.
 //! - [`code`]: source code to pieces, by its syntax.
 //! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
@@ -25,6 +25,7 @@ mod client;
 pub mod code;
 pub mod document;
 mod embedder;
+pub mod erase;
 mod evaluate;
 pub mod extract;
 mod functions;

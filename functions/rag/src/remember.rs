@@ -100,7 +100,12 @@ impl History {
 
 /// Where a conversation is kept. Collections are apart, and neither name is bound to what keys may hold.
 pub(crate) fn key(collection: &str, conversation: &str) -> String {
-    format!("memory.{}.{}", digest(collection), digest(conversation))
+    format!("{}{}", conversations_of(collection), digest(conversation))
+}
+
+/// How the keys of all conversations of a collection begin.
+pub(crate) fn conversations_of(collection: &str) -> String {
+    format!("memory.{}.", digest(collection))
 }
 
 /// The collection of the index that has the earlier answers of a conversation.

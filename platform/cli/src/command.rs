@@ -1,6 +1,7 @@
 //! The commands, one file each.
 
 mod ask;
+mod collections;
 mod completions;
 mod deploy;
 mod describe;
@@ -61,6 +62,9 @@ pub(crate) enum Command {
     /// Models that functions and requests share by name: add, list, remove
     #[command(subcommand)]
     Models(models::Models),
+    /// Collections of documents, the tenants of a server: erase
+    #[command(subcommand)]
+    Collections(collections::Collections),
     Completions(completions::Completions),
 }
 
@@ -95,6 +99,7 @@ impl Command {
             Self::Sink(sink) => sink.run(globals).await,
             Self::Source(source) => source.run(globals).await,
             Self::Models(models) => models.run(globals).await,
+            Self::Collections(collections) => collections.run(globals).await,
             Self::Completions(completions) => completions.run(),
         }
     }

@@ -21,6 +21,7 @@
 //! - `dead`: dead letters. `retry`: what is asked to be tried again. `timers`: what comes later. `attempts`: what sinks have
 //!   posted.
 //! - `answers`: answers while they are made. `requests`: what came with an `Idempotency-Key`. `views`: documents that last.
+//! - `erase`: everything of a tenant, found and deleted.
 //! - `invoke`: a function called directly, past the log.
 //! - `logs`: what functions say.
 
@@ -33,6 +34,7 @@ mod dead;
 mod delivery;
 mod drops;
 mod durables;
+mod erase;
 mod expiry;
 mod invoke;
 mod lease;
@@ -64,6 +66,7 @@ pub use batches::Batches;
 pub use dead::{DeadLetter, DeadLetterState, DeadLetters};
 pub use delivery::{Attempt, Delivery};
 pub use drops::{DropCounts, DropReason, DropScope, Drops};
+pub use erase::{ErasedMessages, Erasure, ErasureOutcome, StoredView};
 pub use invoke::{Invocation, InvokeError};
 pub use logs::{LogRecord, Logs};
 pub use publish::{PublishError, Published};

@@ -7,7 +7,10 @@ use jsonschema::Validator;
 use nerve_core::{Event, EventType, Pattern};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::{collections::HashMap, sync::LazyLock};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::LazyLock,
+};
 
 const CATALOGUE: &str = include_str!("event_types.json");
 /// Mistakes that are told of one event.
@@ -67,6 +70,15 @@ fn validators() -> &'static Validators {
         validators
     });
     &VALIDATORS
+}
+
+/// Whether the data of this type may name the collection that an event belongs to.
+pub(crate) fn names_collection(ty: &EventType) -> bool {
+    static NAMING: LazyLock<HashSet<&str>> = LazyLock::new(|| {
+        let names = |known: &&KnownType| known.schema.pointer("/properties/collection").is_some();
+        known_types().iter().filter(names).map(|known| known.ty.as_str()).collect()
+    });
+    NAMING.contains(ty.as_str())
 }
 
 /// Says where an event's data does not fit its type. A body that is no JSON is nothing to say anything about, and one

@@ -55,6 +55,11 @@ impl Dense {
         self.dimensions
     }
 
+    /// The number of the last change that it has.
+    pub(super) fn position(&self) -> u64 {
+        self.position.load(Ordering::Acquire)
+    }
+
     /// The number of the last change that is written down.
     pub(super) fn saved(&self) -> u64 {
         self.saved.load(Ordering::Acquire)
@@ -78,6 +83,35 @@ impl Dense {
         }
         self.position.store(to, Ordering::Release);
         if to - self.saved() >= SAVED_EVERY { self.save(store) } else { Ok(()) }
+    }
+
+    /// A graph of as many dimensions, for the vectors that there are from `position` on.
+    pub(super) fn successor(&self, position: u64) -> Result<Self, IndexError> {
+        let graph = Index::new(&options(self.dimensions)).map_err(failed("beginning its vectors"))?;
+        // It is not written down while it catches up.
+        let (position, saved) = (AtomicU64::new(position), AtomicU64::new(position));
+        Ok(Self {
+            graph: RwLock::new(graph),
+            folder: self.folder.clone(),
+            dimensions: self.dimensions,
+            position,
+            saved,
+        })
+    }
+
+    /// Takes the graph of a successor in place of its own, which still has what was removed, and writes it down.
+    pub(super) fn succeed(&self, successor: Self, store: &Store) -> Result<(), IndexError> {
+        successor.catch_up(store)?;
+        let position = successor.position();
+        let graph = successor.graph.into_inner().unwrap_or_else(PoisonError::into_inner);
+        *self.graph.write().unwrap_or_else(PoisonError::into_inner) = graph;
+        self.position.store(position, Ordering::Release);
+        self.write_down()
+    }
+
+    /// Adds a chunk's vector.
+    pub(super) fn add(&self, chunk: u64, vector: Vec<f32>) -> Result<(), IndexError> {
+        self.take(Step::Add { chunk, vector, collection: String::new(), heading: String::new(), text: String::new() })
     }
 
     fn take(&self, step: Step) -> Result<(), IndexError> {
@@ -110,8 +144,12 @@ impl Dense {
     /// Writes the graph down beside the last one, which goes then.
     pub(super) fn save(&self, store: &Store) -> Result<(), IndexError> {
         self.catch_up_unsaved(store)?;
-        let (before, now) = (self.saved(), self.position.load(Ordering::Acquire));
-        if before == now {
+        if self.saved() == self.position() { Ok(()) } else { self.write_down() }
+    }
+
+    fn write_down(&self) -> Result<(), IndexError> {
+        let (before, now) = (self.saved(), self.position());
+        if now == 0 {
             return Ok(());
         }
         let temporary = self.folder.join("writing");
@@ -119,7 +157,9 @@ impl Dense {
         graph.save(&temporary.to_string_lossy()).map_err(failed("writing its vectors"))?;
         fs::rename(&temporary, file(&self.folder, now)).map_err(failed("writing its vectors"))?;
         self.saved.store(now, Ordering::Release);
-        fs::remove_file(file(&self.folder, before)).ok();
+        if before != now {
+            fs::remove_file(file(&self.folder, before)).ok();
+        }
         Ok(())
     }
 

@@ -21,11 +21,11 @@ use std::{
 /// The index of every collection on this machine.
 pub(super) struct Embedded {
     store: Mutex<Store>,
-    lexical: Lexical,
-    dense: Dense,
+    pub(super) lexical: Lexical,
+    pub(super) dense: Dense,
     /// The document of each chunk, to tell during a search whether a chunk counts.
     owners: RwLock<HashMap<u64, u64>>,
-    documents: RwLock<HashMap<u64, Document>>,
+    pub(super) documents: RwLock<HashMap<u64, Document>>,
 }
 
 impl Embedded {
@@ -62,7 +62,7 @@ impl Embedded {
     }
 
     /// Brings words and vectors to where the store is.
-    fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
+    pub(super) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
         self.lexical.catch_up(store)?;
         self.dense.catch_up(store)?;
         let gone = store.forget_before(self.lexical.position().min(self.dense.saved()))?;
@@ -108,7 +108,7 @@ impl Embedded {
         self.dense.save(&store)
     }
 
-    fn store(&self) -> MutexGuard<'_, Store> {
+    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -117,7 +117,7 @@ fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+pub(super) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -143,6 +143,24 @@ impl Lexical {
         Ok(())
     }
 
+    /// Makes the words of all chunks again in new files, and deletes the old ones: what was removed still stands in these.
+    pub(super) fn rewrite(&self, store: &Store) -> Result<(), IndexError> {
+        let to = store.position()?;
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        writer.delete_all_documents().map_err(failed("emptying its words"))?;
+        if let Err(error) = store.all(|step| self.take(&writer, step)) {
+            writer.rollback().map_err(failed("taking back its words"))?;
+            return Err(error);
+        }
+        let mut commit = writer.prepare_commit().map_err(failed("writing its words"))?;
+        commit.set_payload(&to.to_string());
+        commit.commit().map_err(failed("writing its words"))?;
+        self.reader.reload().map_err(failed("reading its words"))?;
+        self.position.store(to, Ordering::Release);
+        // Files that a search still reads go with the next commit.
+        writer.garbage_collect_files().wait().map(drop).map_err(failed("deleting its old words"))
+    }
+
     fn take(&self, writer: &IndexWriter, step: Step) -> Result<(), IndexError> {
         let Fields { chunk: id, collection: within, heading: above, text: words } = self.fields;
         match step {

@@ -4,6 +4,7 @@
 //! - `database`: where it is, and the connections to it.
 //! - `schema`: its tables, in the schema `nerve`: made and brought up to date when the index is opened.
 //! - `apply`: changes, a batch in one transaction.
+//! - `erase`: the documents of a tenant.
 //! - `search`: candidates by words (GIN) and by meaning (HNSW), and what a filter lets through.
 //! - `words`: texts as PostgreSQL's `tsvector`, by the analyser of the embedded index.
 //! - `fault`: whose fault an error of the database is.
@@ -12,6 +13,7 @@
 
 mod apply;
 mod database;
+mod erase;
 mod fault;
 mod schema;
 mod search;

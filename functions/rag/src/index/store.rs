@@ -29,7 +29,7 @@ const SCHEMA: &str = "
 
 /// The truth of the index.
 pub(super) struct Store {
-    connection: Connection,
+    pub(super) connection: Connection,
     dimensions: usize,
 }
 
@@ -49,7 +49,7 @@ pub(super) enum Step {
 
 type Catalogue = (HashMap<u64, Document>, HashMap<u64, u64>);
 
-fn failed(what: &'static str) -> impl FnOnce(rusqlite::Error) -> IndexError {
+pub(super) fn failed(what: &'static str) -> impl FnOnce(rusqlite::Error) -> IndexError {
     IndexError::failed(what)
 }
 

@@ -34,7 +34,7 @@ impl Shared {
 }
 
 /// Shows the same of both kinds of index, each of them empty.
-fn of_both(show: impl Fn(&Index)) {
+pub(super) fn of_both(show: impl Fn(&Index)) {
     let folder = tempfile::tempdir().unwrap();
     show(&open(folder.path()));
     println!("the same in PostgreSQL");
@@ -88,7 +88,7 @@ pub(super) fn query(text: &str, seed: u64) -> Query {
     }
 }
 
-fn open(folder: &Path) -> Index {
+pub(super) fn open(folder: &Path) -> Index {
     Index::open(folder, "test", WIDTH).unwrap()
 }
 

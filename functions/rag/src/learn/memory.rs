@@ -15,12 +15,15 @@ const OF_A_SLOT: usize = 2;
 /// One of so many answers is held out: weights are not made from it, but tried on it.
 const HELD_OUT: u8 = 3;
 
+/// The keys of all documents of rankings, as a pattern.
+pub(crate) const RANKINGS: &str = "ranking.*";
+
 /// An answer, and what it was made from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Answered {
-    pub(super) answer: String,
-    pub(super) collection: String,
+pub(crate) struct Answered {
+    pub(crate) answer: String,
+    pub(crate) collection: String,
     /// In the order that they were found in.
     pub(super) candidates: Vec<Candidate>,
     /// Chunks that the answer cites.
@@ -122,6 +125,17 @@ pub(super) async fn remember(views: &dyn Views, told: Answered) -> Result<(), Fu
 pub(super) async fn recall(views: &dyn Views, answer: &str) -> Result<Option<Answered>, FunctionError> {
     let slot: Slot = views::read(views, &slot_of(answer)).await?.unwrap_or_default();
     Ok(slot.answers.into_iter().find(|known| known.answer == answer && !known.candidates.is_empty()))
+}
+
+/// Removes the answers that `is_erased` names from a document of rankings: how many these are, and the document that stays, if any
+/// answer does. Nothing for a document that has none of them.
+pub(crate) fn without(document: &[u8], is_erased: impl Fn(&Answered) -> bool) -> Option<(usize, Option<Vec<u8>>)> {
+    let mut slot: Slot = serde_json::from_slice(document).ok()?;
+    let before = slot.answers.len();
+    slot.answers.retain(|known| !is_erased(known));
+    let removed = before - slot.answers.len();
+    let left = if slot.answers.is_empty() { None } else { serde_json::to_vec(&slot).ok() };
+    (removed > 0).then_some((removed, left))
 }
 
 #[cfg(test)]

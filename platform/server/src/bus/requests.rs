@@ -17,7 +17,7 @@ use time::OffsetDateTime;
 /// KV: requests with an `Idempotency-Key`.
 const REQUESTS: &str = "requests";
 /// The stream of that bucket.
-const STREAM: &str = "KV_requests";
+pub(super) const STREAM: &str = "KV_requests";
 
 /// What is stored of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

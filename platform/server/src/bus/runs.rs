@@ -5,7 +5,7 @@
 //! its acknowledgement was lost. An event that goes well is never written about.
 
 use super::{Attempt, Bus, BusError, Delivery, streams::RUNS};
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use async_nats::{HeaderMap, jetstream::stream::LastRawMessageErrorKind};
 use nerve_core::{Fault, FunctionError, Name};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -136,7 +136,7 @@ impl Bus {
         let subject = subject(function, delivery);
         let what = || format!("writing {subject}");
         let body = serde_json::to_vec(history).map_err(|error| BusError::refused(what(), error))?;
-        let sent = self.jetstream.publish(subject.clone(), body.into()).await;
+        let sent = self.jetstream.publish_with_headers(subject.clone(), headers(delivery), body.into()).await;
         let sent = sent.map_err(|error| BusError::unavailable(what(), error))?;
         sent.await.map(drop).map_err(|error| BusError::unavailable(what(), error))
     }
@@ -150,7 +150,8 @@ impl Bus {
     ) -> Result<(), BusError> {
         history.end_given_back(&delivery);
         if let Ok(body) = serde_json::to_vec(&history) {
-            let sent = self.client.publish(subject(function, &delivery), body.into()).await;
+            let subject = subject(function, &delivery);
+            let sent = self.client.publish_with_headers(subject, headers(&delivery), body.into()).await;
             sent.map_err(|error| BusError::unavailable("giving back an event", error))?;
         }
         delivery.retry_after(std::time::Duration::ZERO).await
@@ -163,6 +164,11 @@ impl Bus {
         let consumer = if failed > 0 { delivery.consumer_created } else { 0 };
         RunHistory { failed, failures, consumer, accounted: failed, ..RunHistory::default() }
     }
+}
+
+/// What the event says of itself: by that a record is found whose workflow is erased.
+fn headers(delivery: &Delivery) -> HeaderMap {
+    delivery.provenance.copied(delivery.message.headers.as_ref(), &delivery.message.subject)
 }
 
 fn subject(function: &Name, delivery: &Delivery) -> String {

@@ -1,0 +1,295 @@
+//! The index in a folder without a tenant: its rows are deleted, and then every file that may still hold something of them is
+//! made again.
+//!
+//! SQLite, tantivy and usearch mark what is deleted and overwrite it some day. So erasing notes in the transaction that deletes
+//! that the files are to be made again; until that is done, the next erasure does it, whatever it deletes itself.
+
+use super::{
+    IndexError,
+    embedded::{Embedded, write},
+    store::{Store, failed},
+};
+use crate::erase::{ErasedDocuments, Tenant};
+use rusqlite::{Connection, OptionalExtension, params};
+
+/// Chunks that are read while the store is locked.
+const PAGE_CHUNKS: usize = 256;
+/// The condition on `documents` that they are a tenant's.
+const OF_TENANT: &str = "(collection = ?1 or substr(collection, 1, length(?2)) = ?2)";
+/// The setting that says that files are to be made again.
+const UNSCRUBBED: &str = "unscrubbed";
+
+impl Embedded {
+    /// Counts the documents of a tenant.
+    pub(super) fn count_of(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+        self.store().count_of(tenant)
+    }
+
+    /// Deletes the documents of a tenant, and makes the files again.
+    pub(super) fn erase(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+        let mut store = self.store();
+        let (erased, unscrubbed) = store.erase(tenant)?;
+        write(&self.documents).retain(|_, document| !tenant.owns(&document.collection));
+        self.catch_up(&store)?;
+        drop(store);
+        if unscrubbed {
+            self.scrub()?;
+        }
+        Ok(erased)
+    }
+
+    fn scrub(&self) -> Result<(), IndexError> {
+        // Making the graph again takes longest: documents come and go meanwhile.
+        let store = loop {
+            let graph = self.dense.successor(self.store().position()?)?;
+            let from = graph.position();
+            let mut last = 0;
+            loop {
+                let page = self.store().vectors(last)?;
+                let Some((end, _)) = page.last() else { break };
+                last = *end;
+                for (chunk, vector) in page {
+                    graph.add(chunk, vector)?;
+                }
+            }
+            let store = self.store();
+            if store.remembers(from)? {
+                self.dense.succeed(graph, &store)?;
+                break store;
+            }
+        };
+        self.lexical.rewrite(&store)?;
+        self.catch_up(&store)?;
+        store.compact()
+    }
+}
+
+impl Store {
+    fn count_of(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+        count(&self.connection, tenant).map_err(failed("counting documents"))
+    }
+
+    /// Deletes the documents of a tenant and what is known of deleted ones; says whether files are to be made again, now or since
+    /// an earlier time.
+    fn erase(&mut self, tenant: &Tenant) -> Result<(ErasedDocuments, bool), IndexError> {
+        let what = "erasing documents";
+        let transaction = self.connection.transaction().map_err(failed(what))?;
+        let erase = || {
+            let erased = count(&transaction, tenant)?;
+            let names = params![tenant.collection(), tenant.conversations()];
+            let of_tenant = format!("owner in (select id from documents where {OF_TENANT})");
+            let number = format!("insert into changes (chunk, added) select id, 0 from chunks where {of_tenant}");
+            transaction.execute(&number, names)?;
+            transaction.execute(&format!("delete from chunks where {of_tenant}"), names)?;
+            let rows = transaction.execute(&format!("delete from documents where {OF_TENANT}"), names)?;
+            if rows > 0 {
+                let note = "insert into settings (name, value) values (?1, '1') on conflict (name) do nothing";
+                transaction.execute(note, [UNSCRUBBED])?;
+            }
+            let select = "select 1 from settings where name = ?1";
+            let unscrubbed = transaction.query_row(select, [UNSCRUBBED], |_| Ok(())).optional()?.is_some();
+            Ok((erased, unscrubbed))
+        };
+        let erased = erase().map_err(failed(what))?;
+        transaction.commit().map_err(failed(what))?;
+        Ok(erased)
+    }
+
+    /// The vectors of the next chunks after this one.
+    fn vectors(&self, after: u64) -> Result<Vec<(u64, Vec<f32>)>, IndexError> {
+        let what = "reading vectors";
+        let select = "select id, vector from chunks where id > ?1 order by id limit ?2";
+        let mut statement = self.connection.prepare_cached(select).map_err(failed(what))?;
+        let rows = statement.query_map(params![after, PAGE_CHUNKS], |row| {
+            let vector: Vec<u8> = row.get(1)?;
+            let numbers = vector.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four));
+            Ok((row.get(0)?, numbers.collect()))
+        });
+        rows.map_err(failed(what))?.collect::<Result<_, _>>().map_err(failed(what))
+    }
+
+    /// Writes the database anew, without what was deleted, and empties its journal.
+    fn compact(&self) -> Result<(), IndexError> {
+        let compact = || {
+            self.connection.execute_batch("vacuum")?;
+            self.connection.execute("delete from settings where name = ?1", [UNSCRUBBED])?;
+            let truncate = "pragma wal_checkpoint(truncate)";
+            self.connection.query_row(truncate, [], |row| row.get::<_, i64>(0))
+        };
+        match compact().map_err(failed("writing its database anew"))? {
+            0 => Ok(()),
+            _ => Err(IndexError::failed("writing its database anew")("its journal is in use by another process")),
+        }
+    }
+}
+
+fn count(connection: &Connection, tenant: &Tenant) -> rusqlite::Result<ErasedDocuments> {
+    let select = format!(
+        "select count(*) filter (where not removed),
+                (select count(*) from chunks where owner in (select id from documents where {OF_TENANT}))
+         from documents where {OF_TENANT}"
+    );
+    let names = params![tenant.collection(), tenant.conversations()];
+    let read = |row: &rusqlite::Row<'_>| Ok(ErasedDocuments { documents: row.get(0)?, chunks: row.get(1)? });
+    connection.query_row(&select, names, read)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{
+        Change, Index, Query,
+        tests::{of_both, open, query, replace, texts},
+    };
+    use super::*;
+    use crate::{document::Document, remember};
+    use std::path::Path;
+
+    /// A word of the tenant's documents alone.
+    const MARKER: &str = "zanzibarqx";
+
+    fn of(collection: &str, change: Change) -> Change {
+        let of = |document: Document| Document { collection: collection.to_owned(), ..document };
+        match change {
+            Change::Replace { document, chunks } => Change::Replace { document: of(document), chunks },
+            Change::Remove(document) => Change::Remove(of(document)),
+            Change::Confirm(document) => Change::Confirm(of(document)),
+        }
+    }
+
+    /// Documents of the tenant `acme`, one of them in the memory of a conversation and one deleted; and one of another tenant.
+    fn documents() -> Vec<Change> {
+        let text = format!("words of {MARKER}");
+        let own =
+            |name: &str, seed| replace(&format!("{MARKER} {name}"), 1, &[(text.as_str(), seed), ("more", seed + 1)]);
+        let gone = super::super::tests::document(&format!("{MARKER} gone"), 2);
+        vec![
+            of("acme", own("a", 1)),
+            of(&remember::recall_collection("acme", "ada"), own("b", 3)),
+            of("acme", own("gone", 5)),
+            of("acme", Change::Remove(gone)),
+            of("acme2", replace("kept", 1, &[("words that stay", 7)])),
+        ]
+    }
+
+    fn found(index: &Index, collection: &str) -> Vec<String> {
+        let hits = index.search(&Query { collection: collection.into(), ..query("words", 1) }).unwrap();
+        texts(&hits).into_iter().map(str::to_owned).collect()
+    }
+
+    /// The files below `folder` that have the marker.
+    fn files_with_marker(folder: &Path) -> Vec<std::path::PathBuf> {
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_dir() {
+                files.extend(files_with_marker(&entry));
+            } else {
+                let content = std::fs::read(&entry).unwrap();
+                files.extend(content.windows(MARKER.len()).any(|part| part == MARKER.as_bytes()).then_some(entry));
+            }
+        }
+        files
+    }
+
+    #[test]
+    fn erased_tenant_is_counted_and_gone_and_others_stay() {
+        of_both(|index| {
+            index.apply(&documents()).unwrap();
+            let acme = Tenant::new("acme");
+            let all = ErasedDocuments { documents: 2, chunks: 4 };
+            assert_eq!(index.count_of(&acme).unwrap(), all);
+            assert_eq!((found(index, "acme").len(), index.len().unwrap()), (2, 5), "a count changes nothing");
+            assert_eq!(index.erase(&Tenant::new("acm")).unwrap(), ErasedDocuments::default());
+            assert_eq!(index.erase(&acme).unwrap(), all);
+            assert_eq!(index.erase(&acme).unwrap(), ErasedDocuments::default(), "there is nothing left");
+            assert_eq!((found(index, "acme").len(), index.len().unwrap()), (0, 1));
+            assert_eq!(found(index, "acme2"), ["words that stay"]);
+            // What comes later is new, whenever it was uploaded; also what had been deleted.
+            index.apply(&documents()[2..3]).unwrap();
+            assert_eq!(found(index, "acme").len(), 2);
+        });
+    }
+
+    #[test]
+    fn no_file_of_the_index_has_anything_of_an_erased_tenant() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = open(folder.path());
+        index.apply(&documents()).unwrap();
+        index.save().unwrap();
+        assert!(!files_with_marker(folder.path()).is_empty(), "there is nothing to erase otherwise");
+        // tantivy's terms are no text in its files: segments without deletions have no terms but of what is there.
+        let segments = || {
+            let words = tantivy::Index::open_in_dir(folder.path().join("words")).unwrap();
+            let metas = words.searchable_segment_metas().unwrap();
+            let files = std::fs::read_dir(folder.path().join("words")).unwrap().map(|entry| entry.unwrap().path());
+            let terms = files.filter(|file| file.extension().is_some_and(|it| it == "term")).count();
+            let documents: u32 = metas.iter().map(|meta| meta.num_docs()).sum();
+            let deleted: u32 = metas.iter().map(|meta| meta.num_deleted_docs()).sum();
+            (documents, deleted, terms == metas.len())
+        };
+        let graph = || {
+            let graphs = std::fs::read_dir(folder.path().join("vectors")).unwrap();
+            std::fs::read(graphs.last().unwrap().unwrap().path()).unwrap()
+        };
+        let before = graph().len();
+        index.erase(&Tenant::new("acme")).unwrap();
+        assert_eq!(files_with_marker(folder.path()), Vec::<std::path::PathBuf>::new());
+        assert_eq!(segments(), (1, 0, true));
+        assert!(graph().len() < before / 2, "the vectors of what was erased are gone: {} of {before}", graph().len());
+        drop(index);
+        let reopened = open(folder.path());
+        assert_eq!(
+            (found(&reopened, "acme").len(), found(&reopened, "acme2")),
+            (0, vec!["words that stay".to_owned()])
+        );
+        reopened.erase(&Tenant::new("acme2")).unwrap();
+        assert!(reopened.is_empty().unwrap());
+        drop(reopened);
+        assert!(found(&open(folder.path()), "acme2").is_empty());
+    }
+
+    #[test]
+    fn erasure_that_was_cut_off_is_completed_by_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = open(folder.path());
+        index.apply(&documents()).unwrap();
+        drop(index);
+        // Killed after its transaction.
+        let mut store = Store::open(&folder.path().join("chunks.sqlite"), "test", super::super::tests::WIDTH).unwrap();
+        assert!(store.erase(&Tenant::new("acme")).unwrap().1);
+        drop(store);
+        let index = open(folder.path());
+        assert!(!files_with_marker(folder.path()).is_empty());
+        assert_eq!(index.erase(&Tenant::new("acme")).unwrap(), ErasedDocuments::default());
+        assert!(files_with_marker(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn documents_come_and_go_while_another_tenant_is_erased() {
+        let folder = tempfile::tempdir().unwrap();
+        let index = open(folder.path());
+        let many = |from: u64| (from..from + 300).map(|n| replace(&n.to_string(), 1, &[("steady words", n)]));
+        index.apply(&many(1).collect::<Vec<_>>()).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for n in 0..20 {
+                    index.apply(&[of("acme", replace("a", 2 * n, &[("some words", 1)]))]).unwrap();
+                    index.erase(&Tenant::new("acme")).unwrap();
+                }
+            });
+            for n in 0..10 {
+                index.apply(&many(1000 + 300 * n).collect::<Vec<_>>()).unwrap();
+                index.save().unwrap();
+            }
+        });
+        let present = |name: &str, seed| {
+            let hits = index.search(&query("steady", seed)).unwrap();
+            hits.iter().any(|hit| hit.document == name && hit.similarity.is_some_and(|near| near > 0.99))
+        };
+        assert!(present("7", 7) && present("1000", 1000) && present("3999", 3999));
+        assert_eq!(index.len().unwrap(), 3300);
+        drop(index);
+        let index = open(folder.path());
+        let hits = index.search(&query("steady", 2500)).unwrap();
+        assert!(hits.iter().any(|hit| hit.document == "2500"), "{hits:?}");
+    }
+}
