@@ -28,7 +28,7 @@ use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 
 /// How long a result waits for the broker before its event is retried: running a function again costs more.
-pub(super) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
 /// The wait between two attempts to publish.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// The most events that a function may emit for one event before it returns.
@@ -109,6 +109,8 @@ struct Source {
     published_as: Option<Identity>,
     /// What an older worker stored of its results.
     older: OlderResults,
+    /// Since when other attempts at the same run are not known of.
+    since: std::time::Instant,
     emitted: Mutex<Emitted>,
 }
 
@@ -129,6 +131,7 @@ pub(super) struct Publisher {
     bus: Bus,
     sets: Sets,
     outlet: Outlet,
+    dedupe_window: Duration,
     sources: Vec<Source>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
 }
@@ -144,12 +147,14 @@ impl Publisher {
             provenance: taken.delivery.provenance.clone(),
             published_as: taken.delivery.published_as(),
             older: std::mem::take(&mut taken.older),
+            since: taken.since,
             emitted: Mutex::default(),
         };
         Self {
             bus: shared.bus.clone(),
             sets: shared.sets.clone(),
             outlet: outlet.clone(),
+            dedupe_window: shared.dedupe_window,
             sources: inputs.into_iter().map(source).collect(),
             catalogue: shared.catalogue.clone(),
         }
@@ -184,7 +189,7 @@ impl Publisher {
         if results.is_empty() {
             return Ok(());
         }
-        let outcome = publish(|| self.bus.publish_results(&self.sets, &results)).await?;
+        let outcome = publish(|| self.store(source, run, &results)).await?;
         if outcome == SetOutcome::Duplicate {
             self.bus.drops().count(
                 DropScope::Function,
@@ -198,6 +203,18 @@ impl Publisher {
             }
         }
         Ok(())
+    }
+
+    /// Stores a set of results, unless that of another attempt is in the log. JetStream knows the ids of attempts that stored theirs
+    /// within the window; so an attempt that has taken longer looks for them.
+    async fn store(&self, source: &Source, run: Run<'_>, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
+        if source.since.elapsed() >= self.dedupe_window / 2 {
+            let found = CommittedResults::default().find(&self.bus, run, &self.outlet.spec.emits).await;
+            if found.map_err(|error| PublishError::Unavailable(error.into()))?.is_some() {
+                return Ok(SetOutcome::Duplicate);
+            }
+        }
+        self.bus.publish_results(&self.sets, results).await
     }
 
     /// Whether the function may publish what is both a step of the pipeline and a part of an answer.

@@ -17,13 +17,15 @@ pub(super) struct Taken {
     pub(super) history: RunHistory,
     /// What an older worker stored of its results.
     pub(super) older: OlderResults,
+    /// Since when other attempts at the same run are not known of.
+    pub(super) since: Instant,
     pub(super) slot: OwnedSemaphorePermit,
 }
 
 impl Taken {
     /// A delivery of which nothing is known yet.
     pub(super) fn new(delivery: Delivery, slot: OwnedSemaphorePermit) -> Self {
-        Self { delivery, history: RunHistory::default(), older: OlderResults::default(), slot }
+        Self { delivery, history: RunHistory::default(), older: OlderResults::default(), since: Instant::now(), slot }
     }
 }
 
