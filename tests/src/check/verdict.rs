@@ -71,7 +71,9 @@ pub fn check(history: &[Entry], end: &End) -> Vec<Finding> {
     findings.extend(intake::uncounted(history, &end.dropped));
     let faults = account::Faults::of(history);
     for account in works(history, end).into_values().chain(nexts(history, end).into_values()) {
-        findings.extend(account.findings(&faults, end));
+        // What is still on its way is not lost.
+        let is_known = |finding: &Finding| end.restless.is_none() || finding.kind != Kind::Lost;
+        findings.extend(account.findings(&faults, end).into_iter().filter(is_known));
     }
     for stored in end.dead.iter().filter(|stored| stored.subject.starts_with("dead.")) {
         if !end.letters.iter().any(|letter| letter.id == stored.sequence) {
@@ -79,7 +81,7 @@ pub fn check(history: &[Entry], end: &End) -> Vec<Finding> {
             findings.push(Finding { kind: Kind::OutOfSight, what });
         }
     }
-    if let Some(restless) = end.restless.as_ref().filter(|_| findings.is_empty()) {
+    if let Some(restless) = &end.restless {
         findings.push(Finding { kind: Kind::Lost, what: format!("it does not come to rest: {restless}") });
     }
     findings

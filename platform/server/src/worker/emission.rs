@@ -29,7 +29,7 @@ use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 
 /// How long a result waits for the broker before its event is retried: running a function again costs more.
-pub(super) const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
 /// The wait between two attempts to publish.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -104,6 +104,7 @@ pub(super) struct Publisher {
     bus: Bus,
     sets: Sets,
     outlet: Outlet,
+    dedupe_window: Duration,
     inputs: Vec<InputState>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
 }
@@ -119,6 +120,7 @@ impl Publisher {
             bus: shared.bus.clone(),
             sets: shared.sets.clone(),
             outlet: outlet.clone(),
+            dedupe_window: shared.dedupe_window,
             inputs: inputs.into_iter().map(state).collect(),
             catalogue: shared.catalogue.clone(),
         }
@@ -159,7 +161,7 @@ impl Publisher {
     /// results, those stand.
     pub(super) async fn publish(&self, index: usize, results: &[RunResult]) -> Result<(), FunctionError> {
         let input = self.input(index)?;
-        let outcome = publish(|| self.bus.publish_results(&self.sets, results)).await?;
+        let outcome = publish(|| self.store(input, results)).await?;
         if outcome == SetOutcome::Duplicate {
             let function = &self.outlet.function;
             self.bus.drops().count(DropScope::Function, function.as_str(), DropReason::Result, results.len());
@@ -170,6 +172,21 @@ impl Publisher {
             }
         }
         Ok(())
+    }
+
+    /// Stores a set of results, unless that of another attempt is in the log. JetStream knows the ids of attempts that stored theirs
+    /// within the window; so an attempt that has taken longer looks for them.
+    async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
+        if input.since.elapsed() >= self.dedupe_window / 2 {
+            let run = input.provenance.run(&self.outlet.function);
+            let mut committed = CommittedResults::default();
+            // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
+            let found = Box::pin(committed.find(&self.bus, run, &self.outlet.spec.emits)).await;
+            if found.map_err(|error| PublishError::Unavailable(error.into()))?.is_some() {
+                return Ok(SetOutcome::Duplicate);
+            }
+        }
+        self.bus.publish_results(&self.sets, results).await
     }
 
     /// Whether the function may publish what is both a step of the pipeline and a part of an answer.

@@ -6,6 +6,7 @@ use nerve_core::{Emission, Event, Fault, FunctionError, Identity, Name, Run, ans
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
+    time::Instant,
 };
 
 /// The most events that a function may emit for one event before it returns.
@@ -20,6 +21,8 @@ pub(super) struct InputState {
     pub(super) published_as: Option<Identity>,
     /// What an older worker stored of its results.
     older: OlderResults,
+    /// Since when other attempts at the same run are not known of.
+    pub(super) since: Instant,
     emitted: Mutex<Emitted>,
 }
 
@@ -42,6 +45,7 @@ impl InputState {
             provenance: taken.delivery.provenance.clone(),
             published_as: taken.delivery.published_as(),
             older: std::mem::take(&mut taken.older),
+            since: taken.since,
             emitted: Mutex::default(),
         }
     }
@@ -129,6 +133,7 @@ mod tests {
                 provenance,
                 published_as: None,
                 older: OlderResults::default(),
+                since: Instant::now(),
                 emitted: Mutex::default(),
             };
             emissions.iter().map(|emission| source.identify(run, emission).unwrap()).collect::<Vec<_>>()

@@ -17,6 +17,8 @@ pub(super) struct Taken {
     pub(super) history: RunHistory,
     /// What an older worker stored of its results.
     pub(super) older: OlderResults,
+    /// Since when other attempts at the same run are not known of.
+    pub(super) since: Instant,
     /// `None` once its results wait to be stored, in room of their own.
     pub(super) slot: Option<OwnedSemaphorePermit>,
 }
@@ -24,7 +26,8 @@ pub(super) struct Taken {
 impl Taken {
     /// A delivery of which nothing is known yet.
     pub(super) fn new(delivery: Delivery, slot: OwnedSemaphorePermit) -> Self {
-        Self { delivery, history: RunHistory::default(), older: OlderResults::default(), slot: Some(slot) }
+        let (history, older) = (RunHistory::default(), OlderResults::default());
+        Self { delivery, history, older, since: Instant::now(), slot: Some(slot) }
     }
 }
 

@@ -1,7 +1,6 @@
 //! Deliveries that came before: what became of them, and how they go on.
 
 use super::{
-    emission::PUBLISH_TIMEOUT,
     failure,
     invocation::{Invoker, Taken},
 };
@@ -98,12 +97,12 @@ impl Invoker {
         self.run(vec![taken]).await;
     }
 
-    /// Whether JetStream may have forgotten the ids of the run's results before this attempt publishes its own.
+    /// Whether JetStream may have forgotten the ids of the run's results.
     fn may_be_forgotten(&self, delivery: &Delivery) -> bool {
-        let (age, window) = (OffsetDateTime::now_utc() - delivery.provenance.input.stored(), self.shared.dedupe_window);
-        // It may wait for a slot as long as another runs, and then run and publish. The earlier attempt is younger than the event.
-        let attempt = 2 * self.outlet.spec.timeout + PUBLISH_TIMEOUT;
-        age + attempt.max(window / 2) >= window
+        let age = OffsetDateTime::now_utc() - delivery.provenance.input.stored();
+        // The attempt whose results are asked for is younger than the event. This attempt looks again before it publishes, if it takes
+        // the other half of the window.
+        age >= self.shared.dedupe_window / 2
     }
 
     /// The sequence of the run's first result in the log.
