@@ -175,3 +175,60 @@ async fn a_lost_index_comes_back_from_the_log() {
     assert_eq!(streams.count("EVENTS", "events.document.indexed").await, 10);
     assert_eq!(streams.count("DEAD", "dead.>").await, 0);
 }
+
+#[tokio::test]
+async fn removal_says_what_is_unfinished_and_a_replay_takes_it_up() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("seen");
+    let stuck = "import sys\nfor line in sys.stdin: print(line.strip(), file=sys.stderr, flush=True)\n";
+    nerve.cli().deploy(guest::python("keep", "events.a", "kept", "concurrency = 1", stuck).path()).await;
+    post_event(&nerve, "other", "x", "{}").await;
+    for id in ["1", "2", "3"] {
+        post_event(&nerve, "a", id, "{}").await;
+    }
+    let removed = nerve.cli().run(&["remove", "keep", "--output", "json"]).await.ok().json();
+    assert_eq!(removed["unfinished"], json!({"messages": 3, "from": 2}), "{removed}");
+    nerve.cli().deploy(recorder(&file).path()).await;
+    nerve.cli().run(&["replay", "keep", "--since", "2"]).await.ok();
+    streams.reaches("EVENTS", "events.kept", 3, seconds(30)).await;
+    idle(&streams, "keep").await;
+    assert_eq!(lines(&file), ["1", "2", "3"]);
+    let removed = nerve.cli().run(&["remove", "keep"]).await.ok();
+    assert_eq!(removed.stdout.trim(), "removed function keep");
+}
+
+#[tokio::test]
+async fn logs_end_with_the_newest_lines() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let script = "import json, sys\n\
+                  for line in sys.stdin:\n    \
+                      call = json.loads(line)\n    \
+                      print('took ' + call['event']['id'], file=sys.stderr, flush=True)\n    \
+                      print(json.dumps({'id': call['id'], 'events': []}), flush=True)\n";
+    nerve.cli().deploy(guest::python("keep", "events.a", "kept", "concurrency = 1", script).path()).await;
+    for id in ["1", "2", "3", "4", "5"] {
+        post_event(&nerve, "a", id, "{}").await;
+    }
+    idle(&streams, "keep").await;
+    let last = eventually("all lines are stored", seconds(20), || async {
+        let logs = nerve.cli().run(&["logs", "keep", "-n", "2"]).await.ok();
+        logs.stdout.contains("took 5").then_some(logs.stdout)
+    })
+    .await;
+    assert!(last.lines().count() == 2 && last.contains("took 4"), "{last}");
+}
+
+#[tokio::test]
+async fn event_that_is_published_twice_is_counted_as_a_duplicate() {
+    let nerve = Nerve::up().await;
+    let publish = ["publish", "a", "--data", "1", "--id", "same"];
+    nerve.cli().run(&publish).await.ok();
+    let again = nerve.cli().run(&["publish", "a", "--data", "2", "--id", "same"]).await.ok();
+    assert!(again.stdout.contains("already stored") && again.stdout.contains("was dropped"), "{again:?}");
+    let streams = Streams::connect(&nerve.nats).await;
+    let counted = streams.read("DROPS", "drops.caller.cli.window").await;
+    assert_eq!(counted.last().map(|count| &count.data[..]), Some(&br#"{"val":"1"}"#[..]));
+}

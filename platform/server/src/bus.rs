@@ -63,6 +63,7 @@ mod views;
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
 pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttempts};
 pub use batches::Batches;
+pub use consumer::Unfinished;
 pub use dead::{DeadLetter, DeadLetterState, DeadLetters};
 pub use delivery::{Attempt, Delivery};
 pub use drops::{DropCounts, DropReason, DropScope, Drops};

@@ -6,7 +6,7 @@ use crate::{
     payload::Payload,
 };
 use clap::Args;
-use nerve_core::{EventType, Origin};
+use nerve_core::EventType;
 use serde_json::json;
 
 /// Publish an event, and wait until JetStream has stored it
@@ -29,12 +29,18 @@ impl Publish {
         let folder = DataFolder { data: self.payload.data_dir.take() };
         let event = self.payload.into_event(self.ty)?;
         let connection = Connection::open(globals, &folder).await?;
-        let stored = connection.bus.publish(&event, Origin::cli().identify(&event)).await?;
+        let stored = connection.bus.publish_of_cli(&event).await?;
         let result =
             json!({"id": event.id, "type": event.ty, "sequence": stored.sequence, "duplicate": stored.duplicate});
         globals.output.show(&result, |_| {
-            let place = format!("{} {} as {}", event.ty, event.id, stored.sequence);
-            if stored.duplicate { format!("already stored: {place}") } else { format!("stored {place}") }
+            let (ty, id, sequence) = (&event.ty, &event.id, stored.sequence);
+            match stored.duplicate {
+                false => format!("stored {ty} {id} as {sequence}"),
+                true => format!(
+                    "already stored: an event of the command line with this source and id is {sequence} of EVENTS; this one, \
+                     {ty} {id}, was dropped, whatever its data"
+                ),
+            }
         })
     }
 }

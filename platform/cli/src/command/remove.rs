@@ -8,12 +8,19 @@ use crate::{
 };
 use clap::{Args, ValueEnum};
 use nerve_core::Name;
-use nerve_server::{bus::BusError, registry::Registry};
+use nerve_server::{
+    bus::{Bus, BusError, Unfinished, consumer_name},
+    registry::Registry,
+};
 use serde_json::json;
 
-/// Remove a function, source, sink or schedule; events that wait for what is removed stay in their stream
+/// Remove a function, source, sink or schedule; what it has not finished is not tried again, and it says how much that is
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Events stay in their stream, but nothing is left of how far a function or sink was: one that is deployed again begins with what
+comes then. `nerve replay` gives a function the older events too. Where EVENTS is bounded in bytes, events that no other function
+has to finish may be deleted for room.
+
 Examples:
   nerve remove github-labels
   nerve remove github --kind source")]
@@ -60,6 +67,19 @@ impl Kind {
         })
     }
 
+    /// What its consumer has not finished.
+    async fn unfinished(self, registry: &Registry, bus: &Bus, name: &Name) -> Result<Option<Unfinished>, BusError> {
+        let stream = match self {
+            Self::Function => registry.function(name).await?.map(|entry| entry.record.stream),
+            Self::Sink => registry.sink(name).await?.map(|entry| entry.record.stream),
+            Self::Source | Self::Schedule => None,
+        };
+        match stream {
+            Some(stream) => bus.unfinished(&stream, &consumer_name(name)).await,
+            None => Ok(None),
+        }
+    }
+
     async fn remove(self, registry: &Registry, name: &Name) -> Result<bool, BusError> {
         match self {
             Self::Function => registry.remove_function(name).await,
@@ -73,7 +93,8 @@ impl Kind {
 impl Remove {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let name = &self.name;
-        let registry = Connection::open(globals, &self.folder).await?.registry().await?;
+        let connection = Connection::open(globals, &self.folder).await?;
+        let registry = connection.registry().await?;
         let mut found = Vec::new();
         for kind in Kind::ALL.into_iter().filter(|kind| self.kind.is_none_or(|wanted| wanted == *kind)) {
             if kind.is_deployed(&registry, name).await? {
@@ -90,10 +111,23 @@ impl Remove {
                     .into());
             }
         };
+        let unfinished = kind.unfinished(&registry, &connection.bus, name).await?;
         if !kind.remove(&registry, name).await? {
             return Err(not_deployed(name).into());
         }
-        let kind = kind.name();
-        globals.output.show(&json!({"removed": {"kind": kind, "name": name}}), |_| format!("removed {kind} {name}"))
+        let removed = json!({"removed": {"kind": kind.name(), "name": name}, "unfinished": unfinished});
+        globals.output.show(&removed, |_| text(kind, name, unfinished))
     }
+}
+
+fn text(kind: Kind, name: &Name, unfinished: Option<Unfinished>) -> String {
+    let removed = format!("removed {} {name}", kind.name());
+    let Some(Unfinished { messages, from }) = unfinished else { return removed };
+    let next = match kind {
+        Kind::Function => format!("after a deploy, `nerve replay {name} --since {from}` gives it these again"),
+        _ => "a sink that is added again begins with what comes then".to_owned(),
+    };
+    format!(
+        "{removed}\n  it had not finished {messages} events, the first at sequence {from}: nothing tries them again\n  {next}"
+    )
 }

@@ -17,12 +17,12 @@ use serde::Serialize;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The function goes back to that moment and takes each of its events since then once more, as it is deployed now, and then
-what is new; other functions see nothing of it. What it had not finished before that moment comes again too. A stream with
-the retention workqueue or interest keeps nothing that is acknowledged, so a function on it cannot be sent back.
+what is new. What it had not finished before that moment comes again too. A stream with the retention workqueue or interest
+keeps nothing that is acknowledged, so a function on it cannot be sent back.
 
-Results keep their ids. Within the dedupe window (`streams.dedupe_window`, 10 minutes unless you say otherwise) what was
-published already is not published twice; beyond it, it is published again, and whoever takes it gets it again. What the
-function does outside of what it returns is done again in any case: that is what rebuilds an index or a projection.
+Each replay publishes the function's results again, under new ids, and the functions that take them run again. What it had not
+finished keeps its ids: results of such an event that are stored already are not published twice. A replay removes no dead letter,
+and an event that fails again becomes another one.
 
 Examples:
   nerve replay index --since first                     rebuild the index of documents from the log

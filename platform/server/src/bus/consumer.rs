@@ -10,6 +10,7 @@ use async_nats::jetstream::{
     stream::{ConsumerCreateStrictErrorKind, ConsumerUpdateErrorKind, RetentionPolicy, Stream},
 };
 use nerve_core::Name;
+use serde::Serialize;
 use std::time::Duration;
 use time::{OffsetDateTime, macros::datetime};
 
@@ -139,6 +140,26 @@ impl Bus {
         Ok(Bound::new(stream, base, place, info.created))
     }
 
+    /// What the consumer `base` of `stream` has not finished; `None` where all of it is, or there is no such consumer.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    pub async fn unfinished(&self, stream: &str, base: &str) -> Result<Option<Unfinished>, BusError> {
+        let what = || format!("looking at the consumer {base} of {stream}");
+        let Some((place, _)) = self.place(stream, base).await? else { return Ok(None) };
+        let handle = match self.stream(stream, what).await {
+            Ok(handle) => handle,
+            Err(BusError::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let info = consumer_of(&handle, &name_of(base, &place.consumer), what).await?;
+        let unfinished = info.map(|info| Unfinished {
+            messages: info.num_pending + u64::try_from(info.num_ack_pending).unwrap_or(u64::MAX),
+            from: done_by(&info) + 1,
+        });
+        Ok(unfinished.filter(|unfinished| unfinished.messages > 0))
+    }
+
     /// Deletes a consumer and its place.
     pub(crate) async fn unbind(&self, stream: &str, base: &str) -> Result<(), BusError> {
         let suffix = self.place(stream, base).await?.map(|(place, _)| place.consumer).unwrap_or_default();
@@ -171,6 +192,15 @@ impl Bus {
             }
         }
     }
+}
+
+/// Messages that a consumer has not finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Unfinished {
+    /// How many: those that wait, those that run, and those that wait for another attempt.
+    pub messages: u64,
+    /// The sequence from which on there are such.
+    pub from: u64,
 }
 
 /// The place that a consumer should have.

@@ -7,7 +7,7 @@
 //! A count is a lower bound. What a process counted within [`WRITE_INTERVAL`] before it is killed is not in DROPS, and JetStream
 //! does not say how many messages of a batch it dropped.
 
-use super::{Bus, BusError};
+use super::{Bus, BusError, PublishError, Published};
 use crate::config::StreamsConfig;
 use async_nats::{
     HeaderMap, header,
@@ -18,6 +18,7 @@ use async_nats::{
 };
 use bytes::Bytes;
 use futures::TryStreamExt;
+use nerve_core::{Event, Origin};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::Deserialize;
 use std::{
@@ -238,6 +239,21 @@ impl Bus {
     /// The counters of this process.
     pub(crate) fn drops(&self) -> &Drops {
         &self.drops
+    }
+
+    /// Publishes an event of the command line; one that is dropped as a duplicate is counted.
+    ///
+    /// # Errors
+    /// [`PublishError::Unavailable`] where it is not known whether it is stored: publish it again.
+    pub async fn publish_of_cli(&self, event: &Event) -> Result<Published, PublishError> {
+        let published = self.publish(event, Origin::cli().identify(event)).await?;
+        if published.duplicate {
+            self.drops.count(DropScope::Caller, "cli", DropReason::Window, 1);
+            if let Err(error) = self.drops.write(self).await {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a dropped duplicate is not counted");
+            }
+        }
+        Ok(published)
     }
 
     /// Writes the counters of this process, until `end`.

@@ -3,6 +3,7 @@
 use super::{Attempt, Bus, BusError, Delivery, LOGS, Start, Tail};
 use nerve_core::{Name, function::LogLevel};
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use time::OffsetDateTime;
 
 /// One line of a function's log.
@@ -55,15 +56,23 @@ impl Bus {
         Ok(Logs { tail: self.tail_stream(LOGS, filters(function), start).await? })
     }
 
-    /// The lines since `start` that there are, oldest first, `limit` at most.
+    /// The last lines since `start` that there are, oldest first, `limit` at most.
     pub async fn read_logs(
         &self,
         function: Option<&Name>,
         start: Start,
         limit: usize,
     ) -> Result<Vec<LogRecord>, BusError> {
-        let found = self.read(LOGS, filters(function), start, limit).await?;
-        Ok(found.iter().filter_map(|(message, ..)| serde_json::from_slice(&message.payload).ok()).collect())
+        let mut last = VecDeque::new();
+        self.each(LOGS, filters(function), start, |message, _, _| {
+            last.extend(serde_json::from_slice(&message.payload).ok());
+            if last.len() > limit {
+                last.pop_front();
+            }
+            true
+        })
+        .await?;
+        Ok(last.into())
     }
 
     /// Writes a line without waiting for it to be stored: a log never holds up what it tells of.

@@ -55,7 +55,11 @@ impl Taking<'_> {
             if signed.is_some_and(|key| self.has(key)) {
                 tracing::debug!(source = %self.source, "a webhook is refused: it was taken in under another id");
                 self.count(DropReason::Signed, fresh.len());
-                return Err(Problem::new(StatusCode::CONFLICT, "this was taken in before, under another id"));
+                return Err(Problem::new(
+                    StatusCode::CONFLICT,
+                    "a delivery with the same signed bytes was accepted before under another id, so this one may be a recording; if the \
+                     sender repeats equal bodies, set `dedupe = \"id\"` for this source",
+                ));
             }
             // Two gateways cannot see each other's claims, but they see each other's keys a moment later.
             let _claim = match signed {
