@@ -1,7 +1,8 @@
 //! The broker is away: the gateway says so, promises nothing, and goes on when it is back.
 
 use crate::problem;
-use nerve_tests::{Cli, Folder, Nats, Nerve, Proxy, Streams, eventually, github, seconds};
+use nerve_tests::{Cli, Folder, Nats, Nerve, Proxy, Streams, eventually, github, nerve, seconds};
+use nix::sys::signal::Signal;
 
 const BODY: &str = r#"{"zen":"Design for failure."}"#;
 
@@ -135,4 +136,16 @@ async fn a_list_is_an_error_too_when_the_broker_is_killed_on_its_way() {
     let (broken, ()) = tokio::join!(cli.run(&LIST), killed);
     let broken = broken.failed(1);
     assert!(broken.stdout.is_empty() && broken.stderr.contains("the connection was lost on the way"), "{broken:?}");
+}
+
+#[tokio::test]
+async fn roles_stop_while_the_broker_is_away() {
+    let mut nats = Nats::start().await;
+    let data = tempfile::tempdir().unwrap();
+    let mut gateway = Nerve::gateway(&nats.url()).await;
+    let mut worker = nerve::worker(&nats.url(), data.path()).await;
+    nats.kill9();
+    worker.signal(Signal::SIGTERM);
+    worker.exit(seconds(40)).await;
+    gateway.sigterm(seconds(40)).await;
 }

@@ -252,8 +252,15 @@ impl Bus {
     }
 
     /// Sends what is buffered; for the end of a process.
+    ///
+    /// # Errors
+    /// When there is no connection, or none comes back in time: the client alone would wait for it without end.
     pub async fn flush(&self) -> Result<(), BusError> {
-        self.client.flush().await.map_err(|error| BusError::unavailable("flushing", error))
+        let unavailable = |error: async_nats::Error| BusError::unavailable("flushing", error);
+        match tokio::time::timeout(REQUEST_TIMEOUT, self.client.flush()).await {
+            Ok(flushed) => flushed.map_err(|error| unavailable(error.into())),
+            Err(_) => Err(unavailable("there is no connection to NATS".into())),
+        }
     }
 
     /// Counts the connections made: whoever waits for an answer over an old one hears of the new one here.
