@@ -118,3 +118,48 @@ async fn part_of_an_answer_is_copied_after_a_kill_between_log_and_answer() {
     assert_eq!(streams.count("ANSWERS", "answers.>").await, 1);
     drop(worker);
 }
+
+#[tokio::test]
+async fn place_follows_events_that_end_long_after_the_last_was_taken() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let handle = "time.sleep(4 if id == 'slow' else 0)\nsay(call, events=results('c.out'))";
+    nerve.cli().deploy(function("\"c.*\"", "", handle).path()).await;
+    for id in ["slow", "1", "2", "3"] {
+        post_event(&nerve, "in", id, "{}").await;
+    }
+    is_done(&streams).await;
+    let places = streams.jetstream.get_key_value("places").await.unwrap();
+    eventually("its place is behind all of them", seconds(20), || async {
+        let place = places.get("EVENTS.nerve-f").await.ok()??;
+        let place: serde_json::Value = serde_json::from_slice(&place).ok()?;
+        (place["done"].as_u64()? >= 4).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn replay_of_older_events_leaves_no_consumers_behind() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let envs = [("NERVE_STREAMS_DEDUPE_WINDOW", "10s")];
+    let (data, gateway) = (tempfile::tempdir().unwrap(), Nerve::gateway_with(&nats.url(), &envs).await);
+    let worker = nerve::worker_with(&nats.url(), data.path(), &envs).await;
+    gateway.cli().deploy(function("\"c.*\"", "", "say(call, events=results('c.out'))").path()).await;
+    for n in 0..100 {
+        post_event(&gateway, "in", &n.to_string(), "{}").await;
+    }
+    is_done(&streams).await;
+    // From half of the window on each of them is looked up in the log before it is run.
+    let newest = streams.read("EVENTS", "events.in").await.last().unwrap().time;
+    eventually("the events are old", seconds(20), || async {
+        (time::OffsetDateTime::now_utc() - newest > seconds(6)).then_some(())
+    })
+    .await;
+    gateway.cli().run(&["replay", "f", "--since", "first"]).await.ok();
+    streams.reaches("EVENTS", "events.c.out", 200, seconds(60)).await;
+    is_done(&streams).await;
+    let consumers = streams.stream("EVENTS").await.cached_info().state.consumer_count;
+    assert!(consumers < 20, "{consumers} consumers");
+    drop(worker);
+}

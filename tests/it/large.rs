@@ -1,7 +1,8 @@
 //! Bodies over the broker's payload limit: stored by reference, and a function gets the whole.
 
-use crate::{digesting_github, up_with_github};
-use nerve_tests::{Streams, github, guest, seconds};
+use crate::{digesting_github, identity::function, post_event, up_with_github};
+use futures::StreamExt;
+use nerve_tests::{Nerve, Streams, github, guest, seconds};
 
 /// A JSON body of exactly `size` bytes that no compression or repetition hides a mistake in.
 fn body(size: usize) -> Vec<u8> {
@@ -56,4 +57,19 @@ async fn a_large_body_reaches_a_process_whole() {
     streams.reaches("EVENTS", "events.size.measured", 1, seconds(30)).await;
     let results = streams.read("EVENTS", "events.size.measured").await;
     assert_eq!(results[0].data, filler.to_string());
+}
+
+#[tokio::test]
+async fn body_that_is_stored_again_while_it_is_read_reaches_each_function() {
+    let nerve = Nerve::up().await;
+    nerve.cli().deploy(function("\"c.*\"", "", "say(call, events=results('c.out'))").path()).await;
+    let streams = Streams::connect(&nerve.nats).await;
+    // The same body under other ids: each is an event of its own, and stores the body anew.
+    let body = String::from_utf8(body(1_030_000)).unwrap();
+    let post = |n: usize| {
+        let (nerve, body) = (&nerve, &body);
+        async move { assert_eq!(post_event(nerve, "in", &n.to_string(), body).await, 202) }
+    };
+    futures::stream::iter(0..120).map(post).buffer_unordered(8).collect::<Vec<_>>().await;
+    streams.reaches("EVENTS", "events.c.out", 120, seconds(90)).await;
 }

@@ -2,10 +2,11 @@
 //! (the claim-check pattern; the reference is CloudEvents' `dataref` extension).
 
 use super::{Bus, BusError, PublishError, streams::BODIES};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use data_encoding::HEXLOWER;
 use nerve_core::Event;
 use sha2::{Digest, Sha256};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
 /// The header that refers to a body.
@@ -18,6 +19,11 @@ const HEADROOM: usize = 32 * 1024;
 
 /// The largest body that is put back into an event, in bytes: a bound on what one reference can cost.
 const LARGEST: u64 = 64 << 20;
+
+/// How long the next bytes of a body may take.
+const READ_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often a body is read again, before its event is given back.
+const MAX_READS: u32 = 4;
 
 /// Why a body that an event refers to is not there.
 #[derive(Debug, thiserror::Error)]
@@ -53,24 +59,48 @@ impl Bus {
     pub(crate) async fn restore_body(&self, event: &mut Event) -> Result<(), BodyError> {
         let reference = event.extension(nerve_core::event::DATA_REF).and_then(|text| text.strip_prefix(SCHEME));
         let Some(digest) = reference.map(str::to_owned) else { return Ok(()) };
+        let mut tries = 1..=MAX_READS;
+        let body = loop {
+            match self.read_body(&digest).await {
+                // Another event with the same body stores it again, and its old chunks are deleted under whoever reads them.
+                Err(BodyError::Bus(error)) if self.connected() && tries.next().is_some() => {
+                    tracing::debug!(error = &error as &dyn std::error::Error, "a body is read again");
+                }
+                read => break read?,
+            }
+        };
+        event.data = body;
+        event.extensions.remove(nerve_core::event::DATA_REF);
+        Ok(())
+    }
+
+    async fn read_body(&self, digest: &str) -> Result<Bytes, BodyError> {
         let what = || format!("reading the body {digest}");
         let store = self.jetstream.get_object_store(BODIES).await;
         let store = store.map_err(|error| BusError::unavailable(what(), error))?;
-        let object = match store.get(&digest).await {
+        let mut object = match store.get(digest).await {
             Ok(object) => object,
             Err(error) if error.kind() == async_nats::jetstream::object_store::GetErrorKind::NotFound => {
-                return Err(BodyError::Gone(digest));
+                return Err(BodyError::Gone(digest.to_owned()));
             }
             Err(error) => return Err(BusError::unavailable(what(), error).into()),
         };
-        if u64::try_from(object.info().size).unwrap_or(u64::MAX) > LARGEST {
+        let size = object.info().size;
+        if u64::try_from(size).unwrap_or(u64::MAX) > LARGEST {
             return Err(BodyError::Gone(format!("{digest} is larger than {LARGEST} bytes")));
         }
-        let mut body = Vec::with_capacity(object.info().size);
-        let mut reader = object;
-        reader.read_to_end(&mut body).await.map_err(|error| BusError::unavailable(what(), error))?;
-        event.data = Bytes::from(body);
-        event.extensions.remove(nerve_core::event::DATA_REF);
-        Ok(())
+        let mut body = BytesMut::with_capacity(size);
+        loop {
+            // A reader whose chunks were deleted would wait for them without end.
+            let read = tokio::time::timeout(READ_TIMEOUT, object.read_buf(&mut body)).await;
+            let read = read.map_err(|_| BusError::unavailable(what(), "the broker sends no more of it"))?;
+            if read.map_err(|error| BusError::unavailable(what(), error))? == 0 {
+                break;
+            }
+        }
+        if body.len() != size {
+            return Err(BusError::unavailable(what(), "the broker sent a part of it").into());
+        }
+        Ok(body.freeze())
     }
 }

@@ -15,7 +15,13 @@ use nerve_core::{
     subject::EVENTS_PREFIX,
 };
 use serde::{Deserialize, Serialize};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use time::OffsetDateTime;
 
 /// A message that was pulled and is not settled yet. Dropping it leaves it to the ack wait.
@@ -41,6 +47,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// How many more wait behind it.
     pub pending: u64,
+    /// Raised when it is settled, so that its consumer's place is refreshed.
+    pub(super) moved: Arc<AtomicBool>,
     pub(super) _lease: Lease,
 }
 
@@ -124,6 +132,7 @@ impl Delivery {
         };
         let confirmed = self.bus.client.request(reply, Bytes::from(AckKind::Ack)).await;
         confirmed.map_err(|error| BusError::unavailable(what(), error))?;
+        self.moved.store(true, Ordering::Relaxed);
         if self.is_redriven() {
             self.bus.forget_redriven(self.sequence).await;
         }
@@ -188,6 +197,7 @@ impl Delivery {
             return Err(BusError::refused(what(), "it has no reply subject"));
         };
         let sent = self.bus.client.publish(reply, Bytes::from(kind)).await;
+        self.moved.store(true, Ordering::Relaxed);
         sent.map_err(|error| BusError::unavailable(what(), error))
     }
 }

@@ -275,7 +275,7 @@ pub(crate) struct Places {
     watched: Arc<Mutex<Watched>>,
 }
 
-/// By stream and consumer: whether events were taken since the last refresh.
+/// By stream and consumer: whether events were taken or settled since the last refresh.
 type Watched = HashMap<(Arc<str>, String), Arc<AtomicBool>>;
 
 impl Places {
@@ -294,7 +294,7 @@ impl Places {
         places
     }
 
-    /// The flag that a puller raises when it takes an event.
+    /// The flag that is raised when an event is taken or settled.
     pub(super) fn watch(&self, bound: &Bound) -> Arc<AtomicBool> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         Arc::clone(watched.entry((bound.stream.clone(), bound.base.clone())).or_default())

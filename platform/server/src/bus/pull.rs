@@ -45,7 +45,7 @@ pub(crate) struct Puller {
     leases: Leases,
     bound: Bound,
     consumer: String,
-    /// Raised when an event is taken, so that the consumer's place is refreshed.
+    /// Raised when an event is taken or settled, so that the consumer's place is refreshed.
     moved: Arc<AtomicBool>,
     slots: Arc<Semaphore>,
     capacity: usize,
@@ -303,6 +303,7 @@ impl Puller {
             // Whoever runs it counts.
             attempt: 1,
             pending,
+            moved: self.moved.clone(),
             message: answer,
             _lease: lease,
         })

@@ -1,6 +1,6 @@
 //! A function sent back to an earlier place of its stream, to get its events again.
 
-use super::{Bus, BusError, Start, consumer::consumer_of, consumer_name, place::name_of};
+use super::{Bus, BusError, Start, consumer::consumer_of, consumer_name, place::name_of, resolve::filters_of};
 use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, Info, pull},
     stream::Stream,
@@ -118,6 +118,11 @@ impl Bus {
         for _ in 0..MAX_TRIES {
             let Some((place, revision)) = self.place(&replay.stream, &base).await? else { break };
             let (old, generation) = (name_of(&base, &place.consumer), Generation::replayed(&id));
+            if self.has_unfinished_before(&handle, &old, from, what).await? {
+                handle.delete_consumer(&name_of(&base, &id)).await.ok();
+                let why = "another replay has sent it back further meanwhile: run the command again";
+                return Err(BusError::refused(what(), why));
+            }
             let place = place.replayed((from, asked), last, id.clone(), generation);
             if self.put_place((&replay.stream, &base), &place, Some(revision)).await? {
                 let deleted = handle.delete_consumer(&old).await;
@@ -126,6 +131,24 @@ impl Bus {
         }
         handle.delete_consumer(&name_of(&base, &id)).await.ok();
         Err(BusError::unavailable(what(), "its place is written by others at the same time"))
+    }
+
+    /// Whether a consumer has messages before `from` to finish.
+    async fn has_unfinished_before(
+        &self,
+        stream: &Stream,
+        consumer: &str,
+        from: u64,
+        what: impl Fn() -> String,
+    ) -> Result<bool, BusError> {
+        let Some(info) = consumer_of(stream, consumer, &what).await? else { return Ok(false) };
+        let undone = info.ack_floor.stream_sequence + 1;
+        if undone >= from || (info.num_pending == 0 && info.num_ack_pending == 0) {
+            return Ok(false);
+        }
+        let policy = DeliverPolicy::ByStartSequence { start_sequence: undone };
+        let found = look(stream, &filters_of(&info.config), policy, what).await?;
+        Ok(found.first.is_some_and(|(first, _)| first < from))
     }
 
     /// The function's consumer as it is now.

@@ -11,11 +11,15 @@ use super::{
 use crate::event_types;
 use async_nats::header;
 use nerve_core::{
-    Event, EventType, Identity, Run,
+    Event, EventType, Identity, Name, Run,
     answer::Part,
     event::{CAUSATION_ID, CORRELATION_ID},
+    subject::EVENTS_PREFIX,
 };
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
 use time::OffsetDateTime;
 
 /// Type: a function returned nothing, and the broker did not confirm that its event is acknowledged.
@@ -81,7 +85,7 @@ impl Bus {
     pub(crate) async fn publish_nothing(&self, run: Run<'_>, input: &Event) -> Result<SetOutcome, PublishError> {
         let ty = EventType::parse(NOTHING).map_err(|error| PublishError::Invalid(error.to_string()))?;
         let id = run.result(0);
-        let mut event = Event::new(id.to_string(), format!("/functions/{}", run.function), ty)
+        let mut event = Event::new(id.to_string(), source_of(run.function), ty)
             .with_data("application/json", serde_json::json!({ "function": run.function }).to_string())
             .with_extension(CORRELATION_ID, nerve_core::answer::id_of(input))
             .with_extension(CAUSATION_ID, input.id.as_str());
@@ -130,6 +134,8 @@ impl Bus {
 pub(crate) struct CommittedResults {
     /// From when on the log was read.
     since: Option<OffsetDateTime>,
+    /// When the last reading of it began.
+    read: Option<Instant>,
     /// The sequence to go on from.
     next: u64,
     /// The sequence of each result.
@@ -137,55 +143,45 @@ pub(crate) struct CommittedResults {
 }
 
 impl CommittedResults {
-    /// The sequence of the first result of a run, if one was stored; `emits` are the types that the function may publish.
-    pub(crate) async fn find(
-        &mut self,
-        bus: &Bus,
-        run: Run<'_>,
-        emits: &[nerve_core::Pattern],
-    ) -> Result<Option<u64>, BusError> {
+    /// The sequence of the first result of a run, if one was stored before `asked`.
+    ///
+    /// The results of all versions of the function are read, whatever types they have. Lookups that waited for one that began after
+    /// they were asked for share it.
+    pub(crate) async fn find(&mut self, bus: &Bus, run: Run<'_>, asked: Instant) -> Result<Option<u64>, BusError> {
         let stored = run.input.stored();
         if self.since.is_none_or(|since| stored < since) || self.sequences.len() > MAX_REMEMBERED {
             *self = Self { since: Some(stored), ..Self::default() };
         }
+        if self.read.is_none_or(|read| read < asked) {
+            self.read_on(bus, run, stored).await?;
+        }
+        Ok(self.sequences.get(&run.result(0)).copied())
+    }
+
+    async fn read_on(&mut self, bus: &Bus, run: Run<'_>, stored: OffsetDateTime) -> Result<(), BusError> {
+        let began = Instant::now();
         let start = match self.next {
             0 => Start::Time(stored - SKEW),
             next => Start::Sequence(next),
         };
-        let subjects = emits.iter().map(|types| format!("{}{types}", nerve_core::subject::EVENTS_PREFIX));
-        let subjects: Vec<String> = subjects.chain([format!("events.{NOTHING}")]).collect();
-        bus.each_head(EVENTS, distinct(subjects), start, |message, sequence, _| {
+        let source = source_of(run.function);
+        bus.each_head(EVENTS, vec![format!("{EVENTS_PREFIX}>")], start, |message, sequence, _| {
             self.next = sequence + 1;
-            let id = message.headers.as_ref().and_then(|headers| headers.get(header::NATS_MESSAGE_ID));
-            if let Some(id) = id.and_then(|id| Identity::parse(id.as_str())) {
+            let header = |name| message.headers.as_ref().and_then(|headers| headers.get(name));
+            if header("ce-source").is_some_and(|found| found.as_str() == source)
+                && let Some(id) = header("Nats-Msg-Id").and_then(|id| Identity::parse(id.as_str()))
+            {
                 self.sequences.insert(id, sequence);
             }
             true
         })
         .await?;
-        Ok(self.sequences.get(&run.result(0)).copied())
+        self.read = Some(began);
+        Ok(())
     }
 }
 
-/// Patterns without those that others cover: a consumer's filters must not overlap.
-fn distinct(mut patterns: Vec<String>) -> Vec<String> {
-    let parsed = |text: &String| nerve_core::Pattern::parse(text.as_str()).ok();
-    patterns.sort_unstable();
-    patterns.dedup();
-    let overlap =
-        |one: &String, two: &String| parsed(one).zip(parsed(two)).is_some_and(|(one, two)| one.overlaps(&two));
-    let any = patterns.iter().enumerate().any(|(at, one)| patterns.iter().skip(at + 1).any(|two| overlap(one, two)));
-    if any { vec!["events.>".to_owned()] } else { patterns }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn filters_of_a_consumer_do_not_overlap() {
-        let distinct = |patterns: &[&str]| distinct(patterns.iter().map(|text| (*text).to_owned()).collect());
-        assert_eq!(distinct(&["events.b", "events.a", "events.a"]), ["events.a", "events.b"]);
-        assert_eq!(distinct(&["events.a.*", "events.a.b"]), ["events.>"]);
-    }
+/// The `source` of a function's events.
+fn source_of(function: &Name) -> String {
+    format!("/functions/{function}")
 }

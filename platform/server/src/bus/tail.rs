@@ -3,7 +3,7 @@
 use super::{Bus, BusError, delivery::event_of};
 use async_nats::jetstream::{
     self,
-    consumer::{DeliverPolicy, pull},
+    consumer::{Consumer, DeliverPolicy, pull},
 };
 use futures::StreamExt;
 use nerve_core::{Event, Pattern};
@@ -228,12 +228,28 @@ impl Bus {
         &self,
         stream: &str,
         config: pull::OrderedConfig,
+        show: impl FnMut(async_nats::Message, u64, OffsetDateTime) -> bool,
+    ) -> Result<(), BusError> {
+        let what = || format!("reading {stream}");
+        let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let name = consumer.cached_info().name.clone();
+        let read = self.each_message(stream, consumer, show).await;
+        // The broker would keep it for a while, and a stream has a thousand at most.
+        if let Err(error) = handle.delete_consumer(&name).await {
+            tracing::debug!(%error, stream, "the consumer of a reader is left to the broker");
+        }
+        read
+    }
+
+    async fn each_message(
+        &self,
+        stream: &str,
+        consumer: Consumer<pull::OrderedConfig>,
         mut show: impl FnMut(async_nats::Message, u64, OffsetDateTime) -> bool,
     ) -> Result<(), BusError> {
         let what = || format!("reading {stream}");
         let reconnects = self.reconnects();
-        let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
-        let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
         let mut left = consumer.cached_info().num_pending;
         let mut messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;
         while left > 0 {

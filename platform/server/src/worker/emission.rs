@@ -104,6 +104,8 @@ pub(super) struct Publisher {
     bus: Bus,
     sets: Sets,
     outlet: Outlet,
+    /// The function's results in the log.
+    committed: Arc<tokio::sync::Mutex<CommittedResults>>,
     dedupe_window: Duration,
     inputs: Vec<InputState>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
@@ -113,6 +115,7 @@ impl Publisher {
     pub(super) fn new<'t>(
         shared: &Shared,
         outlet: &Outlet,
+        committed: &Arc<tokio::sync::Mutex<CommittedResults>>,
         inputs: impl IntoIterator<Item = (Event, &'t mut Taken)>,
     ) -> Self {
         let state = |(event, taken): (Event, &mut Taken)| InputState::new(event, taken);
@@ -120,6 +123,7 @@ impl Publisher {
             bus: shared.bus.clone(),
             sets: shared.sets.clone(),
             outlet: outlet.clone(),
+            committed: committed.clone(),
             dedupe_window: shared.dedupe_window,
             inputs: inputs.into_iter().map(state).collect(),
             catalogue: shared.catalogue.clone(),
@@ -179,9 +183,9 @@ impl Publisher {
     async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
         if input.since.elapsed() >= self.dedupe_window / 2 {
             let run = input.provenance.run(&self.outlet.function);
-            let mut committed = CommittedResults::default();
+            let asked = std::time::Instant::now();
             // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
-            let found = Box::pin(committed.find(&self.bus, run, &self.outlet.spec.emits)).await;
+            let found = Box::pin(async { self.committed.lock().await.find(&self.bus, run, asked).await }).await;
             if found.map_err(|error| PublishError::Unavailable(error.into()))?.is_some() {
                 return Ok(SetOutcome::Duplicate);
             }
@@ -197,9 +201,10 @@ impl Publisher {
 
     /// Copies the results that stand to their answer, where the worker that stored them may have died before it did.
     async fn copy_committed(&self, run: Run<'_>) -> Result<(), FunctionError> {
-        let mut committed = CommittedResults::default();
+        let asked = std::time::Instant::now();
         let copied = async {
-            match committed.find(&self.bus, run, &self.outlet.spec.emits).await? {
+            let found = self.committed.lock().await.find(&self.bus, run, asked).await?;
+            match found {
                 Some(first) => self.bus.copy_committed(run, first).await,
                 None => Ok(()),
             }

@@ -41,7 +41,7 @@ pub(super) struct Invoker {
     /// Invocations at once: batches that are not full would otherwise be more than the manifest says.
     pub(super) running: Semaphore,
     /// The function's results in the log, read where JetStream may have forgotten their ids.
-    pub(super) committed: Mutex<CommittedResults>,
+    pub(super) committed: Arc<Mutex<CommittedResults>>,
 }
 
 /// The meters that every event moves, looked up once.
@@ -95,7 +95,7 @@ impl Invoker {
             return;
         }
         let inputs = events.iter().cloned().zip(&mut taken);
-        let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, inputs));
+        let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, &self.committed, inputs));
         let spec = &self.outlet.spec;
         let given = |event| if tools::is_call(spec, &event) { tools::given(event) } else { event };
         let events: Vec<Event> = events.into_iter().map(given).collect();

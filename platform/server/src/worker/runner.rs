@@ -45,7 +45,7 @@ impl Runner {
             function,
             meters: Meters::of(name),
             running: Semaphore::new(spec.concurrency),
-            committed: tokio::sync::Mutex::default(),
+            committed: Arc::default(),
         };
         Self {
             shared: shared.clone(),

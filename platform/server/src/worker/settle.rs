@@ -6,7 +6,10 @@ use super::{
 };
 use crate::bus::{Bus, BusError, Delivery, Resumption};
 use nerve_core::Name;
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use time::OffsetDateTime;
 
 /// The wait before an event that cannot run alone now is delivered again.
@@ -43,8 +46,8 @@ impl Invoker {
                 }
             }
         }
-        let ended_without_a_word = resumption == Resumption::RunAlone || taken.delivery.may_have_run;
-        if ended_without_a_word && self.may_be_forgotten(&taken.delivery) {
+        // Also where the earlier attempt failed: it may have failed since the broker did not confirm that its results are stored.
+        if self.may_be_forgotten(&taken.delivery) {
             match self.committed(&taken.delivery).await {
                 Ok(None) => {}
                 Ok(Some(first)) => {
@@ -108,7 +111,8 @@ impl Invoker {
     /// The sequence of the run's first result in the log.
     async fn committed(&self, delivery: &Delivery) -> Result<Option<u64>, BusError> {
         let run = delivery.run(&self.outlet.function);
-        self.committed.lock().await.find(&self.shared.bus, run, &self.outlet.spec.emits).await
+        let asked = Instant::now();
+        self.committed.lock().await.find(&self.shared.bus, run, asked).await
     }
 
     /// Acknowledges an event whose results are in the log already.
