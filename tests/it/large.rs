@@ -1,8 +1,7 @@
 //! Bodies over the broker's payload limit: stored by reference, and a function gets the whole.
 
 use crate::{digesting_github, identity::function, post_event, up_with_github};
-use futures::StreamExt;
-use nerve_tests::{Nerve, Streams, github, guest, seconds};
+use nerve_tests::{Nats, Nerve, Streams, github, guest, nerve, seconds};
 
 /// A JSON body of exactly `size` bytes that no compression or repetition hides a mistake in.
 fn body(size: usize) -> Vec<u8> {
@@ -60,16 +59,22 @@ async fn a_large_body_reaches_a_process_whole() {
 }
 
 #[tokio::test]
-async fn body_that_is_stored_again_while_it_is_read_reaches_each_function() {
-    let nerve = Nerve::up().await;
-    nerve.cli().deploy(function("\"c.*\"", "", "say(call, events=results('c.out'))").path()).await;
-    let streams = Streams::connect(&nerve.nats).await;
-    // The same body under other ids: each is an event of its own, and stores the body anew.
-    let body = String::from_utf8(body(1_030_000)).unwrap();
-    let post = |n: usize| {
-        let (nerve, body) = (&nerve, &body);
-        async move { assert_eq!(post_event(nerve, "in", &n.to_string(), body).await, 202) }
-    };
-    futures::stream::iter(0..120).map(post).buffer_unordered(8).collect::<Vec<_>>().await;
-    streams.reaches("EVENTS", "events.c.out", 120, seconds(90)).await;
+async fn body_that_cannot_be_read_holds_up_no_other_event() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let gateway = Nerve::gateway(&nats.url()).await;
+    let extra = "concurrency = 1";
+    gateway.cli().deploy(function("\"c.*\"", extra, "say(call, events=results('c.out'))").path()).await;
+    let large = String::from_utf8(body(1_030_000)).unwrap();
+    post_event(&gateway, "in", "1", &large).await;
+    // As when another event stores the same body again: the chunks are gone under whoever reads them.
+    streams.stream("OBJ_bodies").await.purge().filter("$O.bodies.C.>").await.unwrap();
+    let data = tempfile::tempdir().unwrap();
+    let worker = nerve::worker(&nats.url(), data.path()).await;
+    post_event(&gateway, "in", "2", "{}").await;
+    streams.reaches("EVENTS", "events.c.out", 1, seconds(60)).await;
+    post_event(&gateway, "in", "3", &large).await;
+    streams.reaches("EVENTS", "events.c.out", 3, seconds(60)).await;
+    assert_eq!(streams.count("DEAD", "dead.>").await, 0);
+    drop(worker);
 }

@@ -126,12 +126,13 @@ impl Invoker {
                     events.push(event);
                     kept.push(taken);
                 }
-                Err(error) => {
-                    let fault = match error {
-                        BodyError::Gone(_) => Fault::Invalid,
-                        BodyError::Bus(_) => Fault::Interrupted,
-                    };
-                    Box::pin(self.fail(taken, FunctionError::new(fault, error.to_string()))).await;
+                Err(error @ BodyError::Gone(_)) => {
+                    Box::pin(self.fail(taken, FunctionError::new(Fault::Invalid, error.to_string()))).await;
+                }
+                Err(BodyError::Bus(error)) => {
+                    let (function, sequence) = (&self.outlet.function, taken.delivery.sequence);
+                    tracing::warn!(%function, sequence, error = &error as &dyn std::error::Error, "the body of an event cannot be read now");
+                    Box::pin(self.postpone(taken)).await;
                 }
             }
         }

@@ -12,7 +12,7 @@ use std::{
 };
 use time::OffsetDateTime;
 
-/// The wait before an event that cannot run alone now is delivered again.
+/// The wait before an event that cannot run now is delivered again.
 const POSTPONED: Duration = Duration::from_secs(1);
 /// How often an event is given back as its worker is never idle, before it runs beside others.
 const MAX_POSTPONED: u32 = 30;
@@ -84,11 +84,7 @@ impl Invoker {
         };
         let Some(_alone) = alone else {
             taken.history.postponed += 1;
-            taken.history.end_given_back(&taken.delivery);
-            let recorded = bus.record_run(function, &taken.delivery, &taken.history).await;
-            if let Err(error) = recorded.and(taken.delivery.retry_after(POSTPONED).await) {
-                tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits to run alone");
-            }
+            self.postpone(taken).await;
             return;
         };
         taken.history.start_alone(&taken.delivery);
@@ -98,6 +94,16 @@ impl Invoker {
         }
         tracing::info!(%function, sequence = taken.delivery.sequence, "an event that was in flight when a worker ended runs alone");
         self.run(vec![taken]).await;
+    }
+
+    /// Has the broker deliver an event again a moment later, which is no attempt; others run meanwhile.
+    pub(super) async fn postpone(&self, mut taken: Taken) {
+        let (bus, function) = (&self.shared.bus, &self.outlet.function);
+        taken.history.end_given_back(&taken.delivery);
+        let recorded = bus.record_run(function, &taken.delivery, &taken.history).await;
+        if let Err(error) = recorded.and(taken.delivery.retry_after(POSTPONED).await) {
+            tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event comes again after the ack wait");
+        }
     }
 
     /// Whether JetStream may have forgotten the ids of the run's results.
