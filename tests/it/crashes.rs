@@ -1,6 +1,7 @@
 //! Workers and brokers that end between two steps of one event: what was decided before stands.
 
 use crate::{identity::function, post_event};
+use futures::{StreamExt, TryStreamExt};
 use nerve_tests::{Nats, Nerve, Streams, eventually, nerve, seconds};
 use std::path::Path;
 
@@ -161,5 +162,62 @@ async fn replay_of_older_events_leaves_no_consumers_behind() {
     is_done(&streams).await;
     let consumers = streams.stream("EVENTS").await.cached_info().state.consumer_count;
     assert!(consumers < 20, "{consumers} consumers");
+    drop(worker);
+}
+
+#[tokio::test]
+async fn consumer_that_several_workers_restore_at_once_is_made_once() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let gateway = Nerve::gateway(&nats.url()).await;
+    let data: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let mut workers = Vec::new();
+    for data in &data {
+        workers.push(nerve::worker(&nats.url(), data.path()).await);
+    }
+    gateway.cli().deploy(function("\"c.*\"", "", "say(call, events=results('c.out'))").path()).await;
+    for round in 1..=8 {
+        post_event(&gateway, "in", &round.to_string(), "{}").await;
+        streams.reaches("EVENTS", "events.c.out", round, seconds(30)).await;
+        let name = streams.consumer("EVENTS", "f").await.unwrap().name;
+        streams.stream("EVENTS").await.delete_consumer(&name).await.unwrap();
+        eventually("it is made again", seconds(30), || async { streams.consumer("EVENTS", "f").await.map(drop) }).await;
+    }
+    post_event(&gateway, "in", "last", "{}").await;
+    streams.reaches("EVENTS", "events.c.out", 9, seconds(30)).await;
+    let mut made: Vec<String> = streams.stream("EVENTS").await.consumer_names().try_collect().await.unwrap();
+    made.retain(|name| name.starts_with("nerve-f"));
+    assert_eq!(made.len(), 1, "{made:?}");
+    drop(workers);
+}
+
+#[tokio::test]
+async fn redrive_that_was_cut_off_and_repeated_is_one_run() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let envs = [("NERVE_STREAMS_DEDUPE_WINDOW", "10s")];
+    let (data, gateway) = (tempfile::tempdir().unwrap(), Nerve::gateway_with(&nats.url(), &envs).await);
+    let worker = nerve::worker_with(&nats.url(), data.path(), &envs).await;
+    let fail = "say(call, error={'kind': 'invalid', 'message': 'no'})";
+    gateway.cli().deploy(function("\"c.*\"", "", fail).path()).await;
+    post_event(&gateway, "in", "1", "{}").await;
+    streams.reaches("DEAD", "dead.f", 1, seconds(30)).await;
+    gateway.cli().deploy(function("\"c.*\"", "", "say(call, events=results('c.out'))").path()).await;
+    let client = async_nats::connect(nats.url()).await.unwrap();
+    let mut redriven = client.subscribe("redrive.f").await.unwrap();
+    client.flush().await.unwrap();
+    gateway.cli().run(&["dlq", "redrive", "--all"]).await.ok();
+    let redriven = redriven.next().await.unwrap();
+    streams.reaches("EVENTS", "events.c.out", 1, seconds(30)).await;
+    let stored = streams.read("EVENTS", "events.c.out").await[0].time;
+    eventually("JetStream has forgotten the first", seconds(30), || async {
+        (time::OffsetDateTime::now_utc() - stored > seconds(12)).then_some(())
+    })
+    .await;
+    // As by a command that was killed before it deleted the dead letter, and run again.
+    let again = streams.jetstream.publish_with_headers("redrive.f", redriven.headers.unwrap(), redriven.payload).await;
+    again.unwrap().await.unwrap();
+    eventually("it is done", seconds(30), || async { (streams.count("DEAD", ">").await == 0).then_some(()) }).await;
+    assert_eq!(streams.count("EVENTS", "events.c.out").await, 1);
     drop(worker);
 }

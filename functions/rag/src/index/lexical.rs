@@ -131,16 +131,7 @@ impl Lexical {
             writer.delete_all_documents().map_err(failed("emptying its words"))?;
             store.all(|step| self.take(&writer, step))
         };
-        if let Err(error) = taken {
-            writer.rollback().map_err(failed("taking back its words"))?;
-            return Err(error);
-        }
-        let mut commit = writer.prepare_commit().map_err(failed("writing its words"))?;
-        commit.set_payload(&to.to_string());
-        commit.commit().map_err(failed("writing its words"))?;
-        self.reader.reload().map_err(failed("reading its words"))?;
-        self.position.store(to, Ordering::Release);
-        Ok(())
+        self.commit(&mut writer, taken, to)
     }
 
     /// Makes the words of all chunks again in new files, and deletes the old ones: what was removed still stands in these.
@@ -148,17 +139,24 @@ impl Lexical {
         let to = store.position()?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.delete_all_documents().map_err(failed("emptying its words"))?;
-        if let Err(error) = store.all(|step| self.take(&writer, step)) {
+        let taken = store.all(|step| self.take(&writer, step));
+        self.commit(&mut writer, taken, to)?;
+        // Files that a search still reads go with the next commit.
+        writer.garbage_collect_files().wait().map(drop).map_err(failed("deleting its old words"))
+    }
+
+    /// Commits what was taken, up to this position of the store; where it was not taken whole, nothing of it.
+    fn commit(&self, writer: &mut IndexWriter, taken: Result<(), IndexError>, position: u64) -> Result<(), IndexError> {
+        if let Err(error) = taken {
             writer.rollback().map_err(failed("taking back its words"))?;
             return Err(error);
         }
         let mut commit = writer.prepare_commit().map_err(failed("writing its words"))?;
-        commit.set_payload(&to.to_string());
+        commit.set_payload(&position.to_string());
         commit.commit().map_err(failed("writing its words"))?;
         self.reader.reload().map_err(failed("reading its words"))?;
-        self.position.store(to, Ordering::Release);
-        // Files that a search still reads go with the next commit.
-        writer.garbage_collect_files().wait().map(drop).map_err(failed("deleting its old words"))
+        self.position.store(position, Ordering::Release);
+        Ok(())
     }
 
     fn take(&self, writer: &IndexWriter, step: Step) -> Result<(), IndexError> {

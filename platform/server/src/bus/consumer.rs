@@ -96,6 +96,12 @@ impl Bus {
             let (known, revision) = known.unzip();
             let wanted = wanted_place(&binding, &handle, known.as_ref(), existing.as_ref());
             let changed = known.as_ref() != Some(&wanted);
+            if known.as_ref().is_some_and(|place| place.consumer != wanted.consumer) {
+                match self.restore(&handle, &binding, &wanted, revision).await? {
+                    true => return Ok(()),
+                    false => continue,
+                }
+            }
             if changed && !self.put_place((stream, base), &wanted, revision).await? {
                 continue;
             }
@@ -103,9 +109,6 @@ impl Bus {
                 // Its place says where it begins.
                 handle.delete_consumer(&name).await.map_err(|error| BusError::unavailable(what(), error))?;
                 continue;
-            }
-            if let Some(restored) = wanted.restored.as_ref().filter(|_| changed) {
-                tracing::warn!(stream, consumer = name, from = restored.from, "{}", restored.reason);
             }
             let done = match &existing {
                 Some(existing) => update(&handle, &binding, existing, what).await,
@@ -122,6 +125,33 @@ impl Bus {
             }
         }
         Err(BusError::unavailable(what(), "it is made and deleted by others at the same time"))
+    }
+
+    /// Makes the consumer of a place again under the name that the place gives it; `false` if another process has done so.
+    ///
+    /// The consumer exists before its place names it. Otherwise another process would find a place without its consumer, and
+    /// restore it a second time: the first one would be left with nobody to pull from it.
+    async fn restore(
+        &self,
+        stream: &Stream,
+        binding: &Binding<'_>,
+        place: &Place,
+        after: Option<u64>,
+    ) -> Result<bool, BusError> {
+        let base = binding.consumer.as_str();
+        let name = name_of(base, &place.consumer);
+        let what = || format!("making the consumer {name} on {}", binding.stream);
+        if !create(stream, binding, place, what).await? {
+            return Ok(false);
+        }
+        if !self.put_place((binding.stream, base), place, after).await? {
+            stream.delete_consumer(&name).await.map_err(|error| BusError::unavailable(what(), error))?;
+            return Ok(false);
+        }
+        if let Some(restored) = &place.restored {
+            tracing::warn!(stream = binding.stream, consumer = name, from = restored.from, "{}", restored.reason);
+        }
+        Ok(true)
     }
 
     /// The consumer to pull from.

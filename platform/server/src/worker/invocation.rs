@@ -68,7 +68,9 @@ impl Invoker {
     pub(super) async fn handle(self: Arc<Self>, batch: Vec<Taken>) {
         let mut fresh = Vec::with_capacity(batch.len());
         for taken in batch {
-            if taken.delivery.delivered == 1 && !taken.delivery.may_have_run {
+            // A redrive that was cut off before its dead letter was deleted may be repeated, and is the same run.
+            let is_first = taken.delivery.delivered == 1 && !taken.delivery.may_have_run;
+            if is_first && !taken.delivery.is_redriven() {
                 fresh.push(taken);
             } else if let Some(taken) = Box::pin(self.resume(taken)).await {
                 fresh.push(taken);
