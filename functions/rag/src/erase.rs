@@ -1,6 +1,6 @@
 //! Everything that the functions here keep of a tenant: its documents in the index, and its documents in the bucket `views`.
 //!
-//! A tenant is a collection. The memory of its conversations stands in `views`, and their earlier answers in collections of
+//! A tenant is a collection. The memory of its conversations is in `views`, and their earlier answers are in collections of
 //! the index that are named after it; [`Tenant::owns`] tells these names.
 
 use crate::{

@@ -99,7 +99,7 @@ impl Dense {
         })
     }
 
-    /// Takes the graph of a successor in place of its own, which still has what was removed, and writes it down.
+    /// Replaces its graph, which still holds what was removed, by that of a successor, and saves it.
     pub(super) fn succeed(&self, successor: Self, store: &Store) -> Result<(), IndexError> {
         successor.catch_up(store)?;
         let position = successor.position();

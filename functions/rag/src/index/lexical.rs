@@ -134,7 +134,7 @@ impl Lexical {
         self.commit(&mut writer, taken, to)
     }
 
-    /// Makes the words of all chunks again in new files, and deletes the old ones: what was removed still stands in these.
+    /// Makes the words of all chunks again in new files, and deletes the old ones, which still hold what was removed.
     pub(super) fn rewrite(&self, store: &Store) -> Result<(), IndexError> {
         let to = store.position()?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
