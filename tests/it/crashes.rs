@@ -2,7 +2,7 @@
 
 use crate::{identity::function, post_event};
 use futures::{StreamExt, TryStreamExt};
-use nerve_tests::{Nats, Nerve, Streams, eventually, nerve, seconds};
+use nerve_tests::{Nats, Nerve, Proxy, Streams, eventually, nerve, seconds};
 use std::path::Path;
 
 /// Waits until nothing of `f` is waiting or in flight.
@@ -78,7 +78,7 @@ async fn empty_set_stands_though_its_acknowledgement_is_lost() {
     // Nobody takes the acknowledgement, and the consumer that is made instead delivers the event again.
     streams.stream("EVENTS").await.delete_consumer("nerve-f").await.unwrap();
     std::fs::write(go.with_file_name("go1"), "").unwrap();
-    streams.reaches("EVENTS", "events.function.returned_nothing", 1, seconds(60)).await;
+    streams.reaches("EVENTS", "empty.f", 1, seconds(60)).await;
     std::fs::write(go.with_file_name("go2"), "").unwrap();
     is_done(&streams).await;
     eventually("the second run is counted as a duplicate", seconds(30), || async {
@@ -88,8 +88,85 @@ async fn empty_set_stands_though_its_acknowledgement_is_lost() {
     .await;
     assert_eq!(runs(&file, "1"), 2);
     assert_eq!(streams.count("EVENTS", "events.c.out").await, 0, "another run adds nothing");
-    let nothing = &streams.read("EVENTS", "events.function.returned_nothing").await[0];
-    assert_eq!((nothing.header("ce-causationid"), nothing.header("ce-source")), ("1", "/functions/f"));
+}
+
+#[tokio::test]
+async fn empty_set_stands_after_its_consumer_is_deleted() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (file, settings) = (folder.path().join("runs"), folder.path().join("nerve-server.toml"));
+    std::fs::write(&settings, "[streams]\ndedupe_window = \"10s\"\n").unwrap();
+    let gateway = Nerve::gateway_configured(&nats.url(), &settings, &[]).await;
+    let worker = nerve::worker_configured(&nats.url(), data.path(), &settings, &[]).await;
+    // An event that waits for its retry keeps the place before the others. These return nothing at first, and a result later.
+    let handle = format!(
+        "{}\nif id == 'waits':\n    say(call, error={{'kind': 'retry', 'message': 'not now'}})\n    continue\n\
+         again = open({:?}).read().split().count(id) > 1\nsay(call, events=results(*(['c.out'] if again else [])))",
+        record(&file),
+        file.display().to_string()
+    );
+    let retry = "retry = { attempts = 9, backoff = [\"1h\"] }";
+    gateway.cli().deploy(function("\"c.*\"", retry, &handle).path()).await;
+    for id in ["waits", "1", "2"] {
+        post_event(&gateway, "in", id, "{}").await;
+    }
+    let only_one_waits = || async {
+        eventually("only the first one is left", seconds(60), || async {
+            let info = streams.consumer("EVENTS", "f").await?;
+            (info.num_ack_pending == 1 && info.num_pending == 0).then_some(())
+        })
+        .await;
+    };
+    only_one_waits().await;
+    streams.dedupe_window_passes().await;
+    streams.stream("EVENTS").await.delete_consumer("nerve-f").await.unwrap();
+    eventually("the first one comes again", seconds(60), || async { (runs(&file, "waits") == 2).then_some(()) }).await;
+    only_one_waits().await;
+    assert_eq!(streams.count("EVENTS", "events.c.out").await, 0, "another run adds nothing");
+    assert_eq!(streams.count("EVENTS", "empty.f").await, 2);
+    drop(worker);
+}
+
+#[tokio::test]
+async fn event_of_a_function_that_may_emit_nothing_stores_nothing() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    nerve.cli().deploy(function("", "", "say(call, events=[])").path()).await;
+    post_event(&nerve, "in", "1", "{}").await;
+    is_done(&streams).await;
+    assert_eq!(streams.count("EVENTS", "empty.>").await, 0);
+}
+
+#[tokio::test]
+async fn results_stand_though_a_later_version_emits_another_type() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let settings = folder.path().join("nerve-server.toml");
+    std::fs::write(&settings, "[streams]\ndedupe_window = \"10s\"\n").unwrap();
+    let gateway = Nerve::gateway_configured(&nats.url(), &settings, &[]).await;
+    let proxy = Proxy::start(nats.url().trim_start_matches("nats://").to_owned()).await;
+    let mut worker = nerve::worker_configured(&format!("nats://{}", proxy.address), data.path(), &settings, &[]).await;
+    let started = folder.path().join("started");
+    let handle = format!(
+        "open({:?}, 'w').close()\ntime.sleep(1)\nsay(call, events=results('c.out'))",
+        started.display().to_string()
+    );
+    gateway.cli().deploy(function("\"c.*\"", "", &handle).path()).await;
+    post_event(&gateway, "in", "1", "{}").await;
+    eventually("it has started", seconds(30), || async { started.exists().then_some(()) }).await;
+    // Its result is stored, and the worker is not told so before it is killed.
+    proxy.mute(true);
+    streams.reaches("EVENTS", "events.c.out", 1, seconds(30)).await;
+    worker.kill9();
+    gateway.cli().deploy(function("\"d.*\"", "", "say(call, events=results('d.out'))").path()).await;
+    streams.dedupe_window_passes().await;
+    let worker = nerve::worker_configured(&nats.url(), data.path(), &settings, &[]).await;
+    is_done(&streams).await;
+    assert_eq!(streams.count("EVENTS", "events.c.out").await, 1);
+    assert_eq!(streams.count("EVENTS", "events.d.out").await, 0, "the first set stands");
+    drop(worker);
 }
 
 #[tokio::test]

@@ -78,21 +78,6 @@ impl Tenants {
     }
 }
 
-/// Waits until JetStream has forgotten the ids of what is in EVENTS.
-async fn dedupe_window_passes(streams: &Streams) {
-    let probe = async || {
-        let mut headers = async_nats::HeaderMap::new();
-        headers.insert("Nats-Msg-Id", "probe");
-        let sent = streams.jetstream.publish_with_headers("events.probe", headers, "".into()).await;
-        sent.unwrap().await.unwrap()
-    };
-    let first = probe().await.sequence;
-    eventually("the dedupe window has passed", seconds(30), || async {
-        (probe().await.sequence > first).then_some(())
-    })
-    .await;
-}
-
 /// Takes the receipts out of all records, as if the gateway had been killed before it wrote them.
 async fn forget_receipts(streams: &Streams) {
     let records = streams.jetstream.get_key_value("requests").await.unwrap();
@@ -114,7 +99,7 @@ async fn key_of_one_collection_is_nothing_to_another_past_the_dedupe_window() {
     let id = of_alpha["id"].as_str().unwrap();
     tenants.is_hidden(id, BETA).await;
 
-    dedupe_window_passes(&tenants.streams).await;
+    tenants.streams.dedupe_window_passes().await;
     assert_eq!(tenants.ask(ALPHA, "key", &question).await, (200, of_alpha.clone()));
     assert_eq!(tenants.ask(BETA, "key", &question).await, (200, of_beta));
     tenants.is_hidden(id, BETA).await;
@@ -214,7 +199,7 @@ async fn request_without_its_receipt_is_completed_once_past_the_dedupe_window() 
     // Killed between the record and the event.
     let events = tenants.streams.stream("EVENTS").await;
     events.delete_message(lost["sequence"].as_u64().unwrap()).await.unwrap();
-    dedupe_window_passes(&tenants.streams).await;
+    tenants.streams.dedupe_window_passes().await;
 
     let again = upload("stored").await;
     assert_eq!((&again["id"], &again["duplicate"]), (&stored["id"], &json!(true)));

@@ -136,6 +136,40 @@ async fn what_is_not_finished_is_never_passed_over() {
 }
 
 #[tokio::test]
+async fn replays_at_the_same_time_pass_over_no_event() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let script = "import json, sys, time\n\
+                  for line in sys.stdin:\n    \
+                      call = json.loads(line)\n    \
+                      time.sleep(0.01)\n    \
+                      answer = {'events': [{'type': 'kept', 'data': call['event']['id']}]}\n    \
+                      print(json.dumps({'id': call['id']} | answer), flush=True)\n";
+    nerve.cli().deploy(guest::python("keep", "events.a", "kept", "", script).path()).await;
+    for id in 0..40 {
+        post_event(&nerve, "a", &id.to_string(), "{}").await;
+    }
+    idle(&streams, "keep").await;
+    let stored = streams.read("EVENTS", "events.a").await;
+    let (early, late) = (stored[0].sequence.to_string(), stored[30].sequence.to_string());
+    for _ in 0..4 {
+        let before = streams.count("EVENTS", "events.kept").await;
+        let cli = nerve.cli();
+        let replay = async |since: &str| cli.run(&["replay", "keep", "--since", since]).await;
+        let (first, second) = tokio::join!(replay(&early), replay(&late));
+        idle(&streams, "keep").await;
+        let more = streams.count("EVENTS", "events.kept").await - before;
+        // Whatever was not refused has run all that it announced: of the early one all 40, of the late one 10.
+        let least = match (first.code, second.code) {
+            (Some(0), _) => 40,
+            (_, Some(0)) => 10,
+            refused => panic!("one of them goes through: {refused:?}"),
+        };
+        assert!(more >= least, "{more} results of at least {least}");
+    }
+}
+
+#[tokio::test]
 async fn a_lost_index_comes_back_from_the_log() {
     let data = tempfile::tempdir().unwrap();
     let mut nerve = Nerve::up_with(Options { data: Some(data.path().to_owned()), ..Options::default() }).await;

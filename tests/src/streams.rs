@@ -91,6 +91,21 @@ impl Streams {
         eventually(&what, timeout, || async { (self.count(stream, filter).await >= wanted).then_some(()) }).await;
     }
 
+    /// Waits until JetStream has forgotten the ids of what is in EVENTS.
+    pub async fn dedupe_window_passes(&self) {
+        let probe = async || {
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Nats-Msg-Id", "probe");
+            let sent = self.jetstream.publish_with_headers("events.probe", headers, "".into()).await;
+            sent.unwrap().await.unwrap()
+        };
+        let first = probe().await.sequence;
+        eventually("the dedupe window has passed", Duration::from_secs(30), || async {
+            (probe().await.sequence > first).then_some(())
+        })
+        .await;
+    }
+
     /// Every message of a stream on subjects that match `filter`, in order.
     pub async fn read(&self, stream: &str, filter: &str) -> Vec<Stored> {
         let wanted = self.count(stream, filter).await;

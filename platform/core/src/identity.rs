@@ -251,7 +251,7 @@ impl Run<'_> {
         }
     }
 
-    /// The result at `index` of what the function returned. Every set that is not empty has an index 0.
+    /// The result at `index` of what the function returned. An empty set has the identity of index 0.
     pub fn result(&self, index: usize) -> Identity {
         self.identity("result", &[&number(index)])
     }

@@ -124,21 +124,6 @@ impl Delivery {
         Ok(())
     }
 
-    /// Acknowledges it, and waits until the broker has confirmed that.
-    pub(crate) async fn ack_confirmed(&self) -> Result<(), BusError> {
-        let what = || format!("acknowledging message {} of {}", self.sequence, self.stream);
-        let Some(reply) = self.message.reply.clone() else {
-            return Err(BusError::refused(what(), "it has no reply subject"));
-        };
-        let confirmed = self.bus.client.request(reply, Bytes::from(AckKind::Ack)).await;
-        confirmed.map_err(|error| BusError::unavailable(what(), error))?;
-        self.moved.store(true, Ordering::Relaxed);
-        if self.is_redriven() {
-            self.bus.forget_redriven(self.sequence).await;
-        }
-        Ok(())
-    }
-
     /// Has it delivered again after `wait`.
     pub async fn retry_after(self, wait: Duration) -> Result<(), BusError> {
         self.settle(AckKind::Nak(Some(wait).filter(|wait| !wait.is_zero()))).await

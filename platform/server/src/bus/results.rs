@@ -1,29 +1,23 @@
 //! The results of one run: stored as a set, and found again.
 //!
-//! EVENTS is the commit. Every set that is not empty holds the result of index 0, so the first set that is stored keeps any other
-//! of its run out. What belongs to an answer is copied to ANSWERS after the commit; a reader sees nothing that another run could
-//! replace.
+//! EVENTS is the commit. Every set holds a message with the id of the result of index 0, so the first set that is stored keeps any
+//! other of its run out. Of an empty set that is a message without a body, on a subject that no function can take. What belongs to
+//! an answer is copied to ANSWERS after the commit; a reader sees nothing that another run could replace.
 
 use super::{
     Bus, BusError, EVENTS, PublishError, Published, SetOutcome, Sets, Start, answers, delivery::event_of,
-    sets::SetMessage,
+    sets::SetMessage, streams::EMPTY_PREFIX,
 };
 use crate::event_types;
-use async_nats::header;
-use nerve_core::{
-    Event, EventType, Identity, Name, Run,
-    answer::Part,
-    event::{CAUSATION_ID, CORRELATION_ID},
-    subject::EVENTS_PREFIX,
-};
+use async_nats::{HeaderMap, header};
+use bytes::Bytes;
+use nerve_core::{Event, Identity, Name, Run, Subject, answer::Part, subject::EVENTS_PREFIX};
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
 };
 use time::OffsetDateTime;
 
-/// Type: a function returned nothing, and the broker did not confirm that its event is acknowledged.
-const NOTHING: &str = "function.returned_nothing";
 /// How much earlier than its input a result may seem to be stored: clocks of a cluster's servers differ.
 const SKEW: Duration = Duration::from_secs(60);
 /// Results that are remembered of the log for looking them up.
@@ -37,23 +31,29 @@ pub(crate) struct RunResult {
 }
 
 impl Bus {
-    /// Publishes the results of a run, all or none; one that was published before stands instead.
+    /// Publishes the results of `run`, all or none; a set that was published before stands instead, also an empty one.
     ///
     /// # Errors
     /// [`PublishError::Unavailable`] where it is not known whether they are stored: publish them again.
-    pub(crate) async fn publish_results(&self, sets: &Sets, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
+    pub(crate) async fn publish_results(
+        &self,
+        sets: &Sets,
+        run: Run<'_>,
+        results: &[RunResult],
+    ) -> Result<SetOutcome, PublishError> {
         for result in results {
             event_types::check(&result.event).map_err(PublishError::Invalid)?;
         }
         let logged: Vec<_> = results.iter().filter(|result| answers::is_logged(&result.event)).collect();
         let outcome = match logged.as_slice() {
-            [] => SetOutcome::Stored,
+            [] => {
+                let subject = empty_subject(run.function);
+                let subject = Subject::parse(subject).map_err(|error| PublishError::Invalid(error.to_string()))?;
+                outcome_of(self.publish_message(&subject, HeaderMap::new(), Bytes::new(), run.result(0)).await?)
+            }
             [only] => {
                 let (headers, body) = self.to_message(&only.event).await?;
-                match self.publish_message(&only.event.ty.subject(), headers, body, only.id).await? {
-                    Published { duplicate: true, .. } => SetOutcome::Duplicate,
-                    Published { duplicate: false, .. } => SetOutcome::Stored,
-                }
+                outcome_of(self.publish_message(&only.event.ty.subject(), headers, body, only.id).await?)
             }
             several => {
                 let mut messages = Vec::with_capacity(several.len());
@@ -81,19 +81,6 @@ impl Bus {
         self.publish_message(&subject, headers, body, id).await.map(drop)
     }
 
-    /// Publishes that a run returned nothing, so that another run of the same generation cannot add results.
-    pub(crate) async fn publish_nothing(&self, run: Run<'_>, input: &Event) -> Result<SetOutcome, PublishError> {
-        let ty = EventType::parse(NOTHING).map_err(|error| PublishError::Invalid(error.to_string()))?;
-        let id = run.result(0);
-        let mut event = Event::new(id.to_string(), source_of(run.function), ty)
-            .with_data("application/json", serde_json::json!({ "function": run.function }).to_string())
-            .with_extension(CORRELATION_ID, nerve_core::answer::id_of(input))
-            .with_extension(CAUSATION_ID, input.id.as_str());
-        event.time = Some(OffsetDateTime::now_utc());
-        let published = self.publish(&event, id).await?;
-        Ok(if published.duplicate { SetOutcome::Duplicate } else { SetOutcome::Stored })
-    }
-
     /// Copies what a committed set holds of an answer to that answer; a worker may have died before it did.
     pub(crate) async fn copy_committed(&self, run: Run<'_>, first: u64) -> Result<(), BusError> {
         let what = || format!("reading the results of {}", run.function);
@@ -103,8 +90,8 @@ impl Bus {
             let Ok(stored) = stream.get_raw_message(sequence).await else { return Ok(()) };
             let id = run.result(index);
             let found = stored.headers.get(header::NATS_MESSAGE_ID).map(|value| value.as_str().to_owned());
-            // A set is stored without anything in between.
-            if found != Some(id.to_string()) {
+            // A set is stored without anything in between, and an empty one has no event.
+            if found != Some(id.to_string()) || !stored.subject.starts_with(EVENTS_PREFIX) {
                 return Ok(());
             }
             let message = async_nats::Message {
@@ -164,11 +151,12 @@ impl CommittedResults {
             0 => Start::Time(stored - SKEW),
             next => Start::Sequence(next),
         };
-        let source = source_of(run.function);
-        bus.each_head(EVENTS, vec![format!("{EVENTS_PREFIX}>")], start, |message, sequence, _| {
+        let (source, empty) = (source_of(run.function), empty_subject(run.function));
+        let subjects = vec![format!("{EVENTS_PREFIX}>"), empty.clone()];
+        bus.each_head(EVENTS, subjects, start, |message, sequence, _| {
             self.next = sequence + 1;
             let header = |name| message.headers.as_ref().and_then(|headers| headers.get(name));
-            if header("ce-source").is_some_and(|found| found.as_str() == source)
+            if (message.subject.as_str() == empty || header("ce-source").is_some_and(|found| found.as_str() == source))
                 && let Some(id) = header("Nats-Msg-Id").and_then(|id| Identity::parse(id.as_str()))
             {
                 self.sequences.insert(id, sequence);
@@ -179,6 +167,15 @@ impl CommittedResults {
         self.read = Some(began);
         Ok(())
     }
+}
+
+/// The subject of the empty sets of a function.
+fn empty_subject(function: &Name) -> String {
+    format!("{EMPTY_PREFIX}{function}")
+}
+
+fn outcome_of(published: Published) -> SetOutcome {
+    if published.duplicate { SetOutcome::Duplicate } else { SetOutcome::Stored }
 }
 
 /// The `source` of a function's events.

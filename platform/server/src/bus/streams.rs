@@ -36,6 +36,11 @@ pub(super) const BODIES: &str = "bodies";
 /// It stands in DEAD rather than in EVENTS, so that no other function sees the event a second time.
 pub const REDRIVE_PREFIX: &str = "redrive.";
 
+/// In EVENTS: that a run of a function had no results is on this and the function's name.
+///
+/// It stands in EVENTS as results do, so that the broker compares its id with theirs.
+pub(super) const EMPTY_PREFIX: &str = "empty.";
+
 /// Messages in SEEN: with one mark each they are as many as a gateway holds.
 const SEEN_MESSAGES: i64 = 1 << 20;
 
@@ -53,7 +58,7 @@ impl Bus {
         // First, as it tells whether the streams are an older Nerve's.
         self.ensure_places(config.replicas).await?;
         let keep = [
-            (EVENTS, vec!["events.>".to_owned()], config.events_max_age),
+            (EVENTS, vec!["events.>".to_owned(), format!("{EMPTY_PREFIX}>")], config.events_max_age),
             (ANSWERS, vec!["answers.>".to_owned()], config.answers_max_age),
             (DEAD, vec!["dead.>".to_owned(), format!("{REDRIVE_PREFIX}>")], config.dead_max_age),
             (LOGS, vec!["logs.>".to_owned()], config.logs_max_age),

@@ -165,6 +165,10 @@ impl Publisher {
     /// results, those stand.
     pub(super) async fn publish(&self, index: usize, results: &[RunResult]) -> Result<(), FunctionError> {
         let input = self.input(index)?;
+        // No attempt of a function that may emit nothing can add results.
+        if self.outlet.spec.emits.is_empty() {
+            return Ok(());
+        }
         let outcome = publish(|| self.store(input, results)).await?;
         if outcome == SetOutcome::Duplicate {
             let function = &self.outlet.function;
@@ -181,8 +185,8 @@ impl Publisher {
     /// Stores a set of results, unless that of another attempt is in the log. JetStream knows the ids of attempts that stored theirs
     /// within the window; so an attempt that has taken longer looks for them.
     async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
+        let run = input.provenance.run(&self.outlet.function);
         if input.since.elapsed() >= self.dedupe_window / 2 {
-            let run = input.provenance.run(&self.outlet.function);
             let asked = std::time::Instant::now();
             // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
             let found = Box::pin(async { self.committed.lock().await.find(&self.bus, run, asked).await }).await;
@@ -190,7 +194,7 @@ impl Publisher {
                 return Ok(SetOutcome::Duplicate);
             }
         }
-        self.bus.publish_results(&self.sets, results).await
+        self.bus.publish_results(&self.sets, run, results).await
     }
 
     /// Whether the function may publish what is both a step of the pipeline and a part of an answer.

@@ -203,16 +203,12 @@ impl Invoker {
 
     /// Publishes the results of an event, and acknowledges it.
     async fn store(&self, publisher: &Publisher, index: usize, taken: Taken, results: Vec<RunResult>) {
-        let nothing = results.is_empty();
-        if !nothing && let Err(error) = publisher.publish(index, &results).await {
+        if let Err(error) = publisher.publish(index, &results).await {
             return Box::pin(self.fail(taken, error)).await;
         }
         self.meters.ok.increment(1);
         let Taken { delivery, slot, .. } = taken;
-        if nothing {
-            let (bus, function) = (self.shared.bus.clone(), self.outlet.function.clone());
-            self.shared.tasks.spawn(super::settle::acknowledge_nothing(bus, function, delivery));
-        } else if let Err(error) = delivery.ack().await {
+        if let Err(error) = delivery.ack().await {
             tracing::warn!(function = %self.outlet.function, %error, "ack failed; the event will be redelivered");
         }
         drop(slot);

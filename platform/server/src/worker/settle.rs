@@ -4,8 +4,7 @@ use super::{
     failure,
     invocation::{Invoker, Taken},
 };
-use crate::bus::{Bus, BusError, Delivery, Resumption};
-use nerve_core::Name;
+use crate::bus::{BusError, Delivery, Resumption};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -16,10 +15,6 @@ use time::OffsetDateTime;
 const POSTPONED: Duration = Duration::from_secs(1);
 /// How often an event is given back as its worker is never idle, before it runs beside others.
 const MAX_POSTPONED: u32 = 30;
-/// The wait before an unconfirmed acknowledgement is sent again.
-const RETRY_INTERVAL: Duration = Duration::from_millis(250);
-/// How long it is tried to tell the broker that a function returned nothing.
-const CONFIRM_TIMEOUT: Duration = Duration::from_secs(120);
 
 impl Invoker {
     /// Looks at a delivery that came before, and returns it if it runs as any other. One that must run alone does so here.
@@ -133,29 +128,5 @@ impl Invoker {
         if let Err(error) = taken.delivery.ack().await {
             tracing::warn!(%function, %error, "ack failed; the event will be redelivered");
         }
-    }
-}
-
-/// Acknowledges an event for which its function returned nothing.
-///
-/// That is the run's set of results, and stands: where the broker does not confirm the acknowledgement, it is written to the log,
-/// so that another attempt can add nothing.
-pub(super) async fn acknowledge_nothing(bus: Bus, function: Name, delivery: Delivery) {
-    let Err(error) = delivery.ack_confirmed().await else { return };
-    tracing::debug!(%function, error = &error as &dyn std::error::Error, "an acknowledgement is not confirmed");
-    let written = async {
-        loop {
-            let Ok(event) = delivery.event().await else { break };
-            if bus.publish_nothing(delivery.run(&function), &event).await.is_ok() {
-                break;
-            }
-            tokio::time::sleep(RETRY_INTERVAL).await;
-        }
-    };
-    if tokio::time::timeout(CONFIRM_TIMEOUT, written).await.is_err() {
-        tracing::warn!(%function, "the broker did not confirm that an event is done; it may run again");
-    }
-    if let Err(error) = delivery.ack().await {
-        tracing::warn!(%function, %error, "ack failed; the event will be redelivered");
     }
 }
