@@ -5,6 +5,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, pull},
     stream::{Config, DiscardPolicy, RetentionPolicy},
 };
+use futures::TryStreamExt;
 use nerve_tests::{Folder, Nerve, Streams, eventually, guest, nerve::Options, seconds};
 use serde_json::Value;
 use std::{collections::BTreeSet, path::Path};
@@ -63,7 +64,9 @@ async fn subjects_in_several_streams_are_refused_until_one_is_named() {
     make(&streams, "OB", &["orders.b.>"], RetentionPolicy::Limits).await;
     for (on, extra, said) in [
         ("orders.>", "", &["OA (`orders.a.>`), OB (`orders.b.>`)", "stream = \"OA\"", "one function per stream"][..]),
-        ("*.a.x", "", &["EVENTS (`events.>`), OA (`orders.a.>`)"]),
+        ("*.a.x", "", &["in 2 streams, and a function reads one: EVENTS (`events.>`), OA (`orders.a.>`)"]),
+        ("empty.f", "", &["no stream has the subject `empty.f`"]),
+        ("empty.f", "stream = \"EVENTS\"", &["EVENTS has no subject that matches `empty.f`"]),
         ("timers.>", "", &["no stream has the subject `timers.>`"]),
         ("timers.>", "stream = \"TIMERS\"", &["TIMERS", "Nerve's own"]),
         ("$KV.functions.>", "stream = \"KV_functions\"", &["KV_functions", "Nerve's own"]),
@@ -86,6 +89,18 @@ async fn subjects_in_several_streams_are_refused_until_one_is_named() {
     streams.reaches("EVENTS", "events.done", 1, seconds(20)).await;
     let done = streams.read("EVENTS", "events.done").await;
     assert_eq!((done.len(), &done[0].data[..]), (1, &b"\"a\""[..]));
+}
+
+#[tokio::test]
+async fn function_is_bound_to_no_stream_of_nerves_own_but_events() {
+    let nerve = Nerve::up().await;
+    let streams = Streams::connect(&nerve.nats).await;
+    let names: Vec<String> = streams.jetstream.stream_names().try_collect().await.unwrap();
+    assert!(names.len() > 10, "{names:?}");
+    for name in names.iter().filter(|name| *name != "EVENTS") {
+        let why = refused(&nerve, &echo("f", "orders.>", &format!("stream = \"{name}\""))).await;
+        assert!(why.contains("is one of Nerve's own streams"), "{name}: {why}");
+    }
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
 /// Stream: the counters.
-const DROPS: &str = "DROPS";
+pub(super) const DROPS: &str = "DROPS";
 const PREFIX: &str = "drops.";
 /// What JetStream is to add.
 const INCREMENT: &str = "Nats-Incr";

@@ -13,8 +13,16 @@ use futures::TryStreamExt;
 use nerve_core::{Name, Pattern};
 
 /// The streams of Nerve's own, besides those of buckets. EVENTS is the one that functions are bound to.
-const INTERNAL: [&str; 6] =
-    [streams::ANSWERS, streams::DEAD, streams::LOGS, streams::SEEN, super::TIMERS, super::ATTEMPTS];
+const INTERNAL: [&str; 8] = [
+    streams::ANSWERS,
+    streams::DEAD,
+    streams::LOGS,
+    streams::RUNS,
+    streams::SEEN,
+    super::ATTEMPTS,
+    super::TIMERS,
+    super::drops::DROPS,
+];
 /// How the streams of buckets begin, Nerve's and the user's.
 const BUCKETS: [&str; 2] = ["KV_", "OBJ_"];
 
@@ -44,7 +52,7 @@ impl Bus {
         let what = || format!("deploying {name}");
         let config = match named {
             Some(stream) => {
-                let config = self.config_of(stream, what).await?;
+                let config = without_own_subjects(self.config_of(stream, what).await?);
                 check_named(&config, on).map_err(|why| BusError::refused(what(), why))?;
                 config
             }
@@ -55,7 +63,7 @@ impl Bus {
                     .try_collect()
                     .await
                     .map_err(|error| BusError::unavailable(what(), error))?;
-                let streams: Vec<Config> = streams.into_iter().map(|info| info.config).collect();
+                let streams: Vec<Config> = streams.into_iter().map(|info| without_own_subjects(info.config)).collect();
                 choose(&streams, on).map_err(|why| BusError::refused(what(), why))?.clone()
             }
         };
@@ -141,6 +149,14 @@ fn contains(subject: &str, on: &Pattern) -> bool {
             _ => return false,
         }
     }
+}
+
+/// A stream as functions may be bound to it: what EVENTS holds besides events is Nerve's own.
+fn without_own_subjects(mut config: Config) -> Config {
+    if config.name == streams::EVENTS {
+        config.subjects.retain(|subject| !subject.starts_with(streams::EMPTY_PREFIX));
+    }
+    config
 }
 
 fn is_internal(stream: &str) -> bool {
@@ -265,7 +281,7 @@ mod tests {
         assert_eq!(check_named(&named, &patterns(&["orders.>"])), Ok(()));
         let missing = check_named(&named, &patterns(&["orders.>", "orders.b.x"])).unwrap_err();
         assert!(missing.contains("no subject that matches `orders.b.x`, only `orders.a.>`"), "{missing}");
-        for own in ["TIMERS", "DEAD", "LOGS", "ANSWERS", "ATTEMPTS", "SEEN", "KV_functions", "OBJ_bodies"] {
+        for own in ["TIMERS", "DEAD", "LOGS", "KV_functions", "OBJ_bodies"] {
             assert!(check_named(&stream(own, &[">"]), &patterns(&["a"])).unwrap_err().contains("Nerve's own"), "{own}");
         }
         let mirror = Config { mirror: Some(<_>::default()), ..stream("COPY", &[]) };
