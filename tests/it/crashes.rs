@@ -36,22 +36,24 @@ async fn event_that_kills_its_worker_alone_is_a_dead_letter_and_costs_no_other()
          time.sleep(1)\nsay(call, events=results('c.out'))",
         record(&file)
     );
-    let mut worker = nerve::worker(&nats.url(), data.path()).await;
+    let worker = nerve::worker(&nats.url(), data.path()).await;
     let extra = "concurrency = 4\nretry = { attempts = 2, backoff = [\"10ms\"] }";
     gateway.cli().deploy(function("\"c.*\"", extra, &handle).path()).await;
     post_event(&gateway, "in", "kill", "{}").await;
     post_event(&gateway, "in", "beside", "{}").await;
-    // Once beside another event, which is no attempt, and twice alone.
-    for _ in 0..3 {
-        worker.exit(seconds(60)).await;
-        worker = nerve::worker(&nats.url(), data.path()).await;
-    }
-    streams.reaches("DEAD", "dead.f", 1, seconds(60)).await;
+    streams.reaches("DEAD", "dead.f", 1, seconds(90)).await;
     is_done(&streams).await;
     let dead = gateway.cli().run(&["dlq", "list", "--output", "json"]).await.ok().json();
     assert_eq!((dead.as_array().map(Vec::len), &dead[0]["attempts"]), (Some(1), &2.into()), "{dead}");
     assert!(dead.to_string().contains("the worker process died while it ran this event"), "{dead}");
+    // Once beside another event, which is no attempt, and twice alone.
     assert_eq!(runs(&file, "kill"), 3);
+    eventually("each death is logged", seconds(20), || async {
+        let log = worker.stderr();
+        let died = log.lines().filter(|line| line.contains("the server process died") && line.contains("SIGKILL"));
+        (died.filter(|line| line.contains("of EVENTS in f")).count() == 3).then_some(())
+    })
+    .await;
     let results = streams.read("EVENTS", "events.c.out").await;
     assert!(results.iter().all(|result| result.header("ce-causationid") == "beside") && results.len() == 1);
     drop(worker);

@@ -49,6 +49,7 @@ mod sources;
 mod spool;
 mod sse;
 mod streams;
+mod supervision;
 mod tls;
 mod up;
 mod upgrade;

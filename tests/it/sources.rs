@@ -103,7 +103,7 @@ async fn senders_that_ask_whether_the_url_is_ours_are_answered() {
     let bring = || client.post(nerve.url("/hooks/pages")).json(&json!({"verification_token": token})).send();
     eventually("the token is taken", seconds(20), || async { (bring().await.ok()?.status() == 204).then_some(()) })
         .await;
-    assert!(nerve.daemon.stderr().contains(token) || nerve.daemon.stdout().contains(token), "the operator is told");
+    nerve.daemon.logs("the operator is told the token", &[token]).await;
     cli.secret("NOTION_TOKEN", token).await;
     eventually("there is a secret", seconds(20), || async { (bring().await.ok()?.status() == 401).then_some(()) })
         .await;

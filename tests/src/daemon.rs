@@ -58,6 +58,15 @@ impl Daemon {
         self.read("stderr")
     }
 
+    /// Waits until its log, which comes through a supervisor, holds all of `said`.
+    pub async fn logs(&self, what: &str, said: &[&str]) {
+        eventually(what, Duration::from_secs(20), || async {
+            let log = self.stderr();
+            said.iter().all(|said| log.contains(said)).then_some(())
+        })
+        .await;
+    }
+
     fn read(&self, stream: &str) -> String {
         let path: PathBuf = self.output.path().join(stream);
         String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()

@@ -56,6 +56,10 @@ pub fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     }
     command.args(args).env("NO_COLOR", "1").env("NERVE_NATS_SERVER", crate::nats_server_binary());
     command.env("NERVE_WORKER_ACK_WAIT", ACK_WAIT);
+    // What runs these tests may itself be under a service manager, which would start again what has ended.
+    for name in ["INVOCATION_ID", "NOTIFY_SOCKET", "KUBERNETES_SERVICE_HOST"] {
+        command.env_remove(name);
+    }
     command.current_dir(std::env::temp_dir());
     command
 }
@@ -162,6 +166,12 @@ impl Nerve {
     pub fn nats_child(&self) -> Pid {
         let children = self.daemon.children("nats-server");
         *children.first().unwrap_or_else(|| panic!("`nerve up` ({}) has no nats-server child", self.daemon.pid()))
+    }
+
+    /// The process that serves, which the role's own process keeps running.
+    pub fn server(&self) -> Pid {
+        let servers = self.daemon.children("nerve");
+        *servers.first().unwrap_or_else(|| panic!("{} ({}) has no server process", self.role.name, self.daemon.pid()))
     }
 
     /// Commands against this server.

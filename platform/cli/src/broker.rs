@@ -8,7 +8,7 @@ mod settings;
 
 pub(crate) use binary::find;
 
-use crate::{failure::Failure, lock::Lock};
+use crate::{backoff::Backoff, failure::Failure, lock::Lock};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -33,10 +33,6 @@ const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 const GREETING: Duration = Duration::from_secs(2);
-/// The wait before the first restart, doubled for each that follows up to the longest.
-const RESTART: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
-/// A child that lived so long did not fail at its start.
-const STEADY: Duration = Duration::from_secs(30);
 
 /// What to start.
 #[derive(Debug)]
@@ -90,22 +86,20 @@ impl Broker {
 
     /// Restarts the child on the same port whenever it dies; when `stop` is cancelled, ends it.
     pub(crate) async fn supervise(mut self, stop: &CancellationToken) {
-        let mut wait = RESTART.0;
+        let mut backoff = Backoff::new();
         loop {
             let started = Instant::now();
             tokio::select! {
                 () = stop.cancelled() => return end(self.child).await,
                 status = self.child.wait() => tracing::error!(?status, "nats-server died; it is started again"),
             }
-            if started.elapsed() > STEADY {
-                wait = RESTART.0;
-            }
+            let mut ran = started.elapsed();
             loop {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = sleep(wait) => {}
+                    () = sleep(backoff.after(ran)) => {}
                 }
-                wait = (wait * 2).min(RESTART.1);
+                ran = Duration::ZERO;
                 match self.restart(stop).await {
                     Ok(()) => break,
                     Err(error) => tracing::error!(error = format!("{error:#}"), "nats-server did not start"),

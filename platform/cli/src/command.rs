@@ -24,8 +24,19 @@ mod tail;
 mod trace;
 mod up;
 
-use crate::args::Globals;
+use crate::{args::Globals, supervisor::LogStyle};
 use clap::Subcommand;
+
+/// What a process of `nerve` is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Process {
+    /// It carries out a command, and ends.
+    Command,
+    /// It keeps a server process running.
+    Supervisor,
+    /// It serves; with the style of its log, if it has a supervisor.
+    Server(Option<LogStyle>),
+}
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -69,9 +80,14 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Whether it serves until it is told to stop.
-    pub(crate) fn is_server(&self) -> bool {
-        matches!(self, Self::Up(_) | Self::Gateway(_) | Self::Worker(_))
+    /// What the process that carries it out is.
+    pub(crate) fn process(&self) -> Process {
+        match self {
+            Self::Up(up) => up.process(),
+            Self::Gateway(gateway) => gateway.process(),
+            Self::Worker(worker) => worker.process(),
+            _ => Process::Command,
+        }
     }
 
     /// Does it.

@@ -20,17 +20,24 @@ pub(crate) struct Failure {
     cause: Option<anyhow::Error>,
     next: Option<String>,
     code: u8,
+    /// Whether another process has written it.
+    is_told: bool,
 }
 
 impl Failure {
     /// A failure of `thing`, such as "cannot read nerve.toml".
     pub(crate) fn new(thing: impl Into<String>) -> Self {
-        Self { thing: thing.into(), cause: None, next: None, code: FAILED }
+        Self { thing: thing.into(), cause: None, next: None, code: FAILED, is_told: false }
     }
 
     /// A wrong call: exit code 2.
     pub(crate) fn usage(thing: impl Into<String>) -> Self {
         Self { code: BAD_USAGE, ..Self::new(thing) }
+    }
+
+    /// A failure of another process, which has said why and ended with `code`.
+    pub(crate) fn told(thing: impl Into<String>, code: u8) -> Self {
+        Self { code, is_told: true, ..Self::new(thing) }
     }
 
     /// Why it failed.
@@ -70,6 +77,9 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let failure = error.downcast_ref::<Failure>();
+    if let Some(failure) = failure.filter(|failure| failure.is_told) {
+        return ExitCode::from(failure.code);
+    }
     let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
     let cause = Some(join(&causes)).filter(|cause| !cause.is_empty());
     let next = failure.and_then(|failure| failure.next.as_deref()).or_else(|| next_of(error));

@@ -8,6 +8,7 @@ use nix::{sys::signal::kill, unistd::Pid};
 use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{Read, Seek, Write},
+    os::fd::OwnedFd,
     path::Path,
     process::Stdio,
     time::{Duration, Instant},
@@ -48,6 +49,11 @@ impl Lock {
         });
         written.map_err(|error| Failure::new(broken()).because(error))?;
         Ok(Self(file))
+    }
+
+    /// The lock for another process, which then holds it as well.
+    pub(crate) fn descriptor(&self) -> std::io::Result<OwnedFd> {
+        self.0.try_clone().map(OwnedFd::from)
     }
 
     /// The lock as the stdin of a child, which then holds it as well.

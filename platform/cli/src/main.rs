@@ -3,7 +3,8 @@
 //! # Layout
 //! - [`args`]: the command line as a whole; [`command`]: one file a command.
 //! - [`settings`], [`endpoint`], [`connection`]: the settings, where NATS is, and the way to it.
-//! - [`broker`], [`limits`], [`lock`], [`signals`]: what `nerve up` keeps around the server.
+//! - [`supervisor`]: keeps a server process running. [`broker`]: the nats-server of `nerve up`. [`backoff`]: when either is started
+//!   again. [`limits`], [`lock`], [`signals`]: what a server needs of the system.
 //! - [`artifacts`], [`model`], [`builtin`]: what a deploy sends. [`fields`], [`plan`]: how it compares with what is
 //!   there.
 //! - [`onnx`]: where the models and the library of ONNX Runtime are that come with this installation.
@@ -16,6 +17,7 @@
 
 mod args;
 mod artifacts;
+mod backoff;
 mod broker;
 mod builtin;
 mod command;
@@ -34,9 +36,12 @@ mod payload;
 mod plan;
 mod settings;
 mod signals;
+mod supervisor;
 
 use clap::Parser;
+use command::Process;
 use std::{io::IsTerminal, process::ExitCode, time::Duration};
+use supervisor::LogStyle;
 use tracing_subscriber::EnvFilter;
 
 /// Events are many small allocations that one thread makes and another frees, which the system's allocator is slow at.
@@ -51,8 +56,17 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return failure::report_usage(&error, args::asks_for_json(std::env::args_os())),
     };
-    start_logging(cli.command.is_server());
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let process = cli.command.process();
+    if process == Process::Supervisor {
+        supervisor::save_memory();
+    }
+    start_logging(process);
+    // A supervisor is to be small, and its children are tied to the thread that starts them.
+    let mut runtime = match process {
+        Process::Supervisor => tokio::runtime::Builder::new_current_thread(),
+        Process::Command | Process::Server(_) => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failure::report(&error.into(), cli.globals.output),
     };
@@ -65,14 +79,21 @@ fn main() -> ExitCode {
 }
 
 /// Logs go to stderr: stdout is for results. `NERVE_LOG`, else `RUST_LOG`, says what is logged.
-fn start_logging(server: bool) {
+fn start_logging(process: Process) {
     let wanted = ["NERVE_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
-    let usual = if server { "info,async_nats=warn" } else { "warn,async_nats=error" };
+    let usual = match process {
+        Process::Command => "warn,async_nats=error",
+        Process::Supervisor | Process::Server(_) => "info,async_nats=warn",
+    };
+    let has_colours = match process {
+        Process::Server(Some(style)) => style == LogStyle::Colour,
+        _ => std::io::stderr().is_terminal(),
+    };
     let filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or(usual));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(has_colours)
         .with_target(false)
         .init();
 }

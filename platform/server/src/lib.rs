@@ -26,5 +26,5 @@ pub mod registry;
 mod server;
 mod worker;
 
-pub use server::{Roles, Server, ServerError};
-pub use worker::{FunctionStatus, Statuses};
+pub use server::{Inherited, Roles, Server, ServerError, listen};
+pub use worker::{FunctionStatus, InFlight, InFlightEvent, Statuses};

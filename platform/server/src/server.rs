@@ -2,12 +2,12 @@
 
 use crate::{
     bus::{Batches, Bus, BusError, Returns, Seen, Trimmer, consumer_name},
-    config::Config,
+    config::{Config, GatewayConfig},
     gateway::{
         self, Check, Checks, Door, Drain, Fetch, Gateway, LaneError, Lanes, ModelParts, Models, Spool, SpoolError, Tls,
     },
     registry::{self, Catalogue, KeyringError, Registry},
-    worker::{self, FunctionStatus, Statuses},
+    worker::{self, FunctionStatus, InFlight, Statuses},
 };
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -37,6 +37,15 @@ pub struct Roles {
     pub inference: Option<Arc<dyn Inference>>,
 }
 
+/// What a server is given by the process that started it.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// The socket that its gateway serves, which goes on listening when this process ends; it opens one of its own when none.
+    pub listener: Option<std::net::TcpListener>,
+    /// Where it records the events that run.
+    pub in_flight: Option<InFlight>,
+}
+
 /// A server that is bound, connected and ready to run.
 pub struct Server {
     config: Config,
@@ -47,6 +56,7 @@ pub struct Server {
     taken: Option<Taken>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
     door: Option<Door>,
+    in_flight: Option<InFlight>,
     metrics: PrometheusHandle,
     /// What follows the broker until the very end.
     followers: TaskTracker,
@@ -111,8 +121,9 @@ async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
 
 impl Server {
     /// Listens, connects, makes what is missing on the broker and reads what is deployed.
-    pub async fn bind(config: Config, roles: Roles) -> Result<Self, ServerError> {
-        let door = if roles.gateway { Some(open(&config).await?) } else { None };
+    pub async fn bind(config: Config, roles: Roles, inherited: Inherited) -> Result<Self, ServerError> {
+        let Inherited { listener, in_flight } = inherited;
+        let door = if roles.gateway { Some(open(&config, listener)?) } else { None };
         let bus = Bus::connect(&config.nats, "nerve").await?;
         provision(&bus, &config).await?;
         bus.read_older_events(config.streams.dedupe_window).await?;
@@ -131,7 +142,7 @@ impl Server {
         let trimmer = Trimmer::new(&bus, &config.streams, returns(catalogue.clone()));
         followers.spawn(trimmer.run(end.clone()));
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
-        Ok(Self { config, roles, bus, registry, taken, catalogue, door, metrics, followers, end })
+        Ok(Self { config, roles, bus, registry, taken, catalogue, door, in_flight, metrics, followers, end })
     }
 
     /// Where the gateway listens.
@@ -176,6 +187,7 @@ impl Server {
                 catalogue: self.catalogue.clone(),
                 statuses: statuses.clone(),
                 sink_statuses: sink_statuses.clone(),
+                in_flight: self.in_flight,
             };
             worker::run(parts, &self.config, shutdown.clone()).await;
         };
@@ -258,19 +270,30 @@ fn checks(functions: Statuses, sinks: Statuses) -> Checks {
 }
 
 /// Reads the certificate first, so that nothing is bound in vain.
-async fn open(config: &Config) -> Result<Door, ServerError> {
+fn open(config: &Config, listener: Option<std::net::TcpListener>) -> Result<Door, ServerError> {
     let gateway = &config.gateway;
-    gateway::check_bind(gateway.listen, &gateway.keys)?;
     let files = gateway.tls_cert.as_ref().zip(gateway.tls_key.as_ref());
     let tls = files.map(|(cert, key)| Tls::load(cert, key)).transpose()?;
-    let addr = gateway.listen;
-    let listener = listen(addr).map_err(|source| ServerError::Listen { addr, source })?;
+    let listener = match listener {
+        Some(listener) => listener,
+        None => listen(gateway)?,
+    };
+    let listener = TcpListener::from_std(listener).map_err(ServerError::Serve)?;
     Ok(Door { listener, tls })
 }
 
-fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
-    let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    socket.set_reuseaddr(true)?;
-    socket.bind(addr)?;
-    socket.listen(BACKLOG)
+/// Opens the socket of a gateway, from inside a runtime.
+///
+/// # Errors
+/// [`ServerError::Access`] where everybody could use what listens there, [`ServerError::Listen`] where the system refuses the address.
+pub fn listen(config: &GatewayConfig) -> Result<std::net::TcpListener, ServerError> {
+    let addr = config.listen;
+    gateway::check_bind(addr, &config.keys)?;
+    let open = || {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        socket.bind(addr)?;
+        socket.listen(BACKLOG)?.into_std()
+    };
+    open().map_err(|source| ServerError::Listen { addr, source })
 }

@@ -7,6 +7,7 @@
 //! - `invocation`: one batch from delivery to verdict. `settle`: deliveries that came before. `isolation`: one that runs alone.
 //! - `emission`: what a function returns, as events with ids that do not change from one try to the next. `input_state`: what one
 //!   event has emitted so far.
+//! - `in_flight`: which events are being run, told to the process that started this one.
 //! - `cancels`: answers that nobody wants any more. `retries`: what is asked to be tried again.
 //! - `tools`: functions that an agent calls by events.
 //! - `failure`: attempts, retries, dead letters.
@@ -21,6 +22,7 @@
 mod cancels;
 mod emission;
 mod failure;
+mod in_flight;
 mod input_state;
 mod invocation;
 mod isolation;
@@ -38,6 +40,7 @@ use crate::{
     config::Config,
     registry::{Catalogue, Entry, FunctionRecord, Registry},
 };
+pub use in_flight::{InFlight, InFlightEvent};
 use nerve_core::{Host, Name, Secret, function::Views};
 use serde::Serialize;
 use std::{
@@ -61,6 +64,8 @@ pub(crate) struct Shared {
     pub(crate) pulling: Pulling,
     pub(crate) sets: Sets,
     isolation: isolation::Isolation,
+    /// Where the events that run are recorded, if anywhere.
+    in_flight: Option<InFlight>,
     /// How long JetStream itself knows an id.
     pub(crate) dedupe_window: Duration,
     pub(crate) artifacts: PathBuf,
@@ -152,6 +157,7 @@ pub(crate) struct Parts {
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) statuses: Statuses,
     pub(crate) sink_statuses: Statuses,
+    pub(crate) in_flight: Option<InFlight>,
 }
 
 /// What one function should be running: a change in any of it is a new load.
@@ -196,6 +202,7 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         pulling,
         sets,
         isolation: isolation::Isolation::default(),
+        in_flight: parts.in_flight,
         dedupe_window: config.streams.dedupe_window,
         views: Arc::new(parts.bus.clone()),
         catalogue: parts.catalogue.clone(),

@@ -1,5 +1,6 @@
 //! `nerve gateway` and `nerve worker`, and what they share with `nerve up`.
 
+use super::Process;
 use crate::{
     args::{DataFolder, Globals},
     broker::reachable,
@@ -9,6 +10,7 @@ use crate::{
     output::Format,
     settings,
     signals::Signals,
+    supervisor::{Attached, Ready, Supervision, Supervisor},
 };
 use anyhow::Context;
 use async_trait::async_trait;
@@ -18,12 +20,13 @@ use nerve_onnx::Onnx;
 use nerve_rag::{Rag, Settings};
 use nerve_runtime::{HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_server::{
-    Roles, Server,
+    Inherited, Roles, Server,
     config::{Config, OnnxConfig},
 };
 use serde_json::json;
 use std::{
     net::SocketAddr,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -48,6 +51,8 @@ pub(crate) struct Gateway {
     config: Option<PathBuf>,
     #[command(flatten)]
     folder: DataFolder,
+    #[command(flatten)]
+    supervision: Supervision,
 }
 
 /// Start a worker: it runs the deployed functions. Any number of them share one NATS
@@ -62,26 +67,55 @@ pub(crate) struct Worker {
     config: Option<PathBuf>,
     #[command(flatten)]
     folder: DataFolder,
+    #[command(flatten)]
+    supervision: Supervision,
 }
 
 impl Gateway {
+    pub(crate) fn process(&self) -> Process {
+        process_of(&self.supervision)
+    }
+
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let mut config = settings::load(self.config.as_deref(), globals, self.folder.data.as_deref())?;
         config.gateway.listen = self.listen.unwrap_or(config.gateway.listen);
-        alone(config, Role::Gateway, globals.output).await
+        alone(config, Role::Gateway, globals.output, &self.supervision).await
     }
 }
 
 impl Worker {
+    pub(crate) fn process(&self) -> Process {
+        process_of(&self.supervision)
+    }
+
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let config = settings::load(self.config.as_deref(), globals, self.folder.data.as_deref())?;
-        alone(config, Role::Worker, globals.output).await
+        alone(config, Role::Worker, globals.output, &self.supervision).await
     }
 }
 
-async fn alone(mut config: Config, role: Role, format: Format) -> anyhow::Result<()> {
+fn process_of(supervision: &Supervision) -> Process {
+    match supervision.role.log_style() {
+        Some(style) => Process::Server(Some(style)),
+        None if supervision.is_wanted() => Process::Supervisor,
+        None => Process::Server(None),
+    }
+}
+
+async fn alone(mut config: Config, role: Role, format: Format, supervision: &Supervision) -> anyhow::Result<()> {
     config.nats.url = find_nats(Some(&config.nats.url), &config.data.dir)?;
-    until_stopped(async |stop| serve(config, role, format, stop).await).await
+    if supervision.role.log_style().is_some() {
+        return attached(config, role).await;
+    }
+    let is_supervised = supervision.is_wanted();
+    until_stopped(async |stop| match is_supervised {
+        true => Supervised { config: &config, role, format, lock: None }.run(&stop).await,
+        false => {
+            let serving = Serving { config, role, inherited: Inherited::default() };
+            serving.run(stop, async |ready| say_ready(&ready, format)).await
+        }
+    })
+    .await
 }
 
 /// What a server does.
@@ -118,32 +152,79 @@ pub(super) async fn until_stopped(work: impl AsyncFnOnce(Stop) -> anyhow::Result
     }
 }
 
-/// Serves until it is stopped, and says where once it is ready.
-pub(super) async fn serve(config: Config, role: Role, format: Format, stop: Stop) -> anyhow::Result<()> {
-    let (data, nats) = (config.data.dir.clone(), config.nats.url.clone());
-    let models = ModelRunner::start(&config.onnx, &data)?;
-    let worker = match role {
-        Role::Gateway => None,
-        Role::Worker | Role::Both => Some(runtimes(&data, Builtins::new(&config, models.onnx.clone())?)?),
+/// A server that runs in a process of its own.
+pub(super) struct Supervised<'c> {
+    pub(super) config: &'c Config,
+    pub(super) role: Role,
+    pub(super) format: Format,
+    /// The lock of the data folder, which the process holds as well.
+    pub(super) lock: Option<OwnedFd>,
+}
+
+impl Supervised<'_> {
+    /// Keeps the process running until `stop`, and says where it serves once it does.
+    pub(super) async fn run(self, stop: &Stop) -> anyhow::Result<()> {
+        let Self { config, role, format, lock } = self;
+        let listener = if role == Role::Worker { None } else { Some(nerve_server::listen(&config.gateway)?) };
+        let nats = Some(config.nats.url.clone());
+        let mut announced = None;
+        let ready = |ready: &Ready| {
+            if let (Role::Both, Some(gateway)) = (role, ready.gateway.clone()) {
+                let endpoint = Endpoint { gateway, nats: ready.nats.clone(), pid: std::process::id() };
+                announced = Some(endpoint.announce(&config.data.dir)?);
+            }
+            say_ready(ready, format)
+        };
+        let served = Supervisor { listener, nats, lock }.run(&stop.0, ready).await;
+        drop(announced);
+        served
+    }
+}
+
+/// Serves for the supervisor that started this process.
+pub(super) async fn attached(mut config: Config, role: Role) -> anyhow::Result<()> {
+    let Attached { nats, inherited, mut reports, orders, lock } = Attached::receive()?;
+    config.nats.url = nats.unwrap_or(config.nats.url);
+    let stop = CancellationToken::new();
+    let signals = Signals::listen()?;
+    let serving = Serving { config, role, inherited };
+    let served = tokio::select! {
+        served = serving.run(Stop(stop.clone()), async |ready| reports.ready(&ready).await) => served,
+        () = orders.follow(signals, &stop) => Err(Failure::new("the supervisor of this process has ended").into()),
     };
-    let inference: Arc<dyn Inference> = models.onnx.clone();
-    let roles = Roles { gateway: role != Role::Worker, worker, inference: Some(inference) };
-    let scheme = if config.gateway.tls_cert.is_some() { "https" } else { "http" };
-    limits::raise_open_files();
-    let Some(server) = stop.unless_stopped(Server::bind(config, roles)).await else { return Ok(()) };
-    let server = server?;
-    let gateway = server.gateway_addr().map(|address| format!("{scheme}://{}", reachable(address)));
-    let announced = match &gateway {
-        Some(gateway) if role == Role::Both => {
-            Some(Endpoint { gateway: gateway.clone(), nats: nats.clone(), pid: std::process::id() }.announce(&data)?)
-        }
-        _ => None,
-    };
-    say_ready(gateway.as_deref(), &nats, format)?;
-    let served = server.run(stop.0).await;
-    drop(announced);
-    models.close().await;
-    Ok(served?)
+    drop(lock);
+    served
+}
+
+/// A server in this process.
+struct Serving {
+    config: Config,
+    role: Role,
+    inherited: Inherited,
+}
+
+impl Serving {
+    /// Serves until it is stopped, and calls `ready` once it serves.
+    async fn run(self, stop: Stop, ready: impl AsyncFnOnce(Ready) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let Self { config, role, inherited } = self;
+        let (data, nats) = (config.data.dir.clone(), config.nats.url.clone());
+        let models = ModelRunner::start(&config.onnx, &data)?;
+        let worker = match role {
+            Role::Gateway => None,
+            Role::Worker | Role::Both => Some(runtimes(&data, Builtins::new(&config, models.onnx.clone())?)?),
+        };
+        let inference: Arc<dyn Inference> = models.onnx.clone();
+        let roles = Roles { gateway: role != Role::Worker, worker, inference: Some(inference) };
+        let scheme = if config.gateway.tls_cert.is_some() { "https" } else { "http" };
+        limits::raise_open_files();
+        let Some(server) = stop.unless_stopped(Server::bind(config, roles, inherited)).await else { return Ok(()) };
+        let server = server?;
+        let gateway = server.gateway_addr().map(|address| format!("{scheme}://{}", reachable(address)));
+        ready(Ready { gateway, nats }).await?;
+        let served = server.run(stop.0).await;
+        models.close().await;
+        Ok(served?)
+    }
 }
 
 /// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
@@ -219,12 +300,13 @@ impl ModelRunner {
     }
 }
 
-fn say_ready(gateway: Option<&str>, nats: &str, format: Format) -> anyhow::Result<()> {
-    let ready = match gateway {
+fn say_ready(ready: &Ready, format: Format) -> anyhow::Result<()> {
+    let nats = &ready.nats;
+    let shown = match &ready.gateway {
         Some(gateway) => json!({"gateway": gateway, "nats": nats}),
         None => json!({"nats": nats}),
     };
-    format.show(&ready, |_| match gateway {
+    format.show(&shown, |_| match &ready.gateway {
         Some(gateway) => format!("nerve is ready\n  gateway  {gateway}\n  nats     {nats}"),
         None => format!("nerve is ready\n  nats     {nats}"),
     })

@@ -1,6 +1,9 @@
 //! `nerve up`
 
-use super::serve::{self, Role, Stop};
+use super::{
+    Process,
+    serve::{self, Role, Stop, Supervised},
+};
 use crate::{
     args::{DataFolder, Globals},
     broker::{self, Broker, BrokerOptions},
@@ -8,6 +11,7 @@ use crate::{
     lock::Lock,
     output::Format,
     settings,
+    supervisor::SupervisionRole,
 };
 use clap::Args;
 use nerve_server::config::Config;
@@ -20,9 +24,10 @@ use tokio_util::sync::CancellationToken;
 /// Start everything on this machine: NATS with JetStream, the gateway and a worker
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --nats it starts a nats-server of its own, whose data is in the data folder. It stops at
-SIGTERM or Ctrl-C, once what is running has ended or `worker.grace` is over; a second signal stops
-at once.
+Without --nats it starts a nats-server of its own, whose data is in the data folder. The gateway and
+the worker run in a process that is started again when it dies; requests that come meanwhile wait. It
+stops at SIGTERM or Ctrl-C, once what is running has ended or `worker.grace` is over; a second signal
+stops at once.
 
 Examples:
   nerve up
@@ -44,24 +49,33 @@ pub(crate) struct Up {
     config: Option<PathBuf>,
     #[command(flatten)]
     folder: DataFolder,
+    #[command(flatten)]
+    supervision: SupervisionRole,
 }
 
 impl Up {
+    pub(crate) fn process(&self) -> Process {
+        self.supervision.log_style().map_or(Process::Supervisor, |style| Process::Server(Some(style)))
+    }
+
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let mut config = settings::load(self.config.as_deref(), globals, self.folder.data.as_deref())?;
         config.gateway.listen = self.listen.unwrap_or(config.gateway.listen);
         config.nats.server = self.nats_server.or(config.nats.server);
         config.data.dir = made(&config.data.dir)?;
+        if self.supervision.log_style().is_some() {
+            return serve::attached(config, Role::Both).await;
+        }
         let lock = Lock::take(&config.data.dir).await?;
         serve::until_stopped(async |stop| work(config, lock, self.nats_listen, globals.output, stop).await).await
     }
 }
 
+/// Keeps a nats-server, unless there is one to use, and a server process running.
 async fn work(mut config: Config, lock: Lock, listen: SocketAddr, format: Format, stop: Stop) -> anyhow::Result<()> {
+    let held = Some(lock.descriptor()?);
     if !config.nats.url.is_empty() {
-        let served = serve::serve(config, Role::Both, format, stop).await;
-        drop(lock);
-        return served;
+        return Supervised { config: &config, role: Role::Both, format, lock: held }.run(&stop).await;
     }
     let binary = broker::find(config.nats.server.as_deref()).await?;
     let options = BrokerOptions { binary, data: config.data.dir.clone(), listen, lock };
@@ -71,7 +85,7 @@ async fn work(mut config: Config, lock: Lock, listen: SocketAddr, format: Format
     // The broker goes last: the gateway and the worker drain into it.
     let end = CancellationToken::new();
     let serving = async {
-        let served = serve::serve(config, Role::Both, format, stop).await;
+        let served = Supervised { config: &config, role: Role::Both, format, lock: held }.run(&stop).await;
         end.cancel();
         served
     };

@@ -170,6 +170,8 @@ pub fn die_with_parent(command: &mut Command) {
     unsafe {
         command.pre_exec(move || {
             prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // A supervisor does without huge pages, which its children would inherit.
+            prctl::set_thp_disable(false).ok();
             // The parent may have died before the call above, and then no signal comes.
             if nix::unistd::getppid() != parent { Err(nix::errno::Errno::ESRCH.into()) } else { Ok(()) }
         });

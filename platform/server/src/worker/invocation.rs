@@ -3,7 +3,9 @@
 use super::{
     Shared,
     emission::{Outlet, Publisher},
-    failure, tools,
+    failure,
+    in_flight::Running,
+    tools,
 };
 use crate::bus::{BodyError, CommittedResults, Delivery, OlderResults, RunHistory, RunResult};
 use futures::FutureExt;
@@ -21,13 +23,15 @@ pub(super) struct Taken {
     pub(super) since: Instant,
     /// `None` once its results wait to be stored, in room of their own.
     pub(super) slot: Option<OwnedSemaphorePermit>,
+    /// Where it is recorded as running.
+    running: Option<Running>,
 }
 
 impl Taken {
     /// A delivery of which nothing is known yet.
     pub(super) fn new(delivery: Delivery, slot: OwnedSemaphorePermit) -> Self {
         let (history, older) = (RunHistory::default(), OlderResults::default());
-        Self { delivery, history, older, since: Instant::now(), slot: Some(slot) }
+        Self { delivery, history, older, since: Instant::now(), slot: Some(slot), running: None }
     }
 }
 
@@ -95,6 +99,11 @@ impl Invoker {
         let (mut taken, events) = self.unpack(batch).await;
         if events.is_empty() {
             return;
+        }
+        if let Some(in_flight) = &self.shared.in_flight {
+            for Taken { delivery, running, .. } in &mut taken {
+                *running = in_flight.enter(&self.outlet.function, &delivery.stream, delivery.sequence);
+            }
         }
         let inputs = events.iter().cloned().zip(&mut taken);
         let publisher = Arc::new(Publisher::new(&self.shared, &self.outlet, &self.committed, inputs));

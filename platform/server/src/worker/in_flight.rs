@@ -1,0 +1,147 @@
+//! Which events are being run, in memory that outlives this process.
+//!
+//! A process that is killed cannot say what it was doing. So each event that runs stands in a slot of a file in memory, which the
+//! process that started this one holds as well, and reads when this one has died.
+
+use memmap2::MmapMut;
+use nerve_core::Name;
+use std::{
+    fs::File,
+    io::{self, Read, Seek},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// Bytes of a slot: a function's name, a stream's name and a sequence, filled up with zeros.
+const SLOT_BYTES: usize = 128;
+/// Events that are recorded at once; more are run, and not named.
+const SLOTS: usize = 1024;
+
+/// The events that are being run; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct InFlight(Arc<Mutex<Slots>>);
+
+#[derive(Debug)]
+struct Slots {
+    memory: MmapMut,
+    /// The last one to be freed is taken first, so that few pages of the memory are in use.
+    free: Vec<usize>,
+}
+
+impl InFlight {
+    /// Records events in `file`, which is made as large as that takes.
+    ///
+    /// # Errors
+    /// What the system says where the file cannot be mapped.
+    #[allow(unsafe_code)]
+    pub fn in_file(file: &File) -> io::Result<Self> {
+        file.set_len(0)?;
+        file.set_len((SLOTS * SLOT_BYTES) as u64)?;
+        // SAFETY: the map must not be read while another process writes or shrinks the file. This process never reads the map, and
+        // the file has no name: its only other holder is the process that made it, which reads it once this one has ended.
+        let memory = unsafe { MmapMut::map_mut(file) }?;
+        Ok(Self(Arc::new(Mutex::new(Slots { memory, free: (0..SLOTS).rev().collect() }))))
+    }
+
+    /// Records that `function` runs the event at `sequence` of `stream`, until the returned value is dropped.
+    pub(super) fn enter(&self, function: &Name, stream: &str, sequence: u64) -> Option<Running> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = slots.free.pop()?;
+        let text = format!("{function} {stream} {sequence}");
+        let bytes = text.as_bytes().get(..SLOT_BYTES).unwrap_or(text.as_bytes());
+        slots.write(slot, bytes);
+        Some(Running { slots: Arc::clone(&self.0), slot })
+    }
+
+    /// The events that a process which has ended was running, as far as they were recorded in `file`.
+    ///
+    /// # Errors
+    /// What the system says where the file cannot be read.
+    pub fn read(mut file: &File) -> io::Result<Vec<InFlightEvent>> {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.take((SLOTS * SLOT_BYTES) as u64).read_to_end(&mut bytes)?;
+        let mut events: Vec<_> = bytes.chunks(SLOT_BYTES).filter_map(InFlightEvent::parse).collect();
+        events.sort_unstable();
+        Ok(events)
+    }
+}
+
+impl Slots {
+    fn write(&mut self, slot: usize, bytes: &[u8]) {
+        let start = slot * SLOT_BYTES;
+        if let Some(memory) = self.memory.get_mut(start..start + SLOT_BYTES) {
+            let (text, rest) = memory.split_at_mut(bytes.len().min(SLOT_BYTES));
+            text.copy_from_slice(bytes);
+            rest.fill(0);
+        }
+    }
+}
+
+/// An event that is being run.
+#[derive(Debug)]
+pub(super) struct Running {
+    slots: Arc<Mutex<Slots>>,
+    slot: usize,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.write(self.slot, &[]);
+        slots.free.push(self.slot);
+    }
+}
+
+/// An event that a process was running when it ended.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct InFlightEvent {
+    /// The function that ran it.
+    pub function: String,
+    /// The stream that it is in.
+    pub stream: String,
+    /// Its sequence there.
+    pub sequence: u64,
+}
+
+impl InFlightEvent {
+    fn parse(slot: &[u8]) -> Option<Self> {
+        let text = slot.split(|byte| *byte == 0).next()?;
+        let mut words = std::str::from_utf8(text).ok()?.split(' ');
+        let (function, stream, sequence) = (words.next()?, words.next()?, words.next()?.parse().ok()?);
+        Some(Self { function: function.to_owned(), stream: stream.to_owned(), sequence })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_names_what_is_running_and_not_what_has_ended() {
+        let file = tempfile::tempfile().unwrap();
+        let in_flight = InFlight::in_file(&file).unwrap();
+        let name = |text: &str| Name::parse(text).unwrap();
+        let long = in_flight.enter(&name("a-function-with-a-long-name"), "EVENTS", 7).unwrap();
+        drop(in_flight.enter(&name("ended"), "EVENTS", 8));
+        let short = in_flight.enter(&name("b"), "ORDERS", u64::MAX).unwrap();
+        let seen =
+            |events: Vec<InFlightEvent>| events.into_iter().map(|e| (e.function, e.sequence)).collect::<Vec<_>>();
+        let both = [("a-function-with-a-long-name".to_owned(), 7), ("b".to_owned(), u64::MAX)];
+        assert_eq!(seen(InFlight::read(&file).unwrap()), both);
+        drop((long, short));
+        assert!(InFlight::read(&file).unwrap().is_empty());
+    }
+
+    #[test]
+    fn events_beyond_the_slots_are_run_unrecorded() {
+        let file = tempfile::tempfile().unwrap();
+        let in_flight = InFlight::in_file(&file).unwrap();
+        let name = Name::parse("f").unwrap();
+        let running: Vec<_> =
+            (0..SLOTS as u64 + 1).map(|sequence| in_flight.enter(&name, "EVENTS", sequence)).collect();
+        assert_eq!(running.iter().flatten().count(), SLOTS);
+        assert_eq!(InFlight::read(&file).unwrap().len(), SLOTS);
+        drop(running);
+        assert!(in_flight.enter(&name, "EVENTS", 1).is_some());
+    }
+}
