@@ -51,6 +51,7 @@ mod sse;
 mod streams;
 mod supervision;
 mod tls;
+mod traces;
 mod up;
 mod upgrade;
 mod workers;

@@ -79,7 +79,7 @@ pub use space::{Full, FullReason};
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
 pub use tail::{Start, Tail, Tailed};
 pub use timers::TIMERS;
-pub use trace::Traced;
+pub use trace::{Trace, Traced};
 
 pub(crate) use answers::{Failure, Wish};
 pub(crate) use body::BodyError;

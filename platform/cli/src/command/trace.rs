@@ -5,10 +5,11 @@ use crate::{
     connection::Connection,
     failure::Failure,
     moment::Position,
+    output,
 };
 use clap::Args;
-use nerve_server::bus::Traced;
-use serde_json::json;
+use nerve_server::bus::{self, Traced};
+use serde::Serialize;
 
 /// Show everything that one event led to, as a tree: an answer from its question on
 #[derive(Debug, Args)]
@@ -29,16 +30,26 @@ pub(crate) struct Trace {
     folder: DataFolder,
 }
 
+#[derive(Serialize)]
+struct Shown<'t> {
+    id: &'t str,
+    #[serde(flatten)]
+    trace: &'t bus::Trace,
+}
+
 impl Trace {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
-        let events = connection.bus.trace(&self.id, self.since.map(|since| since.start())).await?;
-        if events.is_empty() {
+        let trace = connection.bus.trace(&self.id, self.since.map(|since| since.start())).await?;
+        if trace.events.is_empty() {
             let cause = format!("no event of the log has the id or the correlationid {}", self.id);
             let next = "`nerve tail --from 10m` shows ids; --since looks through more of the log";
             return Err(Failure::new("there is nothing to trace").cause(cause).next(next).into());
         }
-        globals.output.show(&json!({"id": self.id, "events": events}), |_| text(&events))
+        if trace.truncated {
+            output::hint("there are more events than a trace holds: the newest are missing");
+        }
+        globals.output.show(&Shown { id: &self.id, trace: &trace }, |_| text(&trace.events))
     }
 }
 
@@ -54,6 +65,7 @@ fn text(events: &[Traced]) -> String {
     lines.iter().map(|(tree, rest)| format!("{tree}{}  {rest}", pad(tree))).collect::<Vec<_>>().join("\n")
 }
 
+/// The levels of a trace are bounded, so this recursion is.
 fn below(events: &[Traced], indent: &str, lines: &mut Vec<(String, String)>) {
     for (place, event) in events.iter().enumerate() {
         let last = place + 1 == events.len();

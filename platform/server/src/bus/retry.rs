@@ -9,7 +9,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::stream::DirectGetErrorKind;
 use nerve_core::{Event, EventType, Identity, Subject, event::CORRELATION_ID};
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 use time::OffsetDateTime;
 
 /// The consumer of the requests; no function's can be named so, as theirs begin with `nerve-`.
@@ -102,14 +102,16 @@ impl Bus {
 
 /// The dead letters of a workflow, and the events that led to nothing, the newest last.
 pub(crate) fn loose_ends(traced: &[Traced]) -> (Vec<u64>, Vec<&Traced>) {
-    let (mut dead, mut leaves, mut next) = (Vec::new(), Vec::new(), traced.iter().collect::<Vec<_>>());
+    let (mut all, mut next) = (Vec::new(), traced.iter().collect::<Vec<_>>());
     while let Some(one) = next.pop() {
-        dead.extend(one.dead.keys().copied());
-        if one.led_to.is_empty() {
-            leaves.push(one);
-        }
+        all.push(one);
         next.extend(&one.led_to);
     }
+    // By the causes, since an event on the deepest level of a trace stands beside what it led to.
+    let causes: HashSet<&str> = all.iter().filter_map(|one| one.cause.as_deref()).collect();
+    let mut dead: Vec<u64> = all.iter().flat_map(|one| one.dead.keys().copied()).collect();
+    let mut leaves: Vec<&Traced> = all;
+    leaves.retain(|one| one.led_to.is_empty() && !causes.contains(one.id.as_str()));
     dead.sort_unstable();
     leaves.sort_unstable_by_key(|leaf| leaf.sequence);
     (dead, leaves)
@@ -139,7 +141,12 @@ mod tests {
     fn a_workflow_ends_where_nothing_came_of_an_event() {
         let tree =
             vec![traced(1, None, vec![traced(2, Some(7), vec![]), traced(3, None, vec![traced(5, None, vec![])])])];
+        let mut beside = traced(6, None, vec![]);
+        beside.cause = Some("5".to_owned());
         let (dead, leaves) = loose_ends(&tree);
+        assert_eq!(leaves.len(), 2);
+        let flat = [tree.clone(), vec![beside]].concat();
+        assert_eq!(loose_ends(&flat).1.iter().map(|leaf| leaf.sequence).collect::<Vec<_>>(), vec![2, 6]);
         assert_eq!((dead, leaves.iter().map(|leaf| leaf.sequence).collect::<Vec<_>>()), (vec![7], vec![2, 5]));
         assert_eq!(loose_ends(&[]), (vec![], vec![]));
     }

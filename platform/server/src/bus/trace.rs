@@ -1,4 +1,6 @@
 //! Everything that one event led to, as a tree: what the log, the dead letters and the answer's parts say of it.
+//!
+//! Causes come from outside too, so the tree is built without recursion, and its depth, its events and their bytes are bounded.
 
 use super::{ANSWERS, Bus, BusError, DEAD, EVENTS, Start, delivery::event_of};
 use async_nats::header;
@@ -9,16 +11,30 @@ use nerve_core::{
 };
 use serde::Serialize;
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// The most events of one trace.
-const MOST: usize = 10_000;
+/// The most events of one trace, and the most dead letters and parts of an answer that are counted for it.
+const MAX_EVENTS: usize = 10_000;
+/// The most bytes of headers that are kept of each of these.
+const MAX_HEADER_BYTES: usize = 16 << 20;
+/// The most levels of a tree. Readers of JSON refuse about 128 nested values, and a level is two of them: an object and a list.
+const MAX_DEPTH: usize = 48;
 /// How much earlier than its id says an event may have been stored: clocks differ.
 const SKEW: Duration = Duration::from_secs(60);
+
+/// What one event led to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Trace {
+    /// The events that no event of the trace caused, the oldest first.
+    pub events: Vec<Traced>,
+    /// Whether there are more events than a trace holds; then the newest are missing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
+}
 
 /// One event of a trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -46,7 +62,7 @@ pub struct Traced {
     /// Functions that gave it up, by the number of their dead letter.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub dead: BTreeMap<u64, String>,
-    /// What it led to, the oldest first.
+    /// What it led to, the oldest first. On the deepest level of the tree: all that came of it, as `cause` says in which order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub led_to: Vec<Traced>,
 }
@@ -64,26 +80,42 @@ struct Seen {
     subject: String,
 }
 
+/// Messages that were looked for.
+#[derive(Default)]
+struct Found {
+    messages: Vec<Seen>,
+    bytes: usize,
+}
+
+impl Found {
+    /// Whether another message is within the bounds.
+    fn has_room(&self) -> bool {
+        self.messages.len() < MAX_EVENTS && self.bytes < MAX_HEADER_BYTES
+    }
+}
+
 impl Bus {
     /// The workflow that this id names: its own, as `correlationid`, or that of an event. `since` says from where the
     /// log is looked through; where none is said, from the moment that the id itself tells (UUID version 7), else from
     /// the beginning.
-    pub async fn trace(&self, id: &str, since: Option<Start>) -> Result<Vec<Traced>, BusError> {
+    pub async fn trace(&self, id: &str, since: Option<Start>) -> Result<Trace, BusError> {
         let start = since.or_else(|| told_by(id)).unwrap_or(Start::First);
         let belongs = |event: &Event, id: &str| event.id == id || event.extension(CORRELATION_ID) == Some(id);
         let mut found = self.headers(EVENTS, vec!["events.>".to_owned()], start, |event| belongs(event, id)).await?;
         // An event of the middle names its workflow, whose beginning is earlier.
-        let workflow = found.iter().find(|seen| seen.event.id == id).map(|seen| answer::id_of(&seen.event).to_owned());
+        let workflow =
+            found.messages.iter().find(|seen| seen.event.id == id).map(|seen| answer::id_of(&seen.event).to_owned());
         let workflow = workflow.unwrap_or_else(|| id.to_owned());
         if workflow != id {
             let start = told_by(&workflow).unwrap_or(Start::First);
             found = self.headers(EVENTS, vec!["events.>".to_owned()], start, |event| belongs(event, &workflow)).await?;
         }
-        let first = found.first().map(|seen| Start::Time(seen.time)).unwrap_or(start);
+        let first = found.messages.first().map(|seen| Start::Time(seen.time)).unwrap_or(start);
         let dead = self.headers(DEAD, vec!["dead.*".to_owned()], first, |event| belongs(event, &workflow)).await?;
         let subject = super::answers::subject_of(&workflow).map_err(|error| BusError::refused("tracing", error))?;
         let parts = self.headers(ANSWERS, vec![subject.to_string()], Start::First, is_streamed).await?;
-        Ok(tree(found, &dead, &parts))
+        let truncated = !found.has_room();
+        Ok(Trace { events: tree(found.messages, &dead.messages, &parts.messages), truncated })
     }
 
     /// Which of these events the log has, if they were stored at `since` or later.
@@ -113,14 +145,15 @@ impl Bus {
         filters: Vec<String>,
         start: Start,
         keep: impl Fn(&Event) -> bool,
-    ) -> Result<Vec<Seen>, BusError> {
-        let mut found = Vec::new();
+    ) -> Result<Found, BusError> {
+        let mut found = Found::default();
         let look = |message: async_nats::Message, sequence, time| {
             let event = event_of(&message, stream, sequence);
             if keep(&event) {
-                found.push(Seen { event, sequence, time, subject: message.subject.to_string() });
+                found.bytes += message.length;
+                found.messages.push(Seen { event, sequence, time, subject: message.subject.to_string() });
             }
-            found.len() < MOST
+            found.has_room()
         };
         self.each_head(stream, filters, start, look).await?;
         Ok(found)
@@ -138,25 +171,23 @@ fn told_by(id: &str) -> Option<Start> {
     (moment <= OffsetDateTime::now_utc() + SKEW).then_some(Start::Time(moment - SKEW))
 }
 
-/// Puts each event below the one that caused it.
+/// Puts each event below the one that caused it. An event is placed once, whatever the causes say, and never below
+/// [`MAX_DEPTH`]: what follows from the deepest level stands on it.
 fn tree(found: Vec<Seen>, dead: &[Seen], parts: &[Seen]) -> Vec<Traced> {
     let Some(begin) = found.first().map(|seen| seen.time) else { return Vec::new() };
-    let known: BTreeSet<String> = found.iter().map(|seen| seen.event.id.clone()).collect();
-    let mut below: BTreeMap<Option<String>, Vec<Seen>> = BTreeMap::new();
-    for seen in found {
-        let cause = seen.event.extension(CAUSATION_ID).filter(|cause| known.contains(*cause));
-        let cause = cause.filter(|cause| *cause != seen.event.id).map(str::to_owned);
-        below.entry(cause).or_default().push(seen);
+    let mut counted: HashMap<&str, usize> = HashMap::new();
+    for cause in parts.iter().filter_map(|part| part.event.extension(CAUSATION_ID)) {
+        *counted.entry(cause).or_default() += 1;
     }
-    let of = |id: &str| parts.iter().filter(|part| part.event.extension(CAUSATION_ID) == Some(id)).count();
-    let dead_of = |id: &str| {
-        let letters = dead.iter().filter(|letter| letter.event.id == id);
-        letters.map(|one| (one.sequence, one.subject.trim_start_matches("dead.").to_owned())).collect()
-    };
-    let roots = below.remove(&None).unwrap_or_default();
+    let mut letters: HashMap<&str, BTreeMap<u64, String>> = HashMap::new();
+    for letter in dead {
+        let function = letter.subject.trim_start_matches("dead.").to_owned();
+        letters.entry(&letter.event.id).or_default().insert(letter.sequence, function);
+    }
+    let levels = Levels::of(&found);
     let traced = |seen: Seen| Traced {
-        parts: of(&seen.event.id),
-        dead: dead_of(&seen.event.id),
+        parts: counted.get(seen.event.id.as_str()).copied().unwrap_or_default(),
+        dead: letters.remove(seen.event.id.as_str()).unwrap_or_default(),
         offset_ms: i64::try_from((seen.time - begin).whole_milliseconds()).unwrap_or_default(),
         cause: seen.event.extension(CAUSATION_ID).map(str::to_owned),
         ty: seen.event.ty.to_string(),
@@ -166,23 +197,63 @@ fn tree(found: Vec<Seen>, dead: &[Seen], parts: &[Seen]) -> Vec<Traced> {
         sequence: seen.sequence,
         led_to: Vec::new(),
     };
-    grow(roots, &mut below, &traced)
+    levels.assemble(found.into_iter().map(traced).collect())
 }
 
-/// Each event is taken once, so that whatever causes are told, this ends.
-fn grow(
-    seen: Vec<Seen>,
-    below: &mut BTreeMap<Option<String>, Vec<Seen>>,
-    traced: &impl Fn(Seen) -> Traced,
-) -> Vec<Traced> {
-    let mut grown = Vec::with_capacity(seen.len());
-    for one in seen {
-        let mut node = traced(one);
-        let next = below.remove(&Some(node.id.clone())).unwrap_or_default();
-        node.led_to = grow(next, below, traced);
-        grown.push(node);
+/// Which event stands below which, by their indexes, in an order in which each comes after the one it stands below.
+struct Levels {
+    order: Vec<usize>,
+    above: Vec<Option<usize>>,
+}
+
+impl Levels {
+    fn of(found: &[Seen]) -> Self {
+        // The first of several events with one id has what it caused.
+        let mut known: HashMap<&str, usize> = HashMap::new();
+        for (index, seen) in found.iter().enumerate() {
+            known.entry(&seen.event.id).or_insert(index);
+        }
+        let mut below: Vec<Vec<usize>> = vec![Vec::new(); found.len()];
+        let mut roots = Vec::new();
+        for (index, seen) in found.iter().enumerate() {
+            let cause = seen.event.extension(CAUSATION_ID).filter(|cause| *cause != seen.event.id);
+            match cause.and_then(|cause| below.get_mut(*known.get(cause)?)) {
+                Some(caused) => caused.push(index),
+                None => roots.push(index),
+            }
+        }
+        let mut levels = Self { order: Vec::with_capacity(found.len()), above: vec![None; found.len()] };
+        // Depth first, with the deepest levels flattened. Events that cause each other in a circle are never reached.
+        let mut next: Vec<(usize, usize, Option<usize>)> =
+            roots.into_iter().rev().map(|root| (root, 1, None)).collect();
+        while let Some((index, depth, above)) = next.pop() {
+            levels.order.push(index);
+            if let Some(place) = levels.above.get_mut(index) {
+                *place = above;
+            }
+            let (deeper, parent) = if depth < MAX_DEPTH { (depth + 1, Some(index)) } else { (depth, above) };
+            let caused = below.get_mut(index).map(std::mem::take).unwrap_or_default();
+            next.extend(caused.into_iter().rev().map(|one| (one, deeper, parent)));
+        }
+        levels
     }
-    grown
+
+    /// The tree of these events, made from its leaves.
+    fn assemble(self, events: Vec<Traced>) -> Vec<Traced> {
+        let mut events: Vec<Option<Traced>> = events.into_iter().map(Some).collect();
+        let mut roots = Vec::new();
+        for index in self.order.into_iter().rev() {
+            let Some(mut event) = events.get_mut(index).and_then(Option::take) else { continue };
+            event.led_to.reverse();
+            let above = self.above.get(index).copied().flatten();
+            match above.and_then(|above| events.get_mut(above)).and_then(Option::as_mut) {
+                Some(above) => above.led_to.push(event),
+                None => roots.push(event),
+            }
+        }
+        roots.reverse();
+        roots
+    }
 }
 
 #[cfg(test)]
@@ -217,6 +288,32 @@ mod tests {
         assert_eq!((second.parts, second.offset_ms, ids(&second.led_to)), (2, 10, vec!["3".to_owned()]));
         assert_eq!(second.led_to[0].dead, BTreeMap::from([(9, "f".to_owned())]));
         assert!(tree(Vec::new(), &[], &[]).is_empty());
+    }
+
+    #[test]
+    fn trace_of_a_long_chain_has_a_bounded_depth_and_every_event() {
+        let chain = |count: u64| {
+            let caused = (1..count).map(|n| seen(&n.to_string(), Some(&(n - 1).to_string()), n));
+            std::iter::once(seen("0", None, 0)).chain(caused).collect::<Vec<_>>()
+        };
+        let mut made = tree(chain(10_000), &[], &[]);
+        let json = serde_json::to_string(&made).unwrap();
+        assert!(serde_json::from_str::<serde_json::Value>(&json).is_ok(), "a reader of JSON can read it");
+        let (mut depth, mut ids) = (0, Vec::new());
+        while !made.is_empty() {
+            depth += 1;
+            ids.extend(made.iter().map(|event| event.id.parse::<usize>().unwrap()));
+            made = made.into_iter().flat_map(|event| event.led_to).collect();
+        }
+        assert_eq!(depth, MAX_DEPTH);
+        assert!(ids.iter().copied().eq(0..10_000), "{} events, in their order", ids.len());
+    }
+
+    #[test]
+    fn events_that_cause_each_other_end_a_trace() {
+        let found = vec![seen("1", None, 1), seen("2", Some("3"), 2), seen("3", Some("2"), 3), seen("1", Some("1"), 4)];
+        let made = tree(found, &[], &[]);
+        assert_eq!(made.iter().map(|event| event.sequence).collect::<Vec<_>>(), [1, 4]);
     }
 
     #[test]
