@@ -14,6 +14,7 @@ mod deploy;
 mod documents;
 mod endpoint;
 mod erase;
+mod escapes;
 mod events;
 mod examples;
 mod faults;

@@ -1,6 +1,6 @@
 //! What a person reads when a command fails: the thing, its cause, the next step.
 
-use crate::output::Format;
+use crate::{escape::escaped, output::Format};
 use nerve_server::{
     ServerError,
     bus::{BusError, PublishError},
@@ -132,15 +132,15 @@ fn join(causes: &[String]) -> String {
 fn write(thing: &str, cause: Option<&str>, next: Option<&str>, format: Format) {
     if format == Format::Json {
         let error = json!({"error": {"message": thing, "cause": cause, "next": next}});
-        eprintln!("{error}");
+        eprintln!("{}", escaped(&error.to_string()));
         return;
     }
-    eprintln!("error: {thing}");
+    eprintln!("error: {}", escaped(thing));
     if let Some(cause) = cause {
-        eprintln!("  cause: {}", cause.replace('\n', "\n         "));
+        eprintln!("  cause: {}", escaped(cause).replace('\n', "\n         "));
     }
     if let Some(next) = next {
-        eprintln!("  next:  {}", next.replace('\n', "\n         "));
+        eprintln!("  next:  {}", escaped(next).replace('\n', "\n         "));
     }
 }
 

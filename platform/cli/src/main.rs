@@ -9,7 +9,7 @@
 //!   there.
 //! - [`onnx`]: where the models and the library of ONNX Runtime are that come with this installation.
 //! - [`payload`], [`moment`]: events and times as a command line gives them.
-//! - [`output`], [`failure`]: what a person or a program reads.
+//! - [`output`], [`failure`]: what a person or a program reads; [`escape`]: what of it must not steer a terminal.
 //!
 //! # Flow
 //! `main` reads the arguments, starts logging and hands over to the command. This is the only crate that knows
@@ -23,6 +23,7 @@ mod builtin;
 mod command;
 mod connection;
 mod endpoint;
+mod escape;
 mod failure;
 mod fields;
 mod files;
@@ -92,7 +93,7 @@ fn start_logging(process: Process) {
     let filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or(usual));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(move || escape::LogWriter::new(has_colours))
         .with_ansi(has_colours)
         .with_target(false)
         .init();

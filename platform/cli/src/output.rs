@@ -1,5 +1,6 @@
 //! What a command prints on stdout: text for people, or JSON for programs.
 
+use crate::escape::escaped;
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
@@ -31,24 +32,26 @@ impl Format {
 }
 
 /// Writes a line to stdout, at once: whoever follows a stream wants it now.
+///
+/// All that a command prints passes here, [`piece`], [`hint`] or the report of its failure, and is escaped there.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.trim_end_matches('\n').as_bytes())?;
+    stdout.write_all(escaped(text.trim_end_matches('\n')).as_bytes())?;
     stdout.write_all(b"\n")?;
     stdout.flush()
 }
 
-/// Writes a piece of a text to stdout, at once, as it is.
+/// Writes a piece of a text to stdout, at once, without a line's end.
 pub(crate) fn piece(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    stdout.write_all(text.as_bytes())?;
+    stdout.write_all(escaped(text).as_bytes())?;
     stdout.flush()
 }
 
 /// Writes a hint or a warning to stderr, where it mixes with no result.
 #[expect(clippy::print_stderr, reason = "hints go where results do not")]
 pub(crate) fn hint(text: &str) {
-    eprintln!("{text}");
+    eprintln!("{}", escaped(text));
 }
 
 /// Columns under headings, without borders.
@@ -56,7 +59,7 @@ pub(crate) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<
     let mut table = bare();
     table.set_header(heading);
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.map(|cell| escaped(&cell).into_owned()));
     }
     trimmed(&table)
 }
@@ -65,7 +68,7 @@ pub(crate) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<
 pub(crate) fn pairs<'r>(rows: impl IntoIterator<Item = (&'r str, String)>) -> String {
     let mut table = bare();
     for (label, value) in rows {
-        table.add_row([label.to_owned(), value]);
+        table.add_row([label.to_owned(), escaped(&value).into_owned()]);
     }
     trimmed(&table)
 }
