@@ -183,7 +183,9 @@ struct Source {
 /// Tokens of a language model.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Usage {
+    #[serde(deserialize_with = "nerve_core::limits::count")]
     pub(crate) prompt_tokens: usize,
+    #[serde(deserialize_with = "nerve_core::limits::count")]
     pub(crate) completion_tokens: usize,
 }
 

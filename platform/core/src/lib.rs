@@ -8,6 +8,7 @@
 //! - [`function`]: the contract between a worker and whatever runs a function.
 //! - [`tool`]: functions that agents call, and what passes between the two.
 //! - [`identity`]: what makes two stored things the same thing; every id that JetStream compares is made there.
+//! - [`limits`]: limits of the numbers that come from outside.
 //! - [`inference`]: the contract between the gateway and whatever runs models.
 //! - [`verdict`]: what becomes of an event after a function has had it, as one pure function.
 //!
@@ -22,6 +23,7 @@ pub mod event;
 pub mod function;
 pub mod identity;
 pub mod inference;
+pub mod limits;
 pub mod manifest;
 pub mod name;
 pub mod subject;

@@ -1,6 +1,9 @@
 //! What becomes of an event after a function has had it.
 
-use crate::function::{Fault, FunctionError};
+use crate::{
+    function::{Fault, FunctionError},
+    limits,
+};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -53,7 +56,7 @@ pub fn decide(failure: Option<&FunctionError>, attempt: u32, policy: &RetryPolic
         Fault::Invalid => Verdict::DeadLetter,
         Fault::Interrupted => Verdict::RetryAfter(Duration::ZERO),
         _ if attempt >= policy.attempts => Verdict::DeadLetter,
-        Fault::Retry { after: Some(after) } => Verdict::RetryAfter(after),
+        Fault::Retry { after: Some(after) } => Verdict::RetryAfter(limits::wait(after)),
         Fault::Retry { after: None } | Fault::Timeout | Fault::Crash => Verdict::RetryAfter(policy.wait_after(attempt)),
     }
 }
@@ -79,6 +82,7 @@ mod tests {
             (Some(again), 3, Verdict::DeadLetter),
             (Some(later), 1, Verdict::RetryAfter(seconds(60))),
             (Some(later), 3, Verdict::DeadLetter),
+            (Some(Fault::Retry { after: Some(Duration::MAX) }), 1, Verdict::RetryAfter(limits::MAX_WAIT)),
             (Some(Fault::Timeout), 1, Verdict::RetryAfter(seconds(1))),
             (Some(Fault::Timeout), 3, Verdict::DeadLetter),
             (Some(Fault::Crash), 2, Verdict::RetryAfter(seconds(5))),

@@ -8,7 +8,7 @@
 //! |---|---|
 //! | 2xx, no body and no `ce-` header | done, nothing to publish |
 //! | 2xx, a CloudEvent (binary, structured or batch mode) | publish it; id, source and time are set by Nerve |
-//! | 408, 425, 429, 5xx, or no connection | try again by the schedule, or after `Retry-After` (seconds) |
+//! | 408, 425, 429, 5xx, or no connection | try again by the schedule, or after `Retry-After`, a day at most |
 //! | anything else | the event can never succeed: it is dead-lettered |
 //! | nothing within `timeout` | a timeout: try again by the schedule |
 //!
@@ -21,6 +21,7 @@ use futures::future::join_all;
 use nerve_core::{
     Context, Deployment, Emission, Event, Fault, Function, FunctionError, Host, LoadError, Outcome,
     event::{BATCH, PARTITION_KEY, STRUCTURED},
+    limits,
     manifest::Run,
 };
 use reqwest::{
@@ -28,14 +29,15 @@ use reqwest::{
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect::Policy,
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 /// The largest answer that is read, in bytes.
 const ANSWER_MAX: usize = 16 << 20;
 /// Bytes of a refusal's body that are told.
 const TOLD: usize = 200;
-/// The longest wait that a service may ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// Posts events to services; connections are kept and shared.
 pub struct HttpHost {
@@ -135,8 +137,8 @@ impl Service {
         let told = String::from_utf8_lossy(body.get(..TOLD.min(body.len())).unwrap_or_default());
         let message = format!("{} answered {status}: {told}", self.url);
         let later = matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error();
-        let seconds = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-        let after = seconds.map(|seconds| Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
+        let asked = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let after = asked.and_then(|value| limits::retry_after(value, SystemTime::now()));
         FunctionError::new(if later { Fault::Retry { after } } else { Fault::Invalid }, message)
     }
 }

@@ -16,6 +16,7 @@ pub(super) struct Knowledge {
     /// The conversation, as OpenAI's API has it.
     pub(super) messages: Vec<Value>,
     /// Times that the model was asked.
+    #[serde(deserialize_with = "nerve_core::limits::count")]
     pub(super) steps: usize,
     #[serde(default)]
     pub(super) usage: Usage,

@@ -8,11 +8,12 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use nerve_core::{
     Fault, FunctionError, Secret,
     inference::{Finish, GenerateRequest, Message, Piece, Role},
+    limits,
 };
 use reqwest::{StatusCode, Url, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The longest that a stream may be silent.
 const SILENCE: Duration = Duration::from_secs(60);
@@ -146,13 +147,14 @@ impl Endpoint {
         if status.is_success() {
             return Ok(response);
         }
-        let wait = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let asked = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let after = asked.and_then(|value| limits::retry_after(value, SystemTime::now()));
         let said = self.said(response).await;
         let told = format!("the endpoint {} answered {status}: {}", self.url, said.trim());
         let later =
             status.is_server_error() || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
         Err(match later {
-            true => FunctionError::new(Fault::Retry { after: wait.map(Duration::from_secs) }, told),
+            true => FunctionError::new(Fault::Retry { after }, told),
             false => invalid(told),
         })
     }

@@ -18,7 +18,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header, request::Parts};
-use nerve_core::{Event, EventType, Fault, FunctionError, Name, Pattern};
+use nerve_core::{Event, EventType, Fault, FunctionError, Name, Pattern, limits};
 use serde::Serialize;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -121,7 +121,7 @@ fn invoke_problem(error: &InvokeError) -> Problem {
             Fault::Invalid => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, told),
             Fault::Timeout => Problem::new(StatusCode::GATEWAY_TIMEOUT, told),
             Fault::Crash => Problem::new(StatusCode::BAD_GATEWAY, told),
-            Fault::Retry { after } => Problem::unavailable(told, after.unwrap_or(AGAIN)),
+            Fault::Retry { after } => Problem::unavailable(told, after.map_or(AGAIN, limits::wait)),
             Fault::Interrupted => Problem::unavailable(told, AGAIN),
         },
     }

@@ -4,16 +4,20 @@ use super::{
     body::{Composed, Composer},
     guard::{Guard, GuardedResolver, Lookup},
     signature::Signer,
-    verdict::{Answer, retry_after},
+    verdict::Answer,
 };
 use bytes::Bytes;
-use nerve_core::{Event, Secret, SinkSpec};
+use nerve_core::{Event, Secret, SinkSpec, limits};
 use reqwest::{
     Client, Response, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER},
     redirect::Policy,
 };
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, SystemTime},
+};
 use time::OffsetDateTime;
 
 /// The longest that connecting may take.
@@ -125,7 +129,7 @@ impl Endpoint {
 async fn answer_of(mut response: Response) -> Answer {
     let status = response.status();
     let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let retry_after = asked.and_then(|value| retry_after(value, OffsetDateTime::now_utc()));
+    let retry_after = asked.and_then(|value| limits::retry_after(value, SystemTime::now()));
     let mut body = Vec::new();
     let mut error = match status.as_u16() {
         200..300 => None,

@@ -2,10 +2,7 @@
 
 use nerve_core::RetryPolicy;
 use std::time::Duration;
-use time::OffsetDateTime;
 
-/// The longest wait that an endpoint may ask for.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The status that says that an endpoint is no more.
 const GONE: u16 = 410;
 
@@ -65,24 +62,10 @@ pub(super) fn decide(
     Verdict::RetryAfter(scheduled.max(answer.retry_after.map(jitter).unwrap_or_default()))
 }
 
-/// Reads `Retry-After`: seconds, or a date, of which `now` is left.
-pub(super) fn retry_after(value: &str, now: OffsetDateTime) -> Option<Duration> {
-    let value = value.trim();
-    let wait = match value.parse::<u64>() {
-        Ok(seconds) => Duration::from_secs(seconds),
-        Err(_) => {
-            let until = OffsetDateTime::from(httpdate::parse_http_date(value).ok()?);
-            Duration::try_from(until - now).unwrap_or_default()
-        }
-    };
-    Some(wait.min(RETRY_AFTER_MAX))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use nerve_core::Manifest;
-    use time::macros::datetime;
 
     fn answered(status: u16) -> Answer {
         let error = (!(200..300).contains(&status)).then(|| "no".to_owned());
@@ -149,17 +132,5 @@ mod tests {
         let more = |wait: Duration| wait + wait / 10;
         assert_eq!(decide(&asking, 1, &policy, more), Verdict::RetryAfter(Duration::from_secs(110)));
         assert_eq!(decide(&answered(500), 1, &policy, more), Verdict::RetryAfter(Duration::from_secs(11)));
-    }
-
-    #[test]
-    fn retry_after_is_seconds_or_a_date() {
-        let now = datetime!(2026-11-24 12:00:00 UTC);
-        let read = |text| retry_after(text, now).map(|wait| wait.as_secs());
-        assert_eq!(read("120"), Some(120));
-        assert_eq!(read(" 0 "), Some(0));
-        assert_eq!(read("Tue, 24 Nov 2026 12:01:30 GMT"), Some(90));
-        assert_eq!(read("Tue, 24 Nov 2026 11:00:00 GMT"), Some(0));
-        assert_eq!(read("99999999"), Some(86_400));
-        assert_eq!((read("soon"), read("-1"), read("")), (None, None, None));
     }
 }
