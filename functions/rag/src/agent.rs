@@ -34,7 +34,7 @@ use time::OffsetDateTime;
 pub(crate) use tools::check_parameters;
 
 /// Type: what comes next is to be decided.
-pub(crate) const STEP: &str = "agent.step";
+pub(crate) const STEP: &str = tool::STEP;
 /// The types that this function emits besides its result.
 pub(crate) const SIDE: &[&str] = &[STEP, "tool.called.*", answer::TOKEN];
 /// What a model is told before anything else, where nerve.toml says nothing else.

@@ -6,7 +6,7 @@
 //! - [`supervisor`]: keeps a server process running. [`broker`]: the nats-server of `nerve up`. [`backoff`]: when either is started
 //!   again. [`limits`], [`lock`], [`signals`]: what a server needs of the system.
 //! - [`artifacts`], [`model`], [`builtin`]: what a deploy sends. [`fields`], [`plan`]: how it compares with what is
-//!   there.
+//!   there. [`graph`]: what leads to what.
 //! - [`onnx`]: where the models and the library of ONNX Runtime are that come with this installation.
 //! - [`payload`], [`moment`]: events and times as a command line gives them.
 //! - [`output`], [`failure`]: what a person or a program reads; [`escape`]: what of it must not steer a terminal.
@@ -27,6 +27,7 @@ mod escape;
 mod failure;
 mod fields;
 mod files;
+mod graph;
 mod limits;
 mod lock;
 mod model;

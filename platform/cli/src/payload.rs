@@ -58,7 +58,7 @@ impl Payload {
         if event.id.is_empty() || event.source.is_empty() {
             return Err(Failure::usage("an event's id and source may not be empty").next("leave out --id or --source"));
         }
-        check_own(&event)?;
+        check_own(&mut event)?;
         Ok(event)
     }
 }
@@ -91,7 +91,8 @@ fn bounded(from: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
 }
 
 /// Refuses what only Nerve's own events say of themselves; the command line's are, unless told another source.
-fn check_own(event: &Event) -> Result<(), Failure> {
+fn check_own(event: &mut Event) -> Result<(), Failure> {
+    event.forget_hops();
     match event.check_from_outside() {
         Err(EventError::Reserved { name: "source", .. }) if event.source == SOURCE => Ok(()),
         checked => checked.map_err(|why| Failure::usage("the event cannot be sent").because(why)),

@@ -53,6 +53,8 @@ pub const TRACEPARENT: &str = "traceparent";
 pub const PARTITION_KEY: &str = "partitionkey";
 /// Extension (CloudEvents "dataref", the claim-check pattern): where a body too large for a message lies.
 pub const DATA_REF: &str = "dataref";
+/// Extension: how many results of functions led to this one, each the next one's cause. Nerve alone sets it.
+pub const HOPS: &str = "nervehops";
 
 /// How the sources of Nerve's own events begin.
 pub const RESERVED_SOURCES: [&str; 4] = ["/hooks/", "/functions/", "/nerve/", "/v1/"];
@@ -174,6 +176,23 @@ impl Event {
         }
     }
 
+    /// How many results of functions led to it; none where it is no result.
+    pub fn hops(&self) -> u32 {
+        self.extension(HOPS).map_or(0, |hops| hops.parse().unwrap_or(u32::MAX))
+    }
+
+    /// This event after so many results.
+    #[must_use]
+    pub fn with_hops(self, hops: u32) -> Self {
+        if hops == 0 { self } else { self.with_extension(HOPS, hops.to_string()) }
+    }
+
+    /// Takes away what the sender of an event from outside may not set, and may well pass on: an event of another Nerve
+    /// begins anew here.
+    pub fn forget_hops(&mut self) {
+        self.extensions.remove(HOPS);
+    }
+
     /// Whether its body was too large for a message, and lies in Nerve's own store.
     pub fn has_stored_body(&self) -> bool {
         self.extension(DATA_REF).is_some_and(is_own_data_ref)
@@ -257,6 +276,16 @@ mod tests {
         for foreign in ["/shop", "https://shop.example/hooks/x", "/hooksmith", "hooks/x", "/v10/x", "urn:nerve"] {
             assert_eq!(from(foreign).check_from_outside(), Ok(()), "{foreign}");
         }
+    }
+
+    #[test]
+    fn hops_are_counted_and_forgotten() {
+        assert_eq!((from("/shop").hops(), from("/shop").with_hops(0).extensions.len()), (0, 0));
+        let mut third = from("/shop").with_hops(3);
+        assert_eq!((third.hops(), third.extension(HOPS)), (3, Some("3")));
+        assert_eq!(from("/shop").with_extension(HOPS, "-1").hops(), u32::MAX, "what is no count has no hop left");
+        third.forget_hops();
+        assert_eq!(third, from("/shop"));
     }
 
     #[test]

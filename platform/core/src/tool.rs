@@ -10,8 +10,17 @@ use serde_json::{Map, Value};
 
 /// What the types begin with by which tools are called; the tool's name follows.
 pub const CALLED: &str = "tool.called.";
+/// The built-in function that is an agent.
+pub const AGENT: &str = "rag/agent";
+/// The type of the event in which an agent goes on by itself.
+pub const STEP: &str = "agent.step";
 /// Type: a tool has run, or cannot.
 pub const RETURNED: &str = "tool.returned";
+/// Whether events of this type are steps of an agent: it goes on by itself, or calls a tool.
+pub fn is_step(ty: &str) -> bool {
+    ty == STEP || ty.starts_with(CALLED)
+}
+
 /// The longest name that models take.
 const LONGEST_NAME: usize = 64;
 

@@ -136,6 +136,8 @@ pub struct WorkerConfig {
     /// How long shutdown waits for what is running.
     #[serde(deserialize_with = "duration")]
     pub grace: Duration,
+    /// The most results of functions in a row, each of the one before.
+    pub max_hops: u32,
 }
 
 /// Where documents are indexed.
@@ -243,6 +245,9 @@ impl Config {
         }
         if !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&self.worker.ack_wait) {
             return wrong("worker.ack_wait", "it must be from 1s to 5m");
+        }
+        if self.worker.max_hops == 0 {
+            return wrong("worker.max_hops", "it must be at least 1: no function could publish a result");
         }
         if self.gateway.max_requests == 0 || self.gateway.max_streams == 0 {
             return wrong("gateway", "max_requests and max_streams must be at least 1");

@@ -68,6 +68,8 @@ pub(crate) struct Shared {
     in_flight: Option<InFlight>,
     /// How long JetStream itself knows an id.
     pub(crate) dedupe_window: Duration,
+    /// The most results of functions in a row, each of the one before.
+    max_hops: u32,
     pub(crate) artifacts: PathBuf,
     pub(crate) statuses: Statuses,
     pub(crate) sink_statuses: Statuses,
@@ -204,6 +206,7 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         isolation: isolation::Isolation::default(),
         in_flight: parts.in_flight,
         dedupe_window: config.streams.dedupe_window,
+        max_hops: config.worker.max_hops,
         views: Arc::new(parts.bus.clone()),
         catalogue: parts.catalogue.clone(),
         cancels: cancels::Cancels::default(),

@@ -7,6 +7,7 @@ use crate::{
     connection::Connection,
     failure::Failure,
     fields,
+    graph::Graph,
     model::LocalModel,
     output::{self, Format},
     plan::{self, Action, State, Step},
@@ -64,6 +65,8 @@ struct Report {
     dry_run: bool,
     changed: bool,
     steps: Vec<Step>,
+    /// What is likely a mistake among all functions together.
+    warnings: Vec<String>,
     missing_secrets: Vec<String>,
     made_secrets: Vec<Made>,
 }
@@ -113,6 +116,10 @@ impl Deploy {
         if globals.output == Format::Text {
             output::line(&steps.iter().map(Step::to_text).collect::<Vec<_>>().join("\n"))?;
         }
+        let warnings = bundle.warnings(&registry).await?;
+        if globals.output == Format::Text {
+            warnings.iter().for_each(|warning| output::hint(&format!("warning: {warning}")));
+        }
         let planned = steps.iter().any(|step| step.action != Action::Keep);
         let Done { changed, made_secrets, missing_secrets } = match self.dry_run {
             true => {
@@ -122,7 +129,8 @@ impl Deploy {
         };
         match globals.output {
             Format::Json => {
-                let report = Report { dry_run: self.dry_run, changed, steps, missing_secrets, made_secrets };
+                let dry_run = self.dry_run;
+                let report = Report { dry_run, changed, steps, warnings, missing_secrets, made_secrets };
                 output::line(&serde_json::to_string(&report)?)?;
             }
             Format::Text => {
@@ -249,6 +257,14 @@ impl Bundle {
             steps.push(plan::step("source", name.as_str(), now.as_ref(), &state_of_source(spec)));
         }
         Ok(steps)
+    }
+
+    /// What is likely a mistake in the graph of what is deployed and is about to be.
+    async fn warnings(&self, registry: &Registry) -> anyhow::Result<Vec<String>> {
+        let deployed = registry.functions().await?;
+        let deployed = deployed.iter().map(|entry| (&entry.name, &entry.record.spec));
+        let new = self.functions.iter().map(|(name, (spec, _))| (name, spec));
+        Ok(Graph::new(deployed, new).warnings())
     }
 
     /// Deploys all of it: what takes events before what makes them, so that it is bound when the first one comes.

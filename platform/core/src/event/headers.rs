@@ -63,6 +63,7 @@ fn header_name(attribute: &str) -> Cow<'static, str> {
         "causationid" => "ce-causationid",
         "traceparent" => "ce-traceparent",
         "partitionkey" => "ce-partitionkey",
+        "nervehops" => "ce-nervehops",
         other => return format!("{PREFIX}{other}").into(),
     })
 }

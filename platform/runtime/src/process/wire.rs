@@ -212,6 +212,8 @@ struct Emitted {
     _traceparent: Option<IgnoredAny>,
     #[serde(rename = "tracestate")]
     _tracestate: Option<IgnoredAny>,
+    #[serde(rename = "nervehops")]
+    _hops: Option<IgnoredAny>,
 }
 
 /// How a function says that it failed.

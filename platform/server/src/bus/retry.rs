@@ -93,6 +93,8 @@ impl Bus {
         let event = Event::new(format!("{}#{ty}", request.id), "/nerve/retries", ty);
         let mut event = event.with_data("application/json", data);
         event = event.with_extension(nerve_core::event::CAUSATION_ID, request.id.as_str());
+        // A function may ask for the next attempt as it hears of this one.
+        event = event.with_hops(request.hops().saturating_add(1));
         let workflow = retried.answer.as_deref().or_else(|| request.extension(CORRELATION_ID));
         event = event.with_extension(CORRELATION_ID, workflow.unwrap_or(&request.id));
         event.time = Some(OffsetDateTime::now_utc());

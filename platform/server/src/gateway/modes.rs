@@ -25,12 +25,13 @@ pub(crate) enum Posted {
 pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
     let essence = essence(headers);
     if essence == BATCH {
-        let events = Event::batch_from_json(body).map_err(refused)?;
+        let mut events = Event::batch_from_json(body).map_err(refused)?;
         if events.len() > MAX_BATCH {
             let detail = format!("a batch holds at most {MAX_BATCH} events, this one {}; split it", events.len());
             return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
         }
         events.iter().try_for_each(Event::check_from_outside).map_err(refused)?;
+        events.iter_mut().for_each(Event::forget_hops);
         return Ok(Posted::Batch(events));
     }
     if essence == STRUCTURED {
@@ -54,8 +55,9 @@ pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
     one(Event::from_headers(pairs, body.clone()).map_err(refused)?)
 }
 
-fn one(event: Event) -> Answer<Posted> {
+fn one(mut event: Event) -> Answer<Posted> {
     event.check_from_outside().map_err(refused)?;
+    event.forget_hops();
     Ok(Posted::One(Box::new(event)))
 }
 

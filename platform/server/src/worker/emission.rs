@@ -19,7 +19,8 @@ use nerve_core::{
     answer::{self, Part},
     event::{CAUSATION_ID, CORRELATION_ID, PARTITION_KEY, TRACEPARENT},
     function::Emitter,
-    tool::Tool,
+    manifest,
+    tool::{self, Tool},
 };
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -38,6 +39,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 pub(super) struct Outlet {
     pub(super) function: Name,
     pub(super) spec: Arc<FunctionSpec>,
+    /// The most results that may lead to one; see [`Event::hops`].
+    pub(super) max_hops: u32,
 }
 
 impl Outlet {
@@ -46,7 +49,16 @@ impl Outlet {
         format!("/functions/{}", self.function)
     }
 
-    /// The event for an emission of `input`; refuses a type that the manifest does not let it publish.
+    /// How many results lead to an emission of `input`: one more than to the input. The steps of an agent do not count, as its budget
+    /// bounds them, and neither do the answers of its tools.
+    fn hops(&self, input: &Event, emission: &Emission) -> u32 {
+        let is_agent = matches!(&self.spec.run, manifest::Run::Builtin { function, .. } if function == tool::AGENT);
+        let is_step = is_agent && tool::is_step(emission.ty.as_str());
+        input.hops().saturating_add(u32::from(!is_step && !tools::is_call(&self.spec, input)))
+    }
+
+    /// The event for an emission of `input`; refuses a type that the manifest does not let it publish, and one too many in a
+    /// circle of functions.
     pub(super) fn event(&self, input: &Event, id: Identity, emission: Emission) -> Result<Event, FunctionError> {
         let function = &self.function;
         if !self.spec.may_emit(&emission.ty) {
@@ -56,10 +68,20 @@ impl Outlet {
             );
             return Err(FunctionError::new(Fault::Invalid, message));
         }
+        let hops = self.hops(input, &emission);
+        if hops > self.max_hops {
+            let message = format!(
+                "`{}` would be the result number {hops} in a row, each of the one before, and worker.max_hops allows {}: \
+                 functions that lead to each other go on without end, and `nerve deploy --dry-run` names them",
+                emission.ty, self.max_hops
+            );
+            return Err(FunctionError::new(Fault::Invalid, message));
+        }
         let mut event = Event::new(format!("{function}-{id}"), self.source(), emission.ty)
             .with_data(emission.content_type.unwrap_or_else(|| "application/json".to_owned()), emission.data)
             .with_extension(CORRELATION_ID, input.extension(CORRELATION_ID).unwrap_or(&input.id))
-            .with_extension(CAUSATION_ID, input.id.as_str());
+            .with_extension(CAUSATION_ID, input.id.as_str())
+            .with_hops(hops);
         event.subject = emission.subject;
         event.time = Some(OffsetDateTime::now_utc());
         let inherited = [
@@ -324,7 +346,7 @@ mod tests {
     fn outlet() -> Outlet {
         let manifest = "[function.f]\nruntime=\"wasm\"\nsource=\"f\"\non=[\"events.in\"]\nemits=[\"out.*\"]";
         let spec = Manifest::parse(manifest).unwrap().functions.into_values().next().unwrap();
-        Outlet { function: Name::parse("f").unwrap(), spec: Arc::new(spec) }
+        Outlet { function: Name::parse("f").unwrap(), spec: Arc::new(spec), max_hops: 2 }
     }
 
     fn emission(ty: &str) -> Emission {
@@ -342,6 +364,18 @@ mod tests {
         let error = outlet().event(&input, id("0"), emission("other")).unwrap_err();
         assert_eq!(error.fault, Fault::Invalid);
         assert!(error.message.contains("emits of [function.f]"));
+    }
+
+    #[test]
+    fn result_after_too_many_in_a_row_is_invalid() {
+        let mut event = Event::new("1", "/s", EventType::parse("in").unwrap());
+        for hops in 1..=2 {
+            event = outlet().event(&event, id("0"), emission("out.a")).unwrap();
+            assert_eq!(event.hops(), hops);
+        }
+        let error = outlet().event(&event, id("0"), emission("out.a")).unwrap_err();
+        assert_eq!(error.fault, Fault::Invalid);
+        assert!(error.message.contains("worker.max_hops"), "{}", error.message);
     }
 
     #[test]

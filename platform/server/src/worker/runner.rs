@@ -40,7 +40,7 @@ impl Runner {
         let spec = Arc::new(entry.record.spec.clone());
         let invoker = Invoker {
             shared: shared.clone(),
-            outlet: Outlet { function: name.clone(), spec: spec.clone() },
+            outlet: Outlet { function: name.clone(), spec: spec.clone(), max_hops: shared.max_hops },
             revision: entry.revision,
             function,
             meters: Meters::of(name),
