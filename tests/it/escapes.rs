@@ -23,7 +23,7 @@ async fn control_characters_of_strangers_are_shown_escaped_by_every_command() {
                   print(call['event']['id'], file=sys.stderr, flush=True)\n    \
                   error = {'kind': 'invalid', 'message': 'no: ' + call['event']['id']}\n    \
                   print(json.dumps({'id': call['id'], 'error': error}), flush=True)\n";
-    let folder = guest::python("picky", "events.stranger.came", "never", "", script);
+    let folder = guest::python("picky", "events.open.stranger.came", "never", "", script);
     let manifest = std::fs::read_to_string(folder.file("nerve.toml")).unwrap();
     let source = "\n[source.open]\nprovider = \"cloudevents\"\nverify = \"none\"\n";
     nerve.cli().deploy(Folder::new(&format!("{manifest}{source}")).with("picky.py", script).path()).await;
@@ -35,7 +35,7 @@ async fn control_characters_of_strangers_are_shown_escaped_by_every_command() {
         (response.status().as_u16() / 100 == 2).then_some(())
     })
     .await;
-    assert_eq!(post_event(&nerve, "stranger.came", IN_A_HEADER, "{}").await / 100, 2);
+    assert_eq!(post_event(&nerve, "open.stranger.came", IN_A_HEADER, "{}").await / 100, 2);
     let streams = Streams::connect(&nerve.nats).await;
     streams.reaches("DEAD", "dead.picky", 2, seconds(30)).await;
 

@@ -34,6 +34,11 @@ const LONGEST_WAIT: Duration = Duration::from_secs(48 * 3600);
 /// The least that EVENTS may be bounded by, in bytes.
 const LEAST_EVENTS_BYTES: i64 = 16 << 10;
 
+/// The least that the other streams may be bounded by, in bytes.
+const LEAST_STREAM_BYTES: i64 = 1 << 20;
+/// The least that a function may log in a second, in bytes.
+const LEAST_LOG_BYTES: usize = 64 << 10;
+
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,6 +119,14 @@ pub struct StreamsConfig {
     pub attempts_max_age: Duration,
     /// Attempts that are kept; -1 for no bound.
     pub attempts_max: i64,
+    /// Bytes that log lines may take; -1 for no bound.
+    pub logs_max_bytes: i64,
+    /// Bytes that answers may take; -1 for no bound.
+    pub answers_max_bytes: i64,
+    /// Bytes that dead letters may take; -1 for no bound.
+    pub dead_max_bytes: i64,
+    /// Bytes that attempts of sinks may take; -1 for no bound.
+    pub attempts_max_bytes: i64,
 }
 
 /// What happens when EVENTS has reached its bound in bytes.
@@ -138,6 +151,10 @@ pub struct WorkerConfig {
     pub grace: Duration,
     /// The most results of functions in a row, each of the one before.
     pub max_hops: u32,
+    /// Lines that a function may log in a second.
+    pub log_lines: u32,
+    /// Bytes that a function may log in a second.
+    pub log_bytes: usize,
 }
 
 /// Where documents are indexed.
@@ -245,6 +262,17 @@ impl Config {
         }
         if !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&self.worker.ack_wait) {
             return wrong("worker.ack_wait", "it must be from 1s to 5m");
+        }
+        if self.worker.log_lines == 0 || self.worker.log_bytes < LEAST_LOG_BYTES {
+            return wrong(
+                "worker",
+                "log_lines must be at least 1, and log_bytes at least 65536: a line may have 16 KiB",
+            );
+        }
+        let bounds = [self.streams.logs_max_bytes, self.streams.answers_max_bytes, self.streams.dead_max_bytes];
+        let bounds = bounds.into_iter().chain([self.streams.attempts_max_bytes]);
+        if bounds.into_iter().any(|bytes| bytes != -1 && bytes < LEAST_STREAM_BYTES) {
+            return wrong("streams", "each of the bounds in bytes must be -1 (none), or at least 1048576");
         }
         if self.worker.max_hops == 0 {
             return wrong("worker.max_hops", "it must be at least 1: no function could publish a result");

@@ -66,6 +66,7 @@ pub(crate) struct Shared {
     isolation: isolation::Isolation,
     /// Where the events that run are recorded, if anywhere.
     in_flight: Option<InFlight>,
+    log_budgets: log::Budgets,
     /// How long JetStream itself knows an id.
     pub(crate) dedupe_window: Duration,
     /// The most results of functions in a row, each of the one before.
@@ -205,6 +206,7 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         sets,
         isolation: isolation::Isolation::default(),
         in_flight: parts.in_flight,
+        log_budgets: log::Budgets::new(&config.worker),
         dedupe_window: config.streams.dedupe_window,
         max_hops: config.worker.max_hops,
         views: Arc::new(parts.bus.clone()),

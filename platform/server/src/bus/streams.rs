@@ -2,7 +2,7 @@
 
 use super::{ATTEMPTS, Bus, BusError, TIMERS};
 use crate::config::{EventsFull, StreamsConfig};
-use async_nats::jetstream::{kv, object_store, stream};
+use async_nats::jetstream::{self, ErrorCode, kv, object_store, stream};
 use nerve_core::Name;
 use std::time::Duration;
 
@@ -44,6 +44,45 @@ pub(super) const EMPTY_PREFIX: &str = "empty.";
 /// Messages in SEEN: with one mark each they are as many as a gateway holds.
 const SEEN_MESSAGES: i64 = 1 << 20;
 
+/// Bytes that SEEN may take: its messages are small.
+const SEEN_BYTES: i64 = 256 << 20;
+/// Bytes that RUNS may take: one record a run that did not end well.
+const RUNS_BYTES: i64 = 256 << 20;
+/// The least that a stream is bounded by where the broker has no more to set aside.
+const LEAST_BYTES: i64 = 16 << 20;
+
+/// The bytes that a stream may take; -1 for no bound.
+///
+/// Of EVENTS the trimmer keeps it unless events are refused. Results come behind the events that they are of, which are
+/// acknowledged only once these are stored: a broker that refused both would never have room again. TIMERS has none: the broker can
+/// refuse nothing there, and would remove events that are to be delivered. What is there is bounded by what is taken in.
+fn max_bytes_of(name: &str, config: &StreamsConfig) -> i64 {
+    match name {
+        EVENTS if config.events_full == EventsFull::Refuse => config.events_max_bytes,
+        LOGS => config.logs_max_bytes,
+        ANSWERS => config.answers_max_bytes,
+        DEAD => config.dead_max_bytes,
+        ATTEMPTS => config.attempts_max_bytes,
+        SEEN => SEEN_BYTES,
+        RUNS => RUNS_BYTES,
+        _ => -1,
+    }
+}
+
+/// Whether the broker has not so many bytes to set aside.
+fn lacks_storage(error: &BusError) -> bool {
+    let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    let lacking = [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES];
+    causes.into_iter().any(|cause| {
+        let refused = cause.downcast_ref::<jetstream::Error>().map(jetstream::Error::error_code);
+        refused.is_some_and(|code| lacking.contains(&code)) || says_lacking(&cause.to_string())
+    })
+}
+
+fn says_lacking(text: &str) -> bool {
+    ["insufficient storage", "resource limits exceeded"].iter().any(|lacking| text.contains(lacking))
+}
+
 /// Versions of a manifest that are kept.
 const HISTORY: i64 = 32;
 
@@ -70,7 +109,19 @@ impl Bus {
             (SEEN, vec!["seen.>".to_owned()], config.seen_window.max(config.dedupe_window)),
         ];
         for (name, subjects, max_age) in keep {
-            self.ensure_stream(name, subjects, max_age, config).await?;
+            let mut max_bytes = max_bytes_of(name, config);
+            // The broker sets them aside at once, and may have less.
+            while let Err(error) = self.ensure_stream(name, subjects.clone(), (max_age, max_bytes), config).await {
+                if !lacks_storage(&error) || name == EVENTS || max_bytes <= 0 {
+                    return Err(error);
+                }
+                let half = max_bytes / 2;
+                max_bytes = if half >= LEAST_BYTES { half } else { -1 };
+            }
+            let asked = max_bytes_of(name, config);
+            if max_bytes != asked {
+                tracing::info!(stream = name, asked, max_bytes, "the broker has fewer bytes to set aside than asked");
+            }
         }
         self.ensure_drops(config).await?;
         let replicas = config.replicas;
@@ -99,19 +150,17 @@ impl Bus {
         &self,
         name: &str,
         subjects: Vec<String>,
-        max_age: Duration,
+        (max_age, max_bytes): (Duration, i64),
         config: &StreamsConfig,
     ) -> Result<(), BusError> {
         let what = || format!("making the stream {name}");
-        let refuses = name == EVENTS && config.events_full == EventsFull::Refuse;
+        // A dead letter is never removed for another one, and what the broker does not take stays with its function.
+        let refuses = max_bytes > 0 && matches!(name, EVENTS | DEAD);
         let wanted = stream::Config {
             name: name.to_owned(),
             subjects,
             max_age,
-            // Otherwise the trimmer keeps the bound. Results come behind the events that they are of, which are acknowledged
-            // only once these are stored: a broker that refused both would never have room again.
-            max_bytes: if refuses { config.events_max_bytes } else { -1 },
-            // By number, since a bound in bytes is reserved on the broker's disk at once.
+            max_bytes,
             max_messages: match name {
                 ATTEMPTS => config.attempts_max,
                 SEEN => SEEN_MESSAGES,
@@ -136,10 +185,10 @@ impl Bus {
                 let current = existing.cached_info().config.clone();
                 // An older Nerve made EVENTS with schedules, which cannot be taken away, nor go with `discard = new`. There
                 // the broker has no bound, since it would drop events that nobody has finished: the trimmer keeps it.
-                let (max_bytes, discard) = match (name == EVENTS, current.allow_message_schedules) {
-                    (true, true) => (-1, stream::DiscardPolicy::Old),
-                    (true, false) => (wanted.max_bytes, wanted.discard),
-                    (false, _) => (wanted.max_bytes, current.discard),
+                let (max_bytes, discard) = match (name, current.allow_message_schedules) {
+                    (EVENTS, true) => (-1, stream::DiscardPolicy::Old),
+                    (EVENTS | DEAD, _) => (wanted.max_bytes, wanted.discard),
+                    _ => (wanted.max_bytes, current.discard),
                 };
                 let migrated = stream::Config {
                     subjects: wanted.subjects,

@@ -26,7 +26,7 @@ pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, take
     }
     let error = FunctionError { message: log::truncate(error.message, MAX_ERROR_BYTES), ..error };
     history.end_failed(&delivery, error);
-    shared.bus.log(&record(outlet, &delivery, &history, &verdict)).await;
+    log::write(shared, &record(outlet, &delivery, &history, &verdict)).await;
     match verdict {
         Verdict::DeadLetter => bury_with(shared, outlet, revision, delivery, &history.failures).await,
         Verdict::RetryAfter(wait) => {
@@ -49,7 +49,7 @@ pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, take
 pub(super) async fn bury(shared: &Shared, outlet: &Outlet, revision: u64, taken: Taken) {
     let Taken { mut delivery, history, slot, .. } = taken;
     delivery.attempt = history.failed;
-    shared.bus.log(&record(outlet, &delivery, &history, &Verdict::DeadLetter)).await;
+    log::write(shared, &record(outlet, &delivery, &history, &Verdict::DeadLetter)).await;
     bury_with(shared, outlet, revision, delivery, &history.failures).await;
     drop(slot);
 }

@@ -143,7 +143,7 @@ impl Sinks<'_> {
         let shared = self.shared;
         let error = format!("it cannot run: {error}");
         tracing::error!(sink = %name, "{error}");
-        shared.bus.log(&log::record(name, LogLevel::Error, error.clone())).await;
+        log::write(shared, &log::record(name, LogLevel::Error, error.clone())).await;
         shared.sink_statuses.set(name, Slot::Failed { error });
     }
 }

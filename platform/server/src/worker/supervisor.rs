@@ -95,6 +95,6 @@ async fn report(shared: &Shared, name: &Name, desired: &Desired, error: &LoadErr
         cause = inner.source();
     }
     tracing::error!(function = %name, "{message}");
-    shared.bus.log(&log::record(name, nerve_core::function::LogLevel::Error, message.clone())).await;
+    log::write(shared, &log::record(name, nerve_core::function::LogLevel::Error, message.clone())).await;
     shared.statuses.set(name, Slot::Failed { error: message });
 }
