@@ -10,7 +10,10 @@ pub(crate) use binary::find;
 
 use crate::{backoff::Backoff, failure::Failure, lock::Lock};
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        statvfs::statvfs,
+    },
     unistd::Pid,
 };
 use settings::Settings;
@@ -33,6 +36,13 @@ const START: Duration = Duration::from_secs(120);
 const STOP: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(10);
 const GREETING: Duration = Duration::from_secs(2);
+/// What the system says of a disk without room, in the server's log.
+const NO_ROOM: &str = "no space left on device";
+/// Bytes that must be free for a new start to be of use.
+const ROOM_TO_START: u64 = 8 << 20;
+/// How often it is looked at whether it stores, and how often in a row it must say that JetStream is off.
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
+const LOOKS: u32 = 2;
 
 /// What to start.
 #[derive(Debug)]
@@ -92,6 +102,10 @@ impl Broker {
             tokio::select! {
                 () = stop.cancelled() => return end(self.child).await,
                 status = self.child.wait() => tracing::error!(?status, "nats-server died; it is started again"),
+                () = store_failed(&self.options.data, reachable(self.address)) => {
+                    tracing::error!("nats-server does not store again by itself after its disk was full; it is started again");
+                    stop_child(&mut self.child).await;
+                }
             }
             let mut ran = started.elapsed();
             loop {
@@ -178,6 +192,25 @@ fn still_running(child: &mut Child) -> anyhow::Result<()> {
     }
 }
 
+/// Waits until the server needs a new start, as a write of its has failed for want of room and there is room again: a stream takes
+/// nothing more after that, and some versions turn JetStream off.
+async fn store_failed(data: &Path, address: SocketAddr) {
+    let mut log = Settings { data }.follow_log();
+    let (mut lacked_room, mut without) = (false, 0);
+    while without < LOOKS {
+        sleep(LOOK_INTERVAL).await;
+        lacked_room |= log.says(NO_ROOM);
+        without = match timeout(GREETING, greeting(address)).await {
+            Ok(Ok(line)) if line.starts_with("INFO ") && !has_jetstream(&line) => without + 1,
+            _ => 0,
+        };
+        let free = statvfs(data).map_or(0, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()));
+        if lacked_room && free >= ROOM_TO_START {
+            return;
+        }
+    }
+}
+
 /// The first line that the server sends to a client.
 async fn greeting(address: SocketAddr) -> std::io::Result<String> {
     let mut line = String::new();
@@ -202,8 +235,12 @@ pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// Asks it to stop, and insists after a while.
 async fn end(mut child: Child) {
+    stop_child(&mut child).await;
+}
+
+/// Asks it to stop, and insists after a while.
+async fn stop_child(child: &mut Child) {
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     if let Some(pid) = pid
         && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM)

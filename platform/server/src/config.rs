@@ -127,6 +127,8 @@ pub struct StreamsConfig {
     pub dead_max_bytes: i64,
     /// Bytes that attempts of sinks may take; -1 for no bound.
     pub attempts_max_bytes: i64,
+    /// Free bytes of the broker's disk, where it is this machine's, below which nothing is taken in from outside.
+    pub disk_reserve: u64,
 }
 
 /// What happens when EVENTS has reached its bound in bytes.

@@ -10,7 +10,7 @@
 //! - `traces`: what one event led to.
 //! - `functions`: the list, and direct calls.
 //! - `inference`: embeddings, relevance and labels, by models.
-//! - `health`, `metrics`: for whoever runs it.
+//! - `health`, `metrics`: for whoever runs it. `repeats`: log lines that strangers can cause.
 //! - `access`: who may use the API. `body`: how much they may send. `problem`: how they are told what is wrong.
 //! - `serve`: connections, from accept to drain. `lanes`: the threads that they stay on. `surround`: what every request passes. `places`: how many, and who gives
 //!   way. `watched`: who waits for whom.
@@ -38,6 +38,7 @@ mod modes;
 mod places;
 mod problem;
 mod publish;
+mod repeats;
 mod serve;
 mod spool;
 mod sse;

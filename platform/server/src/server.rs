@@ -1,7 +1,7 @@
 //! One server: a gateway, a worker, or both, over one connection to NATS.
 
 use crate::{
-    bus::{Batches, Bus, BusError, Returns, Seen, Trimmer, consumer_name},
+    bus::{Batches, Bus, BusError, Returns, Seen, Trimmer, consumer_name, watch_disk},
     config::{Config, GatewayConfig},
     gateway::{
         self, Check, Checks, Door, Drain, Fetch, Gateway, LaneError, Lanes, ModelParts, Models, Spool, SpoolError, Tls,
@@ -12,7 +12,12 @@ use crate::{
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nerve_core::{Host, Inference};
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::watch,
@@ -23,6 +28,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const PROVISION: Duration = Duration::from_secs(20);
 /// Connections that the system holds until they are accepted: when a flood of them fills that, others lose a second.
 const BACKLOG: u32 = 4096;
+/// In the data folder: what the broker that `nerve up` starts stores.
+const BROKER_STORE: &str = "jetstream";
 /// The wait between two tries.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -141,6 +148,9 @@ impl Server {
         };
         let trimmer = Trimmer::new(&bus, &config.streams, returns(catalogue.clone()));
         followers.spawn(trimmer.run(end.clone()));
+        if let Some(store) = broker_store(&config) {
+            followers.spawn(watch_disk(bus.clone(), store, config.streams.disk_reserve, end.clone()));
+        }
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
         Ok(Self { config, roles, bus, registry, taken, catalogue, door, in_flight, metrics, followers, end })
     }
@@ -229,6 +239,15 @@ async fn follow_taken(
     let drain = Drain::new(spool.clone(), (bus.clone(), batches.clone()), seen.clone(), config.streams.dedupe_window);
     tasks.spawn(drain.run(end.clone()));
     Ok(Taken { lanes, batches, seen, spool })
+}
+
+/// Where the broker stores, if that is known: on this machine, and in the data folder, where `nerve up` has it.
+fn broker_store(config: &Config) -> Option<PathBuf> {
+    let host = config.nats.url.split_once("://").map_or(config.nats.url.as_str(), |(_, rest)| rest);
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host).parse::<http::uri::Authority>().ok()?;
+    let host = host.host().trim_start_matches('[').trim_end_matches(']').to_owned();
+    let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    Some(config.data.dir.join(BROKER_STORE)).filter(|store| is_here && store.is_dir())
 }
 
 /// What deployed functions may return; a sink returns nothing.

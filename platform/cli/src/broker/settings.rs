@@ -7,6 +7,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// The log of a server, from where it was read last.
+#[derive(Debug)]
+pub(super) struct LogFollower {
+    path: PathBuf,
+    read: u64,
+}
+
+impl LogFollower {
+    /// Whether what was logged since the last time has this text; the last bytes are looked at where that is more than [`TAIL`].
+    pub(super) fn says(&mut self, text: &str) -> bool {
+        let Ok(mut log) = File::open(&self.path) else { return false };
+        let length = log.metadata().map_or(0, |log| log.len());
+        // It is begun anew when it has become large.
+        let from = if length < self.read { 0 } else { self.read }.max(length.saturating_sub(TAIL));
+        self.read = length;
+        let mut new = Vec::new();
+        let read = log.seek(SeekFrom::Start(from)).and_then(|_| log.take(TAIL).read_to_end(&mut new));
+        read.is_ok() && String::from_utf8_lossy(&new).contains(text)
+    }
+}
+
 /// How much of a log is looked at for the reason of a failed start, in bytes.
 const TAIL: u64 = 16 * 1024;
 
@@ -68,6 +89,12 @@ impl Settings<'_> {
             log = quoted(&self.log()),
             store = quoted(&self.data.join("jetstream")),
         )
+    }
+
+    /// What the server logs from now on.
+    pub(super) fn follow_log(&self) -> LogFollower {
+        let read = std::fs::metadata(self.log()).map_or(0, |log| log.len());
+        LogFollower { path: self.log(), read }
     }
 
     /// Where its stdout and stderr go.

@@ -122,7 +122,10 @@ impl Bus {
             Err(error) => Err(error),
         };
         match acknowledged {
-            Ok(ack) => Ok(Published { sequence: ack.sequence, duplicate: ack.duplicate }),
+            Ok(ack) => {
+                self.space().stored();
+                Ok(Published { sequence: ack.sequence, duplicate: ack.duplicate })
+            }
             Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
                 Err(PublishError::Invalid("its attributes are larger than the broker's payload limit".to_owned()))
             }

@@ -4,11 +4,17 @@
 //! an event is acknowledged only once its results are stored, so a log that refused these could never drain.
 
 use super::{Bus, EVENTS, PublishError};
-use async_nats::jetstream::{self, ErrorCode, context};
+use async_nats::jetstream::{
+    self, ErrorCode,
+    context::{self, PublishErrorKind},
+};
 use nerve_core::{Event, Subject, subject::EVENTS_PREFIX};
 use std::{
     fmt,
-    sync::atomic::{AtomicI64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, watch};
@@ -19,12 +25,13 @@ const BOUND: &str = "streams.events_max_bytes";
 const OVERHEAD_BYTES: usize = 512;
 /// A refusal counts for so long, until it is worth another look.
 const FRESH: Duration = Duration::from_millis(200);
+/// How long a refusal of the broker's says that its disk is full, where nothing was stored since.
+const REFUSAL_COUNTS: Duration = Duration::from_secs(60);
 /// The longest that a publisher waits for the trimmer.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// EVENTS takes nothing more from outside: what is there fills it.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the stream {EVENTS} is full: `{BOUND}` bounds it{}{reason}", bytes(.max_bytes))]
+/// EVENTS takes nothing more from outside: what is there fills it, or the broker's disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Full {
     /// The bound, where it is known.
     pub max_bytes: Option<u64>,
@@ -37,6 +44,18 @@ pub struct Full {
 pub enum FullReason {
     /// Nothing is known yet.
     Unknown,
+    /// The disk that the broker writes to has less free bytes than are to be kept free.
+    Disk {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that are to be: `streams.disk_reserve`.
+        reserve: u64,
+    },
+    /// The broker refuses events, or acknowledges none: its disk is full, or its own limit is reached.
+    Broker {
+        /// What it says.
+        said: String,
+    },
     /// The setting `streams.events_full` is `"refuse"`: all is kept.
     NeverTrimmed,
     /// A consumer has not finished events of it.
@@ -58,6 +77,16 @@ impl fmt::Display for FullReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unknown => Ok(()),
+            Self::Disk { free, reserve } => write!(
+                f,
+                "the broker's disk is full: {free} bytes are free, and `streams.disk_reserve` keeps {reserve}; make room on it"
+            ),
+            Self::Broker { said } => {
+                write!(
+                    f,
+                    "the broker stores nothing ({said}): make room on its disk, or raise max_file_store of nats-server"
+                )
+            }
             Self::NeverTrimmed => f.write_str(", and `streams.events_full = \"refuse\"` keeps what was processed, too"),
             Self::Held { consumer, unfinished, first } => {
                 let (kind, name) = match consumer.strip_prefix("nerve-") {
@@ -70,10 +99,47 @@ impl fmt::Display for FullReason {
     }
 }
 
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.reason {
+            reason @ (FullReason::Disk { .. } | FullReason::Broker { .. }) => reason.fmt(f),
+            reason => {
+                let bytes = bytes(&self.max_bytes);
+                write!(f, "the stream {EVENTS} is full: `{BOUND}` bounds it{bytes}{reason}")
+            }
+        }
+    }
+}
+
+impl std::error::Error for Full {}
+
 impl Full {
-    /// The same without who holds the events, for senders who may not know what is deployed.
-    pub fn for_strangers(&self) -> Self {
-        Self { reason: FullReason::Unknown, ..self.clone() }
+    /// The same for senders who may not know what is deployed, nor what the machine is like.
+    pub fn for_strangers(&self) -> StrangersFull<'_> {
+        StrangersFull(self)
+    }
+
+    /// Whether it is the disk that is full, or all that the broker may take of it.
+    pub fn is_of_disk(&self) -> bool {
+        matches!(self.reason, FullReason::Disk { .. } | FullReason::Broker { .. })
+    }
+
+    /// Whether it is a disk of this machine.
+    pub fn is_here(&self) -> bool {
+        matches!(self.reason, FullReason::Disk { .. })
+    }
+}
+
+/// What strangers are told of an EVENTS that is full.
+#[derive(Debug)]
+pub struct StrangersFull<'f>(&'f Full);
+
+impl fmt::Display for StrangersFull<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.is_of_disk() {
+            true => f.write_str("the broker's disk is full"),
+            false => Full { max_bytes: self.0.max_bytes, reason: FullReason::Unknown }.fmt(f),
+        }
     }
 }
 
@@ -100,6 +166,18 @@ pub(crate) struct Space {
     room: AtomicI64,
     last: watch::Sender<Look>,
     wanted: Notify,
+    /// Whether `disk` says that something is full: it is asked for each event.
+    disk_is_full: AtomicBool,
+    disk: Mutex<DiskState>,
+}
+
+/// What is known of the broker's disk.
+#[derive(Debug, Default)]
+struct DiskState {
+    /// What a look at the disk found.
+    looked: Option<Full>,
+    /// What the broker said at the last refusal, and when.
+    refused: Option<(Full, Instant)>,
 }
 
 /// What the last look found.
@@ -113,7 +191,13 @@ struct Look {
 impl Default for Space {
     /// Without a bound, until a look says otherwise.
     fn default() -> Self {
-        Self { room: AtomicI64::new(i64::MAX), last: watch::Sender::default(), wanted: Notify::default() }
+        Self {
+            room: AtomicI64::new(i64::MAX),
+            last: watch::Sender::default(),
+            wanted: Notify::default(),
+            disk_is_full: AtomicBool::new(false),
+            disk: Mutex::default(),
+        }
     }
 }
 
@@ -130,7 +214,54 @@ impl Space {
         self.wanted.notified().await;
     }
 
-    /// What is full, as of the last look.
+    /// Reports a look at the disk that the broker writes to.
+    pub(super) fn report_disk(&self, full: Option<Full>) {
+        self.disk().looked = full;
+        self.update_disk();
+    }
+
+    /// Takes note that the broker refused an event since it has no room for it.
+    fn refused_by_broker(&self, said: String) -> Full {
+        let full = Full { max_bytes: None, reason: FullReason::Broker { said } };
+        self.disk().refused = Some((full.clone(), Instant::now()));
+        self.update_disk();
+        full
+    }
+
+    /// Takes note that the broker acknowledges nothing although it is connected, as where a write of its has failed.
+    pub(super) fn unanswered(&self) {
+        self.refused_by_broker("it does not acknowledge what is published; its log says why".to_owned());
+    }
+
+    /// Takes note that the broker stored something.
+    pub(super) fn stored(&self) {
+        if self.disk_is_full.load(Ordering::Relaxed) && self.disk().refused.take().is_some() {
+            self.update_disk();
+            tracing::info!("the broker has room again");
+        }
+    }
+
+    /// How the disk is full, if it is.
+    pub(crate) fn disk_full(&self) -> Option<Full> {
+        if !self.disk_is_full.load(Ordering::Relaxed) {
+            return None;
+        }
+        let disk = self.disk();
+        // A refusal tells nothing once nobody has tried for a while.
+        let refused = disk.refused.as_ref().filter(|(_, at)| at.elapsed() < REFUSAL_COUNTS);
+        disk.looked.clone().or_else(|| refused.map(|(full, _)| full.clone()))
+    }
+
+    fn update_disk(&self) {
+        let disk = self.disk();
+        self.disk_is_full.store(disk.looked.is_some() || disk.refused.is_some(), Ordering::Relaxed);
+    }
+
+    fn disk(&self) -> std::sync::MutexGuard<'_, DiskState> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What fills EVENTS, as of the last look.
     pub(crate) fn full(&self) -> Option<Full> {
         self.last.borrow().full.clone()
     }
@@ -142,6 +273,11 @@ impl Space {
     }
 
     async fn admit(&self, bytes: usize) -> Result<(), Full> {
+        if self.disk_is_full.load(Ordering::Relaxed)
+            && let Some(full) = self.disk().looked.clone()
+        {
+            return Err(full);
+        }
         let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
         if self.take(bytes) {
             return Ok(());
@@ -187,9 +323,25 @@ impl Bus {
 
     /// What a refused publish is to its caller; EVENTS that is full is told from a broker that is away.
     pub(super) fn refusal(&self, subject: &Subject, error: context::PublishError) -> PublishError {
+        if error.kind() == PublishErrorKind::TimedOut && self.connected() {
+            self.space.unanswered();
+        }
+        if let Some(said) = lacks_room(&error) {
+            return self.space.refused_by_broker(said).into();
+        }
         let full = subject.as_str().starts_with(EVENTS_PREFIX) && is_full(&error);
         if full { self.space.refused().into() } else { PublishError::Unavailable(error.into()) }
     }
+}
+
+/// What the broker says of its disk, where that is why it refuses something.
+fn lacks_room(error: &context::PublishError) -> Option<String> {
+    let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>())?;
+    let said = refused.to_string();
+    let resources = [ErrorCode::INSUFFICIENT_RESOURCES, ErrorCode::STORAGE_RESOURCES_EXCEEDED];
+    let disk = ["no space left on device", "insufficient resources", "resource limits exceeded"];
+    let lacks = resources.contains(&refused.error_code()) || disk.iter().any(|text| said.contains(text));
+    lacks.then_some(said)
 }
 
 /// Whether the stream refuses it because of its bound in bytes; the code alone also stands for a disk that fails.
@@ -219,6 +371,22 @@ mod tests {
         );
         assert!(!held().for_strangers().to_string().contains("slow"));
         assert_eq!(PublishError::from(held()).full(), Some(&held()));
+    }
+
+    #[tokio::test]
+    async fn full_disk_refuses_events_and_the_brokers_word_only_tells_of_it() {
+        let space = Space::default();
+        let disk = Full { max_bytes: None, reason: FullReason::Disk { free: 1, reserve: 2 } };
+        space.report_disk(Some(disk.clone()));
+        assert_eq!((space.admit(1).await, space.disk_full()), (Err(disk.clone()), Some(disk.clone())));
+        assert!(disk.to_string().contains("disk is full") && !disk.for_strangers().to_string().contains("reserve"));
+        space.report_disk(None);
+        assert_eq!((space.admit(1).await, space.disk_full()), (Ok(()), None));
+        // The next event may find room, so it is tried.
+        let refused = space.refused_by_broker("insufficient resources".to_owned());
+        assert_eq!((space.admit(1).await, space.disk_full()), (Ok(()), Some(refused)));
+        space.stored();
+        assert_eq!(space.disk_full(), None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,6 +14,9 @@ pub(crate) struct Access {
     keys: Vec<([u8; 32], Caller)>,
 }
 
+/// What browsers say of the page that has them ask (Fetch Metadata).
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
+
 /// Who calls, and what they may see.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Caller {
@@ -90,7 +93,11 @@ impl Access {
     /// Lets the request through to the API and says who calls, or says why not; `client` is where it comes from.
     pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap, client: Option<IpAddr>) -> Answer<Caller> {
         if self.keys.is_empty() {
-            return local_only(uri, headers, client).map(|()| Caller::Any(String::new()));
+            self.check_page(uri, headers)?;
+            return match client.is_some_and(|client| !is_loopback(client)) {
+                true => Err(elsewhere("the proxy says that it comes from another")),
+                false => Ok(Caller::Any(String::new())),
+            };
         }
         let caller = self.check_key(headers)?;
         if caller.may_use(uri.path()) {
@@ -100,6 +107,37 @@ impl Access {
             StatusCode::FORBIDDEN,
             "this key is for one collection, and this path is about more than that",
         ))
+    }
+
+    /// Refuses what a page from elsewhere has a browser on this machine send, where no key protects the API: on every route.
+    ///
+    /// Without a key the socket is on loopback, and so is every caller; but a browser here may act for a page from elsewhere. Such a
+    /// page is known by its host name (DNS rebinding), by its origin (a form post, `fetch`), or by what the browser says of its
+    /// site (an image, a script, a link). Senders of webhooks may come through a tunnel, which has a name of its own; they are no
+    /// browsers. Health is told to anybody, without details.
+    pub(crate) fn check_page(&self, uri: &Uri, headers: &HeaderMap) -> Answer<()> {
+        if !self.keys.is_empty()
+            || matches!(uri.path(), "/healthz" | "/readyz") && !headers.contains_key(header::ORIGIN)
+        {
+            return Ok(());
+        }
+        let is_hook = uri.path().starts_with("/hooks/");
+        let host =
+            headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| Some(uri.authority()?.as_str()));
+        if !is_hook && !host.is_some_and(is_local_authority) {
+            return Err(elsewhere("the header Host names another"));
+        }
+        if let Some(origin) = headers.get(header::ORIGIN) {
+            let authority = origin.to_str().ok().and_then(|origin| Some(origin.split_once("://")?.1));
+            return match authority.is_some_and(is_local_authority) {
+                true => Ok(()),
+                false => Err(elsewhere("the header Origin names another")),
+            };
+        }
+        match headers.get(SEC_FETCH_SITE).map(HeaderValue::as_bytes) {
+            None | Some(b"none" | b"same-origin" | b"same-site") => Ok(()),
+            Some(_) => Err(elsewhere("the header Sec-Fetch-Site says that a page from another site asks")),
+        }
     }
 
     fn check_key(&self, headers: &HeaderMap) -> Answer<Caller> {
@@ -126,26 +164,9 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
 }
 
-/// Without a key the socket is on loopback, and so is every caller; but a proxy here may pass on what comes from elsewhere,
-/// and a browser here may act for a page from elsewhere.
-///
-/// Such a page is known by its host name (DNS rebinding) or by its origin (a plain form post).
-fn local_only(uri: &Uri, headers: &HeaderMap, client: Option<IpAddr>) -> Answer<()> {
-    let refuse = |what: &str| {
-        let detail = format!("without gateway.keys the API answers this machine only, and {what}; configure a key");
-        Err(Problem::new(StatusCode::FORBIDDEN, detail))
-    };
-    if client.is_some_and(|client| !is_loopback(client)) {
-        return refuse("the proxy says that it comes from another");
-    }
-    let host =
-        headers.get(header::HOST).and_then(|host| host.to_str().ok()).or_else(|| Some(uri.authority()?.as_str()));
-    if !host.is_some_and(is_local_authority) {
-        return refuse("the header Host names another");
-    }
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let authority = origin.to_str().ok().and_then(|origin| Some(origin.split_once("://")?.1));
-    if authority.is_some_and(is_local_authority) { Ok(()) } else { refuse("the header Origin names another") }
+fn elsewhere(what: &str) -> Problem {
+    let detail = format!("without gateway.keys the API answers this machine only, and {what}; configure a key");
+    Problem::new(StatusCode::FORBIDDEN, detail)
 }
 
 /// Whether `host` or `host:port` names this machine.
@@ -259,6 +280,38 @@ mod tests {
         for origin in ["https://evil.example", "null", "http://localhost.evil.example"] {
             assert_eq!(with_origin(origin), Err(403), "{origin}");
         }
+    }
+
+    #[test]
+    fn without_keys_a_page_of_another_site_is_refused_on_every_route() {
+        let access = Access::new(&Keys::new(), &Keys::new());
+        let check = |path: &str, headers: &[(&'static str, &str)]| {
+            let headers =
+                headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()));
+            access.check_page(&path.parse().unwrap(), &headers.collect()).is_ok()
+        };
+        let (local, foreign, rebound) =
+            (("host", "localhost:8080"), ("origin", "https://evil.example"), ("host", "evil.example"));
+        for path in ["/", "/v1/events", "/metrics", "/mcp", "/console/x", "/nowhere"] {
+            assert!(check(path, &[local]) && check(path, &[local, (SEC_FETCH_SITE, "same-origin")]), "{path}");
+            assert!(!check(path, &[local, foreign]) && !check(path, &[rebound]), "{path}");
+            assert!(!check(path, &[local, (SEC_FETCH_SITE, "cross-site")]), "{path}");
+            assert!(
+                check(path, &[local, ("origin", "http://127.0.0.1:3000"), (SEC_FETCH_SITE, "cross-site")]),
+                "{path}"
+            );
+        }
+        // A sender behind a tunnel is no browser.
+        assert!(check("/hooks/github", &[("host", "abc.tunnel.example")]));
+        assert!(!check(
+            "/hooks/github",
+            &[rebound, ("origin", "http://evil.example"), (SEC_FETCH_SITE, "same-origin")]
+        ));
+        assert!(!check("/hooks/github", &[local, (SEC_FETCH_SITE, "cross-site")]));
+        assert!(check("/readyz", &[rebound]) && !check("/readyz", &[local, foreign]));
+        // A key does all this: no page has it.
+        let access = Access::new(&unnamed(&["k"]), &Keys::new());
+        assert!(access.check_page(&Uri::from_static("/"), &HeaderMap::new()).is_ok());
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! `/healthz`, `/readyz` and `/metrics`: for whoever runs Nerve.
 
-use super::{Gateway, problem::Answer};
+use super::{
+    Gateway,
+    access::Caller,
+    forwarded::Origin,
+    problem::{Answer, Problem},
+};
 use axum::{
     Json,
     extract::State,
     response::{IntoResponse, Response},
 };
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, Uri, header};
 use serde::Serialize;
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
 
 /// How long readiness waits for JetStream.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -52,8 +57,42 @@ pub(super) async fn live() -> &'static str {
     "ok\n"
 }
 
-/// Whether this process can do its work now: 200 or 503, with each part of it.
-pub(super) async fn ready(State(gateway): State<Gateway>) -> Response {
+/// Whether this process can do its work now: 200 or 503, with each part of it. What is deployed, and what is wrong with it, is
+/// told to those who may use the API.
+pub(super) async fn ready(
+    State(gateway): State<Gateway>,
+    origin: Result<Origin, Problem>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Response {
+    let checks = checks(&gateway).await;
+    let ready = checks.iter().all(|check| check.ok);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let caller = origin.and_then(|origin| gateway.part.shared.access.check(&uri, &headers, origin.client));
+    let checks = match caller {
+        Ok(Caller::Any(_)) => checks,
+        Ok(Caller::Collection(_)) | Err(_) => without_details(checks),
+    };
+    (status, Json(serde_json::json!({ "ready": ready, "checks": checks }))).into_response()
+}
+
+/// One check of each kind, with no word on why it is as it is.
+fn without_details(checks: Vec<Check>) -> Vec<Check> {
+    let mut kinds: BTreeMap<Cow<'static, str>, bool> = BTreeMap::new();
+    for check in checks {
+        // `function word-count` names what is deployed.
+        let kind = match check.name.split_once(' ') {
+            Some(("function", _)) => "functions".into(),
+            Some(("sink", _)) => "sinks".into(),
+            Some(_) => "others".into(),
+            None => check.name.into(),
+        };
+        *kinds.entry(kind).or_insert(true) &= check.ok;
+    }
+    kinds.into_iter().map(|(name, ok)| Check { name: name.into_owned(), ok, detail: None }).collect()
+}
+
+async fn checks(gateway: &Gateway) -> Vec<Check> {
     let connected = gateway.bus().connected();
     let answer = tokio::time::timeout(ANSWER_WITHIN, gateway.bus().ready()).await;
     let trouble = match answer {
@@ -75,17 +114,39 @@ pub(super) async fn ready(State(gateway): State<Gateway>) -> Response {
         // It answers everything else, and another gateway would refuse the same.
         checks.push(Check { name: "events".into(), ok: true, detail: Some(full.to_string()) });
     }
+    if let Some(full) = gateway.bus().space().disk_full() {
+        // What another broker says is said of all gateways before it.
+        checks.push(Check { name: "disk".into(), ok: spools || !full.is_here(), detail: Some(full.to_string()) });
+    }
     if gateway.shutdown().is_cancelled() {
         checks.push(Check { name: "gateway".into(), ok: false, detail: Some("shutting down".into()) });
     }
     checks.extend((gateway.checks().0)());
-    let ready = checks.iter().all(|check| check.ok);
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(serde_json::json!({ "ready": ready, "checks": checks }))).into_response()
+    checks
 }
 
 /// The metrics as Prometheus reads them.
 pub(super) async fn metrics(State(gateway): State<Gateway>) -> Answer {
     let text = gateway.metrics().render();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks_without_details_name_no_function_and_no_cause() {
+        let check =
+            |name: &str, ok, detail: Option<&str>| Check { name: name.into(), ok, detail: detail.map(str::to_owned) };
+        let checks = vec![
+            check("nats", true, None),
+            check("jetstream", false, Some("no answer from nats://10.0.0.7")),
+            check("function billing", true, None),
+            check("function secret-plan", false, Some("its consumer does not answer")),
+            check("sink crm", true, None),
+        ];
+        let expected = [("functions", false), ("jetstream", false), ("nats", true), ("sinks", true)];
+        assert_eq!(without_details(checks), expected.map(|(name, ok)| check(name, ok, None)));
+    }
 }

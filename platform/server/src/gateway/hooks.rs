@@ -23,6 +23,7 @@ use super::{
     body::{LARGE, is_small},
     forwarded::{Origin, Peer},
     problem::{Answer, Problem},
+    repeats,
     verify::{Accepted, Certificate, Delivery, Refusal, certificate_url, verify},
 };
 use crate::registry::Catalogue;
@@ -100,7 +101,7 @@ impl Posted<'_> {
             Hook { spec, secrets, headers: parts.headers, query, body: body.bytes.clone(), certificate: None, now };
         let url = certificate_url(&hook.spec, hook.delivery()).map_err(|refusal| refuse(&source, &refusal, &origin))?;
         if let Some(url) = url {
-            hook.certificate = Box::pin(gateway.certificates().get(&url)).await?;
+            hook.certificate = Box::pin(gateway.certificates().get(&source, &url)).await?;
         }
         let (hook, verified) = hook.verify().await?;
         match verified {
@@ -153,7 +154,9 @@ fn secret_of(catalogue: &Catalogue, source: &Name, name: &str) -> Option<Secret>
     let value = secret.and_then(|secret| secret.value.clone());
     if value.is_none() {
         let why = if secret.is_some() { "is sealed to a key that this server does not have" } else { "is not set" };
-        tracing::warn!(%source, secret = name, "a secret of this source {why}; `nerve secrets set {name}` sets it");
+        if let Some(suppressed) = repeats::due(source.as_str(), "secret") {
+            tracing::warn!(%source, secret = name, suppressed, "a secret of this source {why}; `nerve secrets set {name}` sets it");
+        }
     }
     value
 }
@@ -206,7 +209,9 @@ fn refuse(source: &Name, refusal: &Refusal, origin: &Origin) -> Problem {
         }
         Refusal::TooManyItems => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, refusal.to_string()),
         Refusal::Unusable(why) => {
-            tracing::error!(%source, "webhooks are answered 503: {why}");
+            if let Some(suppressed) = repeats::due(source.as_str(), "unusable") {
+                tracing::error!(%source, suppressed, "webhooks are answered 503: {why}");
+            }
             let detail = format!("the source `{source}` cannot verify webhooks now; the gateway's log says why");
             Problem::unavailable(detail, MENDED)
         }

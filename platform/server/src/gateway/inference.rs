@@ -21,6 +21,7 @@ use super::{
     Gateway,
     body::ReadBody,
     problem::{Answer, Problem},
+    repeats,
 };
 use axum::{body::Body, extract::Request};
 use http::{HeaderValue, StatusCode, header};
@@ -104,7 +105,9 @@ fn problem(error: InferenceError) -> Problem {
         InferenceError::Timeout(why) => Problem::new(StatusCode::GATEWAY_TIMEOUT, why),
         InferenceError::Unavailable(why) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, why),
         InferenceError::Failed(why) => {
-            tracing::warn!(why, "a model gave no answer");
+            if let Some(suppressed) = repeats::due("", "model") {
+                tracing::warn!(why, suppressed, "a model gave no answer");
+            }
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why)
         }
     }

@@ -1,7 +1,10 @@
 //! Publishing for a caller that waits: a receipt once JetStream has the event, a problem otherwise.
 
-use super::problem::{Answer, Problem};
-use crate::bus::{Bus, BusError, Full, PublishError, Published};
+use super::{
+    problem::{Answer, Problem},
+    repeats,
+};
+use crate::bus::{Bus, BusError, PublishError, Published};
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
 use nerve_core::{Event, Identity};
@@ -74,12 +77,14 @@ pub(crate) async fn publish(bus: &Bus, event: &Event, id: Identity) -> Answer<Re
 /// What an event that was not stored is to its sender.
 pub(crate) fn publish_problem(error: PublishError) -> Problem {
     if let Some(full) = error.full() {
-        return full_problem(full);
+        return full_problem(&full.to_string());
     }
     match error {
         PublishError::Invalid(why) => Problem::bad_request(format!("the event cannot be stored: {why}")),
         PublishError::Unavailable(error) => {
-            tracing::warn!(%error, "an event is answered 503: JetStream did not acknowledge it");
+            if let Some(suppressed) = repeats::due("", "publish") {
+                tracing::warn!(%error, suppressed, "an event is answered 503: JetStream did not acknowledge it");
+            }
             let detail =
                 "the event may not be stored: JetStream did not acknowledge it; send it again, with the same id";
             Problem::unavailable(detail, BROKER_BACK)
@@ -90,12 +95,12 @@ pub(crate) fn publish_problem(error: PublishError) -> Problem {
 /// The same to a sender who may not know what is deployed here.
 pub(crate) fn hook_problem(error: PublishError) -> Problem {
     match error.full() {
-        Some(full) => full_problem(&full.for_strangers()),
+        Some(full) => full_problem(&full.for_strangers().to_string()),
         None => publish_problem(error),
     }
 }
 
-fn full_problem(full: &Full) -> Problem {
+fn full_problem(full: &str) -> Problem {
     let detail = format!("{full}; the event is not stored: send it again later, with the same id");
     Problem::unavailable(detail, FULL_RETRY)
 }
@@ -113,12 +118,16 @@ pub(crate) fn check_connected(bus: &Bus) -> Answer<()> {
 pub(crate) fn broker_problem(error: &BusError) -> Problem {
     match error {
         BusError::Unavailable { .. } => {
-            tracing::warn!(error = error as &dyn std::error::Error, "a request is answered 503");
+            if let Some(suppressed) = repeats::due("", "broker") {
+                tracing::warn!(error = error as &dyn std::error::Error, suppressed, "a request is answered 503");
+            }
             Problem::unavailable("NATS JetStream is not available; try again", BROKER_BACK)
         }
         BusError::NotFound(what) => Problem::not_found(format!("{what} does not exist")),
         BusError::Refused { .. } => {
-            tracing::warn!(%error, "the broker refused a request");
+            if let Some(suppressed) = repeats::due("", "refused by the broker") {
+                tracing::warn!(%error, suppressed, "the broker refused a request");
+            }
             Problem::new(StatusCode::BAD_GATEWAY, "NATS refused this; the gateway's log says why")
         }
     }

@@ -48,9 +48,11 @@ impl Gateway {
         B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + Unpin + 'static,
     {
         let timed = Timed::begin(Label::Named(hooks::PATH), request.method());
-        let admitted = match self.part.shared.requests.try_enter() {
-            None => Admitted::Refused,
-            Some(place) => {
+        let page = self.part.shared.access.check_page(request.uri(), request.headers());
+        let admitted = match (page, self.part.shared.requests.try_enter()) {
+            (Err(problem), _) => Admitted::Barred(problem),
+            (Ok(()), None) => Admitted::Refused,
+            (Ok(()), Some(place)) => {
                 let works = place.when_it_works();
                 let request = request.map(|body| Arriving::new(body, move || arrived() && works()));
                 let taken = hooks::take(self.clone(), source, peer, request).map(IntoResponse::into_response);
@@ -102,6 +104,9 @@ impl Surrounded {
             let Ok(response) = answer;
             response
         };
+        if let Err(problem) = self.gateway.part.shared.access.check_page(request.uri(), request.headers()) {
+            return Admitted::Barred(problem);
+        }
         if matches!(request.uri().path(), "/healthz" | "/readyz" | "/metrics") {
             return Admitted::Free(self.inner.call(request).map(answered));
         }
@@ -115,6 +120,8 @@ impl Surrounded {
 /// What becomes of a request.
 enum Admitted<F> {
     Refused,
+    /// A browser sends it for a page that may not act here.
+    Barred(Problem),
     Free(F),
     Placed(F, Place),
 }
@@ -123,6 +130,7 @@ impl<F: Future<Output = Response>> Admitted<F> {
     async fn answer(self) -> Response {
         let problem = match self {
             Self::Refused => Problem::unavailable("too many requests at once; gateway.max_requests bounds them", LATER),
+            Self::Barred(problem) => problem,
             Self::Free(answer) => return answer.await,
             Self::Placed(answer, place) => tokio::select! {
                 biased;

@@ -83,6 +83,9 @@ impl Sending {
                 }
                 _ = look.tick() => {
                     if self.lose(|batch| batch.since.elapsed() >= REQUEST_TIMEOUT) {
+                        if self.bus.connected() {
+                            self.bus.space().unanswered();
+                        }
                         give_up(&mut offers);
                     }
                 }
@@ -143,6 +146,7 @@ impl Sending {
         match serde_json::from_slice::<Ack>(&message.payload) {
             Ok(Ack { kind: Some(kind), .. }) if kind != "err" => {}
             Ok(Ack { error: None, seq: Some(sequence), duplicate, count, .. }) => {
+                self.bus.space().stored();
                 self.settle(batch, count.unwrap_or(1), Some(Published { sequence, duplicate }));
             }
             _ => {

@@ -4,6 +4,7 @@ use super::super::{
     Gateway,
     problem::{Answer, Problem},
     publish::{Receipt, accepted, hook_problem, publish_problem},
+    repeats,
     spool::{SpoolError, Spooled},
     verify::{IdNames, Recognition},
 };
@@ -164,7 +165,9 @@ impl Taking<'_> {
     }
 
     fn not_spooled(&self, error: &SpoolError) -> Problem {
-        tracing::warn!(source = %self.source, error = error as &dyn std::error::Error, "a webhook is answered 503");
+        if let Some(suppressed) = repeats::due(self.source.as_str(), "spool") {
+            tracing::warn!(source = %self.source, error = error as &dyn std::error::Error, suppressed, "a webhook is answered 503");
+        }
         let detail = match error {
             SpoolError::Full => "the broker is away, and the spool is full; send it again later",
             _ => "the broker is away, and the spool cannot be written; send it again later",
