@@ -22,6 +22,7 @@ mod fuzz;
 mod github;
 mod governor;
 mod harness;
+mod home;
 mod idempotency;
 mod identity;
 mod inference;

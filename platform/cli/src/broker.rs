@@ -150,6 +150,10 @@ fn spawn(options: &BrokerOptions, address: SocketAddr) -> anyhow::Result<Child> 
         .stdout(settings.errors()?)
         .stderr(settings.errors()?)
         .kill_on_drop(true);
+    // The server's settings are none of its business, and its environment is open to all processes of this user.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NERVE_")) {
+        command.env_remove(name);
+    }
     nerve_runtime::die_with_parent(&mut command);
     Ok(command.spawn()?)
 }

@@ -1,6 +1,7 @@
 //! Where a running `nerve up` can be reached: a file in its data folder, and how a command finds NATS.
 
 use crate::{failure::Failure, lock::is_alive};
+use nerve_server::config::check_trusted;
 use serde::{Deserialize, Serialize};
 use std::{
     io,
@@ -35,7 +36,11 @@ impl Endpoint {
     }
 
     fn read(data: &Path) -> io::Result<Self> {
-        Ok(serde_json::from_slice(&std::fs::read(data.join(FILE))?)?)
+        let path = data.join(FILE);
+        let content = std::fs::read(&path)?;
+        // It says where secrets and deployments are sent.
+        check_trusted(&path).map_err(|untrusted| io::Error::other(untrusted.to_string()))?;
+        Ok(serde_json::from_slice(&content)?)
     }
 }
 

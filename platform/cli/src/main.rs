@@ -62,6 +62,9 @@ fn main() -> ExitCode {
     if process == Process::Supervisor {
         supervisor::save_memory();
     }
+    if process != Process::Command {
+        keep_private();
+    }
     start_logging(process);
     // A supervisor is to be small, and its children are tied to the thread that starts them.
     let mut runtime = match process {
@@ -77,6 +80,20 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error, cli.globals.output),
+    }
+}
+
+/// Keeps what a server writes, and what it holds in memory, from other users and from the processes that it runs.
+fn keep_private() {
+    use nix::sys::{
+        prctl,
+        stat::{Mode, umask},
+    };
+    umask(Mode::from_bits_truncate(0o077));
+    // Other processes of this user may then read neither its environment in /proc nor its memory. A child is dumpable again
+    // once it runs a program of its own.
+    if let Err(error) = prctl::set_dumpable(false) {
+        tracing::debug!(%error, "processes of this user may read the memory of this one");
     }
 }
 

@@ -1,7 +1,7 @@
 //! What comes with this installation for ONNX Runtime: its library, and models.
 
 use nerve_onnx::{Provider, Settings};
-use nerve_server::config::OnnxConfig;
+use nerve_server::config::{OnnxConfig, check_trusted};
 use std::{
     collections::BTreeSet,
     env::consts::{ARCH, DLL_PREFIX, DLL_SUFFIX},
@@ -31,18 +31,30 @@ pub(crate) fn bundled_names(config: &OnnxConfig) -> BTreeSet<String> {
 }
 
 /// ONNX Runtime's library: `onnx.library`, else `ORT_DYLIB_PATH`, else the first in `.tools/lib` of this folder or
-/// one above it, near the `nerve` that runs, or where libraries are. None where there is none; one that is named need
-/// not be there.
+/// one above it, near the `nerve` that runs, or where libraries are. None where there is none; one that is named need not be there, and one
+/// that is found counts only where nobody else can have put it.
 pub(crate) fn library(config: &OnnxConfig) -> Option<PathBuf> {
     let variable = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
     match config.library.clone().or_else(variable) {
         // A bare name says which, not where.
         Some(name) if name.components().count() == 1 && !name.is_file() => {
             let found = library_folders().into_iter().map(|folder| folder.join(&name)).find(|path| path.is_file());
-            Some(found.unwrap_or(name))
+            Some(found.filter(|path| is_trusted(path)).unwrap_or(name))
         }
         Some(path) => Some(path),
-        None => library_folders().iter().find_map(|folder| library_in(folder)),
+        None => library_folders().iter().filter_map(|folder| library_in(folder)).find(|path| is_trusted(path)),
+    }
+}
+
+/// Whether nobody else can have put this file there; says so otherwise. What stands beside the `nerve` that runs is as good as that.
+pub(crate) fn is_trusted(path: &Path) -> bool {
+    let beside = nerve().as_deref().and_then(Path::parent).is_some_and(|folder| path.parent() == Some(folder));
+    match if beside { Ok(()) } else { check_trusted(path) } {
+        Ok(()) => true,
+        Err(untrusted) => {
+            tracing::warn!("{} is not used: {untrusted}; name it if it is meant", path.display());
+            false
+        }
     }
 }
 
@@ -67,6 +79,7 @@ pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf) -> anyhow::Re
 fn model_roots(config: &OnnxConfig) -> Vec<PathBuf> {
     let configured = config.models.iter().cloned();
     let near = ancestors().into_iter().map(|folder| folder.join(".tools/models"));
+    let near = near.filter(|root| root.is_dir() && is_trusted(root));
     configured.chain(near).chain(SYSTEM_MODELS.map(PathBuf::from)).collect()
 }
 

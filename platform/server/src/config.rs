@@ -5,10 +5,12 @@
 mod gateway;
 mod keys;
 mod onnx;
+mod trust;
 
 pub use gateway::GatewayConfig;
 pub use keys::Keys;
 pub use onnx::{OnnxConfig, Optimisation, Provider};
+pub use trust::{Untrusted, Why, check_trusted};
 
 use gateway::MOST_THREADS;
 use nerve_core::{Secret, manifest::Network};
@@ -21,6 +23,8 @@ use std::{
 
 const DEFAULTS: &str = include_str!("default.toml");
 const PREFIX: &str = "NERVE_";
+/// The settings file of the current folder.
+const FILE: &str = "nerve-server.toml";
 /// Variables with our prefix that are no settings of the server.
 const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
 /// Settings that a variable gives as a list with commas.
@@ -191,6 +195,9 @@ pub enum ConfigError {
     /// A file or variable cannot be read, or says something unknown.
     #[error("the configuration is wrong: {0}")]
     Read(#[from] config::ConfigError),
+    /// The settings file of the current folder may be somebody else's.
+    #[error("{0}: name the file with --config if it is meant, or start in another folder")]
+    Untrusted(#[from] Untrusted),
     /// A value is out of its bounds.
     #[error("the configuration is wrong: {key}: {why}")]
     Invalid {
@@ -210,7 +217,14 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let file = match file {
             Some(path) => config::File::from(path).format(config::FileFormat::Toml).required(true),
-            None => config::File::new("nerve-server.toml", config::FileFormat::Toml).required(false),
+            None => {
+                // A file that is named is meant; one that happens to be here may be anybody's.
+                let here = Path::new(FILE);
+                if here.exists() {
+                    check_trusted(here)?;
+                }
+                config::File::new(FILE, config::FileFormat::Toml).required(false)
+            }
         };
         let mut builder = config::Config::builder()
             .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml))

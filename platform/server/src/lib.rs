@@ -21,10 +21,12 @@ pub mod bus;
 pub mod config;
 pub mod event_types;
 pub mod gateway;
+mod home;
 mod pace;
 pub mod registry;
 mod server;
 mod worker;
 
+pub use home::HomeError;
 pub use server::{Inherited, Roles, Server, ServerError, listen};
 pub use worker::{FunctionStatus, InFlight, InFlightEvent, Statuses};

@@ -6,6 +6,7 @@ use crate::{
     gateway::{
         self, Check, Checks, Door, Drain, Fetch, Gateway, LaneError, Lanes, ModelParts, Models, Spool, SpoolError, Tls,
     },
+    home::{self, HomeError},
     registry::{self, Catalogue, KeyringError, Registry},
     worker::{self, FunctionStatus, InFlight, Statuses},
 };
@@ -73,6 +74,9 @@ pub struct Server {
 /// Why a server does not start, or does not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
+    /// Its data folder cannot be used.
+    #[error(transparent)]
+    Home(#[from] HomeError),
     /// It may not listen there.
     #[error(transparent)]
     Access(#[from] gateway::OpenToAll),
@@ -129,6 +133,7 @@ async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
 impl Server {
     /// Listens, connects, makes what is missing on the broker and reads what is deployed.
     pub async fn bind(config: Config, roles: Roles, inherited: Inherited) -> Result<Self, ServerError> {
+        home::make_private(&config.data.dir)?;
         let Inherited { listener, in_flight } = inherited;
         let door = if roles.gateway { Some(open(&config, listener)?) } else { None };
         let bus = Bus::connect(&config.nats, "nerve").await?;

@@ -1,6 +1,6 @@
 //! Which nats-server to start.
 
-use crate::failure::Failure;
+use crate::{failure::Failure, onnx};
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -45,13 +45,16 @@ pub(crate) async fn find(named: Option<&Path>) -> Result<PathBuf, Failure> {
 
 fn candidates() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    // The PATH is the user's own choice, but for entries that lead to wherever they are.
+    let on_path: Vec<PathBuf> = std::env::split_paths(&path).filter(|folder| folder.is_absolute()).collect();
+    let mut folders = on_path.clone();
     if let Ok(here) = std::env::current_dir() {
         folders.extend(here.ancestors().map(|folder| folder.join(".tools/bin")));
     }
     let nerve = std::env::current_exe().ok();
     folders.extend(nerve.as_deref().and_then(Path::parent).map(Path::to_owned));
-    folders.into_iter().map(|folder| folder.join(NAME)).filter(|file| file.is_file()).collect()
+    let found = folders.into_iter().map(|folder| folder.join(NAME)).filter(|file| file.is_file());
+    found.filter(|file| on_path.iter().any(|folder| file.parent() == Some(folder)) || onnx::is_trusted(file)).collect()
 }
 
 async fn version(binary: &Path) -> anyhow::Result<Version> {
