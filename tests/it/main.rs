@@ -56,6 +56,7 @@ mod streams;
 mod supervision;
 mod tls;
 mod traces;
+mod trees;
 mod up;
 mod upgrade;
 mod workers;

@@ -14,7 +14,7 @@ pub mod process;
 pub mod wasm;
 
 pub use http::HttpHost;
-pub use process::{ProcessConfig, ProcessHost, die_with_parent};
+pub use process::{ProcessConfig, ProcessHost, SHIM, die_with_parent, run_shim};
 pub use wasm::{WasmConfig, WasmHost, inspect};
 
 use async_trait::async_trait;

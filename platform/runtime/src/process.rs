@@ -19,20 +19,26 @@
 //! # Layout
 //! - `actor`: owns the child, and decides who is guilty when it dies.
 //! - `child`: starts, feeds, reads and kills one child.
-//! - `folder`: the working folder of each load.
+//! - `folder`: the working folder of each load. `shim`: the parent of a function, with which all that it started ends.
 //! - `wire`: the lines.
 
 mod actor;
 mod child;
 mod folder;
+mod shim;
 mod wire;
 
 pub use child::die_with_parent;
+pub use shim::{SHIM, run_shim};
 
 use actor::{Actor, Progress, Request};
 use async_trait::async_trait;
 use nerve_core::{Context, Deployment, Event, Fault, Function, FunctionError, Host, LoadError, Outcome, manifest::Run};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -46,12 +52,15 @@ pub struct ProcessConfig {
     pub work_dir: PathBuf,
     /// How long a process may take to finish once its stdin is closed.
     pub grace: Duration,
+    /// The program that is the parent of each process when its first argument is [`SHIM`]. Without one, what a process leaves
+    /// behind in sessions of its own outlives it.
+    pub shim: Option<PathBuf>,
 }
 
 impl ProcessConfig {
-    /// A grace of 5 s.
+    /// A grace of 5 s, and no shim.
     pub fn new(work_dir: impl Into<PathBuf>) -> Self {
-        Self { work_dir: work_dir.into(), grace: Duration::from_secs(5) }
+        Self { work_dir: work_dir.into(), grace: Duration::from_secs(5), shim: None }
     }
 }
 
@@ -59,12 +68,14 @@ impl ProcessConfig {
 pub struct ProcessHost {
     folders: folder::Folders,
     grace: Duration,
+    shim: Option<Arc<Path>>,
 }
 
 impl ProcessHost {
     /// A host that keeps its processes' folders as `config` says. Folders of hosts that were killed are removed.
     pub fn new(config: ProcessConfig) -> Self {
-        Self { folders: folder::Folders::open(config.work_dir), grace: config.grace }
+        let shim = config.shim.map(Arc::from);
+        Self { folders: folder::Folders::open(config.work_dir), grace: config.grace, shim }
     }
 }
 
@@ -78,7 +89,7 @@ impl Host for ProcessHost {
         };
         let command = command.clone();
         let folder = self.folders.make(&deployment).await?;
-        let launch = child::Launch { command, folder, deployment: Arc::new(deployment) };
+        let launch = child::Launch { command, folder, deployment: Arc::new(deployment), shim: self.shim.clone() };
         let tracker = TaskTracker::new();
         let child = child::Child::start(&launch, &tracker)?;
         let (requests, intake) = mpsc::channel(launch.room());

@@ -230,7 +230,9 @@ impl Serving {
 /// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
 fn runtimes(data: &Path, builtin: Builtins) -> anyhow::Result<Arc<dyn Host>> {
     let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled") })?;
-    let process = ProcessHost::new(ProcessConfig::new(data.join("processes")));
+    // By this name it is found whatever has become of the file.
+    let shim = Some(PathBuf::from("/proc/self/exe"));
+    let process = ProcessHost::new(ProcessConfig { shim, ..ProcessConfig::new(data.join("processes")) });
     Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, Arc::new(builtin))))
 }
 

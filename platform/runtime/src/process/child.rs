@@ -1,5 +1,6 @@
 //! One child process: started, fed, read and killed.
 
+use super::SHIM;
 use super::{
     folder::Folder,
     wire::{Line, LineEnd, MAX_LINE_BYTES},
@@ -8,13 +9,18 @@ use nerve_core::{
     Deployment, LoadError,
     function::{LogLevel, LogSink},
 };
-use nix::sys::{
-    prctl,
-    resource::{Resource, setrlimit},
-    signal::{Signal, killpg},
+use nix::{
+    errno::Errno,
+    sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+        signal::{Signal, kill, killpg},
+    },
+    unistd::{AccessFlags, Pid, access},
 };
 use std::{
     collections::VecDeque,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -33,12 +39,16 @@ const LOG_LINE: usize = 8 * 1024;
 const TAIL: usize = 20;
 /// How long the pipes of a process that is gone are read; a grandchild may hold them open.
 const DRAIN: Duration = Duration::from_millis(200);
+/// How long the parent of a process takes to end all that it has started.
+const SHIM_END: Duration = Duration::from_secs(6);
 
 /// How to start the process.
 pub(super) struct Launch {
     pub(super) command: Vec<String>,
     pub(super) folder: Folder,
     pub(super) deployment: Arc<Deployment>,
+    /// The parent of the process; see [`super::ProcessConfig::shim`].
+    pub(super) shim: Option<Arc<Path>>,
 }
 
 impl Launch {
@@ -53,6 +63,7 @@ impl Launch {
 pub(super) struct Child {
     os: OsChild,
     group: Option<i32>,
+    has_shim: bool,
     feed: Option<mpsc::UnboundedSender<String>>,
     lines: mpsc::Receiver<Line>,
     tail: Arc<Mutex<VecDeque<String>>>,
@@ -67,12 +78,14 @@ impl Child {
         let Some((program, arguments)) = launch.command.split_first() else {
             return Err(LoadError::Invalid(format!("`{name}` has an empty `command`; name a program in nerve.toml")));
         };
-        let mut os = command(launch, program, arguments).spawn().map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => LoadError::Invalid(format!(
-                "`{name}` cannot start `{program}`: {error}; install it on the worker, or correct `command`"
-            )),
-            _ => LoadError::failed(format!("`{name}` could not start `{program}`"), error),
-        })?;
+        let found = if launch.shim.is_some() { check_program(program, launch.folder.path()) } else { Ok(()) };
+        let mut os =
+            found.and_then(|()| command(launch, program, arguments).spawn()).map_err(|error| match error.kind() {
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::PermissionDenied => LoadError::Invalid(format!(
+                    "`{name}` cannot start `{program}`: {error}; install it on the worker, or correct `command`"
+                )),
+                _ => LoadError::failed(format!("`{name}` could not start `{program}`"), error),
+            })?;
         let (feed, fed) = mpsc::unbounded_channel();
         let (out, lines) = mpsc::channel(16);
         let logs = launch.deployment.logs.clone();
@@ -86,7 +99,8 @@ impl Child {
         let stderr = os.stderr.take();
         let logged = stderr.map(|stderr| tracker.spawn(log(BufReader::new(stderr), logs, tail.clone())));
         let group = os.id().and_then(|id| i32::try_from(id).ok());
-        Ok(Self { os, group, feed: Some(feed), lines, tail, logged })
+        let has_shim = launch.shim.is_some();
+        Ok(Self { os, group, has_shim, feed: Some(feed), lines, tail, logged })
     }
 
     /// Hands over a line; its number is bounded by the requests in flight. A dead process shows in [`step`](Self::step).
@@ -110,11 +124,15 @@ impl Child {
         }
     }
 
-    /// Kills it and its group, and takes the lines it had still written.
+    /// Kills it and all that it has started, and takes the lines it had still written.
     pub(super) async fn end(mut self) -> (Vec<Line>, String) {
+        self.ask_shim();
+        if self.has_shim && tokio::time::timeout(SHIM_END, self.os.wait()).await.is_err() {
+            tracing::debug!("the processes of a function do not end; their parent is killed");
+        }
         if let Some(group) = self.group {
             // Gone already is as good as killed.
-            let _ = killpg(nix::unistd::Pid::from_raw(group), Signal::SIGKILL);
+            let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
         let status = self.os.wait().await;
         let mut rest = Vec::new();
@@ -140,10 +158,51 @@ impl Child {
     }
 }
 
+impl Child {
+    /// Has the parent of the process end all of them, if they have not ended.
+    fn ask_shim(&self) {
+        if self.has_shim
+            && let Some(shim) = self.os.id().and_then(|id| i32::try_from(id).ok())
+        {
+            let _ = kill(Pid::from_raw(shim), Signal::SIGTERM);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.ask_shim();
+    }
+}
+
+/// Finds out here what the parent of a process would find out later.
+fn check_program(program: &str, folder: &Path) -> std::io::Result<()> {
+    let runs = |path: PathBuf| access(&path, AccessFlags::X_OK).is_ok() && !path.is_dir();
+    let found = match program.contains('/') {
+        true => runs(folder.join(program)),
+        false => {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            std::env::split_paths(&path).any(|at| runs(folder.join(at).join(program)))
+        }
+    };
+    if found { Ok(()) } else { Err(std::io::Error::from_raw_os_error(Errno::ENOENT as i32)) }
+}
+
 fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
     let spec = &launch.deployment.spec;
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir(launch.folder.path()).env_clear().kill_on_drop(true);
+    let mut command = match &launch.shim {
+        Some(shim) => {
+            let mut command = Command::new(&**shim);
+            command.arg0("nerve").arg(SHIM).arg(spec.memory.to_string()).arg(program);
+            command
+        }
+        None => {
+            let mut command = Command::new(program);
+            command.kill_on_drop(true);
+            command
+        }
+    };
+    command.args(arguments).current_dir(launch.folder.path()).env_clear();
     command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", launch.folder.path());
     if let Some(lang) = std::env::var_os("LANG") {
         command.env("LANG", lang);
@@ -152,7 +211,9 @@ fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
     command.envs(launch.deployment.secrets.iter().map(|(name, secret)| (name, secret.expose())));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     die_with_parent(&mut command);
-    limit_memory(&mut command, spec.memory);
+    if launch.shim.is_none() {
+        limit_memory(&mut command, spec.memory);
+    }
     command
 }
 
@@ -160,9 +221,14 @@ fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
 ///
 /// The kernel ties the death to the *thread* that spawns: spawn from async code, never from `spawn_blocking`, whose
 /// threads end when idle.
-#[allow(unsafe_code)]
 pub fn die_with_parent(command: &mut Command) {
-    let parent = nix::unistd::getpid();
+    die_with(command.as_std_mut(), nix::unistd::getpid());
+}
+
+/// The same for a command that `parent`, which is this process, starts.
+#[allow(unsafe_code)]
+pub(super) fn die_with(command: &mut std::process::Command, parent: Pid) {
+    use std::os::unix::process::CommandExt;
     command.process_group(0);
     // SAFETY: between fork and exec the closure may only do what is async-signal-safe. It makes two system calls
     // (prctl, getppid), takes no lock and allocates nothing: `parent` is a copied integer, and an error made of an
