@@ -30,9 +30,9 @@ async fn event_that_kills_its_worker_alone_is_a_dead_letter_and_costs_no_other()
     let gateway = Nerve::gateway(&nats.url()).await;
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let file = folder.path().join("runs");
-    // The second event is in flight when the first one kills the worker.
+    // The second event is in flight when the first one kills the worker, which is the parent of its process' own parent.
     let handle = format!(
-        "{}\nif id == 'kill':\n    time.sleep(0.5)\n    os.kill(os.getppid(), 9)\n    time.sleep(60)\n\
+        "{}\nif id == 'kill':\n    time.sleep(0.5)\n    os.kill(int(open('/proc/%d/stat' % os.getppid()).read().split()[3]), 9)\n    time.sleep(60)\n\
          time.sleep(1)\nsay(call, events=results('c.out'))",
         record(&file)
     );

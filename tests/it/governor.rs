@@ -105,8 +105,8 @@ async fn wait_that_an_endpoint_asks_for_is_a_day_at_most() {
     );
     nerve.cli().deploy(Folder::new(&manifest).path()).await;
     let streams = Streams::connect(&nerve.nats).await;
-    let hit =
-        json!({"id": "d-0", "document": "d", "name": "d", "text": "Late invoices cost ten percent.", "score": 1.0});
+    let hit = json!({"id": "d-0", "document": "d", "name": "d", "index": 0, "start": 0, "end": 31, "heading": [],
+        "text": "Late invoices cost ten percent.", "score": 1.0});
     let reranked = json!({"question": "?", "documents": [hit]}).to_string();
     for (ty, data) in [("a", "{}"), ("documents.reranked", &reranked), ("c", "{}")] {
         assert_eq!(post_event(&nerve, ty, ty, data).await / 100, 2, "{ty}");

@@ -4,6 +4,7 @@
 //! - `guest`: what one instance sees: WASI without files or network, `emit`, `log`, and its memory limit.
 //! - `cache`: compiles a component once and keeps the machine code on disk.
 //! - `output`: standard output and error as bounded log lines, and the tail that explains a trap.
+//! - `shares`: instances, shared fairly by functions.
 //! - `inspect`: says at deploy whether a file is a component that Nerve can run.
 //!
 //! # Flow
@@ -15,6 +16,7 @@ mod cache;
 mod guest;
 mod inspect;
 mod output;
+mod shares;
 
 pub use inspect::{InspectError, inspect};
 
@@ -24,6 +26,7 @@ use nerve_core::{
     Context, Deployment, Emission, Event, EventType, Fault, Function, FunctionError, Host, LoadError, Outcome,
     manifest::Run,
 };
+use shares::{Share, Shares};
 use std::{
     path::PathBuf,
     sync::{
@@ -32,7 +35,6 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::Semaphore;
 use wasmtime::{
     Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Store,
     component::{HasSelf, Linker},
@@ -40,7 +42,7 @@ use wasmtime::{
 
 /// How often a running guest gives its thread back, and so how late a timeout can be seen.
 const TICK: Duration = Duration::from_millis(5);
-/// Instances alive at once in one host; what comes later waits. The pool has room for as many.
+/// Instances alive at once in one host, which functions share; what comes later waits. The pool has room for as many.
 const LIVE_INSTANCES: u32 = 256;
 
 /// Bytes of each memory and table that are cleared by writing rather than given back to the system: giving back
@@ -60,7 +62,7 @@ pub struct WasmHost {
     engine: Engine,
     linker: Linker<Guest>,
     cache: cache::Cache,
-    live: Arc<Semaphore>,
+    live: Shares,
     // Ends the ticker thread when dropped.
     _ticker: Arc<Ticker>,
 }
@@ -83,7 +85,7 @@ impl WasmHost {
             .map_err(|error| failed("the interface nerve:function/host could not be linked", error))?;
         let cache = cache::Cache::open(config.cache_dir)?;
         let ticker = Ticker::start(engine.clone())?;
-        let live = Arc::new(Semaphore::new(LIVE_INSTANCES as usize));
+        let live = Shares::of(LIVE_INSTANCES as usize);
         Ok(Self { engine, linker, cache, live, _ticker: Arc::new(ticker) })
     }
 }
@@ -111,14 +113,14 @@ impl Host for WasmHost {
                 deployment.name
             ))
         })?;
-        Ok(Arc::new(WasmFunction { pre, deployment, live: self.live.clone(), _ticker: self._ticker.clone() }))
+        Ok(Arc::new(WasmFunction { pre, deployment, live: self.live.share(), _ticker: self._ticker.clone() }))
     }
 }
 
 struct WasmFunction {
     pre: FunctionPre<Guest>,
     deployment: Deployment,
-    live: Arc<Semaphore>,
+    live: Share,
     _ticker: Arc<Ticker>,
 }
 
@@ -136,7 +138,7 @@ impl Function for WasmFunction {
 impl WasmFunction {
     async fn call(&self, index: usize, event: Event, context: &Context) -> Outcome {
         // Waiting for a free instance is not the guest's time.
-        let _slot = self.live.acquire().await.map_err(|_| {
+        let _slot = self.live.acquire().await.ok_or_else(|| {
             FunctionError::new(Fault::Interrupted, "the WebAssembly host is closing; the event goes back")
         })?;
         let guest = Guest::new(&self.deployment, context.emitter.clone(), index);
