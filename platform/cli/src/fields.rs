@@ -3,11 +3,42 @@
 use nerve_core::{
     FunctionSpec, ScheduleSpec, SinkSpec, SourceSpec,
     manifest::{Batch, Locator, Provider, Run, SinkBody, Verify},
+    redact,
 };
-use std::time::Duration;
+use serde::Serialize;
+use serde_json::Value;
+use std::{borrow::Cow, time::Duration};
 
 /// Labels and values, in the order in which they are shown; a value that is not set is left out.
 pub(crate) type Fields = Vec<(&'static str, String)>;
+
+/// Fields as they are shown: URLs without their credentials.
+pub(crate) fn shown(fields: Fields) -> impl Iterator<Item = (&'static str, String)> {
+    fields.into_iter().map(|(label, value)| (label, redact::urls(&value).into_owned()))
+}
+
+/// A document as programs read it: URLs without their credentials.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub(crate) fn redacted(document: &impl Serialize) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(document)?;
+    redact_strings(&mut value);
+    Ok(value)
+}
+
+fn redact_strings(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Cow::Owned(redacted) = redact::urls(text) {
+                *text = redacted;
+            }
+        }
+        Value::Array(values) => values.iter_mut().for_each(redact_strings),
+        Value::Object(fields) => fields.values_mut().for_each(redact_strings),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
 
 /// The fields of a function.
 pub(crate) fn of_function(spec: &FunctionSpec) -> Fields {
@@ -175,6 +206,17 @@ mod tests {
         assert_eq!(value("env"), Some("LANG=en"));
         assert_eq!(value("backoff"), Some("1s, 5s, 30s, 2m"));
         assert_eq!(value("emits"), None);
+    }
+
+    #[test]
+    fn credentials_in_urls_are_not_shown() {
+        let text = "[function.a]\nruntime = \"http\"\nurl = \"http://ada:hunter2@h/\"\non = [\"events.>\"]\n";
+        let manifest = Manifest::parse(text).unwrap();
+        let spec = manifest.functions.values().next().unwrap();
+        let fields: Vec<_> = shown(of_function(spec)).collect();
+        assert!(fields.contains(&("url", "http://***@h/".to_owned())), "{fields:?}");
+        let json = redacted(spec).unwrap().to_string();
+        assert!(json.contains("http://***@h/") && !json.contains("hunter2"), "{json}");
     }
 
     #[test]

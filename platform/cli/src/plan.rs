@@ -1,6 +1,7 @@
 //! What a deploy would change: the manifest against what is deployed.
 
 use crate::fields::Fields;
+use nerve_core::redact;
 use serde::Serialize;
 
 /// What becomes of one function, source, sink, schedule or model.
@@ -79,6 +80,12 @@ fn differences<L: AsRef<str>>(now: &[(L, String)], wanted: &[(L, String)]) -> Ve
     labels
         .map(|label| Change { field: label.to_owned(), from: value(now, label), to: value(wanted, label) })
         .filter(|change| change.from != change.to)
+        // Compared as they are, so that new credentials are a change, and shown without them.
+        .map(|Change { field, from, to }| Change {
+            field,
+            from: redact::urls(&from).into_owned(),
+            to: redact::urls(&to).into_owned(),
+        })
         .collect()
 }
 
@@ -123,6 +130,13 @@ mod tests {
         let changed = step("function", "a", Some(&state("30s", "def")), &wanted);
         assert_eq!(changed.to_text(), "~ function a\n    timeout 30s → 10s\n    a.wasm def → abc");
         assert_eq!(changed.action, Action::Update);
+    }
+
+    #[test]
+    fn new_credentials_are_a_change_that_is_not_shown() {
+        let of = |password: &str| State::of(vec![("url", format!("http://ada:{password}@h/"))]);
+        let changed = step("sink", "a", Some(&of("hunter2")), &of("hunter3"));
+        assert_eq!(changed.to_text(), "~ sink a\n    url http://***@h/ → http://***@h/");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! - [`manifest`]: `nerve.toml`, parsed with the line of every mistake, and the records it is stored as.
 //! - [`answer`]: answers while they are made: which events their readers see.
 //! - [`function`]: the contract between a worker and whatever runs a function.
+//! - [`redact`]: URLs without the credentials in them, for what people and programs read.
 //! - [`tool`]: functions that agents call, and what passes between the two.
 //! - [`identity`]: what makes two stored things the same thing; every id that JetStream compares is made there.
 //! - [`limits`]: limits of the numbers that come from outside.
@@ -26,6 +27,7 @@ pub mod inference;
 pub mod limits;
 pub mod manifest;
 pub mod name;
+pub mod redact;
 pub mod subject;
 pub mod tool;
 pub mod verdict;

@@ -23,6 +23,7 @@ use nerve_core::{
     event::{BATCH, PARTITION_KEY, STRUCTURED},
     limits,
     manifest::Run,
+    redact,
 };
 use reqwest::{
     Client, Response, StatusCode,
@@ -61,7 +62,8 @@ impl Host for HttpHost {
             let message = format!("`{}` is not an HTTP service; this host runs http", deployment.name);
             return Err(LoadError::Invalid(message));
         };
-        let service = Service { client: self.client.clone(), url: url.clone(), timeout: deployment.spec.timeout };
+        let (client, shown) = (self.client.clone(), redact::urls(url).into_owned());
+        let service = Service { client, url: url.clone(), shown, timeout: deployment.spec.timeout };
         Ok(Arc::new(service))
     }
 }
@@ -69,6 +71,8 @@ impl Host for HttpHost {
 struct Service {
     client: Client,
     url: String,
+    /// The URL without credentials, for people.
+    shown: String,
     timeout: Duration,
 }
 
@@ -85,7 +89,7 @@ impl Service {
             Ok(outcome) => outcome,
             Err(_) => {
                 let message =
-                    format!("{} did not answer within {:?} (`timeout` in nerve.toml)", self.url, self.timeout);
+                    format!("{} did not answer within {:?} (`timeout` in nerve.toml)", self.shown, self.timeout);
                 Err(FunctionError::new(Fault::Timeout, message))
             }
         }
@@ -96,7 +100,7 @@ impl Service {
         for (name, value) in event.to_headers() {
             request = request.header(name.as_ref(), value.as_ref());
         }
-        let answer = request.send().await.map_err(|error| self.away(&error))?;
+        let answer = request.send().await.map_err(|error| self.away(error))?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = self.read(answer).await?;
         if !status.is_success() {
@@ -106,16 +110,16 @@ impl Service {
             return Ok(Vec::new());
         }
         emissions(&headers, body).map_err(|why| {
-            let message = format!("{} answered {status} with a body that is no CloudEvent: {why}", self.url);
+            let message = format!("{} answered {status} with a body that is no CloudEvent: {why}", self.shown);
             FunctionError::new(Fault::Invalid, message)
         })
     }
 
     async fn read(&self, mut answer: Response) -> Result<Bytes, FunctionError> {
         let mut body = BytesMut::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| self.away(&error))? {
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.away(error))? {
             if body.len() + chunk.len() > ANSWER_MAX {
-                let message = format!("{} answered more than {} MiB", self.url, ANSWER_MAX >> 20);
+                let message = format!("{} answered more than {} MiB", self.shown, ANSWER_MAX >> 20);
                 return Err(FunctionError::new(Fault::Invalid, message));
             }
             body.extend_from_slice(&chunk);
@@ -123,9 +127,10 @@ impl Service {
         Ok(body.freeze())
     }
 
-    fn away(&self, error: &reqwest::Error) -> FunctionError {
-        let mut message = format!("{} could not be asked: {error}", self.url);
-        let mut cause = std::error::Error::source(error);
+    fn away(&self, error: reqwest::Error) -> FunctionError {
+        let error = error.without_url();
+        let mut message = format!("{} could not be asked: {error}", self.shown);
+        let mut cause = std::error::Error::source(&error);
         while let Some(inner) = cause {
             message.push_str(&format!(": {inner}"));
             cause = inner.source();
@@ -135,7 +140,7 @@ impl Service {
 
     fn refusal(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> FunctionError {
         let told = String::from_utf8_lossy(body.get(..TOLD.min(body.len())).unwrap_or_default());
-        let message = format!("{} answered {status}: {told}", self.url);
+        let message = format!("{} answered {status}: {told}", self.shown);
         let later = matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error();
         let asked = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
         let after = asked.and_then(|value| limits::retry_after(value, SystemTime::now()));

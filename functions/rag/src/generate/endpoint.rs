@@ -9,6 +9,7 @@ use nerve_core::{
     Fault, FunctionError, Secret,
     inference::{Finish, GenerateRequest, Message, Piece, Role},
     limits,
+    redact,
 };
 use reqwest::{StatusCode, Url, header};
 use serde::Deserialize;
@@ -150,7 +151,7 @@ impl Endpoint {
         let asked = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let after = asked.and_then(|value| limits::retry_after(value, SystemTime::now()));
         let said = self.said(response).await;
-        let told = format!("the endpoint {} answered {status}: {}", self.url, said.trim());
+        let told = format!("the endpoint {} answered {status}: {}", redact::urls(self.url.as_str()), said.trim());
         let later =
             status.is_server_error() || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
         Err(match later {

@@ -83,7 +83,7 @@ impl Describe {
         if none && found.schedule.is_none() {
             return Err(not_deployed(&self.name).into());
         }
-        globals.output.show(&found, text)
+        globals.output.show(&fields::redacted(&found)?, |_| text(&found))
     }
 }
 
@@ -114,7 +114,7 @@ fn duplicates(dropped: Option<&DropCounts>) -> String {
 fn text(found: &Description) -> String {
     let function = found.function.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("function", name.to_string())];
-        rows.extend(fields::of_function(&record.spec).into_iter().filter(|(label, _)| *label != "stream"));
+        rows.extend(fields::shown(fields::of_function(&record.spec)).filter(|(label, _)| *label != "stream"));
         rows.push(("stream", record.stream.clone()));
         rows.push(("duplicates", duplicates(found.function_duplicates.as_ref())));
         rows.extend(found.restored.as_ref().map(|restored| {
@@ -131,7 +131,7 @@ fn text(found: &Description) -> String {
     });
     let source = found.source.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("source", name.to_string())];
-        rows.extend(fields::of_source(&record.spec));
+        rows.extend(fields::shown(fields::of_source(&record.spec)));
         rows.push(("duplicates", duplicates(found.source_duplicates.as_ref())));
         rows.push(("path", format!("/hooks/{name}")));
         rows.push(("revision", revision.to_string()));
@@ -140,7 +140,7 @@ fn text(found: &Description) -> String {
     });
     let sink = found.sink.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("sink", name.to_string())];
-        rows.extend(fields::of_sink(&record.spec).into_iter().filter(|(label, _)| *label != "stream"));
+        rows.extend(fields::shown(fields::of_sink(&record.spec)).filter(|(label, _)| *label != "stream"));
         rows.push(("stream", record.stream.clone()));
         rows.push(("state", sink::told(&found.sink_state.clone().unwrap_or_default())));
         rows.push(("revision", revision.to_string()));
@@ -149,7 +149,7 @@ fn text(found: &Description) -> String {
     });
     let schedule = found.schedule.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("schedule", name.to_string())];
-        rows.extend(fields::of_schedule(&record.spec));
+        rows.extend(fields::shown(fields::of_schedule(&record.spec)));
         rows.push(("revision", revision.to_string()));
         rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
         output::pairs(rows)

@@ -4,7 +4,7 @@ use super::sink::{self, Listed};
 use crate::{
     args::{DataFolder, Globals},
     connection::Connection,
-    moment, output,
+    fields, moment, output,
 };
 use clap::Args;
 use nerve_core::Pattern;
@@ -39,7 +39,7 @@ impl List {
             sinks: sink::listed(&registry).await?,
             schedules: registry.schedules().await?,
         };
-        globals.output.show(&listing, text)
+        globals.output.show(&fields::redacted(&listing)?, |_| text(&listing))
     }
 }
 

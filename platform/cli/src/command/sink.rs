@@ -10,11 +10,11 @@ use crate::{
     args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
-    moment,
+    fields, moment,
     output::{self, shortened},
 };
 use clap::Subcommand;
-use nerve_core::{Name, manifest::did_you_mean};
+use nerve_core::{Name, manifest::did_you_mean, redact};
 use nerve_server::registry::{Entry, Registry, SinkRecord, SinkState};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -102,9 +102,10 @@ impl Sink {
 
 async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
     let registry = Connection::open(globals, folder).await?.registry().await?;
-    globals.output.show(&listed(&registry).await?, |sinks| match sinks.is_empty() {
+    let sinks = listed(&registry).await?;
+    globals.output.show(&fields::redacted(&sinks)?, |_| match sinks.is_empty() {
         true => "there are no sinks; add one with `nerve sink add NAME --url URL --on PATTERN`".to_owned(),
-        false => table(sinks),
+        false => table(&sinks),
     })
 }
 
@@ -124,7 +125,7 @@ pub(super) fn table(sinks: &[Listed]) -> String {
         let on: Vec<&str> = record.spec.on.iter().map(|pattern| pattern.as_str()).collect();
         [
             name.to_string(),
-            record.spec.url.clone(),
+            redact::urls(&record.spec.url).into_owned(),
             on.join(" "),
             shortened(&told(state), 60),
             revision.to_string(),

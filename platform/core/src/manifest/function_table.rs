@@ -5,7 +5,7 @@ use super::{
     read::{Reader, Section, did_you_mean, parse_duration},
 };
 use crate::{
-    EventType, ModelName, Pattern, RetryPolicy,
+    EventType, ModelName, Pattern, RetryPolicy, redact,
     tool::{self, ToolSpec},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -190,7 +190,7 @@ pub(super) fn parse_url(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     match rest {
         Some(rest) if !rest.is_empty() && !text.contains(char::is_whitespace) => Ok(text.to_owned()),
-        _ => Err(format!("`{text}` is not an http:// or https:// URL")),
+        _ => Err(format!("`{}` is not an http:// or https:// URL", redact::urls(text))),
     }
 }
 

@@ -154,6 +154,16 @@ async fn a_service_that_is_away_is_tried_again() {
 }
 
 #[tokio::test]
+async fn credentials_of_its_url_are_not_in_an_error() {
+    let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let error = outcomes(format!("http://ada:hunter2@{address}/"), &["x"]).await.remove(0).unwrap_err();
+    assert!(error.message.contains(&format!("http://***@{address}/")), "{}", error.message);
+    assert!(!error.message.contains("hunter2") && !error.message.contains("ada"), "{}", error.message);
+}
+
+#[tokio::test]
 async fn https_speaks_tls_and_a_service_that_does_not_is_tried_again() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("https://{}/", listener.local_addr().unwrap());
