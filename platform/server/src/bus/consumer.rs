@@ -208,7 +208,7 @@ impl Bus {
             {
                 BusError::NotFound(format!("stream {name}"))
             }
-            GetStreamErrorKind::JetStream(why) => BusError::refused(what(), why),
+            GetStreamErrorKind::JetStream(why) => BusError::of_refusal(what(), why),
             _ => BusError::unavailable(what(), error),
         })
     }

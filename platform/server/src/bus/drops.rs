@@ -286,11 +286,11 @@ impl Bus {
                 let (num_replicas, duplicate_window) = (wanted.num_replicas, wanted.duplicate_window);
                 let migrated = jetstream::stream::Config { num_replicas, duplicate_window, ..current };
                 let updated = self.jetstream.update_stream(migrated).await;
-                updated.map(drop).map_err(|error| BusError::refused(what(), error))
+                updated.map(drop).map_err(|error| BusError::of_jetstream(what(), error))
             }
             Err(_) => {
                 let made = self.jetstream.get_or_create_stream(wanted).await;
-                made.map(drop).map_err(|error| BusError::unavailable(what(), error))
+                made.map(drop).map_err(|error| BusError::of_jetstream(what(), error))
             }
         }
     }

@@ -175,19 +175,19 @@ impl Bus {
 
     /// Makes the bucket. Where an older Nerve has served this broker, which had none, it is noted when that ended.
     pub(super) async fn ensure_places(&self, replicas: usize) -> Result<(), BusError> {
-        let unavailable = |error: async_nats::Error| BusError::unavailable("making the bucket places", error);
-        if self.jetstream.get_key_value(PLACES).await.is_ok() {
-            return Ok(());
-        }
-        let older =
-            self.jetstream.get_stream(super::EVENTS).await.is_ok_and(|events| events.cached_info().state.messages > 0);
+        let is_new = self.jetstream.get_key_value(PLACES).await.is_err();
+        let older = is_new
+            && self
+                .jetstream
+                .get_stream(super::EVENTS)
+                .await
+                .is_ok_and(|events| events.cached_info().state.messages > 0);
         let config = kv::Config { bucket: PLACES.into(), history: 1, num_replicas: replicas, ..<_>::default() };
-        let made =
-            self.jetstream.create_or_update_key_value(config).await.map_err(|error| unavailable(error.into()))?;
+        self.ensure_bucket(config).await?;
         if older {
             let now = OffsetDateTime::now_utc().unix_timestamp().to_string();
             // Another process that starts at this moment may have noted it.
-            made.create(UPDATED, now.into()).await.ok();
+            self.places().await?.create(UPDATED, now.into()).await.ok();
         }
         Ok(())
     }

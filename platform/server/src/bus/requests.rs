@@ -43,22 +43,23 @@ pub(crate) struct StoredRequest {
 }
 
 impl Bus {
-    /// Creates the bucket where it is missing, and gives its records this age.
+    /// Creates the bucket where it is missing, and gives it these replicas and its records this age.
     pub async fn provision_requests(&self, max_age: Duration, replicas: usize) -> Result<(), BusError> {
         let what = || format!("making the bucket {REQUESTS}");
         let Ok(existing) = self.jetstream.get_stream(STREAM).await else {
             let config =
                 kv::Config { bucket: REQUESTS.into(), history: 1, max_age, num_replicas: replicas, ..<_>::default() };
             let created = self.jetstream.create_or_update_key_value(config).await;
-            return created.map(drop).map_err(|error| BusError::unavailable(what(), error));
+            return created.map(drop).map_err(|error| BusError::of_jetstream(what(), error));
         };
         let current = existing.cached_info().config.clone();
-        if current.max_age == max_age {
+        if (current.max_age, current.num_replicas) == (max_age, replicas) {
             return Ok(());
         }
         let duplicate_window = current.duplicate_window.min(max_age);
-        let updated = self.jetstream.update_stream(stream::Config { max_age, duplicate_window, ..current }).await;
-        updated.map(drop).map_err(|error| BusError::refused(what(), error))
+        let migrated = stream::Config { max_age, duplicate_window, num_replicas: replicas, ..current };
+        let updated = self.jetstream.update_stream(migrated).await;
+        updated.map(drop).map_err(|error| BusError::of_jetstream(what(), error))
     }
 
     async fn requests(&self) -> Result<&kv::Store, BusError> {

@@ -2,7 +2,11 @@
 
 use super::{ATTEMPTS, Bus, BusError, TIMERS};
 use crate::config::{EventsFull, StreamsConfig};
-use async_nats::jetstream::{self, ErrorCode, kv, object_store, stream};
+use async_nats::jetstream::{
+    self, ErrorCode,
+    context::{CreateStreamError, CreateStreamErrorKind},
+    kv, object_store, stream,
+};
 use nerve_core::Name;
 use std::time::Duration;
 
@@ -212,29 +216,30 @@ impl Bus {
                 if migrated == current {
                     return Ok(());
                 }
-                self.jetstream.update_stream(migrated).await.map_err(|error| BusError::refused(what(), error))?;
+                self.jetstream.update_stream(migrated).await.map_err(|error| BusError::of_jetstream(what(), error))?;
             }
             Err(_) => {
                 self.jetstream
                     .get_or_create_stream(wanted)
                     .await
-                    .map_err(|error| BusError::unavailable(what(), error))?;
+                    .map_err(|error| BusError::of_jetstream(what(), error))?;
             }
         }
         Ok(())
     }
 
-    async fn ensure_bucket(&self, config: kv::Config) -> Result<(), BusError> {
-        let bucket = config.bucket.clone();
-        if self.jetstream.get_key_value(&bucket).await.is_ok() {
+    pub(super) async fn ensure_bucket(&self, config: kv::Config) -> Result<(), BusError> {
+        let what = format!("making the bucket {}", config.bucket);
+        if self.ensure_replicas(&format!("KV_{}", config.bucket), config.num_replicas, &what).await? {
             return Ok(());
         }
         let made = self.jetstream.create_or_update_key_value(config).await;
-        made.map(drop).map_err(|error| BusError::unavailable(format!("making the bucket {bucket}"), error))
+        made.map(drop).map_err(|error| BusError::of_jetstream(what, error))
     }
 
     async fn ensure_object_store(&self, bucket: &str, max_age: Duration, replicas: usize) -> Result<(), BusError> {
-        if self.jetstream.get_object_store(bucket).await.is_ok() {
+        let what = format!("making the object store {bucket}");
+        if self.ensure_replicas(&format!("OBJ_{bucket}"), replicas, &what).await? {
             return Ok(());
         }
         let config = object_store::Config {
@@ -245,6 +250,63 @@ impl Bus {
             ..<_>::default()
         };
         let made = self.jetstream.create_object_store(config).await;
-        made.map(drop).map_err(|error| BusError::unavailable(format!("making the object store {bucket}"), error))
+        made.map(drop).map_err(|error| BusError::of_jetstream(what, error))
     }
+
+    /// Gives a bucket's stream so many replicas; false where it does not exist. All else in it stays as it is.
+    async fn ensure_replicas(&self, stream: &str, replicas: usize, what: &str) -> Result<bool, BusError> {
+        let existing = match self.stream(stream, || what.to_owned()).await {
+            Ok(existing) => existing,
+            Err(BusError::NotFound(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let current = existing.cached_info().config.clone();
+        if current.num_replicas != replicas {
+            let updated = self.jetstream.update_stream(stream::Config { num_replicas: replicas, ..current }).await;
+            updated.map_err(|error| BusError::of_jetstream(what, error))?;
+        }
+        Ok(true)
+    }
+}
+
+impl BusError {
+    /// A change of a stream that failed: what JetStream refuses stays refused, and all else may pass.
+    pub(super) fn of_jetstream(what: impl Into<String>, error: impl Into<async_nats::Error>) -> Self {
+        let error = error.into();
+        match refusal_of(error.as_ref()) {
+            Some(refusal) => Self::of_refusal(what, refusal),
+            None => Self::unavailable(what, error),
+        }
+    }
+
+    /// What JetStream itself says.
+    pub(super) fn of_refusal(what: impl Into<String>, refusal: jetstream::Error) -> Self {
+        let code = refusal.error_code();
+        let stays = [
+            ErrorCode::STREAM_REPLICAS_NOT_SUPPORTED,
+            ErrorCode::JETSTREAM_NOT_ENABLED,
+            ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
+        ];
+        // Servers of a cluster that are still to come would be peers.
+        let of_request = (400..500).contains(&refusal.code()) && code != ErrorCode::CLUSTER_NO_PEERS;
+        if of_request || stays.contains(&code) {
+            Self::refused(what, refusal)
+        } else {
+            Self::unavailable(what, refusal)
+        }
+    }
+}
+
+/// JetStream's own error, anywhere in the chain.
+fn refusal_of(error: &(dyn std::error::Error + 'static)) -> Option<jetstream::Error> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(CreateStreamErrorKind::JetStream(refusal)) =
+            error.downcast_ref::<CreateStreamError>().map(CreateStreamError::kind)
+        {
+            return Some(refusal);
+        }
+        next = error.source();
+    }
+    None
 }
