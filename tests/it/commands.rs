@@ -1,7 +1,7 @@
 //! Commands that people type, and what they read.
 
 use crate::post_event;
-use nerve_tests::{Cli, Nerve, guest, nerve::command, seconds};
+use nerve_tests::{Cli, Nerve, guest, seconds};
 
 #[tokio::test]
 async fn tail_prints_events_as_they_are_asked_for_and_ends_after_n() {
@@ -28,7 +28,7 @@ async fn logs_follow_what_a_function_says() {
                   print('saw ' + call['event']['id'], file=sys.stderr, flush=True)\n    \
                   print(json.dumps({'id': call['id'], 'events': []}), flush=True)\n";
     nerve.cli().deploy(guest::python("talker", "events.a", "b", "", script).path()).await;
-    let mut follow = command(["logs", "talker", "-f", "--nats", &nerve.nats]);
+    let mut follow = nerve.cli().command(&["logs", "talker", "-f"]);
     let mut follower = nerve_tests::daemon::Daemon::spawn("nerve logs", &mut follow);
     for n in 0..3 {
         post_event(&nerve, "a", &format!("event-{n}"), "{}").await;

@@ -3,6 +3,7 @@
 use crate::post_event;
 use nerve_tests::{
     Nerve, Streams,
+    broker::OfNerve,
     daemon::Daemon,
     eventually, guest,
     nerve::{self, Options},
@@ -142,7 +143,8 @@ async fn process_of_the_same_user_cannot_read_the_servers_environment() {
     command.env("NERVE_SECRETS_KEY", "6e65727665206e65727665206e65727665206e65727665206e65727665212121");
     let mut daemon = Daemon::spawn("nerve up", &mut command);
     let ready = daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
-    let nats = ready["nats"].as_str().unwrap();
+    let text = |key: &str| ready[key].as_str().unwrap().to_owned();
+    let nats = OfNerve { url: text("nats"), credentials: Some(text("nats_credentials").into()) };
     // It looks at every process that it may look at.
     let script = "import glob, json, os, sys\nfor line in sys.stdin:\n    call = json.loads(line)\n    found = []\n    \
                   for path in glob.glob('/proc/[0-9]*/environ'):\n        \
@@ -150,10 +152,10 @@ async fn process_of_the_same_user_cannot_read_the_servers_environment() {
                       except OSError: pass\n    \
                   data = {'found': found, 'uid': os.getuid()}\n    \
                   print(json.dumps({'id': call['id'], 'events': [{'type': 'b', 'data': data}]}), flush=True)\n";
-    let cli = nerve_tests::Cli::new(nats);
+    let cli = nerve_tests::Cli::new(&nats);
     cli.deploy(guest::python("curious", "events.a", "b", "", script).path()).await;
     cli.run(&["publish", "a", "--data", "1"]).await.ok();
-    let streams = Streams::connect(nats).await;
+    let streams = Streams::connect(&nats).await;
     let seen = eventually("it has looked", seconds(30), || async {
         let events = streams.read("EVENTS", "events.b").await;
         Some(serde_json::from_slice::<Value>(&events.first()?.data).unwrap())

@@ -1,13 +1,13 @@
 //! `nerve source`: sources are added, tried out and given new secrets; and what senders ask of them is answered.
 
 use crate::source_is_served;
-use nerve_tests::{Folder, Nerve, Streams, eventually, github, nerve::call, nerve::command, seconds};
+use nerve_tests::{Folder, Nerve, Streams, eventually, github, nerve::call, seconds};
 use serde_json::json;
 
 /// `nerve ARGS…` against a `nerve up`, on its data folder.
 async fn on_data(nerve: &Nerve, args: &[&str]) -> nerve_tests::nerve::Output {
-    let mut command = command(args);
-    command.args(["--nats", &nerve.nats, "--output", "json"]).env("NERVE_DATA_DIR", nerve.data());
+    let mut command = nerve.cli().command(args);
+    command.args(["--output", "json"]).env("NERVE_DATA_DIR", nerve.data());
     call(command, "").await
 }
 

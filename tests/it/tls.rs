@@ -118,7 +118,7 @@ async fn webhooks_come_over_tls_and_the_url_that_is_signed_is_known() {
     assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
     assert_eq!(client.get(nerve.url("/readyz")).send().await.unwrap().status(), 200);
     // The sample is signed for the URL that it is posted to.
-    let mut command = nerve_tests::nerve::command(["source", "test", "pay", "--nats", &nerve.nats]);
+    let mut command = nerve.cli().command(&["source", "test", "pay"]);
     command.env("NERVE_DATA_DIR", nerve.data()).env("SSL_CERT_FILE", files.path("tls.crt"));
     let tested = nerve_tests::nerve::call(command, "").await.ok();
     assert!(tested.stdout.contains("accepted (202)"), "{tested:?}");

@@ -97,8 +97,7 @@ async fn the_workers_ack_wait_holds_whatever_the_deployers_was() {
     let nerve = Nerve::up().await;
     let streams = Streams::connect(&nerve.nats).await;
     let folder = guest::wasm("echo", "events.a", "b", "", &guest::echo("b"));
-    let mut deploy =
-        nerve_tests::nerve::command(["deploy", &folder.path().display().to_string(), "--nats", &nerve.nats]);
+    let mut deploy = nerve.cli().command(&["deploy", &folder.path().display().to_string()]);
     deploy.env("NERVE_WORKER_ACK_WAIT", "33s");
     let deployed = deploy.output().expect("nerve deploy");
     assert!(deployed.status.success(), "{deployed:?}");

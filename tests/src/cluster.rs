@@ -44,6 +44,11 @@ impl Cluster {
         format!("nats://127.0.0.1:{}", self.nodes[node].port)
     }
 
+    /// The URLs of all servers, as a list.
+    pub fn urls(&self) -> String {
+        [0, 1, 2].map(|node| self.url(node)).join(",")
+    }
+
     /// The server that leads a stream.
     pub async fn leader(&self, stream: &str) -> usize {
         let what = format!("{stream} has a leader");

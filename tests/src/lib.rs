@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`check`]: random steps against a real Nerve, and what was lost or doubled by them.
 //! - [`daemon`]: one child process with its output in files, ended by pid when dropped.
+//! - [`broker`]: where a NATS server is, and what it wants to be shown.
 //! - [`nats`]: a nats-server of the test's own, which can be killed, stopped and started again on its data.
 //! - [`cluster`]: three of them that replicate for each other.
 //! - [`nerve`]: the `nerve` binary in each of its roles, and its commands.
@@ -22,6 +23,7 @@
 //! how to get it; nothing is skipped. The harness serves tests, so it panics with a message where a library
 //! would return an error.
 
+pub mod broker;
 pub mod check;
 pub mod cluster;
 pub mod daemon;
@@ -39,6 +41,7 @@ pub mod sse;
 pub mod streams;
 pub mod tls;
 
+pub use broker::Broker;
 pub use guest::Folder;
 pub use nats::Nats;
 pub use nerve::{Cli, Nerve};

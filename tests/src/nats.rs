@@ -2,6 +2,7 @@
 
 use crate::{daemon::Daemon, eventually, nats_server_binary, seconds};
 use nix::sys::signal::Signal;
+use serde_json::Value;
 use std::{
     fs,
     net::TcpListener,
@@ -10,33 +11,57 @@ use std::{
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    net::TcpStream,
+};
 
 /// A nats-server with JetStream on a free port of 127.0.0.1, its store in a temporary folder.
 pub struct Nats {
     daemon: Daemon,
     port: u16,
     store: TempDir,
-    room: Option<u64>,
+    config: String,
 }
 
 impl Nats {
     /// Starts one and waits until it answers.
     pub async fn start() -> Self {
-        Self::start_with(None).await
+        Self::start_with(free_port(), JETSTREAM).await
+    }
+
+    /// Starts one with more in its configuration, and waits until it greets clients with JetStream.
+    pub async fn configured(config: &str) -> Self {
+        Self::start_with(free_port(), &format!("{JETSTREAM}{config}")).await
+    }
+
+    /// Starts one with this configuration alone, where `STORE` is a folder of its own.
+    pub async fn exactly(config: &str) -> Self {
+        Self::start_with(free_port(), config).await
+    }
+
+    /// Starts one on this port.
+    pub async fn on_port(port: u16) -> Self {
+        Self::start_with(port, JETSTREAM).await
     }
 
     /// One whose disk, as far as it knows, has room for so many bytes.
     pub async fn with_room_for(bytes: u64) -> Self {
-        Self::start_with(Some(bytes)).await
+        Self::start_with(free_port(), &format!("jetstream {{ store_dir: STORE, max_file_store: {bytes} }}\n")).await
     }
 
-    async fn start_with(room: Option<u64>) -> Self {
+    async fn start_with(port: u16, config: &str) -> Self {
         let store = tempfile::tempdir().expect("a temporary folder");
-        let port = free_port();
-        let daemon = spawn(port, store.path(), room);
-        let nats = Self { daemon, port, store, room };
+        let config = config.replace("STORE", &format!("{:?}", store.path().join("js")));
+        let daemon = spawn(port, store.path(), &config);
+        let nats = Self { daemon, port, store, config };
         nats.ready().await;
         nats
+    }
+
+    /// Where it listens: `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// Its URL.
@@ -51,7 +76,7 @@ impl Nats {
 
     /// Starts it again after [`kill9`](Self::kill9), on the same port and data.
     pub async fn restart(&mut self) {
-        self.daemon = spawn(self.port, self.store.path(), self.room);
+        self.daemon = spawn(self.port, self.store.path(), &self.config);
         self.ready().await;
     }
 
@@ -72,19 +97,36 @@ impl Nats {
     }
 
     async fn ready(&self) {
-        let url = self.url();
+        let (url, address) = (self.url(), self.address());
         eventually("nats-server answers", seconds(10), || async {
+            let greeting = greeting(&address).await?;
+            // One that greets with credentials to show, or in TLS, is not asked for more.
+            if greeting["auth_required"] == true || greeting["tls_required"] == true || greeting["jetstream"] != true {
+                return Some(());
+            }
             let client = async_nats::connect(&url).await.ok()?;
-            async_nats::jetstream::new(client).query_account().await.ok()
+            async_nats::jetstream::new(client).query_account().await.ok().map(drop)
         })
         .await;
     }
 }
 
-fn spawn(port: u16, store: &Path, room: Option<u64>) -> Daemon {
+/// JetStream, in the test's folder.
+const JETSTREAM: &str = "jetstream { store_dir: STORE }\n";
+
+/// What the server says first; nothing where it speaks TLS first.
+async fn greeting(address: &str) -> Option<Value> {
+    let mut line = String::new();
+    let stream = TcpStream::connect(address).await.ok()?;
+    match tokio::time::timeout(seconds(1), BufReader::new(stream).read_line(&mut line)).await {
+        Ok(read) => serde_json::from_str(line.strip_prefix("INFO ").filter(|_| read.is_ok())?).ok(),
+        Err(_) => Some(Value::Null),
+    }
+}
+
+fn spawn(port: u16, store: &Path, config: &str) -> Daemon {
+    let text = format!("listen: 127.0.0.1:{port}\n{config}");
     let config = store.join("nats.conf");
-    let room = room.map(|bytes| format!(", max_file_store: {bytes}")).unwrap_or_default();
-    let text = format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: {:?}{room} }}\n", store.join("js"));
     fs::write(&config, text).expect("a configuration file");
     Daemon::spawn("nats-server", Command::new(nats_server_binary()).arg("-c").arg(config))
 }

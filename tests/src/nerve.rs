@@ -1,6 +1,6 @@
 //! The `nerve` binary: its roles as daemons, its commands as calls.
 
-use crate::{daemon::Daemon, nerve_binary, seconds};
+use crate::{Broker, broker::OfNerve, daemon::Daemon, nerve_binary, seconds, tls::SelfSigned};
 use nix::{sys::signal::Signal, unistd::Pid};
 use serde_json::Value;
 use std::{
@@ -13,7 +13,7 @@ use std::{
 use tempfile::TempDir;
 
 /// The private key that secrets are sealed to in tests whose roles share no data folder.
-const SECRETS_KEY: &str = "6e65727665206e65727665206e65727665206e65727665206e65727665212121";
+pub const SECRETS_KEY: &str = "6e65727665206e65727665206e65727665206e65727665206e65727665212121";
 
 /// A killed worker's events come again after this long; the default would only make the tests longer.
 const ACK_WAIT: &str = "2s";
@@ -24,8 +24,8 @@ pub struct Nerve {
     pub daemon: Daemon,
     /// The gateway's base URL.
     pub gateway: String,
-    /// The NATS URL.
-    pub nats: String,
+    /// Its NATS server.
+    pub nats: OfNerve,
     role: Role,
     _folder: Option<TempDir>,
 }
@@ -85,6 +85,16 @@ impl Nerve {
         Self::start(role, options.nats, Some(folder)).await
     }
 
+    /// `nerve up` with data of its own, whose nats-server listens there with this certificate.
+    pub async fn up_with_nats_tls(listen: &str, certificate: &SelfSigned) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let data = folder.path().display().to_string();
+        let args = ["up", "--data", &data, "--listen", "127.0.0.1:0", "--nats-listen", listen, "--output", "json"];
+        let tls = ["--nats-tls-cert", &certificate.cert, "--nats-tls-key", &certificate.key];
+        let args = args.into_iter().chain(tls).map(str::to_owned).collect();
+        Self::start(Role { name: "nerve up", args, envs: vec![] }, None, Some(folder)).await
+    }
+
     /// `nerve up` with these settings, and data beside them.
     pub async fn up_configured(settings: &Path) -> Self {
         let data = settings.with_extension("data").display().to_string();
@@ -117,6 +127,13 @@ impl Nerve {
         Self::start(role, Some(nats.to_owned()), Some(folder)).await
     }
 
+    /// `nerve gateway` at that address, whose NATS server may be away: it need not be ready when this returns.
+    pub fn gateway_before_nats(nats: &str, listen: &str, data: &Path) -> Daemon {
+        let data = ("NERVE_DATA_DIR".to_owned(), data.display().to_string());
+        let args = ["gateway", "--listen", listen, "--nats", nats, "--output", "json"].map(str::to_owned);
+        spawn(&shared(Role { name: "nerve gateway", args: args.to_vec(), envs: vec![data] }))
+    }
+
     async fn start(role: Role, nats: Option<String>, folder: Option<TempDir>) -> Self {
         let mut daemon = spawn(&role);
         let ready = daemon.line(seconds(30), |line| {
@@ -126,8 +143,10 @@ impl Nerve {
         let ready = ready.await;
         let url = |key: &str| ready[key].as_str().map(str::to_owned);
         let gateway = url("gateway").expect("the ready line has the gateway's URL");
-        let nats = url("nats").or(nats).expect("the ready line has the NATS URL");
-        Self { daemon, gateway, nats, role, _folder: folder }
+        // What was given may hold a password, which the line does not.
+        let url = nats.or(url("nats")).expect("the ready line has the NATS URL");
+        let credentials = ready["nats_credentials"].as_str().map(PathBuf::from);
+        Self { daemon, gateway, nats: OfNerve { url, credentials }, role, _folder: folder }
     }
 
     /// The data folder.
@@ -145,7 +164,7 @@ impl Nerve {
     pub async fn restart(&mut self) {
         let mut role = self.role.clone();
         let address = |url: &str| url.rsplit('/').next().unwrap_or_default().to_owned();
-        for (flag, taken) in [("--listen", address(&self.gateway)), ("--nats-listen", address(&self.nats))] {
+        for (flag, taken) in [("--listen", address(&self.gateway)), ("--nats-listen", address(&self.nats.url))] {
             if let Some(at) = role.args.iter().position(|arg| arg == flag) {
                 role.args[at + 1] = taken;
             }
@@ -153,7 +172,7 @@ impl Nerve {
         let folder = self._folder.take();
         // The old daemon goes first: its drop waits for the end.
         self.daemon.kill9();
-        *self = Self::start(role, Some(self.nats.clone()), folder).await;
+        *self = Self::start(role, Some(self.nats.url.clone()), folder).await;
     }
 
     /// SIGTERM, and the exit status it ends with.
@@ -230,7 +249,7 @@ fn spawn(role: &Role) -> Daemon {
 /// Runs commands against one NATS server.
 #[derive(Clone)]
 pub struct Cli {
-    nats: String,
+    flags: Vec<String>,
 }
 
 /// What a command gave.
@@ -275,21 +294,33 @@ impl Output {
 }
 
 impl Cli {
-    /// Commands against the server at this URL.
-    pub fn new(nats: &str) -> Self {
-        Self { nats: nats.to_owned() }
+    /// Commands against this server.
+    pub fn new<B: Broker + ?Sized>(broker: &B) -> Self {
+        let credentials = broker.credentials().map(|file| ["--creds".to_owned(), file.display().to_string()]);
+        let url = ["--nats".to_owned(), broker.url().to_owned()];
+        Self { flags: url.into_iter().chain(credentials.into_iter().flatten()).collect() }
     }
 
-    /// `nerve ARGS… --nats URL`.
+    /// Commands with these options, which say where NATS is.
+    pub fn with(flags: &[&str]) -> Self {
+        Self { flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
+    }
+
+    /// `nerve ARGS…` against the server, to start.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = command(args);
+        command.args(&self.flags);
+        command
+    }
+
+    /// `nerve ARGS…` against the server.
     pub async fn run(&self, args: &[&str]) -> Output {
         self.run_with(args, "").await
     }
 
     /// The same with `input` on stdin.
     pub async fn run_with(&self, args: &[&str], input: &str) -> Output {
-        let mut command = command(args);
-        command.args(["--nats", &self.nats]);
-        call(command, input).await
+        call(self.command(args), input).await
     }
 
     /// `nerve deploy FOLDER`, which must succeed.

@@ -1,6 +1,6 @@
 //! What is really in JetStream, read past Nerve.
 
-use crate::eventually;
+use crate::{Broker, eventually};
 use async_nats::jetstream::{
     self,
     consumer::{self, DeliverPolicy},
@@ -39,8 +39,9 @@ impl Stored {
 
 impl Streams {
     /// Connects.
-    pub async fn connect(url: &str) -> Self {
-        let client = async_nats::connect(url).await.unwrap_or_else(|e| panic!("no NATS at {url}: {e}"));
+    pub async fn connect<B: Broker + ?Sized>(broker: &B) -> Self {
+        let client = crate::broker::client(broker).await;
+        let client = client.unwrap_or_else(|e| panic!("no NATS at {}: {e}", broker.url()));
         Self { jetstream: jetstream::new(client) }
     }
 

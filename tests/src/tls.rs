@@ -29,3 +29,42 @@ impl SelfSigned {
         }
     }
 }
+
+/// A CA of the test's own, which signs certificates into a folder.
+pub struct Authority {
+    issuer: rcgen::Issuer<'static, rcgen::KeyPair>,
+    folder: TempDir,
+}
+
+impl Authority {
+    /// Makes one; its certificate is in `ca.pem`.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let mut params = rcgen::CertificateParams::new([]).expect("parameters");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let cert = params.self_signed(&key).expect("a certificate");
+        fs::write(folder.path().join("ca.pem"), cert.pem()).expect("a written file");
+        Self { issuer: rcgen::Issuer::new(params, key), folder }
+    }
+
+    /// The path of a file.
+    pub fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
+    /// Signs a certificate for `host`, into `NAME.pem` and `NAME.key`.
+    pub fn sign(&self, name: &str, host: &str) {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new([host.to_owned()]).expect("parameters");
+        let cert = params.signed_by(&key, &self.issuer).expect("a certificate");
+        fs::write(self.path(&format!("{name}.pem")), cert.pem()).expect("a written file");
+        fs::write(self.path(&format!("{name}.key")), key.serialize_pem()).expect("a written file");
+    }
+}
+
+impl Default for Authority {
+    fn default() -> Self {
+        Self::new()
+    }
+}

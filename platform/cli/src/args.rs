@@ -2,7 +2,8 @@
 
 use crate::{command::Command, output::Format};
 use clap::{Args, Parser};
-use std::{ffi::OsString, path::PathBuf};
+use nerve_core::Secret;
+use std::{convert::Infallible, ffi::OsString, path::PathBuf};
 
 /// Functions on NATS JetStream: webhooks become events, deployed functions answer them, answers stream out.
 #[derive(Debug, Parser)]
@@ -39,14 +40,58 @@ pub(crate) struct Globals {
     #[arg(long, global = true, value_enum, value_name = "FORMAT", hide_possible_values = true)]
     #[arg(default_value_t = Format::Text, help_heading = HEADING)]
     pub(crate) output: Format,
-    /// The NATS server, with JetStream
-    #[arg(long, global = true, value_name = "URL", env = "NERVE_NATS_URL", hide_env_values = true)]
-    #[arg(help_heading = HEADING)]
-    pub(crate) nats: Option<String>,
-    /// A NATS credentials file
+    /// How NATS is reached.
+    #[command(flatten)]
+    pub(crate) nats: NatsFlags,
+}
+
+/// How NATS is reached. Secrets are in files: every user of a machine can read the arguments of a process.
+#[derive(Debug, Args)]
+#[group(skip)]
+#[command(next_help_heading = HEADING)]
+pub(crate) struct NatsFlags {
+    /// The NATS servers, with JetStream; several with commas
+    #[arg(long = "nats", global = true, value_name = "URL", env = "NERVE_NATS_URL", hide_env_values = true)]
+    #[arg(value_parser = secret)]
+    pub(crate) nats: Option<Secret>,
+    /// A NATS credentials file (JWT)
     #[arg(long, global = true, value_name = "FILE", env = "NERVE_NATS_CREDS", hide_env_values = true)]
-    #[arg(help_heading = HEADING)]
     pub(crate) creds: Option<PathBuf>,
+    /// The user of NATS
+    #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
+    pub(crate) nats_user: Option<String>,
+    /// A file with the user's password
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) nats_password_file: Option<PathBuf>,
+    /// A file with a token of NATS
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) nats_token_file: Option<PathBuf>,
+    /// A file with the seed of an nkey
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) nats_nkey_file: Option<PathBuf>,
+    /// Require TLS of NATS
+    #[arg(long, global = true, hide_short_help = true)]
+    pub(crate) nats_tls: bool,
+    /// Begin TLS before NATS' own protocol
+    #[arg(long, global = true, hide_short_help = true)]
+    pub(crate) nats_tls_first: bool,
+    /// Certificates to trust instead of the system's, in PEM
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) nats_tls_ca: Option<PathBuf>,
+    /// This client's certificate (mTLS), in PEM
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) nats_tls_client_cert: Option<PathBuf>,
+    /// The private key of this client's certificate, in PEM
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) nats_tls_client_key: Option<PathBuf>,
+    /// The JetStream domain
+    #[arg(long, global = true, value_name = "NAME", hide_short_help = true)]
+    pub(crate) nats_domain: Option<String>,
+}
+
+/// A value that no `Debug` and no error shows.
+fn secret(text: &str) -> Result<Secret, Infallible> {
+    Ok(Secret::new(text))
 }
 
 /// Where the files of a `nerve up` are.

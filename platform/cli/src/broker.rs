@@ -3,12 +3,14 @@
 //! [`Broker::start`] waits until JetStream answers; [`Broker::supervise`] keeps it so until it is told to stop. Both
 //! run on the main thread: the kernel ties a child to the thread that started it.
 
+pub(crate) mod access;
 mod binary;
 mod settings;
 
 pub(crate) use binary::find;
 
 use crate::{backoff::Backoff, failure::Failure, lock::Lock};
+use nerve_broker::{NatsSettings, Servers, roles::Role};
 use nix::{
     sys::{
         signal::{Signal, kill},
@@ -16,6 +18,7 @@ use nix::{
     },
     unistd::Pid,
 };
+use serde::{Deserialize, Serialize};
 use settings::Settings;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -55,6 +58,17 @@ pub(crate) struct BrokerOptions {
     pub(crate) listen: SocketAddr,
     /// The data folder's lock, which the child shares.
     pub(crate) lock: Lock,
+    /// What TLS is served with; without it the server listens on loopback only.
+    pub(crate) tls: Option<TlsFiles>,
+}
+
+/// A certificate and its private key, in PEM.
+#[derive(Debug, Clone)]
+pub(crate) struct TlsFiles {
+    /// The certificate, and those between it and its root.
+    pub(crate) cert: PathBuf,
+    /// The private key.
+    pub(crate) key: PathBuf,
 }
 
 /// A running nats-server.
@@ -65,14 +79,30 @@ pub(crate) struct Broker {
     child: Child,
 }
 
+/// A nats-server that this `nerve up` has started, as its clients on this machine know it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LocalBroker {
+    url: String,
+    /// The folder of its credentials.
+    pub(crate) access: PathBuf,
+    /// The certificate that it shows, if it does.
+    pub(crate) certificate: Option<PathBuf>,
+}
+
+impl LocalBroker {
+    /// How a client connects in that role.
+    pub(crate) fn client(&self, nats: NatsSettings, role: Role) -> NatsSettings {
+        let (url, pinned) = (Servers::parse(&self.url).unwrap_or_default(), self.certificate.clone());
+        access::settings(NatsSettings { url, pinned, ..nats.without_credentials() }, &self.access, role)
+    }
+}
+
 impl Broker {
     /// Starts it and waits until JetStream is ready.
     pub(crate) async fn start(options: BrokerOptions) -> Result<Self, Failure> {
         let settings = Settings { data: &options.data };
         let failed = |error| failed(&options.data, error);
-        if !options.listen.ip().is_loopback() {
-            tracing::warn!(listen = %options.listen, "NATS asks for no credentials: whoever reaches it can do everything");
-        }
+        check_listen(&options)?;
         let mut address = options.listen;
         if address.port() == 0 {
             address.set_port(free_port_of_last_time(&settings, address.ip()).await.unwrap_or_default());
@@ -89,9 +119,12 @@ impl Broker {
         Ok(Self { options, address, child })
     }
 
-    /// Where clients connect.
-    pub(crate) fn url(&self) -> String {
-        format!("nats://{}", reachable(self.address))
+    /// How clients of this machine connect.
+    pub(crate) fn local(&self) -> LocalBroker {
+        let tls = self.options.tls.as_ref();
+        let url = format!("{}://{}", if tls.is_some() { "tls" } else { "nats" }, reachable(self.address));
+        let certificate = tls.map(|files| std::path::absolute(&files.cert).unwrap_or_else(|_| files.cert.clone()));
+        LocalBroker { url, access: access::folder(&self.options.data), certificate }
     }
 
     /// Restarts the child on the same port whenever it dies; when `stop` is cancelled, ends it.
@@ -132,16 +165,26 @@ impl Broker {
             () = stop.cancelled() => Ok(()),
             done = timeout(START, ready(&mut self.child, reachable(self.address))) => {
                 done??;
-                tracing::info!(url = self.url(), "nats-server is back");
+                tracing::info!(address = %self.address, "nats-server is back");
                 Ok(())
             }
         }
     }
 }
 
+/// Off loopback, credentials would pass in the clear without TLS.
+fn check_listen(options: &BrokerOptions) -> Result<(), Failure> {
+    if options.listen.ip().is_loopback() || options.tls.is_some() {
+        return Ok(());
+    }
+    let thing = format!("nats-server does not listen on {} without TLS", options.listen);
+    let next = "name its certificate and key with --nats-tls-cert FILE --nats-tls-key FILE, or listen on loopback";
+    Err(Failure::new(thing).cause("others on the network could read the credentials, and all events").next(next))
+}
+
 fn spawn(options: &BrokerOptions, address: SocketAddr) -> anyhow::Result<Child> {
     let settings = Settings { data: &options.data };
-    settings.write(address)?;
+    settings.write(address, &access::prepare(&options.data)?, options.tls.as_ref())?;
     let mut command = Command::new(&options.binary);
     command
         .arg("--config")
@@ -227,6 +270,12 @@ fn has_jetstream(greeting: &str) -> bool {
     let info = greeting.trim().strip_prefix("INFO ").unwrap_or_default();
     let info = serde_json::from_str::<serde_json::Value>(info).unwrap_or_default();
     info.get("jetstream").and_then(serde_json::Value::as_bool).unwrap_or_default()
+}
+
+/// The nats-server that runs on `data`, if one does.
+pub(crate) fn running(data: &Path) -> Option<Pid> {
+    let data = data.canonicalize().ok()?;
+    Settings { data: &data }.pid()
 }
 
 /// Where a client on this machine reaches a server that listens on `address`.

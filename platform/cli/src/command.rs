@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod access;
 mod ask;
 mod collections;
 mod completions;
@@ -12,6 +13,7 @@ mod invoke;
 mod list;
 mod logs;
 mod models;
+mod nats;
 mod new;
 mod publish;
 mod remove;
@@ -76,6 +78,12 @@ pub(crate) enum Command {
     /// Collections of documents, the tenants of a server: erase
     #[command(subcommand)]
     Collections(collections::Collections),
+    /// Credentials of the nats-server of `nerve up`: rotate
+    #[command(subcommand)]
+    Access(access::Access),
+    /// How other programs connect to NATS: context
+    #[command(subcommand)]
+    Nats(nats::Nats),
     Completions(completions::Completions),
 }
 
@@ -116,6 +124,8 @@ impl Command {
             Self::Source(source) => source.run(globals).await,
             Self::Models(models) => models.run(globals).await,
             Self::Collections(collections) => collections.run(globals).await,
+            Self::Access(access) => access.run(globals).await,
+            Self::Nats(nats) => nats.run(globals),
             Self::Completions(completions) => completions.run(),
         }
     }

@@ -6,6 +6,7 @@ use crate::{
     failure::Failure,
     settings,
 };
+use nerve_broker::{ConnectError, roles::Role};
 use nerve_server::{
     bus::{Bus, BusError},
     config::Config,
@@ -24,8 +25,11 @@ impl Connection {
     /// Finds NATS and connects.
     pub(crate) async fn open(globals: &Globals, folder: &DataFolder) -> Result<Self, Failure> {
         let mut config = settings::load(None, globals, folder.data.as_deref())?;
-        config.nats.url = find_nats(Some(&config.nats.url), &config.data.dir)?;
-        let bus = Bus::connect(&config.nats, "nerve-cli").await.map_err(unreachable)?;
+        config.nats = find_nats(config.nats, &config.data.dir, Role::Operator)?;
+        let bus = Bus::connect(&config.nats, "nerve-cli").await.map_err(|error| match error {
+            BusError::Connect(error) => unconnected(error),
+            other => Failure::new("cannot connect to NATS").because(other),
+        })?;
         Ok(Self { bus, config })
     }
 
@@ -38,12 +42,32 @@ impl Connection {
     }
 }
 
-fn unreachable(error: BusError) -> Failure {
-    let next = "check the address, and that nats-server runs there with JetStream; `nerve up` starts one";
+/// Why there is no connection, and what to do.
+pub(crate) fn unconnected(error: ConnectError) -> Failure {
+    let thing = error.to_string();
+    let next = next_step(&error);
+    let failure = Failure::new(thing).next(next);
     match error {
-        BusError::Unavailable { what, source } => {
-            Failure::new(format!("{what} failed")).because(anyhow::Error::from_boxed(source)).next(next)
+        ConnectError::Unreachable { source, .. }
+        | ConnectError::Refused { source, .. }
+        | ConnectError::Tls { source, .. } => failure.because(anyhow::Error::from_boxed(source)),
+        ConnectError::Settings(error) => failure.because(error),
+        ConnectError::TooOld { .. } => failure,
+    }
+}
+
+/// What helps against an error of the connection.
+pub(crate) fn next_step(error: &ConnectError) -> &'static str {
+    match error {
+        ConnectError::Unreachable { .. } => {
+            "check the address, and that nats-server runs there with JetStream; `nerve up` starts one"
         }
-        other => Failure::new("cannot connect to NATS").because(other).next(next),
+        ConnectError::Refused { .. } => {
+            "name the credentials that the server asks for, such as --creds FILE;\n\
+             those of a `nerve up` are found by its data folder: --data DIR"
+        }
+        ConnectError::Tls { .. } => "name the CA of the server's certificate with --nats-tls-ca FILE",
+        ConnectError::TooOld { .. } => "use a nats-server of at least 2.14; `make setup` brings one",
+        ConnectError::Settings(_) => "correct the option, or the setting in [nats]",
     }
 }

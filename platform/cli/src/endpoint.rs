@@ -1,6 +1,7 @@
 //! Where a running `nerve up` can be reached: a file in its data folder, and how a command finds NATS.
 
-use crate::{failure::Failure, lock::is_alive};
+use crate::{broker::access, failure::Failure, lock::is_alive};
+use nerve_broker::{NatsSettings, Servers, roles::Role};
 use nerve_server::config::check_trusted;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -17,6 +18,12 @@ pub(crate) struct Endpoint {
     pub(crate) gateway: String,
     /// NATS' URL.
     pub(crate) nats: String,
+    /// The folder of the credentials that NATS asks for, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) access: Option<PathBuf>,
+    /// The certificate that NATS shows, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) certificate: Option<PathBuf>,
     /// The process.
     pub(crate) pid: u32,
 }
@@ -57,13 +64,24 @@ pub(crate) fn find_gateway(data: &Path) -> Option<String> {
     Endpoint::read(data).ok().filter(|endpoint| is_alive(endpoint.pid)).map(|endpoint| endpoint.gateway)
 }
 
-/// The URL of NATS: `given` (`--nats` or `NERVE_NATS_URL`), or what a `nerve up` on `data` announced.
-pub(crate) fn find_nats(given: Option<&str>, data: &Path) -> Result<String, Failure> {
-    if let Some(url) = given.filter(|url| !url.is_empty()) {
-        return Ok(url.to_owned());
-    }
-    let cause = match Endpoint::read(data) {
-        Ok(endpoint) if is_alive(endpoint.pid) => return Ok(endpoint.nats),
+/// How NATS is reached: by `given`, or as a `nerve up` on `data` announced it. A server of that `nerve up` is shown the
+/// credentials of `role`, where no others are given.
+pub(crate) fn find_nats(given: NatsSettings, data: &Path, role: Role) -> Result<NatsSettings, Failure> {
+    let announced = Endpoint::read(data);
+    let cause = match announced {
+        Ok(endpoint) if is_alive(endpoint.pid) => {
+            let url = Servers::parse(&endpoint.nats).unwrap_or_default();
+            if !given.url.is_empty() && given.url.to_string() != url.to_string() {
+                return Ok(given);
+            }
+            let url = if given.url.is_empty() { url } else { given.url.clone() };
+            let found = NatsSettings { pinned: endpoint.certificate, url, ..given };
+            return Ok(match endpoint.access.filter(|_| !found.has_credentials()) {
+                Some(folder) => access::settings(found, &folder, role),
+                None => found,
+            });
+        }
+        _ if !given.url.is_empty() => return Ok(given),
         Ok(endpoint) => format!("the `nerve up` on {} (process {}) is gone", data.display(), endpoint.pid),
         Err(error) if error.kind() == io::ErrorKind::NotFound => format!("no `nerve up` runs on {}", data.display()),
         Err(error) => format!("{} cannot be read: {error}", data.join(FILE).display()),
@@ -79,28 +97,50 @@ mod tests {
     use super::*;
 
     fn endpoint(pid: u32) -> Endpoint {
-        Endpoint { gateway: "http://127.0.0.1:1".into(), nats: "nats://127.0.0.1:2".into(), pid }
+        Endpoint {
+            gateway: "http://127.0.0.1:1".into(),
+            nats: "nats://127.0.0.1:2".into(),
+            access: Some("/data/nats".into()),
+            certificate: None,
+            pid,
+        }
+    }
+
+    fn given(url: &str) -> NatsSettings {
+        NatsSettings { url: Servers::parse(url).unwrap(), ..NatsSettings::default() }
+    }
+
+    fn found(url: &str, data: &Path) -> (String, Option<PathBuf>) {
+        let found = find_nats(given(url), data, Role::Operator).unwrap();
+        (found.url.to_string(), found.creds)
+    }
+
+    fn cause(data: &Path) -> String {
+        format!("{:#}", anyhow::Error::from(find_nats(given(""), data, Role::Operator).unwrap_err()))
     }
 
     #[test]
     fn what_is_given_wins_over_what_is_announced() {
         let folder = tempfile::tempdir().unwrap();
         let announced = endpoint(std::process::id()).announce(folder.path()).unwrap();
-        assert_eq!(find_nats(Some("nats://x"), folder.path()).unwrap(), "nats://x");
-        assert_eq!(find_nats(Some(""), folder.path()).unwrap(), "nats://127.0.0.1:2");
-        assert_eq!(find_nats(None, folder.path()).unwrap(), "nats://127.0.0.1:2");
+        let creds = Some(PathBuf::from("/data/nats/operator.creds"));
+        assert_eq!(found("nats://x", folder.path()), ("nats://x".to_owned(), None), "they are of another server");
+        for url in ["", "nats://127.0.0.1:2", "nats://ada:p4ss@127.0.0.1:2"] {
+            let creds = creds.clone().filter(|_| !url.contains('@'));
+            assert_eq!(found(url, folder.path()), ("nats://127.0.0.1:2".to_owned(), creds), "{url}");
+        }
+        let own = NatsSettings { creds: Some("/own".into()), ..given("") };
+        assert_eq!(find_nats(own, folder.path(), Role::App).unwrap().creds, Some("/own".into()));
         assert_eq!(find_gateway(folder.path()).as_deref(), Some("http://127.0.0.1:1"));
         drop(announced);
         assert_eq!(find_gateway(folder.path()), None);
-        let error = format!("{:#}", anyhow::Error::from(find_nats(None, folder.path()).unwrap_err()));
-        assert!(error.contains("no `nerve up` runs"), "{error}");
+        assert!(cause(folder.path()).contains("no `nerve up` runs"));
     }
 
     #[test]
     fn the_file_of_a_killed_one_is_not_believed() {
         let folder = tempfile::tempdir().unwrap();
         let _announced = endpoint(0x7fff_fffe).announce(folder.path()).unwrap();
-        let error = format!("{:#}", anyhow::Error::from(find_nats(None, folder.path()).unwrap_err()));
-        assert!(error.contains("is gone"), "{error}");
+        assert!(cause(folder.path()).contains("is gone"));
     }
 }

@@ -1,6 +1,6 @@
 //! What a person reads when a command fails: the thing, its cause, the next step.
 
-use crate::{escape::escaped, output::Format};
+use crate::{connection::next_step, escape::escaped, output::Format};
 use nerve_server::{
     ServerError,
     bus::{BusError, PublishError},
@@ -89,6 +89,16 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
 
 /// What helps against an error of the broker's, which comes from anywhere.
 fn next_of(error: &anyhow::Error) -> Option<&'static str> {
+    let connecting = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(ServerError::Bus(BusError::Connect(error))) => Some(error),
+        _ => match cause.downcast_ref() {
+            Some(BusError::Connect(error)) => Some(error),
+            _ => None,
+        },
+    });
+    if let Some(error) = connecting {
+        return Some(next_step(error));
+    }
     let away = error.chain().any(|cause| {
         let of_server = match cause.downcast_ref() {
             Some(ServerError::Bus(error)) => Some(error),

@@ -104,9 +104,10 @@ fn keep_private() {
 /// Logs go to stderr: stdout is for results. `NERVE_LOG`, else `RUST_LOG`, says what is logged.
 fn start_logging(process: Process) {
     let wanted = ["NERVE_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
+    // What the client of NATS says at each attempt, `nerve_broker` says once.
     let usual = match process {
-        Process::Command => "warn,async_nats=error",
-        Process::Supervisor | Process::Server(_) => "info,async_nats=warn",
+        Process::Command => "warn,async_nats=off",
+        Process::Supervisor | Process::Server(_) => "info,async_nats=off",
     };
     let has_colours = match process {
         Process::Server(Some(style)) => style == LogStyle::Colour,

@@ -1,6 +1,10 @@
 //! The server's settings with what the command line says on top.
 
-use crate::{args::Globals, failure::Failure};
+use crate::{
+    args::{Globals, NatsFlags},
+    failure::Failure,
+};
+use nerve_broker::{NatsSettings, Servers};
 use nerve_server::config::Config;
 use std::path::Path;
 
@@ -12,12 +16,39 @@ pub(crate) fn load(file: Option<&Path>, globals: &Globals, data: Option<&Path>) 
         let next = "correct it in the file or the NERVE_ variable; the server's default.toml lists every setting";
         Failure::new("cannot use the settings").because(error).next(next)
     })?;
-    if let Some(url) = &globals.nats {
-        config.nats.url.clone_from(url);
-    }
-    config.nats.creds = globals.creds.clone().or(config.nats.creds);
+    config.nats = with_flags(config.nats, &globals.nats)?;
     if let Some(data) = data {
         config.data.dir = data.to_owned();
     }
     Ok(config)
+}
+
+/// `settings` with what the command line says: credentials there replace all others.
+fn with_flags(settings: NatsSettings, flags: &NatsFlags) -> Result<NatsSettings, Failure> {
+    let user = flags.nats_user.is_some() || flags.nats_password_file.is_some();
+    let named = [&flags.creds, &flags.nats_token_file, &flags.nats_nkey_file].into_iter().flatten().count() > 0 || user;
+    let mut nats = if named { settings.without_credentials() } else { settings };
+    if named {
+        nats.user.clone_from(&flags.nats_user);
+        nats.password_file.clone_from(&flags.nats_password_file);
+        nats.token_file.clone_from(&flags.nats_token_file);
+        nats.nkey_file.clone_from(&flags.nats_nkey_file);
+        nats.creds.clone_from(&flags.creds);
+    }
+    if let Some(url) = &flags.nats {
+        nats.url = Servers::parse(url.expose()).map_err(unusable)?;
+    }
+    nats.tls |= flags.nats_tls;
+    nats.tls_first |= flags.nats_tls_first;
+    nats.tls_ca = flags.nats_tls_ca.clone().or(nats.tls_ca);
+    nats.tls_client_cert = flags.nats_tls_client_cert.clone().or(nats.tls_client_cert);
+    nats.tls_client_key = flags.nats_tls_client_key.clone().or(nats.tls_client_key);
+    nats.domain = flags.nats_domain.clone().or(nats.domain);
+    nats.check().map_err(unusable)?;
+    Ok(nats)
+}
+
+fn unusable(error: impl Into<anyhow::Error>) -> Failure {
+    let next = "correct --nats and the other options, or the settings of [nats]; the manual has a table of them";
+    Failure::usage("cannot use the settings of NATS").because(error).next(next)
 }

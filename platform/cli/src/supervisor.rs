@@ -10,7 +10,7 @@ mod stderr;
 pub(crate) use attached::Attached;
 pub(crate) use link::Ready;
 
-use crate::{backoff::Backoff, failure::Failure};
+use crate::{backoff::Backoff, broker::LocalBroker, failure::Failure};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use link::DescriptorKind;
@@ -111,11 +111,11 @@ impl SupervisionRole {
 
 /// What a supervisor hands to each server process.
 #[derive(Debug)]
-pub(crate) struct Supervisor {
+pub(crate) struct Supervisor<'b> {
     /// The socket of the gateway, if it is one.
     pub(crate) listener: Option<TcpListener>,
-    /// The NATS server, where this process has started it.
-    pub(crate) nats: Option<String>,
+    /// The nats-server that this process has started, if it has.
+    pub(crate) broker: Option<&'b LocalBroker>,
     /// The lock of the data folder, if it is locked.
     pub(crate) lock: Option<OwnedFd>,
 }
@@ -128,7 +128,7 @@ struct End {
     in_flight: Vec<InFlightEvent>,
 }
 
-impl Supervisor {
+impl Supervisor<'_> {
     /// Keeps a server process running until `stop`. Calls `ready` when it serves for the first time.
     ///
     /// # Errors
@@ -170,7 +170,7 @@ struct ServerProcess {
 }
 
 impl ServerProcess {
-    fn start(supervisor: &Supervisor, memory: &File, tasks: &TaskTracker) -> anyhow::Result<Self> {
+    fn start(supervisor: &Supervisor<'_>, memory: &File, tasks: &TaskTracker) -> anyhow::Result<Self> {
         let (ours, theirs) = net::UnixStream::pair()?;
         let style = if std::io::stderr().is_terminal() { LogStyle::Colour } else { LogStyle::Plain };
         let mut command = Command::new(binary()?);
@@ -187,7 +187,7 @@ impl ServerProcess {
         let mut descriptors = vec![(DescriptorKind::InFlight, memory.as_fd())];
         descriptors.extend(supervisor.listener.as_ref().map(|socket| (DescriptorKind::Listener, socket.as_fd())));
         descriptors.extend(supervisor.lock.as_ref().map(|lock| (DescriptorKind::Lock, lock.as_fd())));
-        link::send(&ours, supervisor.nats.as_deref(), &descriptors)?;
+        link::send(&ours, supervisor.broker, &descriptors)?;
         ours.set_nonblocking(true)?;
         let last_lines = LastLines::default();
         let stderr = child.stderr.take().context("the server process has no standard error")?;

@@ -10,22 +10,21 @@ const MASK: &str = "***";
 /// Text that holds no such URL is borrowed as it is. A password that is not percent-encoded is masked as far as its URL's
 /// authority goes: up to the last `@` before a `/`, a `?`, a `#`, a quotation mark or a space.
 pub fn urls(text: &str) -> Cow<'_, str> {
-    let mut redacted = String::new();
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once("://") {
-        let end = after.find(ends_authority).unwrap_or(after.len());
-        let (authority, behind) = after.split_at(end);
+    let mut parts = text.split("://");
+    let mut redacted = parts.next().unwrap_or_default().to_owned();
+    let mut is_redacted = false;
+    for part in parts {
+        redacted.push_str("://");
+        let (authority, rest) = part.split_at(part.find(ends_authority).unwrap_or(part.len()));
         match authority.rsplit_once('@') {
-            Some((_, host)) => redacted.extend([before, "://", MASK, "@", host]),
-            None => redacted.extend([before, "://", authority]),
+            Some((_, host)) => {
+                redacted.extend([MASK, "@", host, rest]);
+                is_redacted = true;
+            }
+            None => redacted.push_str(part),
         }
-        rest = behind;
     }
-    if !redacted.contains(MASK) {
-        return Cow::Borrowed(text);
-    }
-    redacted.push_str(rest);
-    Cow::Owned(redacted)
+    if is_redacted { Cow::Owned(redacted) } else { Cow::Borrowed(text) }
 }
 
 fn ends_authority(c: char) -> bool {

@@ -99,18 +99,15 @@ pub(crate) use sets::{MAX_MESSAGES as MAX_RESULTS, SetOutcome, Sets};
 pub(crate) use timers::{TICKS, TICKS_CONSUMER, due_subject};
 pub(crate) use trim::{Returns, Trimmer};
 
-use crate::config::NatsConfig;
 use async_nats::{
     Client,
     connection::State,
     jetstream::{self, Context, kv},
 };
+use nerve_broker::{ConnectError, Connection, NatsSettings, connection::REQUEST_TIMEOUT};
 use space::Space;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 use tokio::sync::{OnceCell, watch};
-
-/// How long one request to JetStream may take.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to NATS JetStream; cheap to clone.
 #[derive(Clone, Debug)]
@@ -118,6 +115,8 @@ pub struct Bus {
     // A client and a context are many handles each, and every delivery carries a bus.
     client: Arc<Client>,
     jetstream: Arc<Context>,
+    /// What subjects of JetStream's API begin with.
+    api_prefix: Arc<str>,
     reconnects: watch::Receiver<u64>,
     /// The bucket of places, once it was needed.
     places: Arc<OnceCell<kv::Store>>,
@@ -151,6 +150,9 @@ pub enum BusError {
     /// The thing asked for is not there.
     #[error("{0} does not exist")]
     NotFound(String),
+    /// There is no connection, and none will be.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
 }
 
 impl BusError {
@@ -165,56 +167,46 @@ impl BusError {
 
 impl Bus {
     /// Connects, and goes on reconnecting for as long as it lives. `name` is what the server lists it as.
-    pub async fn connect(options: &NatsConfig, name: &str) -> Result<Self, BusError> {
-        let what = || format!("connecting to {}", options.url);
-        let mut connect = async_nats::ConnectOptions::new()
-            .name(name)
-            .connection_timeout(REQUEST_TIMEOUT)
-            .request_timeout(Some(REQUEST_TIMEOUT))
-            // The default gives up to 4 s between attempts; a restarted broker should be found at once.
-            .reconnect_delay_callback(|attempts| {
-                Duration::from_millis(50).saturating_mul(1 << attempts.min(5)).min(Duration::from_secs(1))
-            });
-        let (reconnected, mut reconnects) = watch::channel(0);
-        connect = connect.event_callback(move |event| {
-            match &event {
-                async_nats::Event::Connected => reconnected.send_modify(|count| *count += 1),
-                async_nats::Event::Disconnected => tracing::warn!("the connection to NATS is lost; reconnecting"),
-                other => tracing::debug!(event = %other, "NATS"),
-            }
-            std::future::ready(())
-        });
-        if let Some(creds) = &options.creds {
-            let text = std::fs::read_to_string(creds)
-                .map_err(|error| BusError::refused(format!("reading credentials {}", creds.display()), error))?;
-            connect = connect.credentials(&text).map_err(|error| BusError::refused(what(), error))?;
-        }
-        let client = connect.connect(&options.url).await.map_err(|error| BusError::unavailable(what(), error))?;
+    ///
+    /// # Errors
+    /// When there is no connection within seconds.
+    pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Self, BusError> {
+        Ok(Self::over(settings.connect(name).await?, settings))
+    }
+
+    /// The same for a server, which may start before its broker: waits until that is reachable.
+    ///
+    /// # Errors
+    /// When waiting does not help.
+    pub async fn connect_when_reachable(settings: &NatsSettings, name: &str) -> Result<Self, BusError> {
+        Ok(Self::over(settings.connect_when_reachable(name).await?, settings))
+    }
+
+    fn over(Connection { client, reconnects }: Connection, settings: &NatsSettings) -> Self {
+        let api_prefix = settings.api_prefix();
         let jetstream = jetstream::context::ContextBuilder::new()
             .timeout(REQUEST_TIMEOUT)
             .ack_timeout(REQUEST_TIMEOUT)
             .max_ack_inflight(16 * 1024)
             .backpressure_on_inflight(true)
+            .api_prefix(api_prefix.clone())
             .build(client.clone());
-        // The client tells of its first connection a moment after it has it; told later, it would pass for a new one.
-        let told = tokio::time::timeout(REQUEST_TIMEOUT, reconnects.wait_for(|count| *count > 0)).await;
-        told.map_err(|error| BusError::unavailable(what(), error))?
-            .map_err(|error| BusError::unavailable(what(), error))?;
-        Ok(Self {
+        Self {
             client: Arc::new(client),
             jetstream: Arc::new(jetstream),
+            api_prefix: api_prefix.into(),
             reconnects,
             places: Arc::default(),
             older: Arc::default(),
             space: Arc::default(),
             drops: Drops::default(),
             requests: Arc::default(),
-        })
+        }
     }
 
     /// Another connection, which shares what is known of the room in EVENTS, of an older Nerve's events, and what is counted.
-    pub(crate) async fn connect_beside(&self, options: &NatsConfig, name: &str) -> Result<Self, BusError> {
-        let connected = Self::connect(options, name).await?;
+    pub(crate) async fn connect_beside(&self, settings: &NatsSettings, name: &str) -> Result<Self, BusError> {
+        let connected = Self::connect_when_reachable(settings, name).await?;
         let (space, older, drops) = (Arc::clone(&self.space), Arc::clone(&self.older), self.drops.clone());
         Ok(Self { space, older, drops, ..connected })
     }
@@ -228,6 +220,7 @@ impl Bus {
         Self {
             client: Arc::new(client),
             jetstream: Arc::new(jetstream),
+            api_prefix: "$JS.API".into(),
             reconnects: watch::channel(0).1,
             places: Arc::default(),
             older: Arc::default(),

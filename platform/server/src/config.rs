@@ -13,6 +13,7 @@ pub use onnx::{OnnxConfig, Optimisation, Provider};
 pub use trust::{Untrusted, Why, check_trusted};
 
 use gateway::MOST_THREADS;
+use nerve_broker::NatsSettings;
 use nerve_core::{Secret, manifest::Network};
 use serde::Deserialize;
 use std::{
@@ -48,7 +49,10 @@ const LEAST_LOG_BYTES: usize = 64 << 10;
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// `[nats]`
-    pub nats: NatsConfig,
+    pub nats: NatsSettings,
+    /// What the gateway of this process connects with, where that is not what its worker does.
+    #[serde(skip)]
+    pub gateway_nats: Option<NatsSettings>,
     /// `[data]`
     pub data: DataConfig,
     /// `[streams]`
@@ -65,18 +69,6 @@ pub struct Config {
     pub sinks: SinksConfig,
     /// `[secrets]`
     pub secrets: SecretsConfig,
-}
-
-/// Where NATS is.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct NatsConfig {
-    /// The server's URL; empty for a child of our own.
-    pub url: String,
-    /// A credentials file.
-    pub creds: Option<PathBuf>,
-    /// The nats-server binary for a child of our own.
-    pub server: Option<PathBuf>,
 }
 
 /// Where files are.
@@ -194,10 +186,13 @@ pub struct SecretsConfig {
 pub enum ConfigError {
     /// A file or variable cannot be read, or says something unknown.
     #[error("the configuration is wrong: {0}")]
-    Read(#[from] config::ConfigError),
+    Read(String),
     /// The settings file of the current folder may be somebody else's.
     #[error("{0}: name the file with --config if it is meant, or start in another folder")]
     Untrusted(#[from] Untrusted),
+    /// `[nats]` contradicts itself.
+    #[error("the configuration is wrong: {0}")]
+    Nats(#[from] nerve_broker::SettingsError),
     /// A value is out of its bounds.
     #[error("the configuration is wrong: {key}: {why}")]
     Invalid {
@@ -206,6 +201,12 @@ pub enum ConfigError {
         /// What is wrong, and what would be right.
         why: String,
     },
+}
+
+impl From<config::ConfigError> for ConfigError {
+    fn from(error: config::ConfigError) -> Self {
+        Self::Read(without_excerpt(&error.to_string()))
+    }
 }
 
 impl Config {
@@ -254,6 +255,7 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
+        self.nats.check()?;
         let wrong = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
         if ![1, 3, 5].contains(&self.streams.replicas) {
             return wrong("streams.replicas", "it must be 1, 3 or 5");
@@ -315,6 +317,15 @@ impl Config {
         }
         self.onnx.check()
     }
+}
+
+/// An error without the line of the file that the parser quotes, which may hold a secret.
+fn without_excerpt(error: &str) -> String {
+    let is_excerpt = |line: &&str| {
+        let gutter = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
+        gutter.trim_start().starts_with('|')
+    };
+    error.lines().filter(|line| !is_excerpt(line)).collect::<Vec<_>>().join(": ")
 }
 
 /// `NERVE_WORKER_ACK_WAIT` is `worker.ack_wait`: a section is one word, a key may be several.
@@ -385,6 +396,9 @@ mod tests {
         std::fs::write(&file, "[gateway]\nlissten = \"127.0.0.1:9\"\n").unwrap();
         assert!(Config::load(Some(&file), []).unwrap_err().to_string().contains("lissten"));
         assert!(Config::load(Some(&folder.path().join("none.toml")), []).is_err());
+        std::fs::write(&file, "[nats]\npassword = \"hunter2\nuser = \"ada\"\n").unwrap();
+        let error = Config::load(Some(&file), []).unwrap_err();
+        assert!(error.to_string().contains("line 2") && !error.to_string().contains("hunter2"), "{error}");
     }
 
     #[test]
@@ -399,6 +413,8 @@ mod tests {
             ("NERVE_STREAMS_EVENTS_MAX_BYTES", "0", "streams.events_max_bytes"),
             ("NERVE_STREAMS_EVENTS_FULL", "refuse", "streams.events_max_bytes"),
             ("NERVE_STREAMS_EVENTS_FULL", "drop", "streams.events_full"),
+            ("NERVE_NATS_URL", "nats://ada:hunter2@127.0.0.1:port", "nats.url"),
+            ("NERVE_NATS_USER", "ada", "nats.password"),
             ("NERVE_GATEWAY_COLOUR", "red", "colour"),
             ("NERVE_GATEWAY_THREADS", "1000", "gateway.threads"),
             ("NERVE_GATEWAY_TLS_CERT", "/etc/nerve/cert.pem", "tls_cert and tls_key go together"),

@@ -14,6 +14,7 @@
 //! - `access`: who may use the API. `body`: how much they may send. `problem`: how they are told what is wrong.
 //! - `serve`: connections, from accept to drain. `lanes`: the threads that they stay on. `surround`: what every request passes. `places`: how many, and who gives
 //!   way. `watched`: who waits for whom.
+//! - `waiting`: what is answered before the broker is there.
 //! - `tls`: the certificate. `forwarded`: who sends, also behind a proxy.
 //!
 //! # Flow
@@ -47,6 +48,7 @@ mod tail;
 mod tls;
 mod traces;
 mod verify;
+mod waiting;
 mod watched;
 
 pub use access::{OpenToAll, check_bind};
@@ -60,6 +62,7 @@ pub use spool::{Spool, SpoolError};
 pub(crate) use tls::Tls;
 pub use tls::TlsError;
 pub use verify::{Sample, Unsigned};
+pub(crate) use waiting::answer_while;
 
 use crate::{
     bus::{Batches, Bus, Seen},

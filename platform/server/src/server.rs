@@ -12,21 +12,15 @@ use crate::{
 };
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
+use nerve_broker::connection::Waiting;
 use nerve_core::{Host, Inference};
-use std::{
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpSocket},
     sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How long a broker that has just started may take until its streams can be made.
-const PROVISION: Duration = Duration::from_secs(20);
 /// Connections that the system holds until they are accepted: when a flood of them fills that, others lose a second.
 const BACKLOG: u32 = 4096;
 /// In the data folder: what the broker that `nerve up` starts stores.
@@ -59,6 +53,8 @@ pub struct Server {
     config: Config,
     roles: Roles,
     bus: Bus,
+    /// The same, or the gateway's own where it has credentials of its own.
+    gateway_bus: Bus,
     registry: Registry,
     /// For its gateway, if it is one.
     taken: Option<Taken>,
@@ -112,31 +108,54 @@ pub enum ServerError {
     Metrics(String),
 }
 
-/// Makes the streams; a broker that has just started may still be electing or recovering.
+/// Makes the streams. A broker that has just started may still be electing or recovering, and a cluster may wait for its
+/// other servers: what may pass is waited for.
 async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
-    let deadline = tokio::time::Instant::now() + PROVISION;
+    let mut waiting = Waiting::default();
     loop {
         let provisioned = async {
             bus.provision(&config.streams).await?;
             bus.provision_requests(config.gateway.idempotency_window, config.streams.replicas).await
         };
         match provisioned.await {
-            Err(BusError::Unavailable { what, source }) if tokio::time::Instant::now() < deadline => {
-                tracing::debug!(what, %source, "JetStream is not ready yet");
+            Err(BusError::Unavailable { what, source }) => {
+                if waiting.is_due() {
+                    tracing::warn!(what, cause = %source, "waiting for JetStream");
+                }
                 tokio::time::sleep(AGAIN).await;
             }
-            done => return done,
+            done => {
+                if waiting.was_said() && done.is_ok() {
+                    tracing::info!("JetStream is ready");
+                }
+                return done;
+            }
         }
     }
 }
 
 impl Server {
     /// Listens, connects, makes what is missing on the broker and reads what is deployed.
+    ///
+    /// It waits for a broker that is not there yet; meanwhile a gateway answers that it lives and is not ready.
+    ///
+    /// # Errors
+    /// When it cannot listen, or the broker refuses it.
     pub async fn bind(config: Config, roles: Roles, inherited: Inherited) -> Result<Self, ServerError> {
         home::make_private(&config.data.dir)?;
         let Inherited { listener, in_flight } = inherited;
-        let door = if roles.gateway { Some(open(&config, listener)?) } else { None };
-        let bus = Bus::connect(&config.nats, "nerve").await?;
+        if !roles.gateway {
+            return Ok(Self { in_flight, ..Self::start(config, roles).await? });
+        }
+        let door = open(&config, listener)?;
+        let awaited = format!("NATS at {}", config.nats.url);
+        let server = gateway::answer_while(&door, &awaited, Self::start(config, roles)).await?;
+        Ok(Self { door: Some(door), in_flight, ..server })
+    }
+
+    /// All but listening.
+    async fn start(config: Config, roles: Roles) -> Result<Self, ServerError> {
+        let bus = Bus::connect_when_reachable(&config.nats, "nerve").await?;
         provision(&bus, &config).await?;
         bus.read_older_events(config.streams.dedupe_window).await?;
         let registry = Registry::open(&bus, config.worker.ack_wait).await?;
@@ -147,8 +166,12 @@ impl Server {
         let metrics = metrics.map_err(|error| ServerError::Metrics(error.to_string()))?;
         bus.write_drops(end.clone(), &followers);
         let catalogue = registry.follow(keyring, end.clone(), &followers).await?;
+        let gateway_bus = match &config.gateway_nats {
+            Some(nats) if roles.gateway => bus.connect_beside(nats, "nerve gateway").await?,
+            _ => bus.clone(),
+        };
         let taken = match roles.gateway {
-            true => Some(follow_taken(&bus, &config, &end, &followers).await?),
+            true => Some(follow_taken(&gateway_bus, &config, &end, &followers).await?),
             false => None,
         };
         let trimmer = Trimmer::new(&bus, &config.streams, returns(catalogue.clone()));
@@ -157,7 +180,21 @@ impl Server {
             followers.spawn(watch_disk(bus.clone(), store, config.streams.disk_reserve, end.clone()));
         }
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
-        Ok(Self { config, roles, bus, registry, taken, catalogue, door, in_flight, metrics, followers, end })
+        let (door, in_flight) = (None, None);
+        Ok(Self {
+            config,
+            roles,
+            bus,
+            gateway_bus,
+            registry,
+            taken,
+            catalogue,
+            door,
+            in_flight,
+            metrics,
+            followers,
+            end,
+        })
     }
 
     /// Where the gateway listens.
@@ -179,7 +216,7 @@ impl Server {
                 stop: shutdown.clone(),
             });
             let gateway = Gateway::new(gateway::Parts {
-                bus: self.bus.clone(),
+                bus: self.gateway_bus.clone(),
                 catalogue: self.catalogue.clone(),
                 config: self.config.gateway.clone(),
                 metrics: self.metrics,
@@ -212,8 +249,10 @@ impl Server {
         self.end.cancel();
         self.followers.close();
         self.followers.wait().await;
-        if let Err(error) = self.bus.flush().await {
-            tracing::debug!(%error, "the connection ended before the last bytes left");
+        for bus in [&self.gateway_bus, &self.bus] {
+            if let Err(error) = bus.flush().await {
+                tracing::debug!(%error, "the connection ended before the last bytes left");
+            }
         }
         if let Some(lanes) = served? {
             lanes.end().await;
@@ -237,7 +276,8 @@ async fn follow_taken(
     end: &CancellationToken,
     tasks: &TaskTracker,
 ) -> Result<Taken, ServerError> {
-    let lanes = Lanes::start(config.gateway.threads(), (bus, &config.nats), end, tasks).await?;
+    let nats = config.gateway_nats.as_ref().unwrap_or(&config.nats);
+    let lanes = Lanes::start(config.gateway.threads(), (bus, nats), end, tasks).await?;
     let batches = Batches::start(bus, end.clone(), tasks).await?;
     let seen = Seen::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
     let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
@@ -246,13 +286,10 @@ async fn follow_taken(
     Ok(Taken { lanes, batches, seen, spool })
 }
 
-/// Where the broker stores, if that is known: on this machine, and in the data folder, where `nerve up` has it.
+/// Where the broker stores, if it is that of `nerve up`, which has it in the data folder.
 fn broker_store(config: &Config) -> Option<PathBuf> {
-    let host = config.nats.url.split_once("://").map_or(config.nats.url.as_str(), |(_, rest)| rest);
-    let host = host.rsplit_once('@').map_or(host, |(_, host)| host).parse::<http::uri::Authority>().ok()?;
-    let host = host.host().trim_start_matches('[').trim_end_matches(']').to_owned();
-    let is_here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
-    Some(config.data.dir.join(BROKER_STORE)).filter(|store| is_here && store.is_dir())
+    config.gateway_nats.as_ref()?;
+    Some(config.data.dir.join(BROKER_STORE)).filter(|store| store.is_dir())
 }
 
 /// What deployed functions may return; a sink returns nothing.

@@ -129,7 +129,7 @@ async fn a_redelivery_that_is_killed_loses_no_dead_letter_and_posts_none_twice()
     let tried = endpoint.received().len();
 
     let redeliver = |places: Vec<String>| {
-        let mut command = nerve::command(["sink", "redeliver", "crm", "--nats", &nerve.nats]);
+        let mut command = nerve.cli().command(&["sink", "redeliver", "crm"]);
         command.args(places);
         Daemon::spawn("nerve sink redeliver", &mut command)
     };

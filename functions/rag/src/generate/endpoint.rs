@@ -8,8 +8,7 @@ use futures::{Stream, StreamExt, stream::BoxStream};
 use nerve_core::{
     Fault, FunctionError, Secret,
     inference::{Finish, GenerateRequest, Message, Piece, Role},
-    limits,
-    redact,
+    limits, redact,
 };
 use reqwest::{StatusCode, Url, header};
 use serde::Deserialize;

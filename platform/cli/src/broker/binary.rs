@@ -1,6 +1,7 @@
 //! Which nats-server to start.
 
 use crate::{failure::Failure, onnx};
+use nerve_broker::Version;
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -8,11 +9,7 @@ use std::{
 use tokio::process::Command;
 
 const NAME: &str = "nats-server";
-/// The oldest that has message schedules and atomic batches as the streams use them.
-const OLDEST: Version = (2, 14, 0);
 const ANSWER: Duration = Duration::from_secs(10);
-
-type Version = (u32, u32, u32);
 
 /// The nats-server that was named, or the first that is new enough: on the PATH, in `.tools/bin` of this folder or
 /// one above it, beside the `nerve` that runs.
@@ -20,10 +17,8 @@ pub(crate) async fn find(named: Option<&Path>) -> Result<PathBuf, Failure> {
     let mut too_old = Vec::new();
     for candidate in named.map_or_else(candidates, |path| vec![path.to_owned()]) {
         match version(&candidate).await {
-            Ok(version) if version >= OLDEST => return Ok(candidate),
-            Ok((major, minor, patch)) => {
-                too_old.push(format!("{} is {major}.{minor}.{patch}", candidate.display()));
-            }
+            Ok(version) if version >= Version::OLDEST => return Ok(candidate),
+            Ok(version) => too_old.push(format!("{} is {version}", candidate.display())),
             Err(error) if named.is_some() => {
                 return Err(Failure::new(format!("cannot use {} as nats-server", candidate.display()))
                     .because(error)
@@ -66,14 +61,9 @@ async fn version(binary: &Path) -> anyhow::Result<Version> {
         .ok_or_else(|| anyhow::anyhow!("`--version` says `{first}`, which is no version of nats-server"))
 }
 
-/// Reads `nats-server: v2.15.1`, with or without `-beta.1` and the like.
+/// Reads `nats-server: v2.15.1`.
 fn parse_version(text: &str) -> Option<Version> {
-    let number = text.trim().strip_prefix("nats-server: v")?;
-    let mut parts = number.split('.').map(|part| {
-        let digits = part.split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
-        digits.parse().ok()
-    });
-    Some((parts.next()??, parts.next()??, parts.next()??))
+    Version::parse(text.trim().strip_prefix("nats-server: ")?)
 }
 
 #[cfg(test)]
@@ -81,10 +71,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_and_compared_as_numbers() {
-        assert_eq!(parse_version("nats-server: v2.15.1\n"), Some((2, 15, 1)));
-        assert_eq!(parse_version("nats-server: v2.14.0-RC.3"), Some((2, 14, 0)));
-        assert!(parse_version("nats-server: v2.9.10").is_some_and(|version| version < OLDEST));
+    fn version_is_read_from_what_the_server_says() {
+        assert_eq!(parse_version("nats-server: v2.14.0-RC.3\n"), Some(Version::OLDEST));
         for bad in ["", "nats-server: v2", "2.15.1", "nats-server: vx.y.z"] {
             assert_eq!(parse_version(bad), None, "{bad}");
         }

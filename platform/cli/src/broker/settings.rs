@@ -1,9 +1,15 @@
 //! The files of the nats-server child in the data folder.
 
+use super::{TlsFiles, access::Trust};
+use nix::unistd::Pid;
 use std::{
-    fs::{File, OpenOptions},
-    io::{Read, Seek, SeekFrom},
+    fs::{File, OpenOptions, Permissions},
+    io::{Read, Seek, SeekFrom, Write},
     net::SocketAddr,
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{OpenOptionsExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
 
@@ -27,6 +33,8 @@ impl LogFollower {
         read.is_ok() && String::from_utf8_lossy(&new).contains(text)
     }
 }
+/// The folder of NATS' global account, below the store: what a `nerve up` without credentials kept everything in.
+const GLOBAL_ACCOUNT: &str = "$G";
 
 /// How much of a log is looked at for the reason of a failed start, in bytes.
 const TAIL: u64 = 16 * 1024;
@@ -63,17 +71,38 @@ impl Settings<'_> {
     }
 
     /// Writes the configuration for `address`, and clears away what the last start left.
-    pub(super) fn write(&self, address: SocketAddr) -> std::io::Result<()> {
+    pub(super) fn write(&self, address: SocketAddr, trust: &Trust, tls: Option<&TlsFiles>) -> std::io::Result<()> {
         match std::fs::remove_dir_all(self.ports_folder()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => std::fs::create_dir_all(self.ports_folder())?,
         }
-        File::create(self.crash())?;
-        std::fs::write(self.config(), self.text(address))
+        private(&self.crash(), "")?;
+        self.adopt(&trust.account.0)?;
+        private(&self.config(), &self.text(address, trust, tls))
     }
 
-    fn text(&self, address: SocketAddr) -> String {
+    /// Gives the account what an earlier version, whose server asked for no credentials, kept in NATS' global account.
+    fn adopt(&self, account: &str) -> std::io::Result<()> {
+        // nats-server adds the second one.
+        let accounts = self.store().join("jetstream");
+        let (before, now) = (accounts.join(GLOBAL_ACCOUNT), accounts.join(account));
+        if before.join("streams").is_dir() && !now.exists() {
+            std::fs::rename(&before, &now)?;
+            tracing::info!("the streams of an earlier version, whose broker asked for no credentials, are taken over");
+        }
+        Ok(())
+    }
+
+    fn store(&self) -> PathBuf {
+        self.data.join("jetstream")
+    }
+
+    fn text(&self, address: SocketAddr, trust: &Trust, tls: Option<&TlsFiles>) -> String {
         let port = if address.port() == 0 { -1 } else { i32::from(address.port()) };
+        let Trust { operator, account, system } = trust;
+        let tls = tls.map(|TlsFiles { cert, key }| {
+            format!("tls {{\n  cert_file: {}\n  key_file: {}\n}}\n", quoted(cert), quoted(key))
+        });
         format!(
             "# Written by `nerve up` at each start of nats-server: edits are lost.\n\
              server_name: \"nerve\"\n\
@@ -83,11 +112,21 @@ impl Settings<'_> {
              log_file: {log}\n\
              logfile_size_limit: 16MB\n\
              logfile_max_num: 2\n\
+             operator: \"{operator}\"\n\
+             system_account: \"{system_key}\"\n\
+             resolver: MEMORY\n\
+             resolver_preload {{\n  {account_key}: \"{account_jwt}\"\n  {system_key}: \"{system_jwt}\"\n}}\n\
+             {tls}\
              jetstream {{\n  store_dir: {store}\n}}\n",
             host = address.ip(),
             ports = quoted(&self.ports_folder()),
             log = quoted(&self.log()),
-            store = quoted(&self.data.join("jetstream")),
+            account_key = account.0,
+            account_jwt = account.1,
+            system_key = system.0,
+            system_jwt = system.1,
+            tls = tls.unwrap_or_default(),
+            store = quoted(&self.store()),
         )
     }
 
@@ -110,6 +149,18 @@ impl Settings<'_> {
         parse_ports(&std::fs::read_to_string(file.path()).ok()?)
     }
 
+    /// The server that runs with this configuration, if one does.
+    pub(super) fn pid(&self) -> Option<Pid> {
+        let files = std::fs::read_dir(self.ports_folder()).ok()?;
+        let of_name = |name: &str| name.strip_suffix(".ports")?.rsplit_once('_')?.1.parse().ok();
+        let pid: i32 = files.flatten().find_map(|file| of_name(&file.file_name().to_string_lossy()))?;
+        // Another process may have its id by now.
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let config = self.config();
+        let is_ours = line.split(|byte| *byte == 0).any(|word| word == config.as_os_str().as_bytes());
+        is_ours.then(|| Pid::from_raw(pid))
+    }
+
     /// Keeps the port for the next start.
     pub(super) fn remember_port(&self, port: u16) -> std::io::Result<()> {
         std::fs::write(self.port(), port.to_string())
@@ -124,6 +175,14 @@ impl Settings<'_> {
     pub(super) fn last_complaint(&self) -> Option<String> {
         [self.crash(), self.log()].iter().find_map(|file| complaint(&tail(file)?).map(str::to_owned))
     }
+}
+
+/// Writes a file that only this user may read.
+fn private(file: &Path, text: &str) -> std::io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(file)?;
+    written.set_permissions(Permissions::from_mode(0o600))?;
+    written.write_all(text.as_bytes())
 }
 
 fn tail(file: &Path) -> Option<String> {
@@ -159,13 +218,23 @@ fn quoted(path: &Path) -> String {
 mod tests {
     use super::*;
 
+    fn trust() -> Trust {
+        let pair = |name: &str| (format!("A{name}"), format!("jwt-of-{name}"));
+        Trust { operator: "jwt-of-issuer".to_owned(), account: pair("NERVE"), system: pair("SYS") }
+    }
+
     #[test]
-    fn the_configuration_binds_what_it_was_told_and_no_more() {
+    fn configuration_binds_and_trusts_what_it_names() {
         let settings = Settings { data: Path::new("/data \"x\"") };
-        let text = settings.text("127.0.0.1:0".parse().unwrap());
-        assert!(text.contains("host: \"127.0.0.1\"\nport: -1\n"), "{text}");
+        let text = settings.text("127.0.0.1:0".parse().unwrap(), &trust(), None);
+        assert!(text.contains("host: \"127.0.0.1\"\nport: -1\n") && !text.contains("tls {"), "{text}");
         assert!(text.contains(r#"store_dir: "/data \"x\"/jetstream""#), "{text}");
-        assert!(settings.text("[::1]:4222".parse().unwrap()).contains("host: \"::1\"\nport: 4222\n"));
+        assert!(text.contains("operator: \"jwt-of-issuer\"\nsystem_account: \"ASYS\"\n"), "{text}");
+        assert!(text.contains("  ANERVE: \"jwt-of-NERVE\"\n"), "{text}");
+        let tls = TlsFiles { cert: "/c".into(), key: "/k".into() };
+        let text = settings.text("[::1]:4222".parse().unwrap(), &trust(), Some(&tls));
+        assert!(text.contains("host: \"::1\"\nport: 4222\n"), "{text}");
+        assert!(text.contains("tls {\n  cert_file: \"/c\"\n  key_file: \"/k\"\n}\n"), "{text}");
     }
 
     #[test]
@@ -175,11 +244,27 @@ mod tests {
         assert_eq!(settings.remembered_port(), None);
         settings.remember_port(4333).unwrap();
         assert_eq!(settings.remembered_port(), Some(4333));
-        settings.write("127.0.0.1:0".parse().unwrap()).unwrap();
+        settings.write("127.0.0.1:0".parse().unwrap(), &trust(), None).unwrap();
         assert_eq!(settings.chosen_port(7), None);
         let file = folder.path().join("ports/nats-server_7.ports");
         std::fs::write(file, r#"{"nats":["nats://127.0.0.1:4555"]}"#).unwrap();
         assert_eq!(settings.chosen_port(7), Some(4555));
+    }
+
+    #[test]
+    fn global_account_is_taken_over_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { data: folder.path() };
+        let accounts = folder.path().join("jetstream/jetstream");
+        let write = || settings.write("127.0.0.1:0".parse().unwrap(), &trust(), None).unwrap();
+        write();
+        assert!(!accounts.exists());
+        std::fs::create_dir_all(accounts.join("$G/streams/EVENTS")).unwrap();
+        write();
+        assert!(accounts.join("ANERVE/streams/EVENTS").is_dir() && !accounts.join("$G").exists());
+        std::fs::create_dir_all(accounts.join("$G/streams/LATER")).unwrap();
+        write();
+        assert!(accounts.join("ANERVE/streams/EVENTS").is_dir() && accounts.join("$G/streams/LATER").is_dir());
     }
 
     #[test]

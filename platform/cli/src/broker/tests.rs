@@ -6,7 +6,7 @@ use tempfile::TempDir;
 async fn options(data: &TempDir, listen: &str) -> BrokerOptions {
     let data = data.path().canonicalize().unwrap();
     let lock = Lock::take(&data).await.unwrap();
-    BrokerOptions { binary: find(None).await.unwrap(), data, listen: listen.parse().unwrap(), lock }
+    BrokerOptions { binary: find(None).await.unwrap(), data, listen: listen.parse().unwrap(), lock, tls: None }
 }
 
 fn pid(broker: &Broker) -> Pid {
@@ -68,6 +68,14 @@ async fn an_address_that_is_taken_is_told() {
     let options = options(&data, &taken.local_addr().unwrap().to_string()).await;
     let error = format!("{:#}", anyhow::Error::from(Broker::start(options).await.unwrap_err()));
     assert!(error.contains("address already in use"), "{error}");
+}
+
+#[tokio::test]
+async fn other_addresses_than_loopback_want_tls() {
+    let data = tempfile::tempdir().unwrap();
+    let options = options(&data, "0.0.0.0:0").await;
+    let error = format!("{:#}", anyhow::Error::from(Broker::start(options).await.unwrap_err()));
+    assert!(error.contains("0.0.0.0") && error.contains("TLS"), "{error}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::Process;
 use crate::{
     args::{DataFolder, Globals},
-    broker::reachable,
+    broker::{LocalBroker, reachable},
     endpoint::{Endpoint, find_nats},
     failure::Failure,
     limits, onnx,
@@ -15,6 +15,7 @@ use crate::{
 use anyhow::Context;
 use async_trait::async_trait;
 use clap::Args;
+use nerve_broker::roles;
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
 use nerve_onnx::Onnx;
 use nerve_rag::{Rag, Settings};
@@ -23,8 +24,8 @@ use nerve_server::{
     Inherited, Roles, Server,
     config::{Config, OnnxConfig},
 };
-use serde_json::json;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -103,16 +104,17 @@ fn process_of(supervision: &Supervision) -> Process {
 }
 
 async fn alone(mut config: Config, role: Role, format: Format, supervision: &Supervision) -> anyhow::Result<()> {
-    config.nats.url = find_nats(Some(&config.nats.url), &config.data.dir)?;
+    let user = if role == Role::Gateway { roles::Role::Gateway } else { roles::Role::Worker };
+    config.nats = find_nats(config.nats, &config.data.dir, user)?;
     if supervision.role.log_style().is_some() {
         return attached(config, role).await;
     }
     let is_supervised = supervision.is_wanted();
     until_stopped(async |stop| match is_supervised {
-        true => Supervised { config: &config, role, format, lock: None }.run(&stop).await,
+        true => Supervised { config: &config, role, format, lock: None, broker: None }.run(&stop).await,
         false => {
             let serving = Serving { config, role, inherited: Inherited::default() };
-            serving.run(stop, async |ready| say_ready(&ready, format)).await
+            serving.run(stop, async |ready| say_ready(&ready, None, format)).await
         }
     })
     .await
@@ -159,23 +161,28 @@ pub(super) struct Supervised<'c> {
     pub(super) format: Format,
     /// The lock of the data folder, which the process holds as well.
     pub(super) lock: Option<OwnedFd>,
+    /// The nats-server that this process has started, if it has.
+    pub(super) broker: Option<LocalBroker>,
 }
 
 impl Supervised<'_> {
     /// Keeps the process running until `stop`, and says where it serves once it does.
     pub(super) async fn run(self, stop: &Stop) -> anyhow::Result<()> {
-        let Self { config, role, format, lock } = self;
+        let Self { config, role, format, lock, broker } = self;
         let listener = if role == Role::Worker { None } else { Some(nerve_server::listen(&config.gateway)?) };
-        let nats = Some(config.nats.url.clone());
+        let credentials = broker.as_ref().map(|broker| broker.access.join(roles::Role::Operator.file()));
         let mut announced = None;
         let ready = |ready: &Ready| {
             if let (Role::Both, Some(gateway)) = (role, ready.gateway.clone()) {
-                let endpoint = Endpoint { gateway, nats: ready.nats.clone(), pid: std::process::id() };
+                let (nats, pid) = (ready.nats.clone(), std::process::id());
+                let access = broker.as_ref().map(|broker| broker.access.clone());
+                let certificate = broker.as_ref().and_then(|broker| broker.certificate.clone());
+                let endpoint = Endpoint { gateway, nats, access, certificate, pid };
                 announced = Some(endpoint.announce(&config.data.dir)?);
             }
-            say_ready(ready, format)
+            say_ready(ready, credentials.as_deref(), format)
         };
-        let served = Supervisor { listener, nats, lock }.run(&stop.0, ready).await;
+        let served = Supervisor { listener, broker: broker.as_ref(), lock }.run(&stop.0, ready).await;
         drop(announced);
         served
     }
@@ -183,8 +190,11 @@ impl Supervised<'_> {
 
 /// Serves for the supervisor that started this process.
 pub(super) async fn attached(mut config: Config, role: Role) -> anyhow::Result<()> {
-    let Attached { nats, inherited, mut reports, orders, lock } = Attached::receive()?;
-    config.nats.url = nats.unwrap_or(config.nats.url);
+    let Attached { broker, inherited, mut reports, orders, lock } = Attached::receive()?;
+    if let Some(broker) = broker {
+        config.gateway_nats = Some(broker.client(config.nats.clone(), roles::Role::Gateway));
+        config.nats = broker.client(config.nats, roles::Role::Worker);
+    }
     let stop = CancellationToken::new();
     let signals = Signals::listen()?;
     let serving = Serving { config, role, inherited };
@@ -207,7 +217,7 @@ impl Serving {
     /// Serves until it is stopped, and calls `ready` once it serves.
     async fn run(self, stop: Stop, ready: impl AsyncFnOnce(Ready) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let Self { config, role, inherited } = self;
-        let (data, nats) = (config.data.dir.clone(), config.nats.url.clone());
+        let (data, nats) = (config.data.dir.clone(), config.nats.url.to_string());
         let models = ModelRunner::start(&config.onnx, &data)?;
         let worker = match role {
             Role::Gateway => None,
@@ -302,15 +312,14 @@ impl ModelRunner {
     }
 }
 
-fn say_ready(ready: &Ready, format: Format) -> anyhow::Result<()> {
-    let nats = &ready.nats;
-    let shown = match &ready.gateway {
-        Some(gateway) => json!({"gateway": gateway, "nats": nats}),
-        None => json!({"nats": nats}),
-    };
-    format.show(&shown, |_| match &ready.gateway {
-        Some(gateway) => format!("nerve is ready\n  gateway  {gateway}\n  nats     {nats}"),
-        None => format!("nerve is ready\n  nats     {nats}"),
+fn say_ready(ready: &Ready, credentials: Option<&Path>, format: Format) -> anyhow::Result<()> {
+    let mut shown = vec![("nats", ready.nats.clone())];
+    shown.extend(ready.gateway.clone().map(|gateway| ("gateway", gateway)));
+    shown.extend(credentials.map(|file| ("nats_credentials", file.display().to_string())));
+    let shown: BTreeMap<&str, String> = shown.into_iter().collect();
+    format.show(&shown, |shown| {
+        let line = |(name, value): (&&str, &String)| format!("\n  {:<12} {value}", name.replace("nats_", ""));
+        format!("nerve is ready{}", shown.iter().map(line).collect::<String>())
     })
 }
 

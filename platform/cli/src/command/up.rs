@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     args::{DataFolder, Globals},
-    broker::{self, Broker, BrokerOptions},
+    broker::{self, Broker, BrokerOptions, TlsFiles},
     failure::Failure,
     lock::Lock,
     output::Format,
@@ -24,10 +24,11 @@ use tokio_util::sync::CancellationToken;
 /// Start everything on this machine: NATS with JetStream, the gateway and a worker
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --nats it starts a nats-server of its own, whose data is in the data folder. The gateway and
-the worker run in a process that is started again when it dies; requests that come meanwhile wait. It
-stops at SIGTERM or Ctrl-C, once what is running has ended or `worker.grace` is over; a second signal
-stops at once.
+Without --nats it starts a nats-server of its own, whose data is in the data folder. That asks for
+credentials, which are made at the first start: commands on this machine find them by the data
+folder, and `nerve nats context` prints those of other programs. The gateway and the worker run in a
+process that is started again when it dies; requests that come meanwhile wait. It stops at SIGTERM or
+Ctrl-C, once what is running has ended or `worker.grace` is over; a second signal stops at once.
 
 Examples:
   nerve up
@@ -41,6 +42,12 @@ pub(crate) struct Up {
     /// Where its nats-server listens; port 0 takes a free one, and the same again next time
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", conflicts_with = "nats")]
     nats_listen: SocketAddr,
+    /// The certificate that its nats-server shows, in PEM; needed where that listens off loopback
+    #[arg(long, value_name = "FILE", requires = "nats_tls_key")]
+    nats_tls_cert: Option<PathBuf>,
+    /// The private key of that certificate, in PEM
+    #[arg(long, value_name = "FILE", requires = "nats_tls_cert")]
+    nats_tls_key: Option<PathBuf>,
     /// The nats-server to start [default: searched for]
     #[arg(long, value_name = "FILE", env = "NERVE_NATS_SERVER", hide_env_values = true)]
     nats_server: Option<PathBuf>,
@@ -62,6 +69,8 @@ impl Up {
         let mut config = settings::load(self.config.as_deref(), globals, self.folder.data.as_deref())?;
         config.gateway.listen = self.listen.unwrap_or(config.gateway.listen);
         config.nats.server = self.nats_server.or(config.nats.server);
+        config.nats.server_tls_cert = self.nats_tls_cert.or(config.nats.server_tls_cert);
+        config.nats.server_tls_key = self.nats_tls_key.or(config.nats.server_tls_key);
         config.data.dir = made(&config.data.dir)?;
         if self.supervision.log_style().is_some() {
             return serve::attached(config, Role::Both).await;
@@ -72,20 +81,23 @@ impl Up {
 }
 
 /// Keeps a nats-server, unless there is one to use, and a server process running.
-async fn work(mut config: Config, lock: Lock, listen: SocketAddr, format: Format, stop: Stop) -> anyhow::Result<()> {
+async fn work(config: Config, lock: Lock, listen: SocketAddr, format: Format, stop: Stop) -> anyhow::Result<()> {
     let held = Some(lock.descriptor()?);
     if !config.nats.url.is_empty() {
-        return Supervised { config: &config, role: Role::Both, format, lock: held }.run(&stop).await;
+        return Supervised { config: &config, role: Role::Both, format, lock: held, broker: None }.run(&stop).await;
     }
     let binary = broker::find(config.nats.server.as_deref()).await?;
-    let options = BrokerOptions { binary, data: config.data.dir.clone(), listen, lock };
+    let tls = config.nats.server_tls_cert.clone().zip(config.nats.server_tls_key.clone());
+    let tls = tls.map(|(cert, key)| TlsFiles { cert, key });
+    let options = BrokerOptions { binary, data: config.data.dir.clone(), listen, lock, tls };
     let Some(broker) = stop.unless_stopped(Broker::start(options)).await else { return Ok(()) };
     let broker = broker?;
-    config.nats.url = broker.url();
+    let local = Some(broker.local());
     // The broker goes last: the gateway and the worker drain into it.
     let end = CancellationToken::new();
     let serving = async {
-        let served = Supervised { config: &config, role: Role::Both, format, lock: held }.run(&stop).await;
+        let served =
+            Supervised { config: &config, role: Role::Both, format, lock: held, broker: local }.run(&stop).await;
         end.cancel();
         served
     };

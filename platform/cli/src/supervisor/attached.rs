@@ -1,7 +1,7 @@
 //! The server process's end of the link to its supervisor.
 
 use super::link::{self, DescriptorKind, Ready, Received};
-use crate::{failure::Failure, signals::Signals};
+use crate::{broker::LocalBroker, failure::Failure, signals::Signals};
 use anyhow::Context;
 use nerve_server::{InFlight, Inherited};
 use std::{fs::File, net::TcpListener, os::fd::OwnedFd};
@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 /// What a supervisor gave to this process.
 #[derive(Debug)]
 pub(crate) struct Attached {
-    /// The NATS server to use, where the supervisor started it.
-    pub(crate) nats: Option<String>,
+    /// The nats-server to use, where the supervisor started it.
+    pub(crate) broker: Option<LocalBroker>,
     /// What the server goes on with.
     pub(crate) inherited: Inherited,
     /// The way back to the supervisor.
@@ -52,7 +52,7 @@ impl Attached {
         socket.set_nonblocking(true)?;
         let (orders, reports) = UnixStream::from_std(socket)?.into_split();
         let (orders, reports) = (Orders(BufReader::new(orders).lines()), Reports(reports));
-        Ok(Self { nats: assignment.nats, inherited, reports, orders, lock })
+        Ok(Self { broker: assignment.broker, inherited, reports, orders, lock })
     }
 }
 

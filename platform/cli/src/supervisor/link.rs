@@ -3,6 +3,7 @@
 //! First the supervisor sends an [`Assignment`], with the descriptors that it names. Later it sends [`DRAIN`] at most, and the server
 //! says once that it is [`Ready`]. Assignment and readiness are a line of JSON each.
 
+use crate::broker::LocalBroker;
 use anyhow::{Context, bail};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
@@ -29,8 +30,8 @@ pub(super) const DRAIN: &str = "drain\n";
 /// What a server process is told at its start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Assignment {
-    /// The NATS server to use, where it is one that the supervisor started.
-    pub(crate) nats: Option<String>,
+    /// The nats-server to use, where the supervisor started it.
+    pub(crate) broker: Option<LocalBroker>,
     /// What the descriptors are, in their order.
     pub(super) descriptors: Vec<DescriptorKind>,
 }
@@ -74,11 +75,11 @@ pub(super) fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
 /// Sends an assignment and its descriptors.
 pub(super) fn send(
     socket: &UnixStream,
-    nats: Option<&str>,
+    broker: Option<&LocalBroker>,
     descriptors: &[(DescriptorKind, BorrowedFd<'_>)],
 ) -> anyhow::Result<()> {
     let kinds = descriptors.iter().map(|(kind, _)| *kind).collect();
-    let line = line(&Assignment { nats: nats.map(str::to_owned), descriptors: kinds })?;
+    let line = line(&Assignment { broker: broker.cloned(), descriptors: kinds })?;
     let handed: Vec<_> = descriptors.iter().map(|(_, descriptor)| *descriptor).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);

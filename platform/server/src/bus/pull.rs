@@ -244,7 +244,7 @@ impl Puller {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let request = PullRequest { batch: free, expires: nanos(EXPIRES), idle_heartbeat: nanos(HEARTBEAT) };
         let body = serde_json::to_vec(&request).map_err(|error| BusError::refused("pulling", error))?;
-        let subject = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{}", self.bound.stream, self.consumer);
+        let subject = format!("{}.CONSUMER.MSG.NEXT.{}.{}", self.bus.api_prefix, self.bound.stream, self.consumer);
         let sent = self.bus.client.publish_with_reply(subject, self.inbox.clone(), body.into()).await;
         sent.map_err(|error| BusError::unavailable("pulling", error))?;
         if self.asked == 0 {

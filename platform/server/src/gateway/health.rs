@@ -52,9 +52,12 @@ impl std::fmt::Debug for Checks {
     }
 }
 
+/// What says that the process is up.
+pub(super) const LIVE: &str = "ok\n";
+
 /// The process is up.
 pub(super) async fn live() -> &'static str {
-    "ok\n"
+    LIVE
 }
 
 /// Whether this process can do its work now: 200 or 503, with each part of it. What is deployed, and what is wrong with it, is

@@ -8,10 +8,8 @@
 //! webhooks and posted events, and of these the large ones.
 
 use super::Gateway;
-use crate::{
-    bus::{Batches, Bus, BusError},
-    config::NatsConfig,
-};
+use crate::bus::{Batches, Bus, BusError};
+use nerve_broker::NatsSettings;
 use std::{io, sync::Arc, thread, time::Duration};
 use tokio::{
     net::TcpStream,
@@ -88,7 +86,7 @@ impl Lanes {
     /// Starts so many lanes. What follows the broker on them is tracked by `tasks`, and goes on until `end`.
     pub(crate) async fn start(
         count: usize,
-        (bus, nats): (&Bus, &NatsConfig),
+        (bus, nats): (&Bus, &NatsSettings),
         end: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, LaneError> {

@@ -117,7 +117,7 @@ pub(crate) fn check_connected(bus: &Bus) -> Answer<()> {
 /// What a failure of the broker is to a caller.
 pub(crate) fn broker_problem(error: &BusError) -> Problem {
     match error {
-        BusError::Unavailable { .. } => {
+        BusError::Unavailable { .. } | BusError::Connect(_) => {
             if let Some(suppressed) = repeats::due("", "broker") {
                 tracing::warn!(error = error as &dyn std::error::Error, suppressed, "a request is answered 503");
             }

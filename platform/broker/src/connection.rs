@@ -1,0 +1,428 @@
+//! Connects to NATS, once or until a server is reachable, and says why not.
+
+use crate::{
+    NatsSettings, SettingsError, Version, pin,
+    settings::{Credentials, read_file},
+};
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use nkeys::KeyPair;
+use std::{
+    error::Error,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+
+/// How long one server, and one request to JetStream, may take.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long one server of several may take, so that a list is tried in seconds.
+const LIST_TIMEOUT: Duration = Duration::from_secs(2);
+/// The wait between two tries of a server that starts before its broker.
+const RETRY_INTERVAL: Duration = Duration::from_millis(500);
+/// How often it is said that something is still waited for.
+const REPORT_INTERVAL: Duration = Duration::from_secs(30);
+/// The words of nats-server for credentials that it knows and does not accept any more.
+const REFUSALS: [&str; 3] = ["authorization", "authentication", "revoked"];
+
+/// A connection that goes on reconnecting for as long as its client lives.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// The client.
+    pub client: Client,
+    /// Counts the connections made, from 1 on.
+    pub reconnects: watch::Receiver<u64>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No server answers: one may later.
+    #[error("NATS at {servers} cannot be reached")]
+    Unreachable {
+        /// The servers.
+        servers: String,
+        /// What the client says.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// A server refuses the credentials.
+    #[error("NATS at {servers} refuses {what}: check the credentials (nats.user, nats.token, nats.nkey or nats.creds)")]
+    Refused {
+        /// The servers.
+        servers: String,
+        /// The kind of credentials.
+        what: &'static str,
+        /// What the client says.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// TLS with a server fails, on either side.
+    #[error(
+        "TLS with NATS at {servers} fails: check nats.tls_ca, nats.tls_client_cert and nats.tls_client_key, and the \
+         name in the server's certificate"
+    )]
+    Tls {
+        /// The servers.
+        servers: String,
+        /// What is wrong.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// The server is too old.
+    #[error("nats-server at {servers} is {found}, and at least {} is needed: upgrade it", Version::OLDEST)]
+    TooOld {
+        /// The servers.
+        servers: String,
+        /// Its version.
+        found: String,
+    },
+    /// The settings cannot be used.
+    #[error("the settings of NATS cannot be used")]
+    Settings(#[from] SettingsError),
+}
+
+impl ConnectError {
+    /// Whether trying again may help: what a server refuses, and what is set wrong, stays so.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. })
+    }
+}
+
+/// Says once that something is waited for, and then every 30 seconds.
+#[derive(Debug, Default)]
+pub struct Waiting {
+    said: Option<Instant>,
+}
+
+impl Waiting {
+    /// Whether it is time to say it.
+    pub fn is_due(&mut self) -> bool {
+        let due = self.said.is_none_or(|said| said.elapsed() >= REPORT_INTERVAL);
+        if due {
+            self.said = Some(Instant::now());
+        }
+        due
+    }
+
+    /// Whether it was said.
+    pub fn was_said(&self) -> bool {
+        self.said.is_some()
+    }
+}
+
+impl NatsSettings {
+    /// Connects, or fails within seconds. `name` is what the server lists the client as.
+    ///
+    /// # Errors
+    /// When no server can be reached, the one that was is too old or refuses this client, or the settings are wrong.
+    pub async fn connect(&self, name: &str) -> Result<Connection, ConnectError> {
+        let (options, reconnects) = self.options(name)?;
+        let servers: Result<Vec<ServerAddr>, _> = self.url.urls().iter().cloned().map(ServerAddr::from_url).collect();
+        let servers = servers.map_err(|source| self.unreachable(source))?;
+        let client = options.connect(servers).await.map_err(|error| self.classified(error))?;
+        let info = client.server_info();
+        match Version::parse(&info.version) {
+            Some(version) if version >= Version::OLDEST => {}
+            _ => return Err(ConnectError::TooOld { servers: self.url.to_string(), found: info.version }),
+        }
+        // The client tells of its first connection a moment after it has it; told later, it would pass for a new one.
+        let mut told = reconnects.clone();
+        let told = timeout(REQUEST_TIMEOUT, told.wait_for(|count| *count > 0)).await;
+        match told {
+            Ok(Ok(_)) => Ok(Connection { client, reconnects }),
+            Ok(Err(error)) => Err(self.unreachable(error)),
+            Err(error) => Err(self.unreachable(error)),
+        }
+    }
+
+    /// Connects as soon as a server is reachable, and says in the log what it waits for.
+    ///
+    /// # Errors
+    /// When waiting does not help: see [`ConnectError::is_transient`].
+    pub async fn connect_when_reachable(&self, name: &str) -> Result<Connection, ConnectError> {
+        let mut waiting = Waiting::default();
+        loop {
+            match self.connect(name).await {
+                Err(error) if error.is_transient() => {
+                    if waiting.is_due() {
+                        let cause = error.source().map(ToString::to_string).unwrap_or_default();
+                        tracing::warn!(%cause, "waiting for NATS at {}", self.url);
+                    }
+                }
+                done => {
+                    if waiting.was_said() && done.is_ok() {
+                        tracing::info!("NATS at {} is reachable", self.url);
+                    }
+                    return done;
+                }
+            }
+            sleep(RETRY_INTERVAL).await;
+        }
+    }
+
+    fn options(&self, name: &str) -> Result<(ConnectOptions, watch::Receiver<u64>), ConnectError> {
+        // Who is first installs it; that it is there already is no mistake.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let credentials = self.credentials()?;
+        // Read here once, so that what is missing is said as it is.
+        credentials.auth(&[])?;
+        let anonymous = matches!(credentials, Credentials::None);
+        let mut options = if anonymous {
+            ConnectOptions::new()
+        } else {
+            ConnectOptions::with_auth_callback(move |nonce| {
+                std::future::ready(credentials.auth(&nonce).map_err(AuthError::new))
+            })
+        };
+        let (reconnected, reconnects) = watch::channel(0);
+        let reports = Arc::new(Mutex::new(Waiting::default()));
+        options = options
+            .name(name)
+            .connection_timeout(if self.url.len() > 1 { LIST_TIMEOUT } else { REQUEST_TIMEOUT })
+            .request_timeout(Some(REQUEST_TIMEOUT))
+            // The default gives up to 4 s between attempts; a restarted broker should be found at once.
+            .reconnect_delay_callback(|attempts| {
+                Duration::from_millis(50).saturating_mul(1 << attempts.min(5)).min(Duration::from_secs(1))
+            })
+            .event_callback(move |event| {
+                report(&event, &reconnected, &reports);
+                std::future::ready(())
+            });
+        if let Some(prefix) = &self.inbox_prefix {
+            options = options.custom_inbox_prefix(prefix);
+        }
+        if self.tls {
+            options = options.require_tls(true);
+        }
+        if self.tls_first {
+            options = options.tls_first();
+        }
+        options = match &self.pinned {
+            Some(cert) => options.tls_client_config(pin::client_config(cert)?),
+            None => self.with_certificates(options)?,
+        };
+        Ok((options, reconnects))
+    }
+
+    fn with_certificates(&self, mut options: ConnectOptions) -> Result<ConnectOptions, SettingsError> {
+        // The client reads them at each connection; here it is said which cannot be read.
+        let files = [
+            ("nats.tls_ca", &self.tls_ca),
+            ("nats.tls_client_cert", &self.tls_client_cert),
+            ("nats.tls_client_key", &self.tls_client_key),
+        ];
+        for (key, file) in files {
+            file.as_deref().map(|file| pin::check_pem(key, file)).transpose()?;
+        }
+        if let Some(ca) = &self.tls_ca {
+            options = options.add_root_certificates(ca.clone());
+        }
+        if let Some((cert, key)) = self.tls_client_cert.as_ref().zip(self.tls_client_key.as_ref()) {
+            options = options.add_client_certificate(cert.clone(), key.clone());
+        }
+        Ok(options)
+    }
+
+    fn unreachable(&self, source: impl Into<async_nats::Error>) -> ConnectError {
+        ConnectError::Unreachable { servers: self.url.to_string(), source: source.into() }
+    }
+
+    fn classified(&self, error: async_nats::ConnectError) -> ConnectError {
+        let servers = self.url.to_string();
+        let text = error.to_string().to_lowercase();
+        let refuses = || REFUSALS.iter().any(|word| text.contains(word));
+        match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
+                ConnectError::Refused { servers, what: self.shown(), source: error.into() }
+            }
+            ConnectErrorKind::Tls => ConnectError::Tls { servers, source: error.into() },
+            _ if is_of_tls(&error) => ConnectError::Tls { servers, source: error.into() },
+            ConnectErrorKind::Io if refuses() => {
+                ConnectError::Refused { servers, what: self.shown(), source: error.into() }
+            }
+            _ => self.unreachable(error),
+        }
+    }
+
+    /// What the server was shown.
+    fn shown(&self) -> &'static str {
+        match self.credentials() {
+            Ok(Credentials::User { .. }) => "this user and password",
+            Ok(Credentials::Token(_)) => "this token",
+            Ok(Credentials::Nkey(_)) => "this nkey",
+            Ok(Credentials::Creds(_)) => "this credentials file",
+            Ok(Credentials::None) | Err(_) => "a client without credentials",
+        }
+    }
+}
+
+impl Credentials {
+    /// What answers a server that sent this nonce.
+    fn auth(&self, nonce: &[u8]) -> Result<Auth, SettingsError> {
+        let mut auth = Auth::new();
+        match self {
+            Self::None => {}
+            Self::User { user, password } => {
+                auth.username = Some(user.clone());
+                auth.password = Some(password.read()?.expose().to_owned());
+            }
+            Self::Token(token) => auth.token = Some(token.read()?.expose().to_owned()),
+            Self::Nkey(seed) => {
+                let why = "it holds no seed of a user's nkey, which begins with SU";
+                let wrong = SettingsError::Invalid { key: seed.key, why };
+                let pair = seed.read().map(|seed| KeyPair::from_seed(seed.expose().trim()))?;
+                match pair.and_then(|pair| Ok((pair.sign(nonce)?, pair.public_key()))) {
+                    Ok((signature, public)) => (auth.signature, auth.nkey) = (Some(signature), Some(public)),
+                    Err(_) => return Err(wrong),
+                }
+            }
+            Self::Creds(path) => {
+                const KEY: &str = "nats.creds";
+                let text = read_file(KEY, path)?;
+                let signed = creds(&text).and_then(|(jwt, seed)| Some((jwt, KeyPair::from_seed(seed).ok()?)));
+                let signed = signed.and_then(|(jwt, pair)| Some((jwt, pair.sign(nonce).ok()?)));
+                let why = "is no credentials file: it holds a user's JWT and the seed of its nkey, between dashes";
+                let (jwt, signature) = signed.ok_or(SettingsError::Content { key: KEY, path: path.clone(), why })?;
+                (auth.jwt, auth.signature) = (Some(jwt.to_owned()), Some(signature));
+            }
+        }
+        Ok(auth)
+    }
+}
+
+/// The JWT and the seed of a credentials file: each is the line behind one of dashes.
+fn creds(text: &str) -> Option<(&str, &str)> {
+    let mut lines = text.lines().map(str::trim);
+    let mut part = |title: &str| {
+        lines.find(|line| line.starts_with("---") && line.contains("BEGIN") && line.contains(title))?;
+        lines.next().filter(|line| !line.is_empty() && !line.starts_with('-'))
+    };
+    Some((part("JWT")?, part("SEED")?))
+}
+
+/// Whether rustls is anywhere in the chain; an I/O error hides what it wraps.
+fn is_of_tls(error: &(dyn Error + 'static)) -> bool {
+    if error.is::<rustls::Error>() {
+        return true;
+    }
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    wrapped.is_some_and(|inner| is_of_tls(inner)) || error.source().is_some_and(is_of_tls)
+}
+
+fn report(event: &Event, reconnected: &watch::Sender<u64>, reports: &Mutex<Waiting>) {
+    match event {
+        Event::Connected => {
+            reconnected.send_modify(|count| *count += 1);
+            *reports.lock().unwrap_or_else(PoisonError::into_inner) = Waiting::default();
+        }
+        Event::Disconnected => tracing::warn!("the connection to NATS is lost; reconnecting"),
+        Event::ClientError(error) => {
+            // One for each attempt to reconnect.
+            if reports.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
+                tracing::warn!(%error, "NATS is not reachable yet; reconnecting");
+            }
+        }
+        Event::ServerError(error) => {
+            if reports.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
+                tracing::warn!(%error, "NATS refuses what this client sent");
+            }
+        }
+        other => tracing::debug!(event = %other, "NATS"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Servers;
+    use tokio::{
+        io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+        net::TcpListener,
+    };
+
+    /// A server that greets every client with `info` and answers its first ping with `answer`.
+    async fn server(info: &'static str, answer: &'static str) -> NatsSettings {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = Servers::parse(&listener.local_addr().unwrap().to_string()).unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let mut stream = BufReader::new(stream);
+                stream.write_all(format!("INFO {info}\r\n").as_bytes()).await.unwrap();
+                let mut line = String::new();
+                while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) && !line.contains("PING") {}
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                // Until the client goes.
+                while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {}
+            }
+        });
+        NatsSettings { url, ..NatsSettings::default() }
+    }
+
+    async fn refused(settings: NatsSettings) -> String {
+        let error = settings.connect_when_reachable("test").await.unwrap_err();
+        assert!(!error.is_transient(), "{error:?}");
+        format!("{error}: {}", error.source().map(ToString::to_string).unwrap_or_default())
+    }
+
+    #[tokio::test]
+    async fn older_server_is_refused_with_its_version() {
+        let error = refused(server(r#"{"version": "2.9.10"}"#, "PONG\r\n").await).await;
+        assert!(error.contains("2.9.10") && error.contains("2.14.0"), "{error}");
+        server(r#"{"version": "2.14.0"}"#, "PONG\r\n").await.connect("test").await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn refused_credentials_are_not_tried_again() {
+        let settings = server(r#"{"version": "2.15.1"}"#, "-ERR 'Authorization Violation'\r\n").await;
+        let error = refused(settings).await;
+        assert!(error.contains("a client without credentials"), "{error}");
+        let settings = server(r#"{"version": "2.15.1"}"#, "-ERR 'User Authentication Expired'\r\n").await;
+        let error = refused(NatsSettings { token: Some(nerve_core::Secret::new("hunter2")), ..settings }).await;
+        assert!(error.contains("this token") && !error.contains("hunter2"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn files_that_are_missing_are_named() {
+        let absent = |settings: NatsSettings| async move {
+            refused(NatsSettings { url: Servers::parse("127.0.0.1:1").unwrap(), ..settings }).await
+        };
+        let none = || Some("/none".into());
+        let error = absent(NatsSettings { creds: none(), ..<_>::default() }).await;
+        assert!(error.contains("nats.creds: /none"), "{error}");
+        let error = absent(NatsSettings { tls_ca: none(), ..<_>::default() }).await;
+        assert!(error.contains("nats.tls_ca: /none"), "{error}");
+        let error = absent(NatsSettings { nkey: Some(nerve_core::Secret::new("SUhunter2")), ..<_>::default() }).await;
+        assert!(error.contains("nats.nkey") && !error.contains("hunter2"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn server_that_comes_later_is_waited_for() {
+        let (port, settings) = {
+            let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = free.local_addr().unwrap();
+            (address, NatsSettings { url: Servers::parse(&address.to_string()).unwrap(), ..<_>::default() })
+        };
+        assert!(settings.connect("test").await.unwrap_err().is_transient());
+        let waiting = tokio::spawn(async move { settings.connect_when_reachable("test").await.map(drop) });
+        let listener = TcpListener::bind(port).await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"INFO {\"version\": \"2.15.1\"}\r\nPONG\r\n").await.unwrap();
+        waiting.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn credentials_file_is_read_as_nats_writes_it() {
+        let text = "-----BEGIN NATS USER JWT-----\neyJ0.a-b_c\n------END NATS USER JWT------\n\n\
+                    ************************* IMPORTANT *************************\nNKEY Seed printed below\n\n\
+                    -----BEGIN USER NKEY SEED-----\nSUAX\n------END USER NKEY SEED------\n";
+        assert_eq!(creds(text), Some(("eyJ0.a-b_c", "SUAX")));
+        assert_eq!(creds(&text.replace('\n', "\r\n")), Some(("eyJ0.a-b_c", "SUAX")));
+        for bad in ["", "eyJ0", "-----BEGIN NATS USER JWT-----\neyJ0\n"] {
+            assert_eq!(creds(bad), None, "{bad}");
+        }
+    }
+}

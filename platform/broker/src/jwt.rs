@@ -1,0 +1,156 @@
+//! NATS' JWTs (version 2), for a nats-server with accounts in its configuration: an operator vouches for accounts, an account
+//! for its users.
+
+use crate::roles::Permissions;
+use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
+use nkeys::KeyPair;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+/// Why a JWT cannot be made: a key has no private half, or the clock stands before 1970.
+#[derive(Debug, thiserror::Error)]
+#[error("a JWT cannot be signed: {0}")]
+pub struct JwtError(String);
+
+/// The operator of a server, who signs itself.
+///
+/// # Errors
+/// When `operator` cannot sign.
+pub fn operator(operator: &KeyPair, name: &str, system_account: &str) -> Result<String, JwtError> {
+    let claims = json!({"type": "operator", "version": 2, "system_account": system_account});
+    sign(operator, &operator.public_key(), name, claims)
+}
+
+/// A key that signs users of an account, and what all of these may do.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// The public key.
+    pub key: String,
+    /// Its name.
+    pub role: &'static str,
+    /// What its users may do.
+    pub permissions: Permissions,
+}
+
+/// An account, without limits.
+#[derive(Debug, Clone, Default)]
+pub struct Account<'a> {
+    /// Its public key.
+    pub public: &'a str,
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it stores anything.
+    pub jetstream: bool,
+    /// The keys that sign its users, beside its own.
+    pub scopes: Vec<Scope>,
+    /// Users that are refused, by public key, if they were signed until a moment in seconds since 1970.
+    pub revoked: BTreeMap<String, u64>,
+}
+
+/// An account that `operator` vouches for.
+///
+/// # Errors
+/// When `operator` cannot sign.
+pub fn account(operator: &KeyPair, account: &Account<'_>) -> Result<String, JwtError> {
+    let stored = if account.jetstream { -1 } else { 0 };
+    let scopes = account.scopes.iter().map(|Scope { key, role, permissions }| {
+        let template = json!({
+            "pub": permissions.publish, "sub": permissions.subscribe,
+            "subs": -1, "data": -1, "payload": -1,
+        });
+        json!({"kind": "user_scope", "key": key, "role": role, "template": template})
+    });
+    let scopes: Vec<Value> = scopes.collect();
+    let claims = json!({
+        "type": "account", "version": 2,
+        "limits": {
+            "subs": -1, "data": -1, "payload": -1, "imports": -1, "exports": -1, "wildcards": true, "conn": -1, "leaf": -1,
+            "mem_storage": stored, "disk_storage": stored, "streams": stored, "consumer": stored,
+        },
+        "signing_keys": scopes,
+        "revocations": account.revoked,
+        "default_permissions": {"pub": {}, "sub": {}},
+    });
+    sign(operator, account.public, account.name, claims)
+}
+
+/// A user of `account` who may do everything in it.
+///
+/// # Errors
+/// When `account` cannot sign.
+pub fn user(account: &KeyPair, public: &str, name: &str) -> Result<String, JwtError> {
+    let claims = json!({
+        "type": "user", "version": 2, "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1,
+    });
+    sign(account, public, name, claims)
+}
+
+/// A user of `account` who may do what the account grants to users that `scope` signs. That is in the account's JWT, so the
+/// user's stays short, and what a role may do changes without new credentials.
+///
+/// # Errors
+/// When `scope` cannot sign.
+pub fn scoped_user(scope: &KeyPair, account: &str, public: &str, name: &str) -> Result<String, JwtError> {
+    sign(scope, public, name, json!({"type": "user", "version": 2, "issuer_account": account}))
+}
+
+/// A credentials file as NATS' clients read it.
+pub fn credentials(jwt: &str, seed: &str) -> String {
+    format!(
+        "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
+         ************************* IMPORTANT *************************\n\
+         The seed below signs as this user: keep it secret.\n\n\
+         -----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
+    )
+}
+
+fn sign(issuer: &KeyPair, subject: &str, name: &str, claims: Value) -> Result<String, JwtError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| JwtError(error.to_string()))?.as_secs();
+    let mut body = json!({"iat": now, "iss": issuer.public_key(), "name": name, "sub": subject, "nats": claims});
+    let id = BASE32_NOPAD.encode(&Sha256::digest(body.to_string()));
+    if let Some(fields) = body.as_object_mut() {
+        fields.insert("jti".to_owned(), id.into());
+    }
+    let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
+    let signed = format!("{}.{}", part(&json!({"typ": "JWT", "alg": "ed25519-nkey"})), part(&body));
+    let signature = issuer.sign(signed.as_bytes()).map_err(|error| JwtError(error.to_string()))?;
+    Ok(format!("{signed}.{}", BASE64URL_NOPAD.encode(&signature)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::Role;
+
+    #[test]
+    fn user_is_vouched_for_by_its_account() {
+        let (issuer, subject) = (KeyPair::new_account(), KeyPair::new_user());
+        let jwt = scoped_user(&issuer, "ANERVE", &subject.public_key(), "app").unwrap();
+        let parts: Vec<&str> = jwt.split('.').collect();
+        let signature = BASE64URL_NOPAD.decode(parts[2].as_bytes()).unwrap();
+        issuer.verify(format!("{}.{}", parts[0], parts[1]).as_bytes(), &signature).unwrap();
+        let body: Value = serde_json::from_slice(&BASE64URL_NOPAD.decode(parts[1].as_bytes()).unwrap()).unwrap();
+        assert_eq!((&body["iss"], &body["sub"]), (&json!(issuer.public_key()), &json!(subject.public_key())));
+        assert_eq!(body["nats"], json!({"type": "user", "version": 2, "issuer_account": "ANERVE"}));
+        assert!(credentials(&jwt, &subject.seed().unwrap()).contains(&jwt));
+        assert!(jwt.len() < 2048, "nats-server reads 4 KiB of what a client shows");
+    }
+
+    #[test]
+    fn account_says_what_the_users_of_a_key_may_do() {
+        let (operator, account) = (KeyPair::new_operator(), KeyPair::new_account().public_key());
+        let scope = Scope { key: account.clone(), role: "app", permissions: Role::App.permissions() };
+        let revoked = BTreeMap::from([("UOLD".to_owned(), 7)]);
+        let account = Account { public: &account, name: "nerve", jetstream: true, scopes: vec![scope], revoked };
+        let jwt = super::account(&operator, &account).unwrap();
+        let body = BASE64URL_NOPAD.decode(jwt.split('.').nth(1).unwrap().as_bytes()).unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        let denied = &body["nats"]["signing_keys"][0]["template"]["pub"]["deny"];
+        assert!(denied.as_array().is_some_and(|deny| deny.contains(&json!("nerve.>"))), "{body}");
+        assert_eq!(body["nats"]["revocations"], json!({"UOLD": 7}));
+    }
+}

@@ -1,0 +1,31 @@
+//! The connection to NATS: its settings, its credentials, TLS, and how long a server waits for it.
+//!
+//! # Layout
+//! - [`settings`]: `[nats]`, as `nerve-server.toml`, the environment and flags give it.
+//! - [`servers`]: a list of servers, without the credentials that its URLs carry.
+//! - [`connection`]: connects, once or until a server is reachable; says why not.
+//! - [`version`]: which nats-server is new enough.
+//! - [`pin`]: TLS with exactly one certificate.
+//! - [`roles`]: who may do what on the nats-server of `nerve up`. [`jwt`]: what says so to that server.
+//!
+//! # Flow
+//! [`NatsSettings`] are read and checked before anything connects. [`NatsSettings::connect`] is for commands, which fail
+//! in seconds; [`NatsSettings::connect_when_reachable`] for servers, which start before their broker. Secrets are read
+//! when a connection is made, also after it was lost, so files with new ones need no restart.
+//!
+//! No secret is in a `Debug`, a `Display` or an error of this crate.
+
+pub mod connection;
+pub mod jwt;
+pub mod pin;
+pub mod roles;
+pub mod servers;
+pub mod settings;
+pub mod version;
+
+pub use connection::{ConnectError, Connection};
+pub use servers::{Servers, ServersError};
+pub use settings::{NatsSettings, SettingsError};
+pub use version::Version;
+
+pub use nkeys::KeyPair;

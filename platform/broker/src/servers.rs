@@ -1,0 +1,187 @@
+//! A list of NATS servers, and the credentials that its URLs carry.
+
+use nerve_core::Secret;
+use percent_encoding::percent_decode_str;
+use serde::{Deserialize, Deserializer};
+use std::fmt;
+use url::Url;
+
+/// The schemes of NATS' URLs; those over WebSocket are the last two.
+const SCHEMES: [&str; 4] = ["nats", "tls", "ws", "wss"];
+/// Servers in a list.
+const MAX_SERVERS: usize = 64;
+
+/// Servers to try, in URLs without user information; shown as `nats://a:4222,nats://b:4222`.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Servers {
+    urls: Vec<Url>,
+    credentials: Option<UrlCredentials>,
+}
+
+/// User information out of a URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum UrlCredentials {
+    /// `user:password@`
+    User(String, Secret),
+    /// `token@`
+    Token(Secret),
+}
+
+/// Why a list of servers cannot be used. It never quotes the list, which may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ServersError {
+    /// One is not a URL.
+    #[error("server {number} of the list is not a URL of NATS: {why}")]
+    Url {
+        /// Which one, from 1 on.
+        number: usize,
+        /// What is wrong.
+        why: String,
+    },
+    /// Some are reached over WebSocket and some are not, which the client does not mix.
+    #[error("ws:// and nats:// servers cannot be mixed: name servers of one kind")]
+    Mixed,
+    /// Two carry different credentials.
+    #[error("the URLs carry different credentials: all servers of a list are asked with the same")]
+    Credentials,
+    /// There are too many.
+    #[error("there are more than 64 servers: name some, and the client learns of the others of a cluster")]
+    TooMany,
+}
+
+impl Servers {
+    /// Reads a list with commas; a server without a scheme is `nats://`.
+    ///
+    /// # Errors
+    /// When one is no URL of NATS, or they do not go together.
+    pub fn parse(list: &str) -> Result<Self, ServersError> {
+        Self::of(list.split(',').map(str::trim).filter(|server| !server.is_empty()))
+    }
+
+    fn of<'a>(list: impl IntoIterator<Item = &'a str>) -> Result<Self, ServersError> {
+        let mut servers = Self::default();
+        for (at, text) in list.into_iter().enumerate() {
+            let (url, credentials) = parse(text).map_err(|why| ServersError::Url { number: at + 1, why })?;
+            servers.urls.push(url);
+            match (&servers.credentials, credentials) {
+                (None, found) => servers.credentials = found,
+                (Some(known), Some(found)) if *known != found => return Err(ServersError::Credentials),
+                (Some(_), _) => {}
+            }
+        }
+        if servers.urls.len() > MAX_SERVERS {
+            return Err(ServersError::TooMany);
+        }
+        let websockets = servers.urls.iter().filter(|url| url.scheme().starts_with("ws")).count();
+        if ![0, servers.urls.len()].contains(&websockets) {
+            return Err(ServersError::Mixed);
+        }
+        Ok(servers)
+    }
+
+    /// Whether none is named.
+    pub fn is_empty(&self) -> bool {
+        self.urls.is_empty()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.urls.len()
+    }
+
+    pub(crate) fn urls(&self) -> &[Url] {
+        &self.urls
+    }
+
+    pub(crate) fn credentials(&self) -> Option<&UrlCredentials> {
+        self.credentials.as_ref()
+    }
+}
+
+fn parse(text: &str) -> Result<(Url, Option<UrlCredentials>), String> {
+    let parsed = if text.contains("://") { text.parse() } else { format!("nats://{text}").parse() };
+    let mut url: Url = parsed.map_err(|error: url::ParseError| error.to_string())?;
+    if !SCHEMES.contains(&url.scheme()) {
+        return Err(format!("`{}://` is not one of nats://, tls://, ws:// and wss://", url.scheme()));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("it names no host".to_owned());
+    }
+    let decoded = |part: &str| {
+        let decoded = percent_decode_str(part).decode_utf8();
+        decoded.map(std::borrow::Cow::into_owned).map_err(|_| "its user information is not UTF-8".to_owned())
+    };
+    let credentials = match (url.username(), url.password()) {
+        ("", None) => None,
+        (user, Some(password)) => Some(UrlCredentials::User(decoded(user)?, Secret::new(decoded(password)?))),
+        (token, None) => Some(UrlCredentials::Token(Secret::new(decoded(token)?))),
+    };
+    let bare = url.set_username("").and_then(|()| url.set_password(None));
+    bare.map_err(|()| "its user information cannot be read".to_owned())?;
+    Ok((url, credentials))
+}
+
+impl fmt::Display for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, url) in self.urls.iter().enumerate() {
+            write!(f, "{}{url}", if at == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Servers({self})")
+    }
+}
+
+/// Reads a string with commas, or a list of strings.
+impl<'de> Deserialize<'de> for Servers {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "nats.url must be a URL, or a list of URLs")]
+        enum OneOrMany {
+            One(String),
+            Many(Vec<String>),
+        }
+        let servers = match OneOrMany::deserialize(deserializer)? {
+            OneOrMany::One(list) => Self::parse(&list),
+            OneOrMany::Many(list) => Self::of(list.iter().map(String::as_str)),
+        };
+        servers.map_err(|error| serde::de::Error::custom(format!("nats.url: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn list_is_shown_without_its_credentials() {
+        let servers = Servers::parse("nats://ada:p4%3Ass@a:4222, b:4223 ,tls://ada:p4%3Ass@[::1]:1").unwrap();
+        assert_eq!(servers.to_string(), "nats://a:4222,nats://b:4223,tls://[::1]:1");
+        assert!(!format!("{servers:?}").contains("p4"));
+        assert_eq!(servers.credentials(), Some(&UrlCredentials::User("ada".to_owned(), Secret::new("p4:ss"))));
+        let token = Servers::parse("ws://s3cret@h:80/path").unwrap();
+        assert_eq!(token.credentials(), Some(&UrlCredentials::Token(Secret::new("s3cret"))));
+        assert_eq!(Servers::parse("").unwrap(), Servers::default());
+    }
+
+    #[test]
+    fn wrong_list_is_refused_without_being_quoted() {
+        for (list, said) in [
+            ("nats://ada:hunter2@h:port", "server 1"),
+            ("h:1,http://ada:hunter2@h", "server 2"),
+            ("nats://ada:hunter2@", "server 1"),
+            ("nats://ada:hun/ter2@h", "server 1"),
+            ("nats://h,ws://ada:hunter2@h", "mixed"),
+            ("nats://ada:hunter2@h,nats://bob:hunter2@h", "different credentials"),
+        ] {
+            let error = Servers::parse(list).unwrap_err();
+            assert!(error.to_string().contains(said), "{list}: {error}");
+            assert!(!format!("{error} {error:?}").contains("hunter2") && !error.to_string().contains("ada"), "{error}");
+        }
+        assert_eq!(Servers::parse(&"h,".repeat(65)), Err(ServersError::TooMany));
+    }
+}

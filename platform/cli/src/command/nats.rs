@@ -1,0 +1,136 @@
+//! `nerve nats`
+
+use crate::{
+    args::{DataFolder, Globals},
+    endpoint::find_nats,
+    output, settings,
+};
+use clap::{Args, Subcommand, ValueEnum};
+use nerve_broker::{NatsSettings, roles};
+use serde_json::{Map, Value};
+use std::path::Path;
+
+/// What other clients of NATS need.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Nats {
+    Context(ContextOf),
+}
+
+/// Print how another program connects: a context of the nats command line, and environment variables
+#[derive(Debug, Args)]
+#[command(after_help = "\
+The context is JSON, for `~/.config/nats/context/NAME.json`; --env prints shell commands instead.
+
+Examples:
+  nerve nats context > ~/.config/nats/context/nerve.json
+  nerve nats context --role operator
+  nerve nats context --env")]
+pub(crate) struct ContextOf {
+    /// Whose credentials: `app` is for programs of your own, `operator` for everything
+    #[arg(long, value_enum, default_value_t = User::App)]
+    role: User,
+    /// Print `export NATS_URL=…` and the like instead
+    #[arg(long)]
+    env: bool,
+    #[command(flatten)]
+    folder: DataFolder,
+}
+
+/// A user of the nats-server of `nerve up`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum User {
+    App,
+    Operator,
+    Gateway,
+    Worker,
+}
+
+impl User {
+    pub(super) fn role(self) -> roles::Role {
+        match self {
+            Self::App => roles::Role::App,
+            Self::Operator => roles::Role::Operator,
+            Self::Gateway => roles::Role::Gateway,
+            Self::Worker => roles::Role::Worker,
+        }
+    }
+}
+
+impl Nats {
+    pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        match self {
+            Self::Context(context) => context.run(globals),
+        }
+    }
+}
+
+impl ContextOf {
+    fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let config = settings::load(None, globals, self.folder.data.as_deref())?;
+        let nats = find_nats(config.nats, &config.data.dir, self.role.role())?;
+        let text =
+            if self.env { environment(&nats) } else { serde_json::to_string_pretty(&context(&nats, self.role))? };
+        Ok(output::line(&text)?)
+    }
+}
+
+/// The files that a client is shown to: secrets stay in them.
+fn files(nats: &NatsSettings) -> [(&'static str, &'static str, Option<&Path>); 5] {
+    let ca = nats.tls_ca.as_deref().or(nats.pinned.as_deref());
+    [
+        ("creds", "NATS_CREDS", nats.creds.as_deref()),
+        ("nkey", "NATS_NKEY", nats.nkey_file.as_deref()),
+        ("ca", "NATS_CA", ca),
+        ("cert", "NATS_CERT", nats.tls_client_cert.as_deref()),
+        ("key", "NATS_KEY", nats.tls_client_key.as_deref()),
+    ]
+}
+
+fn context(nats: &NatsSettings, user: User) -> Value {
+    let mut context = Map::new();
+    let description = format!("Nerve, as {}", user.role().name());
+    context.insert("description".to_owned(), description.into());
+    context.insert("url".to_owned(), nats.url.to_string().into());
+    let files = files(nats).map(|(name, _, file)| (name, file.map(|file| file.display().to_string())));
+    let texts = [("user", nats.user.clone()), ("jetstream_domain", nats.domain.clone())];
+    let texts = texts.into_iter().chain([("inbox_prefix", nats.inbox_prefix.clone())]);
+    for (name, value) in files.into_iter().chain(texts) {
+        if let Some(value) = value {
+            context.insert(name.to_owned(), value.into());
+        }
+    }
+    context.into()
+}
+
+fn environment(nats: &NatsSettings) -> String {
+    let quoted = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
+    let mut lines = vec![format!("export NATS_URL={}", quoted(&nats.url.to_string()))];
+    let files = files(nats).into_iter().filter_map(|(_, name, file)| Some((name, file?.display().to_string())));
+    lines.extend(files.map(|(name, file)| format!("export {name}={}", quoted(&file))));
+    lines.extend(nats.domain.iter().map(|domain| format!("export NATS_JS_DOMAIN={}", quoted(domain))));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nerve_broker::Servers;
+    use nerve_core::Secret;
+
+    #[test]
+    fn context_names_files_and_no_secret() {
+        let nats = NatsSettings {
+            url: Servers::parse("tls://ada:hunter2@h:4222").unwrap(),
+            creds: Some("/it's/app.creds".into()),
+            pinned: Some("/cert".into()),
+            token: Some(Secret::new("hunter2")),
+            ..NatsSettings::default()
+        };
+        let expected = serde_json::json!({
+            "description": "Nerve, as app", "url": "tls://h:4222", "creds": "/it's/app.creds", "ca": "/cert"
+        });
+        assert_eq!(context(&nats, User::App), expected);
+        let lines = "export NATS_URL='tls://h:4222'\nexport NATS_CREDS='/it'\\''s/app.creds'\nexport NATS_CA='/cert'";
+        assert_eq!(environment(&nats), lines);
+    }
+}
