@@ -45,6 +45,7 @@ mod readers;
 mod refusals;
 mod replay;
 mod retries;
+mod sandbox;
 mod schedules;
 mod secrets;
 mod senders;

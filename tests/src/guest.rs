@@ -88,6 +88,15 @@ pub fn silent() -> Vec<u8> {
     ))
 }
 
+/// Runs this code, which has a local `$x`, and emits nothing.
+pub fn padded(code: &str) -> Vec<u8> {
+    component(&format!(
+        r#"(module {prelude}
+  (func (export "handle") (param $event i32) (result i32) (local $x i32) {code} (i32.const 1024)))"#,
+        prelude = prelude("unused")
+    ))
+}
+
 /// Does what the body, a JSON string, says: `"trap"`, `"loop"`, `"memory"`, `"invalid"`, `"retry"`; anything
 /// else is echoed as an event of type `ty`.
 pub fn moody(ty: &str) -> Vec<u8> {

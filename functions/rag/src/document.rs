@@ -1,12 +1,10 @@
-//! What is uploaded, and its text.
+//! What is uploaded.
 
-use crate::code::Language;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use data_encoding::HEXLOWER;
+use bytes::Bytes;
 use nerve_core::Event;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 /// The collection of a document that names none.
 pub const DEFAULT_COLLECTION: &str = "default";
@@ -40,26 +38,19 @@ fn default_collection() -> String {
     DEFAULT_COLLECTION.to_owned()
 }
 
-/// How a text is written, as far as it decides where it is cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    /// CommonMark; what HTML and other markup become too.
-    Markdown,
-    /// A programming language whose syntax is known.
-    Code(Language),
-    /// Anything else.
-    Plain,
-}
-
-/// A document with its text.
+/// A document as it was uploaded, not read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uploaded {
-    /// Which it is.
+    /// Which it is, without the version of its text.
     pub document: Document,
-    /// Its text, as chunks quote it.
-    pub text: String,
-    /// How that is written.
-    pub format: Format,
+    /// The name that its sender gave it; empty where there is none.
+    pub name: String,
+    /// The media type that its sender named.
+    pub media_type: Option<String>,
+    /// Its bytes.
+    pub content: Bytes,
+    /// Whether they were sent as text.
+    pub sent_as_text: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -84,17 +75,17 @@ impl Uploaded {
         let upload = if event.is_json() {
             serde_json::from_slice(&event.data).map_err(|error| format!("its data is not a document: {error}"))?
         } else {
-            bytes = Some(event.data.to_vec());
+            bytes = Some(event.data.clone());
             Upload { media_type: event.content_type.clone(), ..Upload::default() }
         };
         if let Some(data) = &upload.data {
-            bytes = Some(BASE64_STANDARD.decode(data).map_err(|error| format!("its `data` is not Base64: {error}"))?);
+            let decoded = BASE64_STANDARD.decode(data).map_err(|error| format!("its `data` is not Base64: {error}"))?;
+            bytes = Some(decoded.into());
         }
         let name = upload.name.or_else(|| event.subject.clone()).unwrap_or_default();
-        let media = media_of(upload.media_type.as_deref(), &name);
-        let (text, format) = match (upload.text, bytes) {
-            (Some(text), _) => read_text(text, &media, &name)?,
-            (None, Some(bytes)) => read_bytes(&bytes, &media, &name)?,
+        let (content, sent_as_text) = match (upload.text, bytes) {
+            (Some(text), _) => (text.into(), true),
+            (None, Some(bytes)) => (bytes, false),
             (None, None) => return Err("its data has neither `text` nor `data`".to_owned()),
         };
         let named = (!name.is_empty()).then(|| name.clone());
@@ -103,60 +94,19 @@ impl Uploaded {
         Ok(Self {
             document: Document {
                 collection: upload.collection.unwrap_or_else(default_collection),
-                name: if name.is_empty() { document.clone() } else { name },
+                name: if name.is_empty() { document.clone() } else { name.clone() },
                 document,
-                version: HEXLOWER.encode(&Sha256::digest(text.as_bytes())),
+                version: String::new(),
                 digest: String::new(),
                 uploaded_at: i64::try_from(nanoseconds).unwrap_or_default(),
                 metadata: upload.metadata,
             },
-            text,
-            format,
+            name,
+            media_type: upload.media_type,
+            content,
+            sent_as_text,
         })
     }
-}
-
-/// The media type that was given, else the one that the name's ending stands for.
-fn media_of(given: Option<&str>, name: &str) -> String {
-    if let Some(given) = given {
-        return given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    }
-    let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase()).unwrap_or_default();
-    match ending.as_str() {
-        "md" | "markdown" | "mdx" => "text/markdown",
-        "html" | "htm" | "xhtml" => "text/html",
-        "pdf" => "application/pdf",
-        _ => "text/plain",
-    }
-    .to_owned()
-}
-
-fn read_text(text: String, media: &str, name: &str) -> Result<(String, Format), String> {
-    match media {
-        "text/html" | "application/xhtml+xml" => {
-            let markdown = htmd::HtmlToMarkdown::builder().skip_tags(vec!["script", "style", "nav", "head"]).build();
-            let markdown = markdown.convert(&text).map_err(|error| format!("its HTML cannot be read: {error}"))?;
-            Ok((markdown, Format::Markdown))
-        }
-        "text/markdown" | "text/x-markdown" => Ok((text, Format::Markdown)),
-        _ => {
-            let generic = ["text/plain", "application/octet-stream"].contains(&media);
-            let named = Language::of_name(name).filter(|_| generic);
-            Ok((text, Language::of_media(media).or(named).map_or(Format::Plain, Format::Code)))
-        }
-    }
-}
-
-fn read_bytes(bytes: &[u8], media: &str, name: &str) -> Result<(String, Format), String> {
-    if media == "application/pdf" || bytes.starts_with(b"%PDF-") {
-        // The reader panics on some broken files; one of them must not take a worker's thread along.
-        let read = std::panic::catch_unwind(|| pdf_extract::extract_text_from_mem(bytes));
-        let text = read.map_err(|_| "its PDF is broken: the reader gave up".to_owned())?;
-        return Ok((text.map_err(|error| format!("its PDF cannot be read: {error}"))?, Format::Plain));
-    }
-    let text = String::from_utf8(bytes.to_vec());
-    let text = text.map_err(|_| format!("it is {media} and not UTF-8: send text, HTML, Markdown or PDF"))?;
-    read_text(text, media, name)
 }
 
 #[cfg(test)]
@@ -178,71 +128,15 @@ mod tests {
     fn a_document_is_json_or_the_body_itself() {
         let data = json!({"name": "guide.md", "text": "# A\n\nb", "metadata": {"team": "x"}});
         let uploaded = Uploaded::read(&json_event(&data)).unwrap();
-        assert_eq!((uploaded.document.document.as_str(), uploaded.format), ("guide.md", Format::Markdown));
+        assert_eq!((uploaded.document.document.as_str(), uploaded.sent_as_text), ("guide.md", true));
         assert_eq!(
             (uploaded.document.collection.as_str(), &uploaded.document.metadata["team"]),
             ("default", &json!("x"))
         );
         let plain = Uploaded::read(&event("text/plain", "a text")).unwrap();
-        assert_eq!((plain.document.document.as_str(), plain.text.as_str()), ("e1", "a text"));
+        assert_eq!((plain.document.document.as_str(), &plain.content[..]), ("e1", &b"a text"[..]));
         let data = json!({"document": "d", "data": BASE64_STANDARD.encode("a text"), "name": "a.txt"});
-        assert_eq!(Uploaded::read(&json_event(&data)).unwrap().text, "a text");
-    }
-
-    #[test]
-    fn code_is_known_by_its_name_or_its_media_type() {
-        let format = |event: &Event| Uploaded::read(event).unwrap().format;
-        assert_eq!(
-            format(&json_event(&json!({"name": "src/main.rs", "text": "fn a() {}"}))),
-            Format::Code(Language::Rust)
-        );
-        assert_eq!(format(&event("text/x-python; charset=utf-8", "a = 1")), Format::Code(Language::Python));
-        assert_eq!(format(&event("application/javascript", "a()")), Format::Code(Language::JavaScript));
-        let named = json!({"name": "a.go", "media_type": "text/plain", "text": "package a"});
-        assert_eq!(format(&json_event(&named)), Format::Code(Language::Go));
-        let other = json!({"name": "a.go", "media_type": "text/markdown", "text": "# A"});
-        assert_eq!(format(&json_event(&other)), Format::Markdown);
-        assert_eq!(format(&json_event(&json!({"name": "a.txt", "text": "a"}))), Format::Plain);
-    }
-
-    #[test]
-    fn html_becomes_markdown_without_its_scripts() {
-        let html = "<html><head><title>t</title></head><body><h1>Late fees</h1><script>x()</script><p>Ten percent.</p></body></html>";
-        let uploaded = Uploaded::read(&event("text/html; charset=utf-8", html)).unwrap();
-        assert_eq!(uploaded.format, Format::Markdown);
-        assert!(uploaded.text.contains("# Late fees") && !uploaded.text.contains("x()"), "{}", uploaded.text);
-    }
-
-    /// A PDF of one page with one line.
-    fn pdf(line: &str) -> Vec<u8> {
-        let content = format!("BT /F1 12 Tf 72 720 Td ({line}) Tj ET");
-        let objects = [
-            "<< /Type /Catalog /Pages 2 0 R >>".to_owned(),
-            "<< /Type /Pages /Kids [3 0 R] /Count 1 >>".to_owned(),
-            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R \
-             /Resources << /Font << /F1 5 0 R >> >> >>"
-                .to_owned(),
-            format!("<< /Length {} >>\nstream\n{content}\nendstream", content.len()),
-            "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>".to_owned(),
-        ];
-        let mut file = "%PDF-1.4\n".to_owned();
-        let mut offsets = String::new();
-        for (index, object) in objects.iter().enumerate() {
-            offsets.push_str(&format!("{:010} 00000 n \n", file.len()));
-            file.push_str(&format!("{} 0 obj\n{object}\nendobj\n", index + 1));
-        }
-        let start = file.len();
-        file.push_str(&format!("xref\n0 6\n0000000000 65535 f \n{offsets}trailer\n<< /Size 6 /Root 1 0 R >>\n"));
-        file.push_str(&format!("startxref\n{start}\n%%EOF\n"));
-        file.into_bytes()
-    }
-
-    #[test]
-    fn a_pdf_gives_its_text() {
-        let data = json!({"name": "fees.pdf", "data": BASE64_STANDARD.encode(pdf("Late invoices cost ten percent."))});
-        let uploaded = Uploaded::read(&json_event(&data)).unwrap();
-        assert_eq!(uploaded.text.trim(), "Late invoices cost ten percent.");
-        assert_eq!(uploaded.document.document, "fees.pdf");
+        assert_eq!(Uploaded::read(&json_event(&data)).unwrap().content, "a text");
     }
 
     #[test]
@@ -251,8 +145,6 @@ mod tests {
             (json_event(&json!({"name": "a"})), "neither `text` nor `data`"),
             (json_event(&json!([1])), "not a document"),
             (json_event(&json!({"data": "%"})), "not Base64"),
-            (event("application/octet-stream", b"\xff\xfe"), "not UTF-8"),
-            (event("application/pdf", b"%PDF-1.4 broken"), "PDF"),
         ] {
             let why = Uploaded::read(&event).unwrap_err();
             assert!(why.contains(said), "{why}");

@@ -2,10 +2,11 @@
 
 use crate::{
     check::{CHECK_REQUESTED, CheckRequest, Chunking},
-    chunk::{self, Chunk, Size},
+    chunk::{Chunk, Size},
     document::{Document, Uploaded},
     erase::{ERASE_REQUESTED, EraseRequest, Tenant},
     index::{Applied, Change, Index, IndexError},
+    reading::ModelReader,
 };
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -15,7 +16,6 @@ use nerve_core::{
 };
 use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
-use tokenizers::Tokenizer;
 
 /// The end of the types of events that say that a document is gone.
 const DELETED: &str = ".deleted";
@@ -106,7 +106,7 @@ pub(crate) struct Chunker {
     pub(crate) frame: Frame,
     pub(crate) size: Size,
     pub(crate) chunking: Chunking,
-    pub(crate) tokenizer: Arc<Tokenizer>,
+    pub(crate) reader: ModelReader,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -119,21 +119,22 @@ struct Chunked {
 #[async_trait]
 impl Function for Chunker {
     async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
-        join_all(batch.into_iter().map(|event| self.frame.within(self.chunk(event)))).await
+        // Waiting for a reader is not the document's time.
+        join_all(batch.into_iter().map(|event| self.chunk(event))).await
     }
 }
 
 impl Chunker {
     async fn chunk(&self, event: Event) -> Outcome {
-        let (size, chunking, tokenizer) = (self.size, self.chunking.clone(), self.tokenizer.clone());
-        let (event, chunked) = blocking(move || {
-            let Uploaded { mut document, text, format } = Uploaded::read(&event).map_err(invalid)?;
-            document.digest = chunking.digest(&event);
-            let chunks = chunk::split(&text, format, size, &tokenizer).map_err(invalid)?;
-            Ok((event, Chunked { document, chunks }))
+        let chunking = self.chunking.clone();
+        let (event, uploaded) = blocking(move || {
+            let mut uploaded = Uploaded::read(&event).map_err(invalid)?;
+            uploaded.document.digest = chunking.digest(&event);
+            Ok((event, uploaded))
         })
         .await?;
-        self.frame.emission(&event, &chunked)
+        let (document, chunks) = self.reader.read(uploaded, self.size, self.frame.timeout).await?;
+        self.frame.emission(&event, &Chunked { document, chunks })
     }
 }
 

@@ -1,10 +1,8 @@
 //! Questions about documents: chunks, a hybrid index, retrieval, answers, and what is made of them. No NATS, no ONNX Runtime.
 //!
 //! # Layout
-//! - [`document`]: what an uploaded document is, and its text, whatever it was written in.
-//! - [`chunk`]: a document's text to chunks, by its structure, sized in tokens of the embedding model.
+//! - [`document`]: what an uploaded document is. `reading`: documents to chunks, in helper processes that call `nerve-text`.
 //! - [`check`]: whether the index has a document exactly as it would be uploaded. [`erase`]: all that is kept of a tenant.
-//! - [`code`]: source code to pieces, by its syntax.
 //! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
 //! - `functions`: `rag/chunk` and `rag/index`. `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`,
@@ -20,9 +18,7 @@
 
 mod agent;
 pub mod check;
-pub mod chunk;
 mod client;
-pub mod code;
 pub mod document;
 mod embedder;
 pub mod erase;
@@ -34,10 +30,13 @@ pub mod index;
 mod learn;
 mod notify;
 pub mod rag;
+mod reading;
 mod remember;
 mod rerank;
 mod retrieve;
 mod views;
 
 pub use index::{Database, Index, IndexError};
+pub use nerve_text::chunk;
 pub use rag::{Rag, Settings, check_options, check_tool, is_side_event};
+pub use reading::{DocumentReaders, READER};

@@ -11,6 +11,7 @@ use crate::{
     index::{Database, Index, IndexError},
     learn::{self, LearnOptions, Learner},
     notify::{Notifier, NotifyOptions},
+    reading::{DocumentReaders, ModelReader},
     remember::{self, RememberOptions, Rememberer},
     rerank::{RerankOptions, Reranker},
     retrieve::{RetrieveOptions, Retriever},
@@ -30,7 +31,6 @@ use std::{
     path::PathBuf,
     sync::{Arc, Weak},
 };
-use tokenizers::Tokenizer;
 use tokio::sync::Mutex;
 
 /// Where the index is.
@@ -40,6 +40,8 @@ pub struct Settings {
     pub folder: PathBuf,
     /// The URL of a PostgreSQL database with pgvector, which all workers share.
     pub postgres: Option<Secret>,
+    /// What reads documents.
+    pub readers: DocumentReaders,
 }
 
 /// Chunks, indexes and retrieves for whoever asks; one index is shared by all of them.
@@ -47,6 +49,7 @@ pub struct Rag {
     place: Place,
     inference: Arc<dyn Inference>,
     index: Mutex<Weak<Index>>,
+    readers: DocumentReaders,
 }
 
 #[derive(Debug, Clone)]
@@ -82,7 +85,7 @@ impl Rag {
             Some(url) => Place::Database(Box::new(Database::parse(&url)?)),
             None => Place::Folder(settings.folder),
         };
-        Ok(Self { place, inference, index: Mutex::default() })
+        Ok(Self { place, inference, index: Mutex::default(), readers: settings.readers })
     }
 
     /// The index, opened for the vectors of `model` by whoever asks first, closed by whoever leaves last.
@@ -156,9 +159,9 @@ impl Host for Rag {
         match function.as_str() {
             "rag/chunk" => {
                 let ChunkOptions { size, overlap } = read(with).map_err(unfit)?;
-                let tokenizer = Arc::new(tokenizer(&model.files)?);
+                let reader = ModelReader::new(self.readers.clone(), tokenizer(&model.files)?)?;
                 let chunking = chunking.map_err(unfit)?;
-                Ok(Arc::new(Chunker { frame, size: Size { most: size, overlap }, chunking, tokenizer }))
+                Ok(Arc::new(Chunker { frame, size: Size { most: size, overlap }, chunking, reader }))
             }
             "rag/index" => Ok(Arc::new(Indexer { frame, index: self.index(&name, &model).await? })),
             "rag/retrieve" => {
@@ -239,16 +242,12 @@ impl Rag {
     }
 }
 
-fn tokenizer(files: &[Artifact]) -> Result<Tokenizer, LoadError> {
+/// The file that chunks are measured by.
+fn tokenizer(files: &[Artifact]) -> Result<Vec<u8>, LoadError> {
     let file = files.iter().find(|file| file.name == "tokenizer.json");
     let file =
         file.ok_or_else(|| LoadError::Invalid("the model has no tokenizer.json to measure chunks by".to_owned()))?;
-    let mut tokenizer = Tokenizer::from_file(&file.file)
-        .map_err(|error| LoadError::Invalid(format!("the model's tokenizer.json cannot be used: {error}")))?;
-    tokenizer.with_padding(None);
-    let whole = tokenizer.with_truncation(None);
-    whole.map_err(|error| LoadError::Invalid(format!("the model's tokenizer.json cannot be used: {error}")))?;
-    Ok(tokenizer)
+    std::fs::read(&file.file).map_err(|error| LoadError::failed("the model's tokenizer.json cannot be read", error))
 }
 
 fn read<T: DeserializeOwned>(with: &Map<String, Value>) -> Result<T, String> {

@@ -4,7 +4,7 @@
 //! - [`args`]: the command line as a whole; [`command`]: one file a command.
 //! - [`settings`], [`endpoint`], [`connection`]: the settings, where NATS is, and the way to it.
 //! - [`supervisor`]: keeps a server process running. [`broker`]: the nats-server of `nerve up`. [`backoff`]: when either is started
-//!   again. [`limits`], [`lock`], [`signals`]: what a server needs of the system.
+//!   again. [`sandbox`]: helper processes of a server. [`limits`], [`lock`], [`signals`]: what a server needs of the system.
 //! - [`artifacts`], [`model`], [`builtin`]: what a deploy sends. [`fields`], [`plan`]: how it compares with what is
 //!   there. [`graph`]: what leads to what.
 //! - [`onnx`]: where the models and the library of ONNX Runtime are that come with this installation.
@@ -36,6 +36,7 @@ mod onnx;
 mod output;
 mod payload;
 mod plan;
+mod sandbox;
 mod settings;
 mod signals;
 mod supervisor;
@@ -53,7 +54,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// How long work on other threads may take to notice the end.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
+/// What helper processes of this binary do.
+const WORKS: [nerve_sandbox::Work; 3] = [nerve_rag::READER, nerve_runtime::COMPILER, nerve_sandbox::PROBE];
+
 fn main() -> ExitCode {
+    if let Some(ended) = nerve_sandbox::serve(std::env::args_os(), &WORKS) {
+        return ended;
+    }
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == nerve_runtime::SHIM) {
         return nerve_runtime::run_shim(arguments);

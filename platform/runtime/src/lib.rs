@@ -15,7 +15,7 @@ pub mod wasm;
 
 pub use http::HttpHost;
 pub use process::{ProcessConfig, ProcessHost, SHIM, die_with_parent, run_shim};
-pub use wasm::{WasmConfig, WasmHost, inspect};
+pub use wasm::{COMPILER, CompileError, Compiler, WasmConfig, WasmHost, inspect};
 
 use async_trait::async_trait;
 use nerve_core::{Deployment, Function, Host, LoadError, manifest::Run};

@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - `guest`: what one instance sees: WASI without files or network, `emit`, `log`, and its memory limit.
-//! - `cache`: compiles a component once and keeps the machine code on disk.
+//! - `cache`: compiles a component once and keeps the machine code on disk. `compiler`: does it in a helper process.
 //! - `output`: standard output and error as bounded log lines, and the tail that explains a trap.
 //! - `shares`: instances, shared fairly by functions.
 //! - `inspect`: says at deploy whether a file is a component that Nerve can run.
@@ -13,11 +13,13 @@
 //! batch run in turn: each has its own full timeout, whatever its neighbours do.
 
 mod cache;
+mod compiler;
 mod guest;
 mod inspect;
 mod output;
 mod shares;
 
+pub use compiler::{COMPILER, CompileError, Compiler};
 pub use inspect::{InspectError, inspect};
 
 use async_trait::async_trait;
@@ -55,6 +57,8 @@ const KEPT_TABLE: usize = 16 << 10;
 pub struct WasmConfig {
     /// A folder for compiled code, made with mode 0700. Whoever can write to it can run code as this process.
     pub cache_dir: PathBuf,
+    /// What compiles.
+    pub compiler: Compiler,
 }
 
 /// Runs components. One engine and one pool of instances serve every function.
@@ -83,7 +87,7 @@ impl WasmHost {
             .map_err(|error| failed("WASI could not be linked", error))?;
         guest::FunctionWorld::add_to_linker::<Guest, HasSelf<Guest>>(&mut linker, |guest| guest)
             .map_err(|error| failed("the interface nerve:function/host could not be linked", error))?;
-        let cache = cache::Cache::open(config.cache_dir)?;
+        let cache = cache::Cache::open(config.cache_dir, config.compiler)?;
         let ticker = Ticker::start(engine.clone())?;
         let live = Shares::of(LIVE_INSTANCES as usize);
         Ok(Self { engine, linker, cache, live, _ticker: Arc::new(ticker) })

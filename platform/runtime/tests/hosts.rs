@@ -15,7 +15,8 @@ use nerve_core::{
     function::{Artifact, Emitter, LogSink},
     manifest::{Batch, Run},
 };
-use nerve_runtime::{ProcessConfig, ProcessHost, WasmConfig, WasmHost, inspect};
+use nerve_runtime::{Compiler, ProcessConfig, ProcessHost, WasmConfig, WasmHost, inspect};
+use nerve_sandbox::{Pool, Settings};
 use sha2::{Digest, Sha256};
 use std::{
     path::Path,
@@ -97,8 +98,23 @@ fn component(body: &str) -> Vec<u8> {
     wit_component::ComponentEncoder::default().module(&module).unwrap().validate(true).encode().unwrap()
 }
 
+/// Components are compiled by the `nerve` of the same build.
+fn wasm_host(dir: &Path) -> WasmHost {
+    wasm_host_with(dir, 384 << 20)
+}
+
+fn wasm_host_with(dir: &Path, memory: u64) -> WasmHost {
+    let exe = std::env::current_exe().unwrap();
+    let beside = exe.ancestors().skip(1).take(2).map(|folder| folder.join("nerve")).find(|path| path.is_file());
+    let program =
+        beside.unwrap_or_else(|| panic!("no `nerve` beside the tests: run `cargo build --release --workspace`"));
+    let pool = Pool::new(Settings { program, ..Settings::new(1 << 30, 2) });
+    let compiler = Compiler { pool, memory, timeout: Duration::from_secs(60) };
+    WasmHost::new(WasmConfig { cache_dir: dir.join("cache"), compiler }).unwrap()
+}
+
 async fn wasm(dir: &Path, body: &str) -> Arc<dyn Function> {
-    let host = WasmHost::new(WasmConfig { cache_dir: dir.join("cache") }).unwrap();
+    let host = wasm_host(dir);
     let run = Run::Wasm { source: "f.wasm".into() };
     let mut deployment = deployment(dir, run, "f.wasm", &component(body));
     deployment.spec.memory = 1 << 20;
@@ -164,11 +180,25 @@ async fn a_component_that_wants_what_nobody_offers_is_refused_when_it_is_loaded(
         (core instance $i (instantiate $m))
         (func (export "handle") (canon lift (core func $i "handle"))))"#;
     let dir = tempfile::tempdir().unwrap();
-    let host = WasmHost::new(WasmConfig { cache_dir: dir.path().join("cache") }).unwrap();
+    let host = wasm_host(dir.path());
     let run = Run::Wasm { source: "f.wasm".into() };
     let loaded = host.load(deployment(dir.path(), run, "f.wasm", &wat::parse_str(wat).unwrap())).await;
     let Err(LoadError::Invalid(why)) = loaded else { panic!("it was loaded, or the machine was blamed") };
     assert!(why.contains("cannot be linked") && why.contains("other:world/thing"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn component_that_needs_too_much_to_compile_is_refused() {
+    let sum = "(local.set $x (i32.add (local.get $x) (i32.const 77777)))\n".repeat(500_000);
+    let large = component(&format!("(local $x i32) {sum} (i32.const 1024)"));
+    let dir = tempfile::tempdir().unwrap();
+    let host = wasm_host_with(dir.path(), 128 << 20);
+    let run = Run::Wasm { source: "f.wasm".into() };
+    let loaded = host.load(deployment(dir.path(), run, "f.wasm", &large)).await;
+    let Err(LoadError::Invalid(why)) = loaded else { panic!("it was loaded, or the machine was blamed") };
+    assert!(why.contains("more than 128 MiB") && why.contains("sandbox.compile_memory"), "{why}");
+    let small = deployment(dir.path(), Run::Wasm { source: "f.wasm".into() }, "f.wasm", &component("(i32.const 1024)"));
+    assert!(host.load(small).await.is_ok(), "others are compiled");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,11 +5,13 @@
 mod gateway;
 mod keys;
 mod onnx;
+mod sandbox;
 mod trust;
 
 pub use gateway::GatewayConfig;
 pub use keys::Keys;
 pub use onnx::{OnnxConfig, Optimisation, Provider};
+pub use sandbox::SandboxConfig;
 pub use trust::{Untrusted, Why, check_trusted};
 
 use gateway::MOST_THREADS;
@@ -65,6 +67,8 @@ pub struct Config {
     pub onnx: OnnxConfig,
     /// `[rag]`
     pub rag: RagConfig,
+    /// `[sandbox]`
+    pub sandbox: SandboxConfig,
     /// `[sinks]`
     pub sinks: SinksConfig,
     /// `[secrets]`
@@ -315,6 +319,7 @@ impl Config {
         if self.rag.postgres.as_ref().is_some_and(|url| !schemes.iter().any(|it| url.expose().starts_with(it))) {
             return wrong("rag.postgres", "it must be postgres://user:password@host:5432/database, or empty");
         }
+        self.sandbox.check()?;
         self.onnx.check()
     }
 }
@@ -416,6 +421,9 @@ mod tests {
             ("NERVE_NATS_URL", "nats://ada:hunter2@127.0.0.1:port", "nats.url"),
             ("NERVE_NATS_USER", "ada", "nats.password"),
             ("NERVE_GATEWAY_COLOUR", "red", "colour"),
+            ("NERVE_SANDBOX_MEMORY", "200000000", "sandbox.document_memory"),
+            ("NERVE_SANDBOX_COMPILE_MEMORY", "1000", "sandbox.compile_memory"),
+            ("NERVE_SANDBOX_HELPERS", "0", "sandbox.helpers"),
             ("NERVE_GATEWAY_THREADS", "1000", "gateway.threads"),
             ("NERVE_GATEWAY_TLS_CERT", "/etc/nerve/cert.pem", "tls_cert and tls_key go together"),
             ("NERVE_GATEWAY_TRUSTED_PROXIES", "10.0.0.0/33", "`10.0.0.0/33` is not a network"),

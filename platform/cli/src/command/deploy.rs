@@ -11,6 +11,7 @@ use crate::{
     model::LocalModel,
     output::{self, Format},
     plan::{self, Action, State, Step},
+    sandbox,
 };
 use clap::Args;
 use nerve_core::{
@@ -112,6 +113,7 @@ impl Deploy {
         let connection = Connection::open(globals, &self.folder).await?;
         let registry = connection.registry().await?;
         bundle.find_models(&connection, &registry).await?;
+        bundle.try_components(&connection, &registry).await?;
         let steps = bundle.plan(&registry).await?;
         if globals.output == Format::Text {
             output::line(&steps.iter().map(Step::to_text).collect::<Vec<_>>().join("\n"))?;
@@ -229,6 +231,26 @@ impl Bundle {
                 LocalModel::try_out(path, &connection.config.onnx).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Compiles the components that are not deployed yet: finds out here what a worker would find out later.
+    async fn try_components(&self, connection: &Connection, registry: &Registry) -> anyhow::Result<()> {
+        let pool = sandbox::pool(&connection.config.sandbox);
+        let compiler = sandbox::compiler(&connection.config.sandbox, &pool);
+        for (name, (spec, files)) in &self.functions {
+            let (Run::Wasm { source }, [file]) = (&spec.run, files.as_slice()) else { continue };
+            let Content::Read(content) = &file.content else { continue };
+            if registry.is_uploaded(&file.reference()).await? {
+                continue;
+            }
+            let compiled = compiler.check(content.to_vec(), &file.sha256).await;
+            compiled.map_err(|error| {
+                let next = "build it smaller, or raise the limit that it names, here and on the workers";
+                Failure::new(format!("cannot deploy {name}")).cause(format!("{source}: {error}")).next(next)
+            })?;
+        }
+        pool.close().await;
         Ok(())
     }
 

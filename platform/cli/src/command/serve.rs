@@ -8,7 +8,7 @@ use crate::{
     failure::Failure,
     limits, onnx,
     output::Format,
-    settings,
+    sandbox, settings,
     signals::Signals,
     supervisor::{Attached, Ready, Supervision, Supervisor},
 };
@@ -18,8 +18,8 @@ use clap::Args;
 use nerve_broker::roles;
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
 use nerve_onnx::Onnx;
-use nerve_rag::{Rag, Settings};
-use nerve_runtime::{HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
+use nerve_rag::{DocumentReaders, Rag, Settings};
+use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_server::{
     Inherited, Roles, Server,
     config::{Config, OnnxConfig},
@@ -34,7 +34,7 @@ use std::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How long shutdown waits for models once nobody waits for them.
+/// How long shutdown waits for models and for helper processes, each once nobody waits for them.
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// Start a gateway: webhooks and the HTTP API. Any number of them serve one NATS
@@ -219,9 +219,15 @@ impl Serving {
         let Self { config, role, inherited } = self;
         let (data, nats) = (config.data.dir.clone(), config.nats.url.to_string());
         let models = ModelRunner::start(&config.onnx, &data)?;
+        let helpers = sandbox::pool(&config.sandbox);
         let worker = match role {
             Role::Gateway => None,
-            Role::Worker | Role::Both => Some(runtimes(&data, Builtins::new(&config, models.onnx.clone())?)?),
+            Role::Worker | Role::Both => {
+                sandbox::warn_of_what_is_missing();
+                let compiler = sandbox::compiler(&config.sandbox, &helpers);
+                let readers = DocumentReaders::new(helpers.clone(), config.sandbox.document_memory);
+                Some(runtimes(&data, compiler, Builtins::new(&config, models.onnx.clone(), readers)?)?)
+            }
         };
         let inference: Arc<dyn Inference> = models.onnx.clone();
         let roles = Roles { gateway: role != Role::Worker, worker, inference: Some(inference) };
@@ -232,14 +238,17 @@ impl Serving {
         let gateway = server.gateway_addr().map(|address| format!("{scheme}://{}", reachable(address)));
         ready(Ready { gateway, nats }).await?;
         let served = server.run(stop.0).await;
+        if tokio::time::timeout(CLOSING, helpers.close()).await.is_err() {
+            tracing::warn!("a helper process did not end within {CLOSING:?}");
+        }
         models.close().await;
         Ok(served?)
     }
 }
 
 /// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
-fn runtimes(data: &Path, builtin: Builtins) -> anyhow::Result<Arc<dyn Host>> {
-    let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled") })?;
+fn runtimes(data: &Path, compiler: Compiler, builtin: Builtins) -> anyhow::Result<Arc<dyn Host>> {
+    let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled"), compiler })?;
     // By this name it is found whatever has become of the file.
     let shim = Some(PathBuf::from("/proc/self/exe"));
     let process = ProcessHost::new(ProcessConfig { shim, ..ProcessConfig::new(data.join("processes")) });
@@ -254,8 +263,9 @@ struct Builtins {
 
 impl Builtins {
     /// Questions are embedded by the models that embed documents; the index lies in the data folder, or in a database.
-    fn new(config: &Config, onnx: Arc<Onnx>) -> anyhow::Result<Self> {
-        let settings = Settings { folder: config.data.dir.join("index"), postgres: config.rag.postgres.clone() };
+    fn new(config: &Config, onnx: Arc<Onnx>, readers: DocumentReaders) -> anyhow::Result<Self> {
+        let (folder, postgres) = (config.data.dir.join("index"), config.rag.postgres.clone());
+        let settings = Settings { folder, postgres, readers };
         let rag = Rag::new(settings, onnx.clone()).context("`rag.postgres` is wrong")?;
         Ok(Self { rag, onnx })
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     chunk::{Chunk, Size, split},
-    document::Format,
+    extract::Format,
 };
 use std::path::Path;
 use tokenizers::Tokenizer;

@@ -2,7 +2,7 @@
 
 use crate::{
     code::{self, Language},
-    document::Format,
+    extract::Format,
 };
 use pulldown_cmark::{Event, HeadingLevel, Parser, Tag, TagEnd};
 use serde::{Deserialize, Serialize};

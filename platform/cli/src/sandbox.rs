@@ -1,0 +1,26 @@
+//! The helper processes of this installation, as the settings have them.
+
+use nerve_runtime::Compiler;
+use nerve_sandbox::{Pool, Settings};
+use nerve_server::config::SandboxConfig;
+
+/// A pool of helper processes. To be called on a Tokio runtime.
+pub(crate) fn pool(config: &SandboxConfig) -> Pool {
+    Pool::new(Settings::new(config.memory, config.helpers))
+}
+
+/// What compiles components in `pool`.
+pub(crate) fn compiler(config: &SandboxConfig, pool: &Pool) -> Compiler {
+    Compiler { pool: pool.clone(), memory: config.compile_memory, timeout: config.compile_timeout }
+}
+
+/// Says once what this kernel lacks of what confines helper processes.
+pub(crate) fn warn_of_what_is_missing() {
+    let missing = nerve_sandbox::missing();
+    if !missing.is_empty() {
+        tracing::warn!(
+            "helper processes that read untrusted bytes run without {}: this kernel lacks it",
+            missing.join(" and ")
+        );
+    }
+}

@@ -1,0 +1,147 @@
+//! What a helper process may use and reach. All of it is set before the process reads any input.
+
+use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError, Scope};
+use nix::{
+    errno::Errno,
+    sys::resource::{Resource, setrlimit},
+};
+use seccompiler::{
+    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
+};
+use std::{collections::BTreeMap, path::Path};
+
+/// The files that a helper has open: its three pipes, and the one that its answers go to.
+const OPEN_FILES: u64 = 4;
+/// The newest Landlock that this knows; an older kernel enforces what it has.
+const LANDLOCK: ABI = ABI::V6;
+/// Exists where the kernel has seccomp filters.
+const SECCOMP_FILTERS: &str = "/proc/sys/kernel/seccomp/actions_avail";
+
+/// What the kernel lacks of what confines helpers; empty where it has all of it.
+pub fn missing() -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if !has_landlock() {
+        missing.push("Landlock (files and network)");
+    }
+    if !has_seccomp() {
+        missing.push("seccomp filters (system calls)");
+    }
+    missing
+}
+
+fn has_landlock() -> bool {
+    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    ruleset.handle_access(AccessFs::from_all(ABI::V1)).and_then(Ruleset::create).is_ok()
+}
+
+fn has_seccomp() -> bool {
+    Path::new(SECCOMP_FILTERS).exists() && TargetArch::try_from(std::env::consts::ARCH).is_ok()
+}
+
+/// Bounds this process, and shuts it off from files, network and other processes, as far as the kernel can.
+///
+/// The threads that are started afterwards are confined too.
+pub(crate) fn confine(memory: u64, cpu: u64) -> Result<(), String> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what} cannot be limited: {error}");
+    let limits = [
+        (Resource::RLIMIT_DATA, memory, memory, "memory"),
+        // SIGXCPU at the first says why; SIGKILL at the second ends what ignores it.
+        (Resource::RLIMIT_CPU, cpu, cpu.saturating_add(1), "CPU time"),
+        (Resource::RLIMIT_FSIZE, 0, 0, "the size of files"),
+        (Resource::RLIMIT_CORE, 0, 0, "core dumps"),
+    ];
+    for (resource, soft, hard, what) in limits {
+        setrlimit(resource, soft, hard).map_err(|error| failed(what, &error))?;
+    }
+    // Both are found out with files, which there are none of afterwards.
+    let (landlock, seccomp) = (has_landlock(), has_seccomp());
+    if landlock {
+        shut_off().map_err(|error| failed("access to files", &error))?;
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).map_err(|error| failed("open files", &error))?;
+    if seccomp {
+        filter_calls().map_err(|error| failed("system calls", &error))?;
+    }
+    Ok(())
+}
+
+/// No file, no TCP, no abstract socket and no signal outside of this process. There is no rule that allows any.
+fn shut_off() -> Result<(), RulesetError> {
+    let ruleset = Ruleset::default().handle_access(AccessFs::from_all(LANDLOCK))?;
+    let ruleset = ruleset.handle_access(AccessNet::from_all(LANDLOCK))?.scope(Scope::from_all(LANDLOCK))?;
+    ruleset.create()?.restrict_self().map(drop)
+}
+
+/// Allows what computing takes: memory, threads, clocks, and the pipes. All else fails with EPERM, so that libraries that
+/// ask for something dispensable do without it.
+fn filter_calls() -> Result<(), seccompiler::Error> {
+    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    // clone3 hides its flags from filters. Told that it is missing, libc uses clone.
+    let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
+    let errno = |error: Errno| SeccompAction::Errno(error as u32);
+    let first = SeccompFilter::new(clone3, SeccompAction::Allow, errno(Errno::ENOSYS), arch)?;
+    let second = SeccompFilter::new(allowed()?, errno(Errno::EPERM), SeccompAction::Allow, arch)?;
+    for filter in [first, second] {
+        let program: BpfProgram = filter.try_into()?;
+        seccompiler::apply_filter(&program)?;
+    }
+    Ok(())
+}
+
+fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+    let plain = [
+        // The pipes that are open.
+        libc::SYS_read,
+        libc::SYS_readv,
+        libc::SYS_write,
+        libc::SYS_writev,
+        libc::SYS_close,
+        libc::SYS_fstat,
+        // Memory.
+        libc::SYS_brk,
+        libc::SYS_munmap,
+        libc::SYS_mremap,
+        libc::SYS_madvise,
+        libc::SYS_sysinfo,
+        // Threads.
+        libc::SYS_clone3,
+        libc::SYS_futex,
+        libc::SYS_rseq,
+        libc::SYS_set_robust_list,
+        libc::SYS_sched_getaffinity,
+        libc::SYS_sched_yield,
+        libc::SYS_getpid,
+        libc::SYS_gettid,
+        libc::SYS_exit,
+        libc::SYS_exit_group,
+        // Signals of this process to itself.
+        libc::SYS_rt_sigaction,
+        libc::SYS_rt_sigprocmask,
+        libc::SYS_rt_sigreturn,
+        libc::SYS_sigaltstack,
+        libc::SYS_restart_syscall,
+        // Time and chance.
+        libc::SYS_clock_gettime,
+        libc::SYS_clock_nanosleep,
+        libc::SYS_nanosleep,
+        libc::SYS_gettimeofday,
+        libc::SYS_getrandom,
+    ];
+    let mut calls: BTreeMap<i64, Vec<SeccompRule>> = plain.into_iter().map(|call| (call, vec![])).collect();
+    let when = |argument: u8, operator: SeccompCmpOp, value: u64| {
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
+        Ok::<_, BackendError>(vec![SeccompRule::new(vec![condition])?])
+    };
+    // A thread, and no process.
+    let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+    calls.insert(libc::SYS_clone, when(0, SeccompCmpOp::MaskedEq(thread), thread)?);
+    // No code but this binary's.
+    let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
+    for call in [libc::SYS_mmap, libc::SYS_mprotect] {
+        calls.insert(call, when(2, SeccompCmpOp::MaskedEq(executable), 0)?);
+    }
+    // abort() signals its own thread.
+    calls.insert(libc::SYS_tgkill, when(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?);
+    Ok(calls)
+}

@@ -1,0 +1,128 @@
+//! Why a request has no result.
+
+use nix::sys::signal::Signal;
+use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
+
+/// What Rust's runtime writes when a thread's stack is full.
+const STACK_FULL: &str = "has overflowed its stack";
+/// What allocators write that get no memory: Rust's, and those of C and C++ libraries.
+const OUT_OF_MEMORY: [&str; 3] = ["memory allocation of", "failed to allocate", "bad_alloc"];
+/// The bytes of a helper's last words that an error quotes.
+const QUOTED_BYTES: usize = 300;
+
+/// Why a request has no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SandboxError {
+    /// The work says what is wrong with its input.
+    #[error("{0}")]
+    Refused(String),
+    /// The helper process died of the request.
+    #[error("{0}")]
+    Died(Death),
+    /// The helper process was killed at the deadline.
+    #[error("it took longer than {0:?}")]
+    Timeout(Duration),
+    /// The request or its result is larger than a frame may be.
+    #[error("{what} is larger than {} MiB", .limit >> 20)]
+    TooLarge {
+        /// The request, or the result.
+        what: &'static str,
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// No helper process can be started: the same request may succeed later.
+    #[error("no helper process can be started: {0}")]
+    Unavailable(String),
+}
+
+impl SandboxError {
+    /// Whether the same request would fail again.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::Refused(_) | Self::TooLarge { .. } => true,
+            Self::Died(death) => !matches!(death, Death::Killed(_) | Death::Exited(_)),
+            Self::Timeout(_) | Self::Unavailable(_) => false,
+        }
+    }
+}
+
+/// What a helper process died of.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Death {
+    /// It reached its limit of memory, in bytes.
+    #[error("it needed more than {} MiB of memory", .0 >> 20)]
+    Memory(u64),
+    /// It reached the end of its stack, whose size this is in bytes.
+    #[error("it is nested too deeply: a stack of {} MiB was full", .0 >> 20)]
+    Stack(u64),
+    /// It reached its limit of CPU time, in seconds.
+    #[error("it needed more than {0} s of CPU time")]
+    Cpu(u64),
+    /// It crashed: the signal, and its last words.
+    #[error("its helper process was ended by {0}")]
+    Crashed(String),
+    /// Something outside killed it: the signal, and its last words.
+    #[error("its helper process was ended by {0}")]
+    Killed(String),
+    /// It exited: the exit status, and its last words.
+    #[error("its helper process exited with {0}")]
+    Exited(String),
+}
+
+impl Death {
+    /// Reads an exit status and what the process wrote to stderr before it, under the limits that it had.
+    pub(crate) fn of(status: ExitStatus, stderr: &str, limits: DeathLimits) -> Self {
+        let words: String = stderr.trim().chars().take(QUOTED_BYTES).collect();
+        let told = |what: String| if words.is_empty() { what } else { format!("{what}: {words}") };
+        let signal = status.signal();
+        let named = signal.and_then(|signal| Signal::try_from(signal).ok());
+        if stderr.contains(STACK_FULL) {
+            return Self::Stack(limits.stack);
+        }
+        if OUT_OF_MEMORY.iter().any(|text| stderr.contains(text)) {
+            return Self::Memory(limits.memory);
+        }
+        match (signal, named) {
+            (_, Some(Signal::SIGXCPU)) => Self::Cpu(limits.cpu),
+            (Some(_), Some(signal @ (Signal::SIGKILL | Signal::SIGTERM | Signal::SIGINT | Signal::SIGHUP))) => {
+                Self::Killed(told(signal.as_str().to_owned()))
+            }
+            (Some(_), Some(signal)) => Self::Crashed(told(signal.as_str().to_owned())),
+            (Some(signal), None) => Self::Crashed(told(format!("signal {signal}"))),
+            (None, _) => Self::Exited(told(format!("status {}", status.code().unwrap_or_default()))),
+        }
+    }
+}
+
+/// The limits that a process died under.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DeathLimits {
+    pub(crate) memory: u64,
+    pub(crate) stack: u64,
+    pub(crate) cpu: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn death_is_told_in_words() {
+        let limits = DeathLimits { memory: 256 << 20, stack: 64 << 20, cpu: 30 };
+        let told = |raw: i32, stderr: &str| Death::of(ExitStatus::from_raw(raw), stderr, limits).to_string();
+        let overflow = "thread 'work' (7) has overflowed its stack\nfatal runtime error: stack overflow, aborting";
+        assert!(told(6, overflow).contains("a stack of 64 MiB"));
+        assert!(told(6, "memory allocation of 999 bytes failed").contains("more than 256 MiB"));
+        assert!(told(24, "").contains("30 s of CPU"));
+        assert_eq!(told(11, ""), "its helper process was ended by SIGSEGV");
+        assert_eq!(told(9, ""), "its helper process was ended by SIGKILL");
+        assert_eq!(told(3 << 8, "no"), "its helper process exited with status 3: no");
+    }
+
+    #[test]
+    fn killed_helper_does_not_condemn_its_request() {
+        let limits = DeathLimits { memory: 1, stack: 1, cpu: 1 };
+        let died = |raw: i32| SandboxError::Died(Death::of(ExitStatus::from_raw(raw), "", limits));
+        assert!(!died(9).is_permanent() && died(11).is_permanent());
+    }
+}

@@ -1,0 +1,211 @@
+//! One helper process, seen from within.
+//!
+//! The main thread reads requests, so that it sees the end of the pipe while the other thread works, and ends the process
+//! then, whatever that is doing. The other thread has the stack that the work needs.
+
+use crate::{
+    confine::confine,
+    frame::{self, Status},
+};
+use std::{
+    any::Any,
+    ffi::OsString,
+    fs::File,
+    io::{self, Write},
+    os::fd::{AsFd, AsRawFd},
+    panic::{AssertUnwindSafe, catch_unwind},
+    process::ExitCode,
+    sync::mpsc::{Receiver, sync_channel},
+};
+
+/// The first argument of a helper process.
+pub const COMMAND: &str = "sandbox";
+
+/// The bytes of a refusal that are sent.
+const MAX_REFUSAL_BYTES: usize = 16 << 10;
+
+/// What a helper process can do.
+#[derive(Clone, Copy)]
+pub struct Work {
+    /// The name by which requests ask for it.
+    pub name: &'static str,
+    /// Prepares it, once a process, with what all its requests share. The error says what is wrong with that.
+    pub start: fn(setup: &[u8]) -> Result<Job, String>,
+}
+
+/// Turns a request into its result. The error says what is wrong with the request.
+pub type Job = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String>>;
+
+/// What a helper process is started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// Memory, in bytes.
+    pub(crate) memory: u64,
+    /// The stack of the thread that works, in bytes. It is part of the memory.
+    pub(crate) stack: u64,
+    /// CPU time, in seconds.
+    pub(crate) cpu: u64,
+    /// The largest request, in bytes.
+    pub(crate) input: u64,
+    /// The largest result, in bytes.
+    pub(crate) output: u64,
+}
+
+impl Bounds {
+    /// The arguments that [`Bounds::read`] reads.
+    pub(crate) fn arguments(self) -> [String; 5] {
+        [self.memory, self.stack, self.cpu, self.input, self.output].map(|number| number.to_string())
+    }
+
+    fn read(arguments: impl Iterator<Item = OsString>) -> Option<Self> {
+        let numbers: Option<Vec<u64>> = arguments.map(|argument| argument.to_str()?.parse().ok()).collect();
+        let [memory, stack, cpu, input, output] = numbers?.try_into().ok()?;
+        Some(Self { memory, stack, cpu, input, output })
+    }
+}
+
+/// Does the work of a helper process, where the arguments say that this is one, and says how it ended. To be called first in
+/// `main`: before this process has threads, open files or anything in memory.
+pub fn serve(arguments: impl IntoIterator<Item = OsString>, works: &[Work]) -> Option<ExitCode> {
+    let mut arguments = arguments.into_iter().skip(1);
+    if arguments.next()? != COMMAND {
+        return None;
+    }
+    let name = arguments.next().unwrap_or_default();
+    let work = works.iter().find(|work| name == work.name);
+    let (Some(work), Some(bounds)) = (work, Bounds::read(arguments)) else {
+        return Some(fail(&format!("nerve starts `nerve {COMMAND}` itself, with limits and pipes; it is no command")));
+    };
+    Some(match run(*work, bounds) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => fail(&why),
+    })
+}
+
+fn fail(why: &str) -> ExitCode {
+    // Where stderr is closed there is nobody to tell.
+    let _ = writeln!(io::stderr(), "{why}");
+    ExitCode::from(2)
+}
+
+fn run(work: Work, bounds: Bounds) -> Result<(), String> {
+    close_inherited();
+    let mut answers = take_stdout().map_err(|error| format!("stdout cannot be set apart: {error}"))?;
+    prefer_as_victim();
+    // A name for `ps` and no more.
+    let _ = nix::sys::prctl::set_name(c"nerve-sandbox");
+    confine(bounds.memory, bounds.cpu)?;
+    let (requests, received) = sync_channel(1);
+    let stack = usize::try_from(bounds.stack).map_err(|error| error.to_string())?;
+    let worker = std::thread::Builder::new().name(work.name.to_owned()).stack_size(stack);
+    let worker = worker.spawn(move || {
+        // The pipe's other end is closed: nobody waits for this process.
+        let _ = answer_all(work, bounds.output, &received, &mut answers);
+        exit_now();
+    });
+    worker
+        .map_err(|error| format!("a thread with a stack of {} MiB cannot be started: {error}", bounds.stack >> 20))?;
+    let mut pipe = io::stdin().lock();
+    while let Some(request) = frame::read_request(&mut pipe, bounds.input).map_err(|error| error.to_string())? {
+        if requests.send(request).is_err() {
+            break;
+        }
+    }
+    exit_now()
+}
+
+/// Answers requests, of which the first is what all of them share.
+fn answer_all(work: Work, limit: u64, requests: &Receiver<Vec<u8>>, answers: &mut File) -> io::Result<()> {
+    let mut job = None;
+    for request in requests {
+        let result = match &mut job {
+            None => guarded(|| (work.start)(&request)).map(|started| {
+                job = Some(started);
+                Vec::new()
+            }),
+            Some(job) => guarded(|| job(&request)),
+        };
+        drop(request);
+        let result = result.and_then(|bytes| match u64::try_from(bytes.len()) {
+            Ok(length) if length <= limit => Ok(bytes),
+            _ => Err(format!("its result is larger than {} MiB", limit >> 20)),
+        });
+        match result {
+            Ok(bytes) => frame::write_answer(answers, Status::Done, &bytes)?,
+            Err(why) => {
+                let bytes = why.as_bytes();
+                let bytes = bytes.get(..MAX_REFUSAL_BYTES).unwrap_or(bytes);
+                frame::write_answer(answers, Status::Refused, bytes)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A panic is a refusal: libraries that read untrusted bytes panic on some of them.
+fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(format!("its reader gave up: {}", words(&*panic))))
+}
+
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
+}
+
+/// The pipe for answers. What libraries print goes nowhere.
+fn take_stdout() -> io::Result<File> {
+    let answers = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let nowhere = File::options().write(true).open("/dev/null")?;
+    replace_stdout(&nowhere)?;
+    Ok(answers)
+}
+
+#[allow(unsafe_code)]
+fn replace_stdout(with: &File) -> io::Result<()> {
+    // SAFETY: dup2 takes two integers. The first is open, since it is borrowed from a `File`. The second is stdout, which
+    // nothing in this process owns or has written to yet.
+    let replaced = unsafe { libc::dup2(with.as_raw_fd(), libc::STDOUT_FILENO) };
+    nix::errno::Errno::result(replaced).map(drop).map_err(io::Error::from)
+}
+
+/// Where memory runs out on the machine, this process goes before the server.
+fn prefer_as_victim() {
+    // Without /proc the kernel chooses as it likes.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
+}
+
+/// Closes what the server had open without close-on-exec.
+#[allow(unsafe_code)]
+fn close_inherited() {
+    // SAFETY: the call closes descriptors from 3 on and touches no memory. `serve` is called before this process opens
+    // anything, so no descriptor of that range has an owner in it. A kernel without the call leaves them open.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0);
+    }
+}
+
+/// Ends the process at once: nothing in it is worth an orderly end, and libraries may hang in theirs while a thread works.
+#[allow(unsafe_code)]
+fn exit_now() -> ! {
+    // SAFETY: `_exit` takes an integer, runs no handlers and does not return.
+    unsafe { libc::_exit(0) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_command_makes_a_helper() {
+        let serve = |line: &str| serve(line.split(' ').map(OsString::from), &[]);
+        assert!(serve("nerve up").is_none() && serve("nerve").is_none());
+        assert!(serve("nerve sandbox").is_some() && serve("nerve sandbox text 1 2 3").is_some());
+    }
+
+    #[test]
+    fn bounds_survive_the_command_line() {
+        let bounds = Bounds { memory: 1, stack: 2, cpu: 3, input: 4, output: 5 };
+        assert_eq!(Bounds::read(bounds.arguments().into_iter().map(OsString::from)), Some(bounds));
+        assert_eq!(Bounds::read(["1", "2"].into_iter().map(OsString::from)), None);
+    }
+}

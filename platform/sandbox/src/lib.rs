@@ -1,0 +1,31 @@
+//! Runs what reads untrusted bytes in confined helper processes.
+//!
+//! A helper is the same binary with a hidden first argument, [`COMMAND`]. It is started when there is work for it, serves one
+//! tenant only, and ends when its pipe does, when it has been idle, or when a request passes its deadline.
+//!
+//! # Layout
+//! - [`Pool`], in `pool`: which request gets which helper, out of one budget of memory. `process`: one helper, seen from the
+//!   server. `queue`: who is next.
+//! - [`serve`], in `helper`: one helper, seen from within. `confine`: its limits, Landlock and seccomp.
+//! - `frame`: what goes over the pipes. [`SandboxError`], in `error`: why there is no answer.
+//! - [`PROBE`]: the work that shows what a helper cannot do.
+//!
+//! # Flow
+//! `Pool::run` waits for a helper of the request's tenant or for the memory to start one, writes the request as one frame to
+//! its stdin, and reads one frame from its stdout. A helper that dies costs the request that it had. One that had served
+//! other requests before may have died of what they left behind, so its request runs once more in a fresh helper.
+
+mod confine;
+mod error;
+mod frame;
+mod helper;
+mod pool;
+mod probe;
+mod process;
+mod queue;
+
+pub use confine::missing;
+pub use error::{Death, SandboxError};
+pub use helper::{COMMAND, Job, Work, serve};
+pub use pool::{Limits, Pool, Request, Settings, Setup};
+pub use probe::PROBE;

@@ -1,0 +1,365 @@
+//! Helper processes out of one budget: which request gets which, and what becomes of both.
+
+use crate::{
+    error::{Death, SandboxError},
+    helper::Bounds,
+    process::{Failure, Process},
+    queue::{Idle, Key, Queue, Step},
+};
+use bytes::Bytes;
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+use tokio::{io::AsyncWrite, runtime::Handle, sync::oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// This binary, also when its file has been replaced since.
+const THIS_BINARY: &str = "/proc/self/exe";
+/// How long a helper waits for the next request of its tenant.
+const IDLE: Duration = Duration::from_secs(5);
+/// The least CPU time of a helper, in seconds.
+const MIN_CPU: u64 = 10;
+
+/// What a pool may take.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The binary whose `main` begins with [`serve`](crate::serve).
+    pub program: PathBuf,
+    /// The memory of all helpers together, in bytes.
+    pub memory: u64,
+    /// The most helpers at once.
+    pub helpers: usize,
+    /// How long a helper without work is kept.
+    pub idle: Duration,
+}
+
+impl Settings {
+    /// Helpers that are this binary.
+    pub fn new(memory: u64, helpers: usize) -> Self {
+        Self { program: THIS_BINARY.into(), memory, helpers, idle: IDLE }
+    }
+}
+
+/// What one helper may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Memory, in bytes: its share of the pool's.
+    pub memory: u64,
+    /// The stack of the thread that works, in bytes. It is part of the memory where it is used.
+    pub stack: u64,
+    /// The largest request, in bytes.
+    pub input: u64,
+    /// The largest result, in bytes.
+    pub output: u64,
+}
+
+/// What all requests to one helper share, such as a tokenizer. It is sent once, when the helper is started.
+#[derive(Debug, Clone, Default)]
+pub struct Setup {
+    digest: u64,
+    bytes: Bytes,
+}
+
+impl Setup {
+    /// A setup of these bytes.
+    pub fn new(bytes: Bytes) -> Self {
+        let mut hasher = DefaultHasher::new();
+        bytes.hash(&mut hasher);
+        Self { digest: hasher.finish(), bytes }
+    }
+}
+
+/// Work for a helper.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The name of the [`Work`](crate::Work).
+    pub work: &'static str,
+    /// Whose bytes these are: no helper serves two tenants.
+    pub tenant: String,
+    /// What the helper is prepared with.
+    pub setup: Setup,
+    /// The request's bytes, one after the other.
+    pub parts: Vec<Bytes>,
+    /// What the helper may take.
+    pub limits: Limits,
+    /// How long it may take, once it has a helper: then that is killed.
+    pub timeout: Duration,
+}
+
+/// A pool of helper processes. Clones share it.
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    state: Mutex<State>,
+    runtime: Handle,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct State {
+    queue: Queue<Process, oneshot::Sender<Lease>>,
+    /// Whether a task looks for helpers that have been idle for too long.
+    sweeping: bool,
+}
+
+impl Pool {
+    /// A pool without helpers; they are started on the Tokio runtime that this is called in.
+    pub fn new(settings: Settings) -> Self {
+        let queue = Queue::new(settings.memory, settings.helpers);
+        Self(Arc::new(Shared {
+            settings,
+            state: Mutex::new(State { queue, sweeping: false }),
+            runtime: Handle::current(),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }))
+    }
+
+    /// Has a helper do the work. Dropping the future kills that helper.
+    ///
+    /// # Errors
+    /// Says what the work refuses, or what the helper died of.
+    pub async fn run(&self, request: &Request) -> Result<Vec<u8>, SandboxError> {
+        let mut result = Vec::new();
+        self.run_into(request, &mut result).await?;
+        Ok(result)
+    }
+
+    /// The same, with the result written to `output` piece by piece.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), or that `output` cannot be written to. Then it may have a part of the result.
+    pub async fn run_into(
+        &self,
+        request: &Request,
+        output: &mut (impl AsyncWrite + Unpin),
+    ) -> Result<(), SandboxError> {
+        let size: usize = request.parts.iter().map(Bytes::len).sum();
+        if u64::try_from(size).unwrap_or(u64::MAX) > request.limits.input {
+            return Err(SandboxError::TooLarge { what: "it", limit: request.limits.input });
+        }
+        loop {
+            let mut lease = self.0.lease(request).await?;
+            // What died may have died of what requests before this one left in memory.
+            let used = lease.process.as_ref().is_some_and(|process| process.answered > 1);
+            let working = tokio::time::timeout(request.timeout, lease.work(request, output));
+            let failure = match working.await {
+                Ok(Ok(())) => {
+                    lease.give_back();
+                    return Ok(());
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => return Err(SandboxError::Timeout(request.timeout)),
+            };
+            match failure {
+                Failure::Refused(why) => {
+                    lease.give_back();
+                    return Err(SandboxError::Refused(why));
+                }
+                Failure::Broken { written } => {
+                    let death = lease.bury().await;
+                    if !used || written {
+                        return Err(SandboxError::Died(death));
+                    }
+                    tracing::debug!(%death, work = request.work, "a helper process that had served before died");
+                }
+                Failure::Bad(error) => return Err(error),
+                Failure::Unwritten(error) => return Err(SandboxError::Unavailable(error.to_string())),
+            }
+        }
+    }
+
+    /// Ends all helpers without work, and waits until all have ended. Requests that still run go on until then.
+    pub async fn close(&self) {
+        self.0.stop.cancel();
+        self.0.end_idle(Duration::ZERO);
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A helper for the request, or its share of the budget to start one with.
+    async fn lease(self: &Arc<Self>, request: &Request) -> Result<Lease, SandboxError> {
+        let key = Arc::new(Key {
+            work: request.work,
+            tenant: request.tenant.clone(),
+            setup: request.setup.digest,
+            memory: request.limits.memory.min(self.settings.memory),
+            cpu: request.timeout.as_secs().saturating_mul(2).max(MIN_CPU),
+        });
+        let (waiter, granted) = oneshot::channel();
+        self.lock().queue.wait(key, waiter);
+        self.advance();
+        granted.await.map_err(|_| SandboxError::Unavailable("the server is stopping".to_owned()))
+    }
+
+    /// Does what can be done for the requests that wait.
+    fn advance(self: &Arc<Self>) {
+        loop {
+            let step = {
+                let mut state = self.lock();
+                state.queue.keep_waiting(|waiter| !waiter.is_closed());
+                state.queue.step(Instant::now())
+            };
+            let (waiter, lease) = match step {
+                None => return,
+                Some(Step::End(idle)) => {
+                    self.end(idle);
+                    continue;
+                }
+                Some(Step::Start(waiter, key)) => (waiter, self.leased(key, None)),
+                Some(Step::Reuse(waiter, mut idle)) => {
+                    idle.begin_turn_if_rested(Instant::now());
+                    (waiter, self.leased(idle.key, Some(idle.process)))
+                }
+            };
+            // Whoever waited may have gone this moment.
+            if let Err(unwanted) = waiter.send(lease) {
+                unwanted.put_back();
+            }
+        }
+    }
+
+    fn leased(self: &Arc<Self>, key: Arc<Key>, process: Option<Process>) -> Lease {
+        Lease { shared: self.clone(), key, process, held: true }
+    }
+
+    fn end_idle(self: &Arc<Self>, after: Duration) {
+        let then = Instant::now().checked_sub(after);
+        let expired = then.map(|then| self.lock().queue.expire(then)).unwrap_or_default();
+        for idle in expired {
+            self.end(idle);
+        }
+    }
+
+    fn end(self: &Arc<Self>, idle: Idle<Process>) {
+        let shared = self.clone();
+        let ending = async move {
+            idle.process.end(false).await;
+            shared.lock().queue.ended(&idle.key);
+            shared.advance();
+        };
+        self.tasks.spawn_on(ending, &self.runtime);
+    }
+
+    /// Ends helpers that get no more work, as long as there are some.
+    fn sweep(self: &Arc<Self>) {
+        {
+            let mut state = self.lock();
+            if state.sweeping || !state.queue.has_idle() {
+                return;
+            }
+            state.sweeping = true;
+        }
+        let shared = self.clone();
+        let sweeping = async move {
+            let pause = shared.settings.idle / 2;
+            while shared.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+                shared.end_idle(shared.settings.idle);
+                let mut state = shared.lock();
+                if !state.queue.has_idle() {
+                    state.sweeping = false;
+                    return;
+                }
+            }
+            shared.end_idle(Duration::ZERO);
+        };
+        self.tasks.spawn_on(sweeping, &self.runtime);
+    }
+}
+
+/// A share of the budget, and the helper that has it. Dropped with a helper, it kills that: the request was given up.
+struct Lease {
+    shared: Arc<Shared>,
+    key: Arc<Key>,
+    process: Option<Process>,
+    /// Whether the queue counts it as at work.
+    held: bool,
+}
+
+impl Lease {
+    async fn work(&mut self, request: &Request, output: &mut (impl AsyncWrite + Unpin)) -> Result<(), Failure> {
+        if self.process.as_mut().is_some_and(|process| !process.runs()) {
+            self.process = None;
+        }
+        let process = match &mut self.process {
+            Some(process) => process,
+            None => {
+                let Limits { stack, input, output, .. } = request.limits;
+                // What is set up goes the same way as requests.
+                let setup = u64::try_from(request.setup.bytes.len()).unwrap_or(u64::MAX);
+                let bounds =
+                    Bounds { memory: self.key.memory, stack, cpu: self.key.cpu, input: input.max(setup), output };
+                let Shared { settings, tasks, .. } = &*self.shared;
+                let started = Process::start(&settings.program, request.work, bounds, tasks).map_err(Failure::Bad)?;
+                let process = self.process.insert(started);
+                let setup = [request.setup.bytes.clone()];
+                match process.exchange(&setup, &mut Vec::new()).await {
+                    // Without its setup it can do nothing.
+                    Err(Failure::Refused(why)) => return Err(Failure::Bad(SandboxError::Refused(why))),
+                    ready => ready?,
+                }
+                process
+            }
+        };
+        process.exchange(&request.parts, output).await
+    }
+
+    /// The helper is ready for the next request.
+    fn give_back(self) {
+        let shared = self.shared.clone();
+        self.put_back();
+        shared.advance();
+        shared.sweep();
+    }
+
+    fn put_back(mut self) {
+        if let Some(process) = self.process.take() {
+            self.held = false;
+            self.shared.lock().queue.returned(self.key.clone(), process, Instant::now());
+        }
+    }
+
+    /// What the helper died of, once it has ended.
+    async fn bury(mut self) -> Death {
+        match self.process.take() {
+            Some(process) => process.end(true).await,
+            None => Death::Exited("no process".to_owned()),
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.held {
+            return;
+        }
+        let (shared, key, process) = (self.shared.clone(), self.key.clone(), self.process.take());
+        let freed = move |shared: Arc<Shared>| {
+            shared.lock().queue.lost(&key);
+            shared.advance();
+        };
+        match process {
+            None => freed(shared),
+            Some(process) => {
+                let runtime = shared.runtime.clone();
+                let tasks = shared.tasks.clone();
+                let ending = async move {
+                    process.end(false).await;
+                    freed(shared);
+                };
+                tasks.spawn_on(ending, &runtime);
+            }
+        }
+    }
+}

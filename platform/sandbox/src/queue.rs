@@ -1,0 +1,294 @@
+//! Which waiting request gets a helper next, and which idle helper makes room for it. Decisions only: nothing here starts or
+//! ends a process.
+//!
+//! A request is served by an idle helper of its own tenant, or by a new one where the budget has room. Tenants with the
+//! fewest helpers at work come first, then those that were served longest ago. Where a tenant has no helper and there is no
+//! room for one, the idle helpers of others are ended, and so is one that has served its own tenant for a whole turn.
+
+use crate::process::Process;
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// How long a helper serves one tenant while another one has none.
+const TURN: Duration = Duration::from_millis(500);
+
+/// What a helper is for: it serves no request of another key.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) work: &'static str,
+    pub(crate) tenant: String,
+    /// A digest of what the process was set up with.
+    pub(crate) setup: u64,
+    /// Its share of the budget, in bytes.
+    pub(crate) memory: u64,
+    /// Its CPU time, in seconds.
+    pub(crate) cpu: u64,
+}
+
+/// A helper without work.
+pub(crate) struct Idle<P> {
+    pub(crate) key: Arc<Key>,
+    pub(crate) process: P,
+    pub(crate) since: Instant,
+}
+
+impl Idle<Process> {
+    /// A tenant that comes back after a pause begins a new turn.
+    pub(crate) fn begin_turn_if_rested(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.since) >= TURN {
+            self.process.turn = now;
+        }
+    }
+}
+
+/// When a helper was given to its tenant.
+pub(crate) trait HasTurn {
+    fn turn(&self) -> Instant;
+}
+
+impl HasTurn for Process {
+    fn turn(&self) -> Instant {
+        self.turn
+    }
+}
+
+struct Waiting<W> {
+    key: Arc<Key>,
+    waiter: W,
+}
+
+/// What is to be done next.
+pub(crate) enum Step<P, W> {
+    /// Give this helper to this request.
+    Reuse(W, Idle<P>),
+    /// Start a helper for this request; its share is taken.
+    Start(W, Arc<Key>),
+    /// End this helper, and report it by [`Queue::ended`].
+    End(Idle<P>),
+}
+
+/// Helpers and requests. `P` is a process, `W` who waits for one.
+pub(crate) struct Queue<P, W> {
+    memory: u64,
+    helpers: usize,
+    /// The shares of all that run, those that are being ended too.
+    used: (u64, usize),
+    ending: (u64, usize),
+    /// How many helpers of a key are at work.
+    busy: HashMap<Arc<Key>, usize>,
+    idle: VecDeque<Idle<P>>,
+    waiting: Vec<Waiting<W>>,
+    /// When a key was served, counted in grants. Forgotten with its last helper.
+    served: HashMap<Arc<Key>, u64>,
+    grants: u64,
+}
+
+impl<P: HasTurn, W> Queue<P, W> {
+    pub(crate) fn new(memory: u64, helpers: usize) -> Self {
+        Self {
+            memory,
+            helpers,
+            used: (0, 0),
+            ending: (0, 0),
+            busy: HashMap::new(),
+            idle: VecDeque::new(),
+            waiting: Vec::new(),
+            served: HashMap::new(),
+            grants: 0,
+        }
+    }
+
+    pub(crate) fn wait(&mut self, key: Arc<Key>, waiter: W) {
+        self.waiting.push(Waiting { key, waiter });
+    }
+
+    /// Drops those that wait no more.
+    pub(crate) fn keep_waiting(&mut self, waits: impl Fn(&W) -> bool) {
+        self.waiting.retain(|waiting| waits(&waiting.waiter));
+    }
+
+    /// A helper has answered and can be used again.
+    pub(crate) fn returned(&mut self, key: Arc<Key>, process: P, now: Instant) {
+        self.rest(&key);
+        self.idle.push_back(Idle { key, process, since: now });
+    }
+
+    /// A helper that was at work has ended.
+    pub(crate) fn lost(&mut self, key: &Arc<Key>) {
+        self.rest(key);
+        self.used = (self.used.0.saturating_sub(key.memory), self.used.1.saturating_sub(1));
+        self.forget(key);
+    }
+
+    /// A helper of [`Step::End`] has ended.
+    pub(crate) fn ended(&mut self, key: &Arc<Key>) {
+        self.used = (self.used.0.saturating_sub(key.memory), self.used.1.saturating_sub(1));
+        self.ending = (self.ending.0.saturating_sub(key.memory), self.ending.1.saturating_sub(1));
+        self.forget(key);
+    }
+
+    /// Takes out the helpers that have been idle since before `then`; all of them are to be ended.
+    pub(crate) fn expire(&mut self, then: Instant) -> Vec<Idle<P>> {
+        let mut expired = Vec::new();
+        while self.idle.front().is_some_and(|idle| idle.since <= then) {
+            expired.extend(self.pop_idle());
+        }
+        expired
+    }
+
+    pub(crate) fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
+    }
+
+    /// The next step; none where nothing can be done now.
+    pub(crate) fn step(&mut self, now: Instant) -> Option<Step<P, W>> {
+        let mut order: Vec<(usize, u64, usize)> = Vec::with_capacity(self.waiting.len());
+        for (index, waiting) in self.waiting.iter().enumerate() {
+            let served = self.served.get(&waiting.key).copied().unwrap_or_default();
+            order.push((self.at_work(&waiting.key), served, index));
+        }
+        order.sort_unstable();
+        let (mut starving, mut first) = (false, None);
+        for (busy, _, index) in order {
+            let Some(key) = self.waiting.get(index).map(|waiting| waiting.key.clone()) else { continue };
+            let usable = |idle: &Idle<P>| {
+                idle.key == key && !(starving && now.saturating_duration_since(idle.process.turn()) >= TURN)
+            };
+            if let Some(at) = self.idle.iter().rposition(usable) {
+                let idle = self.idle.remove(at)?;
+                return Some(Step::Reuse(self.grant(index, &key), idle));
+            }
+            if !starving && self.fits(key.memory, (0, 0)) {
+                self.used = (self.used.0.saturating_add(key.memory), self.used.1.saturating_add(1));
+                return Some(Step::Start(self.grant(index, &key), key));
+            }
+            first.get_or_insert(key);
+            starving |= busy == 0;
+        }
+        // No room: the helper that has been idle longest goes, unless enough is going already.
+        let first = first.filter(|first| !self.fits(first.memory, self.ending))?;
+        let idle = self.pop_idle()?;
+        tracing::trace!(ended = idle.key.work, wanted = first.work, "an idle helper makes room");
+        Some(Step::End(idle))
+    }
+
+    fn pop_idle(&mut self) -> Option<Idle<P>> {
+        let idle = self.idle.pop_front()?;
+        self.ending = (self.ending.0.saturating_add(idle.key.memory), self.ending.1.saturating_add(1));
+        Some(idle)
+    }
+
+    fn grant(&mut self, index: usize, key: &Arc<Key>) -> W {
+        *self.busy.entry(key.clone()).or_default() += 1;
+        self.grants += 1;
+        self.served.insert(key.clone(), self.grants);
+        self.waiting.remove(index).waiter
+    }
+
+    fn at_work(&self, key: &Arc<Key>) -> usize {
+        self.busy.get(key).copied().unwrap_or_default()
+    }
+
+    fn fits(&self, memory: u64, freed: (u64, usize)) -> bool {
+        let used = self.used.0.saturating_sub(freed.0).saturating_add(memory);
+        used <= self.memory && self.used.1.saturating_sub(freed.1) < self.helpers
+    }
+
+    fn rest(&mut self, key: &Arc<Key>) {
+        if let Some(count) = self.busy.get_mut(key) {
+            *count -= 1;
+            if *count == 0 {
+                self.busy.remove(key);
+            }
+        }
+    }
+
+    fn forget(&mut self, key: &Arc<Key>) {
+        let held = self.busy.contains_key(key) || self.idle.iter().any(|idle| idle.key == *key);
+        if !held && !self.waiting.iter().any(|waiting| waiting.key == *key) {
+            self.served.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Started(Instant);
+
+    impl HasTurn for Started {
+        fn turn(&self) -> Instant {
+            self.0
+        }
+    }
+
+    fn key(tenant: &str, memory: u64) -> Arc<Key> {
+        Arc::new(Key { work: "test", tenant: tenant.to_owned(), setup: 0, memory, cpu: 1 })
+    }
+
+    fn step(queue: &mut Queue<Started, u32>, now: Instant) -> String {
+        match queue.step(now) {
+            Some(Step::Reuse(waiter, _)) => format!("reuse {waiter}"),
+            Some(Step::Start(waiter, _)) => format!("start {waiter}"),
+            Some(Step::End(idle)) => format!("end {}", idle.key.tenant),
+            None => "wait".to_owned(),
+        }
+    }
+
+    #[test]
+    fn helper_serves_its_own_tenant_within_the_budget() {
+        let now = Instant::now();
+        let mut queue = Queue::new(10, 9);
+        let (a, b) = (key("a", 6), key("b", 6));
+        queue.wait(a.clone(), 1);
+        queue.wait(a.clone(), 2);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 1", "wait"]);
+        queue.returned(a.clone(), Started(now), now);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["reuse 2", "wait"]);
+        queue.returned(a.clone(), Started(now), now);
+        queue.wait(b.clone(), 3);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["end a", "wait"]);
+        queue.ended(&a);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 3", "wait"]);
+        queue.lost(&b);
+        assert_eq!((queue.used, queue.ending), ((0, 0), (0, 0)));
+        assert!(queue.served.is_empty() && queue.busy.is_empty());
+    }
+
+    #[test]
+    fn tenant_without_a_helper_waits_no_longer_than_a_turn() {
+        let now = Instant::now();
+        let mut queue = Queue::new(10, 1);
+        let (a, b) = (key("a", 1), key("b", 1));
+        for waiter in 0..3 {
+            queue.wait(a.clone(), waiter);
+        }
+        queue.wait(b.clone(), 9);
+        assert_eq!(step(&mut queue, now), "start 0");
+        queue.returned(a.clone(), Started(now), now);
+        assert_eq!(step(&mut queue, now), "reuse 1", "its turn goes on");
+        let later = now + TURN;
+        queue.returned(a.clone(), Started(now), later);
+        assert_eq!([step(&mut queue, later), step(&mut queue, later)], ["end a", "wait"]);
+        queue.ended(&a);
+        assert_eq!(step(&mut queue, later), "start 9");
+    }
+
+    #[test]
+    fn idle_helpers_expire() {
+        let now = Instant::now();
+        let mut queue: Queue<Started, u32> = Queue::new(10, 2);
+        let a = key("a", 1);
+        queue.wait(a.clone(), 1);
+        step(&mut queue, now);
+        queue.returned(a.clone(), Started(now), now + TURN);
+        assert!(queue.expire(now).is_empty() && queue.has_idle());
+        assert_eq!(queue.expire(now + TURN).len(), 1);
+        queue.ended(&a);
+        assert!(!queue.has_idle() && queue.used == (0, 0));
+    }
+}
