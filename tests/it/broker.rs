@@ -2,6 +2,7 @@
 
 use crate::{post_event, up_with_github};
 use async_nats::jetstream::{self, stream};
+use futures::StreamExt;
 use nerve_tests::{Broker, nerve_binary, tls::SelfSigned};
 use nerve_tests::{Cli, Nerve, Streams, broker::OfNerve, eventually, guest, nerve, nerve::Options, seconds};
 use serde_json::Value;
@@ -90,10 +91,12 @@ async fn app_has_its_own_streams_and_none_of_nerves_keys() {
     }
     jetstream.publish_with_headers("events.asked", headers, "{}".into()).await.unwrap().await.unwrap();
     let consumer = jetstream.get_stream("ORDERS").await.unwrap();
-    consumer.create_consumer(jetstream::consumer::pull::Config::default()).await.unwrap();
+    let consumer = consumer.create_consumer(jetstream::consumer::pull::Config::default()).await.unwrap();
     // A function may be bound to its stream.
     nerve.cli().deploy(guest::wasm("taker", "orders.>", "order.taken", "", &guest::echo("order.taken")).path()).await;
     jetstream.publish("orders.1", "{}".into()).await.unwrap().await.unwrap();
+    let mut messages = consumer.fetch().max_messages(1).messages().await.unwrap();
+    messages.next().await.unwrap().unwrap().double_ack().await.unwrap();
     let streams = Streams::connect(&nerve.nats).await;
     streams.reaches("EVENTS", "events.order.taken", 1, seconds(20)).await;
     // Everything that is Nerve's.
@@ -114,6 +117,7 @@ async fn app_has_its_own_streams_and_none_of_nerves_keys() {
         "$JS.API.CONSUMER.MSG.NEXT.EVENTS.nerve-taker",
         "$JS.API.CONSUMER.DELETE.EVENTS.nerve-taker",
         "$JS.API.STREAM.DELETE.EVENTS",
+        "$JS.ACK._.hash.EVENTS.nerve-taker.1.1.1.1.0",
         "$JS.API.STREAM.PURGE.KV_functions",
     ];
     for subject in closed {
@@ -157,9 +161,15 @@ async fn gateway_and_worker_apart_do_their_work_and_deploy_nothing() {
     }
     Streams::connect(&nerve.nats).await.reaches("EVENTS", "events.b", 20, seconds(20)).await;
     let other = guest::wasm("other", "events.a", "b", "", &guest::echo("b"));
-    for name in ["gateway", "worker", "app"] {
-        let deploy = ["deploy", &other.path().display().to_string()];
-        Cli::new(&role(&nerve, name)).run(&deploy).await.failed(1);
+    // Each waits for an answer that does not come.
+    let path = other.path().display().to_string();
+    let deployed = ["gateway", "worker", "app"].map(|name| {
+        let cli = Cli::new(&role(&nerve, name));
+        let path = path.clone();
+        async move { cli.run(&["deploy", &path]).await.failed(1) }
+    });
+    for refused in futures::future::join_all(deployed).await {
+        assert!(refused.stderr.contains("Permissions Violation"), "{refused:?}");
     }
     let listed: Value = nerve.cli().run(&["list", "--output", "json"]).await.ok().json();
     assert_eq!(listed["functions"].as_array().map(Vec::len), Some(1), "{listed}");

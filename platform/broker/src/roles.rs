@@ -125,9 +125,11 @@ fn server(publish: Vec<String>) -> Permissions {
     // Every server makes and migrates the streams when it starts, and keeps EVENTS within its bound.
     let making = STREAMS.iter().flat_map(|stream| ["CREATE", "UPDATE"].map(|verb| stream_api(verb, stream)));
     let common = ["$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*"];
-    let common = common.into_iter().map(str::to_owned).chain([stream_api("PURGE", "EVENTS"), CONTROL.to_owned()]);
+    // A large body that is stored again replaces its chunks.
+    let purged = ["EVENTS", "OBJ_bodies"].map(|stream| stream_api("PURGE", stream));
+    let common = common.into_iter().map(str::to_owned).chain(purged).chain([CONTROL.to_owned()]);
     // Whichever server is first stores the public key that secrets are encrypted for.
-    let stored = ["events.>", "empty.>", "answers.>", "seen.>", "drops.>", "$JS.ACK.>"];
+    let stored = ["events.>", "empty.>", "answers.>", "seen.>", "drops.>", "$JS.ACK.>", "$JS.FC.>"];
     let kept = ["$KV.requests.>", "$KV.places.>", "$KV.secrets.nerve.>", "$O.bodies.>"];
     let stored = stored.into_iter().chain(kept).map(str::to_owned);
     let allow = publish.into_iter().chain(common).chain(making).chain(stored).chain(inboxes).collect();
@@ -153,12 +155,14 @@ fn worker() -> Vec<String> {
 /// Everything but what is Nerve's. Of that: events, and what is read without a consumer.
 fn app() -> Permissions {
     let owned = SUBJECTS.into_iter().chain([CONTROL, CONTROL_EVENTS]).map(str::to_owned);
-    let owned = owned.chain([format!("{INBOX_PREFIX}.>"), "$JS.ACK.>".to_owned()]);
+    let owned = owned.chain([format!("{INBOX_PREFIX}.>")]);
     let api = STREAMS.iter().flat_map(|stream| {
         let changes = ["CREATE", "UPDATE", "DELETE", "PURGE", "SNAPSHOT", "RESTORE", "MSG.DELETE", "PEER.REMOVE"];
         let mut subjects: Vec<String> = changes.map(|verb| stream_api(verb, stream)).into();
         subjects.push(format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}"));
         subjects.extend(consumers_of(stream));
+        // Since nats-server 2.15 a domain and a hash of the account stand before the stream.
+        subjects.extend([format!("$JS.ACK.{stream}.>"), format!("$JS.ACK.*.*.{stream}.>")]);
         if !["EVENTS", "ANSWERS"].contains(stream) {
             subjects.extend(reads_of(stream));
         }
