@@ -73,7 +73,7 @@ else
   note "word-count is left out, as there is no python3 on the PATH."
 fi
 
-say "4. nerve up: NATS with JetStream, the gateway and a worker in one process"
+say "4. nerve up: NATS with JetStream, the gateway and a worker"
 export NERVE_DATA_DIR=$data/nerve
 unset NERVE_NATS_URL NERVE_NATS_CREDS
 nerve up --data "$NERVE_DATA_DIR" --listen 127.0.0.1:0 --output json >"$data/up.json" 2>"$data/up.log" &

@@ -12,6 +12,9 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
+/// How long connections wait in the socket before they are answered: a start takes less where the broker is there, and a server
+/// process that is started again after it died refuses nothing.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// Connections that are answered at once; others wait in the socket.
 const MAX_CONNECTIONS: usize = 64;
 /// The longest that a connection may take in all.
@@ -25,6 +28,9 @@ pub(crate) async fn answer_while<T>(door: &Door, awaited: &str, work: impl Futur
     let acceptor = door.tls.as_ref().and_then(|tls| tls.acceptor().ok());
     let mut connections = JoinSet::new();
     tokio::pin!(work);
+    if let Ok(done) = tokio::time::timeout(PATIENCE, &mut work).await {
+        return done;
+    }
     loop {
         tokio::select! {
             done = &mut work => return done,
