@@ -7,7 +7,7 @@ use crate::{ROUNDS, Side, compare, load};
 use bytes::Bytes;
 use futures::StreamExt;
 use nerve_tests::{Cli, Folder, Nats, Nerve, Streams, checkout, daemon::Daemon, eventually, nerve, seconds};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Write},
@@ -135,7 +135,7 @@ async fn through_jetstream(nats: &Nats, texts: &Texts) {
         for (index, side) in sides.iter_mut().take(MODELS.len()).enumerate() {
             crate::functions::pause(&worker).await;
             let before = publish(&streams, &format!("{}{index}.in", texts.name), &texts.texts).await;
-            worker.signal(Signal::SIGCONT);
+            kill(worker.server(), Signal::SIGCONT).expect("a server process");
             side.rates.push(crate::functions::rate_of_results(&streams, before, texts.texts.len()).await);
         }
         for (index, looping) in loops.iter_mut().enumerate() {

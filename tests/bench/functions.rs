@@ -3,8 +3,12 @@
 use crate::{ROUNDS, Side, compare};
 use async_nats::jetstream::consumer::{AckPolicy, PullConsumer, pull};
 use futures::StreamExt;
-use nerve_tests::{Cli, Nats, Streams, daemon::Daemon, guest, nerve, seconds};
-use nix::sys::signal::Signal;
+use nerve_tests::{
+    Cli, Nats, Streams,
+    daemon::{Daemon, is_stopped},
+    guest, nerve, seconds,
+};
+use nix::sys::signal::{Signal, kill};
 
 /// Events a round.
 const EVENTS: usize = 20_000;
@@ -34,12 +38,12 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
     for _ in 0..ROUNDS {
         pause(&worker).await;
         let before = preload(&streams, "bench.in", EVENTS).await;
-        worker.signal(Signal::SIGCONT);
+        kill(worker.server(), Signal::SIGCONT).expect("a server process");
         component.rates.push(rate_of_results(&streams, before, EVENTS).await);
 
         pause(&worker).await;
         let before = preload(&streams, "bench.two", EVENTS).await;
-        worker.signal(Signal::SIGCONT);
+        kill(worker.server(), Signal::SIGCONT).expect("a server process");
         two.rates.push(rate_of_results(&streams, before, 2 * EVENTS).await / 2.0);
 
         let before = preload(&streams, "bench.raw", EVENTS).await;
@@ -62,8 +66,9 @@ pub(crate) async fn compare_with_raw_loop(nats: &Nats) {
 
 /// Stops the worker's threads, each of them: one that still ran would have results before the round begins.
 pub(crate) async fn pause(worker: &Daemon) {
-    worker.signal(Signal::SIGSTOP);
-    nerve_tests::eventually("the worker stops", seconds(10), || async { worker.is_stopped().then_some(()) }).await;
+    let server = worker.server();
+    kill(server, Signal::SIGSTOP).expect("a server process");
+    nerve_tests::eventually("the worker stops", seconds(10), || async { is_stopped(server).then_some(()) }).await;
 }
 
 /// Publishes `count` events of type `ty`; returns the stream's last sequence.

@@ -77,12 +77,9 @@ impl Daemon {
         let _ = kill(self.pid(), signal);
     }
 
-    /// Whether every thread of it is stopped by a signal.
-    pub fn is_stopped(&self) -> bool {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).into_iter().flatten().flatten();
-        let mut states = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
-        // pid (name) state …
-        states.all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+    /// The process that serves: its child, where it is a supervisor.
+    pub fn server(&self) -> Pid {
+        self.children("nerve").first().copied().unwrap_or_else(|| self.pid())
     }
 
     /// `kill -9`, and waits for the end.
@@ -132,6 +129,14 @@ impl Daemon {
             lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>());
         pids.map(Pid::from_raw).filter(|pid| command_name(*pid).as_deref() == Some(name)).collect()
     }
+}
+
+/// Whether every thread of a process is stopped by a signal.
+pub fn is_stopped(pid: Pid) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut states = tasks.map(|task| std::fs::read_to_string(task.path().join("stat")).unwrap_or_default());
+    // pid (name) state …
+    states.all(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
 }
 
 /// The command name of a live process; none once it is gone or a zombie.

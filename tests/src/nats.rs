@@ -1,6 +1,9 @@
 //! A nats-server of the test's own.
 
-use crate::{daemon::Daemon, eventually, nats_server_binary, seconds};
+use crate::{
+    daemon::{Daemon, is_stopped},
+    eventually, nats_server_binary, seconds,
+};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use std::{
@@ -85,7 +88,7 @@ impl Nats {
         self.daemon.signal(Signal::SIGSTOP);
         // On a busy machine its threads go on for a moment.
         let deadline = Instant::now() + seconds(5);
-        while !self.daemon.is_stopped() {
+        while !is_stopped(self.daemon.pid()) {
             assert!(Instant::now() < deadline, "nats-server does not stop");
             std::thread::sleep(Duration::from_millis(1));
         }

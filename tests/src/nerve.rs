@@ -189,8 +189,7 @@ impl Nerve {
 
     /// The process that serves, which the role's own process keeps running.
     pub fn server(&self) -> Pid {
-        let servers = self.daemon.children("nerve");
-        *servers.first().unwrap_or_else(|| panic!("{} ({}) has no server process", self.role.name, self.daemon.pid()))
+        self.daemon.server()
     }
 
     /// Commands against this server.
