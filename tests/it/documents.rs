@@ -165,6 +165,8 @@ async fn a_folder_is_ingested_with_a_summary_and_the_pipeline_deploys_itself() {
     fs::write(folder.path().join("broken.pdf"), "%PDF-1.4 nothing").unwrap();
     fs::write(folder.path().join("picture.png"), b"\x89PNG\0").unwrap();
     let path = folder.path().display().to_string();
+    // A function that takes documents and indexes none is no reason to wait for another one.
+    nerve.cli().deploy(&checkout().join("functions/examples/document-embed")).await;
     let ingested = nerve.cli().run(&["ingest", &path]).await.failed(1);
     assert!(ingested.stdout.contains("indexed 5 of 6 documents"), "{ingested:?}");
     assert!(ingested.stdout.contains("failed: ") && ingested.stdout.contains("broken.pdf"), "{ingested:?}");

@@ -8,7 +8,10 @@ use crate::{
     output,
 };
 use clap::Args;
-use nerve_core::{Event, EventType, answer::Part};
+use nerve_core::{
+    Event, EventType,
+    answer::{self, Part},
+};
 use nerve_server::bus::AnswerPart;
 use serde_json::{Map, Value, json};
 use std::{fmt::Write, time::Duration};
@@ -47,7 +50,7 @@ pub(crate) struct Ask {
 impl Ask {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
-        prepare(&connection, ASKED, globals.output).await?;
+        prepare(&connection, ASKED, Some(answer::GENERATED), globals.output).await?;
         let prompt = self.prompt()?;
         let mut parts = connection.bus.answer(&prompt.id, None).await?;
         connection.bus.publish_own(&prompt).await?;

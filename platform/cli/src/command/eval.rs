@@ -12,6 +12,7 @@ use crate::{
 };
 use clap::Args;
 use data_encoding::HEXLOWER;
+use nerve_core::answer;
 use report::{Report, Run};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -76,7 +77,7 @@ impl Eval {
         })?;
         let questions = self.questions(&text)?;
         let connection = Connection::open(globals, &self.folder).await?;
-        prepare(&connection, "prompt.received", globals.output).await?;
+        prepare(&connection, "prompt.received", Some(answer::GENERATED), globals.output).await?;
         let asked = run::ask_all(&connection.bus, &questions, (self.at_once.into(), self.patience)).await?;
         let run = Run::of(&questions, asked);
         let key = key(&questions);

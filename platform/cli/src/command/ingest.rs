@@ -18,7 +18,7 @@ use check::IndexCheck;
 use clap::Args;
 use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
-use nerve_core::{Event, EventType, Pattern};
+use nerve_core::{Event, EventType, FunctionSpec, Pattern};
 use nerve_server::bus::{Bus, Start, Tail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -31,10 +31,10 @@ use std::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// The functions that index documents and find them, deployed where nothing takes documents yet.
+/// The functions that index documents and find them, deployed where no function indexes documents yet.
 const PIPELINE: &str = include_str!("../../../../functions/rag/nerve.toml");
 const UPLOADED: &str = "document.uploaded";
-const INDEXED: &str = "events.document.indexed";
+const INDEXED: &str = "document.indexed";
 /// The most files that are read at once.
 const MAX_READS: usize = 8;
 /// The most documents of a group: the index is asked about a group at once, then what it does not have is uploaded.
@@ -50,7 +50,7 @@ const MAX_REASON_CHARACTERS: usize = 300;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 What a .gitignore names is left out, and so is what is no text and no PDF. A document is named by its path; uploaded
-again, it replaces the one before. Where nothing takes documents yet, the functions that index them are deployed.
+again, it replaces the one before. Where no function indexes documents yet, those that do are deployed.
 
 The index decides what is uploaded. A document that it has exactly as the file is now is unchanged, and is not uploaded
 again; every other document is: also one that was changed and changed back, deleted, or that failed before. If the index
@@ -110,7 +110,8 @@ impl Ingest {
             true => None,
             false => IndexCheck::find(&connection.registry().await?).await?,
         };
-        prepare(&connection, UPLOADED, globals.output).await?;
+        let awaited = (!self.no_wait).then_some(INDEXED);
+        prepare(&connection, UPLOADED, awaited, globals.output).await?;
         let (summary, waiting) = (Summary::default(), HashMap::new());
         let bar = ProgressBar::hidden();
         let ingestion = Ingestion { options: &self, bus: &connection.bus, check, bar, summary, waiting };
@@ -164,8 +165,10 @@ struct Indexed {
 impl Ingestion<'_> {
     async fn run(mut self, format: Format) -> anyhow::Result<()> {
         let started = Instant::now();
-        let tails =
-            (self.bus.tail(&Pattern::parse(INDEXED)?, Start::New).await?, self.bus.tail_dead(Start::New).await?);
+        let tails = (
+            self.bus.tail(&Pattern::parse(format!("events.{INDEXED}"))?, Start::New).await?,
+            self.bus.tail_dead(Start::New).await?,
+        );
         let files = find_files(&self.options.paths)?;
         self.bar = bar(files.len(), format);
         self.upload(files).await?;
@@ -286,15 +289,28 @@ impl Ingestion<'_> {
     }
 }
 
-/// Deploys the functions that index documents and answer questions, unless something takes events of this type already.
-pub(super) async fn prepare(connection: &Connection, ty: &str, format: Format) -> anyhow::Result<()> {
+/// Deploys the functions that index documents and answer questions, unless some function takes events of type `ty` already, and
+/// some function may emit the type `awaited`, if one is.
+pub(super) async fn prepare(
+    connection: &Connection,
+    ty: &str,
+    awaited: Option<&str>,
+    format: Format,
+) -> anyhow::Result<()> {
     let subject = format!("events.{ty}");
     let functions = connection.registry().await?.functions().await?;
-    if functions.iter().any(|entry| entry.record.spec.on.iter().any(|pattern| pattern.covers(&subject))) {
+    let any = |patterns: fn(&FunctionSpec) -> &[Pattern], text: &str| {
+        functions.iter().any(|entry| patterns(&entry.record.spec).iter().any(|pattern| pattern.covers(text)))
+    };
+    let missing = if !any(|spec| &spec.on, &subject) {
+        format!("no function takes {ty} yet")
+    } else if let Some(awaited) = awaited.filter(|awaited| !any(|spec| &spec.emits, awaited)) {
+        format!("no function emits {awaited} yet")
+    } else {
         return Ok(());
-    }
+    };
     if format == Format::Text {
-        output::hint(&format!("nothing takes {ty} yet: deploying Nerve's own pipeline, from chunk to notify"));
+        output::hint(&format!("{missing}: deploying Nerve's own pipeline, from chunk to notify"));
     }
     deploy_own(connection, PIPELINE, format).await.map(drop)
 }
