@@ -14,6 +14,7 @@ use crate::{backoff::Backoff, broker::LocalBroker, failure::Failure};
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use link::DescriptorKind;
+use nerve_sandbox::LATE_COMMIT;
 use nerve_server::{InFlight, InFlightEvent};
 use nix::sys::{prctl, signal::Signal};
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -51,20 +52,17 @@ const MAX_NAMED: usize = 20;
 /// Variables of service managers, which start again what has ended.
 const SERVICE_MANAGERS: [&str; 3] = ["INVOCATION_ID", "NOTIFY_SOCKET", "KUBERNETES_SERVICE_HOST"];
 
-/// The variable that has the allocator commit memory where it is used, rather than megabytes of it at its start.
-const COMMIT_LATE: &str = "MIMALLOC_ARENA_EAGER_COMMIT";
-
 /// Runs this program anew, in this process, with settings of the allocator and of the kernel under which it takes 4 MB less. A server
 /// would be slower under them, and is started without.
 pub(crate) fn save_memory() {
-    if std::env::var_os(COMMIT_LATE).is_some() {
+    if std::env::var_os(LATE_COMMIT.0).is_some() {
         return;
     }
     let Ok(binary) = binary() else { return };
     // Where either cannot be had, the supervisor is as good with more memory.
     prctl::set_thp_disable(true).ok();
     let mut command = std::process::Command::new(binary);
-    let error = command.args(std::env::args_os().skip(1)).env(COMMIT_LATE, "0").exec();
+    let error = command.args(std::env::args_os().skip(1)).env(LATE_COMMIT.0, LATE_COMMIT.1).exec();
     tracing::debug!(%error, "the supervisor goes on with more memory");
 }
 
@@ -180,7 +178,7 @@ impl ServerProcess {
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            .env_remove(COMMIT_LATE)
+            .env_remove(LATE_COMMIT.0)
             .kill_on_drop(true);
         nerve_runtime::die_with_parent(&mut command);
         let mut child = command.spawn().context("the server process cannot be started")?;

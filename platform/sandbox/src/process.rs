@@ -1,6 +1,7 @@
 //! One helper process, seen from the server: started, asked and ended.
 
 use crate::{
+    LATE_COMMIT,
     error::{Death, DeathLimits, SandboxError},
     frame::{self, ANSWER_HEAD_BYTES, Status},
     helper::{Bounds, COMMAND},
@@ -72,7 +73,7 @@ impl Process {
         let mut command = Command::new(program);
         command.arg(COMMAND).arg(work).args(bounds.arguments()).current_dir("/").env_clear();
         // Memory that the allocator reserves and does not use would count against the process.
-        command.env("MIMALLOC_ARENA_EAGER_COMMIT", "0").env("RAYON_NUM_THREADS", THREADS);
+        command.env(LATE_COMMIT.0, LATE_COMMIT.1).env("RAYON_NUM_THREADS", THREADS);
         // A terminal's Ctrl-C is for the server.
         command.process_group(0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -1,7 +1,7 @@
 //! One child process: started, fed, read and killed.
 
-use super::SHIM;
 use super::{
+    SHIM,
     folder::Folder,
     wire::{Line, LineEnd, MAX_LINE_BYTES},
 };
@@ -9,6 +9,7 @@ use nerve_core::{
     Deployment, LoadError,
     function::{LogLevel, LogSink},
 };
+use nerve_sandbox::LATE_COMMIT;
 use nix::{
     errno::Errno,
     sys::{
@@ -156,9 +157,7 @@ impl Child {
         }
         (rest, what)
     }
-}
 
-impl Child {
     /// Has the parent of the process end all of them, if they have not ended.
     fn ask_shim(&self) {
         if self.has_shim
@@ -211,7 +210,9 @@ fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
     command.envs(launch.deployment.secrets.iter().map(|(name, secret)| (name, secret.expose())));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     die_with_parent(&mut command);
-    if launch.shim.is_none() {
+    if launch.shim.is_some() {
+        command.env(LATE_COMMIT.0, LATE_COMMIT.1);
+    } else {
         limit_memory(&mut command, spec.memory);
     }
     command
@@ -230,8 +231,8 @@ pub fn die_with_parent(command: &mut Command) {
 pub(super) fn die_with(command: &mut std::process::Command, parent: Pid) {
     use std::os::unix::process::CommandExt;
     command.process_group(0);
-    // SAFETY: between fork and exec the closure may only do what is async-signal-safe. It makes two system calls
-    // (prctl, getppid), takes no lock and allocates nothing: `parent` is a copied integer, and an error made of an
+    // SAFETY: between fork and exec the closure may only do what is async-signal-safe. It makes three system calls
+    // (prctl twice, getppid), takes no lock and allocates nothing: `parent` is a copied integer, and an error made of an
     // errno holds no memory.
     unsafe {
         command.pre_exec(move || {

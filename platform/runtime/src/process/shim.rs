@@ -5,6 +5,7 @@
 //! tree is counted here, since a limit of the system's is for one process.
 
 use super::child::die_with;
+use nerve_sandbox::LATE_COMMIT;
 use nix::{
     errno::Errno,
     sys::{
@@ -69,6 +70,8 @@ fn supervise(command: &mut Command, bytes: u64) -> std::io::Result<ExitCode> {
     prctl::set_child_subreaper(true)?;
     // Unlike a killed process, one that is asked to end can end the others first.
     prctl::set_pdeathsig(Signal::SIGTERM)?;
+    // For this process only.
+    command.env_remove(LATE_COMMIT.0);
     limit_memory(command, bytes);
     die_with(command, getpid());
     let child = Pid::from_raw(i32::try_from(command.spawn()?.id()).map_err(std::io::Error::other)?);
