@@ -5,6 +5,9 @@ use futures::{StreamExt, TryStreamExt};
 use nerve_tests::{Nats, Nerve, Proxy, Streams, eventually, nerve, seconds};
 use std::path::Path;
 
+/// The shortest time for which JetStream may know an id.
+pub(crate) const SHORT_WINDOW: [(&str, &str); 1] = [("NERVE_STREAMS_DEDUPE_WINDOW", "10s")];
+
 /// Waits until nothing of `f` is waiting or in flight.
 async fn is_done(streams: &Streams) {
     eventually("all is done", seconds(90), || async {
@@ -97,10 +100,9 @@ async fn empty_set_stands_after_its_consumer_is_deleted() {
     let nats = Nats::start().await;
     let streams = Streams::connect(&nats.url()).await;
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (file, settings) = (folder.path().join("runs"), folder.path().join("nerve-server.toml"));
-    std::fs::write(&settings, "[streams]\ndedupe_window = \"10s\"\n").unwrap();
-    let gateway = Nerve::gateway_configured(&nats.url(), &settings, &[]).await;
-    let worker = nerve::worker_configured(&nats.url(), data.path(), &settings, &[]).await;
+    let file = folder.path().join("runs");
+    let gateway = Nerve::gateway_with(&nats.url(), &SHORT_WINDOW).await;
+    let worker = nerve::worker_with(&nats.url(), data.path(), &SHORT_WINDOW).await;
     // An event that waits for its retry keeps the place before the others. These return nothing at first, and a result later.
     let handle = format!(
         "{}\nif id == 'waits':\n    say(call, error={{'kind': 'retry', 'message': 'not now'}})\n    continue\n\
@@ -145,11 +147,9 @@ async fn results_stand_though_a_later_version_emits_another_type() {
     let nats = Nats::start().await;
     let streams = Streams::connect(&nats.url()).await;
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let settings = folder.path().join("nerve-server.toml");
-    std::fs::write(&settings, "[streams]\ndedupe_window = \"10s\"\n").unwrap();
-    let gateway = Nerve::gateway_configured(&nats.url(), &settings, &[]).await;
+    let gateway = Nerve::gateway_with(&nats.url(), &SHORT_WINDOW).await;
     let proxy = Proxy::start(nats.url().trim_start_matches("nats://").to_owned()).await;
-    let mut worker = nerve::worker_configured(&format!("nats://{}", proxy.address), data.path(), &settings, &[]).await;
+    let mut worker = nerve::worker_with(&format!("nats://{}", proxy.address), data.path(), &SHORT_WINDOW).await;
     let started = folder.path().join("started");
     let handle = format!(
         "open({:?}, 'w').close()\ntime.sleep(1)\nsay(call, events=results('c.out'))",
@@ -164,7 +164,7 @@ async fn results_stand_though_a_later_version_emits_another_type() {
     worker.kill9();
     gateway.cli().deploy(function("\"d.*\"", "", "say(call, events=results('d.out'))").path()).await;
     streams.dedupe_window_passes().await;
-    let worker = nerve::worker_configured(&nats.url(), data.path(), &settings, &[]).await;
+    let worker = nerve::worker_with(&nats.url(), data.path(), &SHORT_WINDOW).await;
     is_done(&streams).await;
     assert_eq!(streams.count("EVENTS", "events.c.out").await, 1);
     assert_eq!(streams.count("EVENTS", "events.d.out").await, 0, "the first set stands");
@@ -222,9 +222,8 @@ async fn place_follows_events_that_end_long_after_the_last_was_taken() {
 async fn replay_of_older_events_leaves_no_consumers_behind() {
     let nats = Nats::start().await;
     let streams = Streams::connect(&nats.url()).await;
-    let envs = [("NERVE_STREAMS_DEDUPE_WINDOW", "10s")];
-    let (data, gateway) = (tempfile::tempdir().unwrap(), Nerve::gateway_with(&nats.url(), &envs).await);
-    let worker = nerve::worker_with(&nats.url(), data.path(), &envs).await;
+    let (data, gateway) = (tempfile::tempdir().unwrap(), Nerve::gateway_with(&nats.url(), &SHORT_WINDOW).await);
+    let worker = nerve::worker_with(&nats.url(), data.path(), &SHORT_WINDOW).await;
     gateway.cli().deploy(function("\"c.*\"", "", "say(call, events=results('c.out'))").path()).await;
     for n in 0..100 {
         post_event(&gateway, "in", &n.to_string(), "{}").await;
@@ -274,9 +273,8 @@ async fn consumer_that_several_workers_restore_at_once_is_made_once() {
 async fn redrive_that_was_cut_off_and_repeated_is_one_run() {
     let nats = Nats::start().await;
     let streams = Streams::connect(&nats.url()).await;
-    let envs = [("NERVE_STREAMS_DEDUPE_WINDOW", "10s")];
-    let (data, gateway) = (tempfile::tempdir().unwrap(), Nerve::gateway_with(&nats.url(), &envs).await);
-    let worker = nerve::worker_with(&nats.url(), data.path(), &envs).await;
+    let (data, gateway) = (tempfile::tempdir().unwrap(), Nerve::gateway_with(&nats.url(), &SHORT_WINDOW).await);
+    let worker = nerve::worker_with(&nats.url(), data.path(), &SHORT_WINDOW).await;
     let fail = "say(call, error={'kind': 'invalid', 'message': 'no'})";
     gateway.cli().deploy(function("\"c.*\"", "", fail).path()).await;
     post_event(&gateway, "in", "1", "{}").await;

@@ -1,6 +1,6 @@
 //! Once means once: generations, sets of results, places that outlive consumers, and attempts that count failures.
 
-use crate::post_event;
+use crate::{crashes::SHORT_WINDOW, post_event};
 use nerve_tests::{Folder, Nats, Nerve, Proxy, Streams, eventually, nerve, seconds};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -267,11 +267,10 @@ async fn results_stand_through_a_run_that_is_longer_than_the_dedupe_window() {
     let nats = Nats::start().await;
     let streams = Streams::connect(&nats.url()).await;
     let (data, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (file, settings) = (folder.path().join("runs"), folder.path().join("nerve-server.toml"));
-    std::fs::write(&settings, "[streams]\ndedupe_window = \"10s\"\n").unwrap();
-    let gateway = Nerve::gateway_configured(&nats.url(), &settings, &[]).await;
+    let file = folder.path().join("runs");
+    let gateway = Nerve::gateway_with(&nats.url(), &SHORT_WINDOW).await;
     let proxy = Proxy::start(nats.url().trim_start_matches("nats://").to_owned()).await;
-    let mut worker = nerve::worker_configured(&format!("nats://{}", proxy.address), data.path(), &settings, &[]).await;
+    let mut worker = nerve::worker_with(&format!("nats://{}", proxy.address), data.path(), &SHORT_WINDOW).await;
     let handle = format!(
         "with open({:?}, 'a') as file: file.write(id + '\\n')\n\
          time.sleep(1 if len(open({:?}).read().split()) == 1 else 12)\n\
@@ -286,7 +285,7 @@ async fn results_stand_through_a_run_that_is_longer_than_the_dedupe_window() {
     proxy.mute(true);
     streams.reaches("EVENTS", "events.c.out", 1, seconds(30)).await;
     worker.kill9();
-    let worker = nerve::worker_configured(&nats.url(), data.path(), &settings, &[]).await;
+    let worker = nerve::worker_with(&nats.url(), data.path(), &SHORT_WINDOW).await;
     eventually("it is done", seconds(60), || async {
         let info = streams.consumer("EVENTS", "f").await?;
         (info.num_pending == 0 && info.num_ack_pending == 0).then_some(())
