@@ -13,7 +13,7 @@
 //! - `pull`: deliveries as there are free slots, and no more.
 //! - `results`: what a run returned, stored whole or not at all, by `sets`.
 //! - `runs`: what is remembered of runs that did not end well.
-//! - `space`: how full EVENTS is. `trim`: kept within its bound in bytes. `expiry`: what its age removes. `durables`: who
+//! - `space`: how full EVENTS is. `full`: what fills it. `trim`: kept within its bound in bytes. `expiry`: what its age removes. `durables`: who
 //!   has not finished what.
 //! - `seen`: webhooks that were taken in, remembered for long. `drops`: how many duplicates were dropped, and why.
 //! - `tail`: a stream read in order from anywhere, over reconnects.
@@ -37,6 +37,7 @@ mod drops;
 mod durables;
 mod erase;
 mod expiry;
+mod full;
 mod invoke;
 mod lease;
 mod logs;
@@ -69,6 +70,7 @@ pub use dead::{DeadLetter, DeadLetterState, DeadLetters};
 pub use delivery::{Attempt, Delivery};
 pub use drops::{DropCounts, DropReason, DropScope, Drops};
 pub use erase::{ErasedMessages, Erasure, ErasureOutcome, StoredView};
+pub use full::{Full, FullReason};
 pub use invoke::{Invocation, InvokeError};
 pub use logs::{LogRecord, Logs};
 pub use publish::{PublishError, Published};
@@ -76,7 +78,6 @@ pub(crate) use pull::{Puller, Pulling, Pulse};
 pub use replay::Replay;
 pub use resolve::Retention;
 pub use seen::Seen;
-pub use space::{Full, FullReason};
 pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
 pub use tail::{Start, Tail, Tailed};
 pub use timers::TIMERS;

@@ -6,12 +6,14 @@ mod gateway;
 mod keys;
 mod onnx;
 mod sandbox;
+mod streams;
 mod trust;
 
 pub use gateway::GatewayConfig;
 pub use keys::Keys;
 pub use onnx::{OnnxConfig, Optimisation, Provider};
 pub use sandbox::SandboxConfig;
+pub use streams::{EventsFull, StreamsConfig};
 pub use trust::{Untrusted, Why, check_trusted};
 
 use gateway::MOST_THREADS;
@@ -81,64 +83,6 @@ pub struct Config {
 pub struct DataConfig {
     /// The folder.
     pub dir: PathBuf,
-}
-
-/// How streams are kept.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StreamsConfig {
-    /// Copies of each message.
-    pub replicas: usize,
-    /// Age at which an event goes; zero for never.
-    #[serde(deserialize_with = "duration")]
-    pub events_max_age: Duration,
-    /// Bytes that EVENTS may take; -1 for no bound.
-    pub events_max_bytes: i64,
-    /// What happens when it has reached them.
-    pub events_full: EventsFull,
-    /// How long an id is remembered.
-    #[serde(deserialize_with = "duration")]
-    pub dedupe_window: Duration,
-    /// How long a webhook is remembered; zero: as long as an id.
-    #[serde(deserialize_with = "duration")]
-    pub seen_window: Duration,
-    /// Age at which a log line goes.
-    #[serde(deserialize_with = "duration")]
-    pub logs_max_age: Duration,
-    /// Age at which an answer goes.
-    #[serde(deserialize_with = "duration")]
-    pub answers_max_age: Duration,
-    /// Age at which a dead letter goes.
-    #[serde(deserialize_with = "duration")]
-    pub dead_max_age: Duration,
-    /// Age at which what is due and nobody has taken goes.
-    #[serde(deserialize_with = "duration")]
-    pub timers_max_age: Duration,
-    /// Age at which an attempt of a sink is forgotten.
-    #[serde(deserialize_with = "duration")]
-    pub attempts_max_age: Duration,
-    /// Attempts that are kept; -1 for no bound.
-    pub attempts_max: i64,
-    /// Bytes that log lines may take; -1 for no bound.
-    pub logs_max_bytes: i64,
-    /// Bytes that answers may take; -1 for no bound.
-    pub answers_max_bytes: i64,
-    /// Bytes that dead letters may take; -1 for no bound.
-    pub dead_max_bytes: i64,
-    /// Bytes that attempts of sinks may take; -1 for no bound.
-    pub attempts_max_bytes: i64,
-    /// Free bytes of the broker's disk, where it is this machine's, below which nothing is taken in from outside.
-    pub disk_reserve: u64,
-}
-
-/// What happens when EVENTS has reached its bound in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum EventsFull {
-    /// The oldest events that all consumers have finished are removed; where there are none, events are refused.
-    Trim,
-    /// Events are refused until their age removes some.
-    Refuse,
 }
 
 /// How functions are run.

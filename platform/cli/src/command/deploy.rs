@@ -1,5 +1,7 @@
 //! `nerve deploy`
 
+mod checks;
+
 use crate::{
     args::{DataFolder, Globals},
     artifacts::{self, Content, File},
@@ -7,11 +9,9 @@ use crate::{
     connection::Connection,
     failure::Failure,
     fields,
-    graph::Graph,
     model::LocalModel,
     output::{self, Format},
     plan::{self, Action, State, Step},
-    sandbox,
 };
 use clap::Args;
 use nerve_core::{
@@ -234,26 +234,6 @@ impl Bundle {
         Ok(())
     }
 
-    /// Compiles the components that are not deployed yet: finds out here what a worker would find out later.
-    async fn try_components(&self, connection: &Connection, registry: &Registry) -> anyhow::Result<()> {
-        let pool = sandbox::pool(&connection.config.sandbox);
-        let compiler = sandbox::compiler(&connection.config.sandbox, &pool);
-        for (name, (spec, files)) in &self.functions {
-            let (Run::Wasm { source }, [file]) = (&spec.run, files.as_slice()) else { continue };
-            let Content::Read(content) = &file.content else { continue };
-            if registry.is_uploaded(&file.reference()).await? {
-                continue;
-            }
-            let compiled = compiler.check(content.to_vec(), &file.sha256).await;
-            compiled.map_err(|error| {
-                let next = "build it smaller, or raise the limit that it names, here and on the workers";
-                Failure::new(format!("cannot deploy {name}")).cause(format!("{source}: {error}")).next(next)
-            })?;
-        }
-        pool.close().await;
-        Ok(())
-    }
-
     async fn plan(&self, registry: &Registry) -> anyhow::Result<Vec<Step>> {
         let mut steps = Vec::new();
         for name in self.models.keys() {
@@ -279,14 +259,6 @@ impl Bundle {
             steps.push(plan::step("source", name.as_str(), now.as_ref(), &state_of_source(spec)));
         }
         Ok(steps)
-    }
-
-    /// What is likely a mistake in the graph of what is deployed and is about to be.
-    async fn warnings(&self, registry: &Registry) -> anyhow::Result<Vec<String>> {
-        let deployed = registry.functions().await?;
-        let deployed = deployed.iter().map(|entry| (&entry.name, &entry.record.spec));
-        let new = self.functions.iter().map(|(name, (spec, _))| (name, spec));
-        Ok(Graph::new(deployed, new).warnings())
     }
 
     /// Deploys all of it: what takes events before what makes them, so that it is bound when the first one comes.

@@ -6,7 +6,7 @@
 
 use super::{
     Bus,
-    space::{Full, FullReason},
+    full::{Full, FullReason},
 };
 use nix::sys::statvfs::statvfs;
 use std::{
@@ -70,10 +70,10 @@ fn report(bus: &Bus, folder: &Path, (before, level): (Level, Level), (free, rese
             tracing::error!(folder = %folder.display(), "events from outside are answered 503: {full}");
         }
         (Level::Enough, Level::Low, _) => {
-            tracing::warn!(folder = %folder.display(), free, reserve, "the broker's disk is nearly full: below streams.disk_reserve free bytes nothing is taken in");
+            tracing::warn!(folder = %folder.display(), free, reserve, "the broker's disk is nearly full: below streams.disk_reserve free bytes events from outside are refused");
         }
         (Level::Full, Level::Low | Level::Enough, _) => {
-            tracing::info!(folder = %folder.display(), free, "the broker's disk has room again: events are taken in");
+            tracing::info!(folder = %folder.display(), free, "the broker's disk has room again: events are accepted");
         }
         _ => {}
     }

@@ -16,7 +16,7 @@ use super::{
     Bus, BusError, EVENTS,
     durables::Durable,
     expiry::Expiry,
-    space::{Full, FullReason},
+    full::{Full, FullReason},
 };
 use crate::config::{EventsFull, StreamsConfig};
 use async_nats::jetstream::stream::{Info, Stream};
