@@ -28,7 +28,7 @@ pub(crate) enum Access {
     Rotate(Rotate),
 }
 
-/// Make new credentials, and refuse those of before
+/// Make new credentials, and refuse the old ones
 #[derive(Debug, Args)]
 #[command(after_help = "\
 The nats-server is restarted, within a second: `nerve up` and its clients connect again by themselves.

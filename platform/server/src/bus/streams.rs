@@ -59,7 +59,7 @@ const LEAST_BYTES: i64 = 16 << 20;
 ///
 /// Of EVENTS the trimmer keeps it unless events are refused. Results come behind the events that they are of, which are
 /// acknowledged only once these are stored: a broker that refused both would never have room again. TIMERS has none: the broker can
-/// refuse nothing there, and would remove events that are to be delivered. What is there is bounded by what is taken in.
+/// refuse nothing there, and would remove events that are to be delivered. Intake bounds what is there.
 fn max_bytes_of(name: &str, config: &StreamsConfig) -> i64 {
     match name {
         EVENTS if config.events_full == EventsFull::Refuse => config.events_max_bytes,
