@@ -131,20 +131,26 @@ async fn library_of_somebody_else_is_not_loaded() {
     assert!(log.contains("libonnxruntime.so is not used") && log.contains("belongs to another user"), "{log}");
 }
 
-#[tokio::test]
-async fn process_of_the_same_user_cannot_read_the_servers_environment() {
-    let root = tempfile::tempdir().unwrap();
-    set_mode(root.path(), 0o755);
-    let data = root.path().join("data");
+/// `nerve up` of another user than this one, who is root, with these variables.
+pub(crate) async fn up_as_other(root: &Path, envs: &[(&str, &str)]) -> (Daemon, OfNerve) {
+    set_mode(root, 0o755);
+    let data = root.join("data");
     fs::create_dir(&data).unwrap();
     chown(&data, Some(OTHER), Some(OTHER)).unwrap();
     let mut command = nerve::command(["up", "--listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0", "--data"]);
-    command.arg(&data).args(["--output", "json"]).uid(OTHER).gid(OTHER);
-    command.env("NERVE_SECRETS_KEY", "6e65727665206e65727665206e65727665206e65727665206e65727665212121");
+    command.arg(&data).args(["--output", "json"]).uid(OTHER).gid(OTHER).envs(envs.iter().copied());
     let mut daemon = Daemon::spawn("nerve up", &mut command);
     let ready = daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
     let text = |key: &str| ready[key].as_str().unwrap().to_owned();
     let nats = OfNerve { url: text("nats"), credentials: Some(text("nats_credentials").into()) };
+    (daemon, nats)
+}
+
+#[tokio::test]
+async fn process_of_the_same_user_cannot_read_the_servers_environment() {
+    let root = tempfile::tempdir().unwrap();
+    let key = "6e65727665206e65727665206e65727665206e65727665206e65727665212121";
+    let (_daemon, nats) = up_as_other(root.path(), &[("NERVE_SECRETS_KEY", key)]).await;
     // It looks at every process that it may look at.
     let script = "import glob, json, os, sys\nfor line in sys.stdin:\n    call = json.loads(line)\n    found = []\n    \
                   for path in glob.glob('/proc/[0-9]*/environ'):\n        \

@@ -9,6 +9,7 @@ mod batches;
 mod broker;
 mod builtins;
 mod check;
+mod closed;
 mod commands;
 mod connections;
 mod crashes;

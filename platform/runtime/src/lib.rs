@@ -14,7 +14,7 @@ pub mod process;
 pub mod wasm;
 
 pub use http::HttpHost;
-pub use process::{ProcessConfig, ProcessHost, SHIM, die_with_parent, run_shim};
+pub use process::{ProcessConfig, ProcessHost, SHIM, Shim, die_with_parent, run_shim};
 pub use wasm::{COMPILER, CompileError, Compiler, WasmConfig, WasmHost, inspect};
 
 use async_trait::async_trait;

@@ -13,8 +13,9 @@
 //! An answer that names no event in flight fails the only one there is; where there are several, they are run again one
 //! at a time. Any other text on stdout is logged as a warning.
 //!
-//! A process is **not** sandboxed: it has this user's files and network. Its environment is only PATH, HOME (its
-//! own folder), LANG and what the manifest names; its data memory is bounded.
+//! A process is **not** sandboxed: it has this user's files and network, but for what [`Shim::closed`] names where the kernel has
+//! Landlock. Its environment is only PATH, HOME and TMPDIR (its own folder), LANG and what the manifest names; its data
+//! memory is bounded.
 //!
 //! # Layout
 //! - `actor`: owns the child, and decides who is guilty when it dies.
@@ -34,11 +35,7 @@ pub use shim::{SHIM, run_shim};
 use actor::{Actor, Progress, Request};
 use async_trait::async_trait;
 use nerve_core::{Context, Deployment, Event, Fault, Function, FunctionError, Host, LoadError, Outcome, manifest::Run};
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -52,9 +49,18 @@ pub struct ProcessConfig {
     pub work_dir: PathBuf,
     /// How long a process may take to finish once its stdin is closed.
     pub grace: Duration,
-    /// The program that is the parent of each process when its first argument is [`SHIM`]. Without one, what a process leaves
-    /// behind in sessions of its own outlives it.
-    pub shim: Option<PathBuf>,
+    /// The parent of each process. Without one, what a process leaves behind in sessions of its own outlives it, and nothing is
+    /// closed to it.
+    pub shim: Option<Shim>,
+}
+
+/// The parent of a process function.
+#[derive(Debug, Clone)]
+pub struct Shim {
+    /// The program, which is that parent when its first argument is [`SHIM`].
+    pub program: PathBuf,
+    /// Files and folders that a process may not open, but for its own folder.
+    pub closed: Vec<PathBuf>,
 }
 
 impl ProcessConfig {
@@ -68,13 +74,13 @@ impl ProcessConfig {
 pub struct ProcessHost {
     folders: folder::Folders,
     grace: Duration,
-    shim: Option<Arc<Path>>,
+    shim: Option<Arc<Shim>>,
 }
 
 impl ProcessHost {
     /// A host that keeps its processes' folders as `config` says. Folders of hosts that were killed are removed.
     pub fn new(config: ProcessConfig) -> Self {
-        let shim = config.shim.map(Arc::from);
+        let shim = config.shim.map(Arc::new);
         Self { folders: folder::Folders::open(config.work_dir), grace: config.grace, shim }
     }
 }

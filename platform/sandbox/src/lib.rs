@@ -8,6 +8,7 @@
 //!   server. `queue`: who is next.
 //! - [`serve`], in `helper`: one helper, seen from within. `confine`: its limits, Landlock and seccomp.
 //! - `frame`: what goes over the pipes. [`SandboxError`], in `error`: why there is no answer.
+//! - [`Closed`], in `closed`: what a program that is no helper may not open.
 //! - [`PROBE`]: the work that shows what a helper cannot do.
 //!
 //! # Flow
@@ -15,6 +16,7 @@
 //! its stdin, and reads one frame from its stdout. A helper that dies costs the request that it had. One that had served
 //! other requests before may have died of what they left behind, so its request runs once more in a fresh helper.
 
+mod closed;
 mod confine;
 mod error;
 mod frame;
@@ -28,6 +30,7 @@ mod queue;
 /// megabytes at its start. For processes that are small, or whose memory is limited; a server would be slower.
 pub const LATE_COMMIT: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
 
+pub use closed::{Closed, can_close};
 pub use confine::missing;
 pub use error::{Death, SandboxError};
 pub use helper::{COMMAND, Job, Work, serve};

@@ -21,6 +21,7 @@ use nerve_broker::NatsSettings;
 use nerve_core::{Secret, manifest::Network};
 use serde::Deserialize;
 use std::{
+    io,
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -57,6 +58,9 @@ pub struct Config {
     /// What the gateway of this process connects with, where that is not what its worker does.
     #[serde(skip)]
     pub gateway_nats: Option<NatsSettings>,
+    /// The settings file, if there is one.
+    #[serde(skip)]
+    pub file: Option<PathBuf>,
     /// `[data]`
     pub data: DataConfig,
     /// `[streams]`
@@ -164,6 +168,7 @@ impl Config {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
+        let named = file.or_else(|| Some(Path::new(FILE)).filter(|file| file.exists())).map(Path::to_owned);
         let file = match file {
             Some(path) => config::File::from(path).format(config::FileFormat::Toml).required(true),
             None => {
@@ -187,9 +192,21 @@ impl Config {
                 builder.set_override(key, value)?
             };
         }
-        let config: Self = builder.build()?.try_deserialize()?;
+        let config = Self { file: named, ..builder.build()?.try_deserialize()? };
         config.check()?;
         Ok(config)
+    }
+
+    /// The data folder, and all other files that hold keys or passwords of this server, as absolute paths.
+    ///
+    /// # Errors
+    /// When there is no current folder.
+    pub fn private_paths(&self) -> io::Result<Vec<PathBuf>> {
+        let nats = [Some(&self.nats), self.gateway_nats.as_ref()].into_iter().flatten().flat_map(|nats| {
+            [&nats.password_file, &nats.token_file, &nats.nkey_file, &nats.creds, &nats.tls_client_key]
+        });
+        let files = nats.chain([&self.gateway.tls_key, &self.file]).flatten();
+        files.chain([&self.data.dir]).map(std::path::absolute).collect()
     }
 
     /// Where fetched files lie.

@@ -19,7 +19,7 @@ use nerve_broker::roles;
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
 use nerve_onnx::Onnx;
 use nerve_rag::{DocumentReaders, Rag, Settings};
-use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
+use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, Shim, WasmConfig, WasmHost};
 use nerve_server::{
     Inherited, Roles, Server,
     config::{Config, OnnxConfig},
@@ -226,7 +226,7 @@ impl Serving {
                 sandbox::warn_of_what_is_missing();
                 let compiler = sandbox::compiler(&config.sandbox, &helpers);
                 let readers = DocumentReaders::new(helpers.clone(), config.sandbox.document_memory);
-                Some(runtimes(&data, compiler, Builtins::new(&config, models.onnx.clone(), readers)?)?)
+                Some(runtimes(&config, compiler, Builtins::new(&config, models.onnx.clone(), readers)?)?)
             }
         };
         let inference: Arc<dyn Inference> = models.onnx.clone();
@@ -247,10 +247,11 @@ impl Serving {
 }
 
 /// Everything that runs functions here; compiled code and processes' folders lie in the data folder.
-fn runtimes(data: &Path, compiler: Compiler, builtin: Builtins) -> anyhow::Result<Arc<dyn Host>> {
+fn runtimes(config: &Config, compiler: Compiler, builtin: Builtins) -> anyhow::Result<Arc<dyn Host>> {
+    let (data, closed) = (&config.data.dir, config.private_paths()?);
     let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled"), compiler })?;
     // By this name it is found whatever has become of the file.
-    let shim = Some(PathBuf::from("/proc/self/exe"));
+    let shim = Some(Shim { program: PathBuf::from("/proc/self/exe"), closed });
     let process = ProcessHost::new(ProcessConfig { shim, ..ProcessConfig::new(data.join("processes")) });
     Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, Arc::new(builtin))))
 }

@@ -1,8 +1,9 @@
 //! One child process: started, fed, read and killed.
 
 use super::{
-    SHIM,
+    SHIM, Shim,
     folder::Folder,
+    shim::{CLOSED, MEMORY, OWN},
     wire::{Line, LineEnd, MAX_LINE_BYTES},
 };
 use nerve_core::{
@@ -49,7 +50,7 @@ pub(super) struct Launch {
     pub(super) folder: Folder,
     pub(super) deployment: Arc<Deployment>,
     /// The parent of the process; see [`super::ProcessConfig::shim`].
-    pub(super) shim: Option<Arc<Path>>,
+    pub(super) shim: Option<Arc<Shim>>,
 }
 
 impl Launch {
@@ -191,8 +192,12 @@ fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
     let spec = &launch.deployment.spec;
     let mut command = match &launch.shim {
         Some(shim) => {
-            let mut command = Command::new(&**shim);
-            command.arg0("nerve").arg(SHIM).arg(spec.memory.to_string()).arg(program);
+            let mut command = Command::new(&shim.program);
+            command.arg0("nerve").arg(SHIM).arg(MEMORY).arg(spec.memory.to_string());
+            for closed in &shim.closed {
+                command.arg(CLOSED).arg(closed);
+            }
+            command.arg(OWN).arg(launch.folder.path()).arg("--").arg(program);
             command
         }
         None => {
@@ -202,7 +207,8 @@ fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
         }
     };
     command.args(arguments).current_dir(launch.folder.path()).env_clear();
-    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", launch.folder.path());
+    let own = launch.folder.path();
+    command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", own).env("TMPDIR", own);
     if let Some(lang) = std::env::var_os("LANG") {
         command.env("LANG", lang);
     }

@@ -5,7 +5,7 @@
 //! tree is counted here, since a limit of the system's is for one process.
 
 use super::child::die_with;
-use nerve_sandbox::LATE_COMMIT;
+use nerve_sandbox::{Closed, LATE_COMMIT};
 use nix::{
     errno::Errno,
     sys::{
@@ -20,14 +20,20 @@ use std::{
     ffi::OsString,
     fs,
     os::unix::process::CommandExt,
+    path::PathBuf,
     process::{Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
-/// The first argument by which this binary is the parent of a process function. Then come the bytes of memory that its tree may
-/// hold, and the command.
+/// The first argument by which this binary is the parent of a process function. Then come the options, `--`, and the command.
 pub const SHIM: &str = "process-shim";
+/// The bytes of memory that the tree may hold.
+pub(super) const MEMORY: &str = "--memory";
+/// A file or folder that the tree may not open; more than once for several.
+pub(super) const CLOSED: &str = "--closed";
+/// The folder in a closed one that the tree may open.
+pub(super) const OWN: &str = "--own";
 
 /// How often the memory of a tree is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -42,26 +48,56 @@ const CANNOT_RUN: u8 = 127;
 /// Whether the tree was ended as it held too much memory.
 static TOO_LARGE: AtomicBool = AtomicBool::new(false);
 
+/// What the parent of a function is to do.
+#[derive(Debug, Default)]
+struct Orders {
+    memory: u64,
+    closed: Vec<PathBuf>,
+    own: PathBuf,
+    program: OsString,
+    arguments: Vec<OsString>,
+}
+
+impl Orders {
+    fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<Self> {
+        let mut orders = Self::default();
+        loop {
+            let option = arguments.next()?;
+            match option.to_str()? {
+                MEMORY => orders.memory = arguments.next()?.to_str()?.parse().ok()?,
+                CLOSED => orders.closed.push(arguments.next()?.into()),
+                OWN => orders.own = arguments.next()?.into(),
+                "--" => break,
+                _ => return None,
+            }
+        }
+        orders.program = arguments.next()?;
+        orders.arguments = arguments.collect();
+        Some(orders)
+    }
+}
+
 /// Runs the command in `arguments`, and ends as it ends, with all that it has started.
 ///
 /// To be called at the very beginning of a process, before it has a second thread.
 #[expect(clippy::print_stderr, reason = "stderr is the function's log")]
-pub fn run_shim(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let bytes = arguments.next().and_then(|bytes| bytes.to_str()?.parse().ok());
-    let (Some(bytes), Some(program)) = (bytes, arguments.next()) else {
-        eprintln!("nerve {SHIM} is started by a worker, with a limit of memory and a command");
+pub fn run_shim(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some(orders) = Orders::parse(arguments) else {
+        eprintln!("nerve {SHIM} is started by a worker, with options and a command");
         return ExitCode::from(CANNOT_RUN);
     };
-    match supervise(Command::new(&program).args(arguments), bytes) {
+    match supervise(&orders) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("`{}` cannot be run: {error}", program.to_string_lossy());
+            eprintln!("`{}` cannot be run: {error}", orders.program.to_string_lossy());
             ExitCode::from(CANNOT_RUN)
         }
     }
 }
 
-fn supervise(command: &mut Command, bytes: u64) -> std::io::Result<ExitCode> {
+fn supervise(orders: &Orders) -> std::io::Result<ExitCode> {
+    let (mut command, bytes) = (Command::new(&orders.program), orders.memory);
+    command.args(&orders.arguments);
     let mut awaited = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         awaited.add(signal);
@@ -72,8 +108,8 @@ fn supervise(command: &mut Command, bytes: u64) -> std::io::Result<ExitCode> {
     prctl::set_pdeathsig(Signal::SIGTERM)?;
     // For this process only.
     command.env_remove(LATE_COMMIT.0);
-    limit_memory(command, bytes);
-    die_with(command, getpid());
+    confine(&mut command, bytes, Closed::new(&orders.closed, &orders.own)?);
+    die_with(&mut command, getpid());
     let child = Pid::from_raw(i32::try_from(command.spawn()?.id()).map_err(std::io::Error::other)?);
     // The pipes are the function's: they end with it, or when it closes them.
     if let Ok(null) = fs::File::options().read(true).write(true).open("/dev/null") {
@@ -95,12 +131,18 @@ fn supervise(command: &mut Command, bytes: u64) -> std::io::Result<ExitCode> {
     Ok(exit_as(status))
 }
 
+/// Limits the function, and not this process, which looks into /proc and ends the whole tree.
 #[allow(unsafe_code)]
-fn limit_memory(command: &mut Command, bytes: u64) {
-    // SAFETY: between fork and exec the closure makes one system call (setrlimit) with a copied integer, takes no lock and allocates
-    // nothing.
+fn confine(command: &mut Command, bytes: u64, mut closed: Option<Closed>) {
+    // SAFETY: this process has one thread, so the child of the fork holds no lock that another thread had taken, and may do what
+    // any process does before exec. The closure unblocks signals, sets a limit and applies a ruleset that is made already.
     unsafe {
-        command.pre_exec(move || Ok(setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?));
+        command.pre_exec(move || {
+            // This process waits for signals that it blocks; the function is to be ended by them, or to handle them.
+            SigSet::empty().thread_set_mask()?;
+            setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?;
+            closed.take().map_or(Ok(()), Closed::apply)
+        });
     }
 }
 
