@@ -26,6 +26,7 @@ mod github;
 mod governor;
 mod harness;
 mod home;
+mod hostile;
 mod idempotency;
 mod identity;
 mod inference;

@@ -195,7 +195,7 @@ const CHUNK: &str = "[function.chunk]\nruntime = \"builtin\"\nuse = \"rag/chunk\
                      timeout = \"8s\"\nretry = { attempts = 1 }\n";
 
 /// A PDF of these objects, all but the page's content and its form.
-fn pdf(content: &[u8], content_keys: &str, form: &str) -> Vec<u8> {
+pub(crate) fn pdf(content: &[u8], content_keys: &str, form: &str) -> Vec<u8> {
     let stream = |keys: &str, bytes: &[u8]| {
         let head = format!("<< /Length {} {keys} >>\nstream\n", bytes.len());
         [head.as_bytes(), bytes, b"\nendstream"].concat()
@@ -225,7 +225,7 @@ fn pdf(content: &[u8], content_keys: &str, form: &str) -> Vec<u8> {
 }
 
 /// So many MiB of blanks, deflated.
-fn deflated_blanks(mib: usize) -> Vec<u8> {
+pub(crate) fn deflated_blanks(mib: usize) -> Vec<u8> {
     let script = format!(
         "import sys, zlib\nz = zlib.compressobj(9)\nout = sys.stdout.buffer\n\
          for _ in range({mib}): out.write(z.compress(b' ' * (1 << 20)))\nout.write(z.flush())"
@@ -235,7 +235,7 @@ fn deflated_blanks(mib: usize) -> Vec<u8> {
     made.stdout
 }
 
-async fn upload(nerve: &Nerve, collection: &str, document: &str, media_type: &str, body: Vec<u8>) {
+pub(crate) async fn upload(nerve: &Nerve, collection: &str, document: &str, media_type: &str, body: Vec<u8>) {
     let url = nerve.url(&format!("/v1/documents?collection={collection}&document={document}"));
     let request = reqwest::Client::new().post(url).header("content-type", media_type).body(body);
     assert_eq!(request.send().await.unwrap().status(), 202, "{document}");

@@ -97,6 +97,16 @@ pub fn padded(code: &str) -> Vec<u8> {
     ))
 }
 
+/// Calls itself without end.
+pub fn recursive() -> Vec<u8> {
+    component(&format!(
+        r#"(module {prelude}
+  (func $deep (param $x i32) (result i32) (i32.add (i32.const 1) (call $deep (i32.add (local.get $x) (i32.const 1)))))
+  (func (export "handle") (param $event i32) (result i32) (drop (call $deep (i32.const 0))) (i32.const 1024)))"#,
+        prelude = prelude("unused")
+    ))
+}
+
 /// Does what the body, a JSON string, says: `"trap"`, `"loop"`, `"memory"`, `"invalid"`, `"retry"`; anything
 /// else is echoed as an event of type `ty`.
 pub fn moody(ty: &str) -> Vec<u8> {

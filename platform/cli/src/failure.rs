@@ -6,12 +6,14 @@ use nerve_server::{
     bus::{BusError, PublishError},
 };
 use serde_json::json;
-use std::{fmt, io, process::ExitCode};
+use std::{borrow::Cow, fmt, io, process::ExitCode};
 
 /// The exit code of a command that failed.
 const FAILED: u8 = 1;
 /// The exit code of a command that was called wrongly.
 const BAD_USAGE: u8 = 2;
+/// The most bytes of what failed, and of why, that are shown.
+const MAX_BYTES: usize = 6 << 10;
 
 /// A failed command, told in three parts.
 #[derive(Debug)]
@@ -125,6 +127,15 @@ pub(crate) fn report_usage(error: &clap::Error, json: bool) -> ExitCode {
     ExitCode::from(if error.use_stderr() { BAD_USAGE } else { 0 })
 }
 
+/// At most the first [`MAX_BYTES`] of a text, which may quote what somebody else has written, and how much is left out.
+fn cut(text: &str) -> Cow<'_, str> {
+    let end = text.floor_char_boundary(MAX_BYTES);
+    match text.len().saturating_sub(end) {
+        0 => Cow::Borrowed(text),
+        left => Cow::Owned(format!("{}… ({left} more bytes)", text.get(..end).unwrap_or_default())),
+    }
+}
+
 /// The chain of causes in one line; a cause that the one before already repeats is left out.
 fn join(causes: &[String]) -> String {
     let mut joined = String::new();
@@ -140,14 +151,15 @@ fn join(causes: &[String]) -> String {
 
 #[expect(clippy::print_stderr, reason = "this is where errors are printed")]
 fn write(thing: &str, cause: Option<&str>, next: Option<&str>, format: Format) {
+    let (thing, cause) = (cut(thing), cause.map(cut));
     if format == Format::Json {
         let error = json!({"error": {"message": thing, "cause": cause, "next": next}});
         eprintln!("{}", escaped(&error.to_string()));
         return;
     }
-    eprintln!("error: {}", escaped(thing));
+    eprintln!("error: {}", escaped(&thing));
     if let Some(cause) = cause {
-        eprintln!("  cause: {}", escaped(cause).replace('\n', "\n         "));
+        eprintln!("  cause: {}", escaped(&cause).replace('\n', "\n         "));
     }
     if let Some(next) = next {
         eprintln!("  next:  {}", escaped(next).replace('\n', "\n         "));
@@ -163,6 +175,13 @@ mod tests {
         let causes = ["a: b".to_owned(), "b".to_owned(), "c".to_owned()];
         assert_eq!(join(&causes), "a: b: c");
         assert_eq!(join(&[]), "");
+    }
+
+    #[test]
+    fn long_text_is_cut_between_characters() {
+        let long = "é".repeat(MAX_BYTES);
+        assert_eq!(cut(&long), format!("{}… ({MAX_BYTES} more bytes)", "é".repeat(MAX_BYTES / 2)));
+        assert_eq!(cut("é"), "é");
     }
 
     #[test]

@@ -22,8 +22,12 @@ use nerve_server::registry::{Deployed, FunctionRecord, ModelRecord, Registry};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io::Read,
     path::{Path, PathBuf},
 };
+
+/// The largest manifest, in bytes.
+const MAX_BYTES: u64 = 4 << 20;
 
 /// Deploy what a nerve.toml describes; what is deployed already and the same is left alone
 #[derive(Debug, Args)]
@@ -171,10 +175,16 @@ pub(super) async fn deploy_own(connection: &Connection, manifest: &str, format: 
 impl Bundle {
     async fn read(path: &Path) -> Result<Self, Failure> {
         let file = if path.is_dir() { path.join("nerve.toml") } else { path.to_owned() };
-        let text = std::fs::read_to_string(&file).map_err(|error| {
-            let next = "name a nerve.toml or the folder it is in; `nerve new` begins one";
-            Failure::new(format!("cannot read {}", file.display())).because(error).next(next)
+        let unread = || Failure::new(format!("cannot read {}", file.display()));
+        let mut text = String::new();
+        let read = std::fs::File::open(&file).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+        let length = read.map_err(|error| {
+            unread().because(error).next("name a nerve.toml or the folder it is in; `nerve new` begins one")
         })?;
+        if length as u64 > MAX_BYTES {
+            let next = "deploy what it declares in several folders";
+            return Err(unread().cause(format!("a manifest has at most {}", output::size(MAX_BYTES))).next(next));
+        }
         Self::parse(&file, &text).await
     }
 
