@@ -1,8 +1,6 @@
 //! `onnx/embed` and `onnx/score` as functions: an event in, one event out.
 
 use crate::{
-    folder::Task,
-    loaded::{Admission, Loaded},
     options::{EmbedOptions, OnLong, Options, Pointer, ScoreOptions, split_output},
     payload::{self, Best, Embedded, Labelled, Made, Published, Scored, Texts, Written},
 };
@@ -12,6 +10,7 @@ use nerve_core::{
     Context, Emission, Event, EventType, Fault, Function, FunctionError, Outcome,
     inference::{Classification, Embedding, InferenceError, RerankRequest, Sample},
 };
+use nerve_inference::{Admission, Loaded, Task};
 use serde_json::{Map, Value};
 use std::{sync::Arc, time::Duration};
 
@@ -193,67 +192,10 @@ fn fault(error: &InferenceError) -> Fault {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        batcher::Engine,
-        layout::{self, Layout},
-        loaded::Kind,
-        proto::Outline,
-        text::{TextJob, TextModel},
-    };
-    use async_trait::async_trait;
-    use nerve_core::function::Emitter;
-    use std::{
-        path::Path,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
 
-    struct Nowhere;
-
-    #[async_trait]
-    impl Emitter for Nowhere {
-        async fn emit(&self, _: usize, _: Emission) -> Result<(), FunctionError> {
-            unreachable!("built-in functions publish at their end")
-        }
-    }
-
-    /// `onnx/embed` on an engine that panics the first time it sees a text of ten words.
-    fn panicking() -> (BuiltIn, Arc<AtomicUsize>) {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/onnx/models/pooling-cls");
-        let outline = Outline::read(&std::fs::read(root.join("model.onnx")).unwrap()).unwrap();
-        let layout = Layout::read(&root, &outline).unwrap();
-        let (made, panics) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let engines = made.clone();
-        let make = move || {
-            engines.fetch_add(1, Ordering::Relaxed);
-            let panics = panics.clone();
-            let engine: Engine<TextJob, Vec<f32>> = Box::new(move |jobs, _| {
-                let poisoned = jobs.iter().any(|job| job.tokens.len() == 12);
-                assert!(!poisoned || panics.fetch_add(1, Ordering::Relaxed) > 0, "the engine panics");
-                Ok(vec![vec![1.0; 32]; jobs.len()])
-            });
-            Ok(engine)
-        };
-        let description = layout.description();
-        let layout::Kind::Text(layout) = layout.kind else { panic!("it reads text") };
-        let model = TextModel::with_engine(&root, layout, Arc::new(make)).unwrap();
-        let loaded = Arc::new(Loaded { name: "test".into(), description, kind: Kind::Text(model) });
-        let (options, emits) = (Options::Embed(EmbedOptions::default()), EventType::parse("made").unwrap());
-        (BuiltIn { loaded, options, timeout: Duration::from_secs(10), emits }, made)
-    }
-
-    #[tokio::test]
-    async fn a_panic_in_a_models_thread_is_a_crash_and_the_next_attempt_succeeds() {
-        let (function, made) = panicking();
-        let event = |text: &str| {
-            Event::new("1", "/test", EventType::parse("a").unwrap()).with_data("text/plain", text.to_owned())
-        };
-        let context = || Context { emitter: Arc::new(Nowhere), views: None };
-        let ten = "coffee ".repeat(10);
-        let outcome = function.invoke(vec![event(&ten)], context()).await.remove(0);
-        assert_eq!(outcome.unwrap_err().fault, Fault::Crash);
-        // The worker redelivers what crashed: it is served by an engine that was made anew.
-        let outcomes = function.invoke(vec![event("tea"), event(&ten)], context()).await;
-        assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
-        assert_eq!(made.load(Ordering::Relaxed), 2);
+    #[test]
+    fn failed_model_is_a_crash_and_a_busy_one_is_tried_again() {
+        assert_eq!(fault(&InferenceError::Failed("a panic".into())), Fault::Crash);
+        assert_eq!(fault(&InferenceError::Busy("full".into())), Fault::Retry { after: None });
     }
 }

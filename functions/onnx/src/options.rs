@@ -1,11 +1,7 @@
 //! What a manifest says under `with`: how a built-in function reads events, and what it publishes.
 
-use crate::{
-    folder::{Description, Task},
-    head::Pooling,
-    loaded::EmbedStyle,
-};
 use nerve_core::inference::{EmbedRequest, Precision, Purpose};
+use nerve_inference::{Description, EmbedStyle, Pooling, Task};
 use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! A model on this machine, read to be sent.
 
 use crate::{artifacts::File, failure::Failure, onnx, output};
-use nerve_onnx::{Description, ModelFolder, Onnx, Optimisation, Provider, Settings};
+use nerve_inference::{Description, ModelFolder, Onnx, Optimisation, Provider, Settings};
 use nerve_server::{
     bus::BusError,
     config::OnnxConfig,
@@ -89,7 +89,7 @@ fn info(description: Description) -> ModelInfo {
     ModelInfo { task: task.as_str().to_owned(), dimensions, max_tokens, inputs, outputs }
 }
 
-/// What nerve-onnx knows a model by.
+/// What nerve-inference knows a model by.
 pub(crate) fn description(info: &ModelInfo) -> Result<Description, Failure> {
     let ModelInfo { task, dimensions, max_tokens, inputs, outputs } = info.clone();
     let task = task.parse().map_err(|why: String| {
@@ -116,7 +116,7 @@ pub(crate) fn total(files: &[ArtifactRef]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nerve_onnx::Task;
+    use nerve_inference::Task;
 
     #[test]
     fn a_model_is_told_in_one_line() {

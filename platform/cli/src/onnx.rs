@@ -1,6 +1,6 @@
 //! What comes with this installation for ONNX Runtime: its library, and models.
 
-use nerve_onnx::{Provider, Settings};
+use nerve_inference::{Provider, Settings};
 use nerve_server::config::{OnnxConfig, check_trusted};
 use std::{
     collections::BTreeSet,
@@ -58,7 +58,7 @@ pub(crate) fn is_trusted(path: &Path) -> bool {
     }
 }
 
-/// How nerve-onnx is to run models, with what it writes in `cache`.
+/// How nerve-inference is to run models, with what it writes in `cache`.
 pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf) -> anyhow::Result<Settings> {
     let providers: Result<Vec<Provider>, String> =
         config.providers.iter().map(|provider| provider.as_str().parse()).collect();

@@ -8,6 +8,7 @@ use nerve_core::{
     Manifest, Name,
     function::{Emitter, LogSink},
 };
+use nerve_onnx::OnnxHost;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -34,7 +35,7 @@ async fn load(rig: &Rig, model: &str, table: &str) -> Result<Arc<dyn Function>, 
         secrets: BTreeMap::new(),
         logs: LogSink::new(|_| ()),
     };
-    rig.onnx.load(deployment).await
+    OnnxHost::new(rig.onnx.clone()).load(deployment).await
 }
 
 fn event(data: &Value) -> Event {

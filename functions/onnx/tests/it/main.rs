@@ -1,5 +1,4 @@
-//! Real models on a real ONNX Runtime, held against what torch, transformers, sentence-transformers, scikit-learn and xgboost gave
-//! (tests/fixtures/onnx, with the scripts that made it).
+//! The built-in functions on real models and a real ONNX Runtime.
 //!
 //! A part that is missing (the library, the default model) fails the test and says how to get it.
 
@@ -7,114 +6,8 @@
 #![allow(clippy::cast_possible_truncation, reason = "of numbers that the tests chose")]
 
 mod builtins;
-mod embeddings;
-mod faults;
-mod models;
-mod scores;
-mod writing;
+#[path = "../../../../platform/inference/tests/it/rig.rs"]
+#[allow(dead_code, reason = "the tests of nerve-inference use all of it")]
+mod rig;
 
-use nerve_core::inference::{Embedding, Model, Vector};
-use nerve_onnx::{Onnx, Optimisation, Provider, Settings};
-use serde::de::DeserializeOwned;
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
-use tempfile::TempDir;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-
-/// ONNX Runtime with every model of the fixtures, and the two of `make setup`.
-pub(crate) struct Rig {
-    pub(crate) onnx: Arc<Onnx>,
-    stop: CancellationToken,
-    pub(crate) tasks: TaskTracker,
-    _cache: TempDir,
-}
-
-impl Rig {
-    pub(crate) fn start() -> Self {
-        Self::with(|_| ())
-    }
-
-    pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        let cache = tempfile::tempdir().unwrap();
-        let mut settings = settings(cache.path());
-        change(&mut settings);
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let onnx = Arc::new(Onnx::start(settings, stop.clone(), tasks.clone()));
-        Self { onnx, stop, tasks, _cache: cache }
-    }
-
-    pub(crate) async fn model(&self, name: &str) -> Model {
-        use nerve_core::Inference;
-        self.onnx.bundled(name).await.unwrap_or_else(|| panic!("there is no model {name}: run `make setup`"))
-    }
-
-    /// Ends it, and waits until every model's threads have ended.
-    pub(crate) async fn close(self) {
-        drop(self.onnx);
-        self.stop.cancel();
-        self.tasks.close();
-        let ended = tokio::time::timeout(Duration::from_secs(10), self.tasks.wait()).await;
-        ended.expect("models' threads end with their last user");
-    }
-}
-
-pub(crate) fn settings(cache: &Path) -> Settings {
-    let library = checkout().join(".tools/lib").join(format!("libonnxruntime{}", std::env::consts::DLL_SUFFIX));
-    assert!(library.exists(), "{} is missing: run `make setup`", library.display());
-    let bundled = [checkout().join(".tools/models"), fixtures().join("models")].into_iter().flat_map(folders);
-    Settings {
-        library: Some(library),
-        cache: cache.join("models"),
-        bundled: bundled.collect(),
-        providers: vec![Provider::Cpu],
-        threads: 2,
-        optimisation: Optimisation::All,
-        queue: 2048,
-        context: 4096,
-        idle: Duration::from_secs(300),
-    }
-}
-
-fn folders(root: PathBuf) -> BTreeMap<String, PathBuf> {
-    let entries = fs::read_dir(&root).unwrap_or_else(|error| panic!("{}: {error}: run `make setup`", root.display()));
-    let named = |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), entry.path());
-    entries.map(|entry| named(entry.unwrap())).collect()
-}
-
-pub(crate) fn fixtures() -> PathBuf {
-    checkout().join("tests/fixtures/onnx")
-}
-
-fn checkout() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
-}
-
-/// What a fixture's library gave for it.
-pub(crate) fn expected<T: DeserializeOwned>(model: &str) -> T {
-    let file = fixtures().join("models").join(model).join("expected.json");
-    serde_json::from_slice(&fs::read(&file).unwrap()).unwrap()
-}
-
-pub(crate) fn floats(embedding: &Embedding) -> &[f32] {
-    match &embedding.vector {
-        Vector::F32(numbers) => numbers,
-        other => panic!("{other:?}"),
-    }
-}
-
-pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt())
-}
-
-pub(crate) fn assert_near(got: &[f32], wanted: &[f32], most: f32, what: &str) {
-    assert_eq!(got.len(), wanted.len(), "{what}");
-    for (index, (got, wanted)) in got.iter().zip(wanted).enumerate() {
-        assert!((got - wanted).abs() <= most, "{what}, number {index}: {got}, not {wanted}");
-    }
-}
+pub(crate) use rig::{Rig, cosine, expected};

@@ -17,7 +17,8 @@ use async_trait::async_trait;
 use clap::Args;
 use nerve_broker::roles;
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
-use nerve_onnx::Onnx;
+use nerve_inference::Onnx;
+use nerve_onnx::OnnxHost;
 use nerve_rag::{DocumentReaders, Rag, Settings};
 use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, Shim, WasmConfig, WasmHost};
 use nerve_server::{
@@ -258,7 +259,7 @@ fn runtimes(config: &Config, compiler: Compiler, builtin: Builtins) -> anyhow::R
 
 /// The functions that come with Nerve, by what their names begin with.
 struct Builtins {
-    onnx: Arc<Onnx>,
+    onnx: OnnxHost,
     rag: Rag,
 }
 
@@ -268,7 +269,7 @@ impl Builtins {
         let (folder, postgres) = (config.data.dir.join("index"), config.rag.postgres.clone());
         let settings = Settings { folder, postgres, readers };
         let rag = Rag::new(settings, onnx.clone()).context("`rag.postgres` is wrong")?;
-        Ok(Self { rag, onnx })
+        Ok(Self { rag, onnx: OnnxHost::new(onnx) })
     }
 }
 

@@ -26,7 +26,7 @@ pub(crate) enum Head {
 /// How the vectors of a text's tokens become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Pooling {
+pub enum Pooling {
     /// Their mean.
     Mean,
     /// The first token's.

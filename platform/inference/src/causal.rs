@@ -16,7 +16,7 @@ mod template;
 mod tests;
 mod text;
 
-use crate::{engine::MakeEngine, folder::FolderError, loaded::off_thread, session::Recipe};
+use crate::{blocking::off_thread, engine::MakeEngine, files::FolderError, session::Recipe};
 use answer::{Answer, Limits};
 use decoder::{Decoder, Engine};
 use futures::{Stream, StreamExt};

@@ -1,6 +1,6 @@
 //! How a conversation reads for a model: the template of its publisher, in Jinja, as transformers renders it.
 
-use crate::folder::{FolderError, read_json, unreadable};
+use crate::files::{FolderError, read_json, unreadable};
 use minijinja::{Environment, Error, ErrorKind, Value as Given, syntax::SyntaxConfig, value::Kwargs};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use nerve_core::inference::{Message, Role};

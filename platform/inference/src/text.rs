@@ -2,7 +2,7 @@
 
 use crate::{
     batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket},
-    folder::FolderError,
+    files::FolderError,
     head::{Head, Pooling},
     layout::TextLayout,
     session::Recipe,

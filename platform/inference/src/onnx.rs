@@ -1,23 +1,22 @@
-//! What this crate is to the rest of Nerve: a host of built-in functions, and whatever answers HTTP requests.
+//! What this crate is to the rest of Nerve: the models of built-in functions and of HTTP requests.
 
 use crate::{
-    builtin::BuiltIn,
-    folder::{FolderError, Task},
+    embed::EmbedStyle,
+    files::FolderError,
     library::LibraryError,
-    loaded::{Admission, EmbedStyle, Loaded},
+    loaded::{Admission, Loaded},
     models::{Models, read_model},
-    options::Options,
     settings::Settings,
+    task::Task,
 };
 use async_trait::async_trait;
 use futures::{StreamExt, stream::BoxStream};
 use nerve_core::{
-    Deployment, EventType, Function, Host, Inference, LoadError,
+    Inference,
     inference::{
         Classification, EmbedRequest, Embedding, GenerateRequest, InferenceError, Message, Model, Piece, Relevance,
         RerankRequest, Role, Sample,
     },
-    manifest::Run,
 };
 use std::{path::Path, sync::Arc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -63,29 +62,17 @@ impl Onnx {
         tried.map_err(|error| FolderError(format!("{} does not run: {error}", path.display())))
     }
 
+    /// The model in memory; it stays there as long as the result does.
+    ///
+    /// # Errors
+    /// Where its files are no model that can be loaded here.
+    pub async fn load(&self, model: &Model) -> Result<Arc<Loaded>, InferenceError> {
+        self.models.get(model, false).await
+    }
+
     /// The model in memory, for a request of which nobody knows whether another one comes.
     async fn hold(&self, model: &Model) -> Result<Arc<Loaded>, InferenceError> {
         self.models.get(model, true).await
-    }
-}
-
-#[async_trait]
-impl Host for Onnx {
-    async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        let Deployment { name, spec, artifacts, .. } = deployment;
-        let Run::Builtin { function, model, with } = spec.run else {
-            return Err(LoadError::Invalid(format!("`{name}` is no built-in function; this host runs builtin")));
-        };
-        let emits = match spec.emits.as_slice() {
-            [one] => EventType::parse(one.as_str()).map_err(|error| LoadError::Invalid(format!("`emits`: {error}")))?,
-            _ => return Err(LoadError::Invalid(format!("`{name}` must emit one type of events, which `emits` names"))),
-        };
-        let model = Model { name: model.unwrap_or_else(|| function.clone()), files: artifacts };
-        let loaded = self.models.get(&model, false).await;
-        let loaded = loaded.map_err(|error| LoadError::failed(format!("loading the model `{}`", model.name), error))?;
-        let options = Options::read(&function, &loaded.description, &with);
-        let options = options.map_err(|why| LoadError::Invalid(format!("`with` of `{name}`: {why}")))?;
-        Ok(Arc::new(BuiltIn { loaded, options, timeout: spec.timeout, emits }))
     }
 }
 

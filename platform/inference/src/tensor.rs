@@ -10,7 +10,7 @@ pub(crate) use write::Feed;
 
 use crate::{
     batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket},
-    folder::FolderError,
+    files::FolderError,
     session::Recipe,
 };
 use labels::Labelling;

@@ -2,7 +2,7 @@
 
 use crate::{Rig, fixtures, settings};
 use nerve_core::{Inference, inference::EmbedRequest};
-use nerve_onnx::{ModelFolder, Onnx, Task};
+use nerve_inference::{ModelFolder, Onnx, Task};
 use std::{fs, path::Path, time::Duration};
 
 pub(crate) fn copy_of(model: &str) -> tempfile::TempDir {

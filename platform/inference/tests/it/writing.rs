@@ -6,7 +6,7 @@ use nerve_core::{
     Inference,
     inference::{EmbedRequest, Finish, GenerateRequest, InferenceError, Message, Model, Piece, Role, Sampling},
 };
-use nerve_onnx::{ModelFolder, Onnx, Task};
+use nerve_inference::{ModelFolder, Onnx, Task};
 use serde::Deserialize;
 use std::{fs, path::Path, time::Duration};
 

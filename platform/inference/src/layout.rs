@@ -2,9 +2,10 @@
 
 use crate::{
     causal::layout::CausalLayout,
-    folder::{Description, FolderError, Task, read_json},
+    files::{FolderError, read_json},
     head::{Activation, Head, Pooling, SparsePooling},
     proto::{Outline, Port},
+    task::{Description, Task},
 };
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::Path};

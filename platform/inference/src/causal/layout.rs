@@ -5,7 +5,7 @@
 
 use super::template::{ChatTemplate, Template};
 use crate::{
-    folder::{FolderError, read_json},
+    files::{FolderError, read_json},
     proto::{Element, Outline, Port},
 };
 use serde_json::{Map, Value};

@@ -1,6 +1,6 @@
 //! Texts to token ids, cut at the model's limit.
 
-use crate::{folder::FolderError, layout::TextLayout};
+use crate::{files::FolderError, layout::TextLayout};
 use std::{borrow::Cow, fmt::Display, path::Path};
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationParams, TruncationStrategy, truncate_encodings};
 

@@ -2,7 +2,8 @@
 
 use crate::{
     causal::{CausalModel, CausalParts},
-    folder::{FolderError, ModelFolder, locate},
+    files::FolderError,
+    folder::{ModelFolder, locate},
     layout::{self, Layout},
     library::{Library, LibraryError},
     loaded::{Kind, Loaded},
@@ -144,7 +145,7 @@ impl Models {
     fn open(&self, name: &str, library: Library, root: &Path, cache: &Path) -> Result<Loaded, FolderError> {
         let (_, graph) = locate(root)?;
         let graph = root.join(graph);
-        let bytes = fs::read(&graph).map_err(|error| crate::folder::unreadable(&graph, &error))?;
+        let bytes = fs::read(&graph).map_err(|error| crate::files::unreadable(&graph, &error))?;
         let outline = Outline::read(&bytes).map_err(FolderError)?;
         let layout = Layout::read(root, &outline)?;
         let origins = if matches!(layout.kind, layout::Kind::Ports(..)) {
@@ -243,7 +244,7 @@ pub(crate) fn read_model(name: &str, folder: &Path) -> Result<Model, FolderError
             std::io::copy(&mut fs::File::open(&file)?, &mut hasher)?;
             Ok(HEXLOWER.encode(&hasher.finalize()))
         };
-        let sha256 = hashed().map_err(|error| crate::folder::unreadable(&file, &error))?;
+        let sha256 = hashed().map_err(|error| crate::files::unreadable(&file, &error))?;
         Ok(Artifact { name, sha256, file })
     };
     Ok(Model { name: name.to_owned(), files: files.into_iter().map(file).collect::<Result<_, _>>()? })

@@ -1,15 +1,15 @@
 //! A model's folder in Hugging Face's layout: which files matter, and what the model does.
 
 use crate::{
+    files::{FolderError, unreadable},
     layout::{self, Layout},
     proto::Outline,
+    task::Description,
 };
-use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
     fs,
     path::{Component, Path, PathBuf},
-    str::FromStr,
 };
 
 /// The files beside the graph that say how it is used.
@@ -25,68 +25,6 @@ const COMPANIONS: &[&str] = &[
     "config_sentence_transformers.json",
 ];
 
-/// What a model is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Task {
-    /// Texts to dense vectors.
-    Embed,
-    /// Texts to sparse vectors, one weight a token of the vocabulary (SPLADE).
-    Sparse,
-    /// A query and a document to one relevance.
-    Rerank,
-    /// Texts to labels.
-    Classify,
-    /// A conversation to what is said next.
-    Generate,
-    /// Numbers and strings to whatever the graph declares.
-    Tensor,
-}
-
-impl FromStr for Task {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Self::Embed, Self::Sparse, Self::Rerank, Self::Classify, Self::Generate, Self::Tensor];
-        all.into_iter()
-            .find(|task| task.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is not what a model can be for"))
-    }
-}
-
-impl Task {
-    /// The word for it, as `nerve models list` shows it.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Embed => "embed",
-            Self::Sparse => "sparse",
-            Self::Rerank => "rerank",
-            Self::Classify => "classify",
-            Self::Generate => "generate",
-            Self::Tensor => "tensor",
-        }
-    }
-}
-
-/// What a folder says of its model.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Description {
-    /// What it is for.
-    pub task: Task,
-    /// Length of its vectors, or count of its labels, where the graph declares it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dimensions: Option<usize>,
-    /// The most tokens it reads of one text, or of a conversation with its answer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_tokens: Option<usize>,
-    /// What its graph takes, by name, where a manifest maps it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub inputs: Vec<String>,
-    /// What its graph gives, by name, where a manifest maps it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub outputs: Vec<String>,
-}
-
 /// A model's folder, read and checked without running it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFolder {
@@ -97,11 +35,6 @@ pub struct ModelFolder {
     /// What the model is.
     pub description: Description,
 }
-
-/// Why a folder or file is no model that can be run: what, why, and the next step.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct FolderError(pub(crate) String);
 
 impl ModelFolder {
     /// Reads a model's folder, or one `.onnx` file with what lies beside it.
@@ -176,21 +109,6 @@ fn graph_in(folder: &Path) -> Result<String, FolderError> {
             several.join(", ")
         ))),
     }
-}
-
-pub(crate) fn unreadable(path: &Path, error: &std::io::Error) -> FolderError {
-    FolderError(format!("{} cannot be read: {error}", path.display()))
-}
-
-pub(crate) fn read_json<T: serde::de::DeserializeOwned>(root: &Path, name: &str) -> Result<Option<T>, FolderError> {
-    let file = root.join(name);
-    let bytes = match fs::read(&file) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(unreadable(&file, &error)),
-    };
-    let read = serde_json::from_slice(&bytes);
-    read.map(Some).map_err(|error| FolderError(format!("{} cannot be used: {error}", file.display())))
 }
 
 impl Layout {

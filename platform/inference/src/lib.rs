@@ -1,0 +1,54 @@
+//! Models on ONNX Runtime, in-process, batched across events and requests. No NATS, no HTTP, no functions.
+//!
+//! # Layout
+//! - [`ModelFolder`], in `folder`, with `files`, `task`, `proto`, `layout`, `head`: a model's folder, read without running it:
+//!   what the model is for, which files it needs, how it is fed and what is made of its output.
+//! - `library`, `session`: ONNX Runtime, loaded once a process, and sessions of it.
+//! - `models`: what is in memory, by the digest of its files; shared by everybody who asks, dropped when nobody does.
+//! - `batcher`: one thread a session, and batches of what many callers ask, ordered by length.
+//! - `engine`: what such a thread runs, made again after a panic.
+//! - `text`, `tokens`, `vector`: models that read text. `tensor`: models of numbers and strings.
+//! - `causal`: models that write: conversations in, text out, a token at a time.
+//! - [`Loaded`], with one file for each thing that may be asked of a model: `embed`, `rerank`, `classify`, `generate`.
+//!   `blocking`: what of it is no work for an async thread.
+//! - [`Onnx`]: the [`nerve_core::Inference`] of the gateway, and the models of built-in functions.
+//!
+//! # Flow
+//! event or request → texts or features → tokens → the model's queue → a batch in a session's thread → rows of
+//! numbers → pooling, activation, precision → result. A caller that leaves takes its jobs out of the queue; what
+//! fails, fails for the event or request alone.
+
+mod batcher;
+mod blocking;
+mod causal;
+mod classify;
+mod embed;
+mod engine;
+mod files;
+mod folder;
+mod generate;
+mod head;
+mod layout;
+mod library;
+mod loaded;
+mod models;
+mod onnx;
+mod proto;
+mod rerank;
+mod session;
+mod settings;
+mod task;
+mod tensor;
+mod text;
+mod tokens;
+mod vector;
+
+pub use embed::EmbedStyle;
+pub use files::FolderError;
+pub use folder::ModelFolder;
+pub use head::Pooling;
+pub use library::LibraryError;
+pub use loaded::{Admission, Loaded};
+pub use onnx::Onnx;
+pub use settings::{Optimisation, Provider, Settings};
+pub use task::{Description, Task};
