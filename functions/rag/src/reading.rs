@@ -16,6 +16,7 @@ pub const READER: Work = Work {
         let reader = Reader::new(tokenizer)?;
         Ok(Box::new(move |request| reader.answer(request)))
     },
+    load: None,
 };
 
 /// The stack of a reader, in bytes: HTML and PDF are read by recursion.

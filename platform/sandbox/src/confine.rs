@@ -1,6 +1,10 @@
 //! What a helper process may use and reach. All of it is set before the process reads any input.
 
-use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError, Scope};
+use crate::access::Access;
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
+};
 use nix::{
     errno::Errno,
     sys::resource::{Resource, setrlimit},
@@ -9,10 +13,15 @@ use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// The files that a helper has open: its three pipes, and the one that its answers go to.
 const OPEN_FILES: u64 = 4;
+/// The files that a helper has open which may read some.
+const OPEN_FILES_WITH_ACCESS: u64 = 64;
 /// The newest Landlock that this knows; an older kernel enforces what it has.
 const LANDLOCK: ABI = ABI::V6;
 /// Exists where the kernel has seccomp filters.
@@ -42,7 +51,7 @@ fn has_seccomp() -> bool {
 /// Bounds this process, and shuts it off from files, network and other processes, as far as the kernel can.
 ///
 /// The threads that are started afterwards are confined too.
-pub(crate) fn confine(memory: u64, cpu: u64) -> Result<(), String> {
+pub(crate) fn confine(memory: u64, cpu: u64, access: &Access) -> Result<(), String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what} cannot be limited: {error}");
     let limits = [
         (Resource::RLIMIT_DATA, memory, memory, "memory"),
@@ -57,31 +66,41 @@ pub(crate) fn confine(memory: u64, cpu: u64) -> Result<(), String> {
     // Both are found out with files, which there are none of afterwards.
     let (landlock, seccomp) = (has_landlock(), has_seccomp());
     if landlock {
-        shut_off().map_err(|error| failed("access to files", &error))?;
+        shut_off(&access.readable).map_err(|error| failed("access to files", &error))?;
     }
-    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).map_err(|error| failed("open files", &error))?;
+    let files = if access.is_none() { OPEN_FILES } else { OPEN_FILES_WITH_ACCESS };
+    setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(|error| failed("open files", &error))?;
     if seccomp {
-        filter_calls().map_err(|error| failed("system calls", &error))?;
+        filter_calls(access).map_err(|error| failed("system calls", &error))?;
     }
     Ok(())
 }
 
-/// No file, no TCP, no abstract socket and no signal outside of this process. There is no rule that allows any.
-fn shut_off() -> Result<(), RulesetError> {
+/// No file but those to read, no TCP, no abstract socket and no signal outside of this process.
+fn shut_off(readable: &[PathBuf]) -> Result<(), Box<dyn std::error::Error>> {
     let ruleset = Ruleset::default().handle_access(AccessFs::from_all(LANDLOCK))?;
     let ruleset = ruleset.handle_access(AccessNet::from_all(LANDLOCK))?.scope(Scope::from_all(LANDLOCK))?;
-    ruleset.create()?.restrict_self().map(drop)
+    let mut ruleset = ruleset.create()?;
+    for path in readable {
+        let rights = match path.is_dir() {
+            true => AccessFs::ReadFile | AccessFs::ReadDir,
+            false => AccessFs::ReadFile.into(),
+        };
+        ruleset = ruleset.add_rule(PathBeneath::new(PathFd::new(path)?, rights))?;
+    }
+    ruleset.restrict_self()?;
+    Ok(())
 }
 
 /// Allows what computing takes: memory, threads, clocks, and the pipes. All else fails with EPERM, so that libraries that
 /// ask for something dispensable do without it.
-fn filter_calls() -> Result<(), seccompiler::Error> {
+fn filter_calls(access: &Access) -> Result<(), seccompiler::Error> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     // clone3 hides its flags from filters. Told that it is missing, libc uses clone.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
     let errno = |error: Errno| SeccompAction::Errno(error as u32);
     let first = SeccompFilter::new(clone3, SeccompAction::Allow, errno(Errno::ENOSYS), arch)?;
-    let second = SeccompFilter::new(allowed()?, errno(Errno::EPERM), SeccompAction::Allow, arch)?;
+    let second = SeccompFilter::new(allowed(access)?, errno(Errno::EPERM), SeccompAction::Allow, arch)?;
     for filter in [first, second] {
         let program: BpfProgram = filter.try_into()?;
         seccompiler::apply_filter(&program)?;
@@ -89,7 +108,33 @@ fn filter_calls() -> Result<(), seccompiler::Error> {
     Ok(())
 }
 
-fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
+/// What reading files takes, which Landlock decides about one by one.
+const READING: &[i64] = &[
+    libc::SYS_openat,
+    libc::SYS_newfstatat,
+    libc::SYS_statx,
+    libc::SYS_lseek,
+    libc::SYS_pread64,
+    libc::SYS_getdents64,
+    libc::SYS_readlinkat,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_getcwd,
+    libc::SYS_fcntl,
+    libc::SYS_fadvise64,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_open,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_stat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_lstat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_readlink,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_access,
+];
+
+fn allowed(access: &Access) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let plain = [
         // The pipes that are open.
         libc::SYS_read,
@@ -128,7 +173,9 @@ fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         libc::SYS_gettimeofday,
         libc::SYS_getrandom,
     ];
-    let mut calls: BTreeMap<i64, Vec<SeccompRule>> = plain.into_iter().map(|call| (call, vec![])).collect();
+    let reading: &[i64] = if access.is_none() { &[] } else { READING };
+    let plain = plain.iter().chain(reading).copied();
+    let mut calls: BTreeMap<i64, Vec<SeccompRule>> = plain.map(|call| (call, vec![])).collect();
     let when = |argument: u8, operator: SeccompCmpOp, value: u64| {
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
         Ok::<_, BackendError>(vec![SeccompRule::new(vec![condition])?])

@@ -4,6 +4,7 @@
 //! then, whatever that is doing. The other thread has the stack that the work needs.
 
 use crate::{
+    access::Access,
     confine::confine,
     frame::{self, Status},
 };
@@ -14,6 +15,7 @@ use std::{
     io::{self, Write},
     os::fd::{AsFd, AsRawFd},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
     process::ExitCode,
     sync::mpsc::{Receiver, sync_channel},
 };
@@ -31,10 +33,15 @@ pub struct Work {
     pub name: &'static str,
     /// Prepares it, once a process, with what all its requests share. The error says what is wrong with that.
     pub start: fn(setup: &[u8]) -> Result<Job, String>,
+    /// Loads the library of the [`Access`], before the process is confined and reads anything. It starts no thread.
+    pub load: Option<fn(library: &Path)>,
 }
 
 /// Turns a request into its result. The error says what is wrong with the request.
 pub type Job = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String>>;
+
+/// The numbers of [`Bounds`].
+const BOUNDS: usize = 5;
 
 /// What a helper process is started with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,12 +60,13 @@ pub(crate) struct Bounds {
 
 impl Bounds {
     /// The arguments that [`Bounds::read`] reads.
-    pub(crate) fn arguments(self) -> [String; 5] {
+    pub(crate) fn arguments(self) -> [String; BOUNDS] {
         [self.memory, self.stack, self.cpu, self.input, self.output].map(|number| number.to_string())
     }
 
     fn read(arguments: impl Iterator<Item = OsString>) -> Option<Self> {
-        let numbers: Option<Vec<u64>> = arguments.map(|argument| argument.to_str()?.parse().ok()).collect();
+        let numbers: Option<Vec<u64>> =
+            arguments.take(BOUNDS).map(|argument| argument.to_str()?.parse().ok()).collect();
         let [memory, stack, cpu, input, output] = numbers?.try_into().ok()?;
         Some(Self { memory, stack, cpu, input, output })
     }
@@ -73,10 +81,10 @@ pub fn serve(arguments: impl IntoIterator<Item = OsString>, works: &[Work]) -> O
     }
     let name = arguments.next().unwrap_or_default();
     let work = works.iter().find(|work| name == work.name);
-    let (Some(work), Some(bounds)) = (work, Bounds::read(arguments)) else {
+    let (Some(work), Some(bounds)) = (work, Bounds::read(arguments.by_ref())) else {
         return Some(fail(&format!("nerve starts `nerve {COMMAND}` itself, with limits and pipes; it is no command")));
     };
-    Some(match run(*work, bounds) {
+    Some(match run(*work, bounds, &Access::read(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => fail(&why),
     })
@@ -88,13 +96,20 @@ fn fail(why: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn run(work: Work, bounds: Bounds) -> Result<(), String> {
+fn run(work: Work, bounds: Bounds, access: &Access) -> Result<(), String> {
     close_inherited();
     let mut answers = take_stdout().map_err(|error| format!("stdout cannot be set apart: {error}"))?;
     prefer_as_victim();
     // A name for `ps` and no more.
     let _ = nix::sys::prctl::set_name(c"nerve-sandbox");
-    confine(bounds.memory, bounds.cpu)?;
+    if let (Some(load), Some(library)) = (work.load, &access.library) {
+        load(library);
+        // What confines this process confines the threads that it starts from then on.
+        if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
+            return Err(format!("{} starts threads where it is loaded: they cannot be confined", library.display()));
+        }
+    }
+    confine(bounds.memory, bounds.cpu, access)?;
     let (requests, received) = sync_channel(1);
     let stack = usize::try_from(bounds.stack).map_err(|error| error.to_string())?;
     let worker = std::thread::Builder::new().name(work.name.to_owned()).stack_size(stack);

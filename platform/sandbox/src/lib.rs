@@ -9,6 +9,7 @@
 //! - [`serve`], in `helper`: one helper, seen from within. `confine`: its limits, Landlock and seccomp.
 //! - `frame`: what goes over the pipes. [`SandboxError`], in `error`: why there is no answer.
 //! - [`Closed`], in `closed`: what a program that is no helper may not open.
+//! - [`Access`], in `access`: the files that a helper may read, and the library that it loads.
 //! - [`PROBE`]: the work that shows what a helper cannot do.
 //!
 //! # Flow
@@ -16,6 +17,7 @@
 //! its stdin, and reads one frame from its stdout. A helper that dies costs the request that it had. One that had served
 //! other requests before may have died of what they left behind, so its request runs once more in a fresh helper.
 
+mod access;
 mod closed;
 mod confine;
 mod error;
@@ -30,6 +32,7 @@ mod queue;
 /// megabytes at its start. For processes that are small, or whose memory is limited; a server would be slower.
 pub const LATE_COMMIT: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
 
+pub use access::Access;
 pub use closed::{Closed, can_close};
 pub use confine::missing;
 pub use error::{Death, SandboxError};

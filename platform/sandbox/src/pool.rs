@@ -1,6 +1,7 @@
 //! Helper processes out of one budget: which request gets which, and what becomes of both.
 
 use crate::{
+    access::Access,
     error::{Death, SandboxError},
     helper::Bounds,
     process::{Failure, Process},
@@ -46,7 +47,8 @@ impl Settings {
 /// What one helper may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory, in bytes: its share of the pool's.
+    /// Memory, in bytes: its share of the pool's. A helper that needs more than the pool has is started alone: once no other
+    /// helper runs, and until it has ended.
     pub memory: u64,
     /// The stack of the thread that works, in bytes. It is part of the memory where it is used.
     pub stack: u64,
@@ -61,14 +63,20 @@ pub struct Limits {
 pub struct Setup {
     digest: u64,
     bytes: Bytes,
+    access: Access,
 }
 
 impl Setup {
     /// A setup of these bytes.
     pub fn new(bytes: Bytes) -> Self {
+        Self::with_access(bytes, Access::default())
+    }
+
+    /// A setup of these bytes, for a helper that may use these files.
+    pub fn with_access(bytes: Bytes, access: Access) -> Self {
         let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
-        Self { digest: hasher.finish(), bytes }
+        (&bytes, &access).hash(&mut hasher);
+        Self { digest: hasher.finish(), bytes, access }
     }
 }
 
@@ -194,7 +202,7 @@ impl Shared {
             work: request.work,
             tenant: request.tenant.clone(),
             setup: request.setup.digest,
-            memory: request.limits.memory.min(self.settings.memory),
+            memory: request.limits.memory,
             cpu: request.timeout.as_secs().saturating_mul(2).max(MIN_CPU),
         });
         let (waiter, granted) = oneshot::channel();
@@ -301,7 +309,8 @@ impl Lease {
                 let bounds =
                     Bounds { memory: self.key.memory, stack, cpu: self.key.cpu, input: input.max(setup), output };
                 let Shared { settings, tasks, .. } = &*self.shared;
-                let started = Process::start(&settings.program, request.work, bounds, tasks).map_err(Failure::Bad)?;
+                let started = Process::start(&settings.program, request.work, bounds, &request.setup.access, tasks);
+                let started = started.map_err(Failure::Bad)?;
                 let process = self.process.insert(started);
                 let setup = [request.setup.bytes.clone()];
                 match process.exchange(&setup, &mut Vec::new()).await {

@@ -12,7 +12,7 @@ use std::{
 
 /// Tries what the request says: `echo TEXT`, `read FILE`, `write FILE`, `socket`, `run PROGRAM`, `pid`, or `nest`, `allocate`,
 /// `spin`, `panic`, which end the process or the request.
-pub const PROBE: Work = Work { name: "probe", start: |_| Ok(Box::new(probe) as Job) };
+pub const PROBE: Work = Work { name: "probe", start: |_| Ok(Box::new(probe) as Job), load: None };
 
 fn probe(request: &[u8]) -> Result<Vec<u8>, String> {
     let request = String::from_utf8_lossy(request).into_owned();

@@ -2,6 +2,7 @@
 
 use crate::{
     LATE_COMMIT,
+    access::Access,
     error::{Death, DeathLimits, SandboxError},
     frame::{self, ANSWER_HEAD_BYTES, Status},
     helper::{Bounds, COMMAND},
@@ -68,10 +69,11 @@ impl Process {
         program: &Path,
         work: &str,
         bounds: Bounds,
+        access: &Access,
         tracker: &TaskTracker,
     ) -> Result<Self, SandboxError> {
         let mut command = Command::new(program);
-        command.arg(COMMAND).arg(work).args(bounds.arguments()).current_dir("/").env_clear();
+        command.arg(COMMAND).arg(work).args(bounds.arguments()).args(access.arguments()).current_dir("/").env_clear();
         // Memory that the allocator reserves and does not use would count against the process.
         command.env(LATE_COMMIT.0, LATE_COMMIT.1).env("RAYON_NUM_THREADS", THREADS);
         // A terminal's Ctrl-C is for the server.

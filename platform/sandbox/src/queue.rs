@@ -3,7 +3,8 @@
 //!
 //! A request is served by an idle helper of its own tenant, or by a new one where the budget has room. Tenants with the
 //! fewest helpers at work come first, then those that were served longest ago. Where a tenant has no helper and there is no
-//! room for one, the idle helpers of others are ended, and so is one that has served its own tenant for a whole turn.
+//! room for one, the idle helpers of others are ended, and so is one that has served its own tenant for a whole turn. A helper
+//! that is larger than the budget runs alone.
 
 use crate::process::Process;
 use std::{
@@ -193,8 +194,9 @@ impl<P: HasTurn, W> Queue<P, W> {
     }
 
     fn fits(&self, memory: u64, freed: (u64, usize)) -> bool {
-        let used = self.used.0.saturating_sub(freed.0).saturating_add(memory);
-        used <= self.memory && self.used.1.saturating_sub(freed.1) < self.helpers
+        let used = (self.used.0.saturating_sub(freed.0), self.used.1.saturating_sub(freed.1));
+        let is_alone = used.1 == 0;
+        used.1 < self.helpers && (is_alone || used.0.saturating_add(memory) <= self.memory)
     }
 
     fn rest(&mut self, key: &Arc<Key>) {
@@ -276,6 +278,26 @@ mod tests {
         assert_eq!([step(&mut queue, later), step(&mut queue, later)], ["end a", "wait"]);
         queue.ended(&a);
         assert_eq!(step(&mut queue, later), "start 9");
+    }
+
+    #[test]
+    fn helper_that_is_larger_than_the_budget_runs_alone() {
+        let now = Instant::now();
+        let mut queue = Queue::new(10, 9);
+        let (a, b, large) = (key("a", 4), key("b", 4), key("large", 50));
+        queue.wait(a.clone(), 1);
+        queue.wait(b.clone(), 2);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 1", "start 2"]);
+        queue.wait(large.clone(), 3);
+        queue.wait(key("c", 1), 4);
+        assert_eq!(step(&mut queue, now), "wait", "who came later does not start before it");
+        queue.returned(a.clone(), Started(now), now);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["end a", "wait"]);
+        queue.ended(&a);
+        queue.lost(&b);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 3", "wait"]);
+        queue.lost(&large);
+        assert_eq!(step(&mut queue, now), "start 4");
     }
 
     #[test]

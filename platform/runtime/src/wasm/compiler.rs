@@ -19,6 +19,7 @@ pub const COMPILER: Work = Work {
             engine.precompile_component(component).map_err(|error| format!("it does not compile: {error:#}"))
         }))
     },
+    load: None,
 };
 
 /// The stack of a compiler, in bytes.
