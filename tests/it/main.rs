@@ -27,6 +27,7 @@ mod governor;
 mod harness;
 mod home;
 mod hostile;
+mod hostile_models;
 mod idempotency;
 mod identity;
 mod inference;

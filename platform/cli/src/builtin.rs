@@ -98,7 +98,7 @@ impl Models {
                 let added = registry.models().await?.into_iter().map(|entry| entry.name.to_string());
                 return Err(unknown(name, added.chain(onnx::bundled_names(config)).collect()).into());
             };
-            self.to_add.insert(name.clone(), LocalModel::read(&folder).await?);
+            self.to_add.insert(name.clone(), LocalModel::bundled(&folder).await?);
         }
         let model = self.to_add.get(name).cloned();
         let LocalModel { files, info } = model.ok_or_else(|| unknown(name, BTreeSet::new()))?;

@@ -55,7 +55,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What helper processes of this binary do.
-const WORKS: [nerve_sandbox::Work; 3] = [nerve_rag::READER, nerve_runtime::COMPILER, nerve_sandbox::PROBE];
+const WORKS: [nerve_sandbox::Work; 4] =
+    [nerve_rag::READER, nerve_runtime::COMPILER, nerve_inference::TRIAL, nerve_sandbox::PROBE];
 
 fn main() -> ExitCode {
     if let Some(ended) = nerve_sandbox::serve(std::env::args_os(), &WORKS) {

@@ -1,14 +1,13 @@
 //! A model on this machine, read to be sent.
 
 use crate::{artifacts::File, failure::Failure, onnx, output};
-use nerve_inference::{Description, ModelFolder, Onnx, Optimisation, Provider, Settings};
+use nerve_inference::{Description, ModelFolder, Provider, Settings, Trials};
 use nerve_server::{
     bus::BusError,
     config::OnnxConfig,
     registry::{ArtifactRef, ModelInfo, Registry},
 };
-use std::path::Path;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use std::path::{Path, PathBuf};
 
 /// The most that one model's files may hold, in bytes.
 const MAX_BYTES: u64 = 16 << 30;
@@ -23,49 +22,48 @@ pub(crate) struct LocalModel {
 }
 
 impl LocalModel {
-    /// Reads a model's folder, or one `.onnx` file with what lies beside it.
-    pub(crate) async fn read(path: &Path) -> Result<Self, Failure> {
-        let refused = || Failure::new(format!("cannot use {} as a model", path.display()));
-        let folder = ModelFolder::read(path).map_err(|error| refused().because(error))?;
+    /// Reads a model's folder, or one `.onnx` file with what lies beside it, in a helper process.
+    pub(crate) async fn read(path: &Path, trials: &Trials) -> Result<Self, Failure> {
+        let outlined = trials.outline(path).await;
+        Self::of(path, outlined.map_err(|error| unusable(path).because(error))?).await
+    }
+
+    /// Reads a model that comes with this installation.
+    pub(crate) async fn bundled(folder: &Path) -> Result<Self, Failure> {
+        let read = ModelFolder::read(folder);
+        Self::of(folder, read.map_err(|error| unusable(folder).because(error))?).await
+    }
+
+    async fn of(path: &Path, folder: ModelFolder) -> Result<Self, Failure> {
         let mut files = Vec::with_capacity(folder.files.len());
         let mut left = MAX_BYTES;
         for name in &folder.files {
             let file = folder.root.join(name);
-            let unread = |error| refused().because(anyhow::Error::from(error).context(file.display().to_string()));
+            let unread = |error| unusable(path).because(anyhow::Error::from(error).context(file.display().to_string()));
             let length = std::fs::metadata(&file).map_err(unread)?.len();
             left = left.checked_sub(length).ok_or_else(|| {
-                refused().cause("its files hold more than 16 GiB").next("use a smaller or quantised export of it")
+                unusable(path).cause("its files hold more than 16 GiB").next("use a smaller or quantised export of it")
             })?;
             files.push(File::at(name, file.clone()).await.map_err(unread)?);
         }
         Ok(Self { files, info: info(folder.description) })
     }
 
-    /// Runs the model in `path` once, where ONNX Runtime is on this machine: finds out here what a worker would find
-    /// out later.
-    pub(crate) async fn try_out(path: &Path, config: &OnnxConfig) -> anyhow::Result<()> {
-        let cache = tempfile::tempdir()?;
-        let settings = onnx::engine_settings(config, cache.path().to_owned())?;
-        // Once is not worth an optimised graph.
-        let settings =
-            Settings { optimisation: Optimisation::Off, providers: vec![Provider::Cpu], threads: 1, ..settings };
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let onnx = Onnx::start(settings, stop.clone(), tasks.clone());
-        let tried = match onnx.library() {
-            Ok(_) => onnx.try_out(path).await,
-            Err(error) => {
-                tracing::debug!(%error, "the model is not tried out");
-                Ok(())
-            }
-        };
-        drop(onnx);
-        stop.cancel();
-        tasks.close();
-        tasks.wait().await;
-        tried.map_err(|error| {
+    /// Runs the model once, which was read from `path`, in a helper process, where ONNX Runtime is on this machine: finds out
+    /// here what a worker would find out later.
+    pub(crate) async fn try_out(&self, path: &Path, trials: &Trials, config: &OnnxConfig) -> anyhow::Result<()> {
+        let settings = onnx::engine_settings(config, PathBuf::new(), trials.clone())?;
+        // The workers have the same model on their devices.
+        let settings = Settings { providers: vec![Provider::Cpu], ..settings };
+        let size = self.files.iter().map(|file| file.size).sum();
+        let ran = trials.try_out(path, size, &settings).await.map_err(|error| {
             let next = "export it again, for the version of ONNX Runtime that is here";
-            Failure::new(format!("cannot use {} as a model", path.display())).because(error).next(next).into()
-        })
+            unusable(path).because(error).next(next)
+        })?;
+        if !ran {
+            tracing::debug!("the model is not run: ONNX Runtime is not here");
+        }
+        Ok(())
     }
 
     /// Whether all of its files are in the registry.
@@ -82,6 +80,10 @@ impl LocalModel {
     pub(crate) fn references(&self) -> Vec<ArtifactRef> {
         self.files.iter().map(File::reference).collect()
     }
+}
+
+fn unusable(path: &Path) -> Failure {
+    Failure::new(format!("cannot use {} as a model", path.display()))
 }
 
 fn info(description: Description) -> ModelInfo {
@@ -116,7 +118,9 @@ pub(crate) fn total(files: &[ArtifactRef]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sandbox;
     use nerve_inference::Task;
+    use nerve_server::config::Config;
 
     #[test]
     fn a_model_is_told_in_one_line() {
@@ -142,7 +146,9 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_model_is_named() {
-        let error = LocalModel::read(Path::new("/no/such/folder")).await.unwrap_err();
+        let config = Config::load(None, []).unwrap().sandbox;
+        let trials = sandbox::trials(&config, &sandbox::pool(&config));
+        let error = LocalModel::read(Path::new("/no/such/folder"), &trials).await.unwrap_err();
         assert!(error.to_string().contains("/no/such/folder"));
     }
 }

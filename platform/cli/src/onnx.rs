@@ -1,6 +1,6 @@
 //! What comes with this installation for ONNX Runtime: its library, and models.
 
-use nerve_inference::{Provider, Settings};
+use nerve_inference::{Provider, Settings, Trials};
 use nerve_server::config::{OnnxConfig, check_trusted};
 use std::{
     collections::BTreeSet,
@@ -58,8 +58,8 @@ pub(crate) fn is_trusted(path: &Path) -> bool {
     }
 }
 
-/// How nerve-inference is to run models, with what it writes in `cache`.
-pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf) -> anyhow::Result<Settings> {
+/// How nerve-inference is to run models, with what it writes in `cache`, once `trials` have tried them.
+pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf, trials: Trials) -> anyhow::Result<Settings> {
     let providers: Result<Vec<Provider>, String> =
         config.providers.iter().map(|provider| provider.as_str().parse()).collect();
     let named = |name: String| bundled_folder(config, &name).map(|folder| (name, folder));
@@ -73,6 +73,7 @@ pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf) -> anyhow::Re
         queue: config.queue,
         context: config.context,
         idle: config.idle,
+        trials: Some(trials),
     })
 }
 

@@ -1,5 +1,6 @@
 //! The helper processes of this installation, as the settings have them.
 
+use nerve_inference::Trials;
 use nerve_runtime::Compiler;
 use nerve_sandbox::{Pool, Settings};
 use nerve_server::config::SandboxConfig;
@@ -12,6 +13,11 @@ pub(crate) fn pool(config: &SandboxConfig) -> Pool {
 /// What compiles components in `pool`.
 pub(crate) fn compiler(config: &SandboxConfig, pool: &Pool) -> Compiler {
     Compiler { pool: pool.clone(), memory: config.compile_memory, timeout: config.compile_timeout }
+}
+
+/// What tries models in `pool`.
+pub(crate) fn trials(config: &SandboxConfig, pool: &Pool) -> Trials {
+    Trials { pool: pool.clone(), memory: config.model_memory, timeout: config.model_timeout }
 }
 
 /// Says once what this kernel lacks of what confines helper processes, and of what closes folders to process functions.

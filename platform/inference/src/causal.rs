@@ -151,6 +151,12 @@ impl CausalModel {
         Ok(stream(pieces, slot))
     }
 
+    /// Tokenises a text by itself.
+    pub(crate) fn tokenise(&self, text: &str) -> Result<(), String> {
+        let encoding = self.tokenizer.encode(text, false);
+        encoding.map(drop).map_err(|error| format!("the text cannot be tokenised: {error}"))
+    }
+
     /// The tokens of a conversation, up to where the model goes on.
     async fn prompt(&self, messages: Vec<Message>) -> Result<Prompt, InferenceError> {
         let bytes: usize = messages.iter().map(|message| message.content.len()).sum();

@@ -5,11 +5,14 @@ use crate::{
     head::Head,
     loaded::{Admission, Answer, Kind, Loaded, activate, collect, run_text},
     task::Task,
-    tensor::{Feed, TensorModel},
+    tensor::{Feed, Input, TensorModel},
 };
 use nerve_core::inference::{Classification, InferenceError, Label, Sample};
 use serde_json::{Map, Value};
 use std::borrow::Cow;
+
+/// The most numbers or strings that one blank input may hold.
+const MAX_BLANKS: usize = 1 << 20;
 
 impl Loaded {
     /// What the model says of each sample.
@@ -65,6 +68,17 @@ impl Loaded {
         let labels = model.labels(&row);
         Ok((row, labels))
     }
+
+    /// Features for a model of numbers and strings, all of them zero; none where it takes too many, or reads text.
+    pub(crate) fn blank_features(&self) -> Option<Value> {
+        let Kind::Tensor(model) = &self.kind else { return None };
+        let blank = |input: &Input| {
+            let sizes = input.shape.iter().map(|size| usize::try_from(*size).unwrap_or(1));
+            let count = sizes.fold(1, usize::saturating_mul);
+            (count <= MAX_BLANKS).then(|| (input.name.clone(), vec![Value::from(0); count].into()))
+        };
+        model.signature.inputs.iter().map(blank).collect::<Option<Map<String, Value>>>().map(Value::Object)
+    }
 }
 
 async fn run_feeds(model: &TensorModel, feeds: Vec<Feed>, admission: Admission) -> Answer<Vec<Map<String, Value>>> {
@@ -98,7 +112,7 @@ fn feed_of(model: &TensorModel, features: &Value) -> Result<Feed, String> {
     let inputs = &model.signature.inputs;
     let values: Vec<Cow<'_, Value>> = match (features, inputs.as_slice()) {
         (Value::Object(named), inputs) => {
-            let named = |input: &crate::tensor::Input| {
+            let named = |input: &Input| {
                 let names = || inputs.iter().map(|input| input.name.as_str()).collect::<Vec<_>>().join(", ");
                 let value = named.get(&input.name).map(Cow::Borrowed);
                 value.ok_or_else(|| format!("the feature `{}` is missing: the model takes {}", input.name, names()))

@@ -6,6 +6,7 @@ use crate::{
     proto::Outline,
     task::Description,
 };
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
     fs,
@@ -26,7 +27,7 @@ const COMPANIONS: &[&str] = &[
 ];
 
 /// A model's folder, read and checked without running it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelFolder {
     /// The folder.
     pub root: PathBuf,

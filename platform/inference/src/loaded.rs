@@ -56,6 +56,15 @@ impl Loaded {
         }
     }
 
+    /// Tokenises a text as a request would have it, where the model reads text.
+    pub(crate) fn tokenise(&self, text: &str) -> Result<(), String> {
+        match &self.kind {
+            Kind::Text(model) => model.tokenizer.text(text).map(drop),
+            Kind::Causal(model) => model.tokenise(text),
+            Kind::Tensor(_) => Ok(()),
+        }
+    }
+
     pub(crate) fn unfit(&self, what: &str) -> InferenceError {
         let task = self.description.task.as_str();
         InferenceError::Invalid(format!("`{}` is a model for {task}, which cannot {what}", self.name))

@@ -1,17 +1,13 @@
 //! The models of this machine: loaded when they are first asked for, shared by all who ask, dropped when nobody does.
 
 use crate::{
-    causal::{CausalModel, CausalParts},
     files::FolderError,
-    folder::{ModelFolder, locate},
-    layout::{self, Layout},
+    folder::ModelFolder,
     library::{Library, LibraryError},
-    loaded::{Kind, Loaded},
-    proto::Outline,
-    session::Recipe,
-    settings::{Provider, Settings},
-    tensor::{Origins, TensorModel, TensorParts},
-    text::{TextModel, TextParts},
+    load::Source,
+    loaded::Loaded,
+    settings::Settings,
+    trials::{TrialError, Trials, depth},
 };
 use data_encoding::HEXLOWER;
 use nerve_core::{
@@ -22,15 +18,19 @@ use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
     fs,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::Mutex as AsyncMutex;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// The most memory that copies of one model's weights may take, in bytes; a larger model has one session.
-const COPIES: u64 = 1 << 30;
+/// How long a model that was refused is not tried again.
+const REFUSAL_PAUSE: Duration = Duration::from_secs(600);
+/// How long a model that could not be tried is not tried again.
+const FAILURE_PAUSE: Duration = Duration::from_secs(10);
+/// The file, in a model's folder of the cache, that says how it was tried.
+const VERDICT: &str = "tried";
 /// How long the folder of a model that nobody loads is kept.
 const KEPT: Duration = Duration::from_secs(24 * 3600);
 
@@ -38,6 +38,7 @@ const KEPT: Duration = Duration::from_secs(24 * 3600);
 pub(crate) struct Models {
     settings: Settings,
     tasks: TaskTracker,
+    stop: CancellationToken,
     slots: Mutex<HashMap<String, Arc<AsyncMutex<Slot>>>>,
     bundled: AsyncMutex<HashMap<String, Model>>,
 }
@@ -48,13 +49,42 @@ struct Slot {
     model: Weak<Loaded>,
     /// Kept for requests, of which nobody knows whether another one comes.
     held: Option<(Arc<Loaded>, Instant)>,
+    /// Why it was not loaded, and until when it is not tried again.
+    refused: Option<(String, Instant)>,
+}
+
+impl Slot {
+    fn refusal(&self) -> Option<InferenceError> {
+        let (why, until) = self.refused.as_ref()?;
+        (Instant::now() < *until).then(|| InferenceError::Unavailable(why.clone()))
+    }
+}
+
+/// Why a model is not loaded.
+struct LoadFailure {
+    why: String,
+    /// How long it is not tried again.
+    pause: Duration,
+}
+
+/// A model whose files lie where they are loaded from.
+struct Placed {
+    library: Library,
+    root: PathBuf,
+    /// What Nerve keeps of it.
+    cache: PathBuf,
 }
 
 impl Models {
     /// Starts with no model loaded; until `stop`, what is no longer used is dropped.
     pub(crate) fn start(settings: Settings, stop: CancellationToken, tasks: TaskTracker) -> Arc<Self> {
-        let models =
-            Arc::new(Self { settings, tasks: tasks.clone(), slots: Mutex::default(), bundled: AsyncMutex::default() });
+        let models = Arc::new(Self {
+            settings,
+            tasks: tasks.clone(),
+            stop: stop.clone(),
+            slots: Mutex::default(),
+            bundled: AsyncMutex::default(),
+        });
         let sweeper = models.clone();
         tasks.spawn(async move {
             let every = (sweeper.settings.idle / 4).clamp(Duration::from_millis(50), Duration::from_secs(60));
@@ -98,13 +128,18 @@ impl Models {
         let loaded = match slot.model.upgrade() {
             Some(loaded) => loaded,
             None => {
+                if let Some(refusal) = slot.refusal() {
+                    return Err(refusal);
+                }
                 let (models, model) = (self.clone(), model.clone());
                 // On a task of its own: loading goes on for the next caller if this one leaves.
                 let load = self.tasks.spawn(async move {
-                    let load = tokio::task::spawn_blocking(move || models.load(&model, &digest)).await;
-                    let loaded = load.map_err(|_| InferenceError::Failed("loading the model panicked".to_owned()))?;
-                    let loaded = Arc::new(loaded?);
-                    slot.model = Arc::downgrade(&loaded);
+                    let loaded = models.load(model, digest).await.map_err(|LoadFailure { why, pause }| {
+                        slot.refused = Some((why.clone(), Instant::now() + pause));
+                        InferenceError::Unavailable(why)
+                    })?;
+                    let loaded = Arc::new(loaded);
+                    (slot.model, slot.refused) = (Arc::downgrade(&loaded), None);
                     Ok::<_, InferenceError>((loaded, slot))
                 });
                 let ended = load.await.map_err(|_| InferenceError::Failed("loading the model panicked".to_owned()))?;
@@ -119,22 +154,66 @@ impl Models {
         Ok(loaded)
     }
 
-    fn load(&self, model: &Model, digest: &str) -> Result<Loaded, InferenceError> {
-        let library = self.library().map_err(|error| InferenceError::Unavailable(error.to_string()))?;
+    async fn load(self: Arc<Self>, model: Model, digest: String) -> Result<Loaded, LoadFailure> {
         let started = Instant::now();
-        let load = || {
-            let cache = self.settings.cache.join(digest);
-            fs::create_dir_all(&cache).map_err(|error| writing(&cache, &error))?;
-            // When it was last used.
-            fs::File::open(&cache).and_then(|folder| folder.set_modified(SystemTime::now())).ok();
-            let root = place(model, &cache)?;
-            self.open(&model.name, library, &root, &cache)
+        let failed = |why: String| LoadFailure {
+            why: format!("the model `{}` cannot be loaded: {why}", model.name),
+            pause: Duration::ZERO,
         };
-        let loaded: Loaded = load().map_err(|FolderError(why)| {
-            InferenceError::Unavailable(format!("the model `{}` cannot be loaded: {why}", model.name))
-        })?;
+        let (models, wanted, folder) = (self.clone(), model.clone(), digest.clone());
+        let placed = blocking(move || models.place(&wanted, &folder)).await.map_err(failed)?;
+        if let Some(trials) = &self.settings.trials {
+            let tried = self.stop.run_until_cancelled(self.try_out(trials, &model, &digest, &placed)).await;
+            let tried = tried.unwrap_or_else(|| Err(TrialError::Failed("the server is stopping".to_owned())));
+            tried.map_err(|error| match error {
+                TrialError::Refused(why) => LoadFailure { pause: REFUSAL_PAUSE, ..failed(why) },
+                TrialError::Failed(why) => LoadFailure { pause: FAILURE_PAUSE, ..failed(why) },
+            })?;
+        }
+        let (models, name) = (self.clone(), model.name.clone());
+        let loaded = blocking(move || {
+            let Placed { library, root, cache } = placed;
+            let source = Source { name: &name, library, path: &root, cache: Some(&cache) };
+            source.load(&models.settings, &models.tasks).map_err(|FolderError(why)| why)
+        });
+        let loaded = loaded.await.map_err(failed)?;
         tracing::info!(model = model.name, seconds = started.elapsed().as_secs_f64(), "loaded");
         Ok(loaded)
+    }
+
+    /// Puts the model's files where they are loaded from.
+    fn place(&self, model: &Model, digest: &str) -> Result<Placed, String> {
+        let library = self.library().map_err(|error| error.to_string())?;
+        let cache = self.settings.cache.join(digest);
+        fs::create_dir_all(&cache).map_err(|error| writing(&cache, &error).0)?;
+        // When it was last used.
+        fs::File::open(&cache).and_then(|folder| folder.set_modified(SystemTime::now())).ok();
+        let root = place(model, &cache).map_err(|FolderError(why)| why)?;
+        Ok(Placed { library, root, cache })
+    }
+
+    /// Tries the model in a helper process, unless these files were tried before or come with this installation.
+    async fn try_out(&self, trials: &Trials, model: &Model, digest: &str, placed: &Placed) -> Result<(), TrialError> {
+        let Placed { library, root, cache } = placed;
+        let (verdict, kept) = (verdict(&self.settings, library), cache.join(VERDICT));
+        if fs::read_to_string(&kept).is_ok_and(|kept| kept == verdict) {
+            return Ok(());
+        }
+        let is_bundled = self.bundled(&model.name).await.is_some_and(|bundled| self::digest(&bundled) == digest);
+        if !is_bundled {
+            let size = model.files.iter().filter_map(|file| Some(fs::metadata(&file.file).ok()?.len())).sum();
+            let started = Instant::now();
+            // The library that runs here.
+            let settings = Settings { library: Some(library.file.clone()), ..self.settings.clone() };
+            let tried = trials.try_out(root, size, &settings).await;
+            let (seconds, passed) = (started.elapsed().as_secs_f64(), tried.is_ok());
+            tracing::info!(model = model.name, seconds, passed, "tried in a helper process");
+            tried?;
+        }
+        if let Err(error) = fs::write(&kept, verdict) {
+            tracing::warn!(file = %kept.display(), %error, "that a model was tried is not kept");
+        }
+        Ok(())
     }
 
     /// ONNX Runtime, or why there is none.
@@ -142,63 +221,12 @@ impl Models {
         Library::load(self.settings.library.as_deref())
     }
 
-    fn open(&self, name: &str, library: Library, root: &Path, cache: &Path) -> Result<Loaded, FolderError> {
-        let (_, graph) = locate(root)?;
-        let graph = root.join(graph);
-        let bytes = fs::read(&graph).map_err(|error| crate::files::unreadable(&graph, &error))?;
-        let outline = Outline::read(&bytes).map_err(FolderError)?;
-        let layout = Layout::read(root, &outline)?;
-        let origins = if matches!(layout.kind, layout::Kind::Ports(..)) {
-            Origins::read(bytes.into())
-        } else {
-            drop(bytes);
-            Origins::default()
-        };
-        // An optimised graph would look for its weights beside itself.
-        let cache = Some(cache).filter(|_| outline.external.is_empty());
-        let recipe = Recipe::prepare(library, graph, &self.settings, cache).map_err(FolderError)?;
-        let (sessions, threads) = self.share(root);
-        let description = layout.description();
-        let queue = self.settings.queue;
-        let kind = match layout.kind {
-            layout::Kind::Text(layout) => {
-                let parts = TextParts { name, root, layout, recipe: recipe.with_threads(threads), sessions, queue };
-                Kind::Text(TextModel::load(parts, &self.tasks)?)
-            }
-            layout::Kind::Causal(layout) => {
-                // A step has one token: only several threads together make it faster.
-                let (recipe, context) = (recipe.with_threads(self.settings.cores()), self.settings.context);
-                let parts = CausalParts { name, root, layout, recipe, queue, context };
-                Kind::Causal(CausalModel::load(parts, &self.tasks)?)
-            }
-            layout::Kind::Ports(..) => {
-                let parts = TensorParts { name, recipe: recipe.with_threads(threads), origins, sessions, queue };
-                Kind::Tensor(TensorModel::load(parts, &self.tasks)?)
-            }
-        };
-        Ok(Loaded { name: name.to_owned(), description, kind })
-    }
-
-    /// Sessions of a model, and the threads of each.
-    ///
-    /// A session a core does more in a second than one session over all cores, as nothing waits for the slowest of
-    /// several threads; but each has a copy of the weights.
-    fn share(&self, root: &Path) -> (usize, usize) {
-        let cores = self.settings.cores();
-        if self.settings.providers.first().is_some_and(|provider| *provider != Provider::Cpu) {
-            return (1, cores);
-        }
-        let size = folder_size(root).max(1);
-        let sessions = usize::try_from(COPIES / size).unwrap_or(usize::MAX).clamp(1, cores);
-        (sessions, cores.div_ceil(sessions))
-    }
-
     fn sweep(&self) {
         let idle = self.settings.idle;
         self.slots().retain(|_, slot| {
             let Ok(mut slot) = slot.try_lock() else { return true };
             slot.held = slot.held.take().filter(|(_, since)| since.elapsed() < idle);
-            slot.model.strong_count() > 0
+            slot.model.strong_count() > 0 || slot.refusal().is_some()
         });
         self.sweep_folders();
     }
@@ -220,6 +248,17 @@ impl Models {
     fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<AsyncMutex<Slot>>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err("loading it panicked".to_owned()))
+}
+
+/// Whatever decides how a trial ends, beside the model's files.
+fn verdict(settings: &Settings, library: &Library) -> String {
+    let size = library.file.metadata().map(|file| file.len()).unwrap_or_default();
+    let (version, file, depth) = (env!("CARGO_PKG_VERSION"), library.file.display(), depth(settings));
+    format!("nerve {version}, {file} of {size} bytes, {depth:?}\n")
 }
 
 /// What tells a model from all others: its files' names and digests.
@@ -258,6 +297,9 @@ fn place(model: &Model, cache: &Path) -> Result<PathBuf, FolderError> {
     }
     let root = cache.join("files");
     for artifact in &model.files {
+        if !Path::new(&artifact.name).components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(FolderError(format!("its file `{}` would lie outside of its folder", artifact.name)));
+        }
         let file = root.join(&artifact.name);
         if let Some(folder) = file.parent() {
             fs::create_dir_all(folder).map_err(|error| writing(folder, &error))?;
@@ -274,14 +316,4 @@ fn place(model: &Model, cache: &Path) -> Result<PathBuf, FolderError> {
 
 fn writing(path: &Path, error: &std::io::Error) -> FolderError {
     FolderError(format!("{} cannot be written: {error}", path.display()))
-}
-
-fn folder_size(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(metadata) if metadata.is_dir() => folder_size(&entry.path()),
-        Ok(metadata) => metadata.len(),
-        Err(_) => 0,
-    };
-    entries.map(size).sum()
 }

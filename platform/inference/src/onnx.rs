@@ -2,23 +2,21 @@
 
 use crate::{
     embed::EmbedStyle,
-    files::FolderError,
     library::LibraryError,
     loaded::{Admission, Loaded},
-    models::{Models, read_model},
+    models::Models,
     settings::Settings,
-    task::Task,
 };
 use async_trait::async_trait;
-use futures::{StreamExt, stream::BoxStream};
+use futures::stream::BoxStream;
 use nerve_core::{
     Inference,
     inference::{
-        Classification, EmbedRequest, Embedding, GenerateRequest, InferenceError, Message, Model, Piece, Relevance,
-        RerankRequest, Role, Sample,
+        Classification, EmbedRequest, Embedding, GenerateRequest, InferenceError, Model, Piece, Relevance,
+        RerankRequest, Sample,
     },
 };
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Embeds and scores for whoever asks; models are shared by all of them.
@@ -36,30 +34,6 @@ impl Onnx {
     /// Loads ONNX Runtime, and says which file it came from.
     pub fn library(&self) -> Result<std::path::PathBuf, LibraryError> {
         self.models.library().map(|library| library.file)
-    }
-
-    /// Loads the model in a folder, or of one `.onnx` file, and runs it once where it reads text: finds out what only
-    /// ONNX Runtime knows of a model.
-    pub async fn try_out(&self, path: &Path) -> Result<(), FolderError> {
-        let model = read_model("on trial", path)?;
-        let loaded = self.models.get(&model, false).await;
-        let loaded = loaded.map_err(|error| FolderError(error.to_string()))?;
-        let tried = match loaded.description.task {
-            Task::Embed | Task::Sparse => {
-                let request = EmbedRequest { texts: vec!["a trial".to_owned()], ..EmbedRequest::default() };
-                loaded.embed(request, &EmbedStyle::default(), Admission::Wait).await.map(drop)
-            }
-            Task::Rerank => {
-                let request = RerankRequest { query: "a".to_owned(), documents: vec!["trial".to_owned()], raw: false };
-                loaded.rerank(request, Admission::Wait).await.map(drop)
-            }
-            Task::Classify => {
-                loaded.classify(vec![Sample::Text("a trial".to_owned())], false, Admission::Wait).await.map(drop)
-            }
-            Task::Generate => write_two(loaded).await,
-            Task::Tensor => Ok(()),
-        };
-        tried.map_err(|error| FolderError(format!("{} does not run: {error}", path.display())))
     }
 
     /// The model in memory; it stays there as long as the result does.
@@ -110,12 +84,4 @@ impl Inference for Onnx {
     ) -> Result<BoxStream<'static, Result<Piece, InferenceError>>, InferenceError> {
         self.hold(model).await?.generate(request).await
     }
-}
-
-/// Has a language model write two tokens.
-async fn write_two(loaded: Arc<Loaded>) -> Result<(), InferenceError> {
-    let messages = vec![Message { role: Role::User, content: "a trial".to_owned() }];
-    let request = GenerateRequest { messages, max_tokens: Some(2), ..GenerateRequest::default() };
-    let pieces: Vec<_> = loaded.generate(request).await?.collect().await;
-    pieces.into_iter().collect::<Result<Vec<Piece>, InferenceError>>().map(drop)
 }

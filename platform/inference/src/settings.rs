@@ -1,5 +1,6 @@
 //! What an operator may set.
 
+use crate::trials::Trials;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, time::Duration};
 
@@ -24,6 +25,9 @@ pub struct Settings {
     pub context: usize,
     /// How long a model that no function runs is kept after the last request.
     pub idle: Duration,
+    /// What tries models before they are loaded, all but those that come with this installation. Without it every model is
+    /// trusted.
+    pub trials: Option<Trials>,
 }
 
 impl Settings {

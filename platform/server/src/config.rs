@@ -384,6 +384,8 @@ mod tests {
             ("NERVE_GATEWAY_COLOUR", "red", "colour"),
             ("NERVE_SANDBOX_MEMORY", "200000000", "sandbox.document_memory"),
             ("NERVE_SANDBOX_COMPILE_MEMORY", "1000", "sandbox.compile_memory"),
+            ("NERVE_SANDBOX_MODEL_MEMORY", "1000", "sandbox.model_memory"),
+            ("NERVE_SANDBOX_MODEL_TIMEOUT", "0s", "sandbox.model_timeout"),
             ("NERVE_SANDBOX_HELPERS", "0", "sandbox.helpers"),
             ("NERVE_GATEWAY_THREADS", "1000", "gateway.threads"),
             ("NERVE_GATEWAY_TLS_CERT", "/etc/nerve/cert.pem", "tls_cert and tls_key go together"),

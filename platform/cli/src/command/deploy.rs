@@ -12,6 +12,7 @@ use crate::{
     model::LocalModel,
     output::{self, Format},
     plan::{self, Action, State, Step},
+    sandbox,
 };
 use clap::Args;
 use nerve_core::{
@@ -61,8 +62,8 @@ struct Bundle {
     named: BTreeMap<Name, ModelName>,
     /// The models that come with this installation and are to be added.
     models: BTreeMap<ModelName, LocalModel>,
-    /// The models that lie beside the manifest.
-    beside: Vec<(PathBuf, LocalModel)>,
+    /// Where the models lie that functions name by their folder, which is still to be read.
+    beside: BTreeMap<Name, PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -199,9 +200,9 @@ impl Bundle {
                 .next("correct it and deploy again; nothing was changed")
         })?;
         let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let (mut functions, mut named, mut beside) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
+        let (mut functions, mut named, mut beside) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
         for (name, mut spec) in manifest.functions {
-            let mut files = artifacts::collect(folder, &spec.run)?;
+            let files = artifacts::collect(folder, &spec.run)?;
             check(&spec.run, &files)?;
             if let Some(tool) = &spec.tool {
                 nerve_rag::check_tool(tool).map_err(|why| {
@@ -210,12 +211,7 @@ impl Bundle {
                 })?;
             }
             match builtin::read(folder, &name, &mut spec)? {
-                Some(Wanted::Path(path)) => {
-                    let model = LocalModel::read(&path).await?;
-                    builtin::check(&name, &spec, &model.info)?;
-                    files = model.files.clone();
-                    beside.push((path, model));
-                }
+                Some(Wanted::Path(path)) => drop(beside.insert(name.clone(), path)),
                 Some(Wanted::Name(model)) => drop(named.insert(name.clone(), model)),
                 None => {}
             }
@@ -236,11 +232,19 @@ impl Bundle {
             }
         }
         self.models = models.to_add;
-        for (path, model) in &self.beside {
+        let pool = sandbox::pool(&connection.config.sandbox);
+        let trials = sandbox::trials(&connection.config.sandbox, &pool);
+        for (name, path) in &self.beside {
+            let model = LocalModel::read(path, &trials).await?;
+            if let Some((spec, files)) = self.functions.get_mut(name) {
+                builtin::check(name, spec, &model.info)?;
+                files.clone_from(&model.files);
+            }
             if !model.is_uploaded(registry).await? {
-                LocalModel::try_out(path, &connection.config.onnx).await?;
+                model.try_out(path, &trials, &connection.config.onnx).await?;
             }
         }
+        pool.close().await;
         Ok(())
     }
 

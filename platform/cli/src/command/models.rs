@@ -5,7 +5,7 @@ use crate::{
     connection::Connection,
     failure::Failure,
     model::{LocalModel, summary, total},
-    moment, output,
+    moment, output, sandbox,
 };
 use clap::{Args, Subcommand};
 use nerve_core::ModelName;
@@ -89,9 +89,12 @@ impl Add {
             Some(name) => name,
             None => name_of(&self.path)?,
         };
-        let model = LocalModel::read(&self.path).await?;
         let connection = Connection::open(globals, &self.folder).await?;
-        LocalModel::try_out(&self.path, &connection.config.onnx).await?;
+        let pool = sandbox::pool(&connection.config.sandbox);
+        let trials = sandbox::trials(&connection.config.sandbox, &pool);
+        let model = LocalModel::read(&self.path, &trials).await?;
+        model.try_out(&self.path, &trials, &connection.config.onnx).await?;
+        pool.close().await;
         let registry = connection.registry().await?;
         for file in &model.files {
             file.upload(&registry, globals.output).await?;

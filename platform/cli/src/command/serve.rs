@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use clap::Args;
 use nerve_broker::roles;
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
-use nerve_inference::Onnx;
+use nerve_inference::{Onnx, Trials};
 use nerve_onnx::OnnxHost;
 use nerve_rag::{DocumentReaders, Rag, Settings};
 use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, Shim, WasmConfig, WasmHost};
@@ -219,12 +219,12 @@ impl Serving {
     async fn run(self, stop: Stop, ready: impl AsyncFnOnce(Ready) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let Self { config, role, inherited } = self;
         let (data, nats) = (config.data.dir.clone(), config.nats.url.to_string());
-        let models = ModelRunner::start(&config.onnx, &data)?;
+        sandbox::warn_of_what_is_missing();
         let helpers = sandbox::pool(&config.sandbox);
+        let models = ModelRunner::start(&config.onnx, &data, sandbox::trials(&config.sandbox, &helpers))?;
         let worker = match role {
             Role::Gateway => None,
             Role::Worker | Role::Both => {
-                sandbox::warn_of_what_is_missing();
                 let compiler = sandbox::compiler(&config.sandbox, &helpers);
                 let readers = DocumentReaders::new(helpers.clone(), config.sandbox.document_memory);
                 Some(runtimes(&config, compiler, Builtins::new(&config, models.onnx.clone(), readers)?)?)
@@ -239,10 +239,11 @@ impl Serving {
         let gateway = server.gateway_addr().map(|address| format!("{scheme}://{}", reachable(address)));
         ready(Ready { gateway, nats }).await?;
         let served = server.run(stop.0).await;
+        // Models that are on trial have helper processes.
+        models.close().await;
         if tokio::time::timeout(CLOSING, helpers.close()).await.is_err() {
             tracing::warn!("a helper process did not end within {CLOSING:?}");
         }
-        models.close().await;
         Ok(served?)
     }
 }
@@ -292,9 +293,9 @@ struct ModelRunner {
 
 impl ModelRunner {
     /// Starts without a model, and even without ONNX Runtime: then it says what is missing.
-    fn start(config: &OnnxConfig, data: &Path) -> anyhow::Result<Self> {
+    fn start(config: &OnnxConfig, data: &Path, trials: Trials) -> anyhow::Result<Self> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let settings = onnx::engine_settings(config, data.join("models"))?;
+        let settings = onnx::engine_settings(config, data.join("models"), trials)?;
         let default = settings.bundled.contains_key(onnx::DEFAULT_MODEL);
         let onnx = Arc::new(Onnx::start(settings, stop.clone(), tasks.clone()));
         let loading = onnx.clone();

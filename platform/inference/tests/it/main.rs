@@ -14,7 +14,7 @@ mod scores;
 mod writing;
 
 use nerve_core::inference::{Embedding, Vector};
-pub(crate) use rig::{Rig, cosine, expected, fixtures, settings};
+pub(crate) use rig::{Rig, cosine, expected, fixtures, settings, try_out};
 
 pub(crate) fn floats(embedding: &Embedding) -> &[f32] {
     match &embedding.vector {

@@ -1,6 +1,6 @@
 //! Which folders are models, which are refused, and what is in memory when.
 
-use crate::{Rig, fixtures, settings};
+use crate::{Rig, fixtures, settings, try_out};
 use nerve_core::{Inference, inference::EmbedRequest};
 use nerve_inference::{ModelFolder, Onnx, Task};
 use std::{fs, path::Path, time::Duration};
@@ -102,19 +102,18 @@ pub(crate) fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
     out
 }
 
-#[tokio::test]
-async fn what_only_onnx_runtime_knows_is_found_by_a_trial() {
-    let rig = Rig::start();
+#[test]
+fn what_only_onnx_runtime_knows_is_found_by_a_trial() {
     let folder = copy_of("pooling-cls");
-    rig.onnx.try_out(folder.path()).await.unwrap();
+    try_out(folder.path()).unwrap();
     let file = folder.path().join("model.onnx");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, replaced(&bytes, b"Softmax", b"Softmix")).unwrap();
     ModelFolder::read(folder.path()).unwrap();
-    let why = rig.onnx.try_out(folder.path()).await.unwrap_err().to_string();
+    let why = try_out(folder.path()).unwrap_err();
     assert!(why.contains("ONNX Runtime cannot load the model") && why.contains("Softmix"), "{why}");
     for model in ["cross-encoder", "classifier", "splade", "mixed"] {
-        rig.onnx.try_out(&fixtures().join("models").join(model)).await.unwrap();
+        try_out(&fixtures().join("models").join(model)).unwrap();
     }
 }
 

@@ -1,7 +1,7 @@
 //! ONNX Runtime with the models that tests use.
 
 use nerve_core::inference::Model;
-use nerve_inference::{Onnx, Optimisation, Provider, Settings};
+use nerve_inference::{Onnx, Optimisation, Provider, Settings, TRIAL};
 use serde::de::DeserializeOwned;
 use std::{
     collections::BTreeMap,
@@ -64,6 +64,7 @@ pub(crate) fn settings(cache: &Path) -> Settings {
         queue: 2048,
         context: 4096,
         idle: Duration::from_secs(300),
+        trials: None,
     }
 }
 
@@ -90,4 +91,19 @@ pub(crate) fn expected<T: DeserializeOwned>(model: &str) -> T {
 pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt())
+}
+
+/// Tries a model as a helper process does, in this one.
+pub(crate) fn try_out(path: &Path) -> Result<(), String> {
+    let library = settings(Path::new("")).library.unwrap();
+    let order = serde_json::json!({"path": path, "depth": {"run": {"optimisation": "all", "context": 4096}}});
+    // A helper process has no async runtime.
+    let trial = std::thread::spawn(move || {
+        TRIAL.load.expect("it loads ONNX Runtime")(&library);
+        let mut attempt = (TRIAL.start)(&[])?;
+        attempt(&serde_json::to_vec(&order).unwrap())
+    });
+    let tried: serde_json::Value = serde_json::from_slice(&trial.join().unwrap()?).unwrap();
+    assert_eq!(tried["ran"], true);
+    Ok(())
 }

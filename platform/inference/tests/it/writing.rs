@@ -1,6 +1,6 @@
 //! Causal language models, held against what transformers wrote with them (make_writers.py).
 
-use crate::{Rig, expected, fixtures, models::copy_of};
+use crate::{Rig, expected, fixtures, models::copy_of, try_out};
 use futures::StreamExt;
 use nerve_core::{
     Inference,
@@ -102,11 +102,10 @@ fn with_graph(graph: &str) -> tempfile::TempDir {
 
 #[tokio::test]
 async fn every_kind_of_graph_writes_the_same() {
-    let rig = Rig::start();
     for graph in ["no-cache.onnx", "merged.onnx", "half.onnx"] {
         let folder = with_graph(graph);
         assert_eq!(ModelFolder::read(folder.path()).unwrap().description.task, Task::Generate, "{graph}");
-        rig.onnx.try_out(folder.path()).await.unwrap();
+        try_out(folder.path()).unwrap();
         let other = Rig::with(|settings| {
             settings.bundled.insert("other".to_owned(), folder.path().to_owned());
         });
@@ -339,17 +338,16 @@ fn spoil(folder: &Path, from: &str, to: &str) {
     fs::write(&file, crate::models::replaced(&bytes, from.as_bytes(), to.as_bytes())).unwrap();
 }
 
-#[tokio::test]
-async fn what_only_a_step_shows_is_found_by_a_trial() {
-    let rig = Rig::start();
-    rig.onnx.try_out(&fixtures().join("models/writer")).await.unwrap();
+#[test]
+fn what_only_a_step_shows_is_found_by_a_trial() {
+    try_out(&fixtures().join("models/writer")).unwrap();
     let folder = copy_of("writer");
     fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
-    let why = rig.onnx.try_out(folder.path()).await.unwrap_err().to_string();
+    let why = try_out(folder.path()).unwrap_err();
     assert!(why.contains("tokenizer.json cannot be used"), "{why}");
     let folder = copy_of("writer");
     let file = folder.path().join("model.onnx_data");
     fs::write(&file, &fs::read(&file).unwrap()[..100]).unwrap();
-    let why = rig.onnx.try_out(folder.path()).await.unwrap_err().to_string();
+    let why = try_out(folder.path()).unwrap_err();
     assert!(why.contains("ONNX Runtime cannot load the model"), "{why}");
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// The least memory that a helper process can do anything with, in bytes.
 const MIN_MEMORY: u64 = 128 << 20;
 
-/// What helper processes may take: those that read documents and compile components.
+/// What helper processes may take: those that read documents, compile components and try models.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxConfig {
@@ -20,6 +20,11 @@ pub struct SandboxConfig {
     /// How long compiling a component may take.
     #[serde(deserialize_with = "duration")]
     pub compile_timeout: Duration,
+    /// The most memory of one that tries a model, in bytes. It may be more than that of all: then the helper runs alone.
+    pub model_memory: u64,
+    /// How long trying a model may take.
+    #[serde(deserialize_with = "duration")]
+    pub model_timeout: Duration,
     /// The most of them at once.
     pub helpers: usize,
 }
@@ -34,8 +39,15 @@ impl SandboxConfig {
                 return wrong(key, "it must be from 134217728 to sandbox.memory, which is for all helpers together");
             }
         }
-        if self.compile_timeout.is_zero() {
-            return wrong("sandbox.compile_timeout", "it must be longer than 0s");
+        if self.model_memory < MIN_MEMORY {
+            return wrong("sandbox.model_memory", "it must be at least 134217728");
+        }
+        let timeouts =
+            [("sandbox.compile_timeout", self.compile_timeout), ("sandbox.model_timeout", self.model_timeout)];
+        for (key, timeout) in timeouts {
+            if timeout.is_zero() {
+                return wrong(key, "it must be longer than 0s");
+            }
         }
         if !(1..=1024).contains(&self.helpers) {
             return wrong("sandbox.helpers", "it must be from 1 to 1024");
