@@ -59,6 +59,7 @@ const WORKS: [nerve_sandbox::Work; 4] =
     [nerve_rag::READER, nerve_runtime::COMPILER, nerve_inference::TRIAL, nerve_sandbox::PROBE];
 
 fn main() -> ExitCode {
+    disable_telemetry();
     if let Some(ended) = nerve_sandbox::serve(std::env::args_os(), &WORKS) {
         return ended;
     }
@@ -93,6 +94,15 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error, cli.globals.output),
     }
+}
+
+/// Keeps ONNX Runtime from sending its publisher what runs here, in this process and in those that it starts.
+#[allow(unsafe_code)]
+#[expect(clippy::disallowed_methods, reason = "a library reads it from the environment only")]
+fn disable_telemetry() {
+    let (name, value) = nerve_inference::NO_TELEMETRY;
+    // SAFETY: `main` does this first, while the process has one thread, so nothing reads the environment meanwhile.
+    unsafe { std::env::set_var(name, value) };
 }
 
 /// Keeps what a server writes, and what it holds in memory, from other users and from the processes that it runs.

@@ -53,7 +53,7 @@ pub use embed::EmbedStyle;
 pub use files::FolderError;
 pub use folder::ModelFolder;
 pub use head::Pooling;
-pub use library::LibraryError;
+pub use library::{LibraryError, NO_TELEMETRY};
 pub use loaded::{Admission, Loaded};
 pub use onnx::Onnx;
 pub use settings::{Optimisation, Provider, Settings};

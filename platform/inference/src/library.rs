@@ -6,6 +6,10 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+/// The variable, and its value, that keep ONNX Runtime from sending its publisher what runs here, and from writing that to the
+/// user's home. It is read when the library is made ready, so the environment has it before.
+pub const NO_TELEMETRY: (&str, &str) = ("ORT_DISABLE_TELEMETRY", "1");
+
 /// The loaded library.
 static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
