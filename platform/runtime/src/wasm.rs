@@ -4,7 +4,6 @@
 //! - `guest`: what one instance sees: WASI without files or network, `emit`, `log`, and its memory limit.
 //! - `cache`: compiles a component once and keeps the machine code on disk. `compiler`: does it in a helper process.
 //! - `output`: standard output and error as bounded log lines, and the tail that explains a trap.
-//! - `shares`: instances, shared fairly by functions.
 //! - `inspect`: says at deploy whether a file is a component that Nerve can run.
 //!
 //! # Flow
@@ -17,7 +16,6 @@ mod compiler;
 mod guest;
 mod inspect;
 mod output;
-mod shares;
 
 pub use compiler::{COMPILER, CompileError, Compiler};
 pub use inspect::{InspectError, inspect};
@@ -27,8 +25,8 @@ use guest::{FunctionPre, Guest};
 use nerve_core::{
     Context, Deployment, Emission, Event, EventType, Fault, Function, FunctionError, Host, LoadError, Outcome,
     manifest::Run,
+    shares::{Share, Shares},
 };
-use shares::{Share, Shares};
 use std::{
     path::PathBuf,
     sync::{
@@ -142,9 +140,7 @@ impl Function for WasmFunction {
 impl WasmFunction {
     async fn call(&self, index: usize, event: Event, context: &Context) -> Outcome {
         // Waiting for a free instance is not the guest's time.
-        let _slot = self.live.acquire().await.ok_or_else(|| {
-            FunctionError::new(Fault::Interrupted, "the WebAssembly host is closing; the event goes back")
-        })?;
+        let _slot = self.live.acquire().await;
         let guest = Guest::new(&self.deployment, context.emitter.clone(), index);
         let output = guest.output();
         let mut store = Store::new(self.pre.engine(), guest);

@@ -5,6 +5,9 @@
 //! fewest helpers at work come first, then those that were served longest ago. Where a tenant has no helper and there is no
 //! room for one, the idle helpers of others are ended, and so is one that has served its own tenant for a whole turn. A helper
 //! that is larger than the budget runs alone.
+//!
+//! A helper at work cannot be taken from its tenant before its timeout. So a tenant that has one at work gets another only where
+//! room for one more of that size is left: one tenant never holds the whole budget, and the next one starts at once.
 
 use crate::process::Process;
 use std::{
@@ -80,6 +83,8 @@ pub(crate) struct Queue<P, W> {
     ending: (u64, usize),
     /// How many helpers of a key are at work.
     busy: HashMap<Arc<Key>, usize>,
+    /// How many helpers of a tenant are at work.
+    busy_of_tenant: HashMap<String, usize>,
     idle: VecDeque<Idle<P>>,
     waiting: Vec<Waiting<W>>,
     /// When a key was served, counted in grants. Forgotten with its last helper.
@@ -95,6 +100,7 @@ impl<P: HasTurn, W> Queue<P, W> {
             used: (0, 0),
             ending: (0, 0),
             busy: HashMap::new(),
+            busy_of_tenant: HashMap::new(),
             idle: VecDeque::new(),
             waiting: Vec::new(),
             served: HashMap::new(),
@@ -158,9 +164,13 @@ impl<P: HasTurn, W> Queue<P, W> {
             let usable = |idle: &Idle<P>| {
                 idle.key == key && !(starving && now.saturating_duration_since(idle.process.turn()) >= TURN)
             };
-            if let Some(at) = self.idle.iter().rposition(usable) {
+            let leaves_room = busy == 0 || self.leaves_room_beside(&key);
+            if let Some(at) = self.idle.iter().rposition(usable).filter(|_| leaves_room) {
                 let idle = self.idle.remove(at)?;
                 return Some(Step::Reuse(self.grant(index, &key), idle));
+            }
+            if !leaves_room {
+                continue;
             }
             if !starving && self.fits(key.memory, (0, 0)) {
                 self.used = (self.used.0.saturating_add(key.memory), self.used.1.saturating_add(1));
@@ -184,13 +194,23 @@ impl<P: HasTurn, W> Queue<P, W> {
 
     fn grant(&mut self, index: usize, key: &Arc<Key>) -> W {
         *self.busy.entry(key.clone()).or_default() += 1;
+        *self.busy_of_tenant.entry(key.tenant.clone()).or_default() += 1;
         self.grants += 1;
         self.served.insert(key.clone(), self.grants);
         self.waiting.remove(index).waiter
     }
 
     fn at_work(&self, key: &Arc<Key>) -> usize {
-        self.busy.get(key).copied().unwrap_or_default()
+        self.busy_of_tenant.get(&key.tenant).copied().unwrap_or_default()
+    }
+
+    /// Whether another tenant could start a helper of this size beside all that are at work and one more. Idle helpers make room.
+    fn leaves_room_beside(&self, key: &Arc<Key>) -> bool {
+        let memory_of =
+            |(key, count): (&Arc<Key>, &usize)| key.memory.saturating_mul(u64::try_from(*count).unwrap_or(u64::MAX));
+        let memory: u64 = self.busy.iter().map(memory_of).sum();
+        let helpers: usize = self.busy.values().sum();
+        memory.saturating_add(key.memory.saturating_mul(2)) <= self.memory && helpers + 2 <= self.helpers
     }
 
     fn fits(&self, memory: u64, freed: (u64, usize)) -> bool {
@@ -204,6 +224,12 @@ impl<P: HasTurn, W> Queue<P, W> {
             *count -= 1;
             if *count == 0 {
                 self.busy.remove(key);
+            }
+        }
+        if let Some(count) = self.busy_of_tenant.get_mut(&key.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                self.busy_of_tenant.remove(&key.tenant);
             }
         }
     }
@@ -298,6 +324,26 @@ mod tests {
         assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 3", "wait"]);
         queue.lost(&large);
         assert_eq!(step(&mut queue, now), "start 4");
+    }
+
+    #[test]
+    fn tenant_never_holds_all_helpers_at_work() {
+        let now = Instant::now();
+        let mut queue = Queue::new(10, 9);
+        let (a, b, c) = (key("a", 3), key("b", 3), key("c", 3));
+        for waiter in 0..9 {
+            queue.wait(a.clone(), waiter);
+        }
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 0", "start 1"]);
+        assert_eq!(step(&mut queue, now), "wait", "one share is left for another tenant");
+        queue.wait(b.clone(), 20);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 20", "wait"]);
+        // What is given back goes to the tenant that has none.
+        queue.wait(c.clone(), 30);
+        queue.returned(a.clone(), Started(now), now);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["end a", "wait"]);
+        queue.ended(&a);
+        assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 30", "wait"]);
     }
 
     #[test]
