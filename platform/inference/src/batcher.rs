@@ -4,6 +4,9 @@
 //! is free takes the oldest job and, around it, the jobs nearest in length, as many as fit the plan. So no job waits
 //! for ever, and next to nothing is spent on padding.
 //!
+//! Calls take turns: the n-th job of a call is as old as the n-th job of any other call that began at the same time, so that one
+//! text does not wait behind the thousands of another call. Events and requests share the queue's bound fairly.
+//!
 //! A caller that leaves takes its job with it: one that waits is dropped, and a batch that nobody waits for any
 //! longer is stopped. A session that panics is made again, and costs only the jobs it was running.
 
@@ -19,13 +22,14 @@ use crate::{
     },
     engine::{self, MakeEngine},
 };
+use nerve_core::shares::{Share, Shares, Slot};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
     time::Instant,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use ticket::{Stop, Ticket};
@@ -52,6 +56,30 @@ pub(crate) struct Plan {
     pub(crate) queue: usize,
 }
 
+/// Who calls: each kind has a share of the queue's bound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum CallKind {
+    /// A function, for its events.
+    #[default]
+    Events,
+    /// A request that waits for its answer.
+    Request,
+}
+
+/// The turns of one call's jobs.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    kind: CallKind,
+    last: u64,
+}
+
+impl Turns {
+    /// The turns of a call that begins.
+    pub(crate) fn of(kind: CallKind) -> Self {
+        Self { kind, last: 0 }
+    }
+}
+
 /// Why a job has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum JobError {
@@ -75,7 +103,8 @@ pub(crate) type Engine<J, R> = Box<dyn FnMut(&[J], &Stop) -> Result<Vec<R>, Stri
 /// One model's queue and threads. Dropping it ends the threads once what runs has ended.
 pub(crate) struct Batcher<J: Job, R> {
     queue: Arc<Queue<J, R>>,
-    slots: Arc<Semaphore>,
+    events: Share,
+    requests: Share,
     plan: Plan,
 }
 
@@ -88,7 +117,8 @@ impl<J: Job, R: Send + 'static> Batcher<J, R> {
         tasks: &TaskTracker,
         make: Arc<MakeEngine<Engine<J, R>>>,
     ) -> Result<Self, String> {
-        let batcher = Self { queue: Arc::new(Queue::new(name)), slots: Arc::new(Semaphore::new(plan.queue)), plan };
+        let slots = Shares::of(plan.queue);
+        let batcher = Self { queue: Arc::new(Queue::new(name)), events: slots.share(), requests: slots.share(), plan };
         let (ready, made) = std::sync::mpsc::channel();
         for index in 0..threads.max(1) {
             let worker = Worker { queue: batcher.queue.clone(), plan, make: make.clone(), name: name.to_owned() };
@@ -107,14 +137,18 @@ impl<J: Job, R: Send + 'static> Batcher<J, R> {
     }
 
     /// Waits for room, then queues the job; the ticket's result comes when it has run.
-    pub(crate) async fn submit(&self, job: J) -> Result<Ticket<R>, JobError> {
-        let slot = self.slots.clone().acquire_owned().await.map_err(|_| JobError::Closed)?;
-        Ok(self.enqueue(job, slot))
+    pub(crate) async fn submit(&self, job: J, turns: &mut Turns) -> Ticket<R> {
+        let share = match turns.kind {
+            CallKind::Events => &self.events,
+            CallKind::Request => &self.requests,
+        };
+        let slot = share.acquire().await;
+        self.enqueue(job, slot, turns)
     }
 
-    /// Whether there is room for one more job just now.
+    /// Whether there is room for one more job of a request just now.
     pub(crate) fn has_room(&self) -> Result<(), JobError> {
-        if self.slots.available_permits() == 0 { Err(JobError::Busy(self.plan.queue)) } else { Ok(()) }
+        if self.requests.has_room() { Ok(()) } else { Err(JobError::Busy(self.plan.queue)) }
     }
 
     #[cfg(test)]
@@ -122,10 +156,10 @@ impl<J: Job, R: Send + 'static> Batcher<J, R> {
         self.queue.is_empty()
     }
 
-    fn enqueue(&self, job: J, slot: OwnedSemaphorePermit) -> Ticket<R> {
+    fn enqueue(&self, job: J, slot: Slot, turns: &mut Turns) -> Ticket<R> {
         let (reply, result) = oneshot::channel();
         let (ticket, caller) = Ticket::new(result);
-        self.queue.push(Entry { job, reply, caller, since: Instant::now(), _slot: slot });
+        self.queue.push(Entry { job, reply, caller, since: Instant::now(), _slot: slot }, &mut turns.last);
         ticket
     }
 }

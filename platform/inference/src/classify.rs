@@ -1,6 +1,7 @@
 //! Texts and features to labels, and features to whatever the graph gives.
 
 use crate::{
+    batcher::Turns,
     blocking::off_thread,
     head::Head,
     loaded::{Admission, Answer, Kind, Loaded, activate, collect, run_text},
@@ -86,8 +87,9 @@ async fn run_feeds(model: &TensorModel, feeds: Vec<Feed>, admission: Admission) 
         model.has_room()?;
     }
     let mut tickets = Vec::with_capacity(feeds.len());
+    let mut turns = Turns::of(admission.into());
     for feed in feeds {
-        tickets.push(model.submit(feed).await?);
+        tickets.push(model.submit(feed, &mut turns).await);
     }
     collect(tickets).await
 }

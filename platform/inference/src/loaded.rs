@@ -1,7 +1,7 @@
 //! A model in memory.
 
 use crate::{
-    batcher::{JobError, Ticket},
+    batcher::{CallKind, JobError, Ticket, Turns},
     causal::CausalModel,
     head::{Head, Pooling},
     task::{Description, Task},
@@ -33,6 +33,15 @@ pub enum Admission {
     Wait,
     /// Say so at once.
     Refuse,
+}
+
+impl From<Admission> for CallKind {
+    fn from(admission: Admission) -> Self {
+        match admission {
+            Admission::Wait => Self::Events,
+            Admission::Refuse => Self::Request,
+        }
+    }
 }
 
 pub(crate) type Answer<T> = Result<T, InferenceError>;
@@ -82,8 +91,9 @@ pub(crate) async fn run_text(
         model.has_room()?;
     }
     let mut tickets = Vec::with_capacity(tokens.len());
+    let mut turns = Turns::of(admission.into());
     for tokens in tokens {
-        tickets.push(model.submit(TextJob { tokens, pooling }).await?);
+        tickets.push(model.submit(TextJob { tokens, pooling }, &mut turns).await);
     }
     collect(tickets).await
 }

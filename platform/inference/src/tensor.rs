@@ -9,7 +9,7 @@ pub(crate) use graph::Origins;
 pub(crate) use write::Feed;
 
 use crate::{
-    batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket},
+    batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket, Turns},
     files::FolderError,
     session::Recipe,
 };
@@ -85,8 +85,8 @@ impl TensorModel {
     }
 
     /// Queues a job once there is room for it.
-    pub(crate) async fn submit(&self, feed: Feed) -> Result<Ticket<Map<String, Value>>, JobError> {
-        self.batcher.submit(feed).await
+    pub(crate) async fn submit(&self, feed: Feed, turns: &mut Turns) -> Ticket<Map<String, Value>> {
+        self.batcher.submit(feed, turns).await
     }
 
     /// The labels in what the model gave for one sample, the chosen one first.

@@ -1,7 +1,7 @@
 //! A model that reads text: tokens in, one row of numbers a text out.
 
 use crate::{
-    batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket},
+    batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket, Turns},
     files::FolderError,
     head::{Head, Pooling},
     layout::TextLayout,
@@ -91,8 +91,8 @@ impl TextModel {
     }
 
     /// Queues a job once there is room for it.
-    pub(crate) async fn submit(&self, job: TextJob) -> Result<Ticket<Vec<f32>>, JobError> {
-        self.batcher.submit(job).await
+    pub(crate) async fn submit(&self, job: TextJob, turns: &mut Turns) -> Ticket<Vec<f32>> {
+        self.batcher.submit(job, turns).await
     }
 
     /// Whether there is room for a job just now.

@@ -4,12 +4,13 @@ use super::{
     Job, JobError, Plan,
     ticket::{Caller, Running},
 };
+use nerve_core::shares::Slot;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::sync::oneshot;
 
 /// A job that waits.
 pub(super) struct Entry<J, R> {
@@ -18,14 +19,14 @@ pub(super) struct Entry<J, R> {
     pub(super) caller: Arc<Caller>,
     pub(super) since: Instant,
     /// Its share of the queue's bound, until it has been answered.
-    pub(super) _slot: OwnedSemaphorePermit,
+    pub(super) _slot: Slot,
 }
 
 /// Where a job's result goes.
 pub(super) struct Reply<R> {
     sender: oneshot::Sender<Result<R, JobError>>,
     pub(super) caller: Arc<Caller>,
-    _slot: OwnedSemaphorePermit,
+    _slot: Slot,
 }
 
 impl<R> Reply<R> {
@@ -43,11 +44,16 @@ pub(super) struct Taken<J, R> {
 }
 
 /// By group, then length, then age.
-type Key = (u64, usize, u64);
+type Key = (u64, usize, Age);
+
+/// Which turn a job has, and which of that turn it is.
+type Age = (u64, u64);
 
 struct State<J, R> {
     waiting: BTreeMap<Key, Entry<J, R>>,
     next: u64,
+    /// The turn that jobs are taken of: a call that begins now begins with the next one (start-time fair queueing).
+    turn: u64,
     closed: bool,
 }
 
@@ -61,17 +67,19 @@ pub(super) struct Queue<J, R> {
 impl<J: Job, R> Queue<J, R> {
     pub(super) fn new(name: &str) -> Self {
         Self {
-            state: Mutex::new(State { waiting: BTreeMap::new(), next: 0, closed: false }),
+            state: Mutex::new(State { waiting: BTreeMap::new(), next: 0, turn: 0, closed: false }),
             changed: Condvar::new(),
             depth: metrics::gauge!("nerve_onnx_queue_depth", "model" => name.to_owned()),
             waited: metrics::histogram!("nerve_onnx_queue_seconds", "model" => name.to_owned()),
         }
     }
 
-    pub(super) fn push(&self, entry: Entry<J, R>) {
+    /// Queues a job in the turn after `last`, the one of its call's job before.
+    pub(super) fn push(&self, entry: Entry<J, R>, last: &mut u64) {
         let mut state = self.lock();
         state.next += 1;
-        let key = (entry.job.group(), entry.job.length(), state.next);
+        *last = state.turn.max(*last) + 1;
+        let key = (entry.job.group(), entry.job.length(), (*last, state.next));
         state.waiting.insert(key, entry);
         self.show_depth(&state);
         drop(state);
@@ -87,6 +95,8 @@ impl<J: Job, R> Queue<J, R> {
             }
             state.waiting.retain(|_, entry| !entry.caller.has_left());
             if let Some(keys) = choose(&state.waiting, plan) {
+                let oldest = keys.iter().map(|(_, _, (turn, _))| *turn).min().unwrap_or_default();
+                state.turn = state.turn.max(oldest);
                 let entries: Vec<_> = keys.iter().filter_map(|key| state.waiting.remove(key)).collect();
                 self.show_depth(&state);
                 drop(state);
@@ -145,8 +155,9 @@ impl<J: Job, R> Queue<J, R> {
 fn choose<J: Job, R>(waiting: &BTreeMap<Key, Entry<J, R>>, plan: &Plan) -> Option<Vec<Key>> {
     let oldest = *waiting.keys().min_by_key(|(_, _, age)| *age)?;
     let (group, length, _) = oldest;
-    let mut shorter = waiting.range((group, 0, 0)..oldest).rev().map(|(key, _)| *key).peekable();
-    let mut longer = waiting.range(oldest..=(group, usize::MAX, u64::MAX)).skip(1).map(|(key, _)| *key).peekable();
+    let mut shorter = waiting.range((group, 0, (0, 0))..oldest).rev().map(|(key, _)| *key).peekable();
+    let mut longer =
+        waiting.range(oldest..=(group, usize::MAX, (u64::MAX, u64::MAX))).skip(1).map(|(key, _)| *key).peekable();
     let (mut chosen, mut sum, mut longest) = (vec![oldest], length, length);
     while chosen.len() < plan.jobs {
         let fits = |key: &Key| {

@@ -1,4 +1,5 @@
 use super::*;
+use futures::FutureExt;
 use std::{
     sync::{Mutex, atomic::AtomicUsize, atomic::Ordering},
     time::Duration,
@@ -68,7 +69,7 @@ async fn until(mut done: impl FnMut() -> bool) {
 async fn held(plan: Plan) -> (Batcher<Word, usize>, Arc<Seen>, Gate, Ticket<usize>) {
     let (seen, gate) = (Arc::new(Seen::default()), Gate::default());
     let batcher = start(&seen, &gate, plan);
-    let first = batcher.submit(Word("first", 9)).await.unwrap();
+    let first = batcher.submit(Word("first", 9), &mut Turns::default()).await;
     until(|| !seen.batches.lock().unwrap().is_empty()).await;
     (batcher, seen, gate, first)
 }
@@ -80,7 +81,7 @@ async fn jobs_of_like_length_and_one_group_go_together_and_the_oldest_first() {
     for (word, group) in
         [("aaaaaaaaaa", 0), ("b", 0), ("cccccccccc", 1), ("ddddddddd", 0), ("eeeeeeeeeee", 0), ("f", 0)]
     {
-        tickets.push(batcher.submit(Word(word, group)).await.unwrap());
+        tickets.push(batcher.submit(Word(word, group), &mut Turns::default()).await);
     }
     open(&gate);
     assert_eq!(first.await.unwrap(), 5);
@@ -105,7 +106,7 @@ async fn a_batch_keeps_to_its_plan() {
     let (batcher, seen, gate, first) = held(Plan { tokens: 9, ..PLAN }).await;
     let mut tickets = Vec::new();
     for word in ["aaaa", "bbbb", "cccc", "a-very-long-word"] {
-        tickets.push(batcher.submit(Word(word, 0)).await.unwrap());
+        tickets.push(batcher.submit(Word(word, 0), &mut Turns::default()).await);
     }
     open(&gate);
     first.await.unwrap();
@@ -118,8 +119,8 @@ async fn a_batch_keeps_to_its_plan() {
 #[tokio::test]
 async fn a_job_whose_caller_left_is_not_run() {
     let (batcher, seen, gate, first) = held(PLAN).await;
-    let leaves = batcher.submit(Word("leaves", 0)).await.unwrap();
-    let stays = batcher.submit(Word("stays!", 0)).await.unwrap();
+    let leaves = batcher.submit(Word("leaves", 0), &mut Turns::default()).await;
+    let stays = batcher.submit(Word("stays!", 0), &mut Turns::default()).await;
     drop(leaves);
     open(&gate);
     first.await.unwrap();
@@ -133,7 +134,7 @@ async fn a_batch_that_nobody_waits_for_is_stopped() {
     drop(first);
     // The gate is shut: only being asked to stop lets the first batch end.
     gate.1.notify_all();
-    let next = TaskTracker::new().spawn(batcher.submit(Word("next", 0)).await.unwrap());
+    let next = TaskTracker::new().spawn(batcher.submit(Word("next", 0), &mut Turns::default()).await);
     let notify = gate.clone();
     let finished = tokio::time::timeout(Duration::from_secs(10), async move {
         open(&notify);
@@ -146,9 +147,10 @@ async fn a_batch_that_nobody_waits_for_is_stopped() {
 async fn a_full_queue_says_so_and_has_room_again() {
     let (batcher, _seen, gate, first) = held(Plan { queue: 2, ..PLAN }).await;
     assert_eq!(batcher.has_room(), Ok(()));
-    let second = batcher.submit(Word("second", 0)).await.unwrap();
+    let second = batcher.submit(Word("second", 0), &mut Turns::default()).await;
     assert_eq!(batcher.has_room(), Err(JobError::Busy(2)));
-    let waits = batcher.submit(Word("third", 0));
+    let mut turns = Turns::default();
+    let waits = batcher.submit(Word("third", 0), &mut turns);
     assert!(tokio::time::timeout(Duration::from_millis(20), waits).await.is_err(), "it must wait for room");
     open(&gate);
     first.await.unwrap();
@@ -157,10 +159,43 @@ async fn a_full_queue_says_so_and_has_room_again() {
 }
 
 #[tokio::test]
+async fn one_job_does_not_wait_behind_all_jobs_of_another_call() {
+    let (batcher, seen, gate, first) = held(Plan { jobs: 1, queue: 64, ..PLAN }).await;
+    let mut many = Turns::default();
+    let mut tickets = Vec::new();
+    for _ in 0..20 {
+        tickets.push(batcher.submit(Word("many", 0), &mut many).await);
+    }
+    let one = batcher.submit(Word("one", 0), &mut Turns::default()).await;
+    open(&gate);
+    first.await.unwrap();
+    one.await.unwrap();
+    let position = seen.batches.lock().unwrap().iter().position(|batch| batch == &["one"]);
+    assert_eq!(position, Some(2), "it is served in the first turn");
+    futures_of(tickets).await;
+}
+
+#[tokio::test]
+async fn events_leave_room_for_requests_and_requests_for_events() {
+    for (kind, other) in [(CallKind::Events, CallKind::Request), (CallKind::Request, CallKind::Events)] {
+        let (batcher, _seen, gate, first) = held(PLAN).await;
+        let mut turns = Turns::of(kind);
+        let mut tickets = Vec::new();
+        while let Some(ticket) = batcher.submit(Word("many", 0), &mut turns).now_or_never() {
+            tickets.push(ticket);
+        }
+        assert!((4..=7).contains(&tickets.len()), "{kind:?}: {}", tickets.len());
+        assert!(batcher.submit(Word("one", 0), &mut Turns::of(other)).now_or_never().is_some(), "{kind:?}");
+        open(&gate);
+        first.await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn one_job_that_fails_does_not_fail_its_neighbours() {
     let (batcher, _seen, gate, first) = held(PLAN).await;
-    let good = batcher.submit(Word("goodly", 0)).await.unwrap();
-    let poison = batcher.submit(Word("poison", 0)).await.unwrap();
+    let good = batcher.submit(Word("goodly", 0), &mut Turns::default()).await;
+    let poison = batcher.submit(Word("poison", 0), &mut Turns::default()).await;
     open(&gate);
     first.await.unwrap();
     assert_eq!(good.await, Ok(6));
@@ -170,8 +205,8 @@ async fn one_job_that_fails_does_not_fail_its_neighbours() {
 #[tokio::test]
 async fn a_panic_costs_its_batch_and_the_engine_is_made_again() {
     let (batcher, seen, gate, first) = held(PLAN).await;
-    let panics = batcher.submit(Word("panic", 0)).await.unwrap();
-    let waits = batcher.submit(Word("waits for the next", 1)).await.unwrap();
+    let panics = batcher.submit(Word("panic", 0), &mut Turns::default()).await;
+    let waits = batcher.submit(Word("waits for the next", 1), &mut Turns::default()).await;
     open(&gate);
     first.await.unwrap();
     assert_eq!(panics.await, Err(JobError::Panicked));
@@ -195,9 +230,9 @@ async fn closing_tells_those_that_wait_and_ends_the_threads() {
         }
     });
     let batcher = Batcher::start("test", 1, PLAN, &tasks, make).unwrap();
-    let runs = batcher.submit(Word("runs", 0)).await.unwrap();
+    let runs = batcher.submit(Word("runs", 0), &mut Turns::default()).await;
     until(|| batcher.queue_is_empty()).await;
-    let waits = batcher.submit(Word("waits", 0)).await.unwrap();
+    let waits = batcher.submit(Word("waits", 0), &mut Turns::default()).await;
     drop(batcher);
     assert_eq!(waits.await, Err(JobError::Closed));
     open(&gate);
