@@ -25,6 +25,7 @@
 mod access;
 mod answers;
 mod body;
+mod callers;
 mod documents;
 mod events;
 mod forwarded;
@@ -69,7 +70,7 @@ use crate::{
     config::GatewayConfig,
     registry::Catalogue,
 };
-use access::Access;
+use access::{Access, Caller};
 use axum::{
     Router,
     extract::{Request, State},
@@ -78,6 +79,7 @@ use axum::{
     routing::{delete, get, post},
 };
 use body::Bodies;
+use callers::Callers;
 use forwarded::Origin;
 use metrics_exporter_prometheus::PrometheusHandle;
 use places::Places;
@@ -130,6 +132,7 @@ struct Part {
 struct Shared {
     parts: Parts,
     access: Access,
+    callers: Callers,
     bodies: Bodies,
     certificates: hooks::Certificates,
     guards: hooks::Guards,
@@ -143,8 +146,10 @@ impl Gateway {
     pub fn new(parts: Parts) -> Self {
         let requests = Places::new("request", parts.config.max_requests);
         let batches = parts.batches.clone();
+        let access = Access::new(&parts.config.keys, &parts.config.collection_keys);
         let shared = Shared {
-            access: Access::new(&parts.config.keys, &parts.config.collection_keys),
+            callers: Callers::new(access.callers().cloned(), &parts.config),
+            access,
             bodies: Bodies::new(requests.clone()),
             certificates: hooks::Certificates::default(),
             guards: hooks::Guards::default(),
@@ -244,11 +249,12 @@ impl Gateway {
         self.config().max_requests.saturating_add(self.config().max_streams)
     }
 
-    /// A place among the streams that may be open at once.
-    fn stream_slot(&self) -> Answer<StreamSlot> {
+    /// A place among the streams that may be open at once, and among the caller's.
+    fn stream_slot(&self, caller: &Caller) -> Answer<StreamSlot> {
+        let share = self.part.shared.callers.hold(caller, callers::Bounded::Streams)?;
         let permit = Arc::clone(&self.part.shared.streams).try_acquire_owned();
         let detail = "too many event streams are open; gateway.max_streams bounds them";
-        permit.map(StreamSlot::new).map_err(|_| Problem::unavailable(detail, LATER))
+        permit.map(|permit| StreamSlot::new(permit, share)).map_err(|_| Problem::unavailable(detail, LATER))
     }
 }
 
@@ -256,8 +262,14 @@ impl Gateway {
 async fn allowed(State(gateway): State<Gateway>, origin: Origin, mut request: Request, next: Next) -> Response {
     match gateway.part.shared.access.check(request.uri(), request.headers(), origin.client) {
         Ok(caller) => {
+            let share = match gateway.part.shared.callers.hold(&caller, callers::Bounded::Requests) {
+                Ok(share) => share,
+                Err(problem) => return problem.into_response(),
+            };
             request.extensions_mut().insert(caller);
-            next.run(request).await
+            let response = next.run(request).await;
+            drop(share);
+            response
         }
         Err(problem) => problem.into_response(),
     }

@@ -18,7 +18,7 @@ pub(crate) struct Access {
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// Who calls, and what they may see.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Caller {
     /// Everything, by a key of this name; empty for keys without one, and where there are no keys.
     Any(String),
@@ -88,6 +88,11 @@ impl Access {
         };
         let [any, collections] = [hashed(keys, Caller::Any), hashed(of_collections, Caller::Collection)];
         Self { keys: [any, collections].concat() }
+    }
+
+    /// Those that have keys, once for each of their keys.
+    pub(crate) fn callers(&self) -> impl Iterator<Item = &Caller> {
+        self.keys.iter().map(|(_, caller)| caller)
     }
 
     /// Lets the request through to the API and says who calls, or says why not; `client` is where it comes from.

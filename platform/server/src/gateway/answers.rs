@@ -74,7 +74,7 @@ pub(super) async fn post(
 async fn start(gateway: &Gateway, caller: &Caller, prompt: &Prompt, once: Once<'_>) -> Answer<Reading> {
     let id = &prompt.event.id;
     if once.receipt().is_some() {
-        let slot = gateway.stream_slot()?;
+        let slot = gateway.stream_slot(caller)?;
         let reading = Reading::open(gateway, id.clone(), None, slot).await?;
         return read_again(gateway, caller, reading).await;
     }
@@ -83,7 +83,7 @@ async fn start(gateway: &Gateway, caller: &Caller, prompt: &Prompt, once: Once<'
                       `nerve ingest` documents, which deploys it";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
     }
-    let slot = gateway.stream_slot()?;
+    let slot = gateway.stream_slot(caller)?;
     check_connected(gateway.bus())?;
     let identity = Origin::nerve().identify(&prompt.event);
     let published = async {
@@ -134,7 +134,7 @@ pub(super) async fn get(
     let after = after.map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or(()));
     let wrong = || Problem::bad_request("`Last-Event-ID` is wrong: it must be the `id` of a part of this answer");
     let after = after.transpose().map_err(|()| wrong())?;
-    let slot = gateway.stream_slot()?;
+    let slot = gateway.stream_slot(&caller)?;
     check_connected(gateway.bus())?;
     let state = state_of(&gateway, &caller, &id).await?;
     if state.ended && after.is_some_and(|after| after >= state.last_sequence) {

@@ -2,16 +2,17 @@
 
 use super::{
     Gateway,
+    access::Caller,
     problem::{Answer, Problem},
     publish::{broker_problem, check_connected},
     sse::{self, Frame, HEARTBEAT},
 };
 use crate::bus::{Start, Tail, Tailed};
-use axum::extract::{Query, State, rejection::QueryRejection};
+use axum::extract::{Extension, Query, State, rejection::QueryRejection};
 use bytes::Bytes;
 use futures::Stream;
 use http::HeaderMap;
-use nerve_core::Pattern;
+use nerve_core::{Pattern, shares::Slot};
 use serde::Deserialize;
 use std::time::Duration;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -40,6 +41,7 @@ pub(super) struct Wanted {
 /// Streams events until the client leaves or the gateway stops.
 pub(super) async fn get(
     State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     query: Result<Query<Wanted>, QueryRejection>,
 ) -> Answer {
@@ -49,7 +51,7 @@ pub(super) async fn get(
     })?;
     let pattern = wanted.pattern()?;
     let start = wanted.start(&headers)?;
-    let slot = gateway.stream_slot()?;
+    let slot = gateway.stream_slot(&caller)?;
     check_connected(gateway.bus())?;
     let tail = gateway.bus().tail(&pattern, start).await.map_err(|error| broker_problem(&error))?;
     let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT_EVERY, HEARTBEAT_EVERY);
@@ -138,12 +140,13 @@ fn event_frame(tailed: &Tailed) -> Bytes {
 /// One of the streams that may be open at once; counted while it lives.
 pub(crate) struct StreamSlot(
     #[expect(dead_code, reason = "held for what dropping it gives back")] OwnedSemaphorePermit,
+    #[expect(dead_code, reason = "held for what dropping it gives back")] Option<Slot>,
 );
 
 impl StreamSlot {
-    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn new(permit: OwnedSemaphorePermit, share: Option<Slot>) -> Self {
         metrics::gauge!("nerve_gateway_streams").increment(1.0);
-        Self(permit)
+        Self(permit, share)
     }
 }
 

@@ -259,7 +259,7 @@ async fn a_tail_that_cannot_be_is_refused_and_gives_its_place_back() {
     for _ in 0..3 {
         assert!(ask(&gateway, request("GET", "/v1/events", &[], "")).await.problem(503).contains("NATS"));
     }
-    let _place = gateway.stream_slot().unwrap();
+    let _place = gateway.stream_slot(&Caller::Any(String::new())).unwrap();
     let full = ask(&gateway, request("GET", "/v1/events", &[], "")).await;
     assert!(full.problem(503).contains("max_streams") && full.headers.contains_key(header::RETRY_AFTER));
 }
