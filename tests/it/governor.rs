@@ -90,6 +90,41 @@ async fn streams_are_bounded_in_bytes_and_a_dead_letter_is_never_removed_for_ano
 }
 
 #[tokio::test]
+async fn buckets_are_bounded_also_those_of_an_older_nerve() {
+    let nats = Nats::start().await;
+    let streams = Streams::connect(&nats.url()).await;
+    let bucket = async_nats::jetstream::kv::Config { bucket: "views".to_owned(), ..Default::default() };
+    let old = streams.jetstream.create_key_value(bucket).await.unwrap();
+    old.put("kept", "a conversation".into()).await.unwrap();
+    let bounds = [("NERVE_STREAMS_BODIES_MAX_BYTES", "1200000"), ("NERVE_STREAMS_VIEWS_MAX_BYTES", "8000000")];
+    let nerve = Nerve::gateway_with(&nats.url(), &bounds).await;
+    let kv = ["functions", "secrets", "places", "views", "requests"].map(|name| format!("KV_{name}"));
+    for name in kv.into_iter().chain(["OBJ_artifacts", "OBJ_bodies", "DROPS"].map(str::to_owned)) {
+        let config = streams.stream(&name).await.cached_info().config.clone();
+        assert!(config.max_bytes > 0, "{name}: {config:?}");
+        let discard = if name == "DROPS" { DiscardPolicy::Old } else { DiscardPolicy::New };
+        assert_eq!(config.discard, discard, "{name}");
+    }
+    assert_eq!(streams.stream("KV_views").await.cached_info().config.max_bytes, 8_000_000);
+    assert_eq!(old.get("kept").await.unwrap().unwrap(), "a conversation");
+
+    // The first large body fits, the second does not; small events go on, and so does the first body.
+    let large = |letter: &str| json!(letter.repeat(1_020_000)).to_string();
+    assert_eq!(post_event(&nerve, "a", "1", &large("x")).await, 202);
+    let stored = streams.stream("OBJ_bodies").await.cached_info().state.bytes;
+    let request = reqwest::Client::new().post(nerve.url("/v1/events")).header("content-type", "application/json");
+    let request = request.header("ce-specversion", "1.0").header("ce-type", "a").header("ce-source", "/tests");
+    let refused = request.header("ce-id", "2").body(large("y")).send().await.unwrap();
+    assert!(refused.headers().contains_key("retry-after"));
+    let (status, document) = problem(refused).await;
+    let detail = document["detail"].to_string();
+    assert!(status == 503 && detail.contains("`bodies` is full"), "{document}");
+    assert!(detail.contains("streams.bodies_max_bytes"), "{document}");
+    assert_eq!(streams.stream("OBJ_bodies").await.cached_info().state.bytes, stored, "no part of it is stored");
+    assert_eq!(post_event(&nerve, "a", "3", "{}").await, 202);
+}
+
+#[tokio::test]
 async fn wait_that_an_endpoint_asks_for_is_a_day_at_most() {
     let endpoint = Receiver::start([]).await;
     endpoint.from_now_on(Reply::Later(503, "18446744073709551615"));

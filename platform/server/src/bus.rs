@@ -1,7 +1,7 @@
 //! NATS JetStream, and the only place that knows it: events in, deliveries out.
 //!
 //! # Layout
-//! - `streams`: the streams and buckets, made and migrated idempotently.
+//! - `streams`: the streams, made and migrated idempotently. `buckets`: the same for buckets and object stores, and which are full.
 //! - `older`: what a Nerve without identities left.
 //! - `provenance`: where a delivered message was stored first, and what copies of it say of that.
 //! - `resolve`: the stream that subjects are in.
@@ -29,6 +29,7 @@ mod answers;
 mod attempts;
 mod batches;
 mod body;
+mod buckets;
 mod consumer;
 mod dead;
 mod delivery;
@@ -65,6 +66,7 @@ mod views;
 pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
 pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttempts};
 pub use batches::Batches;
+pub use buckets::FullBucket;
 pub use consumer::Unfinished;
 pub use dead::{DeadLetter, DeadLetterState, DeadLetters};
 pub use delivery::{Attempt, Delivery};
@@ -85,8 +87,9 @@ pub use trace::{Trace, Traced};
 
 pub(crate) use answers::{Failure, Wish};
 pub(crate) use body::BodyError;
+pub(crate) use buckets::watch as watch_buckets;
 pub(crate) use consumer::{Beginning, Binding, MAX_ACK_PENDING};
-pub(crate) use disk::watch as watch_disk;
+pub(crate) use disk::{size as disk_size, watch as watch_disk};
 pub(crate) use lease::Leases;
 pub(crate) use older::OlderResults;
 pub use place::Restored;
@@ -147,6 +150,14 @@ pub enum BusError {
         what: String,
         /// What the broker says.
         why: String,
+    },
+    /// A bucket has no room for what is to be written.
+    #[error("{what}: {full}")]
+    Full {
+        /// What was being done.
+        what: String,
+        /// Which bucket.
+        full: FullBucket,
     },
     /// The thing asked for is not there.
     #[error("{0} does not exist")]

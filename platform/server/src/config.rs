@@ -253,7 +253,9 @@ impl Config {
             );
         }
         let bounds = [self.streams.logs_max_bytes, self.streams.answers_max_bytes, self.streams.dead_max_bytes];
-        let bounds = bounds.into_iter().chain([self.streams.attempts_max_bytes]);
+        let streams = &self.streams;
+        let buckets = [streams.artifacts_max_bytes, streams.bodies_max_bytes, streams.views_max_bytes];
+        let bounds = bounds.into_iter().chain([streams.attempts_max_bytes, streams.requests_max_bytes]).chain(buckets);
         if bounds.into_iter().any(|bytes| bytes != -1 && bytes < LEAST_STREAM_BYTES) {
             return wrong("streams", "each of the bounds in bytes must be -1 (none), or at least 1048576");
         }

@@ -217,7 +217,7 @@ impl Registry {
     async fn put(&self, key: &str, record: &impl Serialize) -> Result<u64, BusError> {
         let body = serde_json::to_vec(record).map_err(|error| BusError::refused(format!("writing {key}"), error))?;
         let stored = self.functions.put(key, Bytes::from(body)).await;
-        stored.map_err(|error| BusError::unavailable(format!("writing {key}"), error))
+        stored.map_err(|error| BusError::of_bucket(FUNCTIONS, format!("writing {key}"), error))
     }
 
     async fn delete(&self, key: &str) -> Result<(), BusError> {

@@ -1,7 +1,7 @@
 //! One server: a gateway, a worker, or both, over one connection to NATS.
 
 use crate::{
-    bus::{Batches, Bus, BusError, Returns, Seen, Trimmer, consumer_name, watch_disk},
+    bus::{Batches, Bus, BusError, Returns, Seen, Trimmer, consumer_name, disk_size, watch_buckets, watch_disk},
     config::{Config, GatewayConfig},
     gateway::{
         self, Check, Checks, Door, Drain, Fetch, Gateway, LaneError, Lanes, ModelParts, Models, Spool, SpoolError, Tls,
@@ -112,10 +112,11 @@ pub enum ServerError {
 /// other servers: what may pass is waited for.
 async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
     let mut waiting = Waiting::default();
+    let disk = broker_store(config).and_then(|store| disk_size(&store));
     loop {
         let provisioned = async {
-            bus.provision(&config.streams).await?;
-            bus.provision_requests(config.gateway.idempotency_window, config.streams.replicas).await
+            bus.provision(&config.streams, disk).await?;
+            bus.provision_requests(config.gateway.idempotency_window, &config.streams).await
         };
         match provisioned.await {
             Err(BusError::Unavailable { what, source }) => {
@@ -179,6 +180,7 @@ impl Server {
         if let Some(store) = broker_store(&config) {
             followers.spawn(watch_disk(bus.clone(), store, config.streams.disk_reserve, end.clone()));
         }
+        followers.spawn(watch_buckets(bus.clone(), end.clone()));
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
         let (door, in_flight) = (None, None);
         Ok(Self {

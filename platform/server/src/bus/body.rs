@@ -51,7 +51,13 @@ impl Bus {
         let digest = HEXLOWER.encode(&Sha256::digest(body));
         let store = self.jetstream.get_object_store(BODIES).await.map_err(|error| unavailable(error.into()))?;
         // A later event starts the body's age anew, so a body that is there is written again all the same.
-        store.put(digest.as_str(), &mut body.as_ref()).await.map_err(|error| unavailable(error.into()))?;
+        let full = |error| match error {
+            BusError::Full { full, .. } => unavailable(full.into()),
+            error => unavailable(error.into()),
+        };
+        self.check_room(BODIES, u64::try_from(body.len()).unwrap_or(u64::MAX)).await.map_err(full)?;
+        let stored = store.put(digest.as_str(), &mut body.as_ref()).await;
+        stored.map_err(|error| full(BusError::of_bucket(BODIES, "storing a large body", error)))?;
         Ok(format!("{SCHEME}{digest}"))
     }
 

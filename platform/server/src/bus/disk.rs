@@ -80,6 +80,12 @@ fn report(bus: &Bus, folder: &Path, (before, level): (Level, Level), (free, rese
     bus.space().report_disk(full);
 }
 
+/// The bytes of the disk that `folder` is on, where they are known.
+pub(crate) fn size(folder: &Path) -> Option<u64> {
+    let disk = statvfs(folder).ok()?;
+    Some(disk.blocks().saturating_mul(disk.fragment_size()))
+}
+
 /// Bytes that may be written by a process without privileges.
 fn free(folder: &Path) -> nix::Result<u64> {
     let disk = statvfs(folder)?;

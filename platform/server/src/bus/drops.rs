@@ -7,7 +7,7 @@
 //! A count is a lower bound. What a process counted within [`WRITE_INTERVAL`] before it is killed is not in DROPS, and JetStream
 //! does not say how many messages of a batch it dropped.
 
-use super::{Bus, BusError, PublishError, Published};
+use super::{Bus, BusError, PublishError, Published, streams::lacks_storage};
 use crate::config::StreamsConfig;
 use async_nats::{
     HeaderMap, header,
@@ -46,6 +46,8 @@ const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_WAITING_COUNTERS: usize = 4096;
 /// Counters in DROPS at most; those that were added to least recently are deleted first.
 const MAX_COUNTERS: i64 = 1 << 16;
+/// Bytes that they may take.
+const DROPS_BYTES: i64 = 16 << 20;
 /// What stands in a subject's token as it is.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 
@@ -263,11 +265,20 @@ impl Bus {
 
     /// Makes the stream of the counters; one that is there keeps what it has counted.
     pub(super) async fn ensure_drops(&self, config: &StreamsConfig) -> Result<(), BusError> {
+        match self.set_drops(config, DROPS_BYTES).await {
+            // The broker has not so many bytes to set aside; the number of counters bounds it, too.
+            Err(error) if lacks_storage(&error) => self.set_drops(config, -1).await,
+            set => set,
+        }
+    }
+
+    async fn set_drops(&self, config: &StreamsConfig, max_bytes: i64) -> Result<(), BusError> {
         let what = || format!("making the stream {DROPS}");
         let wanted = jetstream::stream::Config {
             name: DROPS.to_owned(),
             subjects: vec![format!("{PREFIX}>")],
             max_messages: MAX_COUNTERS,
+            max_bytes,
             max_messages_per_subject: 1,
             num_replicas: config.replicas,
             duplicate_window: config.dedupe_window,
@@ -280,11 +291,12 @@ impl Bus {
         match self.jetstream.get_stream(DROPS).await {
             Ok(existing) => {
                 let current = existing.cached_info().config.clone();
-                if (current.num_replicas, current.duplicate_window) == (wanted.num_replicas, wanted.duplicate_window) {
+                let jetstream::stream::Config { num_replicas, duplicate_window, .. } = wanted;
+                let migrated =
+                    jetstream::stream::Config { num_replicas, duplicate_window, max_bytes, ..current.clone() };
+                if migrated == current {
                     return Ok(());
                 }
-                let (num_replicas, duplicate_window) = (wanted.num_replicas, wanted.duplicate_window);
-                let migrated = jetstream::stream::Config { num_replicas, duplicate_window, ..current };
                 let updated = self.jetstream.update_stream(migrated).await;
                 updated.map(drop).map_err(|error| BusError::of_jetstream(what(), error))
             }

@@ -1,6 +1,6 @@
 //! EVENTS that is full: what fills it, in words.
 
-use super::{EVENTS, PublishError};
+use super::{EVENTS, FullBucket, PublishError};
 use std::fmt;
 
 /// The setting that bounds EVENTS.
@@ -122,6 +122,16 @@ impl fmt::Display for StrangersFull<'_> {
 impl PublishError {
     /// What is full, where that is why the event was not stored.
     pub fn full(&self) -> Option<&Full> {
+        match self {
+            Self::Unavailable(source) => source.downcast_ref(),
+            Self::Invalid(_) => None,
+        }
+    }
+}
+
+impl PublishError {
+    /// The bucket that is full, where that is why the event was not stored.
+    pub fn full_bucket(&self) -> Option<&FullBucket> {
         match self {
             Self::Unavailable(source) => source.downcast_ref(),
             Self::Invalid(_) => None,

@@ -5,7 +5,8 @@
 //! A consumer that somebody deletes is made again where its place says; a stream that is made again is known by its creation
 //! time, and read from its beginning.
 
-use super::{Bus, BusError, streams::PLACES};
+use super::{Bus, BusError, buckets::Bucket, streams::PLACES};
+use crate::config::StreamsConfig;
 use async_nats::jetstream::{
     consumer::Info,
     kv::{self, CreateErrorKind, UpdateErrorKind},
@@ -174,7 +175,7 @@ impl Bus {
     }
 
     /// Makes the bucket. Where an older Nerve has served this broker, which had none, it is noted when that ended.
-    pub(super) async fn ensure_places(&self, replicas: usize) -> Result<(), BusError> {
+    pub(super) async fn ensure_places(&self, config: &StreamsConfig) -> Result<(), BusError> {
         let is_new = self.jetstream.get_key_value(PLACES).await.is_err();
         let older = is_new
             && self
@@ -182,8 +183,8 @@ impl Bus {
                 .get_stream(super::EVENTS)
                 .await
                 .is_ok_and(|events| events.cached_info().state.messages > 0);
-        let config = kv::Config { bucket: PLACES.into(), history: 1, num_replicas: replicas, ..<_>::default() };
-        self.ensure_bucket(config).await?;
+        let bucket = Bucket { name: PLACES, history: 1, max_age: Duration::ZERO, config, disk: None };
+        self.ensure_bucket(bucket).await?;
         if older {
             let now = OffsetDateTime::now_utc().unix_timestamp().to_string();
             // Another process that starts at this moment may have noted it.
@@ -217,12 +218,12 @@ impl Bus {
             Some(revision) => match store.update(&key, body.into(), revision).await {
                 Ok(_) => Ok(true),
                 Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-                Err(error) => Err(BusError::unavailable(what(), error)),
+                Err(error) => Err(BusError::of_bucket(PLACES, what(), error)),
             },
             None => match store.create(&key, body.into()).await {
                 Ok(_) => Ok(true),
                 Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
-                Err(error) => Err(BusError::unavailable(what(), error)),
+                Err(error) => Err(BusError::of_bucket(PLACES, what(), error)),
             },
         }
     }

@@ -3,11 +3,9 @@
 //! They are in the KV bucket `requests`, by the identity of caller, route and key, for `gateway.idempotency_window`. The record is
 //! written before the event, so that a second request finds the event's id; the receipt is added once the event is stored.
 
-use super::{Bus, BusError};
-use async_nats::jetstream::{
-    kv::{self, CreateErrorKind, UpdateErrorKind},
-    stream,
-};
+use super::{Bus, BusError, buckets::Bucket};
+use crate::config::StreamsConfig;
+use async_nats::jetstream::kv::{self, CreateErrorKind, UpdateErrorKind};
 use nerve_core::Identity;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -15,7 +13,7 @@ use std::time::Duration;
 use time::OffsetDateTime;
 
 /// KV: requests with an `Idempotency-Key`.
-const REQUESTS: &str = "requests";
+pub(super) const REQUESTS: &str = "requests";
 /// The stream of that bucket.
 pub(super) const STREAM: &str = "KV_requests";
 
@@ -43,23 +41,9 @@ pub(crate) struct StoredRequest {
 }
 
 impl Bus {
-    /// Creates the bucket where it is missing, and gives it these replicas and its records this age.
-    pub async fn provision_requests(&self, max_age: Duration, replicas: usize) -> Result<(), BusError> {
-        let what = || format!("making the bucket {REQUESTS}");
-        let Ok(existing) = self.jetstream.get_stream(STREAM).await else {
-            let config =
-                kv::Config { bucket: REQUESTS.into(), history: 1, max_age, num_replicas: replicas, ..<_>::default() };
-            let created = self.jetstream.create_or_update_key_value(config).await;
-            return created.map(drop).map_err(|error| BusError::of_jetstream(what(), error));
-        };
-        let current = existing.cached_info().config.clone();
-        if (current.max_age, current.num_replicas) == (max_age, replicas) {
-            return Ok(());
-        }
-        let duplicate_window = current.duplicate_window.min(max_age);
-        let migrated = stream::Config { max_age, duplicate_window, num_replicas: replicas, ..current };
-        let updated = self.jetstream.update_stream(migrated).await;
-        updated.map(drop).map_err(|error| BusError::of_jetstream(what(), error))
+    /// Creates the bucket where it is missing, and gives its records this age.
+    pub async fn provision_requests(&self, max_age: Duration, config: &StreamsConfig) -> Result<(), BusError> {
+        self.ensure_bucket(Bucket { name: REQUESTS, history: 1, max_age, config, disk: None }).await
     }
 
     async fn requests(&self) -> Result<&kv::Store, BusError> {
@@ -86,7 +70,7 @@ impl Bus {
         match self.requests().await?.create(id.to_string(), body.into()).await {
             Ok(revision) => Ok(Some(revision)),
             Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
-            Err(error) => Err(BusError::unavailable(what(), error)),
+            Err(error) => Err(BusError::of_bucket(REQUESTS, what(), error)),
         }
     }
 
@@ -102,7 +86,7 @@ impl Bus {
         match self.requests().await?.update(id.to_string(), body.into(), after).await {
             Ok(_) => Ok(()),
             Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(()),
-            Err(error) => Err(BusError::unavailable(what(), error)),
+            Err(error) => Err(BusError::of_bucket(REQUESTS, what(), error)),
         }
     }
 

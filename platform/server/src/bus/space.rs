@@ -5,6 +5,7 @@
 
 use super::{
     Bus, PublishError,
+    buckets::BucketLevel,
     full::{Full, FullReason},
 };
 use async_nats::jetstream::{
@@ -40,6 +41,8 @@ pub(crate) struct Space {
     /// Whether `disk` says that something is full: it is asked for each event.
     disk_is_full: AtomicBool,
     disk: Mutex<DiskState>,
+    /// The buckets that are nearly full.
+    buckets: Mutex<Vec<BucketLevel>>,
 }
 
 /// What is known of the broker's disk.
@@ -68,6 +71,7 @@ impl Default for Space {
             wanted: Notify::default(),
             disk_is_full: AtomicBool::new(false),
             disk: Mutex::default(),
+            buckets: Mutex::default(),
         }
     }
 }
@@ -130,6 +134,16 @@ impl Space {
 
     fn disk(&self) -> std::sync::MutexGuard<'_, DiskState> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports a look at the buckets: those that are nearly full.
+    pub(super) fn report_buckets(&self, levels: Vec<BucketLevel>) {
+        *self.buckets.lock().unwrap_or_else(PoisonError::into_inner) = levels;
+    }
+
+    /// The buckets that are nearly full, as of the last look.
+    pub(crate) fn buckets(&self) -> Vec<BucketLevel> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What fills EVENTS, as of the last look.

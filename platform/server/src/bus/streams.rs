@@ -1,11 +1,11 @@
 //! The streams and buckets, made where they are missing and brought up to date where they are older.
 
-use super::{ATTEMPTS, Bus, BusError, TIMERS};
+use super::{ATTEMPTS, Bus, BusError, TIMERS, buckets::Bucket};
 use crate::config::{EventsFull, StreamsConfig};
 use async_nats::jetstream::{
     self, ErrorCode,
     context::{CreateStreamError, CreateStreamErrorKind},
-    kv, object_store, stream,
+    stream,
 };
 use nerve_core::Name;
 use std::time::Duration;
@@ -74,7 +74,7 @@ fn max_bytes_of(name: &str, config: &StreamsConfig) -> i64 {
 }
 
 /// Whether the broker has not so many bytes to set aside.
-fn lacks_storage(error: &BusError) -> bool {
+pub(super) fn lacks_storage(error: &BusError) -> bool {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     let lacking = [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES];
     causes.into_iter().any(|cause| {
@@ -97,9 +97,11 @@ pub fn consumer_name(function: &Name) -> String {
 
 impl Bus {
     /// Makes and migrates every stream and bucket. Running it twice, or on two machines at once, changes nothing more.
-    pub async fn provision(&self, config: &StreamsConfig) -> Result<(), BusError> {
+    ///
+    /// `disk` is the size of the broker's disk, where it is known.
+    pub async fn provision(&self, config: &StreamsConfig, disk: Option<u64>) -> Result<(), BusError> {
         // First, as it tells whether the streams are an older Nerve's.
-        self.ensure_places(config.replicas).await?;
+        self.ensure_places(config).await?;
         let keep = [
             (EVENTS, vec!["events.>".to_owned(), format!("{EMPTY_PREFIX}>")], config.events_max_age),
             (ANSWERS, vec!["answers.>".to_owned()], config.answers_max_age),
@@ -128,26 +130,18 @@ impl Bus {
             }
         }
         self.ensure_drops(config).await?;
-        let replicas = config.replicas;
-        self.ensure_bucket(kv::Config {
-            bucket: FUNCTIONS.into(),
-            history: HISTORY,
-            num_replicas: replicas,
-            ..<_>::default()
-        })
-        .await?;
-        self.ensure_bucket(kv::Config { bucket: SECRETS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
-            .await?;
-        self.ensure_bucket(kv::Config { bucket: VIEWS.into(), history: 1, num_replicas: replicas, ..<_>::default() })
-            .await?;
-        self.ensure_object_store(ARTIFACTS, Duration::ZERO, replicas).await?;
+        let bucket = |name, history| Bucket { name, history, max_age: Duration::ZERO, config, disk };
+        for (name, history) in [(FUNCTIONS, HISTORY), (SECRETS, 1), (VIEWS, 1)] {
+            self.ensure_bucket(bucket(name, history)).await?;
+        }
         // A body outlives the event that refers to it, and its dead letter.
         let bodies_max_age = if config.events_max_age.is_zero() || config.dead_max_age.is_zero() {
             Duration::ZERO
         } else {
             config.events_max_age + config.dead_max_age
         };
-        self.ensure_object_store(BODIES, bodies_max_age, replicas).await
+        self.ensure_bucket(Bucket { max_age: bodies_max_age, ..bucket(BODIES, 0) }).await?;
+        self.ensure_bucket(bucket(ARTIFACTS, 0)).await
     }
 
     async fn ensure_stream(
@@ -226,46 +220,6 @@ impl Bus {
             }
         }
         Ok(())
-    }
-
-    pub(super) async fn ensure_bucket(&self, config: kv::Config) -> Result<(), BusError> {
-        let what = format!("making the bucket {}", config.bucket);
-        if self.ensure_replicas(&format!("KV_{}", config.bucket), config.num_replicas, &what).await? {
-            return Ok(());
-        }
-        let made = self.jetstream.create_or_update_key_value(config).await;
-        made.map(drop).map_err(|error| BusError::of_jetstream(what, error))
-    }
-
-    async fn ensure_object_store(&self, bucket: &str, max_age: Duration, replicas: usize) -> Result<(), BusError> {
-        let what = format!("making the object store {bucket}");
-        if self.ensure_replicas(&format!("OBJ_{bucket}"), replicas, &what).await? {
-            return Ok(());
-        }
-        let config = object_store::Config {
-            bucket: bucket.to_owned(),
-            max_age,
-            num_replicas: replicas,
-            max_bytes: -1,
-            ..<_>::default()
-        };
-        let made = self.jetstream.create_object_store(config).await;
-        made.map(drop).map_err(|error| BusError::of_jetstream(what, error))
-    }
-
-    /// Gives a bucket's stream so many replicas; false where it does not exist. All else in it stays as it is.
-    async fn ensure_replicas(&self, stream: &str, replicas: usize, what: &str) -> Result<bool, BusError> {
-        let existing = match self.stream(stream, || what.to_owned()).await {
-            Ok(existing) => existing,
-            Err(BusError::NotFound(_)) => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let current = existing.cached_info().config.clone();
-        if current.num_replicas != replicas {
-            let updated = self.jetstream.update_stream(stream::Config { num_replicas: replicas, ..current }).await;
-            updated.map_err(|error| BusError::of_jetstream(what, error))?;
-        }
-        Ok(true)
     }
 }
 

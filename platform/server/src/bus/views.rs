@@ -21,6 +21,10 @@ fn again(error: impl std::fmt::Display) -> FunctionError {
     FunctionError::new(Fault::Retry { after: None }, error.to_string())
 }
 
+fn unwritten(error: impl Into<async_nats::Error>) -> FunctionError {
+    again(BusError::of_bucket(VIEWS, "writing a view", error))
+}
+
 #[async_trait]
 impl Views for Bus {
     async fn view(&self, key: &str) -> Result<Option<View>, FunctionError> {
@@ -37,12 +41,12 @@ impl Views for Bus {
             Some(revision) => match store.update(key, data, revision).await {
                 Ok(_) => Ok(true),
                 Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-                Err(error) => Err(again(error)),
+                Err(error) => Err(unwritten(error)),
             },
             None => match store.create(key, data).await {
                 Ok(_) => Ok(true),
                 Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(false),
-                Err(error) => Err(again(error)),
+                Err(error) => Err(unwritten(error)),
             },
         }
     }

@@ -48,6 +48,14 @@ pub struct StreamsConfig {
     pub dead_max_bytes: i64,
     /// Bytes that attempts of sinks may take; -1 for no bound.
     pub attempts_max_bytes: i64,
+    /// Bytes that deployed files and models may take; -1 for no bound.
+    pub artifacts_max_bytes: i64,
+    /// Bytes that bodies too large for a message may take; -1 for no bound.
+    pub bodies_max_bytes: i64,
+    /// Bytes that conversations and other documents of functions may take; -1 for no bound.
+    pub views_max_bytes: i64,
+    /// Bytes that the records of requests with an `Idempotency-Key` may take; -1 for no bound.
+    pub requests_max_bytes: i64,
     /// Free bytes of the broker's disk, where it is this machine's, below which events from outside are refused.
     pub disk_reserve: u64,
 }

@@ -121,6 +121,12 @@ async fn checks(gateway: &Gateway) -> Vec<Check> {
         // What another broker says is said of all gateways before it.
         checks.push(Check { name: "disk".into(), ok: spools || !full.is_here(), detail: Some(full.to_string()) });
     }
+    let buckets = gateway.bus().space().buckets();
+    if !buckets.is_empty() {
+        // What it cannot store is said by each request; all else goes on.
+        let details: Vec<String> = buckets.iter().map(ToString::to_string).collect();
+        checks.push(Check { name: "buckets".into(), ok: true, detail: Some(details.join("; ")) });
+    }
     if gateway.shutdown().is_cancelled() {
         checks.push(Check { name: "gateway".into(), ok: false, detail: Some("shutting down".into()) });
     }

@@ -79,6 +79,9 @@ pub(crate) fn publish_problem(error: PublishError) -> Problem {
     if let Some(full) = error.full() {
         return full_problem(&full.to_string());
     }
+    if let Some(full) = error.full_bucket() {
+        return full_problem(&full.to_string());
+    }
     match error {
         PublishError::Invalid(why) => Problem::bad_request(format!("the event cannot be stored: {why}")),
         PublishError::Unavailable(error) => {
@@ -123,6 +126,7 @@ pub(crate) fn broker_problem(error: &BusError) -> Problem {
             }
             Problem::unavailable("NATS JetStream is not available; try again", BROKER_BACK)
         }
+        BusError::Full { full, .. } => Problem::unavailable(full.to_string(), FULL_RETRY),
         BusError::NotFound(what) => Problem::not_found(format!("{what} does not exist")),
         BusError::Refused { .. } => {
             if let Some(suppressed) = repeats::due("", "refused by the broker") {

@@ -46,9 +46,10 @@ impl Registry {
         if is_stored(&store, &reference).await? {
             return Ok(reference);
         }
+        self.bus.check_room(ARTIFACTS, size).await?;
         let mut reader = content;
         let stored = store.put(reference.sha256.as_str(), &mut reader).await;
-        stored.map(|_| reference).map_err(|error| BusError::unavailable(what(), error))
+        stored.map(|_| reference).map_err(|error| BusError::of_bucket(ARTIFACTS, what(), error))
     }
 
     /// Whether a file is there already, so that storing it would send nothing.
@@ -63,11 +64,12 @@ impl Registry {
         if is_stored(&store, reference).await? {
             return Ok(());
         }
+        self.bus.check_room(ARTIFACTS, reference.size).await?;
         let file = tokio::fs::File::open(path).await.map_err(|error| BusError::refused(what(), error))?;
         let mut digest = Sha256::new();
         let mut reader = InspectReader::new(file, |bytes| digest.update(bytes));
         let stored = store.put(reference.sha256.as_str(), &mut reader).await;
-        stored.map_err(|error| BusError::unavailable(what(), error))?;
+        stored.map_err(|error| BusError::of_bucket(ARTIFACTS, what(), error))?;
         drop(reader);
         if HEXLOWER.encode(&digest.finalize()) != reference.sha256 {
             // Whoever fetched it would refuse it for ever.

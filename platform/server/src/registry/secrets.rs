@@ -148,7 +148,7 @@ impl Registry {
         let plain = [name.as_bytes(), b"\0", value.expose().as_bytes()].concat();
         let sealed = public.seal(&mut OsRng, &plain).map_err(|error| BusError::refused(what(), error))?;
         let stored = self.secrets.put(name, sealed.into()).await;
-        stored.map_err(|error| BusError::unavailable(what(), error))
+        stored.map_err(|error| BusError::of_bucket(crate::bus::SECRETS, what(), error))
     }
 
     /// Sets a secret that Standard Webhooks can sign with (`whsec_` and 32 random bytes) and returns it; none where one is
