@@ -52,6 +52,7 @@ mod sandbox;
 mod schedules;
 mod secrets;
 mod senders;
+mod shares;
 mod sinks;
 mod sns;
 mod sources;

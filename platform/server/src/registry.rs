@@ -29,7 +29,9 @@ pub use secrets::{Keyring, KeyringError, SecretInfo};
 
 pub(crate) use eviction::evict;
 
-use crate::bus::{Bus, BusError, DEAD, DeadLetter, FUNCTIONS, REDRIVE_PREFIX, SECRETS, consumer_name};
+use crate::bus::{
+    Bus, BusError, DEAD, DeadLetter, FUNCTIONS, REDRIVE_PREFIX, SECRETS, TIMERS, consumer_name, due_subject,
+};
 use async_nats::jetstream::kv;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -135,12 +137,14 @@ impl Registry {
         }
     }
 
-    /// Removes a function and its consumers; `false` when there was none.
+    /// Removes a function, its consumers and its delayed retries; `false` when there was none.
     pub async fn remove_function(&self, name: &Name) -> Result<bool, BusError> {
         let Some(entry) = self.function(name).await? else { return Ok(false) };
         self.delete(&function_key(name)).await?;
-        self.delete_consumer(&entry.record.stream, name).await?;
-        self.delete_consumer(DEAD, name).await?;
+        for stream in [entry.record.stream.as_str(), DEAD, TIMERS] {
+            self.delete_consumer(stream, name).await?;
+        }
+        self.bus.purge_delayed(name).await?;
         Ok(true)
     }
 
@@ -171,10 +175,11 @@ impl Registry {
         self.bus.resolve_stream(name, stream, on).await
     }
 
-    /// Makes or updates the durable consumers of a function: for its subjects, and for what is redriven to it.
+    /// Makes or updates the durable consumers of a function: for its subjects, for its delayed retries, and for what is redriven to it.
     pub(crate) async fn ensure_consumers(&self, name: &Name, record: &FunctionRecord) -> Result<(), BusError> {
         let subjects = record.spec.on.iter().map(ToString::to_string).collect();
         self.bus.ensure_consumer(&record.stream, name, subjects, self.ack_wait).await?;
+        self.bus.ensure_consumer(TIMERS, name, vec![due_subject(name)], self.ack_wait).await?;
         let redriven = vec![format!("{REDRIVE_PREFIX}{name}")];
         self.bus.ensure_consumer(DEAD, name, redriven, self.ack_wait).await
     }

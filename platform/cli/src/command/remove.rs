@@ -112,16 +112,24 @@ impl Remove {
             }
         };
         let unfinished = kind.unfinished(&registry, &connection.bus, name).await?;
+        let delayed = match kind {
+            Kind::Function | Kind::Sink => connection.bus.delayed(name).await?,
+            Kind::Source | Kind::Schedule => 0,
+        };
         if !kind.remove(&registry, name).await? {
             return Err(not_deployed(name).into());
         }
-        let removed = json!({"removed": {"kind": kind.name(), "name": name}, "unfinished": unfinished});
-        globals.output.show(&removed, |_| text(kind, name, unfinished))
+        let removed =
+            json!({"removed": {"kind": kind.name(), "name": name}, "unfinished": unfinished, "delayed": delayed});
+        globals.output.show(&removed, |_| text(kind, name, (unfinished, delayed)))
     }
 }
 
-fn text(kind: Kind, name: &Name, unfinished: Option<Unfinished>) -> String {
-    let removed = format!("removed {} {name}", kind.name());
+fn text(kind: Kind, name: &Name, (unfinished, delayed): (Option<Unfinished>, u64)) -> String {
+    let mut removed = format!("removed {} {name}", kind.name());
+    if delayed > 0 {
+        removed += &format!("\n  {delayed} events waited for another attempt: nothing tries them again");
+    }
     let Some(Unfinished { messages, from }) = unfinished else { return removed };
     let next = match kind {
         Kind::Function => format!("after a deploy, `nerve replay {name} --since {from}` gives it these again"),

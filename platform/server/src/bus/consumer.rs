@@ -1,7 +1,7 @@
 //! The durable consumer of a function: made where its place says, or, without one, where its stream ends.
 
 use super::{
-    Bus, BusError, DEAD, consumer_name,
+    Bus, BusError, DEAD, TIMERS, consumer_name,
     place::{Bound, Place, done_by, name_of},
 };
 use async_nats::jetstream::{
@@ -75,7 +75,7 @@ impl Bus {
         subjects: Vec<String>,
         ack_wait: Duration,
     ) -> Result<(), BusError> {
-        let beginning = if stream == DEAD { Beginning::All } else { Beginning::New };
+        let beginning = if matches!(stream, DEAD | TIMERS) { Beginning::All } else { Beginning::New };
         let description = format!("Nerve's function {function}");
         let consumer = consumer_name(function);
         self.bind(Binding { stream, consumer, description, subjects, ack_wait, in_flight: MAX_ACK_PENDING, beginning })

@@ -6,6 +6,7 @@ use super::{
     lease::Lease,
     provenance::{Provenance, copy_headers, holds_copies},
     streams::DEAD,
+    timers::DUE_PREFIX,
 };
 use async_nats::{HeaderMap, header, jetstream::AckKind};
 use bytes::Bytes;
@@ -114,14 +115,23 @@ impl Delivery {
         holds_copies(&self.stream)
     }
 
-    /// Acknowledges it: it is done. A redriven dead letter is then removed.
+    /// Acknowledges it: it is done. A copy, redriven or delayed, is then removed.
     pub async fn ack(self) -> Result<(), BusError> {
         self.settle(AckKind::Ack).await?;
-        if self.is_redriven() {
+        if self.is_copy() {
             // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
-            Box::pin(self.bus.forget_redriven(self.sequence)).await;
+            Box::pin(self.forget_copy()).await;
         }
         Ok(())
+    }
+
+    /// Removes a copy that is done, which nobody else takes.
+    async fn forget_copy(&self) {
+        if self.is_redriven() {
+            self.bus.forget_redriven(self.sequence).await;
+        } else if self.message.subject.starts_with(DUE_PREFIX) {
+            self.bus.forget_due(self.sequence).await;
+        }
     }
 
     /// Has it delivered again after `wait`.
@@ -150,9 +160,7 @@ impl Delivery {
             stored = store(Identity::of_copy(&id.to_string(), &self.delivered.to_string())).await?;
         }
         self.settle(AckKind::Term).await?;
-        if self.is_redriven() {
-            self.bus.forget_redriven(self.sequence).await;
-        }
+        self.forget_copy().await;
         Ok(stored.sequence)
     }
 

@@ -4,7 +4,7 @@
 //! stream RUNS, the newest record per run. A delivery that nothing is written about ended without a word: its worker died, or
 //! its acknowledgement was lost. An event that goes well is never written about.
 
-use super::{Attempt, Bus, BusError, Delivery, streams::RUNS};
+use super::{Attempt, Bus, BusError, Delivery, TIMERS, streams::RUNS};
 use async_nats::{HeaderMap, jetstream::stream::LastRawMessageErrorKind};
 use nerve_core::{Fault, FunctionError, Name};
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,9 @@ pub(crate) struct RunHistory {
     suspect: bool,
     /// How often it was given back as its worker was never idle.
     pub(crate) postponed: u32,
+    /// Whether the last failure was to leave a copy in TIMERS.
+    #[serde(default)]
+    delayed: bool,
 }
 
 /// How a delivery goes on.
@@ -90,6 +93,17 @@ impl RunHistory {
         self.end(delivery);
         self.suspect = false;
         self.postponed = 0;
+    }
+
+    /// Takes note of whether its next attempt waits in TIMERS.
+    pub(crate) fn set_delayed(&mut self, delayed: bool) {
+        self.delayed = delayed;
+    }
+
+    /// Whether a worker that ended before it acknowledged this delivery may have left a copy of it in TIMERS.
+    pub(crate) fn may_wait_beside(&self, delivery: &Delivery) -> bool {
+        // The first delivery from TIMERS is that copy.
+        self.delayed && (delivery.stream.as_ref() != TIMERS || delivery.delivered > 1)
     }
 
     /// Takes note that this delivery was given back, which is no attempt.

@@ -1,4 +1,4 @@
-//! What comes later: retries of what sinks deliver, and the ticks of schedules.
+//! What comes later: retries of sinks and functions, and the ticks of schedules.
 //!
 //! The broker keeps the time, by JetStream's message schedules (ADR-51): a message waits on a subject of its own until
 //! it is due, then the broker moves it to its target. Waiting holds no slot, and outlives every worker.
@@ -9,7 +9,8 @@ use super::{
 };
 use async_nats::{HeaderMap, header, jetstream::context::PublishErrorKind};
 use bytes::Bytes;
-use nerve_core::{Event, Generation, Identity, Input, Name, ScheduleSpec, Subject};
+use futures::TryStreamExt;
+use nerve_core::{Event, Generation, Identity, Name, ScheduleSpec, Subject};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use uuid::Uuid;
 
@@ -21,16 +22,21 @@ pub(crate) const TICKS_CONSUMER: &str = "nerve_schedules";
 /// The subjects of all ticks.
 pub(crate) const TICKS: &str = "timers.tick.*";
 
+/// How the subjects begin of what is due.
+pub(super) const DUE_PREFIX: &str = "timers.due.";
+
 /// Keeps a schedule whatever the age of its stream.
 const FOREVER: &str = "never";
 
-/// Where a sink takes what is due.
-pub(crate) fn due_subject(sink: &Name) -> String {
-    format!("timers.due.{sink}")
+/// Where a sink or a function takes what is due; no two of them have one name.
+pub(crate) fn due_subject(taker: &Name) -> String {
+    format!("{DUE_PREFIX}{taker}")
 }
 
-fn wait_subject(sink: &Name, input: &Input) -> String {
-    format!("timers.wait.{sink}.{}.{}", input.stream, input.sequence)
+/// A subject holds one timer: each generation of an event has one of its own, so that none replaces another's.
+fn wait_subject(taker: &Name, Provenance { input, generation, .. }: &Provenance) -> String {
+    let waits = format!("timers.wait.{taker}.{}.{}", input.stream, input.sequence);
+    if generation.as_str().is_empty() { waits } else { format!("{waits}.{}", generation.as_str()) }
 }
 
 fn cron_subject(schedule: &Name) -> String {
@@ -54,24 +60,25 @@ impl Delivery {
         headers.is_some_and(|headers| headers.get(copy_headers::TRIAL).is_some())
     }
 
-    /// Delays it until `at`, for `sink` alone, and acknowledges it once the broker has stored the copy.
-    pub(crate) async fn put_off(self, sink: &Name, at: OffsetDateTime, tried: u32) -> Result<(), BusError> {
+    /// Delays it until `at`, for the sink or function `taker` alone, and acknowledges it once the broker has stored the copy.
+    pub(crate) async fn put_off(self, taker: &Name, at: OffsetDateTime, tried: u32) -> Result<(), BusError> {
         let input = &self.provenance.input;
-        let what = || format!("delaying message {} of {} for {sink}", input.sequence, input.stream);
+        let what = || format!("delaying message {} of {} for {taker}", input.sequence, input.stream);
         let mut headers = self.provenance.copied(self.message.headers.as_ref(), &self.message.subject);
         headers.insert(copy_headers::ATTEMPTS, tried.to_string());
         let at = at.format(&Rfc3339).map_err(|error| BusError::refused(what(), error))?;
         headers.insert(header::NATS_SCHEDULE, format!("@at {at}"));
-        headers.insert(header::NATS_SCHEDULE_TARGET, due_subject(sink));
-        let subject = Subject::parse(wait_subject(sink, input)).map_err(|error| BusError::refused(what(), error))?;
-        let id = self.run(sink).delayed((&self.stream, self.sequence, self.delivered));
+        headers.insert(header::NATS_SCHEDULE_TARGET, due_subject(taker));
+        let subject =
+            Subject::parse(wait_subject(taker, &self.provenance)).map_err(|error| BusError::refused(what(), error))?;
+        let id = self.run(taker).delayed((&self.stream, self.sequence, self.delivered));
         stored(self.bus.publish_message(&subject, headers, self.message.payload.clone(), id).await, what)?;
         self.ack().await
     }
 
     /// Deletes the delayed retry left by a worker that crashed before it acknowledged this delivery.
-    pub(crate) async fn take_back_retry(&self, sink: &Name) -> Result<(), BusError> {
-        self.bus.purge_timers(&wait_subject(sink, &self.provenance.input)).await
+    pub(crate) async fn take_back_retry(&self, taker: &Name) -> Result<(), BusError> {
+        self.bus.purge_timers(&wait_subject(taker, &self.provenance)).await
     }
 }
 
@@ -120,10 +127,37 @@ impl Bus {
         stored(self.publish_message(&subject, headers, body, id).await, what).map(drop)
     }
 
-    /// Forgets everything that waits for a sink.
-    pub(crate) async fn purge_sink(&self, sink: &Name) -> Result<(), BusError> {
-        self.purge_timers(&format!("timers.wait.{sink}.>")).await?;
-        self.purge_timers(&due_subject(sink)).await
+    /// Deletes what was due and is done. One that stays, as the broker did not answer, goes with its age.
+    pub(super) async fn forget_due(&self, sequence: u64) {
+        let deleted = async {
+            let stream = self.jetstream.get_stream_no_info(TIMERS).await.map_err(async_nats::Error::from)?;
+            stream.delete_message(sequence).await.map_err(async_nats::Error::from)
+        };
+        if let Err(error) = deleted.await {
+            tracing::debug!(%error, sequence, "a delayed event is done, and its copy stays for a while");
+        }
+    }
+
+    /// How many events wait for another attempt of a sink or a function.
+    ///
+    /// # Errors
+    /// The broker does not answer.
+    pub async fn delayed(&self, taker: &Name) -> Result<u64, BusError> {
+        let what = || format!("counting the delayed events of {taker}");
+        let stream = self.stream(TIMERS, what).await?;
+        let unavailable = |error: async_nats::Error| BusError::unavailable(what(), error);
+        let waiting = stream.info_with_subjects(format!("timers.wait.{taker}.>")).await;
+        let waiting = waiting.map_err(|error| unavailable(error.into()))?;
+        let count = |sum: u64, (_, messages): (String, usize)| {
+            std::future::ready(Ok(sum.saturating_add(u64::try_from(messages).unwrap_or(u64::MAX))))
+        };
+        waiting.try_fold(0, count).await.map_err(|error| unavailable(error.into()))
+    }
+
+    /// Forgets everything that waits for a sink or a function.
+    pub(crate) async fn purge_delayed(&self, taker: &Name) -> Result<(), BusError> {
+        self.purge_timers(&format!("timers.wait.{taker}.>")).await?;
+        self.purge_timers(&due_subject(taker)).await
     }
 
     /// Has the broker tick by a schedule from now on, instead of by whatever it was before.

@@ -63,7 +63,7 @@ impl Registry {
         for stream in [entry.record.stream.as_str(), DEAD, TIMERS] {
             self.delete_consumer(stream, name).await?;
         }
-        self.bus.purge_sink(name).await?;
+        self.bus.purge_delayed(name).await?;
         Ok(true)
     }
 

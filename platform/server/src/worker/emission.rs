@@ -5,6 +5,7 @@
 
 use super::{
     Shared,
+    failure::WaitingRetries,
     input_state::{InputState, MAX_EMISSIONS, too_many},
     invocation::Taken,
     tools,
@@ -41,6 +42,8 @@ pub(super) struct Outlet {
     pub(super) spec: Arc<FunctionSpec>,
     /// The most results that may lead to one; see [`Event::hops`].
     pub(super) max_hops: u32,
+    /// Its events that wait with its consumer for their next attempt.
+    pub(super) retries: Arc<WaitingRetries>,
 }
 
 impl Outlet {
@@ -346,7 +349,7 @@ mod tests {
     fn outlet() -> Outlet {
         let manifest = "[function.f]\nruntime=\"wasm\"\nsource=\"f\"\non=[\"events.in\"]\nemits=[\"out.*\"]";
         let spec = Manifest::parse(manifest).unwrap().functions.into_values().next().unwrap();
-        Outlet { function: Name::parse("f").unwrap(), spec: Arc::new(spec), max_hops: 2 }
+        Outlet { function: Name::parse("f").unwrap(), spec: Arc::new(spec), max_hops: 2, retries: Arc::default() }
     }
 
     fn emission(ty: &str) -> Emission {

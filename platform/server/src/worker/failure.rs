@@ -12,7 +12,54 @@ use nerve_core::{
     function::LogLevel,
     verdict::{Verdict, decide},
 };
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use time::OffsetDateTime;
+
+/// The wait from which on an event waits in TIMERS. A shorter one stays with its consumer, which may have 65,536 events in flight.
+const DELAYED_FROM: Duration = Duration::from_secs(10);
+/// The most events of a function that wait with its consumer, as far as one worker knows. The others wait in TIMERS, so that
+/// events that fail hold up none that are new.
+const MAX_WAITING_RETRIES: u32 = 2048;
+
+/// How many retries of a function a worker has left with its consumer.
+#[derive(Debug)]
+pub(super) struct WaitingRetries(Mutex<Windows>);
+
+/// Counts of the time that a short wait takes at most, and of as much before it: no wait is longer than both.
+#[derive(Debug)]
+struct Windows {
+    began: Instant,
+    current: u32,
+    previous: u32,
+}
+
+impl Default for WaitingRetries {
+    fn default() -> Self {
+        Self(Mutex::new(Windows { began: Instant::now(), current: 0, previous: 0 }))
+    }
+}
+
+impl WaitingRetries {
+    /// Whether an event that waits so long may wait with its consumer; then it is counted.
+    fn may_stay(&self, wait: Duration) -> bool {
+        wait < DELAYED_FROM && self.count_at(Instant::now())
+    }
+
+    fn count_at(&self, now: Instant) -> bool {
+        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = now.saturating_duration_since(windows.began);
+        if passed >= DELAYED_FROM {
+            let previous = if passed < DELAYED_FROM * 2 { windows.current } else { 0 };
+            *windows = Windows { began: now, current: 0, previous };
+        }
+        let stays = windows.current.saturating_add(windows.previous) < MAX_WAITING_RETRIES;
+        windows.current += u32::from(stays);
+        stays
+    }
+}
 
 /// The longest error that is kept, in bytes: several must fit into a dead letter's headers.
 const MAX_ERROR_BYTES: usize = 2048;
@@ -31,11 +78,18 @@ pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, take
         Verdict::DeadLetter => bury_with(shared, outlet, revision, delivery, &history.failures).await,
         Verdict::RetryAfter(wait) => {
             let function = &outlet.function;
+            let wait = with_jitter(wait, delivery.sequence);
+            // One that is redriven has a slot of its own, and stays listed in DEAD until it is done.
+            let delayed = !delivery.is_redriven() && !outlet.retries.may_stay(wait);
+            history.set_delayed(delayed);
             if let Err(error) = shared.bus.record_run(function, &delivery, &history).await {
                 tracing::warn!(%function, %error, "a failed attempt is not recorded, and does not count");
             }
-            let wait = with_jitter(wait, delivery.sequence);
-            if let Err(error) = delivery.retry_after(wait).await {
+            let settled = match delayed {
+                true => delivery.put_off(function, OffsetDateTime::now_utc() + wait, history.failed).await,
+                false => delivery.retry_after(wait).await,
+            };
+            if let Err(error) = settled {
                 tracing::warn!(%function, %error, "a retry waits for the ack wait instead");
             }
         }
@@ -142,6 +196,17 @@ pub(super) fn with_jitter(wait: Duration, sequence: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn few_retries_of_a_function_stay_with_its_consumer_and_none_for_long() {
+        let retries = WaitingRetries::default();
+        assert!(!retries.may_stay(DELAYED_FROM) && retries.may_stay(DELAYED_FROM - Duration::from_millis(1)));
+        let now = Instant::now();
+        let stay = |at: Instant| (0..2 * MAX_WAITING_RETRIES).filter(|_| retries.count_at(at)).count();
+        let all = usize::try_from(MAX_WAITING_RETRIES).unwrap();
+        assert_eq!([stay(now), stay(now + DELAYED_FROM)], [all - 1, 0], "the first ones may still wait");
+        assert_eq!(stay(now + DELAYED_FROM * 3), all);
+    }
 
     #[test]
     fn jitter_adds_a_tenth_at_most() {

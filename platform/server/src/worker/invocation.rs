@@ -72,9 +72,9 @@ impl Invoker {
     pub(super) async fn handle(self: Arc<Self>, batch: Vec<Taken>) {
         let mut fresh = Vec::with_capacity(batch.len());
         for taken in batch {
-            // A redrive that was cut off before its dead letter was deleted may be repeated, and is the same run.
+            // A redrive that was cut off before its dead letter was deleted may be repeated, and is the same run; so is a delayed retry.
             let is_first = taken.delivery.delivered == 1 && !taken.delivery.may_have_run;
-            if is_first && !taken.delivery.is_redriven() {
+            if is_first && !taken.delivery.is_copy() {
                 fresh.push(taken);
             } else if let Some(taken) = Box::pin(self.resume(taken)).await {
                 fresh.push(taken);

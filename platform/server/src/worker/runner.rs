@@ -1,4 +1,4 @@
-//! One revision of a function at work: three intakes, one function.
+//! One revision of a function at work: four intakes, one function.
 
 use super::{
     REOPEN, Shared, Slot,
@@ -6,7 +6,7 @@ use super::{
     invocation::{Invoker, Meters, Taken},
 };
 use crate::{
-    bus::{BusError, DEAD, Puller, RunHistory, consumer_name},
+    bus::{BusError, DEAD, Puller, RunHistory, TIMERS, consumer_name},
     registry::{Entry, FunctionRecord},
 };
 use nerve_core::{Context, Fault, Function, FunctionError, Name, manifest::Batch};
@@ -40,7 +40,12 @@ impl Runner {
         let spec = Arc::new(entry.record.spec.clone());
         let invoker = Invoker {
             shared: shared.clone(),
-            outlet: Outlet { function: name.clone(), spec: spec.clone(), max_hops: shared.max_hops },
+            outlet: Outlet {
+                function: name.clone(),
+                spec: spec.clone(),
+                max_hops: shared.max_hops,
+                retries: Arc::default(),
+            },
             revision: entry.revision,
             function,
             meters: Meters::of(name),
@@ -61,10 +66,13 @@ impl Runner {
     /// Takes events until `stop`, finishes what it has, and closes the function.
     pub(super) async fn run(self) {
         let spec = &self.record.spec;
-        let stream = self.intake(&self.record.stream, spec.concurrency * spec.batch.size, spec.batch);
+        let capacity = spec.concurrency * spec.batch.size;
+        let stream = self.intake(&self.record.stream, capacity, spec.batch);
+        // Delayed retries have slots of their own, as many as new events: neither makes the other wait.
+        let due = self.intake(TIMERS, capacity, spec.batch);
         // Redriven letters have one slot of their own, so that a backlog of new events does not hold them up.
         let redriven = self.intake(DEAD, 1, Batch { size: 1, wait: Duration::ZERO });
-        tokio::join!(stream, redriven, self.direct_calls());
+        tokio::join!(stream, due, redriven, self.direct_calls());
         self.work.close();
         self.work.wait().await;
         self.invoker.function.close().await;

@@ -28,6 +28,14 @@ impl Invoker {
                 return None;
             }
         };
+        // Otherwise both would run.
+        if taken.history.may_wait_beside(&taken.delivery)
+            && let Err(error) = taken.delivery.take_back_retry(function).await
+        {
+            tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits for the broker");
+            failure::give_back(taken.delivery).await;
+            return None;
+        }
         let resumption = taken.history.resume(&taken.delivery, self.outlet.spec.retry.attempts);
         taken.delivery.attempt = taken.history.failed + 1;
         if taken.delivery.may_be_of_older
