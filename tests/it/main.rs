@@ -44,6 +44,7 @@ mod processes;
 mod protection;
 mod providers;
 mod questions;
+mod quotas;
 mod readers;
 mod refusals;
 mod replay;

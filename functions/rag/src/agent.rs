@@ -16,6 +16,8 @@ mod state;
 mod tools;
 
 use crate::{
+    accounts::Accounts,
+    document::DEFAULT_COLLECTION,
     functions::{Frame, invalid},
     generate::{self, Endpoint},
 };
@@ -159,11 +161,11 @@ struct Answered<'a> {
 #[async_trait]
 impl Function for Agent {
     async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
-        let emitter = context.emitter.as_ref();
+        let (emitter, accounts) = (context.emitter.as_ref(), &Accounts::of(&context));
         let each = batch.iter().enumerate().map(|(index, event)| {
             self.frame.within(async move {
                 match event.ty.as_str() {
-                    STEP => self.decide(event, index, emitter).await,
+                    STEP => self.decide(event, (index, emitter), accounts).await,
                     tool::RETURNED => self.observe(event),
                     _ => self.begin(event),
                 }
@@ -192,7 +194,7 @@ impl Agent {
     }
 
     /// Asks the model what comes next.
-    async fn decide(&self, event: &Event, index: usize, emitter: &dyn Emitter) -> Outcome {
+    async fn decide(&self, event: &Event, (index, emitter): (usize, &dyn Emitter), accounts: &Accounts) -> Outcome {
         let step: Result<Step, _> = serde_json::from_slice(&event.data);
         let Step { mut agent, .. } =
             step.map_err(|error| invalid(format!("its data is not a step of an agent: {error}")))?;
@@ -204,12 +206,16 @@ impl Agent {
             let said = format!("The budget of {spent} was spent before the question was answered.");
             return self.finish(agent, (&said, false, "budget"), (index, emitter)).await;
         }
+        let collection = agent.asked.get("collection").and_then(Value::as_str).unwrap_or(DEFAULT_COLLECTION).to_owned();
+        accounts.check_tokens(&collection).await?;
         let tools = self.tools(emitter);
         let left = budget.tokens.saturating_sub(agent.tokens()).max(1);
         let decided = self.endpoint.complete(&self.request(&agent, &tools, left)).await?;
         let decided = chat::Decision::read(&decided, agent.steps)?;
         agent.steps += 1;
         agent.add(decided.usage);
+        let tokens = decided.usage.prompt_tokens.saturating_add(decided.usage.completion_tokens);
+        accounts.count_tokens(&collection, tokens).await;
         if decided.calls.is_empty() {
             let answered = !decided.text.trim().is_empty();
             return self.finish(agent, (&decided.text, answered, &decided.finish), (index, emitter)).await;

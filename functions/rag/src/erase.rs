@@ -7,7 +7,7 @@ use crate::{
     learn::{self, Answered},
     remember,
 };
-use nerve_core::{Event, EventType, subject::InvalidSubject};
+use nerve_core::{Event, EventType, quota, subject::InvalidSubject};
 use serde::{Deserialize, Serialize};
 
 /// The type of the event by which `rag/index` is called directly to erase the documents of a tenant.
@@ -51,6 +51,11 @@ impl Tenant {
     /// The keys in `views` of what was learned from its feedback.
     pub fn learned_keys(&self) -> [String; 2] {
         learn::keys_of(&self.collection)
+    }
+
+    /// The keys in `views` of what it has used.
+    pub fn usage_keys(&self) -> [String; 2] {
+        [quota::used_key(&self.collection), quota::rate_key(&self.collection)]
     }
 
     /// The keys in `views` of the rankings of the last answers, as a pattern. Each document has answers of several tenants:

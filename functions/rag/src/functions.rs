@@ -1,6 +1,7 @@
 //! `rag/chunk` and `rag/index` as functions, and what every function here shares.
 
 use crate::{
+    accounts::Accounts,
     check::{CHECK_REQUESTED, CheckRequest, Chunking},
     chunk::{Chunk, Size},
     document::{Document, Uploaded},
@@ -15,7 +16,7 @@ use nerve_core::{
     Context, Emission, Event, EventType, Fault, Function, FunctionError, Outcome, inference::InferenceError,
 };
 use serde::{Deserialize, Serialize};
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 /// The end of the types of events that say that a document is gone.
 const DELETED: &str = ".deleted";
@@ -64,7 +65,7 @@ pub(crate) fn invalid(why: impl Into<String>) -> FunctionError {
 /// A failed index says which file or call failed too.
 pub(crate) fn index_failed(error: &IndexError) -> FunctionError {
     let fault = match error {
-        IndexError::Invalid(_) => Fault::Invalid,
+        IndexError::Invalid(_) | IndexError::OverQuota(_) => Fault::Invalid,
         IndexError::Unavailable { .. } => Fault::Retry { after: None },
         IndexError::Failed { .. } => Fault::Crash,
     };
@@ -118,14 +119,15 @@ struct Chunked {
 
 #[async_trait]
 impl Function for Chunker {
-    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+    async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
+        let accounts = Accounts::of(&context);
         // Waiting for a reader is not the document's time.
-        join_all(batch.into_iter().map(|event| self.chunk(event))).await
+        join_all(batch.into_iter().map(|event| self.chunk(event, &accounts))).await
     }
 }
 
 impl Chunker {
-    async fn chunk(&self, event: Event) -> Outcome {
+    async fn chunk(&self, event: Event, accounts: &Accounts) -> Outcome {
         let chunking = self.chunking.clone();
         let (event, uploaded) = blocking(move || {
             let mut uploaded = Uploaded::read(&event).map_err(invalid)?;
@@ -133,6 +135,8 @@ impl Chunker {
             Ok((event, uploaded))
         })
         .await?;
+        // Before it costs any.
+        accounts.check_tokens(&uploaded.document.collection).await?;
         let (document, chunks) = self.reader.read(uploaded, self.size, self.frame.timeout).await?;
         self.frame.emission(&event, &Chunked { document, chunks })
     }
@@ -156,6 +160,9 @@ struct Embedded {
 #[derive(Deserialize)]
 struct OneEmbedding {
     embedding: Numbers,
+    /// Tokens that the model read for it.
+    #[serde(default, deserialize_with = "nerve_core::limits::count")]
+    tokens: usize,
 }
 
 /// A vector as `onnx/embed` writes it.
@@ -195,18 +202,20 @@ struct Indexed<'d> {
 #[async_trait]
 impl Function for Indexer {
     /// The changes of a batch are one transaction; if it fails, each is tried alone, unless none of them can be done now.
-    async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
+    async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
         if let [event] = batch.as_slice()
             && event.ty.as_str() == ERASE_REQUESTED
         {
             return vec![self.erase(event).await];
         }
+        let accounts = Accounts::of(&context);
+        let mut used = Used::default();
         let changes: Vec<Result<Vec<Change>, FunctionError>> =
-            batch.iter().map(|event| changes_of(event).map_err(invalid)).collect();
+            batch.iter().map(|event| changes_of(event, &mut used).map_err(invalid)).collect();
         let good: Vec<Change> = changes.iter().flatten().flatten().cloned().collect();
         let (mut together, mut unavailable) = (None, None);
         if changes.iter().flatten().count() > 1 {
-            match self.apply(good).await {
+            match self.apply(good, &accounts).await {
                 Ok(applied) => together = Some(applied.into_iter()),
                 Err(error) if matches!(error.fault, Fault::Retry { .. }) => unavailable = Some(error),
                 Err(_) => {}
@@ -221,7 +230,7 @@ impl Function for Indexer {
                 }
                 let applied = match &mut together {
                     Some(applied) => applied.take(changes.len()).collect(),
-                    None => self.apply(changes.clone()).await?,
+                    None => self.apply(changes.clone(), &accounts).await?,
                 };
                 let mut emissions = Vec::with_capacity(changes.len());
                 for (change, applied) in changes.iter().zip(applied) {
@@ -233,6 +242,7 @@ impl Function for Indexer {
             };
             outcomes.push(outcome.await);
         }
+        self.record(&accounts, used).await;
         outcomes
     }
 
@@ -259,22 +269,46 @@ impl Indexer {
         self.frame.emission(event, &erased.await?)
     }
 
-    async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, FunctionError> {
-        let index = self.index.clone();
-        let work = blocking(move || index.apply(&changes).map_err(|error| index_failed(&error)));
+    /// Records what the collections of a batch have now, and what it has used.
+    async fn record(&self, accounts: &Accounts, used: Used) {
+        for (collection, tokens) in used.0 {
+            let (index, name) = (self.index.clone(), collection.clone());
+            let held = blocking(move || index.held_of(&name).map_err(|error| index_failed(&error))).await;
+            match held {
+                Ok(held) => accounts.record(&collection, tokens, Some(held)).await,
+                Err(error) => tracing::warn!(%error, collection, "the documents of a collection are not counted"),
+            }
+        }
+    }
+
+    async fn apply(&self, changes: Vec<Change>, accounts: &Accounts) -> Result<Vec<Applied>, FunctionError> {
+        let (index, quotas) = (self.index.clone(), accounts.quotas.clone());
+        let work = blocking(move || index.apply_within(&changes, &quotas).map_err(|error| index_failed(&error)));
         let late =
             || FunctionError::new(Fault::Timeout, format!("the index took longer than {:?}", self.frame.timeout));
         tokio::time::timeout(self.frame.timeout, work).await.map_err(|_| late())?
     }
 }
 
-fn changes_of(event: &Event) -> Result<Vec<Change>, String> {
+/// Tokens by collection, of those that a batch changes.
+#[derive(Default)]
+struct Used(BTreeMap<String, usize>);
+
+impl Used {
+    fn add(&mut self, collection: &str, tokens: usize) {
+        let used = self.0.entry(collection.to_owned()).or_default();
+        *used = used.saturating_add(tokens);
+    }
+}
+
+fn changes_of(event: &Event, used: &mut Used) -> Result<Vec<Change>, String> {
     let unread = |error: serde_json::Error| format!("its data is not what `rag/index` reads: {error}");
     if event.ty.as_str().ends_with(DELETED) {
         let mut document: Document = serde_json::from_slice(&event.data).map_err(unread)?;
         if let (0, Some(time)) = (document.uploaded_at, event.time) {
             document.uploaded_at = i64::try_from(time.unix_timestamp_nanos()).unwrap_or_default();
         }
+        used.add(&document.collection, 0);
         return Ok(vec![Change::Remove(document)]);
     }
     if event.ty.as_str() == CHECK_REQUESTED {
@@ -286,6 +320,8 @@ fn changes_of(event: &Event) -> Result<Vec<Change>, String> {
     if chunks.len() != embeddings.len() {
         return Err(format!("it has {} chunks and {} embeddings: one belongs to each", chunks.len(), embeddings.len()));
     }
+    let tokens = embeddings.iter().fold(0, |sum: usize, one| sum.saturating_add(one.tokens));
+    used.add(&document.collection, tokens);
     let vectors = embeddings.into_iter().map(|one| one.embedding.read());
     let chunks =
         chunks.into_iter().zip(vectors).map(|(chunk, vector)| Ok((chunk, vector?))).collect::<Result<_, String>>()?;
@@ -329,7 +365,8 @@ mod tests {
     }
 
     async fn answers(indexer: &Indexer, batch: Vec<Event>) -> Vec<Value> {
-        let outcomes = indexer.invoke(batch, Context { emitter: Arc::new(NoEmitter), views: None }).await;
+        let outcomes =
+            indexer.invoke(batch, Context { emitter: Arc::new(NoEmitter), views: None, quotas: Arc::default() }).await;
         let emissions = outcomes.into_iter().flat_map(|outcome| outcome.expect("no event fails"));
         emissions.map(|one| serde_json::from_slice(&one.data).unwrap()).collect()
     }

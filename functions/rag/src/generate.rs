@@ -11,6 +11,8 @@ mod prompt;
 mod writing;
 
 use crate::{
+    accounts::Accounts,
+    document::DEFAULT_COLLECTION,
     extract::{Citation, Limits, NO_ANSWER},
     functions::{Frame, inference_failed, invalid},
     index::Hit,
@@ -132,6 +134,14 @@ pub(crate) struct Given {
     rest: Map<String, Value>,
 }
 
+impl Given {
+    /// The collection that is asked.
+    fn collection(&self) -> String {
+        let named = self.rest.get("collection").and_then(Value::as_str);
+        named.unwrap_or(DEFAULT_COLLECTION).to_owned()
+    }
+}
+
 /// Options as OpenAI's callers name them.
 #[derive(Debug, Clone, Default, Deserialize)]
 struct Overrides {
@@ -231,16 +241,17 @@ impl Outlet<'_> {
 #[async_trait]
 impl Function for Generator {
     async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
+        let accounts = Accounts::of(&context);
         let each = batch.iter().enumerate().map(|(index, event)| {
             let outlet = Outlet { frame: &self.frame, emitter: context.emitter.as_ref(), index };
-            self.frame.within(self.generate(event, outlet))
+            self.frame.within(self.generate(event, outlet, &accounts))
         });
         join_all(each).await
     }
 }
 
 impl Generator {
-    async fn generate(&self, event: &Event, outlet: Outlet<'_>) -> Outcome {
+    async fn generate(&self, event: &Event, outlet: Outlet<'_>, accounts: &Accounts) -> Outcome {
         let given: Result<Given, _> = serde_json::from_slice(&event.data);
         let mut given =
             given.map_err(|error| invalid(format!("its data is not a question with documents: {error}")))?;
@@ -251,7 +262,14 @@ impl Generator {
                 outlet.text(NO_ANSWER).await?;
                 Made::none()
             }
-            _ => self.write(&given, &outlet).await?,
+            _ => {
+                let collection = given.collection();
+                accounts.check_tokens(&collection).await?;
+                let made = self.write(&given, &outlet).await?;
+                let usage = made.usage.unwrap_or_default();
+                accounts.count_tokens(&collection, usage.prompt_tokens.saturating_add(usage.completion_tokens)).await;
+                made
+            }
         };
         self.frame.emission(event, &self.generated(given, made))
     }

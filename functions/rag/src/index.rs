@@ -23,8 +23,10 @@ use crate::{
     chunk::Chunk,
     document::Document,
     erase::{ErasedDocuments, Tenant},
+    remember,
 };
 use embedded::Embedded;
+use nerve_core::quota::{CollectionUsage, OverQuota, Quotas};
 use postgres::Postgres;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -54,6 +56,9 @@ pub enum IndexError {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A document is over a quota of its collection.
+    #[error("{0}")]
+    OverQuota(OverQuota),
     /// A file cannot be read or written, or the database refuses.
     #[error("the index failed while {what}")]
     Failed {
@@ -94,6 +99,26 @@ impl Change {
         match self {
             Self::Replace { document, .. } | Self::Remove(document) | Self::Confirm(document) => document,
         }
+    }
+
+    /// The bytes of the document's text, as its chunks have it.
+    fn text_bytes(&self) -> u64 {
+        let bytes: usize = self.chunks().iter().map(|(chunk, _)| chunk.text.len()).sum();
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Checks it against the quota of its collection, which has so many documents, and bytes of text, besides this one.
+    fn check_quota(&self, quotas: &Quotas, (documents, documents_bytes): (u64, u64)) -> Result<(), IndexError> {
+        let collection = &self.document().collection;
+        let others = CollectionUsage { documents, documents_bytes, ..CollectionUsage::default() };
+        let checked = others.check_document(quotas.of(collection), collection, self.text_bytes());
+        checked.map_err(IndexError::OverQuota)
+    }
+
+    /// Whether its document is under a quota.
+    fn is_bounded(&self, quotas: &Quotas) -> bool {
+        let Self::Replace { document, .. } = self else { return false };
+        quotas.of(&document.collection).bounds_documents() && !remember::is_conversation(&document.collection)
     }
 
     /// The chunks that it gives the document.
@@ -218,9 +243,26 @@ impl Index {
 
     /// Applies changes, all or none; what they add is found once this returns.
     pub fn apply(&self, changes: &[Change]) -> Result<Vec<Applied>, IndexError> {
+        self.apply_within(changes, &Quotas::default())
+    }
+
+    /// Applies changes, all or none, where they are within the quotas of their collections. These are checked in the transaction
+    /// that writes the documents, so they hold exactly.
+    ///
+    /// # Errors
+    /// [`IndexError::OverQuota`] for the first change that is not.
+    pub fn apply_within(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
         match &self.kind {
-            Kind::Embedded(index) => index.apply(changes),
-            Kind::Postgres(index) => index.apply(changes),
+            Kind::Embedded(index) => index.apply(changes, quotas),
+            Kind::Postgres(index) => index.apply(changes, quotas),
+        }
+    }
+
+    /// How many documents a collection has, and how many bytes their text has.
+    pub fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+        match &self.kind {
+            Kind::Embedded(index) => index.held_of(collection),
+            Kind::Postgres(index) => index.held_of(collection),
         }
     }
 

@@ -16,6 +16,7 @@
 //! `documents.reranked` → `rag/generate` → `answer.generated` → `rag/evaluate` → `answer.evaluated` → `rag/remember` →
 //! `memory.updated` → `rag/notify` → `notification.sent`; `feedback.submitted` → `rag/learn` → `weights.updated`. Every arrow is an event; no function knows another.
 
+mod accounts;
 mod agent;
 pub mod check;
 mod client;

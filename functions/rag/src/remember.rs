@@ -108,6 +108,16 @@ pub(crate) fn conversations_of(collection: &str) -> String {
     format!("memory.{}.", digest(collection))
 }
 
+/// Whether a collection of the index has the earlier answers of a conversation: [`conversations_of`] and a digest. These are in
+/// nobody's quota.
+pub(crate) fn is_conversation(collection: &str) -> bool {
+    let mut parts = collection.strip_prefix("memory.").unwrap_or_default().split('.');
+    let is_digest = |part: Option<&str>| {
+        part.is_some_and(|part| part.len() == 24 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    is_digest(parts.next()) && is_digest(parts.next()) && parts.next().is_none()
+}
+
 /// The collection of the index that has the earlier answers of a conversation.
 pub(crate) fn recall_collection(collection: &str, conversation: &str) -> String {
     key(collection, conversation)

@@ -136,10 +136,11 @@ fn server(publish: Vec<String>) -> Permissions {
     Permissions { publish: allowed(allow), subscribe: allowed(subscribe) }
 }
 
-/// Reads what Nerve stores, and nothing else.
+/// Reads what Nerve stores, and stores rates only.
 fn gateway() -> Vec<String> {
     let reading = STREAMS.iter().flat_map(|stream| consumers_of(stream).into_iter().chain(reads_of(stream)));
-    reading.collect()
+    // How far ahead of its rate a collection is; the rest of that bucket is functions'.
+    reading.chain(["$KV.views.usage.rate.>".to_owned()]).collect()
 }
 
 /// Reads any stream that a function may be bound to.

@@ -3,7 +3,7 @@
 //! A [`Host`] turns a [`Deployment`] into a [`Function`]; a worker hands that function batches of events.
 //! Neither side sees the other's machinery: a host never sees NATS, a worker never sees wasmtime.
 
-use crate::{Event, EventType, FunctionSpec, Name, tool::Tool};
+use crate::{Event, EventType, FunctionSpec, Name, quota::Quotas, tool::Tool};
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -110,6 +110,8 @@ pub struct Context {
     pub emitter: Arc<dyn Emitter>,
     /// What lasts; none where the function runs on its own.
     pub views: Option<Arc<dyn Views>>,
+    /// What collections may have.
+    pub quotas: Arc<Quotas>,
 }
 
 /// A loaded function. One value serves every invocation, many at a time.

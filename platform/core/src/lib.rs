@@ -9,6 +9,7 @@
 //! - [`redact`]: URLs without the credentials in them, for what people and programs read.
 //! - [`tool`]: functions that agents call, and what passes between the two.
 //! - [`identity`]: what makes two stored things the same thing; every id that JetStream compares is made there.
+//! - [`quota`]: what collections may have, and what they have used.
 //! - [`shares`]: fair shares of what is bounded.
 //! - [`limits`]: limits of the numbers that come from outside.
 //! - [`inference`]: the contract between the gateway and whatever runs models.
@@ -28,6 +29,7 @@ pub mod inference;
 pub mod limits;
 pub mod manifest;
 pub mod name;
+pub mod quota;
 pub mod redact;
 pub mod shares;
 pub mod subject;

@@ -70,7 +70,7 @@ fn events(words: &[&str]) -> Vec<Event> {
 
 fn context() -> (Arc<Stored>, Context) {
     let stored = Arc::new(Stored::default());
-    (stored.clone(), Context { emitter: stored, views: None })
+    (stored.clone(), Context { emitter: stored, views: None, quotas: Arc::default() })
 }
 
 fn component(body: &str) -> Vec<u8> {

@@ -122,7 +122,7 @@ async fn invoke(function: &Arc<dyn Function>, said: &[&str]) -> Vec<Outcome> {
         let data = serde_json::to_string(said).unwrap();
         Event::new("1", "/test", EventType::parse("t").unwrap()).with_data("application/json", data)
     };
-    let context = Context { emitter: Arc::new(Ignored), views: None };
+    let context = Context { emitter: Arc::new(Ignored), views: None, quotas: Arc::default() };
     let invoked = function.invoke(said.iter().map(event).collect(), context);
     tokio::time::timeout(AT_ONCE, invoked).await.expect("every event is answered at once")
 }

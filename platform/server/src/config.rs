@@ -18,7 +18,7 @@ pub use trust::{Untrusted, Why, check_trusted};
 
 use gateway::MOST_THREADS;
 use nerve_broker::NatsSettings;
-use nerve_core::{Secret, manifest::Network};
+use nerve_core::{Secret, manifest::Network, quota::Quota};
 use serde::Deserialize;
 use std::{
     io,
@@ -75,6 +75,8 @@ pub struct Config {
     pub rag: RagConfig,
     /// `[sandbox]`
     pub sandbox: SandboxConfig,
+    /// `[collections]`: what a collection may have that no quota was set for.
+    pub collections: Quota,
     /// `[sinks]`
     pub sinks: SinksConfig,
     /// `[secrets]`

@@ -40,6 +40,7 @@ mod modes;
 mod places;
 mod problem;
 mod publish;
+mod quotas;
 mod repeats;
 mod serve;
 mod spool;
@@ -133,6 +134,7 @@ struct Shared {
     parts: Parts,
     access: Access,
     callers: Callers,
+    rates: quotas::Rates,
     bodies: Bodies,
     certificates: hooks::Certificates,
     guards: hooks::Guards,
@@ -150,6 +152,7 @@ impl Gateway {
         let shared = Shared {
             callers: Callers::new(access.callers().cloned(), &parts.config),
             access,
+            rates: quotas::Rates::default(),
             bodies: Bodies::new(requests.clone()),
             certificates: hooks::Certificates::default(),
             guards: hooks::Guards::default(),

@@ -4,6 +4,7 @@
 //! - `record`: what is stored, and how a deploy compares with it.
 //! - `artifacts`: deployed files, up and down. `eviction`: off this machine's disk again.
 //! - `sinks`: sinks, how their endpoints are doing, and schedules.
+//! - `quotas`: what collections may have.
 //! - `models`: models that functions and the gateway share by name.
 //! - `secrets`: sealed to the server's key, so that whoever deploys can set a secret and not read one.
 //! - `catalogue`: all of it as one snapshot that follows every change.
@@ -16,6 +17,7 @@ mod artifacts;
 mod catalogue;
 mod eviction;
 mod models;
+mod quotas;
 mod record;
 mod secrets;
 mod sinks;

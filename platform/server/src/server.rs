@@ -166,7 +166,7 @@ impl Server {
         let metrics = gateway::metrics::install(end.clone(), &followers);
         let metrics = metrics.map_err(|error| ServerError::Metrics(error.to_string()))?;
         bus.write_drops(end.clone(), &followers);
-        let catalogue = registry.follow(keyring, end.clone(), &followers).await?;
+        let catalogue = registry.follow((keyring, config.collections), end.clone(), &followers).await?;
         let gateway_bus = match &config.gateway_nats {
             Some(nats) if roles.gateway => bus.connect_beside(nats, "nerve gateway").await?,
             _ => bus.clone(),

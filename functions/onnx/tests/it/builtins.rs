@@ -46,7 +46,8 @@ fn event(data: &Value) -> Event {
 }
 
 async fn invoke(function: &Arc<dyn Function>, events: Vec<Event>) -> Vec<Result<Value, FunctionError>> {
-    let outcomes = function.invoke(events, Context { emitter: Arc::new(Nowhere), views: None }).await;
+    let outcomes =
+        function.invoke(events, Context { emitter: Arc::new(Nowhere), views: None, quotas: Arc::default() }).await;
     let data = |mut emissions: Vec<Emission>| {
         let emission = emissions.pop().unwrap();
         assert_eq!(emission.ty.as_str(), "made");

@@ -156,7 +156,9 @@ async fn a_budget_that_is_spent_ends_it() {
     // The question is long past its time, so that the model is not asked at all.
     let emitter = Deployed::default();
     let step = event(STEP, &json!({"question": "?", "agent": knowledge}));
-    let (ty, answer) = only(agent(AgentOptions::default()).decide(&step, 0, &emitter).await);
+    let context = Context { emitter: std::sync::Arc::new(Deployed::default()), views: None, quotas: <_>::default() };
+    let accounts = Accounts::of(&context);
+    let (ty, answer) = only(agent(AgentOptions::default()).decide(&step, (0, &emitter), &accounts).await);
     assert_eq!(
         (ty.as_str(), &answer["finish"], &answer["answered"]),
         ("answer.generated", &json!("budget"), &json!(false))

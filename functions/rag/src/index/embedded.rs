@@ -11,6 +11,7 @@
 
 use super::{Applied, Change, Found, Hit, IndexError, Query, dense::Dense, fuse, lexical::Lexical, store::Store};
 use crate::document::Document;
+use nerve_core::quota::Quotas;
 use serde_json::{Map, Value};
 use std::{
     collections::HashMap,
@@ -50,9 +51,9 @@ impl Embedded {
     }
 
     /// Applies changes, all or none; what they add is found once this returns.
-    pub(super) fn apply(&self, changes: &[Change]) -> Result<Vec<Applied>, IndexError> {
+    pub(super) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
         let mut store = self.store();
-        let applied = store.apply(changes)?;
+        let applied = store.apply(changes, quotas)?;
         let (documents, owners) = store.catalogue_since(&applied)?;
         // Readers see a chunk of a document only when its owner is known.
         write(&self.documents).extend(documents);
@@ -91,6 +92,11 @@ impl Embedded {
             found.similarity = self.dense.similarity(found.chunk, &query.vector)?;
         }
         self.store().hits(&best)
+    }
+
+    /// How many documents a collection has, and how many bytes their text has.
+    pub(super) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+        self.store().held_of(collection)
     }
 
     /// Chunks in the index, of all collections.

@@ -26,6 +26,7 @@ pub use database::Database;
 use super::{Applied, Change, Hit, IndexError, Query};
 use deadpool_postgres::{Object, Pool, Transaction};
 use fault::{failed, unreached};
+use nerve_core::quota::Quotas;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_postgres::IsolationLevel;
@@ -60,7 +61,7 @@ impl Postgres {
         self.dimensions
     }
 
-    pub(super) fn apply(&self, changes: &[Change]) -> Result<Vec<Applied>, IndexError> {
+    pub(super) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
         let what = "writing documents";
         apply::check(changes, self.dimensions)?;
         wait(&self.runtime, WHOLE.1, what, async {
@@ -68,7 +69,7 @@ impl Postgres {
             let transaction = client.build_transaction().isolation_level(IsolationLevel::ReadCommitted).start();
             let transaction = transaction.await.map_err(failed(what))?;
             self.set_up(&transaction, STATEMENT.1, "").await?;
-            let applied = apply::apply(&transaction, changes).await?;
+            let applied = apply::apply(&transaction, changes, quotas).await?;
             transaction.commit().await.map_err(failed(what))?;
             Ok(applied)
         })
@@ -85,6 +86,16 @@ impl Postgres {
             let hits = search::search(&transaction, query, self.extension.scans_on).await?;
             transaction.rollback().await.map_err(failed("searching"))?;
             Ok(hits)
+        })
+    }
+
+    pub(super) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+        let what = "counting documents";
+        wait(&self.runtime, WHOLE.0, what, async {
+            let mut client = self.client().await?;
+            let transaction = client.transaction().await.map_err(failed(what))?;
+            self.set_up(&transaction, STATEMENT.0, "").await?;
+            apply::held_beside(&transaction, collection, None).await
         })
     }
 

@@ -2,6 +2,7 @@
 
 use super::{Applied, Change, Found, Held, Hit, IndexError, same_chunks};
 use crate::{chunk::Chunk, document::Document};
+use nerve_core::quota::Quotas;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use std::{collections::HashMap, path::Path};
 
@@ -14,7 +15,7 @@ const SCHEMA: &str = "
         id integer primary key,
         collection text not null, document text not null, name text not null, version text not null,
         uploaded_at integer not null, metadata text not null, removed integer not null default 0,
-        digest text not null default '',
+        digest text not null default '', bytes integer not null default 0,
         unique (collection, document)
     );
     create table if not exists chunks (
@@ -88,10 +89,10 @@ impl Store {
     }
 
     /// Applies changes in one transaction.
-    pub(super) fn apply(&mut self, changes: &[Change]) -> Result<Vec<Made>, IndexError> {
+    pub(super) fn apply(&mut self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Made>, IndexError> {
         let transaction = self.connection.transaction().map_err(failed("beginning a change"))?;
-        let made =
-            changes.iter().map(|change| apply(&transaction, change, self.dimensions)).collect::<Result<_, _>>()?;
+        let apply = |change| apply(&transaction, change, self.dimensions, quotas);
+        let made = changes.iter().map(apply).collect::<Result<_, _>>()?;
         transaction.commit().map_err(failed("writing a change"))?;
         Ok(made)
     }
@@ -199,23 +200,54 @@ impl Store {
         Ok(hits)
     }
 
+    /// How many documents a collection has, and how many bytes their text has.
+    pub(super) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+        held_beside(&self.connection, collection, None).map_err(failed("counting documents"))
+    }
+
     pub(super) fn len(&self) -> Result<usize, IndexError> {
         let count = self.connection.query_row("select count(*) from chunks", [], |row| row.get(0));
         count.map_err(failed("counting chunks"))
     }
 }
 
-/// Adds the column that an index of an earlier version does not have.
+/// Adds the columns that an index of an earlier version does not have.
 fn upgrade(connection: &Connection) -> rusqlite::Result<()> {
-    let select = "select count(*) from pragma_table_info('documents') where name = 'digest'";
-    let columns: u32 = connection.query_row(select, [], |row| row.get(0))?;
-    if columns > 0 {
-        return Ok(());
+    let steps = [
+        ("digest", "alter table documents add column digest text not null default ''"),
+        (
+            "bytes",
+            "begin; alter table documents add column bytes integer not null default 0;
+             update documents set bytes =
+                 coalesce((select sum(octet_length(text)) from chunks where owner = documents.id), 0);
+             commit",
+        ),
+    ];
+    for (column, step) in steps {
+        let select = "select count(*) from pragma_table_info('documents') where name = ?1";
+        let columns: u32 = connection.query_row(select, [column], |row| row.get(0))?;
+        if columns == 0 {
+            connection.execute_batch(step)?;
+        }
     }
-    connection.execute_batch("alter table documents add column digest text not null default ''")
+    // What is counted for a quota is in the index alone.
+    connection.execute_batch("create index if not exists documents_by_size on documents (collection, removed, bytes)")
 }
 
-fn apply(transaction: &Transaction<'_>, change: &Change, dimensions: usize) -> Result<Made, IndexError> {
+/// How many documents a collection has, and how many bytes their text has, besides one of them.
+fn held_beside(connection: &Connection, collection: &str, document: Option<u64>) -> rusqlite::Result<(u64, u64)> {
+    let select = "select count(*), coalesce(sum(bytes), 0) from documents
+                  where collection = ?1 and removed = 0 and id is not ?2";
+    let mut statement = connection.prepare_cached(select)?;
+    statement.query_row(params![collection, document], |row| Ok((row.get(0)?, row.get(1)?)))
+}
+
+fn apply(
+    transaction: &Transaction<'_>,
+    change: &Change,
+    dimensions: usize,
+    quotas: &Quotas,
+) -> Result<Made, IndexError> {
     let what = "writing a document";
     let (document, chunks) = (change.document(), change.chunks());
     if let Some((_, vector)) = chunks.iter().find(|(_, vector)| vector.len() != dimensions) {
@@ -245,13 +277,20 @@ fn apply(transaction: &Transaction<'_>, change: &Change, dimensions: usize) -> R
     } else if matches!(change, Change::Confirm(_)) {
         return Ok(Made { applied: Applied::default(), written: None });
     }
-    let insert = "insert into documents (collection, document, name, version, uploaded_at, metadata, removed, digest)
-                  values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8) on conflict (collection, document) do update set name = ?3,
-                  version = ?4, uploaded_at = ?5, metadata = ?6, removed = ?7, digest = ?8 returning id";
+    if change.is_bounded(quotas) {
+        let own = held.as_ref().map(|(owner, _)| *owner);
+        let beside = held_beside(transaction, &document.collection, own).map_err(failed(what))?;
+        change.check_quota(quotas, beside)?;
+    }
+    let insert = "insert into documents
+                  (collection, document, name, version, uploaded_at, metadata, removed, digest, bytes)
+                  values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) on conflict (collection, document) do update set name = ?3,
+                  version = ?4, uploaded_at = ?5, metadata = ?6, removed = ?7, digest = ?8, bytes = ?9 returning id";
     let removed = matches!(change, Change::Remove(_));
     let metadata = serde_json::to_string(&document.metadata).map_err(IndexError::failed(what))?;
     let Document { collection, document: key, name, version, uploaded_at, digest, .. } = document;
-    let values = params![collection, key, name, version, uploaded_at, metadata, removed, digest];
+    let bytes = i64::try_from(change.text_bytes()).unwrap_or(i64::MAX);
+    let values = params![collection, key, name, version, uploaded_at, metadata, removed, digest, bytes];
     let owner = transaction.query_row(insert, values, |row| row.get(0)).map_err(failed(what))?;
     replace_chunks(transaction, owner, chunks).map_err(failed(what))?;
     let replaced = held.is_some_and(|(_, held)| !held.removed);

@@ -1,5 +1,8 @@
 use super::*;
-use nerve_core::Secret;
+use nerve_core::{
+    Secret,
+    quota::{Quota, QuotaKind},
+};
 use serde_json::json;
 use server::Postgres as Server;
 use std::time::Instant;
@@ -232,14 +235,17 @@ fn index_of_an_earlier_version_is_opened_and_its_documents_are_confirmed_once_up
     let folder = tempfile::tempdir().unwrap();
     open(folder.path()).apply(&[replace("a", 1, &[("old words", 1)])]).unwrap();
     let database = rusqlite::Connection::open(folder.path().join("chunks.sqlite")).unwrap();
-    database.execute_batch("alter table documents drop column digest").unwrap();
+    let older = "drop index documents_by_size; alter table documents drop column bytes;
+                 alter table documents drop column digest";
+    database.execute_batch(older).unwrap();
     drop(database);
     let shared = Shared::start();
     shared.index().apply(&[replace("a", 1, &[("old words", 1)])]).unwrap();
-    let older =
-        "alter table nerve.documents drop column digest; update nerve.settings set value = '1' where name = 'schema'";
+    let older = "alter table nerve.documents drop column digest; alter table nerve.documents drop column bytes;
+                 update nerve.settings set value = '1' where name = 'schema'";
     shared.server.execute("postgres", older).unwrap();
     for index in [open(folder.path()), shared.index()] {
+        assert_eq!(index.held_of("default").unwrap(), (1, 9), "its text is counted");
         let is_unchanged = |change: Change| index.apply(&[change]).unwrap()[0].unchanged;
         let confirm = |uploaded_at| with_digest(Change::Confirm(document("a", uploaded_at)), "d");
         assert!(!is_unchanged(confirm(2)));
@@ -251,6 +257,30 @@ fn index_of_an_earlier_version_is_opened_and_its_documents_are_confirmed_once_up
         assert!(is_unchanged(confirm(4)));
         assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["old words"]);
     }
+}
+
+#[test]
+fn no_document_is_written_over_the_quota_of_its_collection() {
+    of_both(|index| {
+        let quota = Quota { documents: Some(2), documents_bytes: Some(20), ..Quota::default() };
+        let quotas = Quotas { default: Quota::default(), own: [("default".to_owned(), quota)].into() };
+        let over = |changes: &[Change]| match index.apply_within(changes, &quotas) {
+            Err(IndexError::OverQuota(over)) => over.kind,
+            other => panic!("{other:?}"),
+        };
+        index.apply_within(&[replace("a", 1, &[("ten bytes.", 1)])], &quotas).unwrap();
+        assert_eq!(over(&[replace("b", 1, &[("eleven byte", 2)])]), QuotaKind::DocumentsBytes);
+        // Of a batch nothing is written, not even what would fit.
+        assert_eq!(over(&[replace("b", 1, &[("b", 2)]), replace("c", 1, &[("c", 3)])]), QuotaKind::Documents);
+        assert_eq!(index.held_of("default").unwrap(), (1, 10));
+        index.apply_within(&[replace("b", 1, &[("b", 2)])], &quotas).unwrap();
+        // One that takes the place of another counts once, and a deletion makes room.
+        index.apply_within(&[replace("b", 2, &[("another b", 2)])], &quotas).unwrap();
+        assert_eq!(over(&[replace("c", 1, &[("c", 3)])]), QuotaKind::Documents);
+        index.apply_within(&[Change::Remove(document("a", 2))], &quotas).unwrap();
+        index.apply_within(&[replace("c", 1, &[("c", 3)])], &quotas).unwrap();
+        assert_eq!(index.held_of("default").unwrap(), (2, 10));
+    });
 }
 
 #[test]

@@ -99,7 +99,7 @@ impl World {
     }
 
     async fn tell(&self, learner: &Learner, events: Vec<Event>) -> Vec<(String, Value)> {
-        let context = Context { emitter: Arc::new(Nobody), views: Some(self.views.clone()) };
+        let context = Context { emitter: Arc::new(Nobody), views: Some(self.views.clone()), quotas: Arc::default() };
         let outcomes = learner.invoke(events, context).await;
         let emissions = outcomes.into_iter().flat_map(|outcome| outcome.expect("no event fails"));
         let read = |one: Emission| (one.ty.to_string(), serde_json::from_slice(&one.data).unwrap());
@@ -212,7 +212,7 @@ async fn a_version_is_rolled_back_when_somebody_asks() {
     let mut world = World::new(4);
     let learner = learner(LearnOptions { enough: 40, every: 500, ..LearnOptions::default() });
     let ask = |data: Value| event("weights.rollback_requested", "x", &data);
-    let context = Context { emitter: Arc::new(Nobody), views: Some(world.views.clone()) };
+    let context = Context { emitter: Arc::new(Nobody), views: Some(world.views.clone()), quotas: Arc::default() };
     let refused = learner.invoke(vec![ask(json!({"collection": "c"}))], context.clone()).await;
     assert!(refused[0].as_ref().unwrap_err().message.contains("only one version"), "{refused:?}");
     world.opinions(&learner, Right::Dense, 40).await;

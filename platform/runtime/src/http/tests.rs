@@ -80,7 +80,12 @@ async fn outcomes(url: String, words: &[&str]) -> Vec<Outcome> {
             .with_data("text/plain", (*word).to_owned())
             .with_extension(PARTITION_KEY, "k")
     };
-    function.invoke(words.iter().map(event).collect(), Context { emitter: Arc::new(Nobody), views: None }).await
+    function
+        .invoke(
+            words.iter().map(event).collect(),
+            Context { emitter: Arc::new(Nobody), views: None, quotas: Arc::default() },
+        )
+        .await
 }
 
 async fn asked(words: &[&str]) -> Vec<Outcome> {

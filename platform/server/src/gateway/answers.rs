@@ -19,6 +19,7 @@ use super::{
     idempotency::{Keyed, Once},
     problem::{Answer, Problem},
     publish::{broker_problem, check_connected, publish, publish_problem},
+    quotas::Wanted,
     sse,
 };
 use crate::bus::{AnswerState, Ending};
@@ -89,6 +90,7 @@ async fn start(gateway: &Gateway, caller: &Caller, prompt: &Prompt, once: Once<'
     let published = async {
         if !once.has_stored(&prompt.event, identity).await? {
             // Before the answer is opened, which nothing would end.
+            gateway.check_quota(&prompt.collection, Wanted::Question).await?;
             gateway.bus().admit(&prompt.event).await.map_err(publish_problem)?;
             gateway.bus().publish_own(&prompt.opened).await.map_err(publish_problem)?;
         }

@@ -8,6 +8,7 @@ use super::{
     modes::essence,
     problem::{Answer, Problem},
     publish::{accepted, check_connected},
+    quotas::Wanted,
 };
 use axum::{
     body::Body,
@@ -57,16 +58,20 @@ pub(super) async fn post(
         return Err(Problem::bad_request(detail));
     };
     let document = document.to_owned();
-    data.insert("collection".to_owned(), collection.into());
+    data.insert("collection".to_owned(), collection.as_str().into());
     data.insert("document".to_owned(), document.clone().into());
     if !["text", "data"].iter().any(|field| data.get(*field).is_some_and(Value::is_string)) {
         return Err(Problem::bad_request("the document has no content: send `text`, or `data` in Base64"));
     }
+    // Of what is not text only its reader knows how much there is in it.
+    let bytes = data.get("text").and_then(Value::as_str).map_or(0, str::len);
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     let keyed = Keyed { caller: &caller, route: "POST /v1/documents", head: &parts, body: &body.bytes };
     let once = Once::open(gateway.bus(), keyed).await?;
     let mut event = event(once.id(), UPLOADED, data)?;
-    event.subject = Some(document);
-    publish_once(&caller, once, &event).await
+    event.subject = Some(document.clone());
+    let (collection, wanted) = (Some(collection.as_str()), Wanted::Document(&document, bytes));
+    publish_once(&gateway, &caller, once, Submitted { event, collection, wanted }).await
 }
 
 /// Removes a document from its collection.
@@ -79,26 +84,39 @@ pub(super) async fn delete(
 ) -> Answer {
     let Query(place) = place.map_err(unknown_parameter)?;
     let collection = caller.collection(place.collection, DEFAULT_COLLECTION)?;
-    let data = json!({"document": document, "collection": collection});
+    let data = json!({"document": document, "collection": &collection});
     // A deletion has no body.
     let (parts, _) = request.into_parts();
     let keyed = Keyed { caller: &caller, route: "DELETE /v1/documents", head: &parts, body: b"" };
     let once = Once::open(gateway.bus(), keyed).await?;
     let mut event = event(once.id(), DELETED, data.as_object().cloned().unwrap_or_default())?;
     event.subject = Some(document);
-    publish_once(&caller, once, &event).await
+    let (collection, wanted) = (Some(collection.as_str()), Wanted::Event);
+    publish_once(&gateway, &caller, once, Submitted { event, collection, wanted }).await
+}
+
+/// What a request says.
+struct Submitted<'r> {
+    event: Event,
+    /// The collection whose quota it counts for.
+    collection: Option<&'r str>,
+    wanted: Wanted<'r>,
 }
 
 /// Publishes what a request says, unless an earlier one under its key did; 202 once JetStream has it.
-async fn publish_once(caller: &Caller, once: Once<'_>, event: &Event) -> Answer {
-    let receipt = match once.receipt() {
-        Some(receipt) => receipt,
-        None => {
-            let outcome = once.publish(event, caller.origin().identify(event)).await;
-            once.settle(outcome).await?
+async fn publish_once(gateway: &Gateway, caller: &Caller, once: Once<'_>, submitted: Submitted<'_>) -> Answer {
+    let Submitted { event, collection, wanted } = submitted;
+    if let Some(receipt) = once.receipt() {
+        return Ok(accepted(&receipt));
+    }
+    let publish = async {
+        if let Some(collection) = collection {
+            gateway.check_quota(collection, wanted).await?;
         }
+        once.publish(&event, caller.origin().identify(&event)).await
     };
-    Ok(accepted(&receipt))
+    let outcome = publish.await;
+    once.settle(outcome).await.map(|receipt| accepted(&receipt))
 }
 
 /// What is said of an answer.
@@ -152,7 +170,11 @@ pub(super) async fn feedback(
     data.extend(said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     data.insert("answer".to_owned(), given.answer.as_str().into());
     let event = event(once.id(), FEEDBACK, data)?.with_extension(CORRELATION_ID, given.answer);
-    publish_once(&caller, once, &event).await
+    let collection = match &caller {
+        Caller::Collection(own) => Some(own.as_str()),
+        Caller::Any(_) => None,
+    };
+    publish_once(&gateway, &caller, once, Submitted { event, collection, wanted: Wanted::Event }).await
 }
 
 fn described(body: &Bytes) -> Answer<Map<String, Value>> {

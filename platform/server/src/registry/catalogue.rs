@@ -1,13 +1,16 @@
 //! Everything that is deployed, as one snapshot that follows every change.
 
 use super::{
-    Entry, FunctionRecord, Keyring, ModelRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord,
+    Entry, FunctionRecord, Keyring, ModelRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord, quotas,
     secrets::PUBLIC_KEY,
 };
 use crate::bus::{BusError, EVENTS};
 use async_nats::jetstream::kv;
 use futures::{Stream, StreamExt};
-use nerve_core::{EventType, ModelName, Name, Secret};
+use nerve_core::{
+    EventType, ModelName, Name, Secret,
+    quota::{Quota, Quotas},
+};
 use serde::de::DeserializeOwned;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,6 +43,8 @@ pub struct Catalogue {
     pub models: BTreeMap<ModelName, Entry<ModelRecord, ModelName>>,
     /// By name.
     pub secrets: BTreeMap<String, SealedOrOpen>,
+    /// What collections may have.
+    pub quotas: Arc<Quotas>,
 }
 
 /// A secret as this server has it.
@@ -100,6 +105,17 @@ impl Catalogue {
         of_functions.chain(of_models).map(|file| file.sha256.clone()).collect()
     }
 
+    fn set_quota(&mut self, collection: String, entry: &kv::Entry, put: bool) {
+        let own = &mut Arc::make_mut(&mut self.quotas).own;
+        match put.then(|| serde_json::from_slice(&entry.value)) {
+            None => drop(own.remove(&collection)),
+            Some(Ok(quota)) => drop(own.insert(collection, quota)),
+            Some(Err(error)) => {
+                tracing::error!(collection, %error, "a quota cannot be read; set it with this version");
+            }
+        }
+    }
+
     fn apply(&mut self, keyring: &Keyring, change: Change) {
         let Change { bucket, entry } = change;
         let put = entry.operation == kv::Operation::Put;
@@ -128,6 +144,8 @@ impl Catalogue {
                     set(&mut self.schedules, name, &entry, put);
                 } else if let Some(name) = named(&entry.key, "model.") {
                     set(&mut self.models, name, &entry, put);
+                } else if let Some(collection) = quotas::collection_of(&entry.key) {
+                    self.set_quota(collection, &entry, put);
                 }
             }
         }
@@ -173,12 +191,12 @@ impl Registry {
     /// The catalogue, whole from the first, and everything that changes it until `stop`.
     pub async fn follow(
         &self,
-        keyring: Keyring,
+        (keyring, default_quota): (Keyring, Quota),
         stop: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<watch::Receiver<Arc<Catalogue>>, BusError> {
         let (sender, receiver) = watch::channel(Arc::new(Catalogue::default()));
-        let mut follower = Follower { registry: self.clone(), keyring, sender };
+        let mut follower = Follower { registry: self.clone(), keyring, default_quota, sender };
         let opened = tokio::time::timeout(FIRST, follower.open()).await;
         let mut changes = opened.map_err(|error| BusError::unavailable("reading what is deployed", error))??;
         tasks.spawn(async move {
@@ -203,6 +221,7 @@ impl Registry {
 struct Follower {
     registry: Registry,
     keyring: Keyring,
+    default_quota: Quota,
     sender: watch::Sender<Arc<Catalogue>>,
 }
 
@@ -211,7 +230,8 @@ type Changes = futures::stream::BoxStream<'static, Result<Change, BusError>>;
 impl Follower {
     /// Reads the whole into a new snapshot, and returns what comes after it.
     async fn open(&mut self) -> Result<Changes, BusError> {
-        let mut catalogue = Catalogue::default();
+        let quotas = Quotas { default: self.default_quota, ..Quotas::default() };
+        let mut catalogue = Catalogue { quotas: Arc::new(quotas), ..Catalogue::default() };
         let functions = self.open_bucket(Bucket::Functions, &mut catalogue).await?;
         let secrets = self.open_bucket(Bucket::Secrets, &mut catalogue).await?;
         self.sender.send_replace(Arc::new(catalogue));

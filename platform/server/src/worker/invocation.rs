@@ -171,7 +171,11 @@ impl Invoker {
     /// One outcome an event, whatever the function does.
     async fn invoke(&self, events: Vec<Event>, publisher: &Arc<Publisher>) -> Vec<Outcome> {
         let count = events.len();
-        let context = Context { emitter: publisher.clone(), views: Some(self.shared.views.clone()) };
+        let context = Context {
+            emitter: publisher.clone(),
+            views: Some(self.shared.views.clone()),
+            quotas: self.shared.catalogue.borrow().quotas.clone(),
+        };
         // A built-in function that panics costs this batch, not the worker.
         let run = AssertUnwindSafe(self.function.invoke(events, context)).catch_unwind();
         let all = |fault, message: &str| vec![Err(FunctionError::new(fault, message)); count];

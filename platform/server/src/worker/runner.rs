@@ -195,7 +195,11 @@ impl Invoker {
             events: Mutex::default(),
             catalogue: self.shared.catalogue.clone(),
         });
-        let context = Context { emitter: collector.clone(), views: Some(self.shared.views.clone()) };
+        let context = Context {
+            emitter: collector.clone(),
+            views: Some(self.shared.views.clone()),
+            quotas: self.shared.catalogue.borrow().quotas.clone(),
+        };
         let run = self.function.invoke(vec![event], context);
         let outcomes = self.shared.stops.work.run_until_cancelled(run).await;
         let outcome = outcomes.and_then(|mut outcomes| outcomes.pop());

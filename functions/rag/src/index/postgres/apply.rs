@@ -4,8 +4,9 @@ use super::super::{Applied, Change, Held, IndexError, same_chunks};
 use super::{fault::failed, words::Words};
 use crate::{chunk::Chunk, document::Document};
 use deadpool_postgres::Transaction;
+use nerve_core::quota::Quotas;
 use pgvector::Vector;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// What is being done, for errors.
 const WHAT: &str = "writing documents";
@@ -35,7 +36,12 @@ pub(super) fn check(changes: &[Change], dimensions: usize) -> Result<(), IndexEr
 }
 
 /// Applies changes in their order.
-pub(super) async fn apply(transaction: &Transaction<'_>, changes: &[Change]) -> Result<Vec<Applied>, IndexError> {
+pub(super) async fn apply(
+    transaction: &Transaction<'_>,
+    changes: &[Change],
+    quotas: &Quotas,
+) -> Result<Vec<Applied>, IndexError> {
+    lock_collections(transaction, changes, quotas).await?;
     let mut rows = lock(transaction, changes).await?;
     let mut words = Words::new();
     let mut applied = Vec::with_capacity(changes.len());
@@ -65,14 +71,48 @@ pub(super) async fn apply(transaction: &Transaction<'_>, changes: &[Change]) -> 
             }
             continue;
         }
+        if change.is_bounded(quotas) {
+            change.check_quota(quotas, held_beside(transaction, &document.collection, Some(row.id)).await?)?;
+        }
         let (replaced, chunks) = (!row.held.removed, change.chunks());
         row.held = Held::after(change);
-        update(transaction, row).await?;
+        update(transaction, row, change.text_bytes()).await?;
         insert(transaction, row.id, chunks, &mut words).await?;
         let latest_upload = document.uploaded_at;
         applied.push(Applied { chunks: chunks.len(), replaced, latest_upload, ..Applied::default() });
     }
     Ok(applied)
+}
+
+/// Keeps other workers from changing the collections that a quota bounds until the end of the transaction, in an order that is the
+/// same for every worker.
+async fn lock_collections(
+    transaction: &Transaction<'_>,
+    changes: &[Change],
+    quotas: &Quotas,
+) -> Result<(), IndexError> {
+    let bounded = changes.iter().filter(|change| change.is_bounded(quotas));
+    let collections: BTreeSet<&str> = bounded.map(|change| change.document().collection.as_str()).collect();
+    for collection in collections {
+        let lock = "select pg_advisory_xact_lock(hashtextextended($1, 0))";
+        let lock = transaction.prepare_cached(lock).await.map_err(failed(WHAT))?;
+        transaction.query(&lock, &[&collection]).await.map_err(failed(WHAT))?;
+    }
+    Ok(())
+}
+
+/// How many documents a collection has, and how many bytes their text has, besides one of them.
+pub(super) async fn held_beside(
+    transaction: &Transaction<'_>,
+    collection: &str,
+    document: Option<i64>,
+) -> Result<(u64, u64), IndexError> {
+    let select = "select count(*), coalesce(sum(bytes), 0)::bigint from documents
+                  where collection = $1 and not removed and id is distinct from $2";
+    let select = transaction.prepare_cached(select).await.map_err(failed(WHAT))?;
+    let row = transaction.query_one(&select, &[&collection, &document]).await.map_err(failed(WHAT))?;
+    let number = |column| row.try_get(column).map(|number: i64| u64::try_from(number).unwrap_or_default());
+    Ok((number(0).map_err(failed(WHAT))?, number(1).map_err(failed(WHAT))?))
 }
 
 fn key(document: &Document) -> (&str, &str) {
@@ -173,14 +213,15 @@ async fn confirm(transaction: &Transaction<'_>, row: &Row) -> Result<(), IndexEr
 }
 
 /// Writes what a document is now, and takes its chunks away.
-async fn update(transaction: &Transaction<'_>, row: &Row) -> Result<(), IndexError> {
+async fn update(transaction: &Transaction<'_>, row: &Row, bytes: u64) -> Result<(), IndexError> {
     let update = "update documents set name = $2, version = $3, uploaded_at = $4, metadata = $5, removed = $6,
-                  digest = $7 where id = $1";
+                  digest = $7, bytes = $8 where id = $1";
     let update = transaction.prepare_cached(update).await.map_err(failed(WHAT))?;
     let Row { id, held: Held { uploaded_at, removed, name, version, digest, metadata } } = row;
     let metadata = serde_json::to_value(metadata).map_err(IndexError::failed(WHAT))?;
-    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 7] =
-        [id, name, version, uploaded_at, &metadata, removed, digest];
+    let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+    let values: [&(dyn tokio_postgres::types::ToSql + Sync); 8] =
+        [id, name, version, uploaded_at, &metadata, removed, digest, &bytes];
     transaction.execute(&update, &values).await.map_err(failed(WHAT))?;
     let delete = transaction.prepare_cached("delete from chunks where owner = $1").await.map_err(failed(WHAT))?;
     transaction.execute(&delete, &[id]).await.map_err(failed(WHAT))?;

@@ -17,7 +17,7 @@ const SCANS_ON: (u32, u32) = (0, 8);
 /// - A vector has a table of its own, which is read fast because no text lies between its rows; kept in the row
 ///   (`plain`), it is not fetched from elsewhere for each distance.
 /// - Words are never updated in place, so GIN's list of pending ones would only slow searches down.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
     create table documents (
         id bigint generated always as identity primary key,
@@ -45,6 +45,11 @@ const STEPS: [&str; 2] = [
     create index vectors_by_nearness on vectors using hnsw (vector vector_cosine_ops) with (m = 16, ef_construction = 128);
 ",
     "alter table documents add column digest text not null default ''",
+    "
+    alter table documents add column bytes bigint not null default 0;
+    update documents set bytes = coalesce((select sum(octet_length(text)) from chunks where owner = documents.id), 0);
+    create index documents_by_size on documents (collection, removed) include (bytes);
+",
 ];
 
 /// What is known of the server's pgvector.

@@ -268,6 +268,10 @@ impl Target<'_> {
         let mut views = self.views(&found, false).await?;
         let ErasureOutcome { erased, is_complete } = found.run().await?;
         let documents = self.documents(false).await?;
+        // What it has used is no data of its own, so it is not counted.
+        for key in self.tenant.usage_keys() {
+            self.keys(&key, false).await?;
+        }
         // What was being remembered meanwhile.
         views.memory += self.keys(&self.tenant.memory_keys(), false).await?;
         for key in self.tenant.learned_keys() {

@@ -41,6 +41,8 @@ pub(super) struct Prompt {
     pub(super) event: Event,
     /// `answer.opened`: who may read the answer.
     pub(super) opened: Event,
+    /// The collection that is asked.
+    pub(super) collection: String,
 }
 
 impl Question {
@@ -60,7 +62,8 @@ impl Question {
     /// Its events, for the answer of this id.
     pub(super) fn prompt(self, id: &str) -> Answer<Prompt> {
         let opened = event(id, answer::OPENED, &json!({ "collection": self.collection }))?;
-        Ok(Prompt { event: event(id, "prompt.received", &Value::Object(self.data))?, opened })
+        let event = event(id, "prompt.received", &Value::Object(self.data))?;
+        Ok(Prompt { event, opened, collection: self.collection })
     }
 }
 
@@ -103,7 +106,7 @@ mod tests {
     #[test]
     fn question_is_an_event_with_all_that_goes_along() {
         let asked = json!({"question": "why?", "limit": 3, "conversation": "c"});
-        let Prompt { event, opened } = prompt(asked, &any()).unwrap();
+        let Prompt { event, opened, .. } = prompt(asked, &any()).unwrap();
         assert_eq!((event.id.as_str(), event.extension(CORRELATION_ID)), ("7", Some("7")));
         let data: Value = serde_json::from_slice(&event.data).unwrap();
         assert_eq!(data, json!({"question": "why?", "limit": 3, "conversation": "c", "collection": "default"}));
