@@ -1,6 +1,6 @@
 //! What untrusted bytes may do to a server: nothing but to end the helper process that reads them.
 
-use nerve_sandbox::{Limits, Pool, Request, SandboxError, Settings, Setup};
+use nerve_sandbox::{Access, Limits, Pool, Request, SandboxError, Settings, Setup};
 use nerve_tests::{Folder, Nerve, Streams, eventually, guest, nerve, nerve_binary, seconds};
 use serde_json::Value;
 use std::{
@@ -69,6 +69,32 @@ async fn helper_reaches_no_file_network_or_process() {
     let environment = fs::read_to_string(format!("/proc/{pid}/environ")).unwrap();
     assert!(!environment.contains("PATH=") && !environment.contains("NERVE_"), "{environment}");
     assert_eq!(asked(&pool, "a", "echo still here").await.unwrap(), "still here");
+}
+
+#[tokio::test]
+async fn helper_reads_the_files_that_it_is_given_and_no_others() {
+    let pool = pool(seconds(5));
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().canonicalize().unwrap();
+    fs::create_dir(folder.join("given")).unwrap();
+    for file in ["given/file", "alone", "other"] {
+        fs::write(folder.join(file), "x").unwrap();
+    }
+    let access = Access { library: None, readable: vec![folder.join("given"), folder.join("alone")] };
+    let tried = async |words: String| {
+        let setup = Setup::with_access(Default::default(), access.clone());
+        pool.run(&Request { setup, ..probe("a", &words) }).await
+    };
+    for file in ["given/file", "alone"] {
+        let path = folder.join(file);
+        assert_eq!(tried(format!("read {}", path.display())).await.unwrap(), b"possible");
+        assert!(matches!(tried(format!("write {}", path.display())).await, Err(SandboxError::Refused(_))), "{file}");
+    }
+    let other = folder.join("other").display().to_string();
+    for words in [&format!("read {other}"), "read /etc/hostname", "socket", "run /bin/true"] {
+        assert!(matches!(tried(words.to_owned()).await, Err(SandboxError::Refused(_))), "{words}");
+    }
+    assert!(asked(&pool, "a", &format!("read {}", folder.join("alone").display())).await.is_err(), "another helper");
 }
 
 #[tokio::test]
