@@ -22,6 +22,14 @@ pub(crate) struct LocalModel {
 }
 
 impl LocalModel {
+    /// Finds out whether there is anything to read at `path`.
+    pub(crate) fn check_exists(path: &Path) -> Result<(), Failure> {
+        if path.exists() {
+            return Ok(());
+        }
+        Err(unusable(path).cause("it does not exist").next("name a model's folder or an .onnx file"))
+    }
+
     /// Reads a model's folder, or one `.onnx` file with what lies beside it, in a helper process.
     pub(crate) async fn read(path: &Path, trials: &Trials) -> Result<Self, Failure> {
         let outlined = trials.outline(path).await;

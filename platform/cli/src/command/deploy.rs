@@ -211,7 +211,10 @@ impl Bundle {
                 })?;
             }
             match builtin::read(folder, &name, &mut spec)? {
-                Some(Wanted::Path(path)) => drop(beside.insert(name.clone(), path)),
+                Some(Wanted::Path(path)) => {
+                    LocalModel::check_exists(&path)?;
+                    beside.insert(name.clone(), path);
+                }
                 Some(Wanted::Name(model)) => drop(named.insert(name.clone(), model)),
                 None => {}
             }
