@@ -200,12 +200,14 @@ async fn rotated_credentials_replace_the_old_ones_at_once() {
     let old = OfNerve { credentials: Some(copy), ..app.clone() };
     nerve_tests::broker::client(&old).await.unwrap();
     let on_data = Cli::with(&["--data", nerve.data()]);
+    let nats_server = nerve.nats_child();
     let rotated = on_data.run(&["access", "rotate", "app", "gateway", "--output", "json"]).await.ok().json();
-    assert_eq!(rotated, serde_json::json!({"rotated": ["app", "gateway"], "restarted": true}));
+    assert_eq!(rotated, serde_json::json!({"rotated": ["app", "gateway"], "applied": true}));
     assert!(nerve_tests::broker::client(&old).await.is_err(), "the copy is refused");
     nerve_tests::broker::client(&app).await.unwrap();
     let accepted = async || (post_event(&nerve, "a", "1", "{}").await == 202).then_some(());
     eventually("the gateway connects with its new ones", seconds(20), accepted).await;
+    assert_eq!(nerve.nats_child(), nats_server, "it takes them while it runs");
 }
 
 #[tokio::test]

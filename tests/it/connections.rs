@@ -82,7 +82,7 @@ async fn server_with_jwts_is_shown_a_credentials_file() {
         accounts.join("\n")
     ))
     .await;
-    let signed = jwt::user(&account, &user.public_key(), "nerve").unwrap();
+    let signed = jwt::user(&account, &user.public_key(), "nerve", None).unwrap();
     let creds = file(folder.path(), "nerve.creds", &jwt::credentials(&signed, &user.seed().unwrap()));
     let url = nats.url();
     serves(&url, &[("NERVE_NATS_CREDS", &creds)], &["--nats", &url, "--creds", &creds]).await;

@@ -29,6 +29,7 @@ pub mod cluster;
 pub mod daemon;
 pub mod github;
 pub mod guest;
+pub mod joined;
 pub mod models;
 pub mod nats;
 pub mod nerve;

@@ -1,7 +1,9 @@
 //! Connects to NATS, once or until a server is reachable, and says why not.
 
 use crate::{
-    NatsSettings, SettingsError, Version, pin,
+    NatsSettings, SettingsError, Version,
+    jwt::parse_credentials,
+    pin,
     settings::{Credentials, read_file},
 };
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
@@ -201,9 +203,10 @@ impl NatsSettings {
         if self.tls_first {
             options = options.tls_first();
         }
-        options = match &self.pinned {
-            Some(cert) => options.tls_client_config(pin::client_config(cert)?),
-            None => self.with_certificates(options)?,
+        options = match (&self.pinned, self.pinned_sha256) {
+            (Some(cert), _) => options.tls_client_config(pin::client_config(pin::fingerprint(cert)?)?),
+            (None, Some(sha256)) => options.tls_client_config(pin::client_config(sha256)?),
+            (None, None) => self.with_certificates(options)?,
         };
         Ok((options, reconnects))
     }
@@ -233,15 +236,13 @@ impl NatsSettings {
 
     fn classified(&self, error: async_nats::ConnectError) -> ConnectError {
         let servers = self.url.to_string();
-        let text = error.to_string().to_lowercase();
-        let refuses = || REFUSALS.iter().any(|word| text.contains(word));
         match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
                 ConnectError::Refused { servers, what: self.shown(), source: error.into() }
             }
             ConnectErrorKind::Tls => ConnectError::Tls { servers, source: error.into() },
             _ if is_of_tls(&error) => ConnectError::Tls { servers, source: error.into() },
-            ConnectErrorKind::Io if refuses() => {
+            ConnectErrorKind::Io if is_refusal(&error.to_string()) => {
                 ConnectError::Refused { servers, what: self.shown(), source: error.into() }
             }
             _ => self.unreachable(error),
@@ -283,7 +284,8 @@ impl Credentials {
             Self::Creds(path) => {
                 const KEY: &str = "nats.creds";
                 let text = read_file(KEY, path)?;
-                let signed = creds(&text).and_then(|(jwt, seed)| Some((jwt, KeyPair::from_seed(seed).ok()?)));
+                let signed =
+                    parse_credentials(&text).and_then(|(jwt, seed)| Some((jwt, KeyPair::from_seed(seed).ok()?)));
                 let signed = signed.and_then(|(jwt, pair)| Some((jwt, pair.sign(nonce).ok()?)));
                 let why = "is no credentials file: it holds a user's JWT and the seed of its nkey, between dashes";
                 let (jwt, signature) = signed.ok_or(SettingsError::Content { key: KEY, path: path.clone(), why })?;
@@ -294,14 +296,10 @@ impl Credentials {
     }
 }
 
-/// The JWT and the seed of a credentials file: each is the line behind one of dashes.
-fn creds(text: &str) -> Option<(&str, &str)> {
-    let mut lines = text.lines().map(str::trim);
-    let mut part = |title: &str| {
-        lines.find(|line| line.starts_with("---") && line.contains("BEGIN") && line.contains(title))?;
-        lines.next().filter(|line| !line.is_empty() && !line.starts_with('-'))
-    };
-    Some((part("JWT")?, part("SEED")?))
+/// Whether nats-server says that it does not accept the credentials.
+fn is_refusal(said: &str) -> bool {
+    let said = said.to_lowercase();
+    REFUSALS.iter().any(|word| said.contains(word))
 }
 
 /// Whether rustls is anywhere in the chain; an I/O error hides what it wraps.
@@ -323,10 +321,18 @@ fn report(event: &Event, reconnected: &watch::Sender<u64>, reports: &Mutex<Waiti
         Event::ClientError(error) => {
             // One for each attempt to reconnect.
             if reports.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
-                tracing::warn!(%error, "NATS is not reachable yet; reconnecting");
+                match is_refusal(&error.to_string()) {
+                    true => {
+                        tracing::error!(%error, "NATS refuses the credentials of this server: they were revoked or replaced")
+                    }
+                    false => tracing::warn!(%error, "NATS is not reachable yet; reconnecting"),
+                }
             }
         }
         Event::ServerError(error) => {
+            if is_refusal(&error.to_string()) {
+                return tracing::error!(%error, "NATS refuses the credentials of this server: they were revoked or replaced");
+            }
             if reports.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
                 tracing::warn!(%error, "NATS refuses what this client sent");
             }

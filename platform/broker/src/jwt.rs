@@ -8,13 +8,22 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+/// The most that a user who asks to join may send, in bytes.
+const MAX_JOIN_BYTES: u32 = 4096;
 
 /// Why a JWT cannot be made: a key has no private half, or the clock stands before 1970.
 #[derive(Debug, thiserror::Error)]
 #[error("a JWT cannot be signed: {0}")]
 pub struct JwtError(String);
+
+impl JwtError {
+    pub(crate) fn new(why: &impl ToString) -> Self {
+        Self(why.to_string())
+    }
+}
 
 /// The operator of a server, who signs itself.
 ///
@@ -22,7 +31,7 @@ pub struct JwtError(String);
 /// When `operator` cannot sign.
 pub fn operator(operator: &KeyPair, name: &str, system_account: &str) -> Result<String, JwtError> {
     let claims = json!({"type": "operator", "version": 2, "system_account": system_account});
-    sign(operator, &operator.public_key(), name, claims)
+    sign(operator, (&operator.public_key(), name), claims, None)
 }
 
 /// A key that signs users of an account, and what all of these may do.
@@ -75,18 +84,18 @@ pub fn account(operator: &KeyPair, account: &Account<'_>) -> Result<String, JwtE
         "revocations": account.revoked,
         "default_permissions": {"pub": {}, "sub": {}},
     });
-    sign(operator, account.public, account.name, claims)
+    sign(operator, (account.public, account.name), claims, None)
 }
 
-/// A user of `account` who may do everything in it.
+/// A user of `account` who may do everything in it, for that long if it is said.
 ///
 /// # Errors
 /// When `account` cannot sign.
-pub fn user(account: &KeyPair, public: &str, name: &str) -> Result<String, JwtError> {
+pub fn user(account: &KeyPair, public: &str, name: &str, lifetime: Option<Duration>) -> Result<String, JwtError> {
     let claims = json!({
         "type": "user", "version": 2, "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1,
     });
-    sign(account, public, name, claims)
+    sign(account, (public, name), claims, lifetime)
 }
 
 /// A user of `account` who may do what the account grants to users that `scope` signs. That is in the account's JWT, so the
@@ -95,7 +104,29 @@ pub fn user(account: &KeyPair, public: &str, name: &str) -> Result<String, JwtEr
 /// # Errors
 /// When `scope` cannot sign.
 pub fn scoped_user(scope: &KeyPair, account: &str, public: &str, name: &str) -> Result<String, JwtError> {
-    sign(scope, public, name, json!({"type": "user", "version": 2, "issuer_account": account}))
+    sign(scope, (public, name), json!({"type": "user", "version": 2, "issuer_account": account}), None)
+}
+
+/// Where a user of the account for joins asks, by the user's public key.
+pub fn join_subject(public: &str) -> String {
+    format!("join.{public}")
+}
+
+/// What the subjects of answers to that user begin with.
+pub fn join_inbox(public: &str) -> String {
+    format!("_INBOX.{public}")
+}
+
+/// The signed part of the JWT of a user who may ask to join until `expires`, in seconds since 1970, and nothing else.
+///
+/// A token carries only the signature, and its reader makes this text again: so it depends on nothing but these values.
+pub(crate) fn join_claims(account: &str, public: &str, issued: u64, expires: u64) -> String {
+    let (subject, inbox) = (join_subject(public), join_inbox(public));
+    let body = format!(
+        r#"{{"exp":{expires},"iat":{issued},"iss":"{account}","name":"join","nats":{{"data":-1,"payload":{MAX_JOIN_BYTES},"pub":{{"allow":["{subject}"]}},"sub":{{"allow":["{inbox}.>"]}},"subs":4,"type":"user","version":2}},"sub":"{public}"}}"#
+    );
+    let header = r#"{"alg":"ed25519-nkey","typ":"JWT"}"#;
+    format!("{}.{}", BASE64URL_NOPAD.encode(header.as_bytes()), BASE64URL_NOPAD.encode(body.as_bytes()))
 }
 
 /// A credentials file as NATS' clients read it.
@@ -108,11 +139,29 @@ pub fn credentials(jwt: &str, seed: &str) -> String {
     )
 }
 
-fn sign(issuer: &KeyPair, subject: &str, name: &str, claims: Value) -> Result<String, JwtError> {
+/// The JWT and the seed of a credentials file: each is the line behind one of dashes.
+pub fn parse_credentials(text: &str) -> Option<(&str, &str)> {
+    let mut lines = text.lines().map(str::trim);
+    let mut part = |title: &str| {
+        lines.find(|line| line.starts_with("---") && line.contains("BEGIN") && line.contains(title))?;
+        lines.next().filter(|line| !line.is_empty() && !line.starts_with('-'))
+    };
+    Some((part("JWT")?, part("SEED")?))
+}
+
+fn sign(
+    issuer: &KeyPair,
+    (subject, name): (&str, &str),
+    claims: Value,
+    lifetime: Option<Duration>,
+) -> Result<String, JwtError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| JwtError(error.to_string()))?.as_secs();
     let mut body = json!({"iat": now, "iss": issuer.public_key(), "name": name, "sub": subject, "nats": claims});
     let id = BASE32_NOPAD.encode(&Sha256::digest(body.to_string()));
     if let Some(fields) = body.as_object_mut() {
+        if let Some(lifetime) = lifetime {
+            fields.insert("exp".to_owned(), now.saturating_add(lifetime.as_secs()).into());
+        }
         fields.insert("jti".to_owned(), id.into());
     }
     let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());

@@ -7,6 +7,7 @@
 //! - [`version`]: which nats-server is new enough.
 //! - [`pin`]: TLS with exactly one certificate.
 //! - [`roles`]: who may do what on the nats-server of `nerve up`. [`jwt`]: what says so to that server.
+//! - [`join`]: tokens for servers on other machines, and what is exchanged with one.
 //!
 //! # Flow
 //! [`NatsSettings`] are read and checked before anything connects. [`NatsSettings::connect`] is for commands, which fail
@@ -16,6 +17,7 @@
 //! No secret is in a `Debug`, a `Display` or an error of this crate.
 
 pub mod connection;
+pub mod join;
 pub mod jwt;
 pub mod pin;
 pub mod roles;

@@ -7,6 +7,7 @@ use rustls::{
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
 };
+use sha2::{Digest, Sha256};
 use std::{path::Path, sync::Arc};
 
 /// The setting that names the certificate.
@@ -14,19 +15,28 @@ const KEY: &str = "nats.server_tls_cert";
 
 #[derive(Debug)]
 struct Pin {
-    cert: CertificateDer<'static>,
+    sha256: [u8; 32],
     provider: Arc<CryptoProvider>,
 }
 
-/// What connects to a server that shows the first certificate of this file.
-pub(crate) fn client_config(file: &Path) -> Result<ClientConfig, SettingsError> {
+/// The SHA-256 of the first certificate of this file, which is the one that a server with this file shows.
+///
+/// # Errors
+/// The file cannot be read, or holds no certificate.
+pub fn fingerprint(file: &Path) -> Result<[u8; 32], SettingsError> {
     check_pem(KEY, file)?;
-    let unusable = || SettingsError::Content { key: KEY, path: file.to_owned(), why: "holds no certificate in PEM" };
-    let cert = CertificateDer::from_pem_file(file).map_err(|_| unusable())?;
+    let unusable = |_| SettingsError::Content { key: KEY, path: file.to_owned(), why: "holds no certificate in PEM" };
+    let cert = CertificateDer::from_pem_file(file).map_err(unusable)?;
+    Ok(Sha256::digest(&cert).into())
+}
+
+/// What connects to a server that shows the certificate with this SHA-256.
+pub(crate) fn client_config(sha256: [u8; 32]) -> Result<ClientConfig, SettingsError> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-    let config = config.map_err(|_| unusable())?.dangerous();
-    Ok(config.with_custom_certificate_verifier(Arc::new(Pin { cert, provider })).with_no_client_auth())
+    let unusable = |_| SettingsError::Invalid { key: KEY, why: "this build has no version of TLS for it" };
+    let config = config.map_err(unusable)?.dangerous();
+    Ok(config.with_custom_certificate_verifier(Arc::new(Pin { sha256, provider })).with_no_client_auth())
 }
 
 /// Checks that a file can be read and has something in PEM.
@@ -48,9 +58,10 @@ impl ServerCertVerifier for Pin {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        match *end_entity == self.cert {
+        let shown: [u8; 32] = Sha256::digest(end_entity).into();
+        match shown == self.sha256 {
             true => Ok(ServerCertVerified::assertion()),
-            false => Err(Error::General("the server shows another certificate than that of its settings".to_owned())),
+            false => Err(Error::General("the server shows another certificate than the one expected".to_owned())),
         }
     }
 

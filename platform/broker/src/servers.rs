@@ -3,8 +3,8 @@
 use nerve_core::Secret;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Deserializer};
-use std::fmt;
-use url::Url;
+use std::{fmt, net::IpAddr};
+use url::{Host, Url};
 
 /// The schemes of NATS' URLs; those over WebSocket are the last two.
 const SCHEMES: [&str; 4] = ["nats", "tls", "ws", "wss"];
@@ -87,6 +87,16 @@ impl Servers {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.urls.len()
+    }
+
+    /// Whether all are on this machine, by their address or as `localhost`.
+    pub fn are_local(&self) -> bool {
+        self.urls.iter().all(|url| match url.host() {
+            Some(Host::Ipv4(ip)) => ip.is_loopback(),
+            Some(Host::Ipv6(ip)) => ip.is_loopback(),
+            Some(Host::Domain(name)) => name == "localhost" || name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback()),
+            None => false,
+        })
     }
 
     pub(crate) fn urls(&self) -> &[Url] {

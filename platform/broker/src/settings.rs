@@ -74,6 +74,9 @@ pub struct NatsSettings {
     /// The only certificate that the server may show, whatever name it has: that of a nats-server on this machine.
     #[serde(skip)]
     pub pinned: Option<PathBuf>,
+    /// The same, as the SHA-256 of the certificate.
+    #[serde(skip)]
+    pub pinned_sha256: Option<[u8; 32]>,
 }
 
 /// Why the settings cannot be used.

@@ -4,10 +4,14 @@
 //! run on the main thread: the kernel ties a child to the thread that started it.
 
 pub(crate) mod access;
+mod admission;
 mod binary;
+mod reload;
 mod settings;
 
+pub(crate) use admission::{Admission, first_certificate};
 pub(crate) use binary::find;
+pub(crate) use reload::apply;
 
 use crate::{backoff::Backoff, failure::Failure, lock::Lock};
 use nerve_broker::{NatsSettings, Servers, roles::Role};
@@ -87,13 +91,20 @@ pub(crate) struct LocalBroker {
     pub(crate) access: PathBuf,
     /// The certificate that it shows, if it does.
     pub(crate) certificate: Option<PathBuf>,
+    /// Where it listens.
+    pub(crate) listen: SocketAddr,
 }
 
 impl LocalBroker {
     /// How a client connects in that role.
     pub(crate) fn client(&self, nats: NatsSettings, role: Role) -> NatsSettings {
+        access::settings(self.reached(nats), &self.access, role)
+    }
+
+    /// How a client reaches it, without credentials.
+    fn reached(&self, nats: NatsSettings) -> NatsSettings {
         let (url, pinned) = (Servers::parse(&self.url).unwrap_or_default(), self.certificate.clone());
-        access::settings(NatsSettings { url, pinned, ..nats.without_credentials() }, &self.access, role)
+        NatsSettings { url, pinned, ..nats.without_credentials() }
     }
 }
 
@@ -124,7 +135,7 @@ impl Broker {
         let tls = self.options.tls.as_ref();
         let url = format!("{}://{}", if tls.is_some() { "tls" } else { "nats" }, reachable(self.address));
         let certificate = tls.map(|files| std::path::absolute(&files.cert).unwrap_or_else(|_| files.cert.clone()));
-        LocalBroker { url, access: access::folder(&self.options.data), certificate }
+        LocalBroker { url, access: access::folder(&self.options.data), certificate, listen: self.address }
     }
 
     /// Restarts the child on the same port whenever it dies; when `stop` is cancelled, ends it.

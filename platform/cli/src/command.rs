@@ -10,6 +10,7 @@ mod dlq;
 mod eval;
 mod ingest;
 mod invoke;
+mod join;
 mod list;
 mod logs;
 mod models;
@@ -46,6 +47,7 @@ pub(crate) enum Command {
     Up(up::Up),
     Gateway(serve::Gateway),
     Worker(serve::Worker),
+    Join(join::Join),
     New(new::New),
     Deploy(deploy::Deploy),
     List(list::List),
@@ -63,7 +65,7 @@ pub(crate) enum Command {
     /// Events that failed for good: list, show, redrive, drop
     #[command(subcommand)]
     Dlq(dlq::Dlq),
-    /// Secrets of functions, sources and sinks: set, list, remove
+    /// Secrets of functions, sources and sinks: set, list, remove, rotate-key
     #[command(subcommand)]
     Secrets(secrets::Secrets),
     /// Outbound webhooks: add, list, test, attempts, redeliver, enable, disable
@@ -78,7 +80,7 @@ pub(crate) enum Command {
     /// Collections of documents, the tenants of a server: erase
     #[command(subcommand)]
     Collections(collections::Collections),
-    /// Credentials of the nats-server of `nerve up`: rotate
+    /// Who may use the nats-server of `nerve up`: token, list, revoke, rotate
     #[command(subcommand)]
     Access(access::Access),
     /// How other programs connect to NATS: context
@@ -104,6 +106,7 @@ impl Command {
             Self::Up(up) => up.run(globals).await,
             Self::Gateway(gateway) => gateway.run(globals).await,
             Self::Worker(worker) => worker.run(globals).await,
+            Self::Join(join) => join.run(globals).await,
             Self::New(new) => new.run(globals),
             Self::Deploy(deploy) => deploy.run(globals).await,
             Self::List(list) => list.run(globals).await,

@@ -64,7 +64,8 @@ pub(crate) fn next_step(error: &ConnectError) -> &'static str {
         }
         ConnectError::Refused { .. } => {
             "name the credentials that the server asks for, such as --creds FILE;\n\
-             those of a `nerve up` are found by its data folder: --data DIR"
+             those of a `nerve up` are found by its data folder: --data DIR;\n\
+             a machine whose access was revoked joins again with a new token: nerve access token, nerve join"
         }
         ConnectError::Tls { .. } => "name the CA of the server's certificate with --nats-tls-ca FILE",
         ConnectError::TooOld { .. } => "use a nats-server of at least 2.14; `make setup` brings one",

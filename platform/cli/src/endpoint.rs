@@ -1,11 +1,12 @@
 //! Where a running `nerve up` can be reached: a file in its data folder, and how a command finds NATS.
 
-use crate::{broker::access, failure::Failure, lock::is_alive};
+use crate::{broker::access, failure::Failure, joined::Joined, lock::is_alive};
 use nerve_broker::{NatsSettings, Servers, roles::Role};
 use nerve_server::config::check_trusted;
 use serde::{Deserialize, Serialize};
 use std::{
     io,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -24,6 +25,9 @@ pub(crate) struct Endpoint {
     /// The certificate that NATS shows, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) certificate: Option<PathBuf>,
+    /// Where NATS listens, if this `nerve up` started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) nats_listen: Option<SocketAddr>,
     /// The process.
     pub(crate) pid: u32,
 }
@@ -40,6 +44,11 @@ impl Endpoint {
         std::fs::write(&draft, serde_json::to_vec(self)?)?;
         std::fs::rename(&draft, &path)?;
         Ok(Announced(path))
+    }
+
+    /// What a `nerve up` that runs on `data` said.
+    pub(crate) fn of_running(data: &Path) -> Option<Self> {
+        Self::read(data).ok().filter(|endpoint| is_alive(endpoint.pid))
     }
 
     fn read(data: &Path) -> io::Result<Self> {
@@ -61,11 +70,11 @@ impl Drop for Announced {
 
 /// The URL of the gateway that a `nerve up` on `data` announced, while it runs.
 pub(crate) fn find_gateway(data: &Path) -> Option<String> {
-    Endpoint::read(data).ok().filter(|endpoint| is_alive(endpoint.pid)).map(|endpoint| endpoint.gateway)
+    Endpoint::of_running(data).map(|endpoint| endpoint.gateway)
 }
 
-/// How NATS is reached: by `given`, or as a `nerve up` on `data` announced it. A server of that `nerve up` is shown the
-/// credentials of `role`, where no others are given.
+/// How NATS is reached: by `given`, as a `nerve up` on `data` announced it, or as this machine was told when it joined. A server of
+/// that `nerve up` is shown the credentials of `role`, where no others are given.
 pub(crate) fn find_nats(given: NatsSettings, data: &Path, role: Role) -> Result<NatsSettings, Failure> {
     let announced = Endpoint::read(data);
     let cause = match announced {
@@ -81,6 +90,9 @@ pub(crate) fn find_nats(given: NatsSettings, data: &Path, role: Role) -> Result<
                 None => found,
             });
         }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && Joined::is_in(data) => {
+            return Joined::read(data)?.settings(given, data, role);
+        }
         _ if !given.url.is_empty() => return Ok(given),
         Ok(endpoint) => format!("the `nerve up` on {} (process {}) is gone", data.display(), endpoint.pid),
         Err(error) if error.kind() == io::ErrorKind::NotFound => format!("no `nerve up` runs on {}", data.display()),
@@ -88,7 +100,7 @@ pub(crate) fn find_nats(given: NatsSettings, data: &Path, role: Role) -> Result<
     };
     Err(Failure::new("cannot find NATS").cause(cause).next(
         "start `nerve up` in this folder, name the folder of one that runs with --data DIR,\n\
-         or name a server with --nats URL or NERVE_NATS_URL",
+         name a server with --nats URL or NERVE_NATS_URL, or join one on another machine with `nerve join`",
     ))
 }
 
@@ -102,6 +114,7 @@ mod tests {
             nats: "nats://127.0.0.1:2".into(),
             access: Some("/data/nats".into()),
             certificate: None,
+            nats_listen: None,
             pid,
         }
     }

@@ -3,6 +3,7 @@
 //! # Layout
 //! - [`args`]: the command line as a whole; [`command`]: one file a command.
 //! - [`settings`], [`endpoint`], [`connection`]: the settings, where NATS is, and the way to it.
+//! - [`joined`]: the NATS that this machine has joined, where that is another machine's.
 //! - [`supervisor`]: keeps a server process running. [`broker`]: the nats-server of `nerve up`. [`backoff`]: when either is started
 //!   again. [`sandbox`]: helper processes of a server. [`limits`], [`lock`], [`signals`]: what a server needs of the system.
 //! - [`artifacts`], [`model`], [`builtin`]: what a deploy sends. [`fields`], [`plan`]: how it compares with what is
@@ -28,6 +29,7 @@ mod failure;
 mod fields;
 mod files;
 mod graph;
+mod joined;
 mod limits;
 mod lock;
 mod model;

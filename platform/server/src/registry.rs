@@ -6,7 +6,7 @@
 //! - `sinks`: sinks, how their endpoints are doing, and schedules.
 //! - `quotas`: what collections may have.
 //! - `models`: models that functions and the gateway share by name.
-//! - `secrets`: sealed to the server's key, so that whoever deploys can set a secret and not read one.
+//! - `secrets`: encrypted for the server's key, so that whoever deploys can set a secret and not read one.
 //! - `catalogue`: all of it as one snapshot that follows every change.
 //!
 //! # Flow
@@ -22,12 +22,12 @@ mod record;
 mod secrets;
 mod sinks;
 
-pub use catalogue::{Catalogue, SealedOrOpen};
+pub use catalogue::{Catalogue, MissingSecret, SealedOrOpen};
 pub use record::{
     ArtifactRef, Deployed, Disabled, Entry, FunctionRecord, ModelInfo, ModelRecord, ScheduleRecord, SinkRecord,
     SinkState, SourceRecord,
 };
-pub use secrets::{Keyring, KeyringError, SecretInfo};
+pub use secrets::{KeyFiles, Keyring, KeyringError, Machine, Rotated, RotationError, SecretInfo, SecretsKey};
 
 pub(crate) use eviction::evict;
 

@@ -38,7 +38,7 @@ mod tools;
 use crate::{
     bus::{Bus, Leases, Places, Pulling, Sets},
     config::Config,
-    registry::{Catalogue, Entry, FunctionRecord, Registry},
+    registry::{Catalogue, Entry, FunctionRecord, MissingSecret, Registry},
 };
 pub use in_flight::{InFlight, InFlightEvent};
 use nerve_core::{Host, Name, Secret, function::Views};
@@ -168,8 +168,8 @@ pub(crate) struct Parts {
 struct Desired {
     entry: Entry<FunctionRecord>,
     /// Revisions of the secrets, so that a rotated one is picked up.
-    secret_revisions: Vec<u64>,
-    secrets: Result<BTreeMap<String, Secret>, String>,
+    secret_revisions: Vec<Option<u64>>,
+    secrets: Result<BTreeMap<String, Secret>, MissingSecret>,
 }
 
 impl Desired {
@@ -177,8 +177,8 @@ impl Desired {
         let names = &entry.record.spec.secrets;
         Self {
             entry: entry.clone(),
-            secret_revisions: names.iter().filter_map(|name| Some(catalogue.secrets.get(name)?.revision)).collect(),
-            secrets: catalogue.secrets_of(names).map_err(str::to_owned),
+            secret_revisions: names.iter().map(|name| catalogue.secret_revision(name)).collect(),
+            secrets: catalogue.secrets_of(names),
         }
     }
 

@@ -87,9 +87,9 @@ fn credentials_file_is_read_as_nats_writes_it() {
     let text = "-----BEGIN NATS USER JWT-----\neyJ0.a-b_c\n------END NATS USER JWT------\n\n\
                 ************************* IMPORTANT *************************\nNKEY Seed printed below\n\n\
                 -----BEGIN USER NKEY SEED-----\nSUAX\n------END USER NKEY SEED------\n";
-    assert_eq!(creds(text), Some(("eyJ0.a-b_c", "SUAX")));
-    assert_eq!(creds(&text.replace('\n', "\r\n")), Some(("eyJ0.a-b_c", "SUAX")));
+    assert_eq!(parse_credentials(text), Some(("eyJ0.a-b_c", "SUAX")));
+    assert_eq!(parse_credentials(&text.replace('\n', "\r\n")), Some(("eyJ0.a-b_c", "SUAX")));
     for bad in ["", "eyJ0", "-----BEGIN NATS USER JWT-----\neyJ0\n"] {
-        assert_eq!(creds(bad), None, "{bad}");
+        assert_eq!(parse_credentials(bad), None, "{bad}");
     }
 }

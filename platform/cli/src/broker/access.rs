@@ -1,10 +1,16 @@
-//! Who may use the nats-server of `nerve up`: keys made at the first start, and a credentials file for each role.
+//! Who may use the nats-server of `nerve up`: keys made at the first start, a credentials file for each role, and the servers on
+//! other machines that have joined.
 //!
-//! The server trusts an issuer (NATS' operator), whose seed signs an account; that names a key for each role, whose seed signs
-//! the role's user. The seeds and the credentials are in
-//! `<data>/nats`, which is this user's alone; the server's configuration holds public keys only.
+//! The server trusts an issuer (NATS' operator), whose seed signs accounts. The account of all that is stored names a key for each
+//! role, whose seed signs the users of the role. An account of its own is for those who ask to join: nothing else is in it. The seeds
+//! and the credentials are in `<data>/nats`, which is this user's alone; the server reads public keys only, from `trust.conf` there,
+//! and reads that again while it runs.
+
+pub(crate) mod files;
+pub(crate) mod members;
 
 use anyhow::Context;
+use files::{FolderLock, key, read, read_json, write, write_json};
 use nerve_broker::{
     KeyPair, NatsSettings,
     jwt::{self, Account, Scope},
@@ -12,34 +18,40 @@ use nerve_broker::{
 };
 use std::{
     collections::BTreeMap,
-    fs::{DirBuilder, File, OpenOptions, Permissions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    io::Write,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
+use tempfile::NamedTempFile;
 
 /// The folder, in the data folder.
 const FOLDER: &str = "nats";
-/// Public keys of users whose credentials were replaced, and when.
+/// Public keys of users who are refused, and since when.
 const REVOKED: &str = "revoked.json";
-/// The longest seed or credentials file, in bytes.
-const MAX_FILE_BYTES: u64 = 64 << 10;
+/// Tokens, and the machines that have joined.
+const MEMBERS: &str = "members.json";
+/// What the server's configuration includes.
+const TRUST: &str = "trust.conf";
+/// The issuer's own JWT, which the server does not read again while it runs.
+const ISSUER_JWT: &str = "issuer.jwt";
+/// Credentials of the user who answers those that ask to join.
+const JOIN_CREDS: &str = "join.creds";
 
-/// What the server's configuration names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Trust {
-    /// The operator's JWT.
-    pub(super) operator: String,
-    /// The account of everything that is stored, and its JWT.
-    pub(super) account: (String, String),
-    /// The server's own account, and its JWT.
-    pub(super) system: (String, String),
-}
+/// How long a user of the server's own account may be one.
+const SYSTEM_USER_LIFETIME: Duration = Duration::from_secs(60);
 
 /// The folder of credentials of the nats-server on `data`.
 pub(crate) fn folder(data: &Path) -> PathBuf {
     data.join(FOLDER)
+}
+
+/// What the server's configuration includes, beside it.
+pub(super) fn trust_file() -> PathBuf {
+    Path::new(FOLDER).join(TRUST)
+}
+
+fn members_file(folder: &Path) -> PathBuf {
+    folder.join(MEMBERS)
 }
 
 /// `settings` with the credentials of `role` out of `folder`.
@@ -48,88 +60,151 @@ pub(crate) fn settings(settings: NatsSettings, folder: &Path, role: Role) -> Nat
     NatsSettings { creds: Some(folder.join(role.file())), inbox_prefix, ..settings }
 }
 
-/// Makes the keys that are missing, and every role's credentials as this version grants them.
-pub(super) fn prepare(data: &Path) -> anyhow::Result<Trust> {
-    let folder = folder(data);
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
-    let made = made.and_then(|()| std::fs::set_permissions(&folder, Permissions::from_mode(0o700)));
-    made.with_context(|| format!("cannot make the folder {}", folder.display()))?;
-    let operator = key(&folder.join("issuer.nk"), KeyPair::new_operator)?;
-    let account = key(&folder.join("account.nk"), KeyPair::new_account)?;
-    let system = key(&folder.join("system.nk"), KeyPair::new_account)?;
-    let mut scopes = Vec::new();
-    for role in Role::ALL {
-        let scope = key(&folder.join(format!("{}.issuer.nk", role.name())), KeyPair::new_account)?;
-        let user = key(&folder.join(format!("{}.nk", role.name())), KeyPair::new_user)?;
-        let jwt = jwt::scoped_user(&scope, &account.public_key(), &user.public_key(), role.name())?;
-        write(&folder.join(role.file()), &jwt::credentials(&jwt, &user.seed()?))?;
-        scopes.push(Scope { key: scope.public_key(), role: role.name(), permissions: role.permissions() });
-    }
-    let (account, system) = (account.public_key(), system.public_key());
-    let revoked = revoked(&folder)?;
-    let nerve = Account { public: &account, name: "nerve", jetstream: true, scopes, revoked };
-    let own = Account { public: &system, name: "system", ..Account::default() };
-    Ok(Trust {
-        operator: jwt::operator(&operator, "nerve", &system)?,
-        account: (account.clone(), jwt::account(&operator, &nerve)?),
-        system: (system.clone(), jwt::account(&operator, &own)?),
-    })
+/// The same as a new user of the server's own account, for a minute. Who may have the server read its configuration again has no
+/// credentials that stay: the file is there for as long as it is held.
+pub(super) fn system(settings: NatsSettings, folder: &Path) -> anyhow::Result<(NatsSettings, NamedTempFile)> {
+    let (account, user) = (system_account(folder)?, KeyPair::new_user());
+    let jwt = jwt::user(&account, &user.public_key(), "nerve access", Some(SYSTEM_USER_LIFETIME))?;
+    let mut file = NamedTempFile::new_in(folder)?;
+    file.write_all(jwt::credentials(&jwt, &user.seed()?).as_bytes())?;
+    Ok((NatsSettings { creds: Some(file.path().to_owned()), inbox_prefix: None, ..settings }, file))
 }
 
-/// Gives each role new credentials, and refuses the old ones from the next start of the server on.
+/// The same as the user who answers those that ask to join.
+pub(super) fn join_responder(settings: NatsSettings, folder: &Path) -> NatsSettings {
+    NatsSettings { creds: Some(folder.join(JOIN_CREDS)), inbox_prefix: None, ..settings }
+}
+
+/// Makes the keys that are missing, every role's credentials as this version grants them, and what the server reads. Returns the
+/// public key of the account of all that is stored.
+pub(super) fn prepare(data: &Path) -> anyhow::Result<String> {
+    let folder = folder(data);
+    files::make_folder(&folder)?;
+    let _lock = FolderLock::take(&folder)?;
+    write_credentials(&folder)?;
+    write_trust(&folder)?;
+    Ok(account(&folder)?.public_key())
+}
+
+/// Gives each role new credentials. The server refuses the old ones once it has read `trust.conf` again.
 pub(crate) fn rotate(data: &Path, roles: &[Role]) -> anyhow::Result<()> {
     let folder = folder(data);
+    let _lock = FolderLock::take(&folder)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     for role in roles {
         let file = folder.join(format!("{}.nk", role.name()));
-        let mut revoked = revoked(&folder)?;
-        revoked.insert(key(&file, KeyPair::new_user)?.public_key(), now);
+        let old = key(&file, KeyPair::new_user)?.public_key();
         // First: a key that was replaced and is not refused would go on to be good.
-        write(&folder.join(REVOKED), &serde_json::to_string_pretty(&revoked)?)?;
+        revoke_users(&folder, [old.as_str()], now)?;
         write(&file, &KeyPair::new_user().seed()?)?;
     }
-    prepare(data).map(drop)
+    write_credentials(&folder)?;
+    write_trust(&folder)
 }
 
-/// Users that are refused: those that were signed until a moment.
-fn revoked(folder: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
-    let file = folder.join(REVOKED);
-    match std::fs::read(&file) {
-        Ok(text) => serde_json::from_slice(&text).with_context(|| format!("cannot read {}", file.display())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
-    }
+/// A user of this machine.
+#[derive(Debug)]
+pub(crate) struct RoleUser {
+    /// What it is for.
+    pub(crate) role: Role,
+    /// Its public key.
+    pub(crate) public: String,
+    /// When its key was made.
+    pub(crate) since: SystemTime,
 }
 
-/// The key pair whose seed is in `file`, or a new one that is then kept there.
-fn key(file: &Path, new: impl FnOnce() -> KeyPair) -> anyhow::Result<KeyPair> {
-    let mut seed = String::new();
-    match File::open(file).and_then(|found| found.take(MAX_FILE_BYTES).read_to_string(&mut seed)) {
-        Ok(_) => KeyPair::from_seed(seed.trim()).map_err(|_| {
-            let next = "restore it, or remove its folder so that all credentials are made anew";
-            anyhow::anyhow!("{} holds no seed of NATS: {next}", file.display())
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let pair = new();
-            write(file, &pair.seed()?)?;
-            Ok(pair)
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
-    }
-}
-
-/// Writes a file whole or not at all, for this user alone whatever the umask.
-fn write(file: &Path, text: &str) -> anyhow::Result<()> {
-    let draft = file.with_extension("new");
-    let written = || {
-        let mut options = OpenOptions::new();
-        let mut new = options.write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
-        new.set_permissions(Permissions::from_mode(0o600))?;
-        new.write_all(text.as_bytes())?;
-        new.sync_all()?;
-        std::fs::rename(&draft, file)
+/// The users of this machine.
+pub(crate) fn roles(data: &Path) -> anyhow::Result<Vec<RoleUser>> {
+    let folder = folder(data);
+    let user = |role: Role| {
+        let file = folder.join(format!("{}.nk", role.name()));
+        let public = key(&file, KeyPair::new_user)?.public_key();
+        Ok(RoleUser { role, public, since: std::fs::metadata(&file)?.modified()? })
     };
-    written().with_context(|| format!("cannot write {}", file.display()))
+    Role::ALL.into_iter().map(user).collect()
+}
+
+/// Writes down that users are refused, if they were signed until now.
+fn revoke_users<'u>(folder: &Path, users: impl IntoIterator<Item = &'u str>, now: u64) -> anyhow::Result<()> {
+    let file = folder.join(REVOKED);
+    let mut revoked: BTreeMap<String, u64> = read_json(&file)?;
+    revoked.extend(users.into_iter().map(|user| (user.to_owned(), now)));
+    write_json(&file, &revoked)
+}
+
+fn write_credentials(folder: &Path) -> anyhow::Result<()> {
+    let stored = account(folder)?.public_key();
+    let credentials =
+        |file: &str, jwt: &str, user: &KeyPair| write(&folder.join(file), &jwt::credentials(jwt, &user.seed()?));
+    for role in Role::ALL {
+        let user = key(&folder.join(format!("{}.nk", role.name())), KeyPair::new_user)?;
+        let jwt = jwt::scoped_user(&scope_key(folder, role)?, &stored, &user.public_key(), role.name())?;
+        credentials(&role.file(), &jwt, &user)?;
+    }
+    let user = KeyPair::new_user();
+    credentials(JOIN_CREDS, &jwt::user(&join_account(folder)?, &user.public_key(), "nerve", None)?, &user)
+}
+
+/// Writes what the server trusts and whom it refuses.
+fn write_trust(folder: &Path) -> anyhow::Result<()> {
+    let issuer = key(&folder.join("issuer.nk"), KeyPair::new_operator)?;
+    let (stored, joins, system) = (account(folder)?, join_account(folder)?, system_account(folder)?);
+    let (stored, joins, system) = (stored.public_key(), joins.public_key(), system.public_key());
+    let scopes = Role::ALL.into_iter().map(|role| {
+        let key = scope_key(folder, role)?.public_key();
+        Ok::<_, anyhow::Error>(Scope { key, role: role.name(), permissions: role.permissions() })
+    });
+    let scopes = scopes.collect::<Result<_, _>>()?;
+    let revoked = read_json(&folder.join(REVOKED))?;
+    let accounts = [
+        Account { public: &stored, name: "nerve", jetstream: true, scopes, revoked },
+        Account { public: &joins, name: "join", ..Account::default() },
+        Account { public: &system, name: "system", ..Account::default() },
+    ];
+    let mut text = String::from("# Written by `nerve up` and `nerve access`: edits are lost.\n");
+    text.push_str(&format!("operator: \"{}\"\n", issuer_jwt(folder, &issuer, &system)?));
+    text.push_str(&format!("system_account: \"{system}\"\nresolver: MEMORY\nresolver_preload {{\n"));
+    for account in &accounts {
+        text.push_str(&format!("  {}: \"{}\"\n", account.public, jwt::account(&issuer, account)?));
+    }
+    text.push_str("}\n");
+    write(&folder.join(TRUST), &text)
+}
+
+/// The issuer's JWT, made once: a server that runs refuses a configuration with another one.
+fn issuer_jwt(folder: &Path, issuer: &KeyPair, system: &str) -> anyhow::Result<String> {
+    let file = folder.join(ISSUER_JWT);
+    if let Some(jwt) = read(&file)? {
+        return Ok(jwt.trim().to_owned());
+    }
+    let jwt = jwt::operator(issuer, "nerve", system)?;
+    write(&file, &jwt)?;
+    Ok(jwt)
+}
+
+/// The account of all that is stored.
+fn account(folder: &Path) -> anyhow::Result<KeyPair> {
+    key(&folder.join("account.nk"), KeyPair::new_account)
+}
+
+/// The account of those who ask to join.
+fn join_account(folder: &Path) -> anyhow::Result<KeyPair> {
+    key(&folder.join("join.nk"), KeyPair::new_account)
+}
+
+/// The server's own account.
+fn system_account(folder: &Path) -> anyhow::Result<KeyPair> {
+    key(&folder.join("system.nk"), KeyPair::new_account)
+}
+
+/// The key that signs users of a role.
+fn scope_key(folder: &Path, role: Role) -> anyhow::Result<KeyPair> {
+    key(&folder.join(format!("{}.issuer.nk", role.name())), KeyPair::new_account)
+}
+
+/// The role with this name.
+pub(crate) fn role_of(name: &str) -> anyhow::Result<Role> {
+    Role::ALL.into_iter().find(|role| role.name() == name).with_context(|| format!("there is no role `{name}`"))
 }
 
 #[cfg(test)]
@@ -150,13 +225,17 @@ mod tests {
     fn keys_are_made_once_and_are_this_users_alone() {
         let data = tempfile::tempdir().unwrap();
         let first = prepare(data.path()).unwrap();
+        let trusted = || std::fs::read_to_string(data.path().join(trust_file())).unwrap();
+        let issuer = |text: &str| text.lines().find(|line| line.starts_with("operator:")).unwrap().to_owned();
+        let issued = issuer(&trusted());
         let folder = folder(data.path());
         assert_eq!(std::fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
         let made = files(&folder);
-        assert_eq!(made.len(), 3 + 3 * Role::ALL.len());
+        let others = ["issuer.nk", "issuer.jwt", "account.nk", "join.nk", "system.nk", "join.creds"];
+        assert_eq!(made.len(), others.len() + ["trust.conf", "lock"].len() + 3 * Role::ALL.len(), "{made:?}");
         assert!(made.values().all(|(mode, _)| *mode == 0o600), "{made:?}");
         let again = prepare(data.path()).unwrap();
-        assert_eq!((first.account.0, first.system.0), (again.account.0, again.system.0));
+        assert_eq!(first, again);
         let seeds = |files: &BTreeMap<String, (u32, String)>| {
             let seeds = files.iter().filter(|(name, _)| name.ends_with(".nk"));
             seeds.map(|(name, file)| (name.clone(), file.clone())).collect::<Vec<_>>()
@@ -166,7 +245,8 @@ mod tests {
         let rotated = seeds(&files(&folder));
         let differ = rotated.iter().zip(seeds(&made)).filter(|(new, old)| *new != old).map(|(new, _)| new.0.as_str());
         assert_eq!(differ.collect::<Vec<_>>(), ["app.nk"]);
-        assert_eq!(revoked(&folder).unwrap().len(), 1);
+        assert_eq!(read_json::<BTreeMap<String, u64>>(&folder.join(REVOKED)).unwrap().len(), 1);
+        assert_eq!(issuer(&trusted()), issued, "a server that runs takes no other");
         std::fs::write(folder.join("account.nk"), "nonsense").unwrap();
         let error = prepare(data.path()).unwrap_err().to_string();
         assert!(error.contains("account.nk") && !error.contains("nonsense"), "{error}");

@@ -1,6 +1,6 @@
 //! The files of the nats-server child in the data folder.
 
-use super::{TlsFiles, access::Trust};
+use super::{TlsFiles, access::trust_file};
 use nix::unistd::Pid;
 use std::{
     fs::{File, OpenOptions, Permissions},
@@ -70,15 +70,15 @@ impl Settings<'_> {
         self.data.join("ports")
     }
 
-    /// Writes the configuration for `address`, and clears away what the last start left.
-    pub(super) fn write(&self, address: SocketAddr, trust: &Trust, tls: Option<&TlsFiles>) -> std::io::Result<()> {
+    /// Writes the configuration for `address`, gives `account` what is stored, and clears away what the last start left.
+    pub(super) fn write(&self, address: SocketAddr, account: &str, tls: Option<&TlsFiles>) -> std::io::Result<()> {
         match std::fs::remove_dir_all(self.ports_folder()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => std::fs::create_dir_all(self.ports_folder())?,
         }
         private(&self.crash(), "")?;
-        self.adopt(&trust.account.0)?;
-        private(&self.config(), &self.text(address, trust, tls))
+        self.adopt(account)?;
+        private(&self.config(), &self.text(address, tls))
     }
 
     /// Gives the account what an earlier version, whose server asked for no credentials, kept in NATS' global account.
@@ -97,9 +97,8 @@ impl Settings<'_> {
         self.data.join("jetstream")
     }
 
-    fn text(&self, address: SocketAddr, trust: &Trust, tls: Option<&TlsFiles>) -> String {
+    fn text(&self, address: SocketAddr, tls: Option<&TlsFiles>) -> String {
         let port = if address.port() == 0 { -1 } else { i32::from(address.port()) };
-        let Trust { operator, account, system } = trust;
         let tls = tls.map(|TlsFiles { cert, key }| {
             format!("tls {{\n  cert_file: {}\n  key_file: {}\n}}\n", quoted(cert), quoted(key))
         });
@@ -112,19 +111,13 @@ impl Settings<'_> {
              log_file: {log}\n\
              logfile_size_limit: 16MB\n\
              logfile_max_num: 2\n\
-             operator: \"{operator}\"\n\
-             system_account: \"{system_key}\"\n\
-             resolver: MEMORY\n\
-             resolver_preload {{\n  {account_key}: \"{account_jwt}\"\n  {system_key}: \"{system_jwt}\"\n}}\n\
+             include {trust}\n\
              {tls}\
              jetstream {{\n  store_dir: {store}\n}}\n",
             host = address.ip(),
             ports = quoted(&self.ports_folder()),
             log = quoted(&self.log()),
-            account_key = account.0,
-            account_jwt = account.1,
-            system_key = system.0,
-            system_jwt = system.1,
+            trust = quoted(&trust_file()),
             tls = tls.unwrap_or_default(),
             store = quoted(&self.store()),
         )
@@ -218,21 +211,15 @@ fn quoted(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn trust() -> Trust {
-        let pair = |name: &str| (format!("A{name}"), format!("jwt-of-{name}"));
-        Trust { operator: "jwt-of-issuer".to_owned(), account: pair("NERVE"), system: pair("SYS") }
-    }
-
     #[test]
     fn configuration_binds_and_trusts_what_it_names() {
         let settings = Settings { data: Path::new("/data \"x\"") };
-        let text = settings.text("127.0.0.1:0".parse().unwrap(), &trust(), None);
+        let text = settings.text("127.0.0.1:0".parse().unwrap(), None);
         assert!(text.contains("host: \"127.0.0.1\"\nport: -1\n") && !text.contains("tls {"), "{text}");
         assert!(text.contains(r#"store_dir: "/data \"x\"/jetstream""#), "{text}");
-        assert!(text.contains("operator: \"jwt-of-issuer\"\nsystem_account: \"ASYS\"\n"), "{text}");
-        assert!(text.contains("  ANERVE: \"jwt-of-NERVE\"\n"), "{text}");
+        assert!(text.contains("include \"nats/trust.conf\"\n"), "{text}");
         let tls = TlsFiles { cert: "/c".into(), key: "/k".into() };
-        let text = settings.text("[::1]:4222".parse().unwrap(), &trust(), Some(&tls));
+        let text = settings.text("[::1]:4222".parse().unwrap(), Some(&tls));
         assert!(text.contains("host: \"::1\"\nport: 4222\n"), "{text}");
         assert!(text.contains("tls {\n  cert_file: \"/c\"\n  key_file: \"/k\"\n}\n"), "{text}");
     }
@@ -244,7 +231,7 @@ mod tests {
         assert_eq!(settings.remembered_port(), None);
         settings.remember_port(4333).unwrap();
         assert_eq!(settings.remembered_port(), Some(4333));
-        settings.write("127.0.0.1:0".parse().unwrap(), &trust(), None).unwrap();
+        settings.write("127.0.0.1:0".parse().unwrap(), "ANERVE", None).unwrap();
         assert_eq!(settings.chosen_port(7), None);
         let file = folder.path().join("ports/nats-server_7.ports");
         std::fs::write(file, r#"{"nats":["nats://127.0.0.1:4555"]}"#).unwrap();
@@ -256,7 +243,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings { data: folder.path() };
         let accounts = folder.path().join("jetstream/jetstream");
-        let write = || settings.write("127.0.0.1:0".parse().unwrap(), &trust(), None).unwrap();
+        let write = || settings.write("127.0.0.1:0".parse().unwrap(), "ANERVE", None).unwrap();
         write();
         assert!(!accounts.exists());
         std::fs::create_dir_all(accounts.join("$G/streams/EVENTS")).unwrap();

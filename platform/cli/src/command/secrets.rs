@@ -2,19 +2,23 @@
 
 use crate::{
     args::{DataFolder, Globals},
+    broker::access::members,
     connection::Connection,
+    endpoint::Endpoint,
     failure::Failure,
+    joined::Joined,
     moment, output,
 };
 use clap::{Args, Subcommand};
 use nerve_core::Secret;
+use nerve_server::registry::{Machine, Rotated, RotationError};
 use serde_json::json;
 use std::io::{IsTerminal, Read, stdin};
 
 /// The most that is read as a secret, in bytes.
 const MAX: u64 = 64 << 10;
 
-/// Secrets of functions, sources and sinks: sealed to the server's key, never shown again
+/// Secrets of functions, sources and sinks: encrypted for the server's key, never shown again
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secrets {
     /// Set a secret to what stands on stdin
@@ -33,6 +37,26 @@ Examples:
 Examples:
   nerve secrets remove OPENAI_API_KEY")]
     Remove(Named),
+    RotateKey(RotateKey),
+}
+
+/// Replace the secrets key, and encrypt all secrets for the new one
+#[derive(Debug, Args)]
+#[command(after_help = "\
+It runs on the machine whose data folder has the secrets key, while servers run: they have both keys until
+the last secret is encrypted again, so no function waits and none is loaded anew. Machines that have joined
+get the new key, each encrypted for its own; one that is not running takes it when it starts. A machine
+that was revoked gets none. Servers that were given the key by hand (NERVE_SECRETS_KEY, or a copy of secrets.key)
+need the new one: let them join. If it is interrupted, run it again: it goes on.
+
+The values stay as they are: where one may be known to others, set it anew.
+
+Examples:
+  nerve secrets rotate-key
+  nerve secrets rotate-key --data /var/lib/nerve")]
+pub(crate) struct RotateKey {
+    #[command(flatten)]
+    folder: DataFolder,
 }
 
 #[derive(Debug, Args)]
@@ -50,6 +74,7 @@ impl Secrets {
             Self::Set(named) => named.set(globals).await,
             Self::List(folder) => list(globals, &folder).await,
             Self::Remove(named) => named.remove(globals).await,
+            Self::RotateKey(rotate) => rotate.run(globals).await,
         }
     }
 }
@@ -72,6 +97,62 @@ impl Named {
             return Err(Failure::new(format!("no secret `{}` is set", self.name)).next(next).into());
         }
         globals.output.show(&json!({"removed": self.name}), |_| format!("removed {}", self.name))
+    }
+}
+
+impl RotateKey {
+    async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        let connection = Connection::open(globals, &self.folder).await?;
+        let data = &connection.config.data.dir;
+        if Joined::is_in(data) {
+            let thing = "the secrets key is not replaced from a machine that has joined";
+            return Err(Failure::new(thing).next("run this on the machine of `nerve up`").into());
+        }
+        let members = members::members(data)?;
+        let machines = members.machines.into_iter().map(|(name, machine)| Machine { name, key: machine.machine_key });
+        let machines: Vec<Machine> = machines.collect();
+        let is_served = Endpoint::of_running(data).is_some();
+        let registry = connection.registry().await?;
+        let rotated = registry.rotate_secrets_key(&connection.config, &machines, is_served).await;
+        let rotated = rotated.map_err(|error| {
+            let next = match &error {
+                RotationError::Missing { .. } => {
+                    "name the data folder of the server that has the key: --data DIR; or set NERVE_SECRETS_KEY to it"
+                }
+                RotationError::Unheld => "read the log of `nerve up`, and run this again: it goes on where it stopped",
+                _ => "run this again: it goes on where it stopped, and every secret can be read meanwhile",
+            };
+            Failure::new("the secrets key was not replaced").because(error).next(next)
+        })?;
+        let is_configured = connection.config.secrets.key.is_some();
+        let report = json!({
+            "from": rotated.from, "to": rotated.to, "secrets": rotated.encrypted, "unreadable": rotated.unreadable,
+            "informed": rotated.informed, "waiting": rotated.waiting,
+        });
+        globals.output.show(&report, |_| {
+            let Rotated { from, to, encrypted, unreadable, informed, waiting, is_resumed } = &rotated;
+            let again = if *is_resumed { ", which was begun earlier" } else { "" };
+            let before = if from == to { String::new() } else { format!(" instead of {from}") };
+            let mut lines =
+                vec![format!("the secrets key is {to} now{before}{again}; {encrypted} secrets were encrypted again")];
+            let mut say = |names: &[String], what: &str| {
+                if !names.is_empty() {
+                    lines.push(format!("{}: {what}", names.join(", ")));
+                }
+            };
+            say(informed, "has the new key");
+            say(waiting, "has not answered, and takes the new key when it starts");
+            say(unreadable, "was encrypted for another key already, and cannot be read: set it anew");
+            if is_configured {
+                lines.push(
+                    "NERVE_SECRETS_KEY holds the old key: remove it from the environment of the server".to_owned(),
+                );
+            }
+            lines.push(
+                "Servers that were given the key by hand need the new one: nerve access token, nerve join".to_owned(),
+            );
+            lines.join("\n")
+        })
     }
 }
 

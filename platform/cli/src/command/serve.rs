@@ -3,7 +3,7 @@
 use super::Process;
 use crate::{
     args::{DataFolder, Globals},
-    broker::{LocalBroker, reachable},
+    broker::{Admission, LocalBroker, reachable},
     endpoint::{Endpoint, find_nats},
     failure::Failure,
     limits, onnx,
@@ -178,7 +178,8 @@ impl Supervised<'_> {
                 let (nats, pid) = (ready.nats.clone(), std::process::id());
                 let access = broker.as_ref().map(|broker| broker.access.clone());
                 let certificate = broker.as_ref().and_then(|broker| broker.certificate.clone());
-                let endpoint = Endpoint { gateway, nats, access, certificate, pid };
+                let nats_listen = broker.as_ref().map(|broker| broker.listen);
+                let endpoint = Endpoint { gateway, nats, access, certificate, nats_listen, pid };
                 announced = Some(endpoint.announce(&config.data.dir)?);
             }
             say_ready(ready, credentials.as_deref(), format)
@@ -192,17 +193,23 @@ impl Supervised<'_> {
 /// Serves for the supervisor that started this process.
 pub(super) async fn attached(mut config: Config, role: Role) -> anyhow::Result<()> {
     let Attached { broker, inherited, mut reports, orders, lock } = Attached::receive()?;
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
     if let Some(broker) = broker {
+        let admission = Admission::new(&config, broker.clone());
+        tasks.spawn(admission.answer(stop.clone()));
         config.gateway_nats = Some(broker.client(config.nats.clone(), roles::Role::Gateway));
         config.nats = broker.client(config.nats, roles::Role::Worker);
     }
-    let stop = CancellationToken::new();
     let signals = Signals::listen()?;
     let serving = Serving { config, role, inherited };
     let served = tokio::select! {
         served = serving.run(Stop(stop.clone()), async |ready| reports.ready(&ready).await) => served,
         () = orders.follow(signals, &stop) => Err(Failure::new("the supervisor of this process has ended").into()),
     };
+    stop.cancel();
+    tasks.close();
+    tasks.wait().await;
     drop(lock);
     served
 }

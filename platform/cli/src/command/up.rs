@@ -8,6 +8,7 @@ use crate::{
     args::{DataFolder, Globals},
     broker::{self, Broker, BrokerOptions, TlsFiles},
     failure::Failure,
+    joined::{self, Joined},
     lock::Lock,
     output::Format,
     settings,
@@ -72,6 +73,9 @@ impl Up {
         config.nats.server_tls_cert = self.nats_tls_cert.or(config.nats.server_tls_cert);
         config.nats.server_tls_key = self.nats_tls_key.or(config.nats.server_tls_key);
         config.data.dir = made(&config.data.dir)?;
+        if config.nats.url.is_empty() && Joined::is_in(&config.data.dir) {
+            return Err(joined::is_another_machines(&config.data.dir).into());
+        }
         if self.supervision.log_style().is_some() {
             return serve::attached(config, Role::Both).await;
         }

@@ -150,15 +150,15 @@ fn unknown(source: &str) -> Problem {
 
 /// A secret of a source, if this gateway can read it. While one is rotated, the others go on.
 fn secret_of(catalogue: &Catalogue, source: &Name, name: &str) -> Option<Secret> {
-    let secret = catalogue.secrets.get(name);
-    let value = secret.and_then(|secret| secret.value.clone());
-    if value.is_none() {
-        let why = if secret.is_some() { "is sealed to a key that this server does not have" } else { "is not set" };
-        if let Some(suppressed) = repeats::due(source.as_str(), "secret") {
-            tracing::warn!(%source, secret = name, suppressed, "a secret of this source {why}; `nerve secrets set {name}` sets it");
+    match catalogue.secret(name) {
+        Ok(value) => Some(value),
+        Err(missing) => {
+            if let Some(suppressed) = repeats::due(source.as_str(), "secret") {
+                tracing::warn!(%source, suppressed, "a source cannot verify with one of its secrets: {missing}");
+            }
+            None
         }
     }
-    value
 }
 
 /// Everything that verification looks at.

@@ -52,7 +52,7 @@ fn catalogue() -> Catalogue {
     };
     let name = Name::parse("count").unwrap();
     let record = FunctionRecord { spec: function(), artifacts: vec![], stream: "EVENTS".into(), deployed_at };
-    let open = |value: &str| SealedOrOpen { revision: 1, value: Some(Secret::new(value)) };
+    let open = |value: &str| SealedOrOpen { revision: 1, value: Some(Secret::new(value)), sealed: None };
     Catalogue {
         functions: BTreeMap::from([(name.clone(), Entry { name, revision: 1, record })]),
         sources: BTreeMap::from([source("github", source_of_github()), source("keyless", self::source(&["MISSING"]))]),

@@ -2,10 +2,12 @@
 
 use super::{
     Entry, FunctionRecord, Keyring, ModelRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord, quotas,
-    secrets::PUBLIC_KEY,
+    secrets::{PUBLIC_KEY, SERVERS_KEYS, key_id},
 };
 use crate::bus::{BusError, EVENTS};
 use async_nats::jetstream::kv;
+use bytes::Bytes;
+use crypto_box::PublicKey;
 use futures::{Stream, StreamExt};
 use nerve_core::{
     EventType, ModelName, Name, Secret,
@@ -45,6 +47,8 @@ pub struct Catalogue {
     pub secrets: BTreeMap<String, SealedOrOpen>,
     /// What collections may have.
     pub quotas: Arc<Quotas>,
+    /// The id of the key that secrets are encrypted for now.
+    pub secrets_key: Option<String>,
 }
 
 /// A secret as this server has it.
@@ -52,18 +56,65 @@ pub struct Catalogue {
 pub struct SealedOrOpen {
     /// A new value has a higher one.
     pub revision: u64,
-    /// The value; `None` when it is sealed to a key that this server does not have.
+    /// The value; `None` when it is encrypted for a key that this server does not have.
     pub value: Option<Secret>,
+    /// What cannot be opened yet.
+    pub(crate) sealed: Option<Bytes>,
+}
+
+/// Why a secret that something needs is not there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MissingSecret {
+    /// It is not set.
+    #[error("the secret {0} is not set: nerve secrets set {0}")]
+    Unset(String),
+    /// This server has not the key.
+    #[error(
+        "the secret {name} is encrypted for the secrets key {key}, which this server does not have: `nerve join TOKEN` brings it, \
+         with a token that `nerve access token` makes on the machine that has it"
+    )]
+    Sealed {
+        /// Its name.
+        name: String,
+        /// The id of the key.
+        key: String,
+    },
 }
 
 impl Catalogue {
-    /// The values of the secrets named; the error is the first name without one.
-    pub fn secrets_of<'n>(&self, names: &'n [String]) -> Result<BTreeMap<String, Secret>, &'n str> {
-        let value = |name: &'n String| {
-            let value = self.secrets.get(name).and_then(|secret| secret.value.clone());
-            value.map(|value| (name.clone(), value)).ok_or(name.as_str())
-        };
-        names.iter().map(value).collect()
+    /// The values of the secrets named; the error is about the first one that has none.
+    pub fn secrets_of(&self, names: &[String]) -> Result<BTreeMap<String, Secret>, MissingSecret> {
+        names.iter().map(|name| Ok((name.clone(), self.secret(name)?))).collect()
+    }
+
+    /// The value of a secret.
+    pub(crate) fn secret(&self, name: &str) -> Result<Secret, MissingSecret> {
+        let secret = self.secrets.get(name).ok_or_else(|| MissingSecret::Unset(name.to_owned()))?;
+        secret.value.clone().ok_or_else(|| {
+            let key = self.secrets_key.clone().unwrap_or_default();
+            MissingSecret::Sealed { name: name.to_owned(), key }
+        })
+    }
+
+    /// What tells the value of a secret from others that it had; none where there is no value.
+    pub(crate) fn secret_revision(&self, name: &str) -> Option<u64> {
+        let secret = self.secrets.get(name)?;
+        secret.value.as_ref().map(|_| secret.revision)
+    }
+
+    /// Gives secrets whose value is as it was the revision that they had.
+    fn keep_revisions(&mut self, before: &Self) {
+        for (name, secret) in &mut self.secrets {
+            let known = before.secrets.get(name).filter(|known| known.value.is_some() && known.value == secret.value);
+            secret.revision = known.map_or(secret.revision, |known| known.revision);
+        }
+    }
+
+    /// Opens what this keyring opens, now that it has another key.
+    fn open_sealed(&mut self, keyring: &Keyring) {
+        for (name, secret) in &mut self.secrets {
+            secret.value = secret.value.take().or_else(|| keyring.open(name, secret.sealed.as_deref()?));
+        }
     }
 
     /// Whether what this function emits leads, over any number of functions, to events of type `ty`.
@@ -116,18 +167,29 @@ impl Catalogue {
         }
     }
 
+    /// Sets a secret. One that was only encrypted again keeps its revision: nothing that uses it is loaded anew.
+    fn set_secret(&mut self, keyring: &Keyring, entry: kv::Entry) {
+        let value = keyring.open(&entry.key, &entry.value);
+        if value.is_none() {
+            tracing::warn!(secret = entry.key, "this secret is encrypted for a key that this server does not have");
+        }
+        let before = self.secrets.get(&entry.key);
+        let is_same = |before: &&SealedOrOpen| value.is_some() && before.value == value;
+        let revision = before.filter(is_same).map_or(entry.revision, |before| before.revision);
+        let sealed = value.is_none().then_some(entry.value);
+        self.secrets.insert(entry.key, SealedOrOpen { revision, value, sealed });
+    }
+
     fn apply(&mut self, keyring: &Keyring, change: Change) {
         let Change { bucket, entry } = change;
         let put = entry.operation == kv::Operation::Put;
         match bucket {
-            Bucket::Secrets if entry.key == PUBLIC_KEY => {}
-            Bucket::Secrets if put => {
-                let value = keyring.open(&entry.key, &entry.value);
-                if value.is_none() {
-                    tracing::warn!(secret = entry.key, "this secret is sealed to a key that this server does not have");
-                }
-                self.secrets.insert(entry.key, SealedOrOpen { revision: entry.revision, value });
+            Bucket::Secrets if entry.key == PUBLIC_KEY => {
+                let public = PublicKey::from_slice(&entry.value).ok();
+                self.secrets_key = public.map(|public| key_id(&public));
             }
+            Bucket::Secrets if entry.key.starts_with(SERVERS_KEYS) => {}
+            Bucket::Secrets if put => self.set_secret(keyring, entry),
             Bucket::Secrets => {
                 self.secrets.remove(&entry.key);
             }
@@ -234,6 +296,7 @@ impl Follower {
         let mut catalogue = Catalogue { quotas: Arc::new(quotas), ..Catalogue::default() };
         let functions = self.open_bucket(Bucket::Functions, &mut catalogue).await?;
         let secrets = self.open_bucket(Bucket::Secrets, &mut catalogue).await?;
+        catalogue.keep_revisions(&self.sender.borrow());
         self.sender.send_replace(Arc::new(catalogue));
         Ok(futures::stream::select(functions, secrets).boxed())
     }
@@ -264,9 +327,23 @@ impl Follower {
             };
             let change: Change = change?;
             seen = change.entry.delta == 0;
-            catalogue.apply(&self.keyring, change);
+            self.apply(catalogue, change).await;
         }
         Ok(changes)
+    }
+
+    async fn apply(&self, catalogue: &mut Catalogue, change: Change) {
+        let has_another_key = self.follow_keys(&change).await;
+        catalogue.apply(&self.keyring, change);
+        if has_another_key {
+            catalogue.open_sealed(&self.keyring);
+        }
+    }
+
+    /// Whether a change has given this server another key.
+    async fn follow_keys(&self, change: &Change) -> bool {
+        let is_about_keys = matches!(change.bucket, Bucket::Secrets) && change.entry.key.starts_with(SERVERS_KEYS);
+        is_about_keys && self.registry.follow_keys(&self.keyring, &change.entry.key).await
     }
 
     /// Applies changes until the watch ends, or the connection it stands on does.
@@ -280,7 +357,14 @@ impl Follower {
             let Some(change) = change else { return };
             match change {
                 Ok(change) => {
-                    self.sender.send_modify(|catalogue| Arc::make_mut(catalogue).apply(&self.keyring, change))
+                    let has_another_key = self.follow_keys(&change).await;
+                    self.sender.send_modify(|catalogue| {
+                        let catalogue = Arc::make_mut(catalogue);
+                        catalogue.apply(&self.keyring, change);
+                        if has_another_key {
+                            catalogue.open_sealed(&self.keyring);
+                        }
+                    });
                 }
                 Err(error) => {
                     tracing::debug!(%error, "the watch of what is deployed is opened again");

@@ -1,29 +1,42 @@
-//! Secrets, sealed to the server's public key (libsodium's sealed boxes: X25519, XSalsa20-Poly1305).
+//! Secrets, encrypted for the server's public key (libsodium's sealed boxes: X25519, XSalsa20-Poly1305).
 //!
 //! The public key stands beside the secrets, so anybody who may write to the bucket can set one; only a server
-//! with the private key can read it. The sealed text begins with the secret's name, so one sealed value cannot
+//! with the private key can read it. The encrypted text begins with the secret's name, so one value cannot
 //! be passed off under another name.
+//!
+//! - `keyring`: the private keys of a server, and their files.
+//! - `rotation`: a new key in place of the current one.
+
+mod keyring;
+mod rotation;
+
+pub use keyring::{KeyFiles, Keyring, KeyringError, SecretsKey};
+pub use rotation::{Machine, Rotated, RotationError};
+
+pub(super) use keyring::key_id;
 
 use super::Registry;
 use crate::{bus::BusError, config::Config};
 use async_nats::jetstream::kv;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use crypto_box::{
-    PublicKey, SecretKey,
+    PublicKey,
     aead::{OsRng, rand_core::RngCore},
 };
-use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use futures::StreamExt;
 use nerve_core::Secret;
 use serde::Serialize;
-use std::{fmt, io::Write, path::Path};
 use time::OffsetDateTime;
 
-/// Where the public key stands; no secret's name has a dot.
+/// What servers keep beside the secrets begins with this; no secret's name has a dot.
+pub(super) const SERVERS_KEYS: &str = "nerve.";
+/// Where the public key stands.
 pub(super) const PUBLIC_KEY: &str = "nerve.public-key";
 
 /// The largest secret, in bytes.
 const LARGEST: usize = 64 * 1024;
+/// How often a secret is encrypted anew, because the key was replaced meanwhile.
+const MAX_TRIES: usize = 5;
 
 /// A secret, as far as it is told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -37,82 +50,39 @@ pub struct SecretInfo {
     pub set_at: OffsetDateTime,
 }
 
-/// The private key of this server, if it has one.
-#[derive(Clone)]
-pub struct Keyring(Option<SecretKey>);
-
-impl fmt::Debug for Keyring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Keyring(…)")
-    }
-}
-
-/// Why the private key cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum KeyringError {
-    /// It is not a key.
-    #[error("{0} does not hold a key: it must be 64 hexadecimal digits")]
-    Malformed(String),
-    /// It is another key than the one that the secrets were sealed to.
-    #[error(
-        "the secrets in this NATS are sealed to another key than that of {0}: give this server the key of the one \
-         that started first (its secrets.key, or NERVE_SECRETS_KEY)"
-    )]
-    Other(String),
-    /// Its file cannot be read or written.
-    #[error("the secrets key in {path} cannot be used")]
-    File {
-        /// The file.
-        path: String,
-        /// What the system says.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The broker failed.
-    #[error(transparent)]
-    Bus(#[from] BusError),
-}
-
-impl Keyring {
-    /// Opens `sealed`, which must have been sealed under `name`.
-    pub(super) fn open(&self, name: &str, sealed: &[u8]) -> Option<Secret> {
-        let plain = self.0.as_ref()?.unseal(sealed).ok()?;
-        let value = plain.strip_prefix(name.as_bytes())?.strip_prefix(b"\0")?;
-        String::from_utf8(value.to_vec()).ok().map(Secret::new)
-    }
-}
-
 impl Registry {
-    /// The private key by `config`; made, kept in the data folder and registered where there is none yet.
+    /// The private keys by `config`; one is made, kept in the data folder and registered where there is none yet.
     ///
-    /// A server without the key that the secrets are sealed to runs, but opens none of them.
+    /// A server without a key runs, but opens no secret.
+    ///
+    /// # Errors
+    /// A key cannot be read, or the secrets are encrypted for another one.
     pub async fn keyring(&self, config: &Config) -> Result<Keyring, KeyringError> {
-        let path = config.data.dir.join("secrets.key");
-        let (origin, configured) = match &config.secrets.key {
-            Some(key) => ("secrets.key".to_owned(), Some(key.expose().to_owned())),
-            None => (path.display().to_string(), read_key_file(&path)?),
-        };
-        let registered = self.public_key().await?;
-        let private = match (configured, &registered) {
-            (Some(text), _) => parse_key(&text).ok_or_else(|| KeyringError::Malformed(origin.clone()))?,
-            (None, None) => make_key_file(&path)?,
-            (None, Some(_)) => {
+        let keyring = Keyring::read(config)?;
+        self.accept_key(&keyring).await?;
+        let registered = match (self.public_key().await?, keyring.first()) {
+            (Some(registered), None) => {
                 tracing::warn!(
-                    "this server has no secrets key: functions and sources with secrets will not work here; \
-                                set NERVE_SECRETS_KEY to the key of the server that started first"
+                    "this server lacks the secrets key {}: functions, sources and sinks with secrets do not work here; \
+                     `nerve join TOKEN` brings it, with a token that `nerve access token` makes on the machine that has it",
+                    key_id(&registered)
                 );
-                return Ok(Keyring(None));
+                return Ok(keyring);
+            }
+            (Some(registered), Some(_)) => registered,
+            (None, Some(first)) => self.register(&first.0.public_key()).await?,
+            (None, None) => {
+                let made = keyring.files().make_current()?;
+                keyring.reload()?;
+                self.register(&made.0.public_key()).await?
             }
         };
-        let public = private.public_key();
-        let registered = match registered {
-            Some(registered) => registered,
-            None => self.register(&public).await?,
-        };
-        if registered != public {
-            return Err(KeyringError::Other(origin));
+        if keyring.key_of(&registered).is_none() {
+            let held = keyring.first().map_or_else(String::new, |key| key.id());
+            return Err(KeyringError::Other { needed: key_id(&registered), held, origin: keyring.origin() });
         }
-        Ok(Keyring(Some(private)))
+        self.settle_key(&keyring).await?;
+        Ok(keyring)
     }
 
     /// Writes the public key; another server may have been quicker, and then its key is returned.
@@ -133,22 +103,28 @@ impl Registry {
         entry.map(|bytes| PublicKey::from_slice(&bytes).map_err(|error| BusError::refused(what, error))).transpose()
     }
 
-    /// Seals and stores a secret.
+    /// Encrypts and stores a secret.
     pub async fn set_secret(&self, name: &str, value: &Secret) -> Result<u64, BusError> {
         let what = || format!("setting the secret {name}");
         if value.expose().len() > LARGEST {
             return Err(BusError::refused(what(), format!("it is larger than {LARGEST} bytes")));
         }
-        let public = self.public_key().await?.ok_or_else(|| {
-            BusError::refused(
-                what(),
-                "no server has registered a key yet: start `nerve up`, or a gateway or worker, first",
-            )
-        })?;
-        let plain = [name.as_bytes(), b"\0", value.expose().as_bytes()].concat();
-        let sealed = public.seal(&mut OsRng, &plain).map_err(|error| BusError::refused(what(), error))?;
-        let stored = self.secrets.put(name, sealed.into()).await;
-        stored.map_err(|error| BusError::of_bucket(crate::bus::SECRETS, what(), error))
+        for _ in 0..MAX_TRIES {
+            let public = self.public_key().await?.ok_or_else(|| {
+                BusError::refused(
+                    what(),
+                    "no server has registered a key yet: start `nerve up`, or a gateway or worker, first",
+                )
+            })?;
+            let sealed = seal(&public, name, value)?;
+            let stored = self.secrets.put(name, sealed.into()).await;
+            let revision = stored.map_err(|error| BusError::of_bucket(crate::bus::SECRETS, what(), error))?;
+            // A rotation may have passed this secret before it was stored, and then removes the key that opens it.
+            if self.public_key().await?.as_ref() == Some(&public) {
+                return Ok(revision);
+            }
+        }
+        Err(BusError::refused(what(), "the secrets key was replaced again and again: try it again"))
     }
 
     /// Sets a secret that Standard Webhooks can sign with (`whsec_` and 32 random bytes) and returns it; none where one is
@@ -179,7 +155,7 @@ impl Registry {
         let mut found = Vec::new();
         while let Some(key) = keys.next().await {
             let name = key.map_err(|error| unavailable(error.into()))?;
-            if name == PUBLIC_KEY {
+            if name.starts_with(SERVERS_KEYS) {
                 continue;
             }
             let entry = self.secrets.entry(&name).await.map_err(|error| unavailable(error.into()))?;
@@ -202,69 +178,7 @@ impl Registry {
     }
 }
 
-fn parse_key(text: &str) -> Option<SecretKey> {
-    let bytes: [u8; 32] = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok()?.try_into().ok()?;
-    Some(SecretKey::from_bytes(bytes))
-}
-
-fn read_key_file(path: &Path) -> Result<Option<String>, KeyringError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(KeyringError::File { path: path.display().to_string(), source }),
-    }
-}
-
-/// Makes a key in a file that only this user reads; of two servers that start at once, one makes it.
-fn make_key_file(path: &Path) -> Result<SecretKey, KeyringError> {
-    let failed = |source| KeyringError::File { path: path.display().to_string(), source };
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder).map_err(failed)?;
-    }
-    let key = SecretKey::generate(&mut OsRng);
-    let mut options = std::fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
-        Ok(mut file) => {
-            writeln!(file, "{}", HEXLOWER.encode(&key.to_bytes())).map_err(failed)?;
-            file.sync_all().map_err(failed)?;
-            Ok(key)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            let text = read_key_file(path)?.unwrap_or_default();
-            parse_key(&text).ok_or_else(|| KeyringError::Malformed(path.display().to_string()))
-        }
-        Err(source) => Err(failed(source)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_sealed_value_opens_under_its_own_name_only() {
-        let key = SecretKey::generate(&mut OsRng);
-        let sealed = key.public_key().seal(&mut OsRng, b"A\0hunter2").unwrap();
-        let keyring = Keyring(Some(key));
-        assert_eq!(keyring.open("A", &sealed).unwrap().expose(), "hunter2");
-        assert!(keyring.open("B", &sealed).is_none());
-        assert!(Keyring(Some(SecretKey::generate(&mut OsRng))).open("A", &sealed).is_none());
-        assert!(Keyring(None).open("A", &sealed).is_none());
-    }
-
-    #[test]
-    fn the_key_file_is_made_once_and_is_private() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("data/secrets.key");
-        let first = make_key_file(&path).unwrap();
-        assert_eq!(make_key_file(&path).unwrap().to_bytes(), first.to_bytes());
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        }
-    }
+fn seal(public: &PublicKey, name: &str, value: &Secret) -> Result<Vec<u8>, BusError> {
+    let plain = [name.as_bytes(), b"\0", value.expose().as_bytes()].concat();
+    public.seal(&mut OsRng, &plain).map_err(|error| BusError::refused(format!("encrypting the secret {name}"), error))
 }

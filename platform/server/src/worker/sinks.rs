@@ -52,7 +52,7 @@ impl Wanted {
         let state = catalogue.sink_states.get(&entry.name);
         Self {
             revision: entry.revision,
-            secret_revisions: names.iter().map(|name| Some(catalogue.secrets.get(name)?.revision)).collect(),
+            secret_revisions: names.iter().map(|name| catalogue.secret_revision(name)).collect(),
             disabled: state.is_some_and(|state| state.record.disabled.is_some()),
         }
     }
@@ -103,9 +103,7 @@ impl Sinks<'_> {
         let shared = self.shared;
         let (name, spec) = (&entry.name, &entry.record.spec);
         let names = spec.secret_names();
-        let secrets = catalogue.secrets_of(&names);
-        let secrets =
-            secrets.map_err(|missing| format!("the secret {missing} is not set: nerve secrets set {missing}"))?;
+        let secrets = catalogue.secrets_of(&names).map_err(|missing| missing.to_string())?;
         let guard = Guard::new(spec.allow.iter().chain(self.allow).copied());
         let endpoint = Endpoint::new(spec, &secrets, guard, guard::system())?;
         let health = Health {

@@ -65,9 +65,7 @@ fn start(shared: &Shared, name: &Name, desired: Desired, function: Arc<dyn Funct
 
 async fn load(shared: &Shared, name: &Name, desired: &Desired) -> Result<Arc<dyn Function>, LoadError> {
     let record = &desired.entry.record;
-    let secrets = desired.secrets.clone().map_err(|missing| {
-        LoadError::Invalid(format!("the secret {missing} is not set: nerve secrets set {missing}"))
-    })?;
+    let secrets = desired.secrets.clone().map_err(|missing| LoadError::Invalid(missing.to_string()))?;
     // Whoever deployed may have had another ack wait; it is this worker that extends.
     let ensured = shared.registry.ensure_consumers(name, record).await;
     ensured.map_err(|error| LoadError::failed("making its consumers", error))?;
