@@ -4,7 +4,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: setup build guests demo test check lint bench eval clean
+.PHONY: setup build guests demo test check lint advisories bench eval clean
 
 setup: ## tools for the guests and the tests, into .tools
 	deploy/setup.sh
@@ -27,9 +27,15 @@ check: setup ## random steps from so many seeds: nothing is lost, doubled, mixed
 	cargo build --release --locked --workspace --all-targets
 	CHECK_SEEDS=$(SEEDS) CHECK_FROM=$(FROM) cargo test --release --locked --workspace --test it check:: -- --nocapture
 
-lint: ## formatting and clippy, warnings denied
+lint: ## formatting; licences, sources and versions of crates (deny.toml); clippy, warnings denied
+	deploy/setup.sh deny
 	cargo fmt --all --check
+	cargo deny --locked check licenses bans sources
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+advisories: ## known vulnerabilities of the crates, from a database on the network
+	deploy/setup.sh deny
+	cargo deny --locked check advisories
 
 bench: setup ## ratios: Nerve against what it is built on, and against embedding servers in Python
 	deploy/setup.sh peers

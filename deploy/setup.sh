@@ -6,8 +6,8 @@
 # Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm, and from
 # PyPI more of them, OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
 # (all-MiniLM-L6-v2, float32 and int8).
-# All of them when none is named (c brings javascript along, model brings onnxruntime), but for peers: the embedding
-# servers in Python that `make bench` measures beside Nerve, which take 12 GB. A part that is already there
+# All of them when none is named (c brings javascript along, model brings onnxruntime). Only when named: deny (cargo-deny, for
+# `make lint`) and peers (the embedding servers in Python that `make bench` measures beside Nerve, which take 12 GB). A part that is already there
 # costs a few milliseconds. With --optional a part that this machine cannot have is skipped with a sentence; without,
 # it is an error.
 set -euo pipefail
@@ -24,9 +24,9 @@ parts=()
 for word in "$@"; do
   case $word in
     --optional) optional=yes ;;
-    nats | javascript | c | python | tests | onnxruntime | model | peers) parts+=("$word") ;;
+    nats | javascript | c | python | tests | onnxruntime | model | deny | peers) parts+=("$word") ;;
     *)
-      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model and peers." >&2
+      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model, deny and peers." >&2
       exit 2
       ;;
   esac
@@ -81,7 +81,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,deny}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -213,6 +213,14 @@ model() {
   rm -rf "$making"
   have model "$pin"
 }
+
+# with_cargo_command PART: the subcommand of cargo in the wheel of that part, which Astral compiles from its release.
+with_cargo_command() {
+  with_pip "$1" "cargo-$1" || return 0
+  ln -sfn "../venv/bin/cargo-$1" "$tools/bin/cargo-$1"
+}
+
+deny() { with_cargo_command deny; }
 
 # with_requirements NAME FILE: a virtual environment of its own in .tools/NAME.
 with_requirements() {
