@@ -4,7 +4,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: setup build guests demo test check lint advisories bench eval clean
+.PHONY: setup build guests demo test check fuzz lint advisories bench eval clean
 
 setup: ## tools for the guests and the tests, into .tools
 	deploy/setup.sh
@@ -26,6 +26,12 @@ FROM ?= 1
 check: setup ## random steps from so many seeds: nothing is lost, doubled, mixed, foreign or out of sight (tests/README.md)
 	cargo build --release --locked --workspace --all-targets
 	CHECK_SEEDS=$(SEEDS) CHECK_FROM=$(FROM) cargo test --release --locked --workspace --test it check:: -- --nocapture
+
+SECONDS ?= 3600
+TARGET ?=
+fuzz: ## every fuzz target for so long, one after another, or the one that TARGET names (tests/fuzz/README.md)
+	deploy/setup.sh fuzz
+	deploy/fuzz.sh run $(SECONDS) $(TARGET)
 
 lint: ## formatting; licences, sources and versions of crates (deny.toml); clippy, warnings denied
 	deploy/setup.sh deny

@@ -7,7 +7,8 @@
 # PyPI more of them, OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
 # (all-MiniLM-L6-v2, float32 and int8).
 # All of them when none is named (c brings javascript along, model brings onnxruntime). Only when named: deny (cargo-deny, for
-# `make lint`) and peers (the embedding servers in Python that `make bench` measures beside Nerve, which take 12 GB). A part that is already there
+# `make lint`), fuzz (cargo-fuzz, for `make fuzz`) and peers: the
+# embedding servers in Python that `make bench` measures beside Nerve, which take 12 GB. A part that is already there
 # costs a few milliseconds. With --optional a part that this machine cannot have is skipped with a sentence; without,
 # it is an error.
 set -euo pipefail
@@ -24,9 +25,9 @@ parts=()
 for word in "$@"; do
   case $word in
     --optional) optional=yes ;;
-    nats | javascript | c | python | tests | onnxruntime | model | deny | peers) parts+=("$word") ;;
+    nats | javascript | c | python | tests | onnxruntime | model | deny | fuzz | peers) parts+=("$word") ;;
     *)
-      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model, deny and peers." >&2
+      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model, deny, fuzz and peers." >&2
       exit 2
       ;;
   esac
@@ -81,7 +82,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,deny}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,deny,fuzz}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -221,6 +222,8 @@ with_cargo_command() {
 }
 
 deny() { with_cargo_command deny; }
+
+fuzz() { with_cargo_command fuzz; }
 
 # with_requirements NAME FILE: a virtual environment of its own in .tools/NAME.
 with_requirements() {

@@ -35,6 +35,12 @@ use std::time::Duration;
 use time::OffsetDateTime;
 pub(crate) use tools::check_parameters;
 
+/// Reads a chat completion: how many tool calls are in it, and how many tokens it says to have cost.
+pub(crate) fn read_completion(body: &[u8]) -> Result<(usize, usize), FunctionError> {
+    let chat::Decision { calls, usage, .. } = chat::Decision::read(body, 1)?;
+    Ok((calls.len(), usage.prompt_tokens + usage.completion_tokens))
+}
+
 /// Type: what comes next is to be decided.
 pub(crate) const STEP: &str = tool::STEP;
 /// The types that this function emits besides its result.

@@ -18,7 +18,7 @@ use crate::{
     index::Hit,
 };
 use async_trait::async_trait;
-pub(crate) use endpoint::{Endpoint, check as check_endpoint};
+pub(crate) use endpoint::{Endpoint, check as check_endpoint, pieces as read_stream};
 pub(crate) use extractive::Extractor;
 use futures::{StreamExt, future::join_all, stream::BoxStream};
 use nerve_core::{

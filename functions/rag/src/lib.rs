@@ -26,6 +26,8 @@ pub mod erase;
 mod evaluate;
 pub mod extract;
 mod functions;
+#[doc(hidden)]
+pub mod fuzzing;
 mod generate;
 pub mod index;
 mod learn;

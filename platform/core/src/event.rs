@@ -8,7 +8,7 @@ mod headers;
 mod json;
 
 pub use headers::{decode_value, encode_value};
-pub use json::JsonError;
+pub use json::{JsonError, MAX_BATCH_EVENTS};
 
 use crate::{EventType, subject::InvalidSubject};
 use bytes::Bytes;
@@ -100,6 +100,11 @@ pub fn is_json(media_type: &str) -> bool {
         || suffix.is_some_and(|suffix| suffix.eq_ignore_ascii_case("json"))
 }
 
+/// Whether a body's media type can stand in a header as it is: printable ASCII, without space around it.
+pub fn is_media_type(text: &str) -> bool {
+    !text.is_empty() && text.trim_ascii() == text && text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+}
+
 /// Whether a reference is of Nerve's own scheme; a scheme's letters may be of either case (RFC 3986).
 fn is_own_data_ref(reference: &str) -> bool {
     let scheme = reference.get(..OWN_DATA_REF.len());
@@ -156,8 +161,13 @@ impl Event {
     /// Refuses what an event from outside Nerve may not say of itself: that Nerve made it, or that Nerve stored its body.
     ///
     /// # Errors
-    /// When its `source` begins as one of [`RESERVED_SOURCES`], or its `dataref` is of Nerve's own scheme.
+    /// When its `source` begins as one of [`RESERVED_SOURCES`], its `dataref` is of Nerve's own scheme, or its
+    /// `datacontenttype` cannot stand in a header.
     pub fn check_from_outside(&self) -> Result<(), EventError> {
+        if self.content_type.as_deref().is_some_and(|declared| !is_media_type(declared)) {
+            let why = "it is no media type: write it in printable ASCII, as in `application/json`";
+            return Err(EventError::invalid("datacontenttype", why));
+        }
         let refuse = |name, value: &str, reserved, next| {
             Err(EventError::Reserved { name, value: value.to_owned(), reserved, next })
         };
@@ -275,6 +285,18 @@ mod tests {
         }
         for foreign in ["/shop", "https://shop.example/hooks/x", "/hooksmith", "hooks/x", "/v10/x", "urn:nerve"] {
             assert_eq!(from(foreign).check_from_outside(), Ok(()), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn event_from_outside_has_a_media_type_that_can_stand_in_a_header() {
+        let of = |media_type: &str| from("/shop").with_data(media_type, "x").check_from_outside();
+        for wrong in ["", " ", "a/b ", "text/plain\r\nNats-Msg-Id: 1", "a/b\0", "text/ü"] {
+            let refused = of(wrong).unwrap_err().to_string();
+            assert!(refused.contains("`datacontenttype`") && refused.contains("media type"), "{wrong:?}: {refused}");
+        }
+        for right in ["application/json", "text/plain; charset=\"utf-8\"", "x"] {
+            assert_eq!(of(right), Ok(()), "{right}");
         }
     }
 

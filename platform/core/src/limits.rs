@@ -1,8 +1,16 @@
-//! Limits of the numbers that come from outside: an endpoint, a model or a sender may say anything, and sums of it must neither
-//! overflow nor make an event wait for years.
+//! Limits of the numbers and lists that come from outside: an endpoint, a model or a sender may say anything, and it must neither
+//! overflow, nor make an event wait for years, nor take many times its own bytes of memory.
 
-use serde::{Deserialize, Deserializer};
-use std::time::{Duration, SystemTime};
+use serde::{
+    Deserialize, Deserializer,
+    de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    marker::PhantomData,
+    time::{Duration, SystemTime},
+};
 
 /// The longest wait that anything outside may ask for.
 pub const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
@@ -34,6 +42,76 @@ pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Err
     Ok(usize::try_from(told).map_or(MAX_COUNT, |told| told.min(MAX_COUNT)))
 }
 
+/// The first `MAX` items of a list, and how many it has. The rest takes no memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counted<T, const MAX: usize> {
+    /// The first items.
+    pub items: Vec<T>,
+    /// How many there are.
+    pub all: usize,
+}
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Counted<T, MAX> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Limited::<Self, MAX>(PhantomData))
+    }
+}
+
+/// Reads a map of at most `MAX` members for serde; of two with one name the later one stays.
+///
+/// # Errors
+/// As soon as there are more, and when a member cannot be read.
+pub fn map<'de, D, T, const MAX: usize>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    deserializer.deserialize_map(Limited::<BTreeMap<String, T>, MAX>(PhantomData))
+}
+
+/// Reads a collection up to its limit.
+struct Limited<C, const MAX: usize>(PhantomData<C>);
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Limited<Counted<T, MAX>, MAX> {
+    type Value = Counted<T, MAX>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while items.len() < MAX {
+            let Some(item) = list.next_element()? else { return Ok(Counted { all: items.len(), items }) };
+            items.push(item);
+        }
+        let mut all = MAX;
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            all += 1;
+        }
+        Ok(Counted { items, all })
+    }
+}
+
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Limited<BTreeMap<String, T>, MAX> {
+    type Value = BTreeMap<String, T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+        let mut map = BTreeMap::new();
+        while let Some((name, member)) = members.next_entry()? {
+            map.insert(name, member);
+            if map.len() > MAX {
+                return Err(A::Error::custom(format!("it has more than {MAX} members")));
+            }
+        }
+        Ok(map)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -58,5 +136,18 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<Told>(text).map(|told| told.0).ok();
         assert_eq!((read("7"), read("18446744073709551615")), (Some(7), Some(MAX_COUNT)));
         assert_eq!((read("-1"), read("\"7\"")), (None, None));
+    }
+
+    #[test]
+    fn list_and_object_from_outside_are_read_up_to_their_limits() {
+        #[derive(Deserialize)]
+        struct Object(#[serde(deserialize_with = "map::<_, _, 2>")] BTreeMap<String, u8>);
+        let list = |text: &str| serde_json::from_str::<Counted<u8, 2>>(text).map(|list| (list.items, list.all)).ok();
+        assert_eq!((list("[]"), list("[1,2]")), (Some((vec![], 0)), Some((vec![1, 2], 2))));
+        assert_eq!((list("[1,2,{},4]"), list("[1,{}]"), list("{}")), (Some((vec![1, 2], 4)), None, None));
+        let object = |text: &str| serde_json::from_str::<Object>(text).map(|object| object.0.len());
+        assert_eq!(object(r#"{"a":1,"b":2,"a":3}"#).unwrap(), 2);
+        let refused = object(r#"{"a":1,"b":2,"c":3}"#).unwrap_err().to_string();
+        assert!(refused.starts_with("it has more than 2 members"), "{refused}");
     }
 }

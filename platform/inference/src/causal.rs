@@ -25,7 +25,7 @@ use line::Line;
 use nerve_core::inference::{GenerateRequest, InferenceError, Message, Piece};
 use sampling::Sampler;
 use std::{collections::HashSet, path::Path, sync::Arc};
-use template::Template;
+use template::{ChatTemplate, Template};
 use text::Spelling;
 use tokenizers::Tokenizer;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -52,6 +52,12 @@ pub(crate) struct CausalModel {
     line: Arc<Line>,
     slots: Arc<Semaphore>,
     answers: usize,
+}
+
+/// Compiles a chat template, and renders a conversation in which the texts `special` are tokens.
+pub(crate) fn render_chat_template(source: &str, messages: &[Message], special: &[String]) -> Result<String, String> {
+    let (asked, begun) = Template::compile(&ChatTemplate::of(source))?.prompt(messages, special)?;
+    Ok(asked + &begun)
 }
 
 /// What a causal language model is made of.

@@ -29,6 +29,8 @@ mod embed;
 mod engine;
 mod files;
 mod folder;
+#[doc(hidden)]
+pub mod fuzzing;
 mod generate;
 mod head;
 mod layout;

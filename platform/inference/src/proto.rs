@@ -4,6 +4,7 @@
 //! outline of a file costs one pass over it and no ONNX Runtime.
 
 use prost::Message;
+use std::collections::HashSet;
 
 /// `TensorProto.DataLocation.EXTERNAL`
 const EXTERNAL: i32 = 1;
@@ -122,8 +123,9 @@ impl Outline {
         if model.opset_import.iter().all(|opset| opset.version <= 0) {
             return Err("it is not an ONNX model: it names no operator set".to_owned());
         }
-        let is_weight = |port: &ValueInfoProto| graph.initializer.iter().any(|weight| weight.name == port.name);
-        let inputs = graph.input.iter().filter(|port| !is_weight(port)).map(Port::of).collect();
+        let weights: HashSet<&str> = graph.initializer.iter().map(|weight| weight.name.as_str()).collect();
+        let is_fed = |port: &&ValueInfoProto| !weights.contains(port.name.as_str());
+        let inputs = graph.input.iter().filter(is_fed).map(Port::of).collect();
         let mut external: Vec<String> = graph.initializer.iter().filter_map(TensorProto::file).collect();
         external.sort();
         external.dedup();

@@ -9,6 +9,8 @@
 //! A worker hands [`Runtimes`] a deployment; the host that its `runtime` names prepares it, and the function that
 //! comes back takes batches of events.
 
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod http;
 pub mod process;
 pub mod wasm;

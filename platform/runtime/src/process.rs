@@ -27,7 +27,7 @@ mod actor;
 mod child;
 mod folder;
 mod shim;
-mod wire;
+pub(crate) mod wire;
 
 pub use child::die_with_parent;
 pub use shim::{SHIM, run_shim};

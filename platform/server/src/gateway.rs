@@ -30,6 +30,8 @@ mod documents;
 mod events;
 mod forwarded;
 mod functions;
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod hooks;
 mod idempotency;

@@ -1,7 +1,7 @@
 //! A conversation with tools, as OpenAI's chat completions have it.
 
 use crate::functions::invalid;
-use nerve_core::{Fault, FunctionError, tool::Tool};
+use nerve_core::{Fault, FunctionError, limits, tool::Tool};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -37,9 +37,9 @@ struct Completion {
 
 #[derive(Debug, Default, Clone, Copy, Deserialize)]
 pub(super) struct Usage {
-    #[serde(default)]
+    #[serde(default, deserialize_with = "limits::count")]
     pub(super) prompt_tokens: usize,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "limits::count")]
     pub(super) completion_tokens: usize,
 }
 

@@ -167,3 +167,10 @@ async fn a_budget_that_is_spent_ends_it() {
     let token: Value = serde_json::from_slice(&emitter.0.lock().unwrap()[0].data).unwrap();
     assert_eq!(token["text"], answer["answer"]);
 }
+
+#[test]
+fn tokens_that_an_endpoint_makes_up_are_capped() {
+    let made_up = r#"{"choices": [{"message": {"content": "a"}}],
+        "usage": {"prompt_tokens": 18446744073709551615, "completion_tokens": 18446744073709551615}}"#;
+    assert_eq!(read_completion(made_up.as_bytes()), Ok((0, 2 * nerve_core::limits::MAX_COUNT)));
+}

@@ -208,6 +208,8 @@ fn broken(error: &reqwest::Error) -> FunctionError {
 struct Reader {
     chunks: BoxStream<'static, Result<Bytes, FunctionError>>,
     buffer: BytesMut,
+    /// Bytes of the buffer that have no end of a line in them: a line that comes in many chunks is searched once.
+    searched: usize,
     finish: Option<Finish>,
     usage: Option<super::Usage>,
     /// Pieces that were written, where nobody tells the tokens.
@@ -216,12 +218,21 @@ struct Reader {
 }
 
 /// The pieces of a stream of server-sent events.
-fn pieces(chunks: impl Stream<Item = Result<Bytes, FunctionError>> + Send + 'static) -> Pieces {
-    let reader =
-        Reader { chunks: chunks.boxed(), buffer: BytesMut::new(), finish: None, usage: None, pieces: 0, over: false };
+pub(crate) fn pieces(chunks: impl Stream<Item = Result<Bytes, FunctionError>> + Send + 'static) -> Pieces {
+    let reader = Reader {
+        chunks: chunks.boxed(),
+        buffer: BytesMut::new(),
+        searched: 0,
+        finish: None,
+        usage: None,
+        pieces: 0,
+        over: false,
+    };
     futures::stream::unfold(reader, |mut reader| async move {
-        let piece = reader.piece().await.transpose()?;
-        Some((piece, reader))
+        let piece = reader.piece().await;
+        // Nothing follows a failure.
+        reader.over |= piece.is_err();
+        Some((piece.transpose()?, reader))
     })
     .boxed()
 }
@@ -271,10 +282,13 @@ impl Reader {
     /// The next line, without its end; none at the end of the stream.
     async fn line(&mut self) -> Result<Option<String>, FunctionError> {
         loop {
-            if let Some(at) = self.buffer.iter().position(|byte| *byte == b'\n') {
-                let line = self.buffer.split_to(at + 1);
+            let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
+            if let Some(at) = unsearched.iter().position(|byte| *byte == b'\n') {
+                let line = self.buffer.split_to(self.searched + at + 1);
+                self.searched = 0;
                 return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
             }
+            self.searched = self.buffer.len();
             if self.buffer.len() > LONGEST {
                 return Err(invalid("the endpoint sends a line that is longer than 1 MiB"));
             }
@@ -319,8 +333,8 @@ mod tests {
         let again = Err(Fault::Retry { after: None });
         let begun = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
         assert_eq!(read(&[begun]).await, vec![Ok(Piece::Text("a".into())), again.clone()]);
-        assert_eq!(read(&["data: {\"error\":{\"message\":\"overloaded\"}}\n\n"]).await[0], again);
-        assert_eq!(read(&["data: nonsense\n\n"]).await[0], again);
+        assert_eq!(read(&["data: {\"error\":{\"message\":\"overloaded\"}}\n\n"]).await, std::slice::from_ref(&again));
+        assert_eq!(read(&["data: nonsense\n\n", begun]).await, [again]);
     }
 
     #[test]

@@ -1,15 +1,30 @@
 //! Structured mode: one event as a JSON document, or an array of them.
 
 use super::{Event, EventError};
-use crate::EventType;
+use crate::{
+    EventType,
+    limits::{self, Counted},
+};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use serde::{
-    Serialize, Serializer,
+    Deserialize, Serialize, Serializer,
     ser::{Error as _, SerializeMap},
 };
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+
+/// The most members of an event: its attributes and its data.
+const MAX_MEMBERS: usize = 256;
+/// The most events of a batch.
+pub const MAX_BATCH_EVENTS: usize = 1000;
+
+/// The members of an event. Many small ones would take a hundred times their bytes of memory.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Members<'d>(
+    #[serde(borrow, deserialize_with = "limits::map::<_, _, MAX_MEMBERS>")] BTreeMap<String, &'d RawValue>,
+);
 
 /// Why a JSON document is not an event.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +32,9 @@ pub enum JsonError {
     /// It is not JSON, or not an object (or, for a batch, not an array of objects).
     #[error("not a CloudEvent as JSON: {0}")]
     Syntax(#[from] serde_json::Error),
+    /// It is a batch of more than [`MAX_BATCH_EVENTS`].
+    #[error("a batch holds at most {MAX_BATCH_EVENTS} events, this one {0}; split it")]
+    TooMany(usize),
     /// It is JSON, but not a CloudEvent.
     #[error(transparent)]
     Event(#[from] EventError),
@@ -61,13 +79,18 @@ impl Event {
 
     /// Reads one event in the JSON format. A JSON body keeps the bytes it was written with.
     pub fn from_json(document: &[u8]) -> Result<Self, JsonError> {
-        Self::from_members(serde_json::from_slice(document)?)
+        let Members(members) = serde_json::from_slice(document)?;
+        Self::from_members(members)
     }
 
-    /// Reads a batch: a JSON array of events. One bad event refuses the batch, and the error is about that one.
+    /// Reads a batch: a JSON array of [`MAX_BATCH_EVENTS`] events at most. One bad event refuses the batch, and the error is
+    /// about that one.
     pub fn batch_from_json(document: &[u8]) -> Result<Vec<Self>, JsonError> {
-        let batch: Vec<BTreeMap<String, &RawValue>> = serde_json::from_slice(document)?;
-        batch.into_iter().map(Self::from_members).collect()
+        let Counted::<Members<'_>, MAX_BATCH_EVENTS> { items, all } = serde_json::from_slice(document)?;
+        if all > items.len() {
+            return Err(JsonError::TooMany(all));
+        }
+        items.into_iter().map(|Members(members)| Self::from_members(members)).collect()
     }
 
     fn from_members(members: BTreeMap<String, &RawValue>) -> Result<Self, JsonError> {
@@ -155,6 +178,16 @@ mod tests {
         assert!(refuse(bad_type).contains("type"));
         let bad_name = r#"{"specversion":"1.0","id":"1","source":"s","type":"t","Trace-Id":"x"}"#;
         assert!(refuse(bad_name).contains("lower-case"));
+    }
+
+    #[test]
+    fn event_and_batch_have_a_most_of_members_and_events() {
+        let extensions: String = (0..MAX_MEMBERS).map(|n| format!(r#","e{n}":1"#)).collect();
+        let wide = format!(r#"{{"specversion":"1.0"{extensions}}}"#);
+        assert!(Event::from_json(wide.as_bytes()).unwrap_err().to_string().contains("more than 256 members"));
+        let long = format!("[{}]", vec!["{}"; MAX_BATCH_EVENTS + 2].join(","));
+        let refused = Event::batch_from_json(long.as_bytes()).unwrap_err();
+        assert!(matches!(refused, JsonError::TooMany(1002)), "{refused}");
     }
 
     #[test]

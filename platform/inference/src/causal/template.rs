@@ -54,6 +54,13 @@ impl ChatTemplate {
         Ok(Self { source, tokens })
     }
 
+    /// A template that names the usual tokens.
+    pub(super) fn of(source: &str) -> Self {
+        let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
+        let tokens = tokens.map(|(name, token)| (name.to_owned(), token.to_owned())).into();
+        Self { source: source.to_owned(), tokens }
+    }
+
     pub(super) fn eos_token(&self) -> Option<&str> {
         self.tokens.get("eos_token").map(String::as_str)
     }
@@ -230,9 +237,7 @@ mod tests {
     use super::*;
 
     fn template(source: &str) -> Result<Template, String> {
-        let tokens = [("bos_token", "<s>"), ("eos_token", "</s>")];
-        let tokens = tokens.map(|(name, token)| (name.to_owned(), token.to_owned())).into();
-        Template::compile(&ChatTemplate { source: source.to_owned(), tokens })
+        Template::compile(&ChatTemplate::of(source))
     }
 
     fn asked(chat: &Template, messages: &[Message]) -> Result<String, String> {

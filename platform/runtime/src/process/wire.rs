@@ -7,12 +7,16 @@ mod keys;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use keys::Keys;
-use nerve_core::{Emission, EventType, Fault, FunctionError, Outcome};
+use nerve_core::{Emission, EventType, Fault, FunctionError, Outcome, event::is_media_type, limits::Counted};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
 /// The longest line, in bytes: an event of 25 MB as base64, with room.
 pub(super) const MAX_LINE_BYTES: usize = 40 << 20;
+/// The most objects of one line: an event each of those that may be in flight, and their emissions.
+const MAX_OBJECTS: usize = 4096;
+/// The most events of one answer that are read; fewer are published.
+const MAX_EVENTS: usize = 10_000;
 /// Bytes of a line that an error quotes.
 const QUOTE_BYTES: usize = 200;
 /// Members of an answer, of an event, and of what other protocols call them: an object that has one of them is meant
@@ -38,7 +42,7 @@ pub(super) struct Line {
 
 /// How a line ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum LineEnd {
+pub enum LineEnd {
     /// With a newline.
     Newline,
     /// It is longer than may be read: this is its beginning.
@@ -75,6 +79,33 @@ pub(super) struct Mistake {
     pub(super) why: String,
 }
 
+/// What a line is read as.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LineReading {
+    /// The ids of the answers.
+    pub answers: Vec<u64>,
+    /// The ids that each mistaken answer names.
+    pub mistakes: Vec<Vec<u64>>,
+    /// Whether some of it is text that is no answer.
+    pub has_text: bool,
+    /// Its beginning, as people see it.
+    pub quote: String,
+}
+
+/// Reads a line of stdout.
+pub fn read_line(bytes: Vec<u8>, end: LineEnd) -> LineReading {
+    let line = Line { bytes, end };
+    let mut read = LineReading { quote: line.quote(), ..LineReading::default() };
+    for reading in line.read() {
+        match reading {
+            Reading::Answer(id, _) => read.answers.push(id),
+            Reading::Mistake(mistake) => read.mistakes.push(mistake.ids),
+            Reading::Text => read.has_text = true,
+        }
+    }
+    read
+}
+
 impl Line {
     /// The answers in this line, or what it is instead. Two answers in one line are both taken: threads that print
     /// without a lock write such lines.
@@ -82,6 +113,11 @@ impl Line {
         let mut rest = self.text();
         let mut readings = Vec::new();
         while !rest.is_empty() {
+            if readings.len() == MAX_OBJECTS {
+                let why = format!("it has more than {MAX_OBJECTS} objects");
+                readings.push(Reading::Mistake(Mistake { ids: Vec::new(), why }));
+                break;
+            }
             // A list would be read as the members in their order.
             if !rest.starts_with(b"{") {
                 readings.push(self.unread(rest, None));
@@ -159,15 +195,18 @@ struct Members {
     id: u64,
     emit: Option<Emitted>,
     error: Option<Failure>,
-    events: Option<Vec<Emitted>>,
+    events: Option<Counted<Emitted, MAX_EVENTS>>,
 }
 
 impl Members {
     fn reading(self) -> Reading {
         let id = self.id;
         let answer = match (self.events, self.error, self.emit) {
-            (Some(events), None, None) => {
-                events.into_iter().map(Emitted::emission).collect::<Result<_, _>>().map(Ok).map(Answer::Done)
+            (Some(Counted { items, all }), None, None) if all > items.len() => {
+                Err(format!("it has {all} events, and {MAX_EVENTS} are the most that are read"))
+            }
+            (Some(Counted { items, .. }), None, None) => {
+                items.into_iter().map(Emitted::emission).collect::<Result<_, _>>().map(Ok).map(Answer::Done)
             }
             (None, Some(failure), None) => Ok(Answer::Done(Err(failure.into()))),
             (None, None, Some(emitted)) => emitted.emission().map(Answer::Emit),
@@ -247,6 +286,9 @@ impl Emitted {
     fn emission(self) -> Result<Emission, String> {
         let refused = |why: String| format!("it has an event that cannot be published: {why}");
         let ty = EventType::parse(self.ty).map_err(|error| refused(error.to_string()))?;
+        if let Some(declared) = self.datacontenttype.as_deref().filter(|declared| !is_media_type(declared)) {
+            return Err(refused(format!("its datacontenttype {declared:?} is no media type")));
+        }
         let json = self.datacontenttype.as_deref().is_none_or(|declared| declared.contains("json"));
         let data = match (self.data, self.data_base64) {
             (Some(_), Some(_)) => return Err(refused("`data` and `data_base64` exclude each other".to_owned())),

@@ -39,7 +39,7 @@ pub(super) struct Origin {
 pub(super) struct Disagree;
 
 impl Origin {
-    fn of(peer: Peer, trusted: &[Network], uri: &Uri, headers: &HeaderMap) -> Result<Self, Disagree> {
+    pub(super) fn of(peer: Peer, trusted: &[Network], uri: &Uri, headers: &HeaderMap) -> Result<Self, Disagree> {
         let address = peer.address.to_canonical();
         let host = values(headers, header::HOST.as_str())
             .next()

@@ -5,10 +5,7 @@
 use super::problem::{Answer, Problem};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
-use nerve_core::event::{BATCH, Event, STRUCTURED};
-
-/// Most events of one batch.
-const MAX_BATCH: usize = 1000;
+use nerve_core::event::{BATCH, Event, JsonError, STRUCTURED};
 
 /// The events of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,11 +22,10 @@ pub(crate) enum Posted {
 pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
     let essence = essence(headers);
     if essence == BATCH {
-        let mut events = Event::batch_from_json(body).map_err(refused)?;
-        if events.len() > MAX_BATCH {
-            let detail = format!("a batch holds at most {MAX_BATCH} events, this one {}; split it", events.len());
-            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
-        }
+        let mut events = Event::batch_from_json(body).map_err(|error| match error {
+            JsonError::TooMany(_) => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            error => refused(error),
+        })?;
         events.iter().try_for_each(Event::check_from_outside).map_err(refused)?;
         events.iter_mut().for_each(Event::forget_hops);
         return Ok(Posted::Batch(events));
@@ -74,6 +70,7 @@ pub(crate) fn essence(headers: &HeaderMap) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nerve_core::event::MAX_BATCH_EVENTS;
 
     const ONE: &str = r#"{"specversion":"1.0","id":"1","source":"/s","type":"a.b","data":{"n":1}}"#;
 
@@ -123,7 +120,7 @@ mod tests {
         assert_eq!(posted(&[("content-type", BATCH)], "{}"), Err(400));
         assert_eq!(posted(&[("content-type", "application/cloudevents+avro")], ""), Err(415));
         assert_eq!(posted(&[("ce-specversion", "1.0")], ""), Err(400));
-        let huge = format!("[{}]", vec![ONE; MAX_BATCH + 1].join(","));
+        let huge = format!("[{}]", vec![ONE; MAX_BATCH_EVENTS + 1].join(","));
         assert_eq!(posted(&[("content-type", BATCH)], &huge), Err(413));
     }
 }

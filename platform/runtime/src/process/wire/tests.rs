@@ -63,6 +63,7 @@ fn nearly_right_answer_names_its_event_and_the_reason() {
         (r#"{"id":7,"events":[{"type":"b","payload":{}}]}"#, "unknown field `payload`"),
         (r#"{"id":7,"events":[{"data":1}]}"#, "missing field `type`"),
         (r#"{"id":7,"events":[{"type":"b > c"}]}"#, "cannot be published"),
+        (r#"{"id":7,"events":[{"type":"b","datacontenttype":"a/b\r\nNats-Msg-Id: 1"}]}"#, "is no media type"),
         (r#"{"id":7,"events":[{"type":"b","data":1,"data_base64":"AA=="}]}"#, "exclude each other"),
         (r#"{"id":7,"events":[{"type":"b","data_base64":"?"}]}"#, "not base64"),
         (r#"{"id":7,"events":[{"type":"b","data":NaN}]}"#, "not valid JSON"),
@@ -148,4 +149,14 @@ fn quote_is_bounded() {
     let line = |text: String| Line { bytes: text.into_bytes(), end: LineEnd::Newline }.quote();
     assert_eq!(line(" {} ".to_owned()), "{}");
     assert!(line("ü".repeat(1000)).len() < 210);
+}
+
+#[test]
+fn line_of_many_objects_or_events_is_read_up_to_its_limits() {
+    let readings = read(&r#"{"id":7}"#.repeat(MAX_OBJECTS + 9));
+    assert_eq!(readings.len(), MAX_OBJECTS + 1);
+    assert!(matches!(readings.last(), Some(Reading::Mistake(mistake)) if mistake.why.contains("4096 objects")));
+    let events = vec![r#"{"type":"b"}"#; MAX_EVENTS + 1].join(",");
+    let mistake = mistake(&format!(r#"{{"id":7,"events":[{events}]}}"#));
+    assert!(mistake.ids == [7] && mistake.why.contains("10001 events"), "{mistake:?}");
 }

@@ -1,7 +1,6 @@
-//! A request out of arbitrary bytes, for the fuzz target and for the suite.
+//! Requests to a source of any webhook provider.
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use super::request::Request;
 use nerve_core::{
     SourceSpec,
     function::Secret,
@@ -22,24 +21,9 @@ pub struct Posted {
 impl Posted {
     /// Reads a provider's name, a query, headers, an empty line and a body.
     pub fn read(data: &[u8]) -> Option<Self> {
-        let (head, body) = match data.windows(2).position(|pair| pair == b"\n\n") {
-            Some(at) => (data.get(..at)?, data.get(at + 2..)?),
-            None => (data, &b""[..]),
-        };
-        let mut lines = head.split(|byte| *byte == b'\n');
-        let name = std::str::from_utf8(lines.next()?).ok()?;
-        let provider = Provider::built_in(name)?;
-        let query = lines.next().and_then(|line| std::str::from_utf8(line).ok()).filter(|query| !query.is_empty());
-        let mut headers = HeaderMap::new();
-        for line in lines {
-            let mut halves = line.splitn(2, |byte| *byte == b':');
-            let name = halves.next().and_then(|name| HeaderName::from_bytes(name).ok());
-            let value = halves.next().and_then(|value| HeaderValue::from_bytes(value.trim_ascii()).ok());
-            if let (Some(name), Some(value)) = (name, value) {
-                headers.append(name, value);
-            }
-        }
-        let sample = Sample { headers, body: Bytes::copy_from_slice(body), query: query.map(str::to_owned) };
+        let Request { line, query, headers, body } = Request::read(data)?;
+        let provider = Provider::built_in(line)?;
+        let sample = Sample { headers, body, query: query.map(str::to_owned) };
         Some(Self { provider, sample })
     }
 
@@ -71,3 +55,10 @@ impl Posted {
 
 /// A public key on P-256, whose private half is thrown away.
 const PUBLIC: &str = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEKfpOYDgj6smo3EZnJ0amk+QwclVpg99WBNm/IuaVrmgyghXGh0YBDlZVGB+nnBWpU/7HboQKqZDwRbrppX6h2g==";
+
+/// Posts a request to a source of the provider that it names.
+pub fn run(data: &[u8]) {
+    if let Some(posted) = Posted::read(data) {
+        posted.try_out();
+    }
+}

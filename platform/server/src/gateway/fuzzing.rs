@@ -1,0 +1,35 @@
+//! The parsers of requests that the fuzz targets in `tests/fuzz` call. Not a part of the API.
+
+use super::{
+    forwarded::{Origin, Peer},
+    modes::{self, Posted},
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Uri};
+use nerve_core::{Event, manifest::Network};
+use std::net::IpAddr;
+
+/// Reads the events of a request; none where it is not a CloudEvent in any mode.
+///
+/// # Errors
+/// The status that such a request is answered with.
+pub fn read_events(headers: &HeaderMap, body: &Bytes) -> Result<Option<Vec<Event>>, StatusCode> {
+    match modes::read(headers, body) {
+        Ok(Posted::One(event)) => Ok(Some(vec![*event])),
+        Ok(Posted::Batch(events)) => Ok(Some(events)),
+        Ok(Posted::Plain) => Ok(None),
+        Err(problem) => Err(problem.status()),
+    }
+}
+
+/// Reads from where a request of `peer` comes, and to which base URL it was sent; none where its headers contradict
+/// each other.
+pub fn read_origin(
+    (peer, tls): (IpAddr, bool),
+    trusted: &[Network],
+    uri: &Uri,
+    headers: &HeaderMap,
+) -> Option<(Option<IpAddr>, Option<String>)> {
+    let Origin { client, base } = Origin::of(Peer { address: peer, tls }, trusted, uri, headers).ok()?;
+    Some((client, base))
+}
