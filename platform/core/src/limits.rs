@@ -76,7 +76,7 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Limited<Counte
     type Value = Counted<T, MAX>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list")
+        f.write_str("a sequence")
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
@@ -97,7 +97,7 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Limited<BTreeM
     type Value = BTreeMap<String, T>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object")
+        f.write_str("a map")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
