@@ -99,11 +99,16 @@ async fn buckets_are_bounded_also_those_of_an_older_nerve() {
     let bounds = [("NERVE_STREAMS_BODIES_MAX_BYTES", "1200000"), ("NERVE_STREAMS_VIEWS_MAX_BYTES", "8000000")];
     let nerve = Nerve::gateway_with(&nats.url(), &bounds).await;
     let kv = ["functions", "secrets", "places", "views", "requests"].map(|name| format!("KV_{name}"));
-    for name in kv.into_iter().chain(["OBJ_artifacts", "OBJ_bodies", "DROPS"].map(str::to_owned)) {
+    for name in kv.into_iter().chain(["DROPS".to_owned()]) {
         let config = streams.stream(&name).await.cached_info().config.clone();
         assert!(config.max_bytes > 0, "{name}: {config:?}");
         let discard = if name == "DROPS" { DiscardPolicy::Old } else { DiscardPolicy::New };
         assert_eq!(config.discard, discard, "{name}");
+    }
+    for (name, bound) in [("OBJ_artifacts", "21474836480"), ("OBJ_bodies", "1200000")] {
+        let config = streams.stream(name).await.cached_info().config.clone();
+        assert_eq!(config.metadata.get("nerve-max-bytes").map(String::as_str), Some(bound), "{name}: {config:?}");
+        assert_eq!(config.max_bytes, -1, "a shared broker sets nothing aside for what may never come");
     }
     assert_eq!(streams.stream("KV_views").await.cached_info().config.max_bytes, 8_000_000);
     assert_eq!(old.get("kept").await.unwrap().unwrap(), "a conversation");

@@ -1,7 +1,10 @@
 //! The buckets and object stores: made where they are missing, each with a bound in bytes, and what it means that one is full.
 //!
-//! The broker refuses what does not fit (`discard = new`) and removes nothing. A bucket that holds more than its bound when that is
-//! set, as after an upgrade, is bounded by what it holds: it is full, and nothing of it goes.
+//! The broker refuses what does not fit in a bucket (`discard = new`) and removes nothing. A bucket that holds more than its bound
+//! when that is set, as after an upgrade, is bounded by what it holds: it is full, and nothing of it goes.
+//!
+//! The broker would set the bytes of object stores aside at once, which are more than a shared one has to spare. So their bound is
+//! in the metadata of their streams, and servers look before they write: what several write at the same moment may pass it.
 
 use super::{
     Bus, BusError,
@@ -25,6 +28,8 @@ const LEAST_BYTES: i64 = 16 << 20;
 const DISK_PARTS: [(&str, u64); 2] = [(ARTIFACTS, 5), (BODIES, 10)];
 /// In the metadata of their streams: the size of the broker's disk, by a server that knows it.
 const DISK: &str = "nerve-disk";
+/// In the metadata of object stores: the bytes that they may take.
+const BOUND: &str = "nerve-max-bytes";
 /// Bytes of an object for each byte that its chunks take besides, and what its description takes.
 const CHUNK_PARTS: u64 = 512;
 const OBJECT_OVERHEAD: u64 = 1024;
@@ -110,6 +115,25 @@ pub(super) fn says_full(error: &(dyn std::error::Error + 'static)) -> bool {
     chain.into_iter().any(|cause| cause.to_string().contains("maximum bytes exceeded"))
 }
 
+/// Whether the broker has a stream of this name, configured otherwise.
+fn is_made_already(error: &BusError) -> bool {
+    let chain = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
+    chain.into_iter().any(|cause| cause.to_string().contains("stream name already in use"))
+}
+
+fn is_object_store(bucket: &str) -> bool {
+    matches!(bucket, ARTIFACTS | BODIES)
+}
+
+/// The bytes that a bucket may take, by its stream; none where it has no bound.
+fn bound_of(bucket: &str, config: &stream::Config) -> Option<u64> {
+    let bytes = match is_object_store(bucket) {
+        true => config.metadata.get(BOUND)?.parse().ok()?,
+        false => config.max_bytes,
+    };
+    u64::try_from(bytes).ok().filter(|bytes| *bytes > 0)
+}
+
 /// The bucket's stream.
 fn stream_of(bucket: &str) -> String {
     match bucket {
@@ -162,7 +186,7 @@ impl Bus {
         let recorded = existing.as_ref().and_then(|info| info.config.metadata.get(DISK)?.parse().ok());
         let asked = bucket.config.bucket_bytes(name, bucket.disk.or(recorded));
         let mut max_bytes = asked;
-        // The broker sets them aside at once, and may have less.
+        // The broker sets those of a bucket aside at once, and may have less.
         while let Err(error) = self.set_bucket(bucket, existing.as_ref(), max_bytes).await {
             if !lacks_storage(&error) || max_bytes <= 0 {
                 return Err(error);
@@ -182,15 +206,23 @@ impl Bus {
         existing: Option<&stream::Info>,
         max_bytes: i64,
     ) -> Result<(), BusError> {
-        let Some(existing) = existing else { return self.create_bucket(bucket, max_bytes).await };
         let Bucket { name, config, disk, .. } = bucket;
+        let created;
+        let existing = match existing {
+            Some(existing) => existing,
+            None => {
+                created = self.create_bucket(bucket, max_bytes).await?;
+                &created
+            }
+        };
         let current = existing.config.clone();
+        let is_store = is_object_store(name);
         let held = i64::try_from(existing.state.bytes).unwrap_or(i64::MAX);
         // Only requests have an age that a setting changes.
         let max_age = if name == REQUESTS { bucket.max_age } else { current.max_age };
         let mut changed = stream::Config {
             num_replicas: config.replicas,
-            max_bytes: if max_bytes > 0 { max_bytes.max(held) } else { max_bytes },
+            max_bytes: if is_store || max_bytes <= 0 { -1 } else { max_bytes.max(held) },
             max_age,
             duplicate_window: match max_age.is_zero() {
                 true => current.duplicate_window,
@@ -202,6 +234,9 @@ impl Bus {
         if let Some(disk) = disk {
             changed.metadata.insert(DISK.to_owned(), disk.to_string());
         }
+        if is_store {
+            changed.metadata.insert(BOUND.to_owned(), max_bytes.to_string());
+        }
         if changed == current {
             return Ok(());
         }
@@ -209,14 +244,15 @@ impl Bus {
         updated.map(drop).map_err(|error| BusError::of_jetstream(format!("making the bucket {name}"), error))
     }
 
-    async fn create_bucket(&self, bucket: Bucket<'_>, max_bytes: i64) -> Result<(), BusError> {
-        let Bucket { name, history, max_age, config, disk: bucket_disk } = bucket;
+    /// Makes a bucket that was not there a moment ago; its stream.
+    async fn create_bucket(&self, bucket: Bucket<'_>, max_bytes: i64) -> Result<stream::Info, BusError> {
+        let Bucket { name, history, max_age, config, .. } = bucket;
         let what = || format!("making the bucket {name}");
         let num_replicas = config.replicas;
         let (bucket, rest) = (name.to_owned(), object_store::Config::default());
         let created = match history {
             0 => {
-                let config = object_store::Config { bucket, max_age, num_replicas, max_bytes, ..rest };
+                let config = object_store::Config { bucket, max_age, num_replicas, ..rest };
                 self.jetstream.create_object_store(config).await.map(drop).map_err(async_nats::Error::from)
             }
             history => {
@@ -225,13 +261,11 @@ impl Bus {
                 created.map(drop).map_err(async_nats::Error::from)
             }
         };
-        created.map_err(|error| BusError::of_jetstream(what(), error))?;
-        if bucket_disk.is_some() {
-            let created = self.stream(&stream_of(name), what).await?.cached_info().clone();
-            let bucket = Bucket { name, history, max_age, config, disk: bucket_disk };
-            return Box::pin(self.set_bucket(bucket, Some(&created), max_bytes)).await;
+        match created.map_err(|error| BusError::of_jetstream(what(), error)) {
+            // Another server has made it meanwhile, and may know the size of the disk.
+            Err(error) if !is_made_already(&error) => Err(error),
+            _ => Ok(self.stream(&stream_of(name), what).await?.cached_info().clone()),
         }
-        Ok(())
     }
 
     /// Whether an object store has room for an object of so many bytes: the chunks of one that is cut off would stay.
@@ -242,7 +276,7 @@ impl Bus {
         let what = || format!("looking for room in the object store {bucket}");
         let stream = self.stream(&stream_of(bucket), what).await?;
         let info = stream.cached_info();
-        let Ok(max_bytes @ 1..) = u64::try_from(info.config.max_bytes) else { return Ok(()) };
+        let Some(max_bytes) = bound_of(bucket, &info.config) else { return Ok(()) };
         // The headers and subjects of its chunks.
         let stored = size.saturating_add(size / CHUNK_PARTS).saturating_add(OBJECT_OVERHEAD);
         match info.state.bytes.saturating_add(stored) > max_bytes {
@@ -257,9 +291,7 @@ impl Bus {
         for bucket in [ARTIFACTS, BODIES, FUNCTIONS, SECRETS, PLACES, VIEWS, REQUESTS] {
             let stream = self.stream(&stream_of(bucket), || format!("looking at the bucket {bucket}")).await?;
             let info = stream.cached_info();
-            let Some(max_bytes) = u64::try_from(info.config.max_bytes).ok().filter(|bytes| *bytes > 0) else {
-                continue;
-            };
+            let Some(max_bytes) = bound_of(bucket, &info.config) else { continue };
             let bytes = info.state.bytes;
             metrics::gauge!("nerve_bucket_bytes", "bucket" => bucket).set(approximate(bytes));
             metrics::gauge!("nerve_bucket_max_bytes", "bucket" => bucket).set(approximate(max_bytes));
