@@ -4,7 +4,7 @@
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
-.PHONY: setup build guests demo test check fuzz lint advisories bench eval clean
+.PHONY: setup build guests demo test check fuzz lint advisories sbom bench eval clean
 
 setup: ## tools for the guests and the tests, into .tools
 	deploy/setup.sh
@@ -42,6 +42,10 @@ lint: ## formatting; licences, sources and versions of crates (deny.toml); clipp
 advisories: ## known vulnerabilities of the crates, from a database on the network
 	deploy/setup.sh deny
 	cargo deny --locked check advisories
+
+sbom: ## what is in the binary and what ships beside it, as CycloneDX: target/sbom/nerve.cdx.json
+	deploy/setup.sh sbom nats onnxruntime
+	deploy/sbom.sh
 
 bench: setup ## ratios: Nerve against what it is built on, and against embedding servers in Python
 	deploy/setup.sh peers

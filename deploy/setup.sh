@@ -7,7 +7,7 @@
 # PyPI more of them, OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
 # (all-MiniLM-L6-v2, float32 and int8).
 # All of them when none is named (c brings javascript along, model brings onnxruntime). Only when named: deny (cargo-deny, for
-# `make lint`), fuzz (cargo-fuzz, for `make fuzz`) and peers: the
+# `make lint`), fuzz (cargo-fuzz, for `make fuzz`), sbom (cargo-cyclonedx, for `make sbom`; compiled in some minutes), and peers: the
 # embedding servers in Python that `make bench` measures beside Nerve, which take 12 GB. A part that is already there
 # costs a few milliseconds. With --optional a part that this machine cannot have is skipped with a sentence; without,
 # it is an error.
@@ -15,6 +15,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 NATS_MINIMUM=2.14
+CYCLONEDX=0.5.9
 # What comes from PyPI: for each part a file of every package, its version and the hashes of its files (setup/lock.sh makes them).
 LOCKS=$PWD/deploy/setup/python
 MODEL=all-MiniLM-L6-v2
@@ -25,9 +26,9 @@ parts=()
 for word in "$@"; do
   case $word in
     --optional) optional=yes ;;
-    nats | javascript | c | python | tests | onnxruntime | model | deny | fuzz | peers) parts+=("$word") ;;
+    nats | javascript | c | python | tests | onnxruntime | model | deny | fuzz | sbom | peers) parts+=("$word") ;;
     *)
-      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model, deny, fuzz and peers." >&2
+      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model, deny, fuzz, sbom and peers." >&2
       exit 2
       ;;
   esac
@@ -82,7 +83,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,deny,fuzz}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,deny,fuzz,sbom}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -224,6 +225,19 @@ with_cargo_command() {
 deny() { with_cargo_command deny; }
 
 fuzz() { with_cargo_command fuzz; }
+
+# No package carries cargo-cyclonedx compiled. What it writes is checked in Python.
+sbom() {
+  with_pip sbom python || return 0
+  if done_with cyclonedx "$CYCLONEDX" && [ -e "$tools/bin/cargo-cyclonedx" ]; then return 0; fi
+  echo "setup: compiling cargo-cyclonedx $CYCLONEDX"
+  if ! CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off quietly cargo install cargo-cyclonedx \
+    --version "$CYCLONEDX" --locked --root "$tools"; then
+    missing sbom "\`cargo install cargo-cyclonedx\` failed as shown" "check that cargo can reach its registry"
+    return 0
+  fi
+  have cyclonedx "$CYCLONEDX"
+}
 
 # with_requirements NAME FILE: a virtual environment of its own in .tools/NAME.
 with_requirements() {
