@@ -1,6 +1,7 @@
 //! Chunks that are found by words and by meaning.
 //!
 //! # Layout
+//! - [`Change`]: what is to change.
 //! - `embedded`: the index in a folder, for one worker: `store` (SQLite), `lexical` (tantivy), `dense` (usearch). `scrub`: its
 //!   files without what was erased.
 //! - `postgres`: the index in a database, for any number of workers.
@@ -8,6 +9,7 @@
 //! Both kinds take the same changes and answer the same queries. Each ranks chunks by words and by meaning in its own
 //! way, and both fuse the two rankings here.
 
+mod change;
 mod dense;
 mod embedded;
 mod lexical;
@@ -17,16 +19,16 @@ mod store;
 #[cfg(test)]
 mod tests;
 
+pub use change::Change;
 pub use postgres::Database;
 
 use crate::{
     chunk::Chunk,
     document::Document,
     erase::{ErasedDocuments, Tenant},
-    remember,
 };
 use embedded::Embedded;
-use nerve_core::quota::{CollectionUsage, OverQuota, Quotas};
+use nerve_core::quota::{OverQuota, Quotas};
 use postgres::Postgres;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -73,60 +75,6 @@ pub enum IndexError {
 impl IndexError {
     fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Failed { what, source: source.into() }
-    }
-}
-
-/// A change of one document.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Change {
-    /// It has these chunks now, and no others.
-    Replace {
-        /// The document.
-        document: Document,
-        /// Its chunks, each with its vector.
-        chunks: Vec<(Chunk, Vec<f32>)>,
-    },
-    /// It is gone. Only `collection`, `document` and `uploaded_at` count.
-    Remove(Document),
-    /// If the index has it with this digest, it counts as uploaded at this time; else nothing changes. Only `collection`,
-    /// `document`, `digest` and `uploaded_at` count.
-    Confirm(Document),
-}
-
-impl Change {
-    /// The document that it changes.
-    pub fn document(&self) -> &Document {
-        match self {
-            Self::Replace { document, .. } | Self::Remove(document) | Self::Confirm(document) => document,
-        }
-    }
-
-    /// The bytes of the document's text, as its chunks have it.
-    fn text_bytes(&self) -> u64 {
-        let bytes: usize = self.chunks().iter().map(|(chunk, _)| chunk.text.len()).sum();
-        u64::try_from(bytes).unwrap_or(u64::MAX)
-    }
-
-    /// Checks it against the quota of its collection, which has so many documents, and bytes of text, besides this one.
-    fn check_quota(&self, quotas: &Quotas, (documents, documents_bytes): (u64, u64)) -> Result<(), IndexError> {
-        let collection = &self.document().collection;
-        let others = CollectionUsage { documents, documents_bytes, ..CollectionUsage::default() };
-        let checked = others.check_document(quotas.of(collection), collection, self.text_bytes());
-        checked.map_err(IndexError::OverQuota)
-    }
-
-    /// Whether its document is under a quota.
-    fn is_bounded(&self, quotas: &Quotas) -> bool {
-        let Self::Replace { document, .. } = self else { return false };
-        quotas.of(&document.collection).bounds_documents() && !remember::is_conversation(&document.collection)
-    }
-
-    /// The chunks that it gives the document.
-    fn chunks(&self) -> &[(Chunk, Vec<f32>)] {
-        match self {
-            Self::Replace { chunks, .. } => chunks,
-            Self::Remove(_) | Self::Confirm(_) => &[],
-        }
     }
 }
 

@@ -32,8 +32,8 @@ pub struct Closed(RulesetCreated);
 impl Closed {
     /// Closes `paths` and what is in them, but for `own`. None where this kernel cannot.
     ///
-    /// Whoever is restricted also sends signals to its own descendants only, and can trace nobody else, where the kernel has
-    /// Landlock's version 6.
+    /// A restricted process also sends signals to its own descendants only, where the kernel has version 6 of Landlock, and traces
+    /// no other process.
     ///
     /// # Errors
     /// When a folder above one of the paths cannot be read, or the kernel refuses a rule.
@@ -73,7 +73,7 @@ fn beside(closed: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
     while let Some(folder) = folders.pop() {
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
-            // What this user cannot list, nobody whom it restricts needs to.
+            // A folder that this user cannot list stays closed.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => continue,
             Err(error) => return Err(error),
         };

@@ -2,6 +2,7 @@
 //!
 //! Everything is read and checked here, before anything binds or connects.
 
+mod error;
 mod gateway;
 mod keys;
 mod onnx;
@@ -9,6 +10,7 @@ mod sandbox;
 mod streams;
 mod trust;
 
+pub use error::ConfigError;
 pub use gateway::GatewayConfig;
 pub use keys::Keys;
 pub use onnx::{OnnxConfig, Optimisation, Provider};
@@ -133,34 +135,6 @@ pub struct SecretsConfig {
     /// The private key as 64 hexadecimal digits; from `<data.dir>/secrets.key` when none.
     #[serde(default, deserialize_with = "secret")]
     pub key: Option<Secret>,
-}
-
-/// Why the settings cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// A file or variable cannot be read, or says something unknown.
-    #[error("the configuration is wrong: {0}")]
-    Read(String),
-    /// The settings file of the current folder may be somebody else's.
-    #[error("{0}: name the file with --config if it is meant, or start in another folder")]
-    Untrusted(#[from] Untrusted),
-    /// `[nats]` contradicts itself.
-    #[error("the configuration is wrong: {0}")]
-    Nats(#[from] nerve_broker::SettingsError),
-    /// A value is out of its bounds.
-    #[error("the configuration is wrong: {key}: {why}")]
-    Invalid {
-        /// The setting.
-        key: &'static str,
-        /// What is wrong, and what would be right.
-        why: String,
-    },
-}
-
-impl From<config::ConfigError> for ConfigError {
-    fn from(error: config::ConfigError) -> Self {
-        Self::Read(without_excerpt(&error.to_string()))
-    }
 }
 
 impl Config {

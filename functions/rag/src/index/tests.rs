@@ -1,8 +1,8 @@
+mod quotas;
+mod reopening;
+
 use super::*;
-use nerve_core::{
-    Secret,
-    quota::{Quota, QuotaKind},
-};
+use nerve_core::Secret;
 use serde_json::json;
 use server::Postgres as Server;
 use std::time::Instant;
@@ -231,59 +231,6 @@ fn confirmed_document_is_the_latest_and_nothing_else_is_confirmed() {
 }
 
 #[test]
-fn index_of_an_earlier_version_is_opened_and_its_documents_are_confirmed_once_uploaded_again() {
-    let folder = tempfile::tempdir().unwrap();
-    open(folder.path()).apply(&[replace("a", 1, &[("old words", 1)])]).unwrap();
-    let database = rusqlite::Connection::open(folder.path().join("chunks.sqlite")).unwrap();
-    let older = "drop index documents_by_size; alter table documents drop column bytes;
-                 alter table documents drop column digest";
-    database.execute_batch(older).unwrap();
-    drop(database);
-    let shared = Shared::start();
-    shared.index().apply(&[replace("a", 1, &[("old words", 1)])]).unwrap();
-    let older = "alter table nerve.documents drop column digest; alter table nerve.documents drop column bytes;
-                 update nerve.settings set value = '1' where name = 'schema'";
-    shared.server.execute("postgres", older).unwrap();
-    for index in [open(folder.path()), shared.index()] {
-        assert_eq!(index.held_of("default").unwrap(), (1, 9), "its text is counted");
-        let is_unchanged = |change: Change| index.apply(&[change]).unwrap()[0].unchanged;
-        let confirm = |uploaded_at| with_digest(Change::Confirm(document("a", uploaded_at)), "d");
-        assert!(!is_unchanged(confirm(2)));
-        let Change::Replace { document: mut again, chunks } = replace("a", 3, &[("old words", 1)]) else {
-            unreachable!()
-        };
-        again.digest = "d".into();
-        assert!(is_unchanged(Change::Replace { document: again, chunks }));
-        assert!(is_unchanged(confirm(4)));
-        assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["old words"]);
-    }
-}
-
-#[test]
-fn no_document_is_written_over_the_quota_of_its_collection() {
-    of_both(|index| {
-        let quota = Quota { documents: Some(2), documents_bytes: Some(20), ..Quota::default() };
-        let quotas = Quotas { default: Quota::default(), own: [("default".to_owned(), quota)].into() };
-        let over = |changes: &[Change]| match index.apply_within(changes, &quotas) {
-            Err(IndexError::OverQuota(over)) => over.kind,
-            other => panic!("{other:?}"),
-        };
-        index.apply_within(&[replace("a", 1, &[("ten bytes.", 1)])], &quotas).unwrap();
-        assert_eq!(over(&[replace("b", 1, &[("eleven byte", 2)])]), QuotaKind::DocumentsBytes);
-        // Of a batch nothing is written, not even what would fit.
-        assert_eq!(over(&[replace("b", 1, &[("b", 2)]), replace("c", 1, &[("c", 3)])]), QuotaKind::Documents);
-        assert_eq!(index.held_of("default").unwrap(), (1, 10));
-        index.apply_within(&[replace("b", 1, &[("b", 2)])], &quotas).unwrap();
-        // One that takes the place of another counts once, and a deletion makes room.
-        index.apply_within(&[replace("b", 2, &[("another b", 2)])], &quotas).unwrap();
-        assert_eq!(over(&[replace("c", 1, &[("c", 3)])]), QuotaKind::Documents);
-        index.apply_within(&[Change::Remove(document("a", 2))], &quotas).unwrap();
-        index.apply_within(&[replace("c", 1, &[("c", 3)])], &quotas).unwrap();
-        assert_eq!(index.held_of("default").unwrap(), (2, 10));
-    });
-}
-
-#[test]
 fn collections_and_filters_keep_apart() {
     of_both(|index| {
         let with = |name: &str, collection: &str, metadata: Value, seed: u64| match replace(
@@ -351,38 +298,6 @@ fn a_filter_that_few_pass_finds_them_among_many() {
         assert_eq!((hits.len(), hits[0].document.as_str()), (1, "1234"));
         assert!(hits[0].bm25.is_some() && hits[0].similarity.is_some(), "{hits:?}");
     });
-}
-
-#[test]
-fn what_was_applied_is_there_after_a_restart_and_what_is_lost_is_made_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let wanted = {
-        let index = open(folder.path());
-        index.apply(&[replace("a", 1, &[("first words", 1)]), replace("b", 1, &[("second words", 2)])]).unwrap();
-        index.save().unwrap();
-        // These are in none of the graphs that were written down.
-        index.apply(&[replace("c", 1, &[("third words", 3)]), Change::Remove(document("a", 2))]).unwrap();
-        ids(&index.search(&query("words", 3)).unwrap())
-    };
-    assert_eq!(wanted.len(), 2);
-    let found = || ids(&open(folder.path()).search(&query("words", 3)).unwrap());
-    assert_eq!(found(), wanted);
-    for lost in ["vectors", "words"] {
-        std::fs::remove_dir_all(folder.path().join(lost)).unwrap();
-        assert_eq!(found(), wanted, "without {lost}");
-    }
-    let index = open(folder.path());
-    index.save().unwrap();
-    drop(index);
-    for (folder, name) in [("vectors", "4.usearch"), ("words", "meta.json")].map(|(a, b)| (folder.path().join(a), b)) {
-        let file = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path());
-        let file =
-            file.filter(|file| file.extension().is_some_and(|it| it == "usearch") || file.ends_with("meta.json"));
-        let file: Vec<_> = file.collect();
-        assert_eq!(file.len(), 1, "{name}: {file:?}");
-        std::fs::write(&file[0], "broken").unwrap();
-    }
-    assert_eq!(found(), wanted, "with broken files");
 }
 
 #[test]

@@ -1,0 +1,63 @@
+//! What is to change in an index.
+
+use super::IndexError;
+use crate::{chunk::Chunk, document::Document, remember};
+use nerve_core::quota::{CollectionUsage, Quotas};
+
+/// A change of one document.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// It has these chunks now, and no others.
+    Replace {
+        /// The document.
+        document: Document,
+        /// Its chunks, each with its vector.
+        chunks: Vec<(Chunk, Vec<f32>)>,
+    },
+    /// It is gone. Only `collection`, `document` and `uploaded_at` count.
+    Remove(Document),
+    /// If the index has it with this digest, it counts as uploaded at this time; else nothing changes. Only `collection`,
+    /// `document`, `digest` and `uploaded_at` count.
+    Confirm(Document),
+}
+
+impl Change {
+    /// The document that it changes.
+    pub fn document(&self) -> &Document {
+        match self {
+            Self::Replace { document, .. } | Self::Remove(document) | Self::Confirm(document) => document,
+        }
+    }
+
+    /// The bytes of the document's text, as its chunks have it.
+    pub(super) fn text_bytes(&self) -> u64 {
+        let bytes: usize = self.chunks().iter().map(|(chunk, _)| chunk.text.len()).sum();
+        u64::try_from(bytes).unwrap_or(u64::MAX)
+    }
+
+    /// Checks it against the quota of its collection, which has so many documents, and bytes of text, besides this one.
+    pub(super) fn check_quota(
+        &self,
+        quotas: &Quotas,
+        (documents, documents_bytes): (u64, u64),
+    ) -> Result<(), IndexError> {
+        let collection = &self.document().collection;
+        let others = CollectionUsage { documents, documents_bytes, ..CollectionUsage::default() };
+        let checked = others.check_document(quotas.of(collection), collection, self.text_bytes());
+        checked.map_err(IndexError::OverQuota)
+    }
+
+    /// Whether its document is under a quota.
+    pub(super) fn is_bounded(&self, quotas: &Quotas) -> bool {
+        let Self::Replace { document, .. } = self else { return false };
+        quotas.of(&document.collection).bounds_documents() && !remember::is_conversation(&document.collection)
+    }
+
+    /// The chunks that it gives the document.
+    pub(super) fn chunks(&self) -> &[(Chunk, Vec<f32>)] {
+        match self {
+            Self::Replace { chunks, .. } => chunks,
+            Self::Remove(_) | Self::Confirm(_) => &[],
+        }
+    }
+}
