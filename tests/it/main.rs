@@ -64,6 +64,7 @@ mod sse;
 mod strangers;
 mod streams;
 mod supervision;
+mod templates;
 mod tls;
 mod traces;
 mod trees;

@@ -161,15 +161,17 @@ async fn an_interest_stream_gives_what_it_still_has() {
     assert!(replay.stderr.contains("NEWS has the retention `interest`"), "{replay:?}");
 }
 
-/// A process that takes 10 ms for an event, and appends its id to a file.
+/// A process that takes 10 ms for an event, and appends its id to a file. It begins once there is a file `start` beside that.
 fn slow(file: &Path) -> Folder {
     let script = format!(
-        "import json, sys, time\n\
+        "import json, os, sys, time\n\
          for line in sys.stdin:\n    \
              call = json.loads(line)\n    \
+             while not os.path.exists({:?}): time.sleep(0.01)\n    \
              time.sleep(0.01)\n    \
              with open({:?}, 'a') as file: file.write(call['event']['id'] + '\\n')\n    \
              print(json.dumps({{'id': call['id'], 'events': [{{'type': 'done', 'data': 1}}]}}), flush=True)\n",
+        file.with_file_name("start").display().to_string(),
         file.display().to_string()
     );
     guest::python("slow", "events.a", "done", "", &script)
@@ -194,6 +196,7 @@ async fn each_acknowledged_event_is_run_when_the_log_is_full() {
                     let detail = problem["detail"].as_str().expect("a detail");
                     assert!(detail.contains("EVENTS is full: `streams.events_max_bytes`"), "{detail}");
                     refusals += 1;
+                    std::fs::write(file.with_file_name("start"), "").expect("the function starts");
                     again.insert(id);
                 }
                 other => panic!("{other:?}"),

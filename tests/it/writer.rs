@@ -1,6 +1,9 @@
 //! A language model on this machine: answers of the pipeline, streamed, and gone on with after a crash.
 
-use crate::documents::{indexed, upload};
+use crate::{
+    documents::{indexed, upload},
+    templates::{CONTAIN_ITSELF, NEST},
+};
 use nerve_tests::{
     Folder, Nats, Nerve, Streams, checkout,
     models::{copy_folder, fixture},
@@ -8,7 +11,7 @@ use nerve_tests::{
     sse::{Frame, Reader},
 };
 use serde_json::{Value, json};
-use std::fs;
+use std::{fs, path::Path};
 
 /// What transformers wrote for the question below (make_writers.py).
 fn expected() -> Value {
@@ -31,8 +34,8 @@ fn pipeline(expected: &Value) -> Folder {
     Folder::new(&format!("{before}{generate}\n\n{after}"))
 }
 
-async fn add_model_and_document(gateway: &Nerve, expected: &Value) {
-    let folder = fixture("writer").display().to_string();
+async fn add_model_and_document(gateway: &Nerve, model: &Path, expected: &Value) {
+    let folder = model.display().to_string();
     let added = gateway.cli().run(&["models", "add", &folder, "--name", "writer"]).await.ok();
     assert!(added.stdout.contains("added writer: generate, 1024 tokens"), "{added:?}");
     gateway.cli().deploy(pipeline(expected).path()).await;
@@ -72,7 +75,7 @@ async fn a_model_on_this_machine_writes_token_by_token_and_goes_on_after_kill_9(
     let data = tempfile::tempdir().unwrap();
     let gateway = Nerve::gateway(&nats.url()).await;
     let mut worker = nerve::worker(&nats.url(), data.path()).await;
-    add_model_and_document(&gateway, &expected).await;
+    add_model_and_document(&gateway, &fixture("writer"), &expected).await;
     let prompt = json!({"question": expected["question"]});
 
     let frames = ask(&gateway, prompt.clone()).await.rest().await;
@@ -128,4 +131,32 @@ async fn a_model_that_cannot_write_is_refused() {
     let deployed = folder.path().display().to_string();
     let refused = nerve.cli().run(&["deploy", &deployed]).await.failed(1);
     assert!(refused.stderr.contains("is for rerank"), "{refused:?}");
+}
+
+/// One text of gigabytes.
+const PAD: &str = "{{ '{:>2000000000}'.format(1) }}";
+
+#[tokio::test]
+async fn chat_template_that_spoils_one_conversation_costs_that_answer() {
+    let (nerve, expected) = (Nerve::up().await, expected());
+    let server = nerve.server();
+    let model = tempfile::tempdir().unwrap();
+    copy_folder(&fixture("writer"), model.path());
+    let file = model.path().join("chat_template.jinja");
+    let template = fs::read_to_string(&file).unwrap();
+    // It stands its trial, which asks no such question.
+    let hostile = format!(
+        "{{% if 'nest' in messages[-1].content %}}{NEST}{{% elif 'itself' in messages[-1].content %}}{CONTAIN_ITSELF}\
+         {{% elif 'pad' in messages[-1].content %}}{PAD}{{% endif %}}"
+    );
+    fs::write(file, format!("{hostile}{template}")).unwrap();
+    add_model_and_document(&nerve, model.path(), &expected).await;
+    for (said, told) in [("nest", "nested too deeply"), ("itself", "nested too deeply"), ("pad", "MiB of memory")] {
+        let question = format!("{} {said}", expected["question"].as_str().unwrap());
+        let frames = ask(&nerve, json!({"question": question})).await.rest().await;
+        let last = frames.last().unwrap();
+        assert!(last.name == "error" && last.data.to_string().contains(told), "{said}: {frames:?}");
+    }
+    assert_whole(&ask(&nerve, json!({"question": expected["question"]})).await.rest().await, &expected);
+    assert_eq!(nerve.server(), server, "the server process is the same");
 }

@@ -57,8 +57,14 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// What helper processes of this binary do.
-const WORKS: [nerve_sandbox::Work; 4] =
-    [nerve_rag::READER, nerve_runtime::COMPILER, nerve_inference::TRIAL, nerve_sandbox::PROBE];
+const WORKS: [nerve_sandbox::Work; 6] = [
+    nerve_rag::READER,
+    nerve_runtime::COMPILER,
+    nerve_inference::TRIAL,
+    nerve_inference::CHAT_TEMPLATES,
+    nerve_server::SINK_TEMPLATES,
+    nerve_sandbox::PROBE,
+];
 
 fn main() -> ExitCode {
     disable_telemetry();

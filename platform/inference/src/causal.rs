@@ -1,7 +1,8 @@
 //! Causal language models: a conversation in, what the model writes out, as it writes it.
 //!
 //! # Layout
-//! - `layout`, `template`: what the model's folder says: how its graph is fed, and how a conversation reads for it.
+//! - `layout`, `template`: what the model's folder says: how its graph is fed, and how a conversation reads for it. `renderer`:
+//!   helper processes that render conversations.
 //! - `decoder`: one step of the graph, and the cache that it leaves for the next.
 //! - `sampling`: the next token. `text`: tokens to text, whole characters, up to a text that ends it.
 //! - `answer`: one answer in the making. `line`: those that wait, and the thread that writes a few by turns.
@@ -10,6 +11,7 @@ mod answer;
 mod decoder;
 pub(crate) mod layout;
 mod line;
+mod renderer;
 mod sampling;
 mod template;
 #[cfg(test)]
@@ -23,6 +25,9 @@ use futures::{Stream, StreamExt};
 use layout::CausalLayout;
 use line::Line;
 use nerve_core::inference::{GenerateRequest, InferenceError, Message, Piece};
+use nerve_sandbox::Pool;
+pub use renderer::CHAT_TEMPLATES;
+use renderer::Renderer;
 use sampling::Sampler;
 use std::{collections::HashSet, path::Path, sync::Arc};
 use template::{ChatTemplate, Template};
@@ -41,13 +46,11 @@ const CONTEXT: usize = 8;
 /// A loaded causal language model.
 pub(crate) struct CausalModel {
     tokenizer: Arc<Tokenizer>,
-    template: Arc<Template>,
+    renderer: Renderer,
     /// The most tokens of conversation and answer together.
     window: usize,
     /// Tokens that end an answer.
     ends: Arc<HashSet<u32>>,
-    /// Texts that are tokens of their own and no words; nobody can say them.
-    special: Arc<Vec<String>>,
     penalty: f32,
     line: Arc<Line>,
     slots: Arc<Semaphore>,
@@ -65,11 +68,12 @@ pub(crate) struct CausalParts<'p> {
     pub(crate) name: &'p str,
     pub(crate) root: &'p Path,
     pub(crate) layout: CausalLayout,
-    pub(crate) recipe: Recipe,
     /// Answers that wait or are written.
     pub(crate) queue: usize,
     /// The most tokens of a conversation that are kept in memory.
     pub(crate) context: usize,
+    /// Helper processes that render conversations; none where this process is one.
+    pub(crate) helpers: Option<&'p Pool>,
 }
 
 /// A conversation as the model reads it.
@@ -89,22 +93,20 @@ impl Prompt {
 
 impl CausalModel {
     /// Loads the tokenizer and the graph, and runs a few tokens through it.
-    pub(crate) fn load(parts: CausalParts<'_>, tasks: &TaskTracker) -> Result<Self, FolderError> {
-        let CausalParts { name, root, layout, recipe, queue, context } = parts;
-        let graph = Arc::new(layout.graph.clone());
+    pub(crate) fn load(parts: CausalParts<'_>, recipe: Recipe, tasks: &TaskTracker) -> Result<Self, FolderError> {
+        let graph = Arc::new(parts.layout.graph.clone());
         let make: Arc<MakeEngine<Engine>> =
             Arc::new(move || Decoder::open(&recipe, graph.clone()).map(Decoder::into_engine));
-        Self::with_engine((name, root), layout, (queue, context), tasks, make)
+        Self::with_engine(parts, tasks, make)
     }
 
     /// A model whose every step an engine of `make` takes.
     fn with_engine(
-        (name, root): (&str, &Path),
-        layout: CausalLayout,
-        (queue, context): (usize, usize),
+        parts: CausalParts<'_>,
         tasks: &TaskTracker,
         make: Arc<MakeEngine<Engine>>,
     ) -> Result<Self, FolderError> {
+        let CausalParts { name, root, layout, queue, context, helpers } = parts;
         let file = root.join("tokenizer.json");
         let wrong = |error: &dyn std::fmt::Display| FolderError(format!("{} cannot be used: {error}", file.display()));
         let mut tokenizer = Tokenizer::from_file(&file).map_err(|error| wrong(&error))?;
@@ -117,15 +119,14 @@ impl CausalModel {
         }
         let added = tokenizer.get_added_tokens_decoder();
         let special = added.into_values().filter(|token| token.special && !token.content.is_empty());
-        let special = Arc::new(special.map(|token| token.content).collect());
-        let template = Arc::new(Template::compile(&layout.template).map_err(|why| FolderError(why.to_string()))?);
+        let special = special.map(|token| token.content).collect();
+        let renderer = Renderer::new(name, layout.template, special, helpers).map_err(FolderError)?;
         let answers = queue.clamp(1, ANSWERS);
         Ok(Self {
             tokenizer: Arc::new(tokenizer),
-            template,
+            renderer,
             window: layout.window.min(context),
             ends: Arc::new(ends),
-            special,
             penalty: layout.penalty,
             line: Line::start(name, tasks, make).map_err(FolderError)?,
             slots: Arc::new(Semaphore::new(answers)),
@@ -171,21 +172,22 @@ impl CausalModel {
                 "the conversation has {bytes} bytes: at most {LARGEST} are read"
             )));
         }
-        let (template, tokenizer, special) = (self.template.clone(), self.tokenizer.clone(), self.special.clone());
-        let tokenise = move |messages: &Vec<Message>| {
+        let rendered = self.renderer.prompt(&messages).await?;
+        let tokenizer = self.tokenizer.clone();
+        let tokenise = move |(asked, begun): &(String, String)| {
             let encode = |text: &str| {
                 let encoding = tokenizer.encode(text, false);
                 encoding.map_err(|error| format!("the text cannot be tokenised: {error}"))
             };
-            let (asked, begun) = template.prompt(messages, &special)?;
-            let ids = encode(&asked)?.get_ids().to_vec();
+            let ids = encode(asked)?.get_ids().to_vec();
             if begun.is_empty() {
                 return Ok(Prompt { ids, begun: 0 });
             }
             let all = encode(&format!("{asked}{begun}"))?.get_ids().to_vec();
             Ok(Prompt { begun: all.len().saturating_sub(ids.len()), ids: all })
         };
-        let mut one = off_thread(vec![messages], |_| bytes, tokenise).await?;
+        let length = |(asked, begun): &(String, String)| asked.len() + begun.len();
+        let mut one = off_thread(vec![rendered], length, tokenise).await?;
         let said = one.pop().filter(|prompt| !prompt.ids.is_empty());
         said.ok_or_else(|| InferenceError::Invalid("the conversation has no message".to_owned()))
     }

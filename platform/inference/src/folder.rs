@@ -38,7 +38,11 @@ pub struct ModelFolder {
 }
 
 impl ModelFolder {
-    /// Reads a model's folder, or one `.onnx` file with what lies beside it.
+    /// Reads a model's folder, or one `.onnx` file with what lies beside it, and renders a question with its chat template if
+    /// it has one. A model of strangers is read in a helper process.
+    ///
+    /// # Errors
+    /// Says why it is no model.
     pub fn read(path: &Path) -> Result<Self, FolderError> {
         let (root, graph) = locate(path)?;
         let file = root.join(&graph);
@@ -46,6 +50,10 @@ impl ModelFolder {
             Outline::read(&bytes).map_err(|why| FolderError(format!("{} cannot be used: {why}", file.display())))
         })?;
         let layout = Layout::read(&root, &outline)?;
+        if let layout::Kind::Causal(causal) = &layout.kind {
+            let wrong = |why| FolderError(format!("the model in {} cannot be used: {why}", root.display()));
+            causal.try_template().map_err(wrong)?;
+        }
         let mut files = BTreeSet::from([graph.clone()]);
         let beside = graph.rsplit_once('/').map(|(folder, _)| format!("{folder}/")).unwrap_or_default();
         for data in &outline.external {

@@ -9,7 +9,8 @@
 //! - [`Trials`], in `trials`: a helper process loads and runs a model before this process does. [`TRIAL`], in `trial`: what it does.
 //! - `engine`: what such a thread runs, made again after a panic.
 //! - `text`, `tokens`, `vector`: models that read text. `tensor`: models of numbers and strings.
-//! - `causal`: models that write: conversations in, text out, a token at a time.
+//! - `causal`: models that write: conversations in, text out, a token at a time. [`CHAT_TEMPLATES`]: how a conversation reads
+//!   for a model, found out in a helper process.
 //! - [`Loaded`], with one file for each thing that may be asked of a model: `embed`, `rerank`, `classify`, `generate`.
 //!   `blocking`: what of it is no work for an async thread.
 //! - [`Onnx`]: the [`nerve_core::Inference`] of the gateway, and the models of built-in functions.
@@ -51,6 +52,7 @@ mod trial;
 mod trials;
 mod vector;
 
+pub use causal::CHAT_TEMPLATES;
 pub use embed::EmbedStyle;
 pub use files::FolderError;
 pub use folder::ModelFolder;

@@ -59,8 +59,9 @@ impl Source<'_> {
             layout::Kind::Causal(layout) => {
                 // A step has one token: only several threads together make it faster.
                 let (recipe, context) = (recipe.with_threads(settings.cores()), settings.context);
-                let parts = CausalParts { name, root, layout, recipe, queue, context };
-                Kind::Causal(CausalModel::load(parts, tasks)?)
+                let helpers = settings.trials.as_ref().map(|trials| &trials.pool);
+                let parts = CausalParts { name, root, layout, queue, context, helpers };
+                Kind::Causal(CausalModel::load(parts, recipe, tasks)?)
             }
             layout::Kind::Ports(..) => {
                 let parts = TensorParts { name, recipe: recipe.with_threads(threads), origins, sessions, queue };

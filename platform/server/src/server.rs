@@ -8,12 +8,12 @@ use crate::{
     },
     home::{self, HomeError},
     registry::{self, Catalogue, KeyringError, Registry},
-    worker::{self, FunctionStatus, InFlight, Statuses},
+    worker::{self, FunctionStatus, InFlight, Runners, Statuses},
 };
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nerve_broker::connection::Waiting;
-use nerve_core::{Host, Inference};
+use nerve_core::Inference;
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     net::{TcpListener, TcpSocket},
@@ -34,7 +34,7 @@ pub struct Roles {
     /// Whether it serves HTTP.
     pub gateway: bool,
     /// What runs its functions; none when it runs none.
-    pub worker: Option<Arc<dyn Host>>,
+    pub worker: Option<Runners>,
     /// What runs models for its gateway; none when it runs none.
     pub inference: Option<Arc<dyn Inference>>,
 }
@@ -233,11 +233,11 @@ impl Server {
             Ok(Some(taken.lanes))
         };
         let worker = async {
-            let Some(host) = self.roles.worker else { return };
+            let Some(runners) = self.roles.worker else { return };
             let parts = worker::Parts {
                 bus: self.bus.clone(),
                 registry: self.registry.clone(),
-                host,
+                runners,
                 catalogue: self.catalogue.clone(),
                 statuses: statuses.clone(),
                 sink_statuses: sink_statuses.clone(),

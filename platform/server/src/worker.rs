@@ -42,7 +42,9 @@ use crate::{
 };
 pub use in_flight::{InFlight, InFlightEvent};
 use nerve_core::{Host, Name, Secret, function::Views};
+use nerve_sandbox::Pool;
 use serde::Serialize;
+pub use sinks::SINK_TEMPLATES;
 use std::{
     collections::BTreeMap,
     path::PathBuf,
@@ -61,6 +63,7 @@ pub(crate) struct Shared {
     pub(crate) bus: Bus,
     pub(crate) registry: Registry,
     pub(crate) host: Arc<dyn Host>,
+    pub(crate) helpers: Pool,
     pub(crate) pulling: Pulling,
     pub(crate) sets: Sets,
     isolation: isolation::Isolation,
@@ -152,11 +155,20 @@ impl Statuses {
     }
 }
 
+/// What does the work of a worker.
+#[derive(Clone)]
+pub struct Runners {
+    /// Runs functions.
+    pub host: Arc<dyn Host>,
+    /// Helper processes, which fill in the templates of sinks: [`SINK_TEMPLATES`].
+    pub helpers: Pool,
+}
+
 /// What a worker is made of.
 pub(crate) struct Parts {
     pub(crate) bus: Bus,
     pub(crate) registry: Registry,
-    pub(crate) host: Arc<dyn Host>,
+    pub(crate) runners: Runners,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) statuses: Statuses,
     pub(crate) sink_statuses: Statuses,
@@ -214,7 +226,8 @@ pub(crate) async fn run(parts: Parts, config: &Config, shutdown: CancellationTok
         cancels: cancels::Cancels::default(),
         bus: parts.bus,
         registry: parts.registry,
-        host: parts.host,
+        host: parts.runners.host,
+        helpers: parts.runners.helpers,
         artifacts: config.artifacts(),
         statuses: parts.statuses,
         sink_statuses: parts.sink_statuses,

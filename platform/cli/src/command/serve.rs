@@ -22,7 +22,7 @@ use nerve_onnx::OnnxHost;
 use nerve_rag::{DocumentReaders, Rag, Settings};
 use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, Shim, WasmConfig, WasmHost};
 use nerve_server::{
-    Inherited, Roles, Server,
+    Inherited, Roles, Runners, Server,
     config::{Config, OnnxConfig},
 };
 use std::{
@@ -234,7 +234,8 @@ impl Serving {
             Role::Worker | Role::Both => {
                 let compiler = sandbox::compiler(&config.sandbox, &helpers);
                 let readers = DocumentReaders::new(helpers.clone(), config.sandbox.document_memory);
-                Some(runtimes(&config, compiler, Builtins::new(&config, models.onnx.clone(), readers)?)?)
+                let host = runtimes(&config, compiler, Builtins::new(&config, models.onnx.clone(), readers)?)?;
+                Some(Runners { host, helpers: helpers.clone() })
             }
         };
         let inference: Arc<dyn Inference> = models.onnx.clone();

@@ -72,9 +72,6 @@ impl CausalLayout {
         let generation: Map<String, Value> = read_json(root, "generation_config.json")?.unwrap_or_default();
         let graph = Graph::read(outline, &config).map_err(wrong)?;
         let template = ChatTemplate::read(root)?;
-        Template::compile(&template)
-            .and_then(|template| template.try_out())
-            .map_err(|why| wrong(format!("its chat template cannot be used: {why}")))?;
         let mut ends = tokens(generation.get("eos_token_id"));
         ends.extend(tokens(config.get("eos_token_id")));
         if ends.is_empty() && template.eos_token().is_none() {
@@ -93,6 +90,12 @@ impl CausalLayout {
             )));
         }
         Ok(Self { graph, template, window, ends, penalty })
+    }
+
+    /// Renders a question, as every template must. Not for a server: the template is a program of a stranger.
+    pub(crate) fn try_template(&self) -> Result<(), String> {
+        let tried = Template::compile(&self.template).and_then(|template| template.try_out());
+        tried.map_err(|why| format!("its chat template cannot be used: {why}"))
     }
 }
 

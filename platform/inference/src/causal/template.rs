@@ -4,7 +4,7 @@ use crate::files::{FolderError, read_json, unreadable};
 use minijinja::{Environment, Error, ErrorKind, Value as Given, syntax::SyntaxConfig, value::Kwargs};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use nerve_core::inference::{Message, Role};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{
     Map, Serializer, Value,
     ser::{Formatter, PrettyFormatter},
@@ -20,7 +20,7 @@ const FUEL: u64 = 1_000_000;
 const TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
 
 /// A template, and the tokens that it may name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ChatTemplate {
     source: String,
     tokens: BTreeMap<String, String>,

@@ -1,7 +1,7 @@
 //! An engine that the tests make, in place of ONNX Runtime: it writes one letter for ever, and panics when it is told.
 
 use super::{
-    CausalModel,
+    CausalModel, CausalParts,
     decoder::{Engine, State},
     layout::CausalLayout,
 };
@@ -53,7 +53,8 @@ fn model(queue: usize, panic_at: usize) -> (CausalModel, Arc<Seen>, TaskTracker)
         Ok(Engine { step: Box::new(step), chunk: 100 })
     });
     let tasks = TaskTracker::new();
-    let model = CausalModel::with_engine(("test", &root()), layout, (queue, 1024), &tasks, make).unwrap();
+    let parts = CausalParts { name: "test", root: &root(), layout, queue, context: 1024, helpers: None };
+    let model = CausalModel::with_engine(parts, &tasks, make).unwrap();
     (model, seen, tasks)
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 /// The least memory that a helper process can do anything with, in bytes.
 const MIN_MEMORY: u64 = 128 << 20;
 
-/// What helper processes may take: those that read documents, compile components and try models.
+/// What helper processes may take: those that read documents, compile components, try models and fill in templates.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxConfig {

@@ -4,7 +4,7 @@
 //! - `runner`: one a revision: the intake, from the stream, from what is due, and from redriven letters.
 //! - `delivery`: one event, from its delivery to its verdict.
 //! - `gate`, `breaker`: what a post waits for. `health`: endpoints that fail for long are disabled.
-//! - `endpoint`: the post itself. `body`: what is posted; `signature`: how it is signed; `guard`: where to.
+//! - `endpoint`: the post itself. `body`: what is posted, `template`: what a sink's template makes of an event; `signature`: how it is signed; `guard`: where to.
 //! - `verdict`: what becomes of an event, as one pure function.
 //!
 //! # Flow
@@ -21,18 +21,21 @@ mod guard;
 mod health;
 mod runner;
 mod signature;
+mod template;
 mod verdict;
 
 use super::{Shared, Slot, log};
 use crate::registry::{Catalogue, Entry, SinkRecord};
+use body::Composer;
 use delivery::Poster;
 use endpoint::Endpoint;
 use gate::Gate;
-use guard::Guard;
+use guard::{Guard, GuardedResolver};
 use health::Health;
 use nerve_core::{Name, function::LogLevel, manifest::Network};
 use runner::Runner;
 use std::{collections::BTreeMap, sync::Arc};
+pub use template::SINK_TEMPLATES;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -80,7 +83,7 @@ pub(super) async fn reconcile(shared: &Shared, allow: &[Network]) {
             let (wanted, stop) = (Wanted::of(&now, entry), shared.stops.intake.child_token());
             if wanted.disabled {
                 tracing::info!(sink = %name, "disabled: its events wait until `nerve sink enable {name}`");
-            } else if let Err(error) = sinks.start(&now, entry, &stop) {
+            } else if let Err(error) = sinks.start(&now, entry, &stop).await {
                 sinks.report(name, error).await;
             }
             running.insert(name.clone(), (wanted, stop));
@@ -99,13 +102,20 @@ struct Sinks<'w> {
 }
 
 impl Sinks<'_> {
-    fn start(&self, catalogue: &Catalogue, entry: &Entry<SinkRecord>, stop: &CancellationToken) -> Result<(), String> {
+    async fn start(
+        &self,
+        catalogue: &Catalogue,
+        entry: &Entry<SinkRecord>,
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
         let shared = self.shared;
         let (name, spec) = (&entry.name, &entry.record.spec);
         let names = spec.secret_names();
         let secrets = catalogue.secrets_of(&names).map_err(|missing| missing.to_string())?;
         let guard = Guard::new(spec.allow.iter().chain(self.allow).copied());
-        let endpoint = Endpoint::new(spec, &secrets, guard, guard::system())?;
+        let composer = Composer::new(&spec.body, name, &shared.helpers).await?;
+        let resolver = GuardedResolver { guard, lookup: guard::system() };
+        let endpoint = Endpoint::new(spec, &secrets, composer, resolver)?;
         let health = Health {
             shared: shared.clone(),
             sink: name.clone(),

@@ -1,31 +1,25 @@
 //! What is posted for an event.
 
+use super::template::{ComposeError, Template};
 use bytes::Bytes;
-use minijinja::{AutoEscape, Environment, value::Serde};
 use nerve_core::{
-    Event,
+    Event, Name,
     event::{STRUCTURED, is_json},
     manifest::SinkBody,
 };
+use nerve_sandbox::Pool;
 use serde::Serialize;
-use serde_json::{Value, value::RawValue};
-use std::collections::BTreeMap;
+use serde_json::value::RawValue;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const JSON: &str = "application/json";
-/// The only template of an environment.
-const TEMPLATE: &str = "template";
-/// Steps that a template may take: a bound on loops over large data.
-const FUEL: u64 = 1_000_000;
-/// The largest body that a template may make, in bytes.
-const LARGEST: usize = 1 << 20;
 
 /// Makes bodies by a sink's format.
 pub(super) enum Composer {
     Standard,
     CloudEvents,
     Data,
-    Template { environment: Box<Environment<'static>>, content_type: String },
+    Template { template: Box<Template>, content_type: String },
 }
 
 /// A body and its media type.
@@ -48,130 +42,75 @@ struct Standard<'e> {
 }
 
 impl Composer {
-    /// Reads a sink's format; the error is about its template.
-    pub(super) fn new(body: &SinkBody) -> Result<Self, String> {
+    /// Reads the format of `sink`, whose template the helpers in `pool` fill in; the error is about the template.
+    pub(super) async fn new(body: &SinkBody, sink: &Name, pool: &Pool) -> Result<Self, String> {
         Ok(match body {
             SinkBody::Standard => Self::Standard,
             SinkBody::CloudEvents => Self::CloudEvents,
             SinkBody::Data => Self::Data,
             SinkBody::Template { text, content_type } => {
-                let environment = Box::new(environment(text, is_json(content_type))?);
-                Self::Template { environment, content_type: content_type.clone() }
+                let template = Box::new(Template::new(pool, sink, text, is_json(content_type)).await?);
+                Self::Template { template, content_type: content_type.clone() }
             }
         })
     }
 
-    /// What is posted for `event`; the error says why nothing can be.
-    pub(super) fn compose(&self, event: &Event) -> Result<Composed, String> {
+    /// What is posted for `event`.
+    pub(super) async fn compose(&self, event: &Event) -> Result<Composed, ComposeError> {
         let composed =
             |content_type: &str, body: Vec<u8>| Composed { content_type: content_type.to_owned(), body: body.into() };
         match self {
             Self::Standard => standard(event).map(|body| composed(JSON, body)),
             Self::CloudEvents => {
-                let body =
-                    serde_json::to_vec(event).map_err(|error| format!("it cannot be written as JSON: {error}"))?;
+                let body = serde_json::to_vec(event).map_err(|error| unwritten(&error))?;
                 Ok(composed(STRUCTURED, body))
             }
             Self::Data => {
                 let content_type = event.content_type.as_deref().unwrap_or(JSON);
                 Ok(Composed { content_type: content_type.to_owned(), body: event.data.clone() })
             }
-            Self::Template { environment, content_type } => {
-                let text = render(environment, event)?;
-                if is_json(content_type) && serde_json::from_str::<serde::de::IgnoredAny>(&text).is_err() {
-                    return Err(
-                        "`template` made what is no JSON: values are written as JSON by themselves, so leave out \
-                                quotes around {{ … }}"
-                            .to_owned(),
-                    );
-                }
-                Ok(composed(content_type, text.into_bytes()))
+            Self::Template { template, content_type } => {
+                let body = template.fill_in(event).await?;
+                check_made(content_type, &body)?;
+                Ok(composed(content_type, body))
             }
         }
     }
 }
 
-fn standard(event: &Event) -> Result<Vec<u8>, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("it cannot be written as JSON: {error}");
+/// Refuses what a template made if it is not of its type.
+fn check_made(content_type: &str, body: &[u8]) -> Result<(), ComposeError> {
+    if !is_json(content_type) || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
+        return Ok(());
+    }
+    let why =
+        "`template` made what is no JSON: values are written as JSON by themselves, so leave out quotes around {{ … }}";
+    Err(ComposeError::Impossible(why.to_owned()))
+}
+
+fn unwritten(error: &dyn std::fmt::Display) -> ComposeError {
+    ComposeError::Impossible(format!("it cannot be written as JSON: {error}"))
+}
+
+fn standard(event: &Event) -> Result<Vec<u8>, ComposeError> {
     let text = std::str::from_utf8(&event.data).ok();
     let data = match text {
         Some("") => None,
         Some(text) if event.is_json() => {
-            Some(serde_json::from_str::<Box<RawValue>>(text).map_err(|error| failed(&error))?)
+            Some(serde_json::from_str::<Box<RawValue>>(text).map_err(|error| unwritten(&error))?)
         }
-        Some(text) => Some(serde_json::value::to_raw_value(text).map_err(|error| failed(&error))?),
+        Some(text) => Some(serde_json::value::to_raw_value(text).map_err(|error| unwritten(&error))?),
         None => None,
     };
     let binary = text.is_none().then(|| base64::Engine::encode(&base64::prelude::BASE64_STANDARD, &event.data));
     let time = event.time.unwrap_or_else(OffsetDateTime::now_utc);
     let standard = Standard {
         ty: event.ty.as_str(),
-        timestamp: time.format(&Rfc3339).map_err(|error| failed(&error))?,
+        timestamp: time.format(&Rfc3339).map_err(|error| unwritten(&error))?,
         data: data.as_deref(),
         data_base64: binary,
     };
-    serde_json::to_vec(&standard).map_err(|error| failed(&error))
-}
-
-fn environment(text: &str, json: bool) -> Result<Environment<'static>, String> {
-    let mut environment = Environment::new();
-    environment.set_auto_escape_callback(move |_| if json { AutoEscape::Json } else { AutoEscape::None });
-    environment.set_fuel(Some(FUEL));
-    let added = environment.add_template_owned(TEMPLATE, text.to_owned());
-    added.map_err(|error| format!("`template` is wrong: {error:#}"))?;
-    Ok(environment)
-}
-
-/// Takes what a template writes, up to its bound.
-struct Bounded(Vec<u8>);
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if self.0.len() + bytes.len() > LARGEST {
-            return Err(std::io::Error::other("it is larger than 1 MiB"));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-/// What a template knows.
-#[derive(Serialize)]
-struct Values<'e> {
-    id: &'e str,
-    source: &'e str,
-    #[serde(rename = "type")]
-    ty: &'e str,
-    subject: Option<&'e str>,
-    time: Option<String>,
-    extensions: &'e BTreeMap<String, String>,
-    data: Value,
-}
-
-fn render(environment: &Environment<'_>, event: &Event) -> Result<String, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("`template` cannot be filled in: {error}");
-    let data: Value = match event.is_json() {
-        true if event.data.is_empty() => Value::Null,
-        true => serde_json::from_slice(&event.data).map_err(|error| failed(&error))?,
-        false => Value::String(String::from_utf8_lossy(&event.data).into_owned()),
-    };
-    let values = Values {
-        id: &event.id,
-        source: &event.source,
-        ty: event.ty.as_str(),
-        subject: event.subject.as_deref(),
-        time: event.time.and_then(|time| time.format(&Rfc3339).ok()),
-        extensions: &event.extensions,
-        data,
-    };
-    let mut made = Bounded(Vec::new());
-    let template = environment.get_template(TEMPLATE).map_err(|error| failed(&error))?;
-    template.render_captured_to(Serde(values), &mut made).map_err(|error| failed(&format_args!("{error:#}")))?;
-    String::from_utf8(made.0).map_err(|error| failed(&error))
+    serde_json::to_vec(&standard).map_err(|error| unwritten(&error))
 }
 
 #[cfg(test)]
@@ -186,55 +125,39 @@ mod tests {
         event
     }
 
-    fn composed(body: &SinkBody, event: &Event) -> (String, String) {
-        let composed = Composer::new(body).unwrap().compose(event).unwrap();
+    async fn composed(composer: Composer, event: &Event) -> (String, String) {
+        let composed = composer.compose(event).await.unwrap();
         (composed.content_type, String::from_utf8(composed.body.to_vec()).unwrap())
     }
 
-    fn template(text: &str, content_type: &str) -> SinkBody {
-        SinkBody::Template { text: text.to_owned(), content_type: content_type.to_owned() }
-    }
-
-    #[test]
-    fn the_standard_body_keeps_the_data_as_it_is() {
-        let (content_type, body) = composed(&SinkBody::Standard, &event(JSON, br#"{"n":12345678901234567890123}"#));
+    #[tokio::test]
+    async fn the_standard_body_keeps_the_data_as_it_is() {
+        let (content_type, body) =
+            composed(Composer::Standard, &event(JSON, br#"{"n":12345678901234567890123}"#)).await;
         assert_eq!(content_type, JSON);
         let head = r#"{"type":"a.b","timestamp":"2026-11-24T12:00:00Z","#;
         assert_eq!(body, format!(r#"{head}"data":{{"n":12345678901234567890123}}}}"#));
-        assert_eq!(composed(&SinkBody::Standard, &event("text/plain", b"hi")).1, format!(r#"{head}"data":"hi"}}"#));
-        assert_eq!(
-            composed(&SinkBody::Standard, &event("image/png", b"\x89P")).1,
-            format!(r#"{head}"data_base64":"iVA="}}"#)
-        );
-        assert!(Composer::Standard.compose(&event(JSON, b"{oops")).is_err());
+        let text = composed(Composer::Standard, &event("text/plain", b"hi")).await;
+        assert_eq!(text.1, format!(r#"{head}"data":"hi"}}"#));
+        let bytes = composed(Composer::Standard, &event("image/png", b"\x89P")).await;
+        assert_eq!(bytes.1, format!(r#"{head}"data_base64":"iVA="}}"#));
+        assert!(Composer::Standard.compose(&event(JSON, b"{oops")).await.is_err());
     }
 
-    #[test]
-    fn the_event_as_it_is() {
-        let (content_type, body) = composed(&SinkBody::CloudEvents, &event(JSON, b"{}"));
+    #[tokio::test]
+    async fn the_event_as_it_is() {
+        let (content_type, body) = composed(Composer::CloudEvents, &event(JSON, b"{}")).await;
         assert_eq!(content_type, "application/cloudevents+json");
         assert_eq!(Event::from_json(body.as_bytes()).unwrap(), event(JSON, b"{}"));
-        assert_eq!(composed(&SinkBody::Data, &event("text/csv", b"a,b")), ("text/csv".into(), "a,b".into()));
+        let data = composed(Composer::Data, &event("text/csv", b"a,b")).await;
+        assert_eq!(data, ("text/csv".into(), "a,b".into()));
     }
 
     #[test]
-    fn a_template_writes_values_as_json() {
-        let text = r#"{"text": {{ "New: " ~ data.title }}, "id": {{ id }}, "all": {{ data.tags }}}"#;
-        let (content_type, body) =
-            composed(&template(text, JSON), &event(JSON, br#"{"title": "say \"hi\"", "tags": ["a", "b"]}"#));
-        assert_eq!(content_type, JSON);
-        let value: Value = serde_json::from_str(&body).unwrap();
-        assert_eq!(value, serde_json::json!({"text": "New: say \"hi\"", "id": "1", "all": ["a", "b"]}));
-        let plain = composed(&template("{{ type }}: {{ data }}", "text/plain"), &event("text/plain", b"a\"b"));
-        assert_eq!(plain, ("text/plain".into(), "a.b: a\"b".into()));
-    }
-
-    #[test]
-    fn what_a_template_cannot_do_is_told() {
-        assert!(Composer::new(&template("{{ oops", JSON)).err().unwrap().contains("`template` is wrong"));
-        let told = |text: &str| Composer::new(&template(text, JSON)).unwrap().compose(&event(JSON, b"{}")).unwrap_err();
-        assert!(told("\"{{ type }}\"").contains("leave out quotes"));
-        assert!(told("{{ data | nofilter }}").contains("cannot be filled in"));
-        assert!(told("{% for i in range(9999) %}{% for j in range(9999) %}1{% endfor %}{% endfor %}").contains("fuel"));
+    fn what_is_no_json_is_refused_where_it_should_be() {
+        check_made("text/plain", b"\"\"a.b\"\"").unwrap();
+        check_made(JSON, b"\"a.b\"").unwrap();
+        let refused = check_made(JSON, b"\"\"a.b\"\"").unwrap_err();
+        assert!(refused.to_string().contains("leave out quotes"));
     }
 }

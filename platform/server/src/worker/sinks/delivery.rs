@@ -6,6 +6,7 @@ use super::{
     gate::Gate,
     health::Health,
     signature::old_message_id,
+    template::ComposeError,
     verdict::{Answer, Verdict, decide},
 };
 use crate::bus::{Attempt, BodyError, BusError, Delivery, RunHistory, SinkAttempt, SinkOutcome, Start, WhichAttempts};
@@ -66,9 +67,16 @@ impl Poster {
         }
         let number = failed + 1;
         delivery.attempt = number;
-        let post = match self.endpoint.post_of(&event, webhook_id(&delivery, &event)) {
-            Ok(post) => post,
-            Err(why) => return self.impossible(delivery, &event, &why).await,
+        let id = webhook_id(&delivery, &event);
+        let composed = self.shared.stops.work.run_until_cancelled(self.endpoint.post_of(&event, id)).await;
+        let post = match composed {
+            Some(Ok(post)) => post,
+            Some(Err(ComposeError::Impossible(why))) => return self.impossible(delivery, &event, &why).await,
+            Some(Err(ComposeError::Unavailable(why))) => {
+                tracing::warn!(sink = %self.name, why, "an event is given back");
+                return failure::give_back(delivery).await;
+            }
+            None => return failure::give_back(delivery).await,
         };
         let started = (OffsetDateTime::now_utc(), Instant::now());
         let Some((answer, started)) = self.post(&delivery, &post, started).await else {

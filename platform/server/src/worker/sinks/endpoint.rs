@@ -2,8 +2,9 @@
 
 use super::{
     body::{Composed, Composer},
-    guard::{Guard, GuardedResolver, Lookup},
+    guard::{Guard, GuardedResolver},
     signature::Signer,
+    template::ComposeError,
     verdict::Answer,
 };
 use bytes::Bytes;
@@ -53,14 +54,15 @@ impl Endpoint {
     pub(super) fn new(
         spec: &SinkSpec,
         secrets: &BTreeMap<String, Secret>,
-        guard: Guard,
-        lookup: Lookup,
+        composer: Composer,
+        resolver: GuardedResolver,
     ) -> Result<Self, String> {
+        let guard = resolver.guard.clone();
         // Whoever is first installs it; that it is there already is no mistake.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let signing = spec.secrets.iter().filter_map(|name| Some((name.as_str(), secrets.get(name)?)));
         let client = Client::builder()
-            .dns_resolver(GuardedResolver { guard: guard.clone(), lookup })
+            .dns_resolver(resolver)
             // A proxy would look names up itself, past the guard.
             .no_proxy()
             .redirect(Policy::none())
@@ -74,7 +76,7 @@ impl Endpoint {
             url: Url::parse(&spec.url).map_err(|error| format!("its url is wrong: {error}"))?,
             guard,
             signer: Signer::new(signing)?,
-            composer: Composer::new(&spec.body)?,
+            composer,
             headers: headers(spec, secrets)?,
             timeout: spec.timeout,
         })
@@ -85,9 +87,9 @@ impl Endpoint {
         self.url.host_str().unwrap_or_default()
     }
 
-    /// What is posted for `event`, which the endpoint knows by `id`; the error says why nothing can be.
-    pub(super) fn post_of(&self, event: &Event, id: String) -> Result<Post, String> {
-        Ok(Post { id, composed: self.composer.compose(event)? })
+    /// What is posted for `event`, which the endpoint knows by `id`.
+    pub(super) async fn post_of(&self, event: &Event, id: String) -> Result<Post, ComposeError> {
+        Ok(Post { id, composed: self.composer.compose(event).await? })
     }
 
     /// Posts it once, signed as of now.
@@ -194,7 +196,7 @@ fn headers(spec: &SinkSpec, secrets: &BTreeMap<String, Secret>) -> Result<Header
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::guard::Lookup, *};
     use nerve_core::{EventType, Manifest};
     use std::{
         io,
@@ -217,12 +219,13 @@ mod tests {
             let answer = answers.get(count.fetch_add(1, Ordering::Relaxed)).cloned();
             Box::pin(async move { answer.ok_or_else(|| io::Error::other("no more look-ups were expected")) })
         });
-        Endpoint::new(&spec, &secrets, Guard::new(spec.allow.iter().copied()), lookup).unwrap()
+        let resolver = GuardedResolver { guard: Guard::new(spec.allow.iter().copied()), lookup };
+        Endpoint::new(&spec, &secrets, Composer::Standard, resolver).unwrap()
     }
 
     async fn post(endpoint: &Endpoint) -> Answer {
         let event = Event::new("1", "/s", EventType::parse("a").unwrap());
-        endpoint.send(&endpoint.post_of(&event, "msg_1".to_owned()).unwrap()).await
+        endpoint.send(&endpoint.post_of(&event, "msg_1".to_owned()).await.unwrap()).await
     }
 
     /// Answers each connection with this and closes it; counts them.
