@@ -67,6 +67,46 @@ async fn another_user_of_the_machine_can_do_nothing() {
     }
 }
 
+/// What the gateway answers a user who has no rights on this machine.
+async fn http_as_nobody(nerve: &Nerve, method: &str, path: &str, body: &str) -> String {
+    let (_, address) =
+        nerve.url("").split_once("://").map(|(scheme, rest)| (scheme.to_owned(), rest.to_owned())).unwrap();
+    let (host, port) = address.trim_end_matches('/').rsplit_once(':').unwrap();
+    let head = format!(
+        "{method} {path} HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\nContent-Type: application/cloudevents+json\\r\\n\
+         Content-Length: {}\\r\\n\\r\\n",
+        body.len()
+    );
+    let script = format!(
+        "exec 3<>/dev/tcp/{host}/{port}; printf '{head}' >&3; printf '%s' '{body}' >&3; timeout 10 head -n 100 <&3"
+    );
+    nerve::call(as_nobody(Path::new("bash"), &["-c", &script]), "").await.stdout
+}
+
+#[tokio::test]
+async fn another_user_of_the_machine_reads_and_publishes_nothing_without_a_key() {
+    let event = r#"{"specversion":"1.0","id":"2","source":"/s","type":"a","data":1}"#;
+    let nerve = Nerve::up().await;
+    assert_eq!(post_event(&nerve, "a", "1", r#"{"private": true}"#).await, 202);
+    for (method, path, body) in [
+        ("GET", "/v1/events?from=first", ""),
+        ("POST", "/v1/events", event),
+        ("GET", "/v1/functions", ""),
+        ("POST", "/v1/functions/f/invoke", "{}"),
+        ("GET", "/metrics", ""),
+        ("POST", "/v1/documents", "text"),
+    ] {
+        let refused = http_as_nobody(&nerve, method, path, body).await;
+        assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("user 65534 sent this"), "{path}: {refused}");
+        assert!(!refused.contains("private"), "{path}: {refused}");
+    }
+    assert!(http_as_nobody(&nerve, "GET", "/healthz", "").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(Streams::connect(&nerve.nats).await.count("EVENTS", ">").await, 1);
+    let envs = vec![("NERVE_GATEWAY_LOCAL_USERS".to_owned(), "all".to_owned())];
+    let open = Nerve::up_with(Options { envs, ..Options::default() }).await;
+    assert!(http_as_nobody(&open, "POST", "/v1/events", event).await.starts_with("HTTP/1.1 202"));
+}
+
 #[tokio::test]
 async fn app_has_its_own_streams_and_none_of_nerves_keys() {
     let nerve = up_with_github().await;

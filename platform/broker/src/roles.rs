@@ -169,8 +169,10 @@ fn app() -> Permissions {
         }
         subjects
     });
-    let hidden = ["$KV.functions.>", "$KV.secrets.>", "$O.artifacts.>", CONTROL].map(str::to_owned);
-    let hidden = hidden.into_iter().chain([format!("{INBOX_PREFIX}.>")]).collect();
+    // Answers may be read, and so they may be followed.
+    let hidden = SUBJECTS.into_iter().filter(|subject| *subject != "answers.>").map(str::to_owned);
+    let hidden = hidden.chain([CONTROL, "$JS.ACK.>", "$JS.API.>"].map(str::to_owned));
+    let hidden = hidden.chain([format!("{INBOX_PREFIX}.>")]).collect();
     Permissions {
         publish: Subjects { allow: Vec::new(), deny: owned.chain(api).collect() },
         subscribe: Subjects { allow: Vec::new(), deny: hidden },
@@ -209,6 +211,7 @@ mod tests {
         let app = Role::App.permissions();
         for subject in SUBJECTS.into_iter().chain([CONTROL]) {
             assert!(app.publish.deny.contains(&subject.to_owned()), "{subject}");
+            assert!(subject == "answers.>" || app.subscribe.deny.contains(&subject.to_owned()), "{subject}");
         }
         assert!(app.publish.deny.contains(&"$JS.API.CONSUMER.*.KV_secrets.>".to_owned()));
         assert!(!app.publish.deny.contains(&"$JS.API.DIRECT.GET.EVENTS".to_owned()));

@@ -11,7 +11,7 @@ mod streams;
 mod trust;
 
 pub use error::ConfigError;
-pub use gateway::GatewayConfig;
+pub use gateway::{GatewayConfig, LocalUsers};
 pub use keys::Keys;
 pub use onnx::{OnnxConfig, Optimisation, Provider};
 pub use sandbox::SandboxConfig;

@@ -15,7 +15,7 @@
 //! - `serve`: connections, from accept to drain. `lanes`: the threads that they stay on. `surround`: what every request passes. `places`: how many, and who gives
 //!   way. `watched`: who waits for whom.
 //! - `waiting`: what is answered before the broker is there.
-//! - `tls`: the certificate. `forwarded`: who sends, also behind a proxy.
+//! - `tls`: the certificate. `forwarded`: who sends, also behind a proxy. `local_user`: which user of this machine does.
 //!
 //! # Flow
 //! accept → TLS → bound the requests in flight → (API: access) → read the body → verify or parse → publish, and wait
@@ -37,6 +37,7 @@ mod hooks;
 mod idempotency;
 mod inference;
 mod lanes;
+mod local_user;
 pub mod metrics;
 mod modes;
 mod places;
@@ -70,7 +71,7 @@ pub(crate) use waiting::answer_while;
 
 use crate::{
     bus::{Batches, Bus, Seen},
-    config::GatewayConfig,
+    config::{GatewayConfig, LocalUsers},
     registry::Catalogue,
 };
 use access::{Access, Caller};
@@ -84,6 +85,7 @@ use axum::{
 use body::Bodies;
 use callers::Callers;
 use forwarded::Origin;
+use local_user::Owner;
 use metrics_exporter_prometheus::PrometheusHandle;
 use places::Places;
 use problem::{Answer, Problem};
@@ -213,6 +215,21 @@ impl Gateway {
         Arc::clone(&self.part.shared.parts.catalogue.borrow())
     }
 
+    /// Whether it matters which user of this machine opened a connection: where no key protects the API.
+    fn asks_for_owner(&self) -> bool {
+        if !self.part.shared.access.is_open() || self.config().local_users == LocalUsers::All {
+            return false;
+        }
+        let can_be_told = Owner::can_be_told();
+        if !can_be_told {
+            tracing::warn!(
+                "this kernel does not say which user opened a connection (sock_diag): every user of this machine may use the API; \
+                 configure gateway.keys"
+            );
+        }
+        can_be_told
+    }
+
     fn config(&self) -> &GatewayConfig {
         &self.part.shared.parts.config
     }
@@ -265,7 +282,7 @@ impl Gateway {
 
 /// Lets a request through to the API, or refuses it.
 async fn allowed(State(gateway): State<Gateway>, origin: Origin, mut request: Request, next: Next) -> Response {
-    match gateway.part.shared.access.check(request.uri(), request.headers(), origin.client) {
+    match gateway.part.shared.access.check(request.uri(), request.headers(), &origin) {
         Ok(caller) => {
             let share = match gateway.part.shared.callers.hold(&caller, callers::Bounded::Requests) {
                 Ok(share) => share,

@@ -23,6 +23,8 @@ pub struct GatewayConfig {
     /// Bearer keys of the API, by name; those without one have an empty name.
     #[serde(deserialize_with = "super::keys::named_or_list")]
     pub keys: Keys,
+    /// Which users of this machine may use the API where there is no key.
+    pub local_users: LocalUsers,
     /// Keys that see one collection only, by collection.
     #[serde(default, deserialize_with = "super::keys::named")]
     pub collection_keys: Keys,
@@ -46,6 +48,16 @@ pub struct GatewayConfig {
     /// How long a request is known by its `Idempotency-Key`.
     #[serde(deserialize_with = "super::duration")]
     pub idempotency_window: Duration,
+}
+
+/// Users of the machine that the server runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LocalUsers {
+    /// The one that the server runs as, and root.
+    Own,
+    /// All of them.
+    All,
 }
 
 impl GatewayConfig {

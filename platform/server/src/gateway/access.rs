@@ -1,6 +1,10 @@
 //! Who may use the API: the holders of a key, or, where there is no key, whoever is on this machine.
 
-use super::problem::{Answer, Problem};
+use super::{
+    forwarded,
+    local_user::Owner,
+    problem::{Answer, Problem},
+};
 use crate::config::Keys;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use nerve_core::Origin;
@@ -95,13 +99,22 @@ impl Access {
         self.keys.iter().map(|(_, caller)| caller)
     }
 
-    /// Lets the request through to the API and says who calls, or says why not; `client` is where it comes from.
-    pub(crate) fn check(&self, uri: &Uri, headers: &HeaderMap, client: Option<IpAddr>) -> Answer<Caller> {
-        if self.keys.is_empty() {
+    /// Whether there is no key.
+    pub(super) fn is_open(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// Lets the request through to the API and says who calls, or says why not; `origin` is where it comes from.
+    pub(super) fn check(&self, uri: &Uri, headers: &HeaderMap, origin: &forwarded::Origin) -> Answer<Caller> {
+        if self.is_open() {
             self.check_page(uri, headers)?;
-            return match client.is_some_and(|client| !is_loopback(client)) {
-                true => Err(elsewhere("the proxy says that it comes from another")),
-                false => Ok(Caller::Any(String::new())),
+            if origin.client.is_some_and(|client| !is_loopback(client)) {
+                return Err(elsewhere("the proxy says that it comes from another"));
+            }
+            return match origin.owner {
+                None | Some(Owner::Own) => Ok(Caller::Any(String::new())),
+                Some(Owner::Other(user)) => Err(of_another_user(&format!("user {user} sent this"))),
+                Some(Owner::Gone) => Err(of_another_user("who sent this has closed the connection")),
             };
         }
         let caller = self.check_key(headers)?;
@@ -121,9 +134,7 @@ impl Access {
     /// site (an image, a script, a link). Senders of webhooks may come through a tunnel, which has a name of its own; they are no
     /// browsers. Health is told to anybody, without details.
     pub(crate) fn check_page(&self, uri: &Uri, headers: &HeaderMap) -> Answer<()> {
-        if !self.keys.is_empty()
-            || matches!(uri.path(), "/healthz" | "/readyz") && !headers.contains_key(header::ORIGIN)
-        {
+        if !self.is_open() || matches!(uri.path(), "/healthz" | "/readyz") && !headers.contains_key(header::ORIGIN) {
             return Ok(());
         }
         let is_hook = uri.path().starts_with("/hooks/");
@@ -169,6 +180,14 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then_some(key.trim())
 }
 
+fn of_another_user(what: &str) -> Problem {
+    let detail = format!(
+        "without gateway.keys the API answers the user of this server only, and {what}; configure a key, or let all users of this \
+         machine use the API (gateway.local_users = \"all\")"
+    );
+    Problem::new(StatusCode::FORBIDDEN, detail)
+}
+
 fn elsewhere(what: &str) -> Problem {
     let detail = format!("without gateway.keys the API answers this machine only, and {what}; configure a key");
     Problem::new(StatusCode::FORBIDDEN, detail)
@@ -201,8 +220,11 @@ mod tests {
 
     fn check(keys: &[&str], headers: &[(&'static str, &str)]) -> Result<(), u16> {
         let headers = headers.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()));
-        let checked =
-            Access::new(&unnamed(keys), &Keys::new()).check(&Uri::from_static("/v1/events"), &headers.collect(), None);
+        let checked = Access::new(&unnamed(keys), &Keys::new()).check(
+            &Uri::from_static("/v1/events"),
+            &headers.collect(),
+            &Default::default(),
+        );
         checked.map(drop).map_err(|problem| problem.status().as_u16())
     }
 
@@ -224,7 +246,7 @@ mod tests {
         let access = Access::new(&unnamed(&["all"]), &of_collections);
         let check = |key: &str, path: &'static str| {
             let headers = [(header::AUTHORIZATION, format!("Bearer {key}").parse().unwrap())];
-            let checked = access.check(&Uri::from_static(path), &headers.into_iter().collect(), None);
+            let checked = access.check(&Uri::from_static(path), &headers.into_iter().collect(), &Default::default());
             checked.map_err(|problem| problem.status().as_u16())
         };
         let own = Caller::Collection("manuals".into());
@@ -245,7 +267,8 @@ mod tests {
             let keys = Keys::from([(name.to_owned(), values.iter().map(|value| Secret::new(*value)).collect())]);
             let headers = [(header::AUTHORIZATION, format!("Bearer {value}").parse().unwrap())];
             let uri = Uri::from_static("/v1/events");
-            Access::new(&keys, &Keys::new()).check(&uri, &headers.into_iter().collect(), None).unwrap().origin()
+            let headers = headers.into_iter().collect();
+            Access::new(&keys, &Keys::new()).check(&uri, &headers, &Default::default()).unwrap().origin()
         };
         let before = origin("ci", &["old"], "old");
         assert_eq!(before, Origin::key("ci"));
@@ -274,8 +297,25 @@ mod tests {
     #[test]
     fn without_keys_what_a_proxy_here_passes_on_is_refused() {
         let (access, uri) = (Access::new(&Keys::new(), &Keys::new()), Uri::from_static("http://localhost/v1/events"));
-        let from = |client: &str| access.check(&uri, &HeaderMap::new(), Some(client.parse().unwrap())).is_ok();
+        let from = |client: &str| {
+            let origin = forwarded::Origin { client: Some(client.parse().unwrap()), ..Default::default() };
+            access.check(&uri, &HeaderMap::new(), &origin).is_ok()
+        };
         assert!(from("127.0.0.1") && from("::1") && !from("192.0.2.1"));
+    }
+
+    #[test]
+    fn without_keys_other_users_of_the_machine_are_refused() {
+        let uri = Uri::from_static("http://localhost/v1/events");
+        let checked = |keys: &[&str], owner| {
+            let headers = [(header::AUTHORIZATION, "Bearer a-key".parse().unwrap())].into_iter().collect();
+            let origin = forwarded::Origin { owner: Some(owner), ..Default::default() };
+            let checked = Access::new(&unnamed(keys), &Keys::new()).check(&uri, &headers, &origin);
+            checked.map(drop).map_err(|problem| problem.status().as_u16())
+        };
+        assert_eq!(checked(&[], Owner::Own), Ok(()));
+        assert_eq!([checked(&[], Owner::Other(7)), checked(&[], Owner::Gone)], [Err(403), Err(403)]);
+        assert_eq!(checked(&["a-key"], Owner::Other(7)), Ok(()));
     }
 
     #[test]

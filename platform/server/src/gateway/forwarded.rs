@@ -7,6 +7,7 @@
 
 use super::{
     Gateway,
+    local_user::Owner,
     problem::{Answer, Problem},
 };
 use axum::extract::FromRequestParts;
@@ -20,6 +21,8 @@ pub(super) struct Peer {
     pub(super) address: IpAddr,
     /// Whether it speaks TLS with us.
     pub(super) tls: bool,
+    /// Who on this machine has it, where that decides what they may do.
+    pub(super) owner: Option<Owner>,
 }
 
 /// Where a request comes from.
@@ -29,6 +32,8 @@ pub(super) struct Origin {
     pub(super) client: Option<IpAddr>,
     /// Scheme and authority that the sender posted to, such as `https://n.example`; none where that cannot be known.
     pub(super) base: Option<String>,
+    /// Who on this machine sent it, where that decides what they may do.
+    pub(super) owner: Option<Owner>,
 }
 
 /// Both kinds of headers are there, and say different things.
@@ -51,13 +56,13 @@ impl Origin {
         };
         if !is_trusted(trusted, address) {
             let base = host.filter(|_| peer.tls).and_then(|host| base("https", host));
-            return Ok(Self { client: Some(address), base });
+            return Ok(Self { client: Some(address), base, owner: peer.owner });
         }
         let said = Said::agreed(headers, trusted)?;
         let proto = said.proto.or_else(|| peer.tls.then(|| "https".to_owned()));
         let host = said.host.or_else(|| host.map(str::to_owned));
         let base = proto.zip(host).and_then(|(proto, host)| base(&proto, &host));
-        Ok(Self { client: Some(said.client.unwrap_or(address)), base })
+        Ok(Self { client: Some(said.client.unwrap_or(address)), base, owner: peer.owner })
     }
 
     /// The URL of `path` as the sender knows it, without a query.
@@ -202,7 +207,7 @@ mod tests {
         for (name, value) in headers {
             map.append(http::HeaderName::from_static(name), value.parse().unwrap());
         }
-        let peer = Peer { address: peer.parse().unwrap(), tls };
+        let peer = Peer { address: peer.parse().unwrap(), tls, owner: None };
         Origin::of(peer, &trusted, &Uri::from_static("/hooks/x"), &map)
     }
 

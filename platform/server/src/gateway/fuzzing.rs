@@ -30,6 +30,7 @@ pub fn read_origin(
     uri: &Uri,
     headers: &HeaderMap,
 ) -> Option<(Option<IpAddr>, Option<String>)> {
-    let Origin { client, base } = Origin::of(Peer { address: peer, tls }, trusted, uri, headers).ok()?;
+    let Origin { client, base, .. } =
+        Origin::of(Peer { address: peer, tls, owner: None }, trusted, uri, headers).ok()?;
     Some((client, base))
 }

@@ -71,7 +71,7 @@ pub(super) async fn ready(
     let checks = checks(&gateway).await;
     let ready = checks.iter().all(|check| check.ok);
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    let caller = origin.and_then(|origin| gateway.part.shared.access.check(&uri, &headers, origin.client));
+    let caller = origin.and_then(|origin| gateway.part.shared.access.check(&uri, &headers, &origin));
     let checks = match caller {
         Ok(Caller::Any(_)) => checks,
         Ok(Caller::Collection(_)) | Err(_) => without_details(checks),

@@ -8,6 +8,7 @@ use super::{
     forwarded::Peer,
     hooks,
     lanes::Lanes,
+    local_user::Owner,
     places::{Place, Places},
     problem::Problem,
     tls::Tls,
@@ -113,12 +114,13 @@ pub(super) async fn serve_patiently(
         tasks.spawn(tls.follow(end.clone()));
     }
     tracing::info!(%address, tls = acceptor.is_some(), "the gateway listens");
+    let asks_for_owner = gateway.asks_for_owner();
     let router = gateway.router();
     let elsewhere = Elsewhere { router, tasks: tasks.clone(), runtime: Handle::current() };
     let servers = lanes.gateways(&gateway).into_iter().map(|(lane, gateway)| {
         let answerer = Answerer { gateway, elsewhere: elsewhere.clone() };
         let (builder, shutdown, acceptor) = (builder.clone(), shutdown.clone(), acceptor.clone());
-        (lane, Server { builder, answerer, shutdown, head_timeout, acceptor })
+        (lane, Server { builder, answerer, shutdown, head_timeout, acceptor, asks_for_owner })
     });
     let servers: Vec<_> = servers.collect();
     for (lane, server) in servers.iter().cycle() {
@@ -179,6 +181,18 @@ struct Server {
     shutdown: CancellationToken,
     head_timeout: Duration,
     acceptor: Option<TlsAcceptor>,
+    /// Whether it matters which user of this machine opened a connection.
+    asks_for_owner: bool,
+}
+
+/// The user of this machine who opened the connection.
+fn owner(stream: &TcpStream, peer: SocketAddr) -> Option<Owner> {
+    let found = stream.local_addr().and_then(|here| Owner::of(peer, here));
+    // The kernel tells them, or it was not asked: so this is a connection that ended.
+    Some(found.unwrap_or_else(|error| {
+        tracing::debug!(%error, "the kernel does not say whose connection this is");
+        Owner::Gone
+    }))
 }
 
 impl Server {
@@ -186,7 +200,8 @@ impl Server {
         // Small frames of a stream of events must not wait for each other.
         let _ = stream.set_nodelay(true);
         let line = Arc::new(Line { place, working: Mutex::new(0), begun: AtomicBool::new(false) });
-        let peer = Peer { address: peer.ip(), tls: self.acceptor.is_some() };
+        let owner = if self.asks_for_owner { owner(&stream, peer) } else { None };
+        let peer = Peer { address: peer.ip(), tls: self.acceptor.is_some(), owner };
         let Some(acceptor) = self.acceptor.clone() else { return self.speak(stream, peer, line).await };
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream));
         let shaken = tokio::select! {

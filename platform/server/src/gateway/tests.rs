@@ -99,6 +99,7 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
         max_requests,
         max_streams: 1,
         threads: 1,
+        local_users: crate::config::LocalUsers::Own,
         collection_keys: BTreeMap::new(),
         spool_max_bytes: 1 << 20,
         answer_timeout: Duration::from_secs(60),

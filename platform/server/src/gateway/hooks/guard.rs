@@ -127,7 +127,7 @@ mod tests {
         let check = |allow: &[&str], client: Option<&str>| {
             let allow = allow.iter().map(|network| network.parse().unwrap()).collect();
             let spec = SourceSpec { allow, ..SourceSpec::new(Provider::Github) };
-            let origin = Origin { client: client.map(|client| client.parse().unwrap()), base: None };
+            let origin = Origin { client: client.map(|client| client.parse().unwrap()), ..Default::default() };
             check_origin(&name(), &spec, &origin).map_err(|problem| problem.status().as_u16())
         };
         assert_eq!(check(&[], None), Ok(()));

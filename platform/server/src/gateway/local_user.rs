@@ -1,0 +1,141 @@
+//! Which user of this machine is at the other end of a connection on loopback, by `sock_diag(7)`: one look-up in the kernel's table
+//! of connections, some 10 µs.
+
+use nix::{
+    sys::{
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, setsockopt, socket,
+            sockopt,
+        },
+        time::{TimeVal, TimeValLike},
+    },
+    unistd::geteuid,
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    os::fd::AsRawFd,
+};
+
+// linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h.
+const HEADER_BYTES: usize = 16;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+/// Where `inet_diag_msg` has the user, and the inode of the socket.
+const UID_AT: usize = HEADER_BYTES + 64;
+const INODE_AT: usize = UID_AT + 4;
+/// How long the kernel may take, which answers at once.
+const TIMEOUT_SECONDS: i64 = 1;
+const ROOT: u32 = 0;
+
+/// Who has the other end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// The user of this process, or root.
+    Own,
+    /// Another user, by number.
+    Other(u32),
+    /// Nobody any more.
+    Gone,
+}
+
+impl Owner {
+    /// Of the connection that `client` opened to `server`, both on loopback.
+    pub(super) fn of(client: SocketAddr, server: SocketAddr) -> io::Result<Self> {
+        let answer = ask(&question(client, server))?;
+        let word =
+            |at: usize| answer.get(at..at + 4).and_then(|bytes| Some(u32::from_ne_bytes(bytes.try_into().ok()?)));
+        let kind = answer.get(4..6).and_then(|bytes| Some(u16::from_ne_bytes(bytes.try_into().ok()?)));
+        match (kind, word(UID_AT), word(INODE_AT)) {
+            // A socket that no process has any more tells no user.
+            (Some(SOCK_DIAG_BY_FAMILY), Some(_), Some(0)) => Ok(Self::Gone),
+            (Some(SOCK_DIAG_BY_FAMILY), Some(user), Some(_)) if user == geteuid().as_raw() || user == ROOT => {
+                Ok(Self::Own)
+            }
+            (Some(SOCK_DIAG_BY_FAMILY), Some(user), Some(_)) => Ok(Self::Other(user)),
+            _ => match word(HEADER_BYTES).map(u32::cast_signed) {
+                Some(errno) if -errno == nix::libc::ENOENT => Ok(Self::Gone),
+                Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
+                None => Err(io::ErrorKind::UnexpectedEof.into()),
+            },
+        }
+    }
+
+    /// Finds out whether this kernel tells users, by a connection of this process to itself.
+    pub(super) fn can_be_told() -> bool {
+        let asked = || {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+            let client = TcpStream::connect(listener.local_addr()?)?;
+            Self::of(client.local_addr()?, listener.local_addr()?)
+        };
+        matches!(asked(), Ok(Self::Own))
+    }
+}
+
+/// A request for one TCP connection: `nlmsghdr` and `inet_diag_req_v2`.
+fn question(client: SocketAddr, server: SocketAddr) -> Vec<u8> {
+    let (client, server) = (canonical(client), canonical(server));
+    let family = if client.is_ipv4() { AF_INET } else { AF_INET6 };
+    let mut body = vec![family, IPPROTO_TCP, 0, 0];
+    body.extend(u32::MAX.to_ne_bytes()); // in any state
+    for end in [client, server] {
+        body.extend(end.port().to_be_bytes());
+    }
+    for end in [client, server] {
+        let mut address = [0; 16];
+        match end.ip() {
+            IpAddr::V4(ip) => address[..4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => address.copy_from_slice(&ip.octets()),
+        }
+        body.extend(address);
+    }
+    body.extend(0u32.to_ne_bytes()); // by any interface
+    body.extend([0xff; 8]); // whichever socket it is
+    let length = u32::try_from(HEADER_BYTES + body.len()).unwrap_or_default();
+    let mut message = length.to_ne_bytes().to_vec();
+    message.extend(SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    message.extend(NLM_F_REQUEST.to_ne_bytes());
+    message.extend([0; 8]);
+    message.extend(body);
+    message
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn ask(question: &[u8]) -> io::Result<Vec<u8>> {
+    let socket =
+        socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+    setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(TIMEOUT_SECONDS))?;
+    sendto(socket.as_raw_fd(), question, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+    let mut answer = vec![0; 1024];
+    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_of_a_connection_is_told_until_its_end() {
+        assert!(Owner::can_be_told());
+        for (listen, connect) in
+            [("127.0.0.1", "127.0.0.1"), ("[::1]", "[::1]"), ("[::]", "127.0.0.1"), ("[::]", "[::ffff:127.0.0.1]")]
+        {
+            let listener = TcpListener::bind(format!("{listen}:0")).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let client = TcpStream::connect(format!("{connect}:{port}")).unwrap();
+            let (server, from) = listener.accept().unwrap();
+            let here = server.local_addr().unwrap();
+            assert_eq!(Owner::of(from, here).unwrap(), Owner::Own, "{listen} {connect}");
+            drop(client);
+            assert_eq!(Owner::of(from, here).unwrap(), Owner::Gone, "{listen} {connect}");
+        }
+    }
+}
