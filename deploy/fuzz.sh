@@ -15,9 +15,9 @@ export PATH=$PWD/.tools/bin:$PATH
 MEMORY_MIB=1024
 INPUT_SECONDS=10
 INPUT_BYTES=16384
-# The stacks that the code has in a server: a thread of its runtime, and a helper process that reads documents.
+# The stacks that the code has: a thread of a server, and helper processes.
 STACK_KIB=2048
-DOCUMENT_STACK_KIB=32768
+declare -A HELPER_STACK_KIB=([documents]=32768 [templates]=1024)
 # What is kept of a target at most.
 KEPT_FILES=150
 
@@ -49,9 +49,8 @@ programs=$(find "$build" -path '*/release/hooks' -type f -exec dirname {} \; | h
 
 # limited TARGET COMMAND…: the command with the target's limits.
 limited() {
-  local target=$1 stack=$STACK_KIB
+  local stack=${HELPER_STACK_KIB[$1]:-$STACK_KIB}
   shift
-  [ "$target" != documents ] || stack=$DOCUMENT_STACK_KIB
   (ulimit -s "$stack" -d $((MEMORY_MIB * 1024)) -c 0 && exec "$@")
 }
 
@@ -67,8 +66,8 @@ run() {
   options=(-rss_limit_mb=$MEMORY_MIB -timeout=$INPUT_SECONDS -max_len=$INPUT_BYTES -max_total_time="$seconds"
     -artifact_prefix="$artifacts" -print_final_stats=1)
   [ ! -f "$fuzz/dictionaries/$target.txt" ] || options+=(-dict="$fuzz/dictionaries/$target.txt")
-  # Some documents end their reader, which is why it is a process of its own: the target goes on after them.
-  [ "$target" != documents ] || options+=(-fork=1 -ignore_crashes=1 -ignore_timeouts=1 -ignore_ooms=1)
+  # What helper processes do may end them, which is why they are processes of their own: the target goes on after that.
+  [ -z "${HELPER_STACK_KIB[$target]:-}" ] || options+=(-fork=1 -ignore_crashes=1 -ignore_timeouts=1 -ignore_ooms=1)
   echo "fuzz: $target, $seconds seconds"
   # shellcheck disable=SC2046
   limited "$target" "$programs/$target" "${options[@]}" "$found" $(kept "$target")

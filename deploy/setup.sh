@@ -3,7 +3,7 @@
 #
 #   deploy/setup.sh [--optional] [PART…]
 #
-# Parts: nats (the broker), javascript and c and python (what builds guests), tests (webhook senders from npm, and from
+# Parts: nats (the broker), javascript and c and python (what builds guests), tests (cargo-nextest, webhook senders from npm, and from
 # PyPI more of them, OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
 # (all-MiniLM-L6-v2, float32 and int8).
 # All of them when none is named (c brings javascript along, model brings onnxruntime). Only when named: deny (cargo-deny, for
@@ -83,7 +83,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,deny,fuzz,sbom}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,nextest,deny,fuzz,sbom}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -165,6 +165,8 @@ tests() {
   with_pip postgres python || return 0
   # What signs and verifies webhooks.
   with_pip webhooks python 11 || return 0
+  # What runs the tests.
+  with_cargo_command nextest
 }
 
 # The wheel's library has its version in its name; nerve looks for it without, in .tools/lib.

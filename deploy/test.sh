@@ -11,8 +11,10 @@ python3 -m unittest discover -s functions/examples/word-count
 # share with it, and compile that twice.
 cargo build --release --locked --workspace --all-targets
 
+# Most tests wait for other processes most of the time.
+threads=$((2 * $(nproc)))
 if cargo nextest --version >/dev/null 2>&1; then
-  exec cargo nextest run --release --locked --workspace --no-fail-fast
+  exec cargo nextest run --release --locked --workspace --no-fail-fast --test-threads "$threads"
 fi
 
 # Without nextest: cargo prints one result a test binary, so they are added up.
@@ -20,6 +22,6 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 status=0
 # A test that hangs would otherwise hang this for good.
-timeout --verbose 45m cargo test --release --locked --workspace --no-fail-fast 2>&1 | tee "$log" || status=$?
+timeout --verbose 45m cargo test --release --locked --workspace --no-fail-fast -- --test-threads "$threads" 2>&1 | tee "$log" || status=$?
 awk '/^test result:/ { passed += $4; failed += $6 } END { printf "%d passed, %d failed\n", passed, failed }' "$log"
 exit $status
