@@ -104,12 +104,11 @@ impl<'f> Graph<'f> {
         let mut warnings = Vec::new();
         for (one, other) in self.pairs() {
             let (Some(first), Some(second)) = (self.functions.get(one), self.functions.get(other)) else { continue };
-            let both = |types: fn(&FunctionSpec, &Pattern) -> bool| {
-                let known = known_types().iter().filter_map(|known| Pattern::parse(known.ty.as_str()).ok());
-                known.into_iter().find(|ty| types(first, ty) && types(second, ty))
-            };
-            let emitted = both(|spec, ty| spec.emits.iter().any(|emits| emits.covers(ty.as_str())));
-            if let (Some(taken), Some(made)) = (both(takes), emitted) {
+            let known = || known_types().iter().filter_map(|known| Pattern::parse(known.ty.as_str()).ok());
+            let emits = |spec: &FunctionSpec, ty: &Pattern| spec.emits.iter().any(|emits| emits.covers(ty.as_str()));
+            let taken = known().find(|ty| take_the_same(first, second, ty));
+            let made = known().find(|ty| emits(first, ty) && emits(second, ty));
+            if let (Some(taken), Some(made)) = (taken, made) {
                 warnings.push(format!(
                     "{one} and {other} both take {taken} and emit {made}: each {taken} has two of it. Remove one of them \
                      (nerve remove {one}), unless both are wanted"
@@ -186,8 +185,19 @@ fn is_call(ty: &Pattern) -> bool {
 
 /// Whether the function takes some event whose type `types` covers.
 fn takes(spec: &FunctionSpec, types: &Pattern) -> bool {
-    let subjects = Pattern::parse(format!("{EVENTS_PREFIX}{types}"));
-    subjects.is_ok_and(|subjects| spec.on.iter().any(|on| on.overlaps(&subjects)))
+    bound_to(spec, types).next().is_some()
+}
+
+/// Whether both take one event whose type `types` covers: what overlaps by pairs is a wildcard or the same in each token, so that
+/// all three overlap.
+fn take_the_same(first: &FunctionSpec, second: &FunctionSpec, types: &Pattern) -> bool {
+    bound_to(first, types).any(|one| bound_to(second, types).any(|other| one.overlaps(other)))
+}
+
+/// What of the function's `on` has events whose type `types` covers.
+fn bound_to<'s>(spec: &'s FunctionSpec, types: &Pattern) -> impl Iterator<Item = &'s Pattern> {
+    let subjects = Pattern::parse(format!("{EVENTS_PREFIX}{types}")).ok();
+    spec.on.iter().filter(move |on| subjects.as_ref().is_some_and(|subjects| on.overlaps(subjects)))
 }
 
 #[cfg(test)]
@@ -248,6 +258,10 @@ mod tests {
         let shortcut = functions(&[("quick", "prompt.received", "\"answer.generated\"")]);
         let said = warnings(&pipeline, &shortcut);
         assert!(said.len() == 1 && said[0].contains("answered twice"), "{said:?}");
+        // Tools of one agent take calls of different names.
+        let tools =
+            [("sum", "tool.called.sum", "\"tool.returned\""), ("find", "tool.called.find", "\"tool.returned\"")];
+        assert_eq!(warnings(&BTreeMap::new(), &functions(&tools)), Vec::<String>::new());
         // Deployed again, it is still one function.
         assert_eq!(warnings(&pipeline, &pipeline), Vec::<String>::new());
     }
