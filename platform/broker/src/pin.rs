@@ -12,6 +12,8 @@ use std::{path::Path, sync::Arc};
 
 /// The setting that names the certificate.
 const KEY: &str = "nats.server_tls_cert";
+/// The largest file of certificates, in bytes: all CAs of a system take less than 1 MiB.
+const MAX_PEM_BYTES: u64 = 16 << 20;
 
 #[derive(Debug)]
 struct Pin {
@@ -24,9 +26,9 @@ struct Pin {
 /// # Errors
 /// The file cannot be read, or holds no certificate.
 pub fn fingerprint(file: &Path) -> Result<[u8; 32], SettingsError> {
-    check_pem(KEY, file)?;
+    let text = read_pem(KEY, file)?;
     let unusable = |_| SettingsError::Content { key: KEY, path: file.to_owned(), why: "holds no certificate in PEM" };
-    let cert = CertificateDer::from_pem_file(file).map_err(unusable)?;
+    let cert = CertificateDer::from_pem_slice(&text).map_err(unusable)?;
     Ok(Sha256::digest(&cert).into())
 }
 
@@ -41,10 +43,18 @@ pub(crate) fn client_config(sha256: [u8; 32]) -> Result<ClientConfig, SettingsEr
 
 /// Checks that a file can be read and has something in PEM.
 pub(crate) fn check_pem(key: &'static str, file: &Path) -> Result<(), SettingsError> {
-    let read = std::fs::read(file).map_err(|source| SettingsError::File { key, path: file.to_owned(), source })?;
+    read_pem(key, file).map(drop)
+}
+
+fn read_pem(key: &'static str, file: &Path) -> Result<Vec<u8>, SettingsError> {
+    let read = nerve_files::read(file, MAX_PEM_BYTES).map_err(|source| SettingsError::File {
+        key,
+        path: file.to_owned(),
+        source,
+    })?;
     let holds_pem = read.windows(11).any(|window| window == b"-----BEGIN ");
     match holds_pem {
-        true => Ok(()),
+        true => Ok(read),
         false => Err(SettingsError::Content { key, path: file.to_owned(), why: "holds nothing in PEM" }),
     }
 }

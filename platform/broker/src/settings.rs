@@ -284,12 +284,8 @@ impl NatsSettings {
 
 /// Reads a small file that holds a secret.
 pub(crate) fn read_file(key: &'static str, path: &Path) -> Result<String, SettingsError> {
-    use io::Read;
     let failed = |source| SettingsError::File { key, path: path.to_owned(), source };
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(failed)?;
-    file.take(MAX_SECRET_BYTES).read_to_string(&mut text).map_err(failed)?;
-    Ok(text)
+    nerve_files::read_to_string(path, MAX_SECRET_BYTES).map_err(failed)
 }
 
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {

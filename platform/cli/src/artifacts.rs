@@ -2,6 +2,7 @@
 
 use crate::{
     failure::Failure,
+    files,
     output::{self, Format},
 };
 use bytes::Bytes;
@@ -120,7 +121,8 @@ struct Collector {
 
 impl Collector {
     fn has_file(&self, path: &str) -> bool {
-        Path::new(path).is_relative() && self.root.join(path).is_file()
+        // A pipe or a device, too, is meant: it is refused when it is read.
+        Path::new(path).is_relative() && self.root.join(path).metadata().is_ok_and(|found| !found.is_dir())
     }
 
     fn add(&mut self, path: &str) -> Result<(), Failure> {
@@ -163,8 +165,9 @@ impl Collector {
         let file = self.inside(&self.root.join(path))?;
         let left = MAX_BYTES - self.bytes;
         let mut content = Vec::new();
-        let read = fs::File::open(&file).and_then(|file| file.take(left + 1).read_to_end(&mut content));
-        let length = u64::try_from(read.map_err(|error| unreadable(&file).because(error))?).unwrap_or(u64::MAX);
+        let read = nerve_files::open(&file).and_then(|file| file.take(left + 1).read_to_end(&mut content));
+        let read = read.map_err(|error| files::unreadable(&file, error, MISSING))?;
+        let length = u64::try_from(read).unwrap_or(u64::MAX);
         if length > left {
             return Err(too_much(&file, "a function's files may hold 64 MiB in all"));
         }
@@ -259,6 +262,24 @@ mod tests {
         let run = process(&["python3", "app/main.py"], Some("./app"));
         assert_eq!(names(here.path(), &run), ["app/lib/a.py", "app/main.py"]);
         assert_eq!(names(here.path(), &process(&["x"], Some("."))), ["app/lib/a.py", "app/main.py"]);
+    }
+
+    #[test]
+    fn pipe_is_refused_wherever_it_is_named() {
+        let here = folder(&[("app/main.py", "x")]);
+        for name in ["run", "app/pipe"] {
+            nix::unistd::mkfifo(&here.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let runs = [
+            process(&["./run"], None),
+            process(&["python3", "run"], None),
+            process(&["x"], Some("app")),
+            Run::Wasm { source: "run".into() },
+        ];
+        for run in runs {
+            let error = refused(here.path(), &run);
+            assert!(error.contains("a named pipe, and not a regular file"), "{run:?}: {error}");
+        }
     }
 
     #[test]

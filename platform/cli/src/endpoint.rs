@@ -11,6 +11,8 @@ use std::{
 };
 
 const FILE: &str = "endpoint.json";
+/// The largest such file, in bytes.
+const MAX_BYTES: u64 = 64 << 10;
 
 /// What a running `nerve up` says about itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +55,7 @@ impl Endpoint {
 
     fn read(data: &Path) -> io::Result<Self> {
         let path = data.join(FILE);
-        let content = std::fs::read(&path)?;
+        let content = nerve_files::read(&path, MAX_BYTES)?;
         // It says where secrets and deployments are sent.
         check_trusted(&path).map_err(|untrusted| io::Error::other(untrusted.to_string()))?;
         Ok(serde_json::from_slice(&content)?)

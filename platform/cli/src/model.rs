@@ -33,7 +33,8 @@ impl LocalModel {
     /// Reads a model's folder, or one `.onnx` file with what lies beside it, in a helper process.
     pub(crate) async fn read(path: &Path, trials: &Trials) -> Result<Self, Failure> {
         let outlined = trials.outline(path).await;
-        Self::of(path, outlined.map_err(|error| unusable(path).because(error))?).await
+        let next = "correct what is in its folder, or name another model's folder or .onnx file";
+        Self::of(path, outlined.map_err(|error| unusable(path).because(error).next(next))?).await
     }
 
     /// Reads a model that comes with this installation.
@@ -48,7 +49,7 @@ impl LocalModel {
         for name in &folder.files {
             let file = folder.root.join(name);
             let unread = |error| unusable(path).because(anyhow::Error::from(error).context(file.display().to_string()));
-            let length = std::fs::metadata(&file).map_err(unread)?.len();
+            let length = nerve_files::open(&file).and_then(|file| file.metadata()).map_err(unread)?.len();
             left = left.checked_sub(length).ok_or_else(|| {
                 unusable(path).cause("its files hold more than 16 GiB").next("use a smaller or quantised export of it")
             })?;

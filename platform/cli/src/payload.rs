@@ -1,12 +1,11 @@
 //! An event as a command line gives it.
 
-use crate::failure::Failure;
+use crate::{failure::Failure, files::unreadable};
 use clap::Args;
 use nerve_core::{Event, EventType, event::EventError};
 use std::{
-    fs::File,
     io::{IsTerminal, Read, stdin},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -71,8 +70,9 @@ fn read(data: &str) -> Result<Vec<u8>, Failure> {
         }
         ("-", _) => bounded(stdin(), "stdin"),
         (_, Some(path)) => {
-            let file = File::open(path).map_err(|error| Failure::new(format!("cannot read {path}")).because(error))?;
-            bounded(file, path)
+            let file = Path::new(path);
+            let next = "name a file that is there; `-` reads standard input";
+            bounded(nerve_files::open(file).map_err(|error| unreadable(file, error, next))?, path)
         }
         (text, None) => Ok(text.as_bytes().to_vec()),
     }

@@ -1,7 +1,7 @@
 //! A model's folder in Hugging Face's layout: which files matter, and what the model does.
 
 use crate::{
-    files::{FolderError, unreadable},
+    files::{FolderError, is_there, unreadable},
     layout::{self, Layout},
     proto::Outline,
     task::Description,
@@ -46,9 +46,10 @@ impl ModelFolder {
     pub fn read(path: &Path) -> Result<Self, FolderError> {
         let (root, graph) = locate(path)?;
         let file = root.join(&graph);
-        let outline = fs::read(&file).map_err(|error| unreadable(&file, &error)).and_then(|bytes| {
-            Outline::read(&bytes).map_err(|why| FolderError(format!("{} cannot be used: {why}", file.display())))
-        })?;
+        let outline =
+            nerve_files::read(&file, u64::MAX).map_err(|error| unreadable(&file, &error)).and_then(|bytes| {
+                Outline::read(&bytes).map_err(|why| FolderError(format!("{} cannot be used: {why}", file.display())))
+            })?;
         let layout = Layout::read(&root, &outline)?;
         if let layout::Kind::Causal(causal) = &layout.kind {
             let wrong = |why| FolderError(format!("the model in {} cannot be used: {why}", root.display()));
@@ -59,7 +60,7 @@ impl ModelFolder {
         for data in &outline.external {
             let name = format!("{beside}{data}");
             let within = Path::new(data).components().all(|part| matches!(part, Component::Normal(_)));
-            if !within || !root.join(&name).is_file() {
+            if !within || !is_there(&root, &name)? {
                 return Err(FolderError(format!(
                     "{} keeps weights in `{data}`, which is not there: put it beside the model",
                     file.display()
@@ -68,7 +69,11 @@ impl ModelFolder {
             files.insert(name);
         }
         let companions = COMPANIONS.iter().map(|name| (*name).to_owned()).chain(layout.module_files(&root));
-        files.extend(companions.filter(|name| root.join(name).is_file()));
+        for name in companions {
+            if is_there(&root, &name)? {
+                files.insert(name);
+            }
+        }
         Ok(Self { root, files: files.into_iter().collect(), description: layout.description() })
     }
 }
@@ -79,7 +84,8 @@ pub(crate) fn locate(path: &Path) -> Result<(PathBuf, String), FolderError> {
         return Ok((path.to_owned(), graph_in(path)?));
     }
     let name = path.file_name().and_then(|name| name.to_str()).filter(|name| name.ends_with(".onnx"));
-    let Some(name) = name.filter(|_| path.is_file()) else {
+    let is_file = nerve_files::is_there(path).map_err(|error| unreadable(path, &error))?;
+    let Some(name) = name.filter(|_| is_file) else {
         return Err(FolderError(format!("{} is neither a folder nor an .onnx file", path.display())));
     };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -95,7 +101,7 @@ pub(crate) fn locate(path: &Path) -> Result<(PathBuf, String), FolderError> {
 
 fn graph_in(folder: &Path) -> Result<String, FolderError> {
     for usual in ["model.onnx", "onnx/model.onnx"] {
-        if folder.join(usual).is_file() {
+        if is_there(folder, usual)? {
             return Ok(usual.to_owned());
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::{
     causal::layout::CausalLayout,
-    files::{FolderError, read_json},
+    files::{FolderError, is_there, read_json},
     head::{Activation, Head, Pooling, SparsePooling},
     proto::{Outline, Port},
     task::{Description, Task},
@@ -139,7 +139,7 @@ impl Layout {
             return Ok(Self { task: Task::Tensor, kind, width });
         }
         let wrong = |why: String| FolderError(format!("the model in {} cannot be used: {why}", root.display()));
-        if !root.join("tokenizer.json").is_file() {
+        if !is_there(root, "tokenizer.json")? {
             return Err(wrong("there is no tokenizer.json: save the model's fast tokenizer beside it".to_owned()));
         }
         let config: Config = read_json(root, "config.json")?.unwrap_or_default();

@@ -36,7 +36,7 @@ impl Source<'_> {
         let (root, graph) = locate(path)?;
         let graph = root.join(graph);
         let root = root.as_path();
-        let bytes = fs::read(&graph).map_err(|error| unreadable(&graph, &error))?;
+        let bytes = nerve_files::read(&graph, u64::MAX).map_err(|error| unreadable(&graph, &error))?;
         let outline = Outline::read(&bytes).map_err(FolderError)?;
         let layout = Layout::read(root, &outline)?;
         let origins = if matches!(layout.kind, layout::Kind::Ports(..)) {

@@ -1,7 +1,7 @@
 //! Trials of models in helper processes, before this process loads them.
 
 use crate::{
-    files::FolderError,
+    files::{FolderError, unreadable},
     folder::{ModelFolder, locate},
     settings::{Provider, Settings},
     trial::{Depth, Order, TRIAL, Tried, is_out_of_memory},
@@ -69,7 +69,9 @@ impl Trials {
     /// Says why it is no model.
     pub async fn outline(&self, path: &Path) -> Result<ModelFolder, TrialError> {
         let (root, graph) = locate(path)?;
-        let size = fs::metadata(root.join(graph)).map(|metadata| metadata.len()).unwrap_or_default();
+        let graph = root.join(graph);
+        let found = nerve_files::open(&graph).and_then(|graph| graph.metadata());
+        let size = found.map_err(|error| unreadable(&graph, &error))?.len();
         Ok(self.run(path, size, Depth::Outline, None).await?.folder)
     }
 

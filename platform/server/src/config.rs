@@ -3,6 +3,7 @@
 //! Everything is read and checked here, before anything binds or connects.
 
 mod error;
+mod file;
 mod gateway;
 mod keys;
 mod onnx;
@@ -18,6 +19,7 @@ pub use sandbox::SandboxConfig;
 pub use streams::{EventsFull, StreamsConfig};
 pub use trust::{Untrusted, Why, check_trusted};
 
+use file::SettingsFile;
 use gateway::MOST_THREADS;
 use nerve_broker::NatsSettings;
 use nerve_core::{Secret, manifest::Network, quota::Quota};
@@ -144,21 +146,22 @@ impl Config {
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let named = file.or_else(|| Some(Path::new(FILE)).filter(|file| file.exists())).map(Path::to_owned);
-        let file = match file {
-            Some(path) => config::File::from(path).format(config::FileFormat::Toml).required(true),
+        let here = Path::new(FILE);
+        let path = match file {
+            Some(named) => Some(named),
+            // What stands here and cannot be read is no reason to start without settings.
+            None if here.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => None,
+            // A file that is named is meant; one that happens to be here may be anybody's.
             None => {
-                // A file that is named is meant; one that happens to be here may be anybody's.
-                let here = Path::new(FILE);
-                if here.exists() {
-                    check_trusted(here)?;
-                }
-                config::File::new(FILE, config::FileFormat::Toml).required(false)
+                check_trusted(here)?;
+                Some(here)
             }
         };
-        let mut builder = config::Config::builder()
-            .add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml))
-            .add_source(file);
+        let mut builder =
+            config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
+        if let Some(path) = path {
+            builder = builder.add_source(SettingsFile::read(path)?);
+        }
         for (name, value) in environment {
             let Some(key) = setting(&name) else { continue };
             builder = if LISTS.contains(&key.as_str()) {
@@ -168,7 +171,7 @@ impl Config {
                 builder.set_override(key, value)?
             };
         }
-        let config = Self { file: named, ..builder.build()?.try_deserialize()? };
+        let config = Self { file: path.map(Path::to_owned), ..builder.build()?.try_deserialize()? };
         config.check()?;
         Ok(config)
     }
@@ -339,7 +342,13 @@ mod tests {
         assert_eq!(Config::load(Some(&file), []).unwrap().gateway.listen.port(), 9);
         std::fs::write(&file, "[gateway]\nlissten = \"127.0.0.1:9\"\n").unwrap();
         assert!(Config::load(Some(&file), []).unwrap_err().to_string().contains("lissten"));
-        assert!(Config::load(Some(&folder.path().join("none.toml")), []).is_err());
+        for path in ["/dev/zero", "/no/such.toml", "/etc"] {
+            let error = Config::load(Some(Path::new(path)), []).unwrap_err();
+            assert!(matches!(error, ConfigError::File { .. }) && error.to_string().contains(path), "{error}");
+        }
+        std::fs::write(&file, "[gateway]\nmax_requests = 99999999999999999999\n").unwrap();
+        let error = Config::load(Some(&file), []).unwrap_err().to_string();
+        assert!(error.contains("gateway.max_requests: the number is too large") && error.contains("s.toml"), "{error}");
         std::fs::write(&file, "[nats]\npassword = \"hunter2\nuser = \"ada\"\n").unwrap();
         let error = Config::load(Some(&file), []).unwrap_err();
         assert!(error.to_string().contains("line 2") && !error.to_string().contains("hunter2"), "{error}");

@@ -29,4 +29,4 @@ mod worker;
 
 pub use home::HomeError;
 pub use server::{Inherited, Roles, Server, ServerError, listen};
-pub use worker::{FunctionStatus, InFlight, InFlightEvent, Runners, SINK_TEMPLATES, Statuses};
+pub use worker::{FunctionStatus, InFlight, InFlightEvent, Runners, SINK_TEMPLATES, Statuses, check_template};

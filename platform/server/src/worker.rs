@@ -44,7 +44,7 @@ pub use in_flight::{InFlight, InFlightEvent};
 use nerve_core::{Host, Name, Secret, function::Views};
 use nerve_sandbox::Pool;
 use serde::Serialize;
-pub use sinks::SINK_TEMPLATES;
+pub use sinks::{SINK_TEMPLATES, check_template};
 use std::{
     collections::BTreeMap,
     path::PathBuf,

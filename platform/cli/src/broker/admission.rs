@@ -21,6 +21,9 @@ use tokio_util::sync::CancellationToken;
 /// What the certificate begins and ends with in a file of PEM.
 const PEM: [&str; 2] = ["-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"];
 
+/// The largest file of a certificate, in bytes.
+const MAX_PEM_BYTES: u64 = 16 << 20;
+
 /// What answers.
 #[derive(Debug)]
 pub(crate) struct Admission {
@@ -99,7 +102,8 @@ impl Admission {
         let registry = Registry::open(&bus, self.config.worker.ack_wait).await?;
         let keys = registry.keys_to_share(&self.config).await?;
         let certificate = self.broker.certificate.as_ref().map(|file| {
-            let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let text = nerve_files::read_to_string(file, MAX_PEM_BYTES)
+                .with_context(|| format!("cannot read {}", file.display()))?;
             first_certificate(&text).with_context(|| format!("{} holds no certificate in PEM", file.display()))
         });
         let secrets_keys = keys.iter().map(|key| key.expose().to_owned()).collect();

@@ -12,10 +12,10 @@ use crate::{
     },
     endpoint::Endpoint,
     failure::Failure,
+    files::unreadable,
     joined::Joined,
     moment, output, settings,
 };
-use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use nerve_broker::{Servers, join::Offer, pin, roles::Role};
 use nerve_server::config::Config;
@@ -24,9 +24,9 @@ use serde_json::json;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime},
+    time::Duration,
 };
-use time::OffsetDateTime;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// How long a token can be used, at least and at most.
 const MIN_LIFETIME: Duration = Duration::from_secs(1);
@@ -34,7 +34,7 @@ const MAX_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// Servers that a token names at most.
 const MAX_ADDRESSES: usize = 8;
 /// The largest certificate of a CA, in bytes.
-const MAX_CA_BYTES: usize = 64 << 10;
+const MAX_CA_BYTES: u64 = 64 << 10;
 
 /// Who may use the nats-server of `nerve up`.
 #[derive(Debug, Subcommand)]
@@ -48,12 +48,12 @@ pub(crate) enum Access {
 /// Print a token with which a server on another machine joins
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The token is for one machine, once: `nerve join` there uses it up. It holds the address of NATS, the
-fingerprint of its certificate, and a secret, of which only a derived key is kept here. Who has it may join
-until then, so hand it over like a password. `nerve access list` shows the tokens that can be used,
+The token is for one machine, once: `nerve join` there uses it up. It holds the address of NATS, the \
+fingerprint of its certificate, and a secret, of which only a derived key is kept here. Who has it may join \
+until then, so hand it over like a password. `nerve access list` shows the tokens that can be used, \
 `nerve access revoke` takes one back.
 
-A machine that has joined recognizes NATS by that certificate, and must join again when the
+A machine that has joined recognizes NATS by that certificate, and must join again when the \
 certificate is replaced. With --ca, it trusts every certificate of that CA for the host of --address.
 
 Examples:
@@ -98,7 +98,7 @@ pub(crate) struct List {
 /// Refuse a machine that has joined, or a token, from now on
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The connections of a revoked machine are closed at once. It still has the secrets key and what it has read:
+The connections of a revoked machine are closed at once. It still has the secrets key and what it has read: \
 replace the key with `nerve secrets rotate-key`, and then set the secrets anew.
 
 Examples:
@@ -115,9 +115,9 @@ pub(crate) struct Revoke {
 /// Make new credentials of this machine's roles, and refuse the old ones
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The nats-server takes it while it runs: it closes the connections with the old credentials, and `nerve up`
-connects again with the new ones. Programs that hold a copy of the old credentials are refused from then
-on: give them the new ones. Machines that have joined have credentials of their own, which stay: give such
+The nats-server takes it while it runs: it closes the connections with the old credentials, and `nerve up` \
+connects again with the new ones. Programs that hold a copy of the old credentials are refused from then \
+on: give them the new ones. Machines that have joined have credentials of their own, which stay: give such \
 a machine new ones with `nerve access token`, and `nerve join` there.
 
 Examples:
@@ -198,10 +198,14 @@ impl Token {
         }
         let name = members::token_name(&token.id()?);
         if !globals.output.is_json() {
-            output::hint(&format!("{name}, for one {} until {expires} UTC: nerve join TOKEN", role.name()));
+            output::hint(&format!(
+                "{name}, for one {} until {} UTC: nerve join TOKEN",
+                role.name(),
+                moment::shown(expires)
+            ));
         }
         let shown = json!({
-            "token": text.expose(), "name": name, "role": role.name(), "expires": expires, "servers": servers.to_string(),
+            "token": text.expose(), "name": name, "role": role.name(), "expires": expires.format(&Rfc3339)?, "servers": servers.to_string(),
         });
         globals.output.show(&shown, |_| text.expose().to_owned())
     }
@@ -238,8 +242,9 @@ fn host_name() -> String {
 }
 
 fn read_ca(path: &Path) -> anyhow::Result<String> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let certificate = broker::first_certificate(&text).filter(|text| text.len() <= MAX_CA_BYTES);
+    let text = nerve_files::read_to_string(path, MAX_CA_BYTES);
+    let text = text.map_err(|error| unreadable(path, error, "name the certificate of the CA"))?;
+    let certificate = broker::first_certificate(&text);
     Ok(certificate.ok_or_else(|| {
         Failure::new(format!("{} holds no certificate in PEM", path.display())).next("name the certificate of the CA")
     })?)
@@ -253,11 +258,12 @@ struct Row {
     role: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     public_key: Option<String>,
-    since: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rotated: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    since: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    rotated: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    expires: Option<OffsetDateTime>,
 }
 
 impl List {
@@ -266,7 +272,7 @@ impl List {
         let Members { tokens, machines } = members::members(&config.data.dir)?;
         let mut rows = Vec::new();
         for user in access::roles(&config.data.dir)? {
-            let since = moment::shown(OffsetDateTime::from(user.since));
+            let since = OffsetDateTime::from(user.since);
             let (name, public_key) = (user.role.name().to_owned(), Some(user.public));
             rows.push(Row { role: name.clone(), name, kind: "role", public_key, since, rotated: None, expires: None });
         }
@@ -297,9 +303,10 @@ impl List {
             output::table(
                 heading,
                 rows.iter().map(|row| {
-                    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-                    let (rotated, expires, key) = (text(&row.rotated), text(&row.expires), text(&row.public_key));
-                    [row.name.clone(), row.kind.to_owned(), row.role.clone(), row.since.clone(), rotated, expires, key]
+                    let shown = |time: Option<OffsetDateTime>| time.map(moment::shown).unwrap_or_default();
+                    let (since, rotated, expires) = (shown(Some(row.since)), shown(row.rotated), shown(row.expires));
+                    let key = row.public_key.clone().unwrap_or_default();
+                    [row.name.clone(), row.kind.to_owned(), row.role.clone(), since, rotated, expires, key]
                 }),
             )
         })
@@ -362,9 +369,9 @@ impl Rotate {
 }
 
 /// A moment in seconds since 1970.
-fn moment_of(seconds: u64) -> String {
-    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-    time.map_or_else(String::new, |time| moment::shown(OffsetDateTime::from(time)))
+fn moment_of(seconds: u64) -> OffsetDateTime {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.unwrap_or(OffsetDateTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::{
     builtin::{self, Found, Models, Wanted},
     connection::Connection,
     failure::Failure,
-    fields,
+    fields, files,
     model::LocalModel,
     output::{self, Format},
     plan::{self, Action, State, Step},
@@ -119,6 +119,7 @@ impl Deploy {
         let registry = connection.registry().await?;
         bundle.find_models(&connection, &registry).await?;
         bundle.try_components(&connection, &registry).await?;
+        bundle.try_templates(&connection).await?;
         let steps = bundle.plan(&registry).await?;
         if globals.output == Format::Text {
             output::line(&steps.iter().map(Step::to_text).collect::<Vec<_>>().join("\n"))?;
@@ -176,15 +177,15 @@ pub(super) async fn deploy_own(connection: &Connection, manifest: &str, format: 
 impl Bundle {
     async fn read(path: &Path) -> Result<Self, Failure> {
         let file = if path.is_dir() { path.join("nerve.toml") } else { path.to_owned() };
-        let unread = || Failure::new(format!("cannot read {}", file.display()));
         let mut text = String::new();
-        let read = std::fs::File::open(&file).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+        let read = nerve_files::open(&file).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
         let length = read.map_err(|error| {
-            unread().because(error).next("name a nerve.toml or the folder it is in; `nerve new` begins one")
+            files::unreadable(&file, error, "name a nerve.toml or the folder it is in; `nerve new` begins one")
         })?;
         if length as u64 > MAX_BYTES {
             let next = "deploy what it declares in several folders";
-            return Err(unread().cause(format!("a manifest has at most {}", output::size(MAX_BYTES))).next(next));
+            let unread = Failure::new(format!("cannot read {}", file.display()));
+            return Err(unread.cause(format!("a manifest has at most {}", output::size(MAX_BYTES))).next(next));
         }
         Self::parse(&file, &text).await
     }

@@ -8,6 +8,7 @@ use crate::{
     command::ingest::prepare,
     connection::Connection,
     failure::Failure,
+    files::unreadable,
     output,
 };
 use clap::Args;
@@ -20,6 +21,8 @@ use std::{path::PathBuf, time::Duration};
 
 /// The most questions of one file.
 const QUESTIONS: usize = 10_000;
+/// The largest file of questions, in bytes.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Ask a file of questions, and measure the answers: what was found, how far it is grounded, how long it took
 #[derive(Debug, Args)]
@@ -72,9 +75,8 @@ fn one_or_many<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<
 
 impl Eval {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
-        let text = std::fs::read_to_string(&self.file).map_err(|error| {
-            Failure::new(format!("cannot read {}", self.file.display())).because(error).next("name a file of questions")
-        })?;
+        let text = nerve_files::read_to_string(&self.file, MAX_BYTES);
+        let text = text.map_err(|error| unreadable(&self.file, error, "name a file of questions"))?;
         let questions = self.questions(&text)?;
         let connection = Connection::open(globals, &self.folder).await?;
         prepare(&connection, "prompt.received", Some(answer::GENERATED), globals.output).await?;

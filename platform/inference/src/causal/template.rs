@@ -9,7 +9,7 @@ use serde_json::{
     Map, Serializer, Value,
     ser::{Formatter, PrettyFormatter},
 };
-use std::{borrow::Cow, collections::BTreeMap, fs, io, path::Path};
+use std::{borrow::Cow, collections::BTreeMap, io, path::Path};
 use time::{OffsetDateTime, format_description::parse_strftime_owned};
 
 const FILE: &str = "chat_template.jinja";
@@ -38,7 +38,7 @@ impl ChatTemplate {
         };
         let tokens = TOKENS.iter().filter_map(|name| token(name)).collect();
         let file = root.join(FILE);
-        let source = match fs::read_to_string(&file) {
+        let source = match nerve_files::read_to_string(&file, u64::MAX) {
             Ok(source) => Some(source),
             Err(error) if error.kind() == io::ErrorKind::NotFound => config.get("chat_template").and_then(in_config),
             Err(error) => return Err(unreadable(&file, &error)),

@@ -1,6 +1,7 @@
 //! Why the settings of a server cannot be used.
 
 use super::{trust::Untrusted, without_excerpt};
+use std::{io, path::PathBuf};
 
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -8,6 +9,15 @@ pub enum ConfigError {
     /// A file or variable cannot be read, or says something unknown.
     #[error("the configuration is wrong: {0}")]
     Read(String),
+    /// The settings file cannot be read.
+    #[error("the settings file {} cannot be read", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: io::Error,
+    },
     /// The settings file of the current folder may be somebody else's.
     #[error("{0}: name the file with --config if it is meant, or start in another folder")]
     Untrusted(#[from] Untrusted),

@@ -22,6 +22,8 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// The largest file of a certificate or a key, in bytes.
+const MAX_PEM_BYTES: u64 = 16 << 20;
 /// What is offered besides TLS itself, the best first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
@@ -157,7 +159,11 @@ impl Tls {
 impl Files {
     fn read(&self) -> Result<Pem, TlsError> {
         let read = |path: &Path, key| {
-            std::fs::read(path).map_err(|source| TlsError::File { path: path.to_owned(), key, source })
+            nerve_files::read(path, MAX_PEM_BYTES).map_err(|source| TlsError::File {
+                path: path.to_owned(),
+                key,
+                source,
+            })
         };
         Ok(Pem { cert: read(&self.cert, "tls_cert")?, key: read(&self.key, "tls_key")? })
     }

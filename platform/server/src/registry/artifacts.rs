@@ -21,7 +21,7 @@ impl ArtifactRef {
     pub async fn of_file(name: &str, path: &Path) -> std::io::Result<Self> {
         let (name, path) = (name.to_owned(), path.to_owned());
         let hashed = tokio::task::spawn_blocking(move || {
-            let mut file = std::fs::File::open(path)?;
+            let mut file = nerve_files::open(&path)?;
             let (mut digest, mut size, mut buffer) = (Sha256::new(), 0, vec![0; READ]);
             loop {
                 let length = file.read(&mut buffer)?;
@@ -65,9 +65,9 @@ impl Registry {
             return Ok(());
         }
         self.bus.check_room(ARTIFACTS, reference.size).await?;
-        let file = tokio::fs::File::open(path).await.map_err(|error| BusError::refused(what(), error))?;
+        let file = nerve_files::open(path).map_err(|error| BusError::refused(what(), error))?;
         let mut digest = Sha256::new();
-        let mut reader = InspectReader::new(file, |bytes| digest.update(bytes));
+        let mut reader = InspectReader::new(tokio::fs::File::from_std(file), |bytes| digest.update(bytes));
         let stored = store.put(reference.sha256.as_str(), &mut reader).await;
         stored.map_err(|error| BusError::of_bucket(ARTIFACTS, what(), error))?;
         drop(reader);

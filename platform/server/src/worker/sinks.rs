@@ -35,7 +35,7 @@ use health::Health;
 use nerve_core::{Name, function::LogLevel, manifest::Network};
 use runner::Runner;
 use std::{collections::BTreeMap, sync::Arc};
-pub use template::SINK_TEMPLATES;
+pub use template::{SINK_TEMPLATES, check_template};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -42,7 +42,7 @@ pub(crate) fn make_folder(folder: &Path) -> anyhow::Result<()> {
 /// The text of a file; none where there is no file.
 pub(crate) fn read(file: &Path) -> anyhow::Result<Option<String>> {
     let mut text = String::new();
-    match File::open(file).and_then(|found| found.take(MAX_FILE_BYTES).read_to_string(&mut text)) {
+    match nerve_files::open(file).and_then(|found| found.take(MAX_FILE_BYTES).read_to_string(&mut text)) {
         Ok(_) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),

@@ -2,8 +2,8 @@
 
 use super::Bundle;
 use crate::{artifacts::Content, connection::Connection, failure::Failure, graph::Graph, sandbox};
-use nerve_core::manifest::Run;
-use nerve_server::registry::Registry;
+use nerve_core::manifest::{Run, SinkBody};
+use nerve_server::{check_template, registry::Registry};
 
 impl Bundle {
     /// Compiles the components that are not deployed yet: finds out here what a worker would find out later.
@@ -20,6 +20,20 @@ impl Bundle {
             compiled.map_err(|error| {
                 let next = "build it smaller, or raise the limit that it names, here and on the workers";
                 Failure::new(format!("cannot deploy {name}")).cause(format!("{source}: {error}")).next(next)
+            })?;
+        }
+        pool.close().await;
+        Ok(())
+    }
+
+    /// Reads the templates of sinks: a worker would find out later what is wrong with one.
+    pub(super) async fn try_templates(&self, connection: &Connection) -> anyhow::Result<()> {
+        let pool = sandbox::pool(&connection.config.sandbox);
+        for (name, spec) in &self.sinks {
+            let SinkBody::Template { text, content_type } = &spec.body else { continue };
+            check_template(&pool, name, text, content_type).await.map_err(|why| {
+                let next = "correct it, in the language of Jinja, and deploy again; nothing was changed";
+                Failure::new(format!("cannot deploy the sink {name}")).cause(why).next(next)
             })?;
         }
         pool.close().await;

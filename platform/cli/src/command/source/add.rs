@@ -8,6 +8,7 @@ use crate::{
     },
     connection::Connection,
     failure::Failure,
+    files::unreadable,
     output,
 };
 use clap::Args;
@@ -18,6 +19,9 @@ use std::{
     io::{Write, stdin},
     path::{Path, PathBuf},
 };
+
+/// The largest manifest, in bytes.
+const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 
 /// Deploy a webhook source; with --write, keep its table in a nerve.toml too
 #[derive(Debug, Args)]
@@ -144,10 +148,10 @@ fn check(name: &Name, table: &str) -> Result<SourceSpec, Failure> {
 /// Puts the table at the end of a manifest, which must not have it yet.
 fn append(path: &Path, name: &Name, table: &str) -> anyhow::Result<()> {
     let refused = || Failure::new(format!("cannot write {}", path.display()));
-    let before = match std::fs::read_to_string(path) {
+    let before = match nerve_files::read_to_string(path, MAX_MANIFEST_BYTES) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(refused().because(error).into()),
+        Err(error) => return Err(unreadable(path, error, "name a manifest").into()),
     };
     if before.lines().any(|line| line.trim() == format!("[source.{name}]")) {
         let next = "change the table there, and deploy it with `nerve deploy`";

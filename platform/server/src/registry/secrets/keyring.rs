@@ -251,7 +251,7 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> KeyringError + use<> {
 
 fn read(path: &Path) -> Result<Option<SecretsKey>, KeyringError> {
     let mut text = String::new();
-    match std::fs::File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text)) {
+    match nerve_files::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text)) {
         Ok(_) => SecretsKey::parse(&text).map(Some).ok_or_else(|| KeyringError::Malformed(path.display().to_string())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(path)(error)),

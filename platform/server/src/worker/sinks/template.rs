@@ -2,7 +2,7 @@
 //! steps, and neither its stack nor all of its memory.
 
 use minijinja::{AutoEscape, Environment, value::Serde};
-use nerve_core::{Event, Name};
+use nerve_core::{Event, Name, event::is_json};
 use nerve_sandbox::{Limits, Pool, Request, SandboxError, Setup, Work};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -100,6 +100,14 @@ impl Template {
         let _turn = self.turn.lock().await;
         self.pool.run(&request).await.map_err(told)
     }
+}
+
+/// Has a helper read the template of a sink, as a worker does when the sink starts.
+///
+/// # Errors
+/// Says what is wrong with it.
+pub async fn check_template(pool: &Pool, sink: &Name, text: &str, content_type: &str) -> Result<(), String> {
+    Template::new(pool, sink, text, is_json(content_type)).await.map(drop)
 }
 
 fn told(error: SandboxError) -> ComposeError {
