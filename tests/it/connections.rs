@@ -203,6 +203,13 @@ async fn replicas_change_all_that_is_stored_and_a_server_may_be_down() {
 }
 
 #[tokio::test]
+async fn nats_without_jetstream_or_tls_ends_a_server_at_once() {
+    let nats = Nats::exactly("").await;
+    is_refused(&nats.url(), "runs without JetStream").await;
+    is_refused(&nats.url().replace("nats://", "tls://"), "does not speak TLS on this port").await;
+}
+
+#[tokio::test]
 async fn credentials_in_a_url_are_shown_nowhere() {
     let url = format!("nats://ada:{SECRET}@127.0.0.1:{}", free_port());
     for format in ["text", "json"] {

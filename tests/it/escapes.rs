@@ -1,17 +1,18 @@
 //! What strangers send never reaches a terminal as anything but text.
 
 use crate::post_event;
-use nerve_tests::{Folder, Nerve, Streams, eventually, guest, nerve::Output, seconds};
+use nerve_tests::{Folder, Nerve, Streams, eventually, guest, nerve, nerve::Output, seconds};
 
 /// OSC and CSI sequences as C0 and C1, a bell, an override and an isolate of writing direction.
-const HOSTILE: &str = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}gpj\u{2066}\u{7f}";
+const HOSTILE: &str = "\u{1b}]0;owned\u{7}\u{1b}[2J\u{9b}31m\u{202e}gpj\u{2066}\u{feff}\u{e0041}\u{7f}";
 /// The same as a header of an HTTP request has it.
-const IN_A_HEADER: &str = "%1B]0;owned%07%1B[2J%C2%9B31m%E2%80%AEgpj%E2%81%A6%7F";
+const IN_A_HEADER: &str = "%1B]0;owned%07%1B[2J%C2%9B31m%E2%80%AEgpj%E2%81%A6%EF%BB%BF%F3%A0%81%81%7F";
 
 #[track_caller]
 fn is_plain(output: &Output) {
     let active = |c: &char| {
-        (c.is_control() && !matches!(c, '\n' | '\t')) || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        let is_format = matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}' | '\u{e0041}');
+        (c.is_control() && !matches!(c, '\n' | '\t')) || is_format
     };
     assert_eq!(output.text().chars().find(active), None, "{output:?}");
 }
@@ -64,4 +65,17 @@ async fn control_characters_of_strangers_are_shown_escaped_by_every_command() {
     assert!(failed.stderr.contains(r"\u001b]0;owned\u0007"), "{failed:?}");
     let log = Output { code: None, stdout: String::new(), stderr: nerve.daemon.stderr() };
     is_plain(&log);
+}
+
+#[tokio::test]
+async fn mistaken_call_is_shown_escaped() {
+    let option = format!("--{HOSTILE}");
+    let calls: [&[&str]; 3] = [&["describe", HOSTILE], &[HOSTILE], &["list", &option]];
+    for call in calls {
+        for format in ["text", "json"] {
+            let refused = nerve::call(nerve::command([call, &["--output", format]].concat()), "").await.failed(2);
+            is_plain(&refused);
+            assert!(refused.stderr.contains("gpj"), "{call:?}: {refused:?}");
+        }
+    }
 }

@@ -114,7 +114,7 @@ async fn worker_joins_over_tls_with_one_token_and_is_cut_off_when_revoked() {
     eventually("the worker is cut off again", seconds(10), || cut_off(2)).await;
     let mut late = machine.worker_to_come();
     assert_eq!(late.exit(seconds(20)).await.code(), Some(1));
-    assert!(late.stderr().contains("refuses this credentials file"), "{}", late.stderr());
+    assert!(late.stderr().contains("refuses the credentials file"), "{}", late.stderr());
     assert_eq!((nerve.nats_child(), post_event(&nerve, "a", "1", "{}").await), (nats_server, 202));
 }
 

@@ -37,6 +37,7 @@ mod kills;
 mod large;
 mod learning;
 mod manifests;
+mod mistakes;
 mod models;
 mod outage;
 mod pipelines;

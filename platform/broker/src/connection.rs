@@ -1,19 +1,18 @@
 //! Connects to NATS, once or until a server is reachable, and says why not.
 
 use crate::{
-    NatsSettings, SettingsError, Version,
+    NatsSettings, SettingsError, Version, Violation,
     jwt::parse_credentials,
     pin,
+    report::{Reconnects, Redaction, Reporter, Violations, is_refusal},
     settings::{Credentials, read_file},
 };
-use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, RequestErrorKind, ServerAddr};
+use bytes::Bytes;
+use nerve_core::Secret;
 use nkeys::KeyPair;
-use std::{
-    error::Error,
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use rustls::InvalidMessage;
+use std::{error::Error, io, path::PathBuf, time::Duration};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -23,12 +22,13 @@ use tokio::{
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one server of several may take, so that a list is tried in seconds.
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often, and how long apart, a server without JetStream is asked whether another one has it.
+const JETSTREAM_TRIES: u32 = 4;
+const JETSTREAM_INTERVAL: Duration = Duration::from_millis(250);
 /// The wait between two tries of a server that starts before its broker.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// How often it is said that something is still waited for.
 const REPORT_INTERVAL: Duration = Duration::from_secs(30);
-/// The words of nats-server for credentials that it knows and does not accept any more.
-const REFUSALS: [&str; 3] = ["authorization", "authentication", "revoked"];
 
 /// A connection that goes on reconnecting for as long as its client lives.
 #[derive(Debug, Clone)]
@@ -37,6 +37,8 @@ pub struct Connection {
     pub client: Client,
     /// Counts the connections made, from 1 on.
     pub reconnects: watch::Receiver<u64>,
+    /// The last act that the server refused.
+    pub violations: watch::Receiver<Option<Violation>>,
 }
 
 /// Why there is no connection.
@@ -52,12 +54,14 @@ pub enum ConnectError {
         source: async_nats::Error,
     },
     /// A server refuses the credentials.
-    #[error("NATS at {servers} refuses {what}: check the credentials (nats.user, nats.token, nats.nkey or nats.creds)")]
+    #[error("NATS at {servers} refuses {what}")]
     Refused {
         /// The servers.
         servers: String,
-        /// The kind of credentials.
-        what: &'static str,
+        /// The credentials, without secrets.
+        what: String,
+        /// The credentials file, if that was shown.
+        creds: Option<PathBuf>,
         /// What the client says.
         #[source]
         source: async_nats::Error,
@@ -73,6 +77,21 @@ pub enum ConnectError {
         /// What is wrong.
         #[source]
         source: async_nats::Error,
+    },
+    /// TLS is asked of a server that does not speak it.
+    #[error("NATS at {servers} does not speak TLS on this port")]
+    Plain {
+        /// The servers.
+        servers: String,
+        /// What the client says.
+        #[source]
+        source: async_nats::Error,
+    },
+    /// The server has no JetStream.
+    #[error("NATS at {servers} runs without JetStream")]
+    WithoutJetStream {
+        /// The servers.
+        servers: String,
     },
     /// The server is too old.
     #[error("nats-server at {servers} is {found}, and at least {} is needed: upgrade it", Version::OLDEST)]
@@ -122,7 +141,7 @@ impl NatsSettings {
     /// # Errors
     /// When no server can be reached, the one that was is too old or refuses this client, or the settings are wrong.
     pub async fn connect(&self, name: &str) -> Result<Connection, ConnectError> {
-        let (options, reconnects) = self.options(name)?;
+        let (options, reconnects, violations) = self.options(name)?;
         let servers: Result<Vec<ServerAddr>, _> = self.url.urls().iter().cloned().map(ServerAddr::from_url).collect();
         let servers = servers.map_err(|source| self.unreachable(source))?;
         let client = options.connect(servers).await.map_err(|error| self.classified(error))?;
@@ -131,11 +150,12 @@ impl NatsSettings {
             Some(version) if version >= Version::OLDEST => {}
             _ => return Err(ConnectError::TooOld { servers: self.url.to_string(), found: info.version }),
         }
+        self.check_jetstream(&client).await?;
         // The client tells of its first connection a moment after it has it; told later, it would pass for a new one.
         let mut told = reconnects.clone();
         let told = timeout(REQUEST_TIMEOUT, told.wait_for(|count| *count > 0)).await;
         match told {
-            Ok(Ok(_)) => Ok(Connection { client, reconnects }),
+            Ok(Ok(_)) => Ok(Connection { client, reconnects, violations }),
             Ok(Err(error)) => Err(self.unreachable(error)),
             Err(error) => Err(self.unreachable(error)),
         }
@@ -166,13 +186,29 @@ impl NatsSettings {
         }
     }
 
-    fn options(&self, name: &str) -> Result<(ConnectOptions, watch::Receiver<u64>), ConnectError> {
+    /// Refuses a server without JetStream that knows of no other one with it. One of a cluster that elects its leader has it.
+    async fn check_jetstream(&self, client: &Client) -> Result<(), ConnectError> {
+        if client.server_info().jetstream || self.domain.is_some() {
+            return Ok(());
+        }
+        // A server that is just starting may greet clients before it has JetStream.
+        for _ in 0..JETSTREAM_TRIES {
+            match client.request(format!("{}.INFO", self.api_prefix()), Bytes::new()).await {
+                Err(error) if error.kind() == RequestErrorKind::NoResponders => sleep(JETSTREAM_INTERVAL).await,
+                _ => return Ok(()),
+            }
+        }
+        Err(ConnectError::WithoutJetStream { servers: self.url.to_string() })
+    }
+
+    fn options(&self, name: &str) -> Result<(ConnectOptions, Reconnects, Violations), ConnectError> {
         // Who is first installs it; that it is there already is no mistake.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let credentials = self.credentials()?;
         // Read here once, so that what is missing is said as it is.
         credentials.auth(&[])?;
         let anonymous = matches!(credentials, Credentials::None);
+        let (reporter, reconnects, violations) = Reporter::new(credentials.secrets());
         let mut options = if anonymous {
             ConnectOptions::new()
         } else {
@@ -180,8 +216,6 @@ impl NatsSettings {
                 std::future::ready(credentials.auth(&nonce).map_err(AuthError::new))
             })
         };
-        let (reconnected, reconnects) = watch::channel(0);
-        let reports = Arc::new(Mutex::new(Waiting::default()));
         options = options
             .name(name)
             .connection_timeout(if self.url.len() > 1 { LIST_TIMEOUT } else { REQUEST_TIMEOUT })
@@ -191,7 +225,7 @@ impl NatsSettings {
                 Duration::from_millis(50).saturating_mul(1 << attempts.min(5)).min(Duration::from_secs(1))
             })
             .event_callback(move |event| {
-                report(&event, &reconnected, &reports);
+                reporter.report(&event);
                 std::future::ready(())
             });
         if let Some(prefix) = &self.inbox_prefix {
@@ -208,7 +242,7 @@ impl NatsSettings {
             (None, Some(sha256)) => options.tls_client_config(pin::client_config(sha256)?),
             (None, None) => self.with_certificates(options)?,
         };
-        Ok((options, reconnects))
+        Ok((options, reconnects, violations))
     }
 
     fn with_certificates(&self, mut options: ConnectOptions) -> Result<ConnectOptions, SettingsError> {
@@ -236,32 +270,63 @@ impl NatsSettings {
 
     fn classified(&self, error: async_nats::ConnectError) -> ConnectError {
         let servers = self.url.to_string();
-        match error.kind() {
-            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
-                ConnectError::Refused { servers, what: self.shown(), source: error.into() }
+        let is_refused = match error.kind() {
+            ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => true,
+            ConnectErrorKind::Io => is_refusal(&error.to_string()),
+            _ => false,
+        };
+        let of_tls = tls_error(&error).cloned();
+        let is_of_tls = of_tls.is_some() || error.kind() == ConnectErrorKind::Tls;
+        let source = self.without_secrets(error);
+        match of_tls {
+            Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+                ConnectError::Plain { servers, source }
             }
-            ConnectErrorKind::Tls => ConnectError::Tls { servers, source: error.into() },
-            _ if is_of_tls(&error) => ConnectError::Tls { servers, source: error.into() },
-            ConnectErrorKind::Io if is_refusal(&error.to_string()) => {
-                ConnectError::Refused { servers, what: self.shown(), source: error.into() }
+            _ if is_of_tls => ConnectError::Tls { servers, source },
+            _ if is_refused => {
+                let creds = self.creds.clone().filter(|_| matches!(self.credentials(), Ok(Credentials::Creds(_))));
+                ConnectError::Refused { servers, what: self.shown(), creds, source }
             }
-            _ => self.unreachable(error),
+            _ => self.unreachable(source),
+        }
+    }
+
+    /// The same error; where a server repeats a secret in it, its text with that masked.
+    fn without_secrets(&self, error: async_nats::ConnectError) -> async_nats::Error {
+        let redaction = Redaction::new(self.credentials().map(|credentials| credentials.secrets()).unwrap_or_default());
+        let mut link: Option<&dyn Error> = Some(&error);
+        let mut repeats_secret = false;
+        while let Some(error) = link {
+            repeats_secret |= redaction.changes(&error.to_string());
+            link = error.source();
+        }
+        match repeats_secret {
+            true => redaction.apply(&error.to_string()).into_owned().into(),
+            false => error.into(),
         }
     }
 
     /// What the server was shown.
-    fn shown(&self) -> &'static str {
+    fn shown(&self) -> String {
         match self.credentials() {
-            Ok(Credentials::User { .. }) => "this user and password",
-            Ok(Credentials::Token(_)) => "this token",
-            Ok(Credentials::Nkey(_)) => "this nkey",
-            Ok(Credentials::Creds(_)) => "this credentials file",
-            Ok(Credentials::None) | Err(_) => "a client without credentials",
+            Ok(Credentials::User { .. }) => "this user and password".to_owned(),
+            Ok(Credentials::Token(_)) => "this token".to_owned(),
+            Ok(Credentials::Nkey(_)) => "this nkey".to_owned(),
+            Ok(Credentials::Creds(file)) => format!("the credentials file {}", file.display()),
+            Ok(Credentials::None) | Err(_) => "a client without credentials".to_owned(),
         }
     }
 }
 
 impl Credentials {
+    /// What a server is sent of them and must not be repeated.
+    fn secrets(&self) -> Vec<Secret> {
+        match self {
+            Self::User { password: secret, .. } | Self::Token(secret) => secret.read().into_iter().collect(),
+            Self::None | Self::Nkey(_) | Self::Creds(_) => Vec::new(),
+        }
+    }
+
     /// What answers a server that sent this nonce.
     fn auth(&self, nonce: &[u8]) -> Result<Auth, SettingsError> {
         let mut auth = Auth::new();
@@ -296,49 +361,13 @@ impl Credentials {
     }
 }
 
-/// Whether nats-server says that it does not accept the credentials.
-fn is_refusal(said: &str) -> bool {
-    let said = said.to_lowercase();
-    REFUSALS.iter().any(|word| said.contains(word))
-}
-
-/// Whether rustls is anywhere in the chain; an I/O error hides what it wraps.
-fn is_of_tls(error: &(dyn Error + 'static)) -> bool {
-    if error.is::<rustls::Error>() {
-        return true;
+/// The error of rustls in the chain, if there is one; an I/O error hides what it wraps.
+fn tls_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(found);
     }
     let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    wrapped.is_some_and(|inner| is_of_tls(inner)) || error.source().is_some_and(is_of_tls)
-}
-
-fn report(event: &Event, reconnected: &watch::Sender<u64>, reports: &Mutex<Waiting>) {
-    match event {
-        Event::Connected => {
-            reconnected.send_modify(|count| *count += 1);
-            *reports.lock().unwrap_or_else(PoisonError::into_inner) = Waiting::default();
-        }
-        Event::Disconnected => tracing::warn!("the connection to NATS is lost; reconnecting"),
-        Event::ClientError(error) => {
-            // One for each attempt to reconnect.
-            if reports.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
-                match is_refusal(&error.to_string()) {
-                    true => {
-                        tracing::error!(%error, "NATS refuses the credentials of this server: they were revoked or replaced")
-                    }
-                    false => tracing::warn!(%error, "NATS is not reachable yet; reconnecting"),
-                }
-            }
-        }
-        Event::ServerError(error) => {
-            if is_refusal(&error.to_string()) {
-                return tracing::error!(%error, "NATS refuses the credentials of this server: they were revoked or replaced");
-            }
-            if reports.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
-                tracing::warn!(%error, "NATS refuses what this client sent");
-            }
-        }
-        other => tracing::debug!(event = %other, "NATS"),
-    }
+    wrapped.and_then(|inner| tls_error(inner)).or_else(|| error.source().and_then(tls_error))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! - [`settings`]: `[nats]`, as `nerve-server.toml`, the environment and flags give it.
 //! - [`servers`]: a list of servers, without the credentials that its URLs carry.
 //! - [`connection`]: connects, once or until a server is reachable; says why not.
+//! - `report`: what a connection says, in the log and to callers. [`violation`]: what a server refused.
 //! - [`version`]: which nats-server is new enough.
 //! - [`pin`]: TLS with exactly one certificate.
 //! - [`roles`]: who may do what on the nats-server of `nerve up`. [`jwt`]: what says so to that server.
@@ -20,14 +21,17 @@ pub mod connection;
 pub mod join;
 pub mod jwt;
 pub mod pin;
+mod report;
 pub mod roles;
 pub mod servers;
 pub mod settings;
 pub mod version;
+pub mod violation;
 
 pub use connection::{ConnectError, Connection};
 pub use servers::{Servers, ServersError};
 pub use settings::{NatsSettings, SettingsError};
 pub use version::Version;
+pub use violation::Violation;
 
 pub use nkeys::KeyPair;

@@ -117,6 +117,15 @@ fn parse(text: &str) -> Result<(Url, Option<UrlCredentials>), String> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err("it names no host".to_owned());
     }
+    // Such as `nats:/ada:secret@host`, which is the host `nats` with a path.
+    let after_host = [Some(url.path()), url.query(), url.fragment()];
+    if after_host.into_iter().flatten().any(|part| part.contains('@')) {
+        let why = "an `@` comes after its host: write nats://user:password@host:4222, and a `/` in a password as %2F";
+        return Err(why.to_owned());
+    }
+    if !url.scheme().starts_with("ws") && !["", "/"].contains(&url.path()) {
+        return Err("it has a path: write nats://host:4222".to_owned());
+    }
     let decoded = |part: &str| {
         let decoded = percent_decode_str(part).decode_utf8();
         decoded.map(std::borrow::Cow::into_owned).map_err(|_| "its user information is not UTF-8".to_owned())
@@ -185,6 +194,10 @@ mod tests {
             ("h:1,http://ada:hunter2@h", "server 2"),
             ("nats://ada:hunter2@", "server 1"),
             ("nats://ada:hun/ter2@h", "server 1"),
+            ("nats:/ada:hunter2@h", "`@` comes after its host"),
+            ("ws:/ada:hunter2@h", "`@` comes after its host"),
+            ("ada/hunter2@h", "`@` comes after its host"),
+            ("nats:/h", "it has a path"),
             ("nats://h,ws://ada:hunter2@h", "mixed"),
             ("nats://ada:hunter2@h,nats://bob:hunter2@h", "different credentials"),
         ] {

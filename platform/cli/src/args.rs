@@ -1,6 +1,6 @@
 //! The command line as a whole.
 
-use crate::{command::Command, output::Format};
+use crate::{command::Command, connection::Refusals, output::Format};
 use clap::{Args, Parser};
 use nerve_core::Secret;
 use std::{convert::Infallible, ffi::OsString, path::PathBuf};
@@ -43,6 +43,9 @@ pub(crate) struct Globals {
     /// How NATS is reached.
     #[command(flatten)]
     pub(crate) nats: NatsFlags,
+    /// What the server refuses to let the command do.
+    #[arg(skip)]
+    pub(crate) refusals: Refusals,
 }
 
 /// How NATS is reached. Secrets are in files: every user of a machine can read the arguments of a process.

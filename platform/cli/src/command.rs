@@ -77,7 +77,7 @@ pub(crate) enum Command {
     /// Models that functions and requests share by name: add, list, remove
     #[command(subcommand)]
     Models(models::Models),
-    /// Collections of documents, the tenants of a server: erase
+    /// Collections of documents, the tenants of a server: list, show, quota, erase
     #[command(subcommand)]
     Collections(collections::Collections),
     /// Who may use the nats-server of `nerve up`: token, list, revoke, rotate
@@ -100,8 +100,19 @@ impl Command {
         }
     }
 
-    /// Does it.
+    /// Does it. A command ends with what the server refuses to let it do; a server lives with it.
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
+        if self.process() != Process::Command {
+            return self.carry_out(globals).await;
+        }
+        tokio::select! {
+            biased;
+            done = self.carry_out(globals) => done,
+            refused = globals.refusals.first() => Err(refused.into()),
+        }
+    }
+
+    async fn carry_out(self, globals: &Globals) -> anyhow::Result<()> {
         match self {
             Self::Up(up) => up.run(globals).await,
             Self::Gateway(gateway) => gateway.run(globals).await,

@@ -3,24 +3,47 @@
 use std::{
     borrow::Cow,
     io::{self, Write},
+    ops::RangeInclusive,
 };
 
 /// The character that begins a terminal's control sequences.
 const ESC: char = '\u{1b}';
 
-/// Whether a terminal obeys this character, or it reorders the text around it.
+/// Joiners of the scripts that need them, and of emoji: U+200C and U+200D.
+const JOINERS: RangeInclusive<char> = '\u{200c}'..='\u{200d}';
+
+/// Whether a terminal obeys this character, it reorders the text around it, or it cannot be seen.
 ///
-/// Control characters (C0 but for newline and tab, DEL, C1), line and paragraph separators, and the marks, embeddings, overrides
-/// and isolates of the Unicode Bidirectional Algorithm (UAX #9).
+/// Control characters (C0 but for newline and tab, DEL, C1), line and paragraph separators, and what Unicode calls format characters
+/// (Cf) but for those that can be seen: the marks, embeddings, overrides and isolates of the Bidirectional Algorithm (UAX #9),
+/// joiners, spaces of no width, soft hyphens, tags.
 fn is_active(c: char) -> bool {
     let is_control = c.is_control() && !matches!(c, '\n' | '\t');
-    let is_bidirectional =
-        matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    is_control || is_bidirectional || matches!(c, '\u{2028}' | '\u{2029}')
+    let is_format = matches!(
+        c,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+            | '\u{fff0}'..='\u{fffb}'
+            | '\u{13430}'..='\u{1343f}'
+            | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e0000}'..='\u{e007f}'
+    );
+    is_control || is_format || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// `text` with every active character as `\uXXXX`. In a JSON document that is the same string: such characters stand in its
-/// strings only, and nothing else of it has them.
+/// Whether this character may stand beside a joiner: it is of a script, or an emoji, that has use for one.
+fn is_joined(c: Option<char>) -> bool {
+    c.is_some_and(|c| !c.is_ascii() && !c.is_whitespace() && !is_active(c))
+}
+
+/// `text` with every active character as `\uXXXX`, as in JSON. In a JSON document that is the same string: such characters stand in
+/// its strings only, and nothing else of it has them.
 pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     escaped_where(text, is_active)
 }
@@ -30,11 +53,14 @@ fn escaped_where(text: &str, is_active: impl Fn(char) -> bool) -> Cow<'_, str> {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len() + 16);
-    for c in text.chars() {
-        match is_active(c) {
-            true => shown.push_str(&format!("\\u{:04x}", u32::from(c))),
+    let (mut before, mut characters) = (None, text.chars().peekable());
+    while let Some(c) = characters.next() {
+        let joins = JOINERS.contains(&c) && is_joined(before) && is_joined(characters.peek().copied());
+        match is_active(c) && !joins {
+            true => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| shown.push_str(&format!("\\u{unit:04x}"))),
             false => shown.push(c),
         }
+        before = Some(c);
     }
     Cow::Owned(shown)
 }
@@ -82,8 +108,23 @@ mod tests {
     }
 
     #[test]
+    fn characters_that_cannot_be_seen_are_shown() {
+        let shown = escaped("a\u{feff}b\u{e0041}\u{ad}\u{200b}\u{2060}\u{fffb}c");
+        assert_eq!(shown, r"a\ufeffb\udb40\udc41\u00ad\u200b\u2060\ufffbc");
+        // Joiners are part of words of some scripts, and of emoji.
+        for text in ["\u{645}\u{6cc}\u{200c}\u{62e}", "\u{915}\u{94d}\u{200d}\u{937}", "👩\u{200d}💻"] {
+            assert_eq!(escaped(text), text);
+        }
+        for (text, shown) in [("ad\u{200d}min", r"ad\u200dmin"), ("\u{200c}م", "\\u200cم"), ("م\u{200d}", "م\\u200d")]
+        {
+            assert_eq!(escaped(text), shown);
+        }
+    }
+
+    #[test]
     fn escaped_json_is_the_same_document() {
-        let value = serde_json::json!({"a\u{9b}b": "\u{1b}[2J\u{9d}\u{202e}\\\u{85}\"", "n": [1, "\u{7f}"]});
+        let value =
+            serde_json::json!({"a\u{9b}b": "\u{e0041}\u{feff}\u{1b}[2J\u{9d}\u{202e}\\\u{85}\"", "n": [1, "\u{7f}"]});
         let text = value.to_string();
         let shown = escaped(&text);
         assert!(shown.chars().all(|c| !is_active(c)), "{shown}");

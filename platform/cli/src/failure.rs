@@ -1,6 +1,7 @@
 //! What a person reads when a command fails: the thing, its cause, the next step.
 
 use crate::{connection::next_step, escape::escaped, output::Format};
+use clap::error::ErrorKind;
 use nerve_server::{
     ServerError,
     bus::{BusError, PublishError},
@@ -84,13 +85,13 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     }
     let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
     let cause = Some(join(&causes)).filter(|cause| !cause.is_empty());
-    let next = failure.and_then(|failure| failure.next.as_deref()).or_else(|| next_of(error));
-    write(&error.to_string(), cause.as_deref(), next, format);
+    let next = failure.and_then(|failure| failure.next.as_deref().map(Cow::Borrowed)).or_else(|| next_of(error));
+    write(&error.to_string(), cause.as_deref(), next.as_deref(), format);
     ExitCode::from(failure.map_or(FAILED, |failure| failure.code))
 }
 
 /// What helps against an error of the broker's, which comes from anywhere.
-fn next_of(error: &anyhow::Error) -> Option<&'static str> {
+fn next_of(error: &anyhow::Error) -> Option<Cow<'static, str>> {
     let connecting = error.chain().find_map(|cause| match cause.downcast_ref() {
         Some(ServerError::Bus(BusError::Connect(error))) => Some(error),
         _ => match cause.downcast_ref() {
@@ -109,9 +110,8 @@ fn next_of(error: &anyhow::Error) -> Option<&'static str> {
         matches!(of_server.or_else(|| cause.downcast_ref()), Some(BusError::Unavailable { .. }))
             || matches!(cause.downcast_ref(), Some(error @ PublishError::Unavailable(_)) if error.full().is_none())
     });
-    away.then_some(
-        "check that NATS runs with JetStream, and that `nerve up`, a gateway or a worker has started on it once",
-    )
+    let next = "check that NATS runs with JetStream, and that `nerve up`, a gateway or a worker has started on it once";
+    away.then_some(Cow::Borrowed(next))
 }
 
 /// Answers what clap says about a call: help on stdout, or a mistake on stderr.
@@ -121,10 +121,21 @@ pub(crate) fn report_usage(error: &clap::Error, json: bool) -> ExitCode {
         let thing = text.lines().next().unwrap_or_default().trim_start_matches("error: ");
         write(thing, None, Some("see `nerve --help`"), Format::Json);
     } else {
-        // A closed stdout is no reason to fail over a help text.
-        let _ = error.print();
+        print_usage(error);
     }
     ExitCode::from(if error.use_stderr() { BAD_USAGE } else { 0 })
+}
+
+/// Writes what clap says. A mistake quotes the call, so it is escaped, and has no colours of clap's.
+#[expect(clippy::print_stderr, reason = "this is where errors are printed")]
+fn print_usage(error: &clap::Error) {
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // A closed stdout is no reason to fail over a help text.
+            let _ = error.print();
+        }
+        _ => eprint!("{}", escaped(&error.to_string())),
+    }
 }
 
 /// At most the first [`MAX_BYTES`] of a text, which may quote what somebody else has written, and how much is left out.

@@ -60,6 +60,11 @@ pub(crate) fn credentials_file(data: &Path) -> PathBuf {
     folder(data).join(CREDS)
 }
 
+/// Whether this may be such a file, of whichever data folder.
+pub(crate) fn is_credentials_file(file: &Path) -> bool {
+    file.ends_with(Path::new(FOLDER).join(CREDS))
+}
+
 /// Why a `nerve up` does not start a nats-server there.
 pub(crate) fn is_another_machines(data: &Path) -> Failure {
     Failure::new(format!("the data folder {} is that of a machine that has joined another's NATS", data.display()))

@@ -132,7 +132,7 @@ fn start_logging(process: Process) {
     let wanted = ["NERVE_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
     // What the client of NATS says at each attempt, `nerve_broker` says once.
     let usual = match process {
-        Process::Command => "warn,async_nats=off",
+        Process::Command => "warn,async_nats=off,nerve_broker::violations=off",
         Process::Supervisor | Process::Server(_) => "info,async_nats=off",
     };
     let has_colours = match process {

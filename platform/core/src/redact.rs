@@ -8,11 +8,21 @@ const MASK: &str = "***";
 /// `text` with the user information of every URL in it masked: `https://ada:secret@host/` becomes `https://***@host/`.
 ///
 /// Text that holds no such URL is borrowed as it is. A password that is not percent-encoded is masked as far as its URL's
-/// authority goes: up to the last `@` before a `/`, a `?`, a `#`, a quotation mark or a space.
+/// authority goes: up to the last `@` before a `/`, a `?`, a `#`, a quotation mark or a space. A word that is meant to be a URL and
+/// is none, such as `https:/ada:secret@host` and `ada:secret@host`, is masked up to its last `@`.
 pub fn urls(text: &str) -> Cow<'_, str> {
-    let mut parts = text.split("://");
-    let mut redacted = parts.next().unwrap_or_default().to_owned();
+    let mut redacted = String::with_capacity(text.len());
     let mut is_redacted = false;
+    for word in text.split_inclusive(ends_word) {
+        is_redacted |= redact_word(word, &mut redacted);
+    }
+    if is_redacted { Cow::Owned(redacted) } else { Cow::Borrowed(text) }
+}
+
+/// Whether anything of it was masked.
+fn redact_word(word: &str, redacted: &mut String) -> bool {
+    let mut parts = word.split("://");
+    let mut is_redacted = redact_part(parts.next().unwrap_or_default(), redacted);
     for part in parts {
         redacted.push_str("://");
         let (authority, rest) = part.split_at(part.find(ends_authority).unwrap_or(part.len()));
@@ -21,14 +31,41 @@ pub fn urls(text: &str) -> Cow<'_, str> {
                 redacted.extend([MASK, "@", host, rest]);
                 is_redacted = true;
             }
+            // What stands where a port does is the beginning of a password with a `/`.
+            None if !has_port(authority) => is_redacted |= redact_part(part, redacted),
             None => redacted.push_str(part),
         }
     }
-    if is_redacted { Cow::Owned(redacted) } else { Cow::Borrowed(text) }
+    is_redacted
+}
+
+/// Masks what may be user information in a text that is no URL: what has a `:` before its last `@`, but for the scheme.
+fn redact_part(part: &str, redacted: &mut String) -> bool {
+    let Some((information, host)) = part.rsplit_once('@').filter(|(information, _)| information.contains(':')) else {
+        redacted.push_str(part);
+        return false;
+    };
+    let scheme = information.split_once(":/").filter(|(scheme, _)| scheme.bytes().all(|b| b.is_ascii_alphanumeric()));
+    let scheme = scheme.map_or("", |(_, rest)| {
+        let masked = rest.trim_start_matches('/').len();
+        information.get(..information.len().saturating_sub(masked)).unwrap_or_default()
+    });
+    redacted.extend([scheme, MASK, "@", host]);
+    true
+}
+
+/// Whether an authority without user information is a host, or a host and a port.
+fn has_port(authority: &str) -> bool {
+    let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
+    port.is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+fn ends_word(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || matches!(c, '"' | '`' | '<' | '>')
 }
 
 fn ends_authority(c: char) -> bool {
-    c.is_whitespace() || c.is_control() || matches!(c, '/' | '?' | '#' | '\\' | '"' | '`' | '<' | '>')
+    ends_word(c) || matches!(c, '/' | '?' | '#' | '\\')
 }
 
 #[cfg(test)]
@@ -48,6 +85,16 @@ mod tests {
             (r#"{"endpoint":"http://ada:p4ss@h","to":"x@y"}"#, r#"{"endpoint":"http://***@h","to":"x@y"}"#),
             ("https://h.example/@ada", "https://h.example/@ada"),
             ("write to ada@h.example", "write to ada@h.example"),
+            ("https://[::1]/@ada and http://h:80/@ada", "https://[::1]/@ada and http://h:80/@ada"),
+            // What is no URL.
+            ("https:/ada:p4ss@h/p", "https:/***@h/p"),
+            ("`nats:/ada:p4@ss@h:1` is wrong", "`nats:/***@h:1` is wrong"),
+            ("ada:p4ss@h/p", "***@h/p"),
+            ("https:ada:p4ss@h", "***@h"),
+            ("//ada:p4ss@h nats:/token@h", "***@h nats:/***@h"),
+            ("ada:p4:/ss@h", "***@h"),
+            ("nats://ada:p4/ss@h", "nats://***@h"),
+            ("nats://a:1,nats://ada:p4/ss@h", "nats://a:1,nats://***@h"),
         ] {
             assert_eq!(urls(text), shown);
         }

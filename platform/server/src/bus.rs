@@ -194,7 +194,9 @@ impl Bus {
         Ok(Self::over(settings.connect_when_reachable(name).await?, settings))
     }
 
-    fn over(Connection { client, reconnects }: Connection, settings: &NatsSettings) -> Self {
+    /// A bus over a connection that was made with these settings.
+    pub fn over(connection: Connection, settings: &NatsSettings) -> Self {
+        let Connection { client, reconnects, .. } = connection;
         let api_prefix = settings.api_prefix();
         let jetstream = jetstream::context::ContextBuilder::new()
             .timeout(REQUEST_TIMEOUT)

@@ -38,7 +38,7 @@ async fn older_server_is_refused_with_its_version() {
     let (older, _tasks) = server(r#"{"version": "2.9.10"}"#, "PONG\r\n").await;
     let error = refused(older).await;
     assert!(error.contains("2.9.10") && error.contains("2.14.0"), "{error}");
-    let (oldest, _tasks) = server(r#"{"version": "2.14.0"}"#, "PONG\r\n").await;
+    let (oldest, _tasks) = server(r#"{"version": "2.14.0", "jetstream": true}"#, "PONG\r\n").await;
     oldest.connect("test").await.unwrap();
 }
 
@@ -50,6 +50,21 @@ async fn refused_credentials_are_not_tried_again() {
     let (settings, _tasks) = server(r#"{"version": "2.15.1"}"#, "-ERR 'User Authentication Expired'\r\n").await;
     let error = refused(NatsSettings { token: Some(nerve_core::Secret::new("hunter2")), ..settings }).await;
     assert!(error.contains("this token") && !error.contains("hunter2"), "{error}");
+}
+
+#[tokio::test]
+async fn password_that_a_server_repeats_is_masked() {
+    let (settings, _tasks) = server(r#"{"version": "2.15.1"}"#, "-ERR 'Authentication of hunter2 failed'\r\n").await;
+    let password = Some(nerve_core::Secret::new("hunter2"));
+    let error = refused(NatsSettings { user: Some("ada".to_owned()), password, ..settings }).await;
+    assert!(error.contains("this user and password") && error.contains("of *** failed"), "{error}");
+}
+
+#[tokio::test]
+async fn server_without_tls_is_named_as_that() {
+    let (settings, _tasks) = server(r#"{"version": "2.15.1", "jetstream": true}"#, "-ERR 'Parser Error'\r\n").await;
+    let error = refused(NatsSettings { tls_first: true, tls: true, ..settings }).await;
+    assert!(error.contains("does not speak TLS on this port"), "{error}");
 }
 
 #[tokio::test]
@@ -78,7 +93,7 @@ async fn server_that_comes_later_is_waited_for() {
     waiting.spawn(async move { settings.connect_when_reachable("test").await.map(drop) });
     let listener = TcpListener::bind(port).await.unwrap();
     let (mut stream, _) = listener.accept().await.unwrap();
-    stream.write_all(b"INFO {\"version\": \"2.15.1\"}\r\nPONG\r\n").await.unwrap();
+    stream.write_all(b"INFO {\"version\": \"2.15.1\", \"jetstream\": true}\r\nPONG\r\n").await.unwrap();
     waiting.join_next().await.unwrap().unwrap().unwrap();
 }
 

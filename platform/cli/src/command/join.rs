@@ -37,14 +37,14 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 /// Join the NATS of a `nerve up` on another machine, to run a worker or a gateway here
 #[derive(Debug, Args)]
 #[command(after_help = "\
-On the machine of `nerve up`, whose NATS listens for others (nerve up --nats-listen 0.0.0.0:4222
---nats-tls-cert FILE --nats-tls-key FILE), `nerve access token` prints a token: it is good for
-one machine, once, for 15 minutes. Here, `nerve join` makes a key pair, whose private half stays here,
-and gets what a server needs: credentials of its own, the certificate of NATS, and the secrets key,
+On the machine of `nerve up`, whose NATS listens for others (nerve up --nats-listen 0.0.0.0:4222 \
+--nats-tls-cert FILE --nats-tls-key FILE), `nerve access token` prints a token: it is good for \
+one machine, once, for 15 minutes. Here, `nerve join` makes a key pair, whose private half stays here, \
+and gets what a server needs: credentials of its own, the certificate of NATS, and the secrets key, \
 which pass encrypted. `nerve worker` on the same data folder then needs no more options.
 
-The token is a secret until it is used, and other users of this machine can read the arguments of a
-process: without TOKEN it is read from standard input. Join again, with a new token, to replace the
+The token is a secret until it is used, and other users of this machine can read the arguments of a \
+process: without TOKEN it is read from standard input. Join again, with a new token, to replace the \
 credentials of this machine.
 
 Examples:
@@ -160,10 +160,16 @@ impl Asking<'_> {
         match response {
             Some(Response::Joined(grant)) => Ok(grant),
             Some(Response::Refused(why)) => {
+                if let Some(failure) = self.joined_already() {
+                    return Err(failure.cause(why).into());
+                }
                 let next = "make another token with `nerve access token`, if that is what is missing";
                 Err(Failure::new("this machine may not join").cause(why).next(next).into())
             }
             None => {
+                if let Some(failure) = self.joined_already() {
+                    return Err(failure.into());
+                }
                 let cause = "it was revoked, it has expired, or it was made for another data folder";
                 let next = "make a new one with `nerve access token`";
                 Err(Failure::new("this token is not known there").cause(cause).next(next).into())
@@ -197,6 +203,9 @@ impl Asking<'_> {
         let again = "make a new one with `nerve access token`";
         match error {
             ConnectError::Refused { servers, source, .. } => {
+                if let Some(failure) = self.joined_already() {
+                    return failure.because(anyhow::Error::from_boxed(source)).into();
+                }
                 let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
                 let until = shown(self.token.expires);
                 let why = match now >= self.token.expires {
@@ -223,6 +232,18 @@ impl Asking<'_> {
                 )
                 .into(),
         }
+    }
+
+    /// Why a token is refused where this machine has joined: by the same one, most likely.
+    fn joined_already(&self) -> Option<Failure> {
+        let joined = Joined::is_in(self.data).then(|| Joined::read(self.data).ok()).flatten()?;
+        let next = format!(
+            "start it with `nerve {} --data {}`; a new token of `nerve access token` replaces its credentials",
+            joined.role,
+            self.data.display()
+        );
+        let thing = format!("this machine has joined already as `{}`, and this token is refused", joined.name);
+        Some(Failure::new(thing).next(next))
     }
 
     fn unanswered(&self, error: impl Into<anyhow::Error>) -> anyhow::Error {

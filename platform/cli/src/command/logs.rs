@@ -2,6 +2,7 @@
 
 use crate::{
     args::{DataFolder, Globals},
+    command::describe::not_deployed,
     connection::Connection,
     moment::{self, Since},
     output::Format,
@@ -43,17 +44,48 @@ impl Logs {
                 print(&logs.next().await, globals.output)?;
             }
         }
-        for record in connection.bus.read_logs(self.name.as_ref(), start, self.lines).await? {
-            print(&record, globals.output)?;
+        let records = connection.bus.read_logs(self.name.as_ref(), start, self.lines).await?;
+        if let (Some(name), true) = (&self.name, records.is_empty()) {
+            check_known(&connection, name).await?;
+        }
+        for record in &records {
+            print(record, globals.output)?;
         }
         Ok(())
     }
+}
+
+/// Refuses the name of what is not deployed and has logged nothing.
+async fn check_known(connection: &Connection, name: &Name) -> anyhow::Result<()> {
+    let registry = connection.registry().await?;
+    let is_run = registry.function(name).await?.is_some() || registry.sink(name).await?.is_some();
+    let is_deployed = is_run || registry.source(name).await?.is_some() || registry.schedule(name).await?.is_some();
+    if is_deployed || !connection.bus.read_logs(Some(name), Start::First, 1).await?.is_empty() {
+        return Ok(());
+    }
+    Err(not_deployed(name).into())
 }
 
 fn print(record: &LogRecord, format: Format) -> anyhow::Result<()> {
     format.show(record, |record| {
         let level = format!("{:?}", record.level).to_lowercase();
         let event = record.event.as_ref().map(|id| format!("  (event {id})")).unwrap_or_default();
-        format!("{}  {}  {level:5}  {}{event}", moment::shown(record.time), record.function, record.message)
+        let message = indented(&record.message);
+        format!("{}  {}  {level:5}  {message}{event}", moment::shown(record.time), record.function)
     })
+}
+
+/// A text whose further lines cannot be taken for lines of the log.
+fn indented(text: &str) -> String {
+    text.trim_end_matches('\n').replace('\n', "\n    ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_lines_of_a_text_are_indented() {
+        assert_eq!(indented("a\n2026-01-01 00:00:00  pay  info   b\n"), "a\n    2026-01-01 00:00:00  pay  info   b");
+    }
 }

@@ -70,7 +70,11 @@ impl ContextOf {
         let nats = find_nats(config.nats, &config.data.dir, self.role.role())?;
         let text =
             if self.env { environment(&nats) } else { serde_json::to_string_pretty(&context(&nats, self.role))? };
-        Ok(output::line(&text)?)
+        output::line(&text)?;
+        if let Some(missing) = missing(&nats, self.role) {
+            output::hint(&missing);
+        }
+        Ok(())
     }
 }
 
@@ -86,9 +90,32 @@ fn files(nats: &NatsSettings) -> [(&'static str, &'static str, Option<&Path>); 5
     ]
 }
 
+/// Whether the credentials are those of this user of a `nerve up`.
+fn are_of(nats: &NatsSettings, user: User) -> bool {
+    nats.creds.as_deref().and_then(Path::file_name).is_some_and(|name| name == user.role().file().as_str())
+}
+
+/// What a client needs and is not in its context.
+fn missing(nats: &NatsSettings, user: User) -> Option<String> {
+    let role = user.role().name();
+    if !nats.has_credentials() {
+        return Some(format!(
+            "warning: Nerve has no credentials for `{role}` at {}: if that asks for some, make a user there, and name its credentials",
+            nats.url
+        ));
+    }
+    let of_files = [&nats.creds, &nats.nkey_file].into_iter().any(Option::is_some);
+    (!of_files).then(|| {
+        "warning: the password, token or seed is not printed: put it into the context from where the settings have it".to_owned()
+    })
+}
+
 fn context(nats: &NatsSettings, user: User) -> Value {
     let mut context = Map::new();
-    let description = format!("Nerve, as {}", user.role().name());
+    let description = match are_of(nats, user) {
+        true => format!("Nerve, as {}", user.role().name()),
+        false => "the NATS of Nerve".to_owned(),
+    };
     context.insert("description".to_owned(), description.into());
     context.insert("url".to_owned(), nats.url.to_string().into());
     let files = files(nats).map(|(name, _, file)| (name, file.map(|file| file.display().to_string())));
@@ -98,6 +125,9 @@ fn context(nats: &NatsSettings, user: User) -> Value {
         if let Some(value) = value {
             context.insert(name.to_owned(), value.into());
         }
+    }
+    if nats.tls_first {
+        context.insert("tls_first".to_owned(), true.into());
     }
     context.into()
 }
@@ -132,5 +162,16 @@ mod tests {
         assert_eq!(context(&nats, User::App), expected);
         let lines = "export NATS_URL='tls://h:4222'\nexport NATS_CREDS='/it'\\''s/app.creds'\nexport NATS_CA='/cert'";
         assert_eq!(environment(&nats), lines);
+    }
+
+    #[test]
+    fn context_of_another_nats_says_what_is_missing() {
+        let nats = NatsSettings { url: Servers::parse("nats://h:4222").unwrap(), ..NatsSettings::default() };
+        let of = |nats: &NatsSettings| missing(nats, User::App).unwrap_or_default();
+        assert!(of(&nats).contains("no credentials for `app` at nats://h:4222"), "{}", of(&nats));
+        assert_eq!(context(&nats, User::App)["description"], "the NATS of Nerve");
+        let token = NatsSettings { token: Some(Secret::new("hunter2")), ..nats.clone() };
+        assert!(of(&token).contains("is not printed") && !of(&token).contains("hunter2"));
+        assert_eq!(missing(&NatsSettings { creds: Some("/app.creds".into()), ..nats }, User::App), None);
     }
 }

@@ -43,10 +43,10 @@ Examples:
 /// Replace the secrets key, and encrypt all secrets for the new one
 #[derive(Debug, Args)]
 #[command(after_help = "\
-It runs on the machine whose data folder has the secrets key, while servers run: they have both keys until
-the last secret is encrypted again, so no function waits and none is loaded anew. Machines that have joined
-get the new key, each encrypted for its own; one that is not running takes it when it starts. A machine
-that was revoked gets none. Servers that were given the key by hand (NERVE_SECRETS_KEY, or a copy of secrets.key)
+It runs on the machine whose data folder has the secrets key, while servers run: they have both keys until \
+the last secret is encrypted again, so no function waits and none is loaded anew. Machines that have joined \
+get the new key, each encrypted for its own; one that is not running takes it when it starts. A machine \
+that was revoked gets none. Servers that were given the key by hand (NERVE_SECRETS_KEY, or a copy of secrets.key) \
 need the new one: let them join. If it is interrupted, run it again: it goes on.
 
 The values stay as they are: where one may be known to others, set it anew.

@@ -25,10 +25,10 @@ use tokio_util::sync::CancellationToken;
 /// Start everything on this machine: NATS with JetStream, the gateway and a worker
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --nats it starts a nats-server of its own, whose data is in the data folder. That asks for
-credentials, which are made at the first start: commands on this machine find them by the data
-folder, and `nerve nats context` prints those of other programs. The gateway and the worker run in a
-process that is started again when it dies; requests that come meanwhile wait. It stops at SIGTERM or
+Without --nats it starts a nats-server of its own, whose data is in the data folder. That asks for \
+credentials, which are made at the first start: commands on this machine find them by the data \
+folder, and `nerve nats context` prints those of other programs. The gateway and the worker run in a \
+process that is started again when it dies; requests that come meanwhile wait. It stops at SIGTERM or \
 Ctrl-C, once what is running has ended or `worker.grace` is over; a second signal stops at once.
 
 Examples:
