@@ -17,10 +17,11 @@ use std::{
         process::CommandExt,
     },
     path::{Path, PathBuf},
+    process::Command,
 };
 
 /// A user that runs nothing here.
-const OTHER: u32 = 65_534;
+pub(crate) const OTHER: u32 = 65_534;
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
@@ -133,12 +134,21 @@ async fn library_of_somebody_else_is_not_loaded() {
 
 /// `nerve up` of another user than this one, who is root, with these variables.
 pub(crate) async fn up_as_other(root: &Path, envs: &[(&str, &str)]) -> (Daemon, OfNerve) {
+    up_as(OTHER, root, |command| {
+        command.envs(envs.iter().copied());
+    })
+    .await
+}
+
+/// `nerve up` of a user, with data in `root`, and the command changed so.
+pub(crate) async fn up_as(user: u32, root: &Path, change: impl FnOnce(&mut Command)) -> (Daemon, OfNerve) {
     set_mode(root, 0o755);
     let data = root.join("data");
     fs::create_dir(&data).unwrap();
-    chown(&data, Some(OTHER), Some(OTHER)).unwrap();
+    chown(&data, Some(user), Some(user)).unwrap();
     let mut command = nerve::command(["up", "--listen", "127.0.0.1:0", "--nats-listen", "127.0.0.1:0", "--data"]);
-    command.arg(&data).args(["--output", "json"]).uid(OTHER).gid(OTHER).envs(envs.iter().copied());
+    command.arg(&data).args(["--output", "json"]).uid(user).gid(user);
+    change(&mut command);
     let mut daemon = Daemon::spawn("nerve up", &mut command);
     let ready = daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
     let text = |key: &str| ready[key].as_str().unwrap().to_owned();

@@ -84,3 +84,29 @@ async fn memory_of_a_function_counts_what_it_starts() {
     let letter = nerve.cli().run(&["dlq", "list", "--output", "json"]).await.ok().json().to_string();
     assert!(letter.contains("`memory` allows them 134217728 together"), "{letter}");
 }
+
+#[tokio::test]
+async fn function_that_fails_at_its_start_ends_with_its_own_status() {
+    let nerve = Nerve::up().await;
+    let extra = "retry = { attempts = 1 }";
+    // The last one closes its stdout long before it ends.
+    let scripts = [
+        ("missing", "import nothere\n", "exit status: 1"),
+        ("seven", "import os\nos._exit(7)\n", "exit status: 7"),
+        ("closing", "import os, time\nos.close(1)\ntime.sleep(0.05)\nos._exit(9)\n", "exit status: 9"),
+    ];
+    for (name, script, _) in scripts {
+        nerve.cli().deploy(guest::python(name, &format!("events.{name}"), "b", extra, script).path()).await;
+        for id in 0..4 {
+            post_event(&nerve, name, &format!("{name}-{id}"), "{}").await;
+        }
+    }
+    let streams = Streams::connect(&nerve.nats).await;
+    for (name, _, status) in scripts {
+        streams.reaches("DEAD", &format!("dead.{name}"), 4, seconds(30)).await;
+        let letters = nerve.cli().run(&["dlq", "list", name, "--output", "json"]).await.ok().json();
+        let letters = letters.to_string();
+        assert_eq!(letters.matches(status).count(), 4, "{name}: {letters}");
+        assert!(!letters.contains("SIGKILL"), "{letters}");
+    }
+}

@@ -13,8 +13,8 @@
 //! An answer that names no event in flight fails the only one there is; where there are several, they are run again one
 //! at a time. Any other text on stdout is logged as a warning.
 //!
-//! A process is **not** sandboxed: it has this user's files and network, but for what [`Shim::closed`] names where the kernel has
-//! Landlock. Its environment is only PATH, HOME and TMPDIR (its own folder), LANG and what the manifest names; its data
+//! A process is **not** sandboxed: it has this user's files and network, but for what [`Shim::closed`] names and for other processes,
+//! where the kernel has Landlock, mount namespaces and filters of system calls. Its environment is only PATH, HOME and TMPDIR (its own folder), LANG and what the manifest names; its data
 //! memory is bounded.
 //!
 //! # Layout
@@ -35,7 +35,14 @@ pub use shim::{SHIM, run_shim};
 use actor::{Actor, Progress, Request};
 use async_trait::async_trait;
 use nerve_core::{Context, Deployment, Event, Fault, Function, FunctionError, Host, LoadError, Outcome, manifest::Run};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    os::unix::process::CommandExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -61,6 +68,32 @@ pub struct Shim {
     pub program: PathBuf,
     /// Files and folders that a process may not open, but for its own folder.
     pub closed: Vec<PathBuf>,
+    /// Whether these are covered in a mount namespace of the process. Where they cannot be, no process starts.
+    pub covers: bool,
+}
+
+impl Shim {
+    /// A parent of processes that covers nothing.
+    pub fn new(program: impl Into<PathBuf>, closed: Vec<PathBuf>) -> Self {
+        Self { program: program.into(), closed, covers: false }
+    }
+
+    /// Has what is closed covered, if a process that tries it, with `folder` for its own, can; `folder` is made.
+    ///
+    /// # Errors
+    /// When it cannot, as where a container has no user namespaces.
+    pub fn covering(self, folder: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(folder)?;
+        let mut command = Command::new(&self.program);
+        command.arg0("nerve").args(shim::options(&self.closed, folder)).arg(shim::TRY_COVER);
+        let tried = command.env_clear().stdin(Stdio::null()).output()?;
+        if !tried.status.success() {
+            let why = String::from_utf8_lossy(&tried.stderr);
+            let why = if why.trim().is_empty() { tried.status.to_string() } else { why.trim().to_owned() };
+            return Err(io::Error::other(why));
+        }
+        Ok(Self { covers: true, ..self })
+    }
 }
 
 impl ProcessConfig {

@@ -3,6 +3,7 @@
 //! Landlock has rules that allow, and none that deny. So everything that lies beside a closed path is allowed: its siblings, and
 //! those of each folder above it. What appears in one of these folders later is closed too.
 
+use crate::confine::works;
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreated,
     RulesetCreatedAttr, RulesetError, Scope,
@@ -16,11 +17,18 @@ use std::{
 const OLDEST: ABI = ABI::V2;
 /// What a rule allows: all that concerns files. Devices are not Nerve's to close.
 const FILES: ABI = ABI::V3;
+/// Where files stand for processes and devices. A process function reads there and writes nothing: what it may write of its own, such as
+/// `oom_score_adj`, it could write of the broker too.
+const READ_ONLY: [&str; 2] = ["/proc", "/sys"];
 /// The most entries of folders that are looked at: a rule takes the kernel some hundred bytes.
 const MAX_ENTRIES: usize = 100_000;
 
-/// Whether this kernel can close folders to a program.
+/// Whether this kernel can close folders to a program, and no policy of a container keeps it from that: a thread tries it.
 pub fn can_close() -> bool {
+    works(|| Closed::new(&[], Path::new("/")).ok().flatten().is_some_and(|closed| closed.apply().is_ok()))
+}
+
+fn has_rulesets() -> bool {
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     ruleset.handle_access(AccessFs::from_all(OLDEST)).and_then(Ruleset::create).is_ok()
 }
@@ -32,13 +40,13 @@ pub struct Closed(RulesetCreated);
 impl Closed {
     /// Closes `paths` and what is in them, but for `own`. None where this kernel cannot.
     ///
-    /// A restricted process also sends signals to its own descendants only, where the kernel has version 6 of Landlock, and traces
+    /// Nothing is written in `/proc` and `/sys`. A restricted process also sends signals to its own descendants only, where the kernel has version 6 of Landlock, and traces
     /// no other process.
     ///
     /// # Errors
     /// When a folder above one of the paths cannot be read, or the kernel refuses a rule.
     pub fn new(paths: &[PathBuf], own: &Path) -> io::Result<Option<Self>> {
-        if !can_close() {
+        if !has_rulesets() {
             return Ok(None);
         }
         let open = beside(paths)?;
@@ -50,7 +58,9 @@ impl Closed {
         for path in open.iter().map(PathBuf::as_path).chain([own]) {
             // One that has gone needs no rule.
             let Ok(file) = PathFd::new(path) else { continue };
-            let rule = PathBeneath::new(file, AccessFs::from_all(FILES));
+            let is_read_only = READ_ONLY.iter().any(|read_only| path == Path::new(read_only));
+            let rights = if is_read_only { AccessFs::from_read(FILES) } else { AccessFs::from_all(FILES) };
+            let rule = PathBeneath::new(file, rights);
             ruleset = ruleset.add_rule(rule).map_err(io::Error::other)?;
         }
         Ok(Some(Self(ruleset)))

@@ -1,6 +1,6 @@
 //! What a helper process may use and reach. All of it is set before the process reads any input.
 
-use crate::access::Access;
+use crate::{access::Access, calls};
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, Scope,
@@ -13,10 +13,7 @@ use seccompiler::{
     BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, TargetArch,
 };
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 /// The files that a helper has open: its three pipes, and the one that its answers go to.
 const OPEN_FILES: u64 = 4;
@@ -24,28 +21,33 @@ const OPEN_FILES: u64 = 4;
 const OPEN_FILES_WITH_ACCESS: u64 = 64;
 /// The newest Landlock that this knows; an older kernel enforces what it has.
 const LANDLOCK: ABI = ABI::V6;
-/// Exists where the kernel has seccomp filters.
-const SECCOMP_FILTERS: &str = "/proc/sys/kernel/seccomp/actions_avail";
 
-/// What the kernel lacks of what confines helpers; empty where it has all of it.
+/// What the kernel, or the policy of a container, lacks of what confines helpers; empty where it has all of it. Threads try it.
 pub fn missing() -> Vec<&'static str> {
     let mut missing = Vec::new();
-    if !has_landlock() {
+    if !works(|| has_landlock() && shut_off(&[]).is_ok()) {
         missing.push("Landlock (files and network)");
     }
-    if !has_seccomp() {
+    if !can_filter() {
         missing.push("seccomp filters (system calls)");
     }
     missing
 }
 
+/// Whether the system calls of a program can be filtered here.
+pub fn can_filter() -> bool {
+    // It allows a thread to end, unlike the filter of helpers.
+    works(|| calls::CallFilter::new().ok().flatten().is_some_and(|filter| filter.apply().unwrap_or(false)))
+}
+
+/// Whether it works, in a thread that ends with what this does to it.
+pub(crate) fn works(act: impl FnOnce() -> bool + Send + 'static) -> bool {
+    std::thread::spawn(act).join().unwrap_or(false)
+}
+
 fn has_landlock() -> bool {
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     ruleset.handle_access(AccessFs::from_all(ABI::V1)).and_then(Ruleset::create).is_ok()
-}
-
-fn has_seccomp() -> bool {
-    Path::new(SECCOMP_FILTERS).exists() && TargetArch::try_from(std::env::consts::ARCH).is_ok()
 }
 
 /// Bounds this process, and shuts it off from files, network and other processes, as far as the kernel can.
@@ -63,17 +65,12 @@ pub(crate) fn confine(memory: u64, cpu: u64, access: &Access) -> Result<(), Stri
     for (resource, soft, hard, what) in limits {
         setrlimit(resource, soft, hard).map_err(|error| failed(what, &error))?;
     }
-    // Both are found out with files, which there are none of afterwards.
-    let (landlock, seccomp) = (has_landlock(), has_seccomp());
-    if landlock {
+    if has_landlock() {
         shut_off(&access.readable).map_err(|error| failed("access to files", &error))?;
     }
     let files = if access.is_none() { OPEN_FILES } else { OPEN_FILES_WITH_ACCESS };
     setrlimit(Resource::RLIMIT_NOFILE, files, files).map_err(|error| failed("open files", &error))?;
-    if seccomp {
-        filter_calls(access).map_err(|error| failed("system calls", &error))?;
-    }
-    Ok(())
+    filter_calls(access).map_err(|error| failed("system calls", &error))
 }
 
 /// No file but those to read, no TCP, no abstract socket and no signal outside of this process.
@@ -93,9 +90,9 @@ fn shut_off(readable: &[PathBuf]) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Allows what computing takes: memory, threads, clocks, and the pipes. All else fails with EPERM, so that libraries that
-/// ask for something dispensable do without it.
+/// ask for something dispensable do without it. Where there are no filters, [`missing`] has said so.
 fn filter_calls(access: &Access) -> Result<(), seccompiler::Error> {
-    let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+    let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(()) };
     // clone3 hides its flags from filters. Told that it is missing, libc uses clone.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
     let errno = |error: Errno| SeccompAction::Errno(error as u32);
@@ -103,7 +100,9 @@ fn filter_calls(access: &Access) -> Result<(), seccompiler::Error> {
     let second = SeccompFilter::new(allowed(access)?, errno(Errno::EPERM), SeccompAction::Allow, arch)?;
     for filter in [first, second] {
         let program: BpfProgram = filter.try_into()?;
-        seccompiler::apply_filter(&program)?;
+        if !calls::apply(&program)? {
+            break;
+        }
     }
     Ok(())
 }

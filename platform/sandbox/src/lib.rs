@@ -8,7 +8,8 @@
 //!   server. `queue`: who is next.
 //! - [`serve`], in `helper`: one helper, seen from within. `confine`: its limits, Landlock and seccomp.
 //! - `frame`: what goes over the pipes. [`SandboxError`], in `error`: why there is no answer.
-//! - [`Closed`], in `closed`: what a program that is no helper may not open.
+//! - What a program that is no helper may not do: open some files ([`Closed`], in `closed`), reach them by path at all ([`cover()`], in
+//!   `cover`), reach other processes ([`CallFilter`], in `calls`).
 //! - [`Access`], in `access`: the files that a helper may read, and the library that it loads.
 //! - [`PROBE`]: the work that shows what a helper cannot do.
 //!
@@ -18,8 +19,10 @@
 //! other requests before may have died of what they left behind, so its request runs once more in a fresh helper.
 
 mod access;
+mod calls;
 mod closed;
 mod confine;
+mod cover;
 mod error;
 mod frame;
 mod helper;
@@ -33,8 +36,10 @@ mod queue;
 pub const LATE_COMMIT: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
 
 pub use access::Access;
+pub use calls::CallFilter;
 pub use closed::{Closed, can_close};
-pub use confine::missing;
+pub use confine::{can_filter, missing};
+pub use cover::cover;
 pub use error::{Death, SandboxError};
 pub use helper::{COMMAND, Job, Work, serve};
 pub use pool::{Limits, Pool, Request, Settings, Setup};

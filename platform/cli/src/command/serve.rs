@@ -20,7 +20,7 @@ use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run
 use nerve_inference::{Onnx, Trials};
 use nerve_onnx::OnnxHost;
 use nerve_rag::{DocumentReaders, Rag, Settings};
-use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, Shim, WasmConfig, WasmHost};
+use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_server::{
     Inherited, Roles, Runners, Server,
     config::{Config, OnnxConfig},
@@ -260,9 +260,9 @@ impl Serving {
 fn runtimes(config: &Config, compiler: Compiler, builtin: Builtins) -> anyhow::Result<Arc<dyn Host>> {
     let (data, closed) = (&config.data.dir, config.private_paths()?);
     let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled"), compiler })?;
-    // By this name it is found whatever has become of the file.
-    let shim = Some(Shim { program: PathBuf::from("/proc/self/exe"), closed });
-    let process = ProcessHost::new(ProcessConfig { shim, ..ProcessConfig::new(data.join("processes")) });
+    let processes = ProcessConfig::new(data.join("processes"));
+    let shim = Some(sandbox::shim(closed, &processes.work_dir));
+    let process = ProcessHost::new(ProcessConfig { shim, ..processes });
     Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, Arc::new(builtin))))
 }
 

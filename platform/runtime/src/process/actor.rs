@@ -240,7 +240,10 @@ impl Actor {
 
     /// Ends the process, unless it has ended, and decides what becomes of the events in flight.
     async fn died(&mut self, death: Death) {
-        let Some(child) = self.child.take() else { return };
+        let Some(mut child) = self.child.take() else { return };
+        if matches!(death, Death::Exited) {
+            child.await_exit().await;
+        }
         let (rest, what) = child.end().await;
         for line in rest {
             // If several events are in flight after this, they are suspects in any case.

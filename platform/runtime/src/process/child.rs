@@ -1,9 +1,9 @@
 //! One child process: started, fed, read and killed.
 
 use super::{
-    SHIM, Shim,
+    Shim,
     folder::Folder,
-    shim::{CLOSED, MEMORY, OWN},
+    shim::{COVER, MEMORY, options},
     wire::{Line, LineEnd, MAX_LINE_BYTES},
 };
 use nerve_core::{
@@ -126,6 +126,11 @@ impl Child {
         }
     }
 
+    /// Waits a moment for a process that has closed its stdout, which most do when they end.
+    pub(super) async fn await_exit(&mut self) {
+        let _ = tokio::time::timeout(DRAIN, self.os.wait()).await;
+    }
+
     /// Kills it and all that it has started, and takes the lines it had still written.
     pub(super) async fn end(mut self) -> (Vec<Line>, String) {
         self.ask_shim();
@@ -193,11 +198,11 @@ fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
     let mut command = match &launch.shim {
         Some(shim) => {
             let mut command = Command::new(&shim.program);
-            command.arg0("nerve").arg(SHIM).arg(MEMORY).arg(spec.memory.to_string());
-            for closed in &shim.closed {
-                command.arg(CLOSED).arg(closed);
+            command.arg0("nerve").args(options(&shim.closed, launch.folder.path()));
+            if shim.covers {
+                command.arg(COVER);
             }
-            command.arg(OWN).arg(launch.folder.path()).arg("--").arg(program);
+            command.arg(MEMORY).arg(spec.memory.to_string()).arg("--").arg(program);
             command
         }
         None => {

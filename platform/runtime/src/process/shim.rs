@@ -5,9 +5,8 @@
 //! tree is counted here, since a limit of the system's is for one process.
 
 use super::child::die_with;
-use nerve_sandbox::{Closed, LATE_COMMIT};
+use nerve_sandbox::{CallFilter, Closed, LATE_COMMIT};
 use nix::{
-    errno::Errno,
     sys::{
         prctl,
         resource::{Resource, setrlimit},
@@ -17,10 +16,10 @@ use nix::{
     unistd::{Pid, dup2_stdin, dup2_stdout, getpid},
 };
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs,
     os::unix::process::CommandExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
@@ -31,9 +30,13 @@ pub const SHIM: &str = "process-shim";
 /// The bytes of memory that the tree may hold.
 pub(super) const MEMORY: &str = "--memory";
 /// A file or folder that the tree may not open; more than once for several.
-pub(super) const CLOSED: &str = "--closed";
+const CLOSED: &str = "--closed";
 /// The folder in a closed one that the tree may open.
-pub(super) const OWN: &str = "--own";
+const OWN: &str = "--own";
+/// The closed files and folders are covered; see [`super::Shim::covers`].
+pub(super) const COVER: &str = "--cover";
+/// They are covered, and that is all.
+pub(super) const TRY_COVER: &str = "--try-cover";
 
 /// How often the memory of a tree is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -54,6 +57,8 @@ struct Orders {
     memory: u64,
     closed: Vec<PathBuf>,
     own: PathBuf,
+    cover: bool,
+    is_trial: bool,
     program: OsString,
     arguments: Vec<OsString>,
 }
@@ -67,6 +72,11 @@ impl Orders {
                 MEMORY => orders.memory = arguments.next()?.to_str()?.parse().ok()?,
                 CLOSED => orders.closed.push(arguments.next()?.into()),
                 OWN => orders.own = arguments.next()?.into(),
+                COVER => orders.cover = true,
+                TRY_COVER => {
+                    orders.is_trial = true;
+                    return Some(orders);
+                }
                 "--" => break,
                 _ => return None,
             }
@@ -75,6 +85,12 @@ impl Orders {
         orders.arguments = arguments.collect();
         Some(orders)
     }
+}
+
+/// The first arguments of every parent: what is closed to its tree, and the folder that is not.
+pub(super) fn options<'a>(closed: &'a [PathBuf], own: &'a Path) -> impl Iterator<Item = &'a OsStr> {
+    let closed = closed.iter().flat_map(|path| [OsStr::new(CLOSED), path.as_os_str()]);
+    [OsStr::new(SHIM)].into_iter().chain(closed).chain([OsStr::new(OWN), own.as_os_str()])
 }
 
 /// Runs the command in `arguments`, and ends as it ends, with all that it has started.
@@ -86,6 +102,15 @@ pub fn run_shim(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         eprintln!("nerve {SHIM} is started by a worker, with options and a command");
         return ExitCode::from(CANNOT_RUN);
     };
+    if orders.is_trial {
+        return match nerve_sandbox::cover(&orders.closed, &orders.own) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match supervise(&orders) {
         Ok(code) => code,
         Err(error) => {
@@ -96,6 +121,10 @@ pub fn run_shim(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn supervise(orders: &Orders) -> std::io::Result<ExitCode> {
+    // Before there is a second thread, and before the rules of Landlock, which forbids mounts.
+    if orders.cover {
+        nerve_sandbox::cover(&orders.closed, &orders.own)?;
+    }
     let (mut command, bytes) = (Command::new(&orders.program), orders.memory);
     command.args(&orders.arguments);
     let mut awaited = SigSet::empty();
@@ -108,7 +137,7 @@ fn supervise(orders: &Orders) -> std::io::Result<ExitCode> {
     prctl::set_pdeathsig(Signal::SIGTERM)?;
     // For this process only.
     command.env_remove(LATE_COMMIT.0);
-    confine(&mut command, bytes, Closed::new(&orders.closed, &orders.own)?);
+    confine(&mut command, bytes, Closed::new(&orders.closed, &orders.own)?, CallFilter::new()?);
     die_with(&mut command, getpid());
     let child = Pid::from_raw(i32::try_from(command.spawn()?.id()).map_err(std::io::Error::other)?);
     // The pipes are the function's: they end with it, or when it closes them.
@@ -117,31 +146,32 @@ fn supervise(orders: &Orders) -> std::io::Result<ExitCode> {
         dup2_stdout(&null)?;
     }
     std::thread::spawn(move || watch_memory(bytes));
-    let status = loop {
-        match awaited.wait()? {
-            Signal::SIGCHLD => {
-                if let Some(status) = reap(child) {
-                    break Some(status);
-                }
-            }
-            _ => break None,
+    let ended = loop {
+        let signal = awaited.wait()?;
+        // Of signals that wait together SIGTERM comes before SIGCHLD.
+        let ended = reap(child);
+        if ended.is_some() || signal != Signal::SIGCHLD {
+            break ended;
         }
     };
-    end_all();
-    Ok(exit_as(status))
+    // One that is ending when it is killed ends with the status that it has already.
+    let killed = end_all(child);
+    Ok(exit_as(ended.or(killed)))
 }
 
 /// Limits the function, and not this process, which looks into /proc and ends the whole tree.
 #[allow(unsafe_code)]
-fn confine(command: &mut Command, bytes: u64, mut closed: Option<Closed>) {
+fn confine(command: &mut Command, bytes: u64, mut closed: Option<Closed>, filter: Option<CallFilter>) {
     // SAFETY: this process has one thread, so the child of the fork holds no lock that another thread had taken, and may do what
-    // any process does before exec. The closure unblocks signals, sets a limit and applies a ruleset that is made already.
+    // any process does before exec. The closure unblocks signals, sets a limit and applies a ruleset and a filter that are made already.
     unsafe {
         command.pre_exec(move || {
             // This process waits for signals that it blocks; the function is to be ended by them, or to handle them.
             SigSet::empty().thread_set_mask()?;
             setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?;
-            closed.take().map_or(Ok(()), Closed::apply)
+            closed.take().map_or(Ok(()), Closed::apply)?;
+            // Without filters in the kernel the function runs all the same: the worker has said what that means.
+            filter.as_ref().map_or(Ok(false), CallFilter::apply).map(drop)
         });
     }
 }
@@ -160,20 +190,22 @@ fn reap(function: Pid) -> Option<WaitStatus> {
     ended
 }
 
-/// Kills every descendant, however often it has changed its parent.
-fn end_all() {
+/// Kills every descendant, however often it has changed its parent; how the function has ended, if it had not before.
+fn end_all(function: Pid) -> Option<WaitStatus> {
+    let mut ended = None;
     let deadline = Instant::now() + END_TIMEOUT;
     while Instant::now() < deadline {
         let left = descendants(getpid());
         if left.is_empty() {
-            return;
+            break;
         }
         for pid in left {
             let _ = kill(pid, Signal::SIGKILL);
         }
-        while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD)) {}
+        ended = reap(function).or(ended);
         std::thread::sleep(END_PAUSE);
     }
+    ended
 }
 
 /// The processes below this one.
