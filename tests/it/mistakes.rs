@@ -37,7 +37,9 @@ async fn pipe_is_refused_wherever_a_command_reads_a_file() {
     ];
     for command in commands {
         let started = Instant::now();
-        let refused = Cli::with(&["--data", nerve.data()]).run(command).await.failed(1);
+        let mut call = nerve::command(command);
+        call.env("NERVE_DATA_DIR", nerve.data());
+        let refused = nerve::call(call, "").await.failed(1);
         assert!(refused.stderr.contains(PIPE) && refused.stderr.contains("next:"), "{command:?}: {refused:?}");
         assert!(started.elapsed() < seconds(10), "{command:?} took {:?}", started.elapsed());
     }
