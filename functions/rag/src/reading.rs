@@ -89,8 +89,6 @@ impl ModelReader {
 /// What becomes of a document that was not read.
 fn unread(error: &SandboxError) -> FunctionError {
     let fault = match error {
-        // Read again it would only take as long again: the time counts from when it has a helper.
-        SandboxError::Timeout(_) => Fault::Invalid,
         error if error.is_permanent() => Fault::Invalid,
         SandboxError::Unavailable(_) => Fault::Retry { after: None },
         _ => Fault::Crash,

@@ -119,7 +119,6 @@ impl Trials {
             SandboxError::Died(Death::Memory(_)) => {
                 TrialError::Refused(format!("trying it, it needed more than {mib} MiB of memory"))
             }
-            // Tried again it would only take as long again.
             SandboxError::Timeout(limit) => TrialError::Refused(format!(
                 "trying it took longer than {limit:?} (`sandbox.model_timeout` in the settings)"
             )),

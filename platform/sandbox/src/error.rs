@@ -39,9 +39,10 @@ impl SandboxError {
     /// Whether the same request would fail again.
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Refused(_) | Self::TooLarge { .. } => true,
+            // The time counts from when it has a helper: the same request would take as long again.
+            Self::Refused(_) | Self::TooLarge { .. } | Self::Timeout(_) => true,
             Self::Died(death) => !matches!(death, Death::Killed(_) | Death::Exited(_)),
-            Self::Timeout(_) | Self::Unavailable(_) => false,
+            Self::Unavailable(_) => false,
         }
     }
 }
@@ -124,5 +125,6 @@ mod tests {
         let limits = DeathLimits { memory: 1, stack: 1, cpu: 1 };
         let died = |raw: i32| SandboxError::Died(Death::of(ExitStatus::from_raw(raw), "", limits));
         assert!(!died(9).is_permanent() && died(11).is_permanent());
+        assert!(SandboxError::Timeout(Duration::from_secs(1)).is_permanent());
     }
 }

@@ -1,4 +1,4 @@
-//! Where conversations are rendered: in a helper process, because a template is a program of whoever published the model.
+//! Where conversations are rendered: in a helper process, because a template is a program of the model's publisher.
 //! Jinja bounds its steps, and neither its stack nor all of its memory.
 
 use super::template::{ChatTemplate, Template};
@@ -98,8 +98,7 @@ impl Renderer {
 fn told(error: SandboxError) -> InferenceError {
     match error {
         SandboxError::Refused(why) => InferenceError::Invalid(why),
-        // Rendered again it would only take as long again.
-        error if error.is_permanent() || matches!(error, SandboxError::Timeout(_)) => InferenceError::Invalid(format!(
+        error if error.is_permanent() => InferenceError::Invalid(format!(
             "the model's chat template cannot be rendered for this conversation: {error}"
         )),
         error => InferenceError::Unavailable(format!("the model's chat template cannot be rendered now: {error}")),

@@ -97,7 +97,6 @@ impl Compiler {
             SandboxError::Died(nerve_sandbox::Death::Memory(_)) => {
                 CompileError::Invalid(format!("compiling it: {error} (`sandbox.compile_memory` in the settings)"))
             }
-            // Tried again it would only take as long again.
             SandboxError::Timeout(_) => {
                 CompileError::Invalid(format!("compiling it: {error} (`sandbox.compile_timeout` in the settings)"))
             }

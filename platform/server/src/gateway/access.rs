@@ -1,4 +1,4 @@
-//! Who may use the API: the holders of a key, or, where there is no key, whoever is on this machine.
+//! Who may use the API: the holders of a key, or, where there is no key, the user of the server on this machine.
 
 use super::{
     forwarded,
@@ -114,7 +114,9 @@ impl Access {
             return match origin.owner {
                 None | Some(Owner::Own) => Ok(Caller::Any(String::new())),
                 Some(Owner::Other(user)) => Err(of_another_user(&format!("user {user} sent this"))),
-                Some(Owner::Gone) => Err(of_another_user("who sent this has closed the connection")),
+                Some(Owner::Gone) => {
+                    Err(of_another_user("the user who sent this is not known: the connection may have been closed"))
+                }
             };
         }
         let caller = self.check_key(headers)?;

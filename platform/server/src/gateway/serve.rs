@@ -188,7 +188,7 @@ struct Server {
 /// The user of this machine who opened the connection.
 fn owner(stream: &TcpStream, peer: SocketAddr) -> Option<Owner> {
     let found = stream.local_addr().and_then(|here| Owner::of(peer, here));
-    // The kernel tells them, or it was not asked: so this is a connection that ended.
+    // A user that is not known is refused.
     Some(found.unwrap_or_else(|error| {
         tracing::debug!(%error, "the kernel does not say whose connection this is");
         Owner::Gone

@@ -1,4 +1,4 @@
-//! Bodies that a sink's template makes, in a helper process: a template is a program, and its data is anybody's. Jinja bounds its
+//! Bodies that a sink's template makes, in a helper process: a template is a program, and its data comes from outside. Jinja bounds its
 //! steps, and neither its stack nor all of its memory.
 
 use minijinja::{AutoEscape, Environment, value::Serde};
@@ -113,10 +113,7 @@ pub async fn check_template(pool: &Pool, sink: &Name, text: &str, content_type: 
 fn told(error: SandboxError) -> ComposeError {
     match error {
         SandboxError::Refused(why) => ComposeError::Impossible(why),
-        // Tried again it would only take as long again.
-        error if error.is_permanent() || matches!(error, SandboxError::Timeout(_)) => {
-            ComposeError::Impossible(failed(&error))
-        }
+        error if error.is_permanent() => ComposeError::Impossible(failed(&error)),
         error => ComposeError::Unavailable(failed(&error)),
     }
 }
