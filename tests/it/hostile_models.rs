@@ -1,11 +1,9 @@
 //! What a hostile model may do to a server: nothing but to end the helper process that tries it.
 
+use nerve_broker::bus::Bus;
+use nerve_config::Config;
 use nerve_core::ModelName;
-use nerve_server::{
-    bus::Bus,
-    config::Config,
-    registry::{ArtifactRef, ModelInfo, ModelRecord, Registry},
-};
+use nerve_registry::{ArtifactRef, ModelInfo, ModelRecord, Registry};
 use nerve_tests::{
     Folder, Nerve, Streams, eventually,
     models::{copy_folder, fixture},

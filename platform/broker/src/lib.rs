@@ -1,6 +1,9 @@
-//! The connection to NATS: its settings, its credentials, TLS, and how long a server waits for it.
+//! NATS: the connection, and events, streams, consumers and buckets on JetStream. No other crate names `async-nats`.
+//!
+//! It has more than 9,000 lines: what it does cannot be split without naming that client twice.
 //!
 //! # Layout
+//! - [`bus`]: JetStream: publish, pull, acknowledge, trace, dead letters, buckets. [`streams`]: `[streams]`, its settings.
 //! - [`settings`]: `[nats]`, as `nerve-server.toml`, the environment and flags give it.
 //! - [`servers`]: a list of servers, without the credentials that its URLs carry.
 //! - [`connection`]: connects, once or until a server is reachable; says why not.
@@ -17,6 +20,7 @@
 //!
 //! No secret is in a `Debug`, a `Display` or an error of this crate.
 
+pub mod bus;
 pub mod connection;
 pub mod join;
 pub mod jwt;
@@ -25,12 +29,14 @@ mod report;
 pub mod roles;
 pub mod servers;
 pub mod settings;
+pub mod streams;
 pub mod version;
 pub mod violation;
 
 pub use connection::{ConnectError, Connection};
 pub use servers::{Servers, ServersError};
 pub use settings::{NatsSettings, SettingsError};
+pub use streams::{EventsFull, StreamsConfig};
 pub use version::Version;
 pub use violation::Violation;
 

@@ -7,11 +7,9 @@ use crate::{
 };
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
+use nerve_broker::bus::BusError;
 use nerve_core::manifest::Run;
-use nerve_server::{
-    bus::BusError,
-    registry::{ArtifactRef, Registry},
-};
+use nerve_registry::{ArtifactRef, Registry};
 use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,

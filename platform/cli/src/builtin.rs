@@ -8,7 +8,7 @@ use crate::{
     onnx,
 };
 use nerve_core::{FunctionSpec, ModelName, Name, Pattern, manifest::Run};
-use nerve_server::registry::{ModelInfo, Registry};
+use nerve_registry::{ModelInfo, Registry};
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},

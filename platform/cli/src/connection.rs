@@ -7,8 +7,10 @@ use crate::{
     joined::{self, Joined},
     settings,
 };
+use nerve_broker::bus::Bus;
 use nerve_broker::{ConnectError, NatsSettings, Violation, roles::Role};
-use nerve_server::{bus::Bus, config::Config, registry::Registry};
+use nerve_config::Config;
+use nerve_registry::Registry;
 use std::{borrow::Cow, path::Path, time::Duration};
 use tokio::sync::watch;
 

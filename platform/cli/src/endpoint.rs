@@ -2,7 +2,7 @@
 
 use crate::{broker::access, failure::Failure, joined::Joined, lock::is_alive};
 use nerve_broker::{NatsSettings, Servers, roles::Role};
-use nerve_server::config::check_trusted;
+use nerve_config::check_trusted;
 use serde::{Deserialize, Serialize};
 use std::{
     io,

@@ -1,11 +1,9 @@
 //! What a person reads when a command fails: the thing, its cause, the next step.
 
+use crate::server::ServerError;
 use crate::{connection::next_step, escape::escaped, output::Format};
 use clap::error::ErrorKind;
-use nerve_server::{
-    ServerError,
-    bus::{BusError, PublishError},
-};
+use nerve_broker::bus::{BusError, PublishError};
 use serde_json::json;
 use std::{borrow::Cow, fmt, io, process::ExitCode};
 

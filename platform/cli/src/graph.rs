@@ -1,7 +1,8 @@
 //! What leads to what among functions: circles that go on without end, and steps of a pipeline that two functions take.
 
+use nerve_broker::bus::EVENTS;
 use nerve_core::{FunctionSpec, Name, Pattern, answer, manifest::Run, subject::EVENTS_PREFIX, tool};
-use nerve_server::{bus::EVENTS, event_types::known_types};
+use nerve_events::known_types;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// The event that an answer begins with.

@@ -9,10 +9,8 @@ use nerve_broker::{
     jwt,
     roles::{INBOX_PREFIX, Role},
 };
-use nerve_server::{
-    config::check_trusted,
-    registry::{KeyFiles, SecretsKey},
-};
+use nerve_config::check_trusted;
+use nerve_registry::{KeyFiles, SecretsKey};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 

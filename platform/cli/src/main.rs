@@ -39,6 +39,7 @@ mod output;
 mod payload;
 mod plan;
 mod sandbox;
+mod server;
 mod settings;
 mod signals;
 mod supervisor;
@@ -62,7 +63,7 @@ const WORKS: [nerve_sandbox::Work; 6] = [
     nerve_runtime::COMPILER,
     nerve_inference::TRIAL,
     nerve_inference::CHAT_TEMPLATES,
-    nerve_server::SINK_TEMPLATES,
+    nerve_worker::SINK_TEMPLATES,
     nerve_sandbox::PROBE,
 ];
 

@@ -1,12 +1,10 @@
 //! A model on this machine, read to be sent.
 
 use crate::{artifacts::File, failure::Failure, onnx, output};
+use nerve_broker::bus::BusError;
+use nerve_config::OnnxConfig;
 use nerve_inference::{Description, ModelFolder, Provider, Settings, Trials};
-use nerve_server::{
-    bus::BusError,
-    config::OnnxConfig,
-    registry::{ArtifactRef, ModelInfo, Registry},
-};
+use nerve_registry::{ArtifactRef, ModelInfo, Registry};
 use std::path::{Path, PathBuf};
 
 /// The most that one model's files may hold, in bytes.
@@ -128,8 +126,8 @@ pub(crate) fn total(files: &[ArtifactRef]) -> u64 {
 mod tests {
     use super::*;
     use crate::sandbox;
+    use nerve_config::Config;
     use nerve_inference::Task;
-    use nerve_server::config::Config;
 
     #[test]
     fn a_model_is_told_in_one_line() {

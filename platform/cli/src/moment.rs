@@ -1,6 +1,6 @@
 //! Moments as a command line gives them.
 
-use nerve_server::bus::Start;
+use nerve_broker::bus::Start;
 use std::{str::FromStr, time::Duration};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 

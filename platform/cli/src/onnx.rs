@@ -1,7 +1,7 @@
 //! What comes with this installation for ONNX Runtime: its library, and models.
 
+use nerve_config::{OnnxConfig, check_trusted};
 use nerve_inference::{Provider, Settings, Trials};
-use nerve_server::config::{OnnxConfig, check_trusted};
 use std::{
     collections::BTreeSet,
     env::consts::{ARCH, DLL_PREFIX, DLL_SUFFIX},
@@ -126,7 +126,7 @@ fn nerve() -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nerve_server::config::Config;
+    use nerve_config::Config;
     use std::fs;
 
     fn config(models: Option<&Path>, library: Option<&Path>) -> OnnxConfig {

@@ -1,9 +1,9 @@
 //! The helper processes of this installation, as the settings have them.
 
+use nerve_config::SandboxConfig;
 use nerve_inference::Trials;
 use nerve_runtime::{Compiler, Shim};
 use nerve_sandbox::{Pool, Settings};
-use nerve_server::config::SandboxConfig;
 use std::path::{Path, PathBuf};
 
 /// A pool of helper processes. To be called on a Tokio runtime.

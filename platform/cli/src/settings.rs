@@ -5,7 +5,7 @@ use crate::{
     failure::Failure,
 };
 use nerve_broker::{NatsSettings, Servers};
-use nerve_server::config::Config;
+use nerve_config::Config;
 use std::path::Path;
 
 /// The defaults < `file` (or `nerve-server.toml`) < `NERVE_*` < the command line.

@@ -15,7 +15,8 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use link::DescriptorKind;
 use nerve_sandbox::LATE_COMMIT;
-use nerve_server::{InFlight, InFlightEvent};
+use nerve_worker::InFlight;
+use nerve_worker::InFlightEvent;
 use nix::sys::{prctl, signal::Signal};
 use rustix::fs::{MemfdFlags, memfd_create};
 use std::{

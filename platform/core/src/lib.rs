@@ -10,6 +10,7 @@
 //! - [`tool`]: functions that agents call, and what passes between the two.
 //! - [`identity`]: what makes two stored things the same thing; every id that JetStream compares is made there.
 //! - [`quota`]: what collections may have, and what they have used.
+//! - [`rate_limit`]: the rates of sinks, sources and keys.
 //! - [`shares`]: fair shares of what is bounded.
 //! - [`limits`]: limits of the numbers that come from outside.
 //! - [`inference`]: the contract between the gateway and whatever runs models.
@@ -30,6 +31,7 @@ pub mod limits;
 pub mod manifest;
 pub mod name;
 pub mod quota;
+pub mod rate_limit;
 pub mod redact;
 pub mod shares;
 pub mod subject;

@@ -6,7 +6,7 @@ use nerve_core::{
     Event,
     event::{HOPS, OWN_DATA_REF, RESERVED_SOURCES},
 };
-use nerve_server::gateway::fuzzing::read_events;
+use nerve_gateway::fuzzing::read_events;
 
 /// Reads the events of a request; panics unless they are what an event from outside may be, and keep their content in
 /// both forms that they are stored and sent in.

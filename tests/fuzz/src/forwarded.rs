@@ -3,7 +3,7 @@
 use super::request::Request;
 use http::Uri;
 use nerve_core::manifest::Network;
-use nerve_server::gateway::fuzzing::read_origin;
+use nerve_gateway::fuzzing::read_origin;
 use std::net::IpAddr;
 
 /// A request's first line is the address that the connection comes from, and `tls` where it is encrypted.

@@ -6,7 +6,7 @@ use nerve_core::{
     function::Secret,
     manifest::{Provider, Verify},
 };
-use nerve_server::gateway::Sample;
+use nerve_webhooks::Sample;
 use time::OffsetDateTime;
 
 /// The moment that the corpus is signed for.

@@ -14,8 +14,10 @@ use super::{
 use anyhow::Context;
 use bytes::Bytes;
 use futures::StreamExt;
+use nerve_broker::bus::Bus;
 use nerve_broker::{NatsSettings, jwt::join_subject, roles::Role};
-use nerve_server::{bus::Bus, config::Config, registry::Registry};
+use nerve_config::Config;
+use nerve_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 /// What the certificate begins and ends with in a file of PEM.

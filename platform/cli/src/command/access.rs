@@ -18,7 +18,7 @@ use crate::{
 };
 use clap::{Args, Subcommand, ValueEnum};
 use nerve_broker::{Servers, join::Offer, pin, roles::Role};
-use nerve_server::config::Config;
+use nerve_config::Config;
 use serde::Serialize;
 use serde_json::json;
 use std::{

@@ -8,11 +8,11 @@ use crate::{
     output,
 };
 use clap::Args;
+use nerve_broker::bus::AnswerPart;
 use nerve_core::{
     Event, EventType,
     answer::{self, Part},
 };
-use nerve_server::bus::AnswerPart;
 use serde_json::{Map, Value, json};
 use std::{fmt::Write, time::Duration};
 use time::OffsetDateTime;

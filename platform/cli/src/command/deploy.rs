@@ -19,7 +19,7 @@ use nerve_core::{
     FunctionSpec, Manifest, ModelName, Name, ScheduleSpec, SinkSpec, SourceSpec,
     manifest::{Run, default_sink_secret},
 };
-use nerve_server::registry::{Deployed, FunctionRecord, ModelRecord, Registry};
+use nerve_registry::{Deployed, FunctionRecord, ModelRecord, Registry};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},

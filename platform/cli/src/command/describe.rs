@@ -8,11 +8,9 @@ use crate::{
     fields, moment, output,
 };
 use clap::Args;
+use nerve_broker::bus::{DropCounts, DropScope, Restored, consumer_name};
 use nerve_core::{Name, manifest::did_you_mean};
-use nerve_server::{
-    bus::{DropCounts, DropScope, Restored, consumer_name},
-    registry::{Entry, FunctionRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord},
-};
+use nerve_registry::{Entry, FunctionRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord};
 use serde::Serialize;
 
 /// Show one function, source, sink or schedule: its settings, files and revision; of secrets only the names

@@ -8,11 +8,9 @@ use crate::{
     output::{self, shortened},
 };
 use clap::{Args, Subcommand};
+use nerve_broker::bus::{Bus, BusError, DeadLetter, DeadLetterState, DeadLetters};
 use nerve_core::Name;
-use nerve_server::{
-    bus::{Bus, BusError, DeadLetter, DeadLetterState, DeadLetters},
-    registry::Registry,
-};
+use nerve_registry::Registry;
 use serde_json::json;
 use time::OffsetDateTime;
 

@@ -18,8 +18,8 @@ use check::IndexCheck;
 use clap::Args;
 use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
+use nerve_broker::bus::{Bus, Start, Tail};
 use nerve_core::{Event, EventType, FunctionSpec, Pattern};
-use nerve_server::bus::{Bus, Start, Tail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::{

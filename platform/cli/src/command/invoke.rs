@@ -9,8 +9,8 @@ use crate::{
     payload::Payload,
 };
 use clap::Args;
+use nerve_broker::bus::InvokeError;
 use nerve_core::{EventType, Name};
-use nerve_server::bus::InvokeError;
 use std::time::Duration;
 
 /// Call a function directly and print the events that it answers with; they are not published

@@ -18,7 +18,7 @@ use nerve_broker::{
     roles::Role,
 };
 use nerve_core::Secret;
-use nerve_server::registry::KeyFiles;
+use nerve_registry::KeyFiles;
 use serde_json::json;
 use std::{
     convert::Infallible,

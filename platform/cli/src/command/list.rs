@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::Pattern;
-use nerve_server::registry::{Entry, FunctionRecord, ScheduleRecord, SourceRecord};
+use nerve_registry::{Entry, FunctionRecord, ScheduleRecord, SourceRecord};
 use serde::Serialize;
 
 /// List what is deployed

@@ -8,8 +8,8 @@ use crate::{
     output::Format,
 };
 use clap::Args;
+use nerve_broker::bus::{LogRecord, Start};
 use nerve_core::Name;
-use nerve_server::bus::{LogRecord, Start};
 
 /// Read what functions log, failed attempts included
 #[derive(Debug, Args)]

@@ -8,11 +8,9 @@ use crate::{
     moment, output, sandbox,
 };
 use clap::{Args, Subcommand};
+use nerve_broker::bus::BusError;
 use nerve_core::ModelName;
-use nerve_server::{
-    bus::BusError,
-    registry::{Deployed, ModelInfo, ModelRecord},
-};
+use nerve_registry::{Deployed, ModelInfo, ModelRecord};
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};

@@ -7,11 +7,9 @@ use crate::{
     failure::Failure,
 };
 use clap::{Args, ValueEnum};
+use nerve_broker::bus::{Bus, BusError, Unfinished, consumer_name};
 use nerve_core::Name;
-use nerve_server::{
-    bus::{Bus, BusError, Unfinished, consumer_name},
-    registry::Registry,
-};
+use nerve_registry::Registry;
 use serde_json::json;
 
 /// Remove a function, source, sink or schedule; what it has not finished is not tried again, and it says how much that is

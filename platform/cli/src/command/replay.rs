@@ -9,8 +9,8 @@ use crate::{
     output,
 };
 use clap::Args;
+use nerve_broker::bus::{self, BusError, Retention, Start};
 use nerve_core::Name;
-use nerve_server::bus::{self, BusError, Retention, Start};
 use serde::Serialize;
 
 /// Give a function the events of its stream again, from a moment on

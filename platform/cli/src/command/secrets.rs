@@ -11,7 +11,7 @@ use crate::{
 };
 use clap::{Args, Subcommand};
 use nerve_core::Secret;
-use nerve_server::registry::{Machine, Rotated, RotationError};
+use nerve_registry::{Machine, Rotated, RotationError};
 use serde_json::json;
 use std::io::{IsTerminal, Read, stdin};
 

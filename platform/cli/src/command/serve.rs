@@ -1,6 +1,9 @@
 //! `nerve gateway` and `nerve worker`, and what they share with `nerve up`.
 
 use super::Process;
+use crate::server::Inherited;
+use crate::server::Roles;
+use crate::server::Server;
 use crate::{
     args::{DataFolder, Globals},
     broker::{Admission, LocalBroker, reachable},
@@ -16,15 +19,13 @@ use anyhow::Context;
 use async_trait::async_trait;
 use clap::Args;
 use nerve_broker::roles;
+use nerve_config::{Config, OnnxConfig};
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
 use nerve_inference::{Onnx, Trials};
 use nerve_onnx::OnnxHost;
 use nerve_rag::{DocumentReaders, Rag, Settings};
 use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
-use nerve_server::{
-    Inherited, Roles, Runners, Server,
-    config::{Config, OnnxConfig},
-};
+use nerve_worker::Runners;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -170,7 +171,7 @@ impl Supervised<'_> {
     /// Keeps the process running until `stop`, and says where it serves once it does.
     pub(super) async fn run(self, stop: &Stop) -> anyhow::Result<()> {
         let Self { config, role, format, lock, broker } = self;
-        let listener = if role == Role::Worker { None } else { Some(nerve_server::listen(&config.gateway)?) };
+        let listener = if role == Role::Worker { None } else { Some(crate::server::listen(&config.gateway)?) };
         let credentials = broker.as_ref().map(|broker| broker.access.join(roles::Role::Operator.file()));
         let mut announced = None;
         let ready = |ready: &Ready| {

@@ -15,7 +15,7 @@ use crate::{
 };
 use clap::Subcommand;
 use nerve_core::{Name, manifest::did_you_mean, redact};
-use nerve_server::registry::{Entry, Registry, SinkRecord, SinkState};
+use nerve_registry::{Entry, Registry, SinkRecord, SinkState};
 use serde::Serialize;
 use std::collections::BTreeMap;
 

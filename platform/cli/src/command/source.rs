@@ -11,14 +11,12 @@ use crate::{
     fields, output,
 };
 use clap::Subcommand;
+use nerve_broker::bus::{DropCounts, DropScope};
 use nerve_core::{
     Name, SourceSpec,
     manifest::{Dedupe, Ids, Network, Rate},
 };
-use nerve_server::{
-    bus::{DropCounts, DropScope},
-    registry::Registry,
-};
+use nerve_registry::Registry;
 use serde::Serialize;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 

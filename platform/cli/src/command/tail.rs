@@ -7,8 +7,8 @@ use crate::{
     output::{self, shortened},
 };
 use clap::Args;
+use nerve_broker::bus::Tailed;
 use nerve_core::{Event, Pattern, subject::EVENTS_PREFIX};
-use nerve_server::bus::Tailed;
 use serde::Serialize;
 
 /// Watch events as they come: time, sequence, type, id and the beginning of the data

@@ -8,7 +8,7 @@ use crate::{
     output,
 };
 use clap::Args;
-use nerve_server::bus::{self, Traced};
+use nerve_broker::bus::{self, Traced};
 use serde::Serialize;
 
 /// Show everything that one event led to, as a tree: an answer from its question on

@@ -15,7 +15,7 @@ use crate::{
     supervisor::SupervisionRole,
 };
 use clap::Args;
-use nerve_server::config::Config;
+use nerve_config::Config;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},

@@ -1,9 +1,10 @@
 //! The server process's end of the link to its supervisor.
 
 use super::link::{self, DescriptorKind, Ready, Received};
+use crate::server::Inherited;
 use crate::{broker::LocalBroker, failure::Failure, signals::Signals};
 use anyhow::Context;
-use nerve_server::{InFlight, Inherited};
+use nerve_worker::InFlight;
 use std::{fs::File, net::TcpListener, os::fd::OwnedFd};
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},

@@ -8,9 +8,9 @@ use crate::{
 };
 use anyhow::anyhow;
 use clap::Args;
+use nerve_broker::bus::{Bus, ErasedMessages, Erasure, ErasureOutcome, InvokeError, StoredView};
 use nerve_core::{Name, function::Views, manifest::Run};
 use nerve_rag::erase::{EraseRequest, ErasedDocuments, Tenant};
-use nerve_server::bus::{Bus, ErasedMessages, Erasure, ErasureOutcome, InvokeError, StoredView};
 use serde::Serialize;
 use std::{
     io::{IsTerminal, stdin},

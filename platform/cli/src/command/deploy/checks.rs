@@ -3,7 +3,8 @@
 use super::Bundle;
 use crate::{artifacts::Content, connection::Connection, failure::Failure, graph::Graph, sandbox};
 use nerve_core::manifest::{Run, SinkBody};
-use nerve_server::{check_template, registry::Registry};
+use nerve_registry::Registry;
+use nerve_worker::check_template;
 
 impl Bundle {
     /// Compiles the components that are not deployed yet: finds out here what a worker would find out later.

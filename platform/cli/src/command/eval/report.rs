@@ -3,8 +3,8 @@
 use super::{Question, run::Asked};
 use crate::output;
 use anyhow::anyhow;
+use nerve_broker::bus::Bus;
 use nerve_core::function::Views;
-use nerve_server::bus::Bus;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use time::OffsetDateTime;

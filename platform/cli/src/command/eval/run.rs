@@ -3,8 +3,8 @@
 use super::Question;
 use crate::failure::Failure;
 use futures::{StreamExt, stream};
+use nerve_broker::bus::{Bus, Start};
 use nerve_core::{Event, EventType, Pattern, answer::Part, event::CORRELATION_ID};
-use nerve_server::bus::{Bus, Start};
 use serde_json::{Value, json};
 use std::{collections::HashMap, time::Duration};
 use time::OffsetDateTime;

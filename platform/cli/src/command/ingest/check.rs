@@ -1,15 +1,13 @@
 //! What the index has of the documents that are about to be uploaded.
 
 use super::UPLOADED;
+use nerve_broker::bus::{Bus, InvokeError};
 use nerve_core::{Event, EventType, Name, manifest::Run};
 use nerve_rag::{
     check::{CHECK_REQUESTED, CheckRequest, Checked, Chunking},
     document::Document,
 };
-use nerve_server::{
-    bus::{Bus, InvokeError},
-    registry::{Entry, FunctionRecord, Registry},
-};
+use nerve_registry::{Entry, FunctionRecord, Registry};
 use std::{collections::HashMap, time::Duration};
 use time::OffsetDateTime;
 use uuid::Uuid;

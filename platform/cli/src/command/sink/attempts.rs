@@ -8,8 +8,8 @@ use crate::{
     output::{self, Format, shortened},
 };
 use clap::Args;
+use nerve_broker::bus::{SinkAttempt, SinkOutcome, WhichAttempts};
 use nerve_core::Name;
-use nerve_server::bus::{SinkAttempt, SinkOutcome, WhichAttempts};
 
 #[derive(Debug, Args)]
 pub(crate) struct Attempts {

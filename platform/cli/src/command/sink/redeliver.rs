@@ -8,11 +8,9 @@ use crate::{
     moment::Since,
 };
 use clap::Args;
+use nerve_broker::bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start, TIMERS, WhichAttempts};
 use nerve_core::Name;
-use nerve_server::{
-    bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start, TIMERS, WhichAttempts},
-    registry::Registry,
-};
+use nerve_registry::Registry;
 use serde::Serialize;
 use std::collections::BTreeMap;
 

@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::{Event, EventType, Name};
-use nerve_server::registry::{Disabled, SinkState};
+use nerve_registry::{Disabled, SinkState};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;

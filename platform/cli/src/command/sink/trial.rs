@@ -7,8 +7,8 @@ use crate::{
     failure::Failure,
 };
 use clap::Args;
+use nerve_broker::bus::SinkOutcome;
 use nerve_core::{Event, EventType, Name};
-use nerve_server::bus::SinkOutcome;
 use serde_json::json;
 use std::{path::PathBuf, time::Duration};
 use time::OffsetDateTime;

@@ -9,7 +9,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::{Name, SourceSpec, manifest::Provider};
-use nerve_server::registry::Registry;
+use nerve_registry::Registry;
 use serde_json::json;
 use std::{collections::BTreeSet, io::stdin, sync::Arc};
 

@@ -10,7 +10,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::{Name, Secret, SourceSpec};
-use nerve_server::gateway::{Sample, Unsigned};
+use nerve_webhooks::{Sample, Unsigned};
 use serde_json::{Value, json};
 use std::{io::stdin, time::Duration};
 use time::OffsetDateTime;

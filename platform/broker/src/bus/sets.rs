@@ -1,0 +1,351 @@
+//! Sets of results: all of a set are stored, or none, by JetStream's atomic batch publishing.
+//!
+//! An atomic batch costs milliseconds whatever it holds, and a stream stores one after the other. So sets that arrive while a batch
+//! is in flight share the next one. JetStream refuses a batch that holds an id it knows, and does not say which; then each of its
+//! sets is sent by itself, and one that is refused again was stored before.
+//!
+//! Source: ADR-50 of nats-architecture-and-design, "Atomic Batch Publishing".
+
+use super::{Bus, BusError, PublishError, REQUEST_TIMEOUT};
+use async_nats::{HeaderMap, Message, Subject, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Deserialize;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::MissedTickBehavior,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+/// Messages of one atomic batch, as nats-server bounds them.
+pub const MAX_MESSAGES: usize = 1000;
+/// Bytes of one batch from which on no further set is added.
+const FULL_BATCH_BYTES: usize = 8 << 20;
+/// The most bytes of one set: the broker holds a batch until it is whole.
+pub(crate) const MAX_SET_BYTES: usize = 64 << 20;
+/// Batches in flight. A stream stores one after the other, so a second would only make both smaller: with two, a quarter fewer
+/// results are stored per second.
+const MAX_IN_FLIGHT: usize = 1;
+/// Sets that wait to be sent.
+const QUEUE: usize = 1024;
+/// The most memory of sets whose events no longer hold a slot of their function, in KiB.
+const ROOM_KIB: usize = 32 << 10;
+/// What a set takes of that room at least, in KiB: so there are as many such sets as the queue holds, at most.
+const MIN_SET_KIB: usize = ROOM_KIB / QUEUE;
+/// How often batches are looked at that the broker may never answer.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// nats-server's error codes for a batch that cannot be stored.
+mod codes {
+    pub(super) const DUPLICATE: u64 = 10201;
+    pub(super) const MESSAGE_TOO_LARGE: u64 = 10054;
+    pub(super) const HEADERS_TOO_LARGE: u64 = 10097;
+}
+
+/// A message of a set.
+#[derive(Debug, Clone)]
+pub(super) struct SetMessage {
+    pub(super) subject: Subject,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
+impl SetMessage {
+    fn size(&self) -> usize {
+        let values = self.headers.iter().flat_map(|(_, values)| values);
+        self.body.len() + values.map(|value| value.as_str().len()).sum::<usize>()
+    }
+}
+
+/// What became of a set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetOutcome {
+    /// All of it is stored.
+    Stored,
+    /// A set of the same run was stored before; nothing of this one is.
+    Duplicate,
+}
+
+#[derive(Debug)]
+struct Set {
+    messages: Vec<SetMessage>,
+    size: usize,
+    reply: oneshot::Sender<Result<SetOutcome, PublishError>>,
+}
+
+/// Publishes sets; clones share the batches.
+#[derive(Debug, Clone)]
+pub struct Sets {
+    queue: mpsc::Sender<Set>,
+    room: Arc<Semaphore>,
+}
+
+impl Sets {
+    /// Starts the task that sends batches until `stop`.
+    pub async fn start(bus: &Bus, stop: CancellationToken, tasks: &TaskTracker) -> Result<Self, BusError> {
+        let (queue, sets) = mpsc::channel(QUEUE);
+        let inbox = bus.client.new_inbox();
+        let acks = bus.client.subscribe(format!("{inbox}.*")).await;
+        let acks = acks.map_err(|error| BusError::unavailable("subscribing to acknowledgements", error))?;
+        let sender = Sender { bus: bus.clone(), inbox, sent: 0, in_flight: BTreeMap::new(), waiting: VecDeque::new() };
+        tasks.spawn(async move { stop.run_until_cancelled(sender.run(sets, acks)).await });
+        Ok(Self { queue, room: Arc::new(Semaphore::new(ROOM_KIB)) })
+    }
+
+    /// Room for a set of so many bytes while it waits to be stored, if there is some: hold it until then.
+    pub fn try_reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let kib = u32::try_from(bytes.div_ceil(1024).max(MIN_SET_KIB)).ok()?;
+        Arc::clone(&self.room).try_acquire_many_owned(kib).ok()
+    }
+
+    /// Publishes a set, all or nothing.
+    ///
+    /// # Errors
+    /// [`PublishError::Unavailable`] where it is not known whether the set is stored: publish it again.
+    pub(super) async fn publish(&self, messages: Vec<SetMessage>) -> Result<SetOutcome, PublishError> {
+        let size = messages.iter().map(SetMessage::size).sum();
+        if messages.len() > MAX_MESSAGES || size > MAX_SET_BYTES {
+            let why = format!(
+                "{} results of {size} bytes are more than {MAX_MESSAGES}, or {MAX_SET_BYTES} bytes",
+                messages.len()
+            );
+            return Err(PublishError::Invalid(why));
+        }
+        let stopped = || PublishError::Unavailable("the worker is stopping".into());
+        let (reply, outcome) = oneshot::channel();
+        let sent = self.queue.send(Set { messages, size, reply }).await;
+        sent.map_err(|_| stopped())?;
+        outcome.await.unwrap_or_else(|_| Err(stopped()))
+    }
+}
+
+/// The task that sends batches.
+struct Sender {
+    bus: Bus,
+    inbox: String,
+    sent: u64,
+    /// By number, which is the last token of the subject that the broker answers to.
+    in_flight: BTreeMap<u64, (Vec<Set>, Instant)>,
+    /// Sets that are sent by themselves next.
+    waiting: VecDeque<Set>,
+}
+
+#[derive(Deserialize)]
+struct Ack {
+    error: Option<AckError>,
+    seq: Option<u64>,
+}
+
+#[derive(Deserialize)]
+struct AckError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+impl Sender {
+    async fn run(mut self, mut queue: mpsc::Receiver<Set>, mut acks: Subscriber) {
+        let mut reconnects = self.bus.reconnects();
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            while self.in_flight.len() < MAX_IN_FLIGHT
+                && let Some(set) = self.waiting.pop_front()
+            {
+                self.send(vec![set]).await;
+            }
+            tokio::select! {
+                biased;
+                ack = acks.next() => match ack {
+                    Some(ack) => self.acknowledged(&ack),
+                    None => return,
+                },
+                // An acknowledgement over the old connection does not come over the new one.
+                Ok(()) = reconnects.changed() => self.lose(|_| true),
+                _ = check.tick() => self.lose(|since| since.elapsed() >= REQUEST_TIMEOUT),
+                set = queue.recv(), if self.in_flight.len() < MAX_IN_FLIGHT => match set {
+                    Some(first) => {
+                        let sets = gather(first, &mut queue, &mut self.waiting);
+                        self.send(sets).await;
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn send(&mut self, sets: Vec<Set>) {
+        // While the connection is down the client would buffer, and the callers wait for nothing.
+        if !self.bus.connected() {
+            for set in sets {
+                let _ = set.reply.send(Err(PublishError::Unavailable("there is no connection to NATS".into())));
+            }
+            return;
+        }
+        self.sent += 1;
+        let (batch, reply) =
+            (Uuid::now_v7().simple().to_string(), Subject::from(format!("{}.{}", self.inbox, self.sent)));
+        let last = sets.iter().map(|set| set.messages.len()).sum::<usize>();
+        let messages = sets.iter().flat_map(|set| &set.messages);
+        for (number, message) in (1..).zip(messages) {
+            let SetMessage { subject, mut headers, body } = message.clone();
+            headers.insert("Nats-Batch-Id", batch.as_str());
+            headers.insert("Nats-Batch-Sequence", number.to_string());
+            let client = self.bus.client();
+            let sent = if number == last {
+                headers.insert("Nats-Batch-Commit", "1");
+                client.publish_with_reply_and_headers(subject, reply.clone(), headers, body).await
+            } else {
+                client.publish_with_headers(subject, headers, body).await
+            };
+            if let Err(error) = sent {
+                tracing::debug!(%error, "a batch of results is not sent whole");
+                break;
+            }
+        }
+        // One that was not sent whole is never acknowledged, and sent again.
+        self.in_flight.insert(self.sent, (sets, Instant::now()));
+    }
+
+    fn acknowledged(&mut self, message: &Message) {
+        let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
+        let Some((sets, _)) = number.and_then(|number: u64| self.in_flight.remove(&number)) else { return };
+        match serde_json::from_slice::<Ack>(&message.payload) {
+            Ok(Ack { error: None, seq: Some(_) }) => {
+                for set in sets {
+                    let _ = set.reply.send(Ok(SetOutcome::Stored));
+                }
+            }
+            Ok(Ack { error: Some(error), .. }) => self.refused(sets, &error),
+            _ => self.refused(sets, &AckError { err_code: 0, description: "no answer of JetStream".to_owned() }),
+        }
+    }
+
+    /// Sends sets by themselves that were refused together; tells the caller of a single one.
+    fn refused(&mut self, mut sets: Vec<Set>, error: &AckError) {
+        let alone = sets.len() == 1;
+        for set in sets.drain(..) {
+            if !alone {
+                self.waiting.push_back(set);
+                continue;
+            }
+            let outcome = match error.err_code {
+                codes::DUPLICATE => Ok(SetOutcome::Duplicate),
+                codes::MESSAGE_TOO_LARGE | codes::HEADERS_TOO_LARGE => Err(PublishError::Invalid(
+                    "one is larger than its stream takes: max_msg_size bounds that".to_owned(),
+                )),
+                _ => Err(PublishError::Unavailable(format!("{} ({})", error.description, error.err_code).into())),
+            };
+            let _ = set.reply.send(outcome);
+        }
+    }
+
+    /// Tells the callers of batches that are not acknowledged.
+    fn lose(&mut self, is_lost: impl Fn(Instant) -> bool) {
+        for (_, (sets, _)) in self.in_flight.extract_if(.., |_, (_, since)| is_lost(*since)) {
+            for set in sets {
+                let _ = set.reply.send(Err(PublishError::Unavailable("no acknowledgement came".into())));
+            }
+        }
+    }
+}
+
+/// The sets of one batch: those that are there, as far as they fit.
+fn gather(first: Set, queue: &mut mpsc::Receiver<Set>, waiting: &mut VecDeque<Set>) -> Vec<Set> {
+    let (mut count, mut size) = (first.messages.len(), first.size);
+    let mut sets = vec![first];
+    while count < MAX_MESSAGES && size < FULL_BATCH_BYTES {
+        let Ok(next) = queue.try_recv() else { break };
+        if count + next.messages.len() > MAX_MESSAGES {
+            waiting.push_back(next);
+            break;
+        }
+        count += next.messages.len();
+        size += next.size;
+        sets.push(next);
+    }
+    sets
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Outcome = oneshot::Receiver<Result<SetOutcome, PublishError>>;
+
+    fn set(messages: usize) -> (Set, Outcome) {
+        let message =
+            SetMessage { subject: "events.a".into(), headers: HeaderMap::new(), body: Bytes::from_static(b"1") };
+        let (reply, outcome) = oneshot::channel();
+        (Set { messages: vec![message; messages], size: messages, reply }, outcome)
+    }
+
+    async fn sender() -> Sender {
+        let bus = Bus::disconnected().await.unwrap();
+        Sender { bus, inbox: "_INBOX.a".to_owned(), sent: 0, in_flight: BTreeMap::new(), waiting: VecDeque::new() }
+    }
+
+    fn ack(number: u64, payload: &'static str) -> Message {
+        let (subject, payload) = (format!("_INBOX.a.{number}").into(), Bytes::from(payload));
+        let length = payload.len();
+        Message { subject, reply: None, payload, headers: None, status: None, description: None, length }
+    }
+
+    const DUPLICATE: &str =
+        r#"{"error":{"code":400,"err_code":10201,"description":"duplicate"},"stream":"EVENTS","seq":0}"#;
+
+    #[tokio::test]
+    async fn batch_refused_for_a_duplicate_is_split_set_by_set() {
+        let mut sender = sender().await;
+        let ((one, _one), (two, mut second)) = (set(2), set(3));
+        sender.in_flight.insert(7, (vec![one, two], Instant::now()));
+        sender.acknowledged(&ack(8, DUPLICATE));
+        assert_eq!(sender.in_flight.len(), 1, "another batch's answer");
+        sender.acknowledged(&ack(7, DUPLICATE));
+        assert!(sender.in_flight.is_empty() && second.try_recv().is_err());
+        assert_eq!(sender.waiting.len(), 2);
+        let two = sender.waiting.pop_back().unwrap();
+        sender.in_flight.insert(9, (vec![two], Instant::now()));
+        sender.acknowledged(&ack(9, DUPLICATE));
+        assert!(matches!(second.try_recv(), Ok(Ok(SetOutcome::Duplicate))));
+    }
+
+    #[tokio::test]
+    async fn each_set_hears_what_became_of_its_batch() {
+        let mut sender = sender().await;
+        for (payload, stored) in [(r#"{"stream":"EVENTS","seq":9,"batch":"b","count":2}"#, true), ("?", false)] {
+            let (one, mut outcome) = set(2);
+            sender.in_flight.insert(1, (vec![one], Instant::now()));
+            sender.acknowledged(&ack(1, payload));
+            let outcome = outcome.try_recv().unwrap();
+            assert_eq!(matches!(outcome, Ok(SetOutcome::Stored)), stored);
+            assert!(stored || matches!(outcome, Err(PublishError::Unavailable(_))));
+        }
+        let (lost, mut outcome) = set(2);
+        sender.in_flight.insert(2, (vec![lost], Instant::now()));
+        sender.lose(|_| true);
+        assert!(matches!(outcome.try_recv(), Ok(Err(PublishError::Unavailable(_)))));
+        let (unsent, mut outcome) = set(2);
+        sender.send(vec![unsent]).await;
+        assert!(matches!(outcome.try_recv(), Ok(Err(PublishError::Unavailable(_)))));
+    }
+
+    #[tokio::test]
+    async fn sets_share_a_batch_as_far_as_they_fit() {
+        let (queue, mut sets) = mpsc::channel(8);
+        for count in [400, 500, 200] {
+            queue.send(set(count).0).await.unwrap();
+        }
+        let mut waiting = VecDeque::new();
+        let gathered = gather(set(2).0, &mut sets, &mut waiting);
+        assert_eq!(gathered.iter().map(|set| set.messages.len()).collect::<Vec<_>>(), [2, 400, 500]);
+        assert_eq!(waiting.len(), 1);
+    }
+}

@@ -1,0 +1,151 @@
+//! Deployed files: up into the Object Store and down to a worker's disk, by their digest.
+
+use super::{ArtifactRef, Registry};
+use async_nats::jetstream::object_store::{DeleteErrorKind, InfoErrorKind, ObjectStore};
+use data_encoding::HEXLOWER;
+use nerve_broker::bus::{ARTIFACTS, BusError};
+use nerve_core::function::Artifact;
+use sha2::{Digest, Sha256};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+};
+use tokio::io::AsyncWriteExt;
+use tokio_util::io::InspectReader;
+
+/// How much of a file is read at once to take its digest, in bytes.
+const READ: usize = 1 << 20;
+
+impl ArtifactRef {
+    /// Reads a file of any size for its digest; `name` is what it is deployed as.
+    pub async fn of_file(name: &str, path: &Path) -> std::io::Result<Self> {
+        let (name, path) = (name.to_owned(), path.to_owned());
+        let hashed = tokio::task::spawn_blocking(move || {
+            let mut file = nerve_files::open(&path)?;
+            let (mut digest, mut size, mut buffer) = (Sha256::new(), 0, vec![0; READ]);
+            loop {
+                let length = file.read(&mut buffer)?;
+                let Some(read) = buffer.get(..length).filter(|read| !read.is_empty()) else { break };
+                digest.update(read);
+                size += u64::try_from(length).unwrap_or_default();
+            }
+            Ok(Self { name, sha256: HEXLOWER.encode(&digest.finalize()), size })
+        });
+        hashed.await.map_err(std::io::Error::other)?
+    }
+}
+
+impl Registry {
+    /// Stores a file; one that is there already is not sent again. `name` is what the manifest calls it.
+    pub async fn upload(&self, name: &str, content: &[u8]) -> Result<ArtifactRef, BusError> {
+        let what = || format!("uploading {name}");
+        let sha256 = HEXLOWER.encode(&Sha256::digest(content));
+        let size = u64::try_from(content.len()).unwrap_or(u64::MAX);
+        let reference = ArtifactRef { name: name.to_owned(), sha256, size };
+        let store = self.object_store().await?;
+        if is_stored(&store, &reference).await? {
+            return Ok(reference);
+        }
+        self.bus.check_room(ARTIFACTS, size).await?;
+        let mut reader = content;
+        let stored = store.put(reference.sha256.as_str(), &mut reader).await;
+        stored.map(|_| reference).map_err(|error| BusError::of_bucket(ARTIFACTS, what(), error))
+    }
+
+    /// Whether a file is there already, so that storing it would send nothing.
+    pub async fn is_uploaded(&self, reference: &ArtifactRef) -> Result<bool, BusError> {
+        is_stored(&self.object_store().await?, reference).await
+    }
+
+    /// Stores the file at `path`, of any size and never whole in memory; one that is there already is not sent again.
+    pub async fn upload_file(&self, reference: &ArtifactRef, path: &Path) -> Result<(), BusError> {
+        let what = || format!("uploading {}", path.display());
+        let store = self.object_store().await?;
+        if is_stored(&store, reference).await? {
+            return Ok(());
+        }
+        self.bus.check_room(ARTIFACTS, reference.size).await?;
+        let file = nerve_files::open(path).map_err(|error| BusError::refused(what(), error))?;
+        let mut digest = Sha256::new();
+        let mut reader = InspectReader::new(tokio::fs::File::from_std(file), |bytes| digest.update(bytes));
+        let stored = store.put(reference.sha256.as_str(), &mut reader).await;
+        stored.map_err(|error| BusError::of_bucket(ARTIFACTS, what(), error))?;
+        drop(reader);
+        if HEXLOWER.encode(&digest.finalize()) != reference.sha256 {
+            // Whoever fetched it would refuse it for ever.
+            self.delete_artifact(&reference.sha256).await?;
+            return Err(BusError::refused(what(), "it changed while it was read: try again"));
+        }
+        Ok(())
+    }
+
+    /// Deletes a file from the Object Store; one that is not there is as good.
+    pub(super) async fn delete_artifact(&self, sha256: &str) -> Result<(), BusError> {
+        match self.object_store().await?.delete(sha256).await {
+            Err(error) if error.kind() != DeleteErrorKind::NotFound => {
+                Err(BusError::unavailable(format!("deleting the file {sha256}"), error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Brings a file to `folder`, unless it is there, and checks its digest. One file comes at a time, and once however
+    /// many want it.
+    pub async fn fetch(&self, reference: &ArtifactRef, folder: &Path) -> Result<Artifact, BusError> {
+        let file = folder.join(&reference.sha256);
+        let artifact = Artifact { name: reference.name.clone(), sha256: reference.sha256.clone(), file: file.clone() };
+        let _alone = self.fetching.lock().await;
+        // It is put in place by a rename once its digest is right, so what is there is whole.
+        if tokio::fs::try_exists(&file).await.unwrap_or(false) {
+            return Ok(artifact);
+        }
+        let temporary = folder.join(format!("{}.{}", reference.sha256, uuid::Uuid::now_v7()));
+        let fetched = self.fetch_to(reference, &temporary).await;
+        let placed = match fetched {
+            Ok(()) => tokio::fs::rename(&temporary, &file).await.map_err(|error| local(&file, error)),
+            Err(error) => Err(error),
+        };
+        if placed.is_err() {
+            tokio::fs::remove_file(&temporary).await.ok();
+        }
+        placed.map(|()| artifact)
+    }
+
+    async fn fetch_to(&self, reference: &ArtifactRef, path: &PathBuf) -> Result<(), BusError> {
+        let what = || format!("fetching {}", reference.name);
+        if let Some(folder) = path.parent() {
+            tokio::fs::create_dir_all(folder).await.map_err(|error| local(folder, error))?;
+        }
+        let object = self.object_store().await?.get(&reference.sha256).await;
+        let object = object.map_err(|error| BusError::unavailable(what(), error))?;
+        let mut digest = Sha256::new();
+        let mut reader = InspectReader::new(object, |bytes| digest.update(bytes));
+        let mut file = tokio::fs::File::create(path).await.map_err(|error| local(path, error))?;
+        tokio::io::copy(&mut reader, &mut file).await.map_err(|error| BusError::unavailable(what(), error))?;
+        file.flush().await.map_err(|error| local(path, error))?;
+        file.sync_all().await.map_err(|error| local(path, error))?;
+        drop(reader);
+        if HEXLOWER.encode(&digest.finalize()) != reference.sha256 {
+            return Err(BusError::unavailable(what(), "what came does not have its digest"));
+        }
+        Ok(())
+    }
+
+    async fn object_store(&self) -> Result<ObjectStore, BusError> {
+        let store = self.bus.jetstream().get_object_store(ARTIFACTS).await;
+        store.map_err(|error| BusError::unavailable("opening the object store of artifacts", error))
+    }
+}
+
+async fn is_stored(store: &ObjectStore, reference: &ArtifactRef) -> Result<bool, BusError> {
+    match store.info(&reference.sha256).await {
+        // What was deleted leaves a trace of size 0, which an empty file must not be taken for.
+        Ok(info) => Ok(!info.deleted && u64::try_from(info.size).is_ok_and(|stored| stored == reference.size)),
+        Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(false),
+        Err(error) => Err(BusError::unavailable(format!("uploading {}", reference.name), error)),
+    }
+}
+
+fn local(path: &Path, error: std::io::Error) -> BusError {
+    BusError::unavailable(format!("writing {}", path.display()), error)
+}

@@ -1,0 +1,236 @@
+//! What is deployed: manifests in KV `functions`, files in the Object Store by digest, secrets sealed in KV.
+//!
+//! # Layout
+//! - `record`: what is stored, and how a deploy compares with it.
+//! - `artifacts`: deployed files, up and down. `eviction`: off this machine's disk again.
+//! - `sinks`: sinks, how their endpoints are doing, and schedules.
+//! - `quotas`: what collections may have.
+//! - `models`: models that functions and the gateway share by name.
+//! - `secrets`: encrypted for the server's key, so that whoever deploys can set a secret and not read one.
+//! - `catalogue`: all of it as one snapshot that follows every change.
+//!
+//! # Flow
+//! A deploy makes the function's durable consumer, then writes one KV revision. Workers follow the KV; that
+//! revision is what switches them.
+
+mod artifacts;
+mod catalogue;
+mod eviction;
+mod models;
+mod quotas;
+mod record;
+mod secrets;
+mod sinks;
+
+pub use catalogue::{Catalogue, MissingSecret, SealedOrOpen};
+pub use record::{
+    ArtifactRef, Deployed, Disabled, Entry, FunctionRecord, ModelInfo, ModelRecord, ScheduleRecord, SinkRecord,
+    SinkState, SourceRecord,
+};
+pub use secrets::{KeyFiles, Keyring, KeyringError, Machine, Rotated, RotationError, SecretInfo, SecretsKey};
+
+pub use eviction::evict;
+
+use async_nats::jetstream::kv;
+use bytes::Bytes;
+use futures::StreamExt;
+use nerve_broker::bus::{
+    Bus, BusError, DEAD, DeadLetter, FUNCTIONS, REDRIVE_PREFIX, SECRETS, TIMERS, consumer_name, due_subject,
+};
+use nerve_core::{FunctionSpec, Name, Pattern, SourceSpec};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{str::FromStr, sync::Arc, time::Duration};
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+
+/// What is deployed, and the means to change it.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    bus: Bus,
+    functions: kv::Store,
+    secrets: kv::Store,
+    ack_wait: Duration,
+    /// Held while a file is fetched: flow control bounds what of one file is on its way, but several at once are more
+    /// than nats-server keeps for a connection, which it then cuts.
+    fetching: Arc<Mutex<()>>,
+}
+
+/// The key of a function in the bucket `functions`.
+pub(crate) fn function_key(name: &Name) -> String {
+    format!("function.{name}")
+}
+
+/// The key of a source in the bucket `functions`.
+pub(crate) fn source_key(name: &Name) -> String {
+    format!("source.{name}")
+}
+
+/// Consumers, dead letters and logs are by name, whatever takes the events.
+fn taken(name: &Name, by: &str) -> BusError {
+    BusError::refused(format!("deploying {name}"), format!("a {by} has this name: give one of the two another name"))
+}
+
+impl Registry {
+    /// Opens the buckets, which [`Bus::provision`] made. `ack_wait` is that of the consumers it makes.
+    pub async fn open(bus: &Bus, ack_wait: Duration) -> Result<Self, BusError> {
+        let open = async |bucket: &str| {
+            let opened = bus.jetstream().get_key_value(bucket).await;
+            opened.map_err(|error| BusError::unavailable(format!("opening the bucket {bucket}"), error))
+        };
+        let (functions, secrets) = (open(FUNCTIONS).await?, open(SECRETS).await?);
+        Ok(Self { bus: bus.clone(), functions, secrets, ack_wait, fetching: Arc::default() })
+    }
+
+    /// The deployed functions, by name.
+    pub async fn functions(&self) -> Result<Vec<Entry<FunctionRecord>>, BusError> {
+        self.list("function.").await
+    }
+
+    /// The deployed sources, by name.
+    pub async fn sources(&self) -> Result<Vec<Entry<SourceRecord>>, BusError> {
+        self.list("source.").await
+    }
+
+    /// One deployed function.
+    pub async fn function(&self, name: &Name) -> Result<Option<Entry<FunctionRecord>>, BusError> {
+        self.get(name, &function_key(name)).await
+    }
+
+    /// One deployed source.
+    pub async fn source(&self, name: &Name) -> Result<Option<Entry<SourceRecord>>, BusError> {
+        self.get(name, &source_key(name)).await
+    }
+
+    /// Deploys a function whose artifacts are uploaded. The same deployment again changes nothing.
+    pub async fn deploy_function(
+        &self,
+        name: &Name,
+        spec: FunctionSpec,
+        artifacts: Vec<ArtifactRef>,
+    ) -> Result<Deployed, BusError> {
+        if self.sink(name).await?.is_some() {
+            return Err(taken(name, "sink"));
+        }
+        let stream = self.resolve_stream(name, spec.stream.as_deref(), &spec.on).await?;
+        let record = FunctionRecord { spec, artifacts, stream, deployed_at: OffsetDateTime::now_utc() };
+        let before = self.function(name).await?;
+        // The consumer comes first, so that from this moment on the broker keeps the function's events for it.
+        self.ensure_consumers(name, &record).await?;
+        if let Some(before) = &before {
+            if before.record.same_as(&record) {
+                return Ok(Deployed::Unchanged { revision: before.revision });
+            }
+            if before.record.stream != record.stream {
+                self.delete_consumer(&before.record.stream, name).await?;
+            }
+        }
+        let revision = self.put(&function_key(name), &record).await?;
+        Ok(if before.is_some() { Deployed::Changed { revision } } else { Deployed::Created { revision } })
+    }
+
+    /// Deploys a source. The same deployment again changes nothing.
+    pub async fn deploy_source(&self, name: &Name, spec: SourceSpec) -> Result<Deployed, BusError> {
+        let record = SourceRecord { spec: Arc::new(spec), deployed_at: OffsetDateTime::now_utc() };
+        let before = self.source(name).await?;
+        match before {
+            Some(before) if before.record.spec == record.spec => Ok(Deployed::Unchanged { revision: before.revision }),
+            before => {
+                let revision = self.put(&source_key(name), &record).await?;
+                Ok(if before.is_some() { Deployed::Changed { revision } } else { Deployed::Created { revision } })
+            }
+        }
+    }
+
+    /// Removes a function, its consumers and its delayed retries; `false` when there was none.
+    pub async fn remove_function(&self, name: &Name) -> Result<bool, BusError> {
+        let Some(entry) = self.function(name).await? else { return Ok(false) };
+        self.delete(&function_key(name)).await?;
+        for stream in [entry.record.stream.as_str(), DEAD, TIMERS] {
+            self.delete_consumer(stream, name).await?;
+        }
+        self.bus.purge_delayed(name).await?;
+        Ok(true)
+    }
+
+    /// Removes a source; `false` when there was none.
+    pub async fn remove_source(&self, name: &Name) -> Result<bool, BusError> {
+        if self.source(name).await?.is_none() {
+            return Ok(false);
+        }
+        self.delete(&source_key(name)).await.map(|()| true)
+    }
+
+    /// Sends a dead letter back to the function or sink that failed on it, as it is deployed now, and to no other.
+    ///
+    /// # Errors
+    /// [`BusError::Refused`] where no function or sink of that name is deployed: the event would wait unseen.
+    pub async fn redrive(&self, id: u64) -> Result<DeadLetter, BusError> {
+        let dead = self.bus.dead_letter(id).await?;
+        let name = Name::parse(dead.function.as_str());
+        let name = name.map_err(|error| BusError::refused(format!("redriving dead letter {id}"), error))?;
+        if self.function(&name).await?.is_none() && self.sink(&name).await?.is_none() {
+            let why = format!("no function or sink `{name}` is deployed: deploy it, and redrive then");
+            return Err(BusError::refused(format!("redriving dead letter {id}"), why));
+        }
+        self.bus.redrive(id).await
+    }
+
+    async fn resolve_stream(&self, name: &Name, stream: Option<&str>, on: &[Pattern]) -> Result<String, BusError> {
+        self.bus.resolve_stream(name, stream, on).await
+    }
+
+    /// Makes or updates the durable consumers of a function: for its subjects, for its delayed retries, and for what is redriven to it.
+    pub async fn ensure_consumers(&self, name: &Name, record: &FunctionRecord) -> Result<(), BusError> {
+        let subjects = record.spec.on.iter().map(ToString::to_string).collect();
+        self.bus.ensure_consumer(&record.stream, name, subjects, self.ack_wait).await?;
+        self.bus.ensure_consumer(TIMERS, name, vec![due_subject(name)], self.ack_wait).await?;
+        let redriven = vec![format!("{REDRIVE_PREFIX}{name}")];
+        self.bus.ensure_consumer(DEAD, name, redriven, self.ack_wait).await
+    }
+
+    async fn delete_consumer(&self, stream: &str, name: &Name) -> Result<(), BusError> {
+        self.bus.unbind(stream, &consumer_name(name)).await
+    }
+
+    async fn list<R, N>(&self, prefix: &str) -> Result<Vec<Entry<R, N>>, BusError>
+    where
+        R: DeserializeOwned,
+        N: FromStr + Clone + Ord,
+    {
+        let unavailable = |error: async_nats::Error| BusError::unavailable("listing what is deployed", error);
+        let mut keys = self.functions.keys().await.map_err(|error| unavailable(error.into()))?;
+        let mut entries = Vec::new();
+        while let Some(key) = keys.next().await {
+            let key = key.map_err(|error| unavailable(error.into()))?;
+            let Some(name) = key.strip_prefix(prefix).and_then(|name| N::from_str(name).ok()) else { continue };
+            entries.extend(self.get(&name, &key).await?);
+        }
+        entries.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(entries)
+    }
+
+    async fn get<R, N>(&self, name: &N, key: &str) -> Result<Option<Entry<R, N>>, BusError>
+    where
+        R: DeserializeOwned,
+        N: Clone,
+    {
+        let what = || format!("reading {key}");
+        let entry = self.functions.entry(key).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { return Ok(None) };
+        let record = serde_json::from_slice(&entry.value).map_err(|error| {
+            BusError::refused(what(), format!("it was written by another version of Nerve ({error}): deploy it again"))
+        })?;
+        Ok(Some(Entry { name: name.clone(), revision: entry.revision, record }))
+    }
+
+    async fn put(&self, key: &str, record: &impl Serialize) -> Result<u64, BusError> {
+        let body = serde_json::to_vec(record).map_err(|error| BusError::refused(format!("writing {key}"), error))?;
+        let stored = self.functions.put(key, Bytes::from(body)).await;
+        stored.map_err(|error| BusError::of_bucket(FUNCTIONS, format!("writing {key}"), error))
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), BusError> {
+        let deleted = self.functions.delete(key).await;
+        deleted.map_err(|error| BusError::unavailable(format!("deleting {key}"), error))
+    }
+}

@@ -1,0 +1,183 @@
+//! Sinks and schedules, and how sinks' endpoints are doing.
+
+use super::{Deployed, Entry, Registry, ScheduleRecord, SinkRecord, SinkState, taken};
+use async_nats::jetstream::kv::{CreateErrorKind, UpdateErrorKind};
+use bytes::Bytes;
+use nerve_broker::bus::{
+    Beginning, Binding, BusError, DEAD, MAX_ACK_PENDING, REDRIVE_PREFIX, TICKS, TICKS_CONSUMER, TIMERS, consumer_name,
+    due_subject,
+};
+use nerve_core::{Name, ScheduleSpec, SinkSpec};
+use time::OffsetDateTime;
+
+fn sink_key(name: &Name) -> String {
+    format!("sink.{name}")
+}
+
+fn state_key(name: &Name) -> String {
+    format!("sink-state.{name}")
+}
+
+fn schedule_key(name: &Name) -> String {
+    format!("schedule.{name}")
+}
+
+impl Registry {
+    /// The deployed sinks, by name.
+    pub async fn sinks(&self) -> Result<Vec<Entry<SinkRecord>>, BusError> {
+        self.list("sink.").await
+    }
+
+    /// One deployed sink.
+    pub async fn sink(&self, name: &Name) -> Result<Option<Entry<SinkRecord>>, BusError> {
+        self.get(name, &sink_key(name)).await
+    }
+
+    /// Deploys a sink. The same deployment again changes nothing; a disabled sink stays disabled.
+    pub async fn deploy_sink(&self, name: &Name, spec: SinkSpec) -> Result<Deployed, BusError> {
+        if self.function(name).await?.is_some() {
+            return Err(taken(name, "function"));
+        }
+        let stream = self.resolve_stream(name, spec.stream.as_deref(), &spec.on).await?;
+        let record = SinkRecord { spec, stream, deployed_at: OffsetDateTime::now_utc() };
+        let before = self.sink(name).await?;
+        // The consumers come first, so that from this moment on the broker keeps the sink's events for it.
+        self.ensure_sink_consumers(name, &record).await?;
+        if let Some(before) = &before {
+            if before.record.spec == record.spec && before.record.stream == record.stream {
+                return Ok(Deployed::Unchanged { revision: before.revision });
+            }
+            if before.record.stream != record.stream {
+                self.delete_consumer(&before.record.stream, name).await?;
+            }
+        }
+        let revision = self.put(&sink_key(name), &record).await?;
+        Ok(if before.is_some() { Deployed::Changed { revision } } else { Deployed::Created { revision } })
+    }
+
+    /// Removes a sink, its consumers and what waits for it; `false` when there was none.
+    pub async fn remove_sink(&self, name: &Name) -> Result<bool, BusError> {
+        let Some(entry) = self.sink(name).await? else { return Ok(false) };
+        self.delete(&sink_key(name)).await?;
+        self.delete(&state_key(name)).await?;
+        for stream in [entry.record.stream.as_str(), DEAD, TIMERS] {
+            self.delete_consumer(stream, name).await?;
+        }
+        self.bus.purge_delayed(name).await?;
+        Ok(true)
+    }
+
+    /// Makes or updates the durable consumers of a sink: for its subjects, for what is due, and for what is redriven.
+    pub async fn ensure_sink_consumers(&self, name: &Name, record: &SinkRecord) -> Result<(), BusError> {
+        let subjects = record.spec.on.iter().map(ToString::to_string).collect();
+        let in_flight = if record.spec.order { 1 } else { MAX_ACK_PENDING };
+        for (stream, subjects, in_flight) in [
+            (record.stream.as_str(), subjects, in_flight),
+            (TIMERS, vec![due_subject(name)], MAX_ACK_PENDING),
+            (DEAD, vec![format!("{REDRIVE_PREFIX}{name}")], MAX_ACK_PENDING),
+        ] {
+            let description = format!("Nerve's sink {name}");
+            let consumer = consumer_name(name);
+            let ack_wait = self.ack_wait;
+            let beginning = if stream == DEAD || stream == TIMERS { Beginning::All } else { Beginning::New };
+            let binding = Binding { stream, consumer, description, subjects, ack_wait, in_flight, beginning };
+            self.bus.bind(binding).await?;
+        }
+        Ok(())
+    }
+
+    /// How a sink's endpoint is doing; none when it is well.
+    pub async fn sink_state(&self, name: &Name) -> Result<Option<Entry<SinkState>>, BusError> {
+        self.get(name, &state_key(name)).await
+    }
+
+    /// Writes how a sink's endpoint is doing over the revision `after`, or, with none, where nothing stands; returns its
+    /// revision, or none if somebody else wrote it meanwhile.
+    pub async fn put_sink_state(
+        &self,
+        name: &Name,
+        state: &SinkState,
+        after: Option<u64>,
+    ) -> Result<Option<u64>, BusError> {
+        let (key, what) = (state_key(name), format!("writing how the sink {name} is doing"));
+        let body = Bytes::from(serde_json::to_vec(state).map_err(|error| BusError::refused(&what, error))?);
+        match after {
+            Some(revision) => match self.functions.update(&key, body, revision).await {
+                Ok(revision) => Ok(Some(revision)),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+                Err(error) => Err(BusError::unavailable(what, error)),
+            },
+            None => match self.functions.create(&key, body).await {
+                Ok(revision) => Ok(Some(revision)),
+                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
+                Err(error) => Err(BusError::unavailable(what, error)),
+            },
+        }
+    }
+
+    /// Says that a sink's endpoint is well, which also enables it again; `false` if what is known of it has changed since
+    /// that revision.
+    pub async fn clear_sink_state(&self, name: &Name, revision: u64) -> Result<bool, BusError> {
+        match self.functions.delete_expect_revision(state_key(name), Some(revision)).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
+            Err(error) => Err(BusError::unavailable(format!("writing how the sink {name} is doing"), error)),
+        }
+    }
+
+    /// The deployed schedules, by name.
+    pub async fn schedules(&self) -> Result<Vec<Entry<ScheduleRecord>>, BusError> {
+        self.list("schedule.").await
+    }
+
+    /// One deployed schedule.
+    pub async fn schedule(&self, name: &Name) -> Result<Option<Entry<ScheduleRecord>>, BusError> {
+        self.get(name, &schedule_key(name)).await
+    }
+
+    /// Deploys a schedule. The same deployment again changes nothing, so that `@every` goes on counting.
+    pub async fn deploy_schedule(&self, name: &Name, spec: ScheduleSpec) -> Result<Deployed, BusError> {
+        let record = ScheduleRecord { spec, deployed_at: OffsetDateTime::now_utc() };
+        let before = self.schedule(name).await?;
+        if let Some(before) = before.as_ref().filter(|before| before.record.spec == record.spec) {
+            self.ensure_schedule(name, &record.spec).await?;
+            return Ok(Deployed::Unchanged { revision: before.revision });
+        }
+        self.ensure_ticks_consumer().await?;
+        // The broker checks it, so it comes first: what it refuses is not deployed.
+        self.bus.set_schedule(name, &record.spec).await?;
+        let revision = self.put(&schedule_key(name), &record).await?;
+        Ok(if before.is_some() { Deployed::Changed { revision } } else { Deployed::Created { revision } })
+    }
+
+    /// Removes a schedule; `false` when there was none.
+    pub async fn remove_schedule(&self, name: &Name) -> Result<bool, BusError> {
+        if self.schedule(name).await?.is_none() {
+            return Ok(false);
+        }
+        self.delete(&schedule_key(name)).await?;
+        self.bus.remove_schedule(name).await.map(|()| true)
+    }
+
+    /// Gives the broker a schedule that it has lost, as when somebody purged its stream.
+    pub async fn ensure_schedule(&self, name: &Name, spec: &ScheduleSpec) -> Result<(), BusError> {
+        match self.bus.has_schedule(name).await? {
+            true => Ok(()),
+            false => self.bus.set_schedule(name, spec).await,
+        }
+    }
+
+    /// Makes or updates the consumer of all ticks.
+    pub async fn ensure_ticks_consumer(&self) -> Result<(), BusError> {
+        let binding = Binding {
+            stream: TIMERS,
+            consumer: TICKS_CONSUMER.to_owned(),
+            description: "Nerve's schedules".to_owned(),
+            subjects: vec![TICKS.to_owned()],
+            ack_wait: self.ack_wait,
+            in_flight: MAX_ACK_PENDING,
+            beginning: Beginning::New,
+        };
+        self.bus.bind(binding).await
+    }
+}
