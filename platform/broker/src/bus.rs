@@ -40,8 +40,10 @@ mod erase;
 mod expiry;
 mod full;
 mod invoke;
+mod kv;
 mod lease;
 mod logs;
+mod objects;
 mod older;
 mod place;
 mod provenance;
@@ -74,7 +76,9 @@ pub use drops::{DropCounts, DropReason, DropScope, Drops};
 pub use erase::{ErasedMessages, Erasure, ErasureOutcome, StoredView};
 pub use full::{Full, FullReason};
 pub use invoke::{Invocation, InvokeError};
+pub use kv::{Bucket, BucketChanges, BucketEntry};
 pub use logs::{LogRecord, Logs};
+pub use objects::Objects;
 pub use publish::{PublishError, Published};
 pub use pull::{Puller, Pulling, Pulse};
 pub use replay::Replay;
@@ -107,7 +111,7 @@ use crate::{ConnectError, Connection, NatsSettings, connection::REQUEST_TIMEOUT}
 use async_nats::{
     Client,
     connection::State,
-    jetstream::{self, Context, kv},
+    jetstream::{self, Context, kv as nats_kv},
 };
 use space::Space;
 use std::sync::Arc;
@@ -123,12 +127,12 @@ pub struct Bus {
     api_prefix: Arc<str>,
     reconnects: watch::Receiver<u64>,
     /// The bucket of places, once it was needed.
-    places: Arc<OnceCell<kv::Store>>,
+    places: Arc<OnceCell<nats_kv::Store>>,
     older: older::Older,
     space: Arc<Space>,
     drops: Drops,
     /// The bucket of requests, once it was needed.
-    requests: Arc<OnceCell<kv::Store>>,
+    requests: Arc<OnceCell<nats_kv::Store>>,
 }
 
 /// What went wrong with the broker, split by what the caller must do.
@@ -286,12 +290,11 @@ impl Bus {
     }
 
     /// The client, for parts of this crate that speak core NATS.
-    pub fn client(&self) -> &Client {
+    pub(crate) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// JetStream, for the registry.
-    pub fn jetstream(&self) -> &Context {
+    pub(crate) fn jetstream(&self) -> &Context {
         &self.jetstream
     }
 }

@@ -1,9 +1,8 @@
 //! Deployed files: up into the Object Store and down to a worker's disk, by their digest.
 
 use super::{ArtifactRef, Registry};
-use async_nats::jetstream::object_store::{DeleteErrorKind, InfoErrorKind, ObjectStore};
 use data_encoding::HEXLOWER;
-use nerve_broker::bus::{ARTIFACTS, BusError};
+use nerve_broker::bus::{ARTIFACTS, BusError, Objects};
 use nerve_core::function::Artifact;
 use sha2::{Digest, Sha256};
 use std::{
@@ -48,8 +47,8 @@ impl Registry {
         }
         self.bus.check_room(ARTIFACTS, size).await?;
         let mut reader = content;
-        let stored = store.put(reference.sha256.as_str(), &mut reader).await;
-        stored.map(|_| reference).map_err(|error| BusError::of_bucket(ARTIFACTS, what(), error))
+        store.put(&reference.sha256, &mut reader, what()).await?;
+        Ok(reference)
     }
 
     /// Whether a file is there already, so that storing it would send nothing.
@@ -68,8 +67,7 @@ impl Registry {
         let file = nerve_files::open(path).map_err(|error| BusError::refused(what(), error))?;
         let mut digest = Sha256::new();
         let mut reader = InspectReader::new(tokio::fs::File::from_std(file), |bytes| digest.update(bytes));
-        let stored = store.put(reference.sha256.as_str(), &mut reader).await;
-        stored.map_err(|error| BusError::of_bucket(ARTIFACTS, what(), error))?;
+        store.put(&reference.sha256, &mut reader, what()).await?;
         drop(reader);
         if HEXLOWER.encode(&digest.finalize()) != reference.sha256 {
             // Whoever fetched it would refuse it for ever.
@@ -81,12 +79,7 @@ impl Registry {
 
     /// Deletes a file from the Object Store; one that is not there is as good.
     pub(super) async fn delete_artifact(&self, sha256: &str) -> Result<(), BusError> {
-        match self.object_store().await?.delete(sha256).await {
-            Err(error) if error.kind() != DeleteErrorKind::NotFound => {
-                Err(BusError::unavailable(format!("deleting the file {sha256}"), error))
-            }
-            Ok(()) | Err(_) => Ok(()),
-        }
+        self.object_store().await?.delete(sha256, format!("deleting the file {sha256}")).await
     }
 
     /// Brings a file to `folder`, unless it is there, and checks its digest. One file comes at a time, and once however
@@ -116,8 +109,7 @@ impl Registry {
         if let Some(folder) = path.parent() {
             tokio::fs::create_dir_all(folder).await.map_err(|error| local(folder, error))?;
         }
-        let object = self.object_store().await?.get(&reference.sha256).await;
-        let object = object.map_err(|error| BusError::unavailable(what(), error))?;
+        let object = self.object_store().await?.get(&reference.sha256, what()).await?;
         let mut digest = Sha256::new();
         let mut reader = InspectReader::new(object, |bytes| digest.update(bytes));
         let mut file = tokio::fs::File::create(path).await.map_err(|error| local(path, error))?;
@@ -131,19 +123,14 @@ impl Registry {
         Ok(())
     }
 
-    async fn object_store(&self) -> Result<ObjectStore, BusError> {
-        let store = self.bus.jetstream().get_object_store(ARTIFACTS).await;
-        store.map_err(|error| BusError::unavailable("opening the object store of artifacts", error))
+    async fn object_store(&self) -> Result<Objects, BusError> {
+        self.bus.object_store(ARTIFACTS).await
     }
 }
 
-async fn is_stored(store: &ObjectStore, reference: &ArtifactRef) -> Result<bool, BusError> {
-    match store.info(&reference.sha256).await {
-        // What was deleted leaves a trace of size 0, which an empty file must not be taken for.
-        Ok(info) => Ok(!info.deleted && u64::try_from(info.size).is_ok_and(|stored| stored == reference.size)),
-        Err(error) if error.kind() == InfoErrorKind::NotFound => Ok(false),
-        Err(error) => Err(BusError::unavailable(format!("uploading {}", reference.name), error)),
-    }
+async fn is_stored(store: &Objects, reference: &ArtifactRef) -> Result<bool, BusError> {
+    let size = store.size(&reference.sha256, format!("uploading {}", reference.name)).await?;
+    Ok(size == Some(reference.size))
 }
 
 fn local(path: &Path, error: std::io::Error) -> BusError {

@@ -4,11 +4,10 @@ use super::{
     Entry, FunctionRecord, Keyring, ModelRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord, quotas,
     secrets::{PUBLIC_KEY, SERVERS_KEYS, key_id},
 };
-use async_nats::jetstream::kv;
 use bytes::Bytes;
 use crypto_box::PublicKey;
 use futures::{Stream, StreamExt};
-use nerve_broker::bus::{BusError, EVENTS};
+use nerve_broker::bus::{BucketEntry, BusError, EVENTS};
 use nerve_core::{
     EventType, ModelName, Name, Secret,
     quota::{Quota, Quotas},
@@ -156,7 +155,7 @@ impl Catalogue {
         of_functions.chain(of_models).map(|file| file.sha256.clone()).collect()
     }
 
-    fn set_quota(&mut self, collection: String, entry: &kv::Entry, put: bool) {
+    fn set_quota(&mut self, collection: String, entry: &BucketEntry, put: bool) {
         let own = &mut Arc::make_mut(&mut self.quotas).own;
         match put.then(|| serde_json::from_slice(&entry.value)) {
             None => drop(own.remove(&collection)),
@@ -168,7 +167,7 @@ impl Catalogue {
     }
 
     /// Sets a secret. One that was only encrypted again keeps its revision: nothing that uses it is loaded anew.
-    fn set_secret(&mut self, keyring: &Keyring, entry: kv::Entry) {
+    fn set_secret(&mut self, keyring: &Keyring, entry: BucketEntry) {
         let value = keyring.open(&entry.key, &entry.value);
         if value.is_none() {
             tracing::warn!(secret = entry.key, "this secret is encrypted for a key that this server does not have");
@@ -182,7 +181,7 @@ impl Catalogue {
 
     fn apply(&mut self, keyring: &Keyring, change: Change) {
         let Change { bucket, entry } = change;
-        let put = entry.operation == kv::Operation::Put;
+        let put = !entry.is_deleted;
         match bucket {
             Bucket::Secrets if entry.key == PUBLIC_KEY => {
                 let public = PublicKey::from_slice(&entry.value).ok();
@@ -218,7 +217,7 @@ fn named<N: FromStr>(key: &str, prefix: &str) -> Option<N> {
     key.strip_prefix(prefix).and_then(|name| N::from_str(name).ok())
 }
 
-fn set<R, N>(records: &mut BTreeMap<N, Entry<R, N>>, name: N, entry: &kv::Entry, put: bool)
+fn set<R, N>(records: &mut BTreeMap<N, Entry<R, N>>, name: N, entry: &BucketEntry, put: bool)
 where
     R: DeserializeOwned,
     N: Ord + Clone,
@@ -246,7 +245,7 @@ enum Bucket {
 
 struct Change {
     bucket: Bucket,
-    entry: kv::Entry,
+    entry: BucketEntry,
 }
 
 impl Registry {
@@ -311,22 +310,17 @@ impl Follower {
             Bucket::Secrets => &self.registry.secrets,
         };
         let what = "watching what is deployed";
-        let unavailable = move |error: async_nats::Error| BusError::unavailable(what, error);
-        let watch = store.watch_with_history(">").await.map_err(|error| unavailable(error.into()))?;
-        // Asked anew: the store's own status is what it was when the bucket was opened.
-        let there = store.stream.get_info().await.map_err(|error| unavailable(error.into()))?.state.messages;
-        let mut changes = watch
-            .map(move |entry| Ok(Change { bucket, entry: entry.map_err(|error| unavailable(error.into()))? }))
-            .boxed();
+        let (stored, changes) = store.follow(what).await?;
+        let mut changes = changes.map(move |entry| Ok(Change { bucket, entry: entry? })).boxed();
         // The watch says which entry is the last of what was there, but says nothing where there was nothing.
-        let mut seen = there == 0;
+        let mut seen = stored == 0;
         while !seen {
             let next = tokio::time::timeout(REOPEN * 20, changes.next()).await;
             let Ok(Some(change)) = next else {
                 return Err(BusError::unavailable(what, "the watch fell silent"));
             };
             let change: Change = change?;
-            seen = change.entry.delta == 0;
+            seen = change.entry.pending == 0;
             self.apply(catalogue, change).await;
         }
         Ok(changes)

@@ -31,11 +31,8 @@ pub use secrets::{KeyFiles, Keyring, KeyringError, Machine, Rotated, RotationErr
 
 pub use eviction::evict;
 
-use async_nats::jetstream::kv;
-use bytes::Bytes;
-use futures::StreamExt;
 use nerve_broker::bus::{
-    Bus, BusError, DEAD, DeadLetter, FUNCTIONS, REDRIVE_PREFIX, SECRETS, TIMERS, consumer_name, due_subject,
+    Bucket, Bus, BusError, DEAD, DeadLetter, FUNCTIONS, REDRIVE_PREFIX, SECRETS, TIMERS, consumer_name, due_subject,
 };
 use nerve_core::{FunctionSpec, Name, Pattern, SourceSpec};
 use serde::{Serialize, de::DeserializeOwned};
@@ -47,8 +44,8 @@ use tokio::sync::Mutex;
 #[derive(Clone, Debug)]
 pub struct Registry {
     bus: Bus,
-    functions: kv::Store,
-    secrets: kv::Store,
+    functions: Bucket,
+    secrets: Bucket,
     ack_wait: Duration,
     /// Held while a file is fetched: flow control bounds what of one file is on its way, but several at once are more
     /// than nats-server keeps for a connection, which it then cuts.
@@ -73,11 +70,7 @@ fn taken(name: &Name, by: &str) -> BusError {
 impl Registry {
     /// Opens the buckets, which [`Bus::provision`] made. `ack_wait` is that of the consumers it makes.
     pub async fn open(bus: &Bus, ack_wait: Duration) -> Result<Self, BusError> {
-        let open = async |bucket: &str| {
-            let opened = bus.jetstream().get_key_value(bucket).await;
-            opened.map_err(|error| BusError::unavailable(format!("opening the bucket {bucket}"), error))
-        };
-        let (functions, secrets) = (open(FUNCTIONS).await?, open(SECRETS).await?);
+        let (functions, secrets) = (bus.bucket(FUNCTIONS).await?, bus.bucket(SECRETS).await?);
         Ok(Self { bus: bus.clone(), functions, secrets, ack_wait, fetching: Arc::default() })
     }
 
@@ -197,11 +190,8 @@ impl Registry {
         R: DeserializeOwned,
         N: FromStr + Clone + Ord,
     {
-        let unavailable = |error: async_nats::Error| BusError::unavailable("listing what is deployed", error);
-        let mut keys = self.functions.keys().await.map_err(|error| unavailable(error.into()))?;
         let mut entries = Vec::new();
-        while let Some(key) = keys.next().await {
-            let key = key.map_err(|error| unavailable(error.into()))?;
+        for key in self.functions.keys("listing what is deployed").await? {
             let Some(name) = key.strip_prefix(prefix).and_then(|name| N::from_str(name).ok()) else { continue };
             entries.extend(self.get(&name, &key).await?);
         }
@@ -215,8 +205,7 @@ impl Registry {
         N: Clone,
     {
         let what = || format!("reading {key}");
-        let entry = self.functions.entry(key).await.map_err(|error| BusError::unavailable(what(), error))?;
-        let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { return Ok(None) };
+        let Some(entry) = self.functions.entry(key, what()).await? else { return Ok(None) };
         let record = serde_json::from_slice(&entry.value).map_err(|error| {
             BusError::refused(what(), format!("it was written by another version of Nerve ({error}): deploy it again"))
         })?;
@@ -225,12 +214,10 @@ impl Registry {
 
     async fn put(&self, key: &str, record: &impl Serialize) -> Result<u64, BusError> {
         let body = serde_json::to_vec(record).map_err(|error| BusError::refused(format!("writing {key}"), error))?;
-        let stored = self.functions.put(key, Bytes::from(body)).await;
-        stored.map_err(|error| BusError::of_bucket(FUNCTIONS, format!("writing {key}"), error))
+        self.functions.put(key, body, format!("writing {key}")).await
     }
 
     async fn delete(&self, key: &str) -> Result<(), BusError> {
-        let deleted = self.functions.delete(key).await;
-        deleted.map_err(|error| BusError::unavailable(format!("deleting {key}"), error))
+        self.functions.delete(key, format!("deleting {key}")).await
     }
 }

@@ -16,13 +16,11 @@ pub use rotation::{Machine, Rotated, RotationError};
 pub(super) use keyring::key_id;
 
 use super::Registry;
-use async_nats::jetstream::kv;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use crypto_box::{
     PublicKey,
     aead::{OsRng, rand_core::RngCore},
 };
-use futures::StreamExt;
 use nerve_broker::bus::BusError;
 use nerve_config::Config;
 use nerve_core::Secret;
@@ -88,19 +86,18 @@ impl Registry {
 
     /// Writes the public key; another server may have been quicker, and then its key is returned.
     async fn register(&self, public: &PublicKey) -> Result<PublicKey, BusError> {
-        let created = self.secrets.create(PUBLIC_KEY, public.to_bytes().to_vec().into()).await;
-        match created {
-            Ok(_) => Ok(public.clone()),
-            Err(error) => {
-                let quicker = self.public_key().await?;
-                quicker.ok_or_else(|| BusError::unavailable("registering the secrets key", error))
+        let what = "registering the secrets key";
+        match self.secrets.create(PUBLIC_KEY, public.to_bytes().to_vec(), what).await? {
+            Some(_) => Ok(public.clone()),
+            None => {
+                self.public_key().await?.ok_or_else(|| BusError::unavailable(what, "the key was deleted meanwhile"))
             }
         }
     }
 
     async fn public_key(&self) -> Result<Option<PublicKey>, BusError> {
         let what = "reading the secrets' public key";
-        let entry = self.secrets.get(PUBLIC_KEY).await.map_err(|error| BusError::unavailable(what, error))?;
+        let entry = self.secrets.get(PUBLIC_KEY, what).await?;
         entry.map(|bytes| PublicKey::from_slice(&bytes).map_err(|error| BusError::refused(what, error))).transpose()
     }
 
@@ -118,8 +115,7 @@ impl Registry {
                 )
             })?;
             let sealed = seal(&public, name, value)?;
-            let stored = self.secrets.put(name, sealed.into()).await;
-            let revision = stored.map_err(|error| BusError::of_bucket(nerve_broker::bus::SECRETS, what(), error))?;
+            let revision = self.secrets.put(name, sealed, what()).await?;
             // A rotation may have passed this secret before it was stored, and then removes the key that opens it.
             if self.public_key().await?.as_ref() == Some(&public) {
                 return Ok(revision);
@@ -131,8 +127,7 @@ impl Registry {
     /// Sets a secret that Standard Webhooks can sign with (`whsec_` and 32 random bytes) and returns it; none where one is
     /// set under that name already.
     pub async fn make_signing_secret(&self, name: &str) -> Result<Option<Secret>, BusError> {
-        let there = self.secrets.get(name).await;
-        if there.map_err(|error| BusError::unavailable(format!("reading the secret {name}"), error))?.is_some() {
+        if self.secrets.get(name, format!("reading the secret {name}")).await?.is_some() {
             return Ok(None);
         }
         let mut bytes = [0; 32];
@@ -144,23 +139,19 @@ impl Registry {
 
     /// The value of a secret, where `keyring` can open it; none where it is not set or sealed to another key.
     pub async fn secret(&self, keyring: &Keyring, name: &str) -> Result<Option<Secret>, BusError> {
-        let sealed = self.secrets.get(name).await;
-        let sealed = sealed.map_err(|error| BusError::unavailable(format!("reading the secret {name}"), error))?;
+        let sealed = self.secrets.get(name, format!("reading the secret {name}")).await?;
         Ok(sealed.and_then(|sealed| keyring.open(name, &sealed)))
     }
 
     /// The names of the secrets that are set.
     pub async fn secrets(&self) -> Result<Vec<SecretInfo>, BusError> {
-        let unavailable = |error: async_nats::Error| BusError::unavailable("listing secrets", error);
-        let mut keys = self.secrets.keys().await.map_err(|error| unavailable(error.into()))?;
+        let what = "listing secrets";
         let mut found = Vec::new();
-        while let Some(key) = keys.next().await {
-            let name = key.map_err(|error| unavailable(error.into()))?;
+        for name in self.secrets.keys(what).await? {
             if name.starts_with(SERVERS_KEYS) {
                 continue;
             }
-            let entry = self.secrets.entry(&name).await.map_err(|error| unavailable(error.into()))?;
-            if let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) {
+            if let Some(entry) = self.secrets.entry(&name, what).await? {
                 found.push(SecretInfo { name, revision: entry.revision, set_at: entry.created });
             }
         }
@@ -171,11 +162,10 @@ impl Registry {
     /// Removes a secret; `false` when there was none.
     pub async fn remove_secret(&self, name: &str) -> Result<bool, BusError> {
         let what = || format!("removing the secret {name}");
-        let there = self.secrets.get(name).await.map_err(|error| BusError::unavailable(what(), error))?;
-        if there.is_none() {
+        if self.secrets.get(name, what()).await?.is_none() {
             return Ok(false);
         }
-        self.secrets.purge(name).await.map(|()| true).map_err(|error| BusError::unavailable(what(), error))
+        self.secrets.purge(name, what()).await.map(|()| true)
     }
 }
 

@@ -1,8 +1,6 @@
 //! Sinks and schedules, and how sinks' endpoints are doing.
 
 use super::{Deployed, Entry, Registry, ScheduleRecord, SinkRecord, SinkState, taken};
-use async_nats::jetstream::kv::{CreateErrorKind, UpdateErrorKind};
-use bytes::Bytes;
 use nerve_broker::bus::{
     Beginning, Binding, BusError, DEAD, MAX_ACK_PENDING, REDRIVE_PREFIX, TICKS, TICKS_CONSUMER, TIMERS, consumer_name,
     due_subject,
@@ -100,29 +98,18 @@ impl Registry {
         after: Option<u64>,
     ) -> Result<Option<u64>, BusError> {
         let (key, what) = (state_key(name), format!("writing how the sink {name} is doing"));
-        let body = Bytes::from(serde_json::to_vec(state).map_err(|error| BusError::refused(&what, error))?);
+        let body = serde_json::to_vec(state).map_err(|error| BusError::refused(&what, error))?;
         match after {
-            Some(revision) => match self.functions.update(&key, body, revision).await {
-                Ok(revision) => Ok(Some(revision)),
-                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
-                Err(error) => Err(BusError::unavailable(what, error)),
-            },
-            None => match self.functions.create(&key, body).await {
-                Ok(revision) => Ok(Some(revision)),
-                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => Ok(None),
-                Err(error) => Err(BusError::unavailable(what, error)),
-            },
+            Some(revision) => self.functions.update((&key, revision), body, what).await,
+            None => self.functions.create(&key, body, what).await,
         }
     }
 
     /// Says that a sink's endpoint is well, which also enables it again; `false` if what is known of it has changed since
     /// that revision.
     pub async fn clear_sink_state(&self, name: &Name, revision: u64) -> Result<bool, BusError> {
-        match self.functions.delete_expect_revision(state_key(name), Some(revision)).await {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-            Err(error) => Err(BusError::unavailable(format!("writing how the sink {name} is doing"), error)),
-        }
+        let what = format!("writing how the sink {name} is doing");
+        self.functions.delete_revision(&state_key(name), revision, what).await
     }
 
     /// The deployed schedules, by name.

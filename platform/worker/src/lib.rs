@@ -215,7 +215,7 @@ pub async fn run(parts: Parts, config: &Config, shutdown: CancellationToken) {
     };
     let pulling = Pulling {
         bus: parts.bus.clone(),
-        leases: Leases::start(parts.bus.client().clone(), config.worker.ack_wait, timer.clone(), &timers),
+        leases: Leases::start(&parts.bus, config.worker.ack_wait, timer.clone(), &timers),
         places: Places::start(&parts.bus, timer.clone(), &timers),
     };
     let shared = Shared {

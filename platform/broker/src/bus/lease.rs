@@ -3,7 +3,8 @@
 //! A short ack wait brings a dead worker's events back within seconds; the extensions keep it from
 //! bringing back those of a worker that is only busy.
 
-use async_nats::{Client, Subject};
+use super::Bus;
+use async_nats::Subject;
 use std::{
     collections::HashMap,
     sync::{
@@ -39,9 +40,9 @@ impl Leases {
     }
 
     /// Starts the timer: a delivery is extended each third of `ack_wait`, until `stop`.
-    pub fn start(client: Client, ack_wait: Duration, stop: CancellationToken, tasks: &TaskTracker) -> Self {
+    pub fn start(bus: &Bus, ack_wait: Duration, stop: CancellationToken, tasks: &TaskTracker) -> Self {
         let leases = Self { entries: Arc::default(), next: Arc::default(), period: ack_wait / 3 };
-        let timer = leases.clone();
+        let (timer, client) = (leases.clone(), bus.client().clone());
         tasks.spawn(async move {
             // Entries come due at any moment; looking four times a period is soon enough for all of them.
             let mut ticks = tokio::time::interval((timer.period / 4).max(Duration::from_millis(10)));

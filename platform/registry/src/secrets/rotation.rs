@@ -12,9 +12,7 @@ use super::{
     keyring::{KeyFiles, Keyring, KeyringError, SecretsKey, open, parse_public},
 };
 use crate::Registry;
-use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use crypto_box::{PublicKey, aead::OsRng};
-use futures::TryStreamExt;
 use nerve_broker::bus::BusError;
 use nerve_config::Config;
 use nerve_core::Secret;
@@ -185,9 +183,9 @@ impl Registry {
             let (mut is_quiet, mut unreadable) = (true, Vec::new());
             for secret in self.secrets().await? {
                 let name = secret.name;
-                let what = || format!("reading the secret {name}");
-                let entry = self.secrets.entry(&name).await.map_err(|error| BusError::unavailable(what(), error))?;
-                let Some(entry) = entry.filter(|entry| entry.operation == kv::Operation::Put) else { continue };
+                let Some(entry) = self.secrets.entry(&name, format!("reading the secret {name}")).await? else {
+                    continue;
+                };
                 if open(next, &name, &entry.value).is_some() {
                     continue;
                 }
@@ -209,11 +207,8 @@ impl Registry {
     /// Stores a secret again; `false` where somebody has changed it meanwhile.
     async fn replace(&self, name: &str, value: &Secret, key: &SecretsKey, revision: u64) -> Result<bool, BusError> {
         let sealed = super::seal(&key.0.public_key(), name, value)?;
-        match self.secrets.update(name, sealed.into(), revision).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => Ok(false),
-            Err(error) => Err(BusError::unavailable(format!("encrypting the secret {name} again"), error)),
-        }
+        let what = format!("encrypting the secret {name} again");
+        Ok(self.secrets.update((name, revision), sealed, what).await?.is_some())
     }
 
     /// Says that it is over, and removes what was said for it.
@@ -307,10 +302,7 @@ impl Registry {
     }
 
     async fn keys(&self) -> Result<Vec<String>, BusError> {
-        let unavailable =
-            |error: async_nats::Error| BusError::unavailable("listing what servers keep for secrets", error);
-        let keys = self.secrets.keys().await.map_err(|error| unavailable(error.into()))?;
-        keys.try_collect().await.map_err(|error| unavailable(error.into()))
+        self.secrets.keys("listing what servers keep for secrets").await
     }
 
     async fn holders(&self, id: &str) -> Result<BTreeSet<String>, BusError> {
@@ -326,16 +318,15 @@ impl Registry {
 
     async fn get_key(&self, key: &str) -> Result<Option<bytes::Bytes>, BusError> {
         debug_assert!(key.starts_with(SERVERS_KEYS));
-        self.secrets.get(key).await.map_err(|error| BusError::unavailable(format!("reading {key}"), error))
+        self.secrets.get(key, format!("reading {key}")).await
     }
 
     async fn put_key(&self, key: &str, value: Vec<u8>) -> Result<(), BusError> {
-        let stored = self.secrets.put(key, value.into()).await;
-        stored.map(drop).map_err(|error| BusError::unavailable(format!("writing {key}"), error))
+        self.secrets.put(key, value, format!("writing {key}")).await.map(drop)
     }
 
     async fn purge_key(&self, key: &str) -> Result<(), BusError> {
-        self.secrets.purge(key).await.map_err(|error| BusError::unavailable(format!("removing {key}"), error))
+        self.secrets.purge(key, format!("removing {key}")).await
     }
 }
 
