@@ -1,11 +1,7 @@
 //! Retrieval from the index: how soon, and how near to an exact search.
 
-use nerve_rag::{
-    Index,
-    chunk::Chunk,
-    document::Document,
-    index::{Change, Query, Weights},
-};
+use nerve_index::{Change, Document, Index, Query, Weights};
+use nerve_text::chunk::Chunk;
 use std::time::Instant;
 
 /// Chunks in the index, as many a document as pages have.

@@ -1,6 +1,6 @@
 //! A PostgreSQL with pgvector of the test's own, which can be killed and started again on its data.
 //!
-//! It uses nothing of this crate, so that `nerve-rag` tests with the same file.
+//! It uses nothing of this crate, so that `nerve-index` tests with the same file.
 
 use std::{
     fs,

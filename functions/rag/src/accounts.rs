@@ -1,8 +1,7 @@
 //! What collections use, recorded in the bucket `views`, and whether they may use more.
 
 use crate::{
-    functions::invalid,
-    remember,
+    function::invalid,
     views::{self, Change},
 };
 use nerve_core::{
@@ -10,6 +9,7 @@ use nerve_core::{
     function::Views,
     quota::{CollectionUsage, Quotas, used_key},
 };
+use nerve_index::collections::is_conversation;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
@@ -41,7 +41,7 @@ impl Accounts {
 
     /// Counts tokens, and records what the index has of a collection: documents, and the bytes of their text.
     pub(crate) async fn record(&self, collection: &str, tokens: usize, held: Option<(u64, u64)>) {
-        let Some(views) = self.views.as_deref().filter(|_| !remember::is_conversation(collection)) else { return };
+        let Some(views) = self.views.as_deref().filter(|_| !is_conversation(collection)) else { return };
         if tokens == 0 && held.is_none() {
             return;
         }

@@ -17,8 +17,7 @@ mod tools;
 
 use crate::{
     accounts::Accounts,
-    document::DEFAULT_COLLECTION,
-    functions::{Frame, invalid},
+    function::{Frame, invalid},
     generate::{self, Endpoint},
 };
 use async_trait::async_trait;
@@ -28,6 +27,7 @@ use nerve_core::{
     function::Emitter,
     tool::{self, Call, Returned, Tool},
 };
+use nerve_index::document::DEFAULT_COLLECTION;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
 use state::{Knowledge, Pending};

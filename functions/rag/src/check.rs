@@ -5,9 +5,10 @@
 //! the digests are equal, the index records the document as uploaded at that time: an older upload that is still on its
 //! way comes too late then, as it would after a real upload.
 
-use crate::{document::Document, functions::ChunkOptions};
+use crate::chunk::ChunkOptions;
 use data_encoding::HEXLOWER;
 use nerve_core::Event;
+use nerve_index::Document;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};

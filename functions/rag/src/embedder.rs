@@ -1,6 +1,6 @@
 //! Texts to vectors, for the functions that compare them.
 
-use crate::functions::{inference_failed, invalid};
+use crate::function::{inference_failed, invalid};
 use nerve_core::{
     FunctionError, Inference,
     inference::{EmbedRequest, Model, Purpose, Vector},

@@ -3,11 +3,10 @@
 //! A tenant is a collection. The memory of its conversations is in `views`, and their earlier answers are in collections of
 //! the index that are named after it; [`Tenant::owns`] tells these names.
 
-use crate::{
-    learn::{self, Answered},
-    remember,
-};
+use crate::learn::{self, Answered};
 use nerve_core::{Event, EventType, quota, subject::InvalidSubject};
+pub use nerve_index::collections::ErasedDocuments;
+use nerve_index::collections::TenantCollections;
 use serde::{Deserialize, Serialize};
 
 /// The type of the event by which `rag/index` is called directly to erase the documents of a tenant.
@@ -16,46 +15,38 @@ pub const ERASE_REQUESTED: &str = "collection.erase_requested";
 /// One collection, and what is kept in its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
-    collection: String,
-    /// How the names of its conversations' collections begin.
-    conversations: String,
+    collections: TenantCollections,
 }
 
 impl Tenant {
     /// The tenant whose documents are in `collection`.
     pub fn new(collection: impl Into<String>) -> Self {
-        let collection = collection.into();
-        Self { conversations: remember::conversations_of(&collection), collection }
+        Self { collections: TenantCollections::new(collection) }
     }
 
     /// The name of its collection.
     pub fn collection(&self) -> &str {
-        &self.collection
-    }
-
-    /// How the names of the collections begin that hold earlier answers of its conversations.
-    pub fn conversations(&self) -> &str {
-        &self.conversations
+        self.collections.collection()
     }
 
     /// Whether a collection of the index is the tenant's: its own, or one of its conversations.
     pub fn owns(&self, collection: &str) -> bool {
-        collection == self.collection || collection.starts_with(&self.conversations)
+        self.collections.owns(collection)
     }
 
     /// The keys in `views` of what is remembered of its conversations, as a pattern.
     pub fn memory_keys(&self) -> String {
-        format!("{}>", self.conversations)
+        format!("{}>", self.collections.conversations())
     }
 
     /// The keys in `views` of what was learned from its feedback.
     pub fn learned_keys(&self) -> [String; 2] {
-        learn::keys_of(&self.collection)
+        learn::keys_of(self.collection())
     }
 
     /// The keys in `views` of what it has used.
     pub fn usage_keys(&self) -> [String; 2] {
-        [quota::used_key(&self.collection), quota::rate_key(&self.collection)]
+        [quota::used_key(self.collection()), quota::rate_key(self.collection())]
     }
 
     /// The keys in `views` of the rankings of the last answers, as a pattern. Each document has answers of several tenants:
@@ -106,24 +97,16 @@ impl EraseRequest {
     }
 }
 
-/// What the index had of a tenant: the answer to [`ERASE_REQUESTED`].
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErasedDocuments {
-    /// Its documents, with the earlier answers of its conversations.
-    pub documents: usize,
-    /// Their chunks.
-    pub chunks: usize,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nerve_index::collections::conversation_collection;
     use serde_json::{Value, json};
 
     #[test]
     fn tenant_owns_its_collection_and_its_conversations_only() {
         let (acme, other) = (Tenant::new("acme"), Tenant::new("acm"));
-        let conversation = remember::recall_collection("acme", "ada");
+        let conversation = conversation_collection("acme", "ada");
         assert!(acme.owns("acme") && acme.owns(&conversation));
         assert!(!other.owns("acme") && !other.owns(&conversation) && !acme.owns("acme2") && !acme.owns("default"));
         assert!(conversation.starts_with(acme.memory_keys().trim_end_matches('>')));

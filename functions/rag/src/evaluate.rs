@@ -6,7 +6,7 @@
 use crate::{
     embedder::{Embedder, cosine},
     extract::{self, Citation},
-    functions::{Frame, invalid},
+    function::{Frame, invalid},
     generate::{Usage, known},
 };
 use async_trait::async_trait;

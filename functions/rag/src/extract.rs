@@ -2,7 +2,7 @@
 
 mod sentences;
 
-use crate::index::Hit;
+use nerve_index::Hit;
 pub use sentences::{Sentence, sentences};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -226,7 +226,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Chunk;
+    use nerve_text::chunk::Chunk;
 
     const TEXT: &str = "# Fees\n\nInvoices that are paid late cost ten\npercent more. Refunds take a week.\n\n\
                         | a | table | of | four | words |\n\n```\ncode says nothing at all here.\n```\n\n\

@@ -12,10 +12,8 @@ mod writing;
 
 use crate::{
     accounts::Accounts,
-    document::DEFAULT_COLLECTION,
     extract::{Citation, Limits, NO_ANSWER},
-    functions::{Frame, inference_failed, invalid},
-    index::Hit,
+    function::{Frame, inference_failed, invalid},
 };
 use async_trait::async_trait;
 pub(crate) use endpoint::{Endpoint, check as check_endpoint, pieces as read_stream};
@@ -26,6 +24,7 @@ use nerve_core::{
     function::Emitter,
     inference::{Finish, GenerateRequest, Message, Model, Piece, Sampling},
 };
+use nerve_index::{Hit, document::DEFAULT_COLLECTION};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::{collections::BTreeMap, sync::Arc};

@@ -1,375 +1,267 @@
-//! Chunks that are found by words and by meaning.
-//!
-//! # Layout
-//! - [`Change`]: what is to change.
-//! - `embedded`: the index in a folder, for one worker: `store` (SQLite), `lexical` (tantivy), `dense` (usearch). `scrub`: its
-//!   files without what was erased.
-//! - `postgres`: the index in a database, for any number of workers.
-//!
-//! Both kinds take the same changes and answer the same queries. Each ranks chunks by words and by meaning in its own
-//! way, and both fuse the two rankings here.
-
-mod change;
-mod dense;
-mod embedded;
-mod lexical;
-mod postgres;
-mod scrub;
-mod store;
-#[cfg(test)]
-mod tests;
-
-pub use change::Change;
-pub use postgres::Database;
+//! `rag/index`: `embedding.created` or `document.deleted` → `document.indexed`.
 
 use crate::{
-    chunk::Chunk,
-    document::Document,
-    erase::{ErasedDocuments, Tenant},
+    accounts::Accounts,
+    check::{CHECK_REQUESTED, CheckRequest},
+    chunk::Chunked,
+    erase::{ERASE_REQUESTED, EraseRequest},
+    function::{Frame, blocking, index_failed, invalid},
 };
-use embedded::Embedded;
-use nerve_core::quota::{OverQuota, Quotas};
-use postgres::Postgres;
+use async_trait::async_trait;
+use base64::{Engine, prelude::BASE64_STANDARD};
+use nerve_core::{Context, Event, Fault, Function, FunctionError, Outcome};
+use nerve_index::{
+    Index,
+    change::{Applied, Change},
+    collections::TenantCollections,
+    document::Document,
+};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-use std::{collections::HashMap, path::Path};
+use std::{collections::BTreeMap, sync::Arc};
 
-/// What the rank of a hit is added to before it is turned over (Cormack et al., 2009: reciprocal rank fusion).
-const RANK_OFFSET: f32 = 60.0;
-/// Candidates that each way of searching gives, for each result that is asked for.
-const CANDIDATES: usize = 5;
-/// The fewest candidates that each way of searching gives.
-const FEWEST: usize = 50;
-/// The squared distance of two vectors of one text, in squared lengths, that a model's rounding may make.
-const ROUNDING: f32 = 1e-4;
+/// The end of the types of events that say that a document is gone.
+const DELETED: &str = ".deleted";
 
-/// Why the index cannot do something.
-#[derive(Debug, thiserror::Error)]
-pub enum IndexError {
-    /// The request can never succeed on this index.
-    #[error("{0}")]
-    Invalid(String),
-    /// Its database cannot be reached, or cannot do it now: the same may succeed later.
-    #[error("the index's database is not available, while {what}")]
-    Unavailable {
-        /// What was being done.
-        what: &'static str,
-        /// What went wrong.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A document is over a quota of its collection.
-    #[error("{0}")]
-    OverQuota(OverQuota),
-    /// A file cannot be read or written, or the database refuses.
-    #[error("the index failed while {what}")]
-    Failed {
-        /// What was being done.
-        what: &'static str,
-        /// What went wrong.
-        #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+/// `rag/index`: `embedding.created` or `document.deleted` → `document.indexed`; called directly with
+/// `document.check_requested`, a `document.indexed` for each document that is checked; called directly with
+/// `collection.erase_requested`, one event that counts what was erased.
+pub(crate) struct Indexer {
+    pub(crate) frame: Frame,
+    pub(crate) index: Arc<Index>,
 }
 
-impl IndexError {
-    fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(what: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::Failed { what, source: source.into() }
-    }
-}
-
-/// What came of a change.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Applied {
-    /// Chunks that the document has now.
-    pub chunks: usize,
-    /// Whether the index had the document before.
-    pub replaced: bool,
-    /// Whether a later upload was there already, so that nothing was changed.
-    pub stale: bool,
-    /// Whether the index had exactly this content from another upload, so that no chunk was written.
-    pub unchanged: bool,
-    /// When the document's last upload or deletion was made, in nanoseconds since 1970; 0 where there was none.
-    pub latest_upload: i64,
-}
-
-/// What is searched for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Query {
-    /// In which collection.
-    pub collection: String,
-    /// Its words.
-    pub text: String,
-    /// Its vector, of length one.
-    pub vector: Vec<f32>,
-    /// Metadata that a document must have; an array stands for any of its values.
-    pub filter: Map<String, Value>,
-    /// The most results.
-    pub limit: usize,
-    /// How much ranks by words and by meaning weigh.
-    pub weights: Weights,
-}
-
-impl Query {
-    /// Candidates that each way of searching gives.
-    fn candidates(&self) -> usize {
-        (self.limit * CANDIDATES).max(FEWEST)
-    }
-}
-
-/// How much each way of searching weighs in the fusion.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Weights {
-    /// BM25.
-    pub lexical: f32,
-    /// Cosine.
-    pub dense: f32,
-}
-
-impl Default for Weights {
-    fn default() -> Self {
-        Self { lexical: 1.0, dense: 1.0 }
-    }
-}
-
-/// A chunk that was found.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Hit {
-    /// The chunk's own id, as long as its document is not uploaded again.
-    pub id: String,
-    /// The document.
-    pub document: String,
-    /// The document's name.
-    pub name: String,
-    /// The chunk.
+#[derive(Deserialize)]
+struct Embedded {
     #[serde(flatten)]
-    pub chunk: Chunk,
-    /// The document's metadata.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub metadata: Map<String, Value>,
-    /// The fused score; only its order means something.
-    #[serde(default)]
-    pub score: f32,
-    /// What its words are worth, where it was among the candidates by words: BM25, or PostgreSQL's rank.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bm25: Option<f32>,
-    /// The cosine of its vector and the question's, however it was found.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub similarity: Option<f32>,
-    /// Its place among the candidates by words, from 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lexical_rank: Option<usize>,
-    /// Its place among the candidates by meaning, from 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dense_rank: Option<usize>,
+    chunked: Chunked,
+    embeddings: Vec<OneEmbedding>,
 }
 
-/// The index of every collection.
-///
-/// Its calls block: from async code, make them where blocking is allowed.
-pub struct Index {
-    kind: Kind,
+#[derive(Deserialize)]
+struct OneEmbedding {
+    embedding: Numbers,
+    /// Tokens that the model read for it.
+    #[serde(default, deserialize_with = "nerve_core::limits::count")]
+    tokens: usize,
 }
 
-enum Kind {
-    Embedded(Box<Embedded>),
-    Postgres(Postgres),
+/// A vector as `onnx/embed` writes it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Numbers {
+    Array(Vec<f32>),
+    Base64(String),
 }
 
-impl Index {
-    /// Opens the index in `folder`, or begins it, for vectors that `model` gives.
-    pub fn open(folder: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
-        let embedded = Embedded::open(folder, model, dimensions)?;
-        Ok(Self { kind: Kind::Embedded(Box::new(embedded)) })
-    }
-
-    /// Opens the index in `database`, or begins it, for vectors that `model` gives. Its connections live on the Tokio
-    /// runtime that this is called in.
-    pub fn connect(database: &Database, model: &str, dimensions: usize) -> Result<Self, IndexError> {
-        Ok(Self { kind: Kind::Postgres(Postgres::connect(database, model, dimensions)?) })
-    }
-
-    /// Applies changes, all or none; what they add is found once this returns.
-    pub fn apply(&self, changes: &[Change]) -> Result<Vec<Applied>, IndexError> {
-        self.apply_within(changes, &Quotas::default())
-    }
-
-    /// Applies changes, all or none, where they are within the quotas of their collections. These are checked in the transaction
-    /// that writes the documents, so they hold exactly.
-    ///
-    /// # Errors
-    /// [`IndexError::OverQuota`] for the first change that is not.
-    pub fn apply_within(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.apply(changes, quotas),
-            Kind::Postgres(index) => index.apply(changes, quotas),
-        }
-    }
-
-    /// How many documents a collection has, and how many bytes their text has.
-    pub fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.held_of(collection),
-            Kind::Postgres(index) => index.held_of(collection),
-        }
-    }
-
-    /// Counts the documents of a tenant, those that [`erase`](Self::erase) would delete.
-    pub fn count_of(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.count_of(tenant),
-            Kind::Postgres(index) => index.count_of(tenant),
-        }
-    }
-
-    /// Deletes every document of a tenant, and what remembers that there were some: an older upload brings them back. Once
-    /// this returns, nothing of them is in the index's files either; in a database, `vacuum` has passed over them.
-    ///
-    /// In a folder, the words and the graph of vectors of all that stays are made again, while searches go on.
-    pub fn erase(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.erase(tenant),
-            Kind::Postgres(index) => index.erase(tenant),
-        }
-    }
-
-    /// The best chunks, the best first.
-    pub fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
-        let dimensions = match &self.kind {
-            Kind::Embedded(index) => index.dimensions(),
-            Kind::Postgres(index) => index.dimensions(),
-        };
-        if query.vector.len() != dimensions {
-            return Err(IndexError::Invalid(format!(
-                "the question's vector has {} dimensions, and the index has {dimensions}: embed both with the same model",
-                query.vector.len(),
-            )));
-        }
-        match &self.kind {
-            Kind::Embedded(index) => index.search(query),
-            Kind::Postgres(index) => index.search(query),
-        }
-    }
-
-    /// Chunks in the index, of all collections.
-    pub fn len(&self) -> Result<usize, IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.len(),
-            Kind::Postgres(index) => index.len(),
-        }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> Result<bool, IndexError> {
-        Ok(self.len()? == 0)
-    }
-
-    /// Writes down what a restart would have to make again; a database needs none of that.
-    pub fn save(&self) -> Result<(), IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.save(),
-            Kind::Postgres(_) => Ok(()),
-        }
-    }
-}
-
-/// What the index has of a document before a change.
-#[derive(Debug, Clone, Default)]
-struct Held {
-    uploaded_at: i64,
-    /// Its row stays after a deletion, so that an older upload does not bring it back.
-    removed: bool,
-    name: String,
-    version: String,
-    digest: String,
-    metadata: Map<String, Value>,
-}
-
-impl Held {
-    /// What the index has once it has written the change.
-    fn after(change: &Change) -> Self {
-        let Document { name, version, digest, uploaded_at, metadata, .. } = change.document().clone();
-        Self { uploaded_at, removed: matches!(change, Change::Remove(_)), name, version, digest, metadata }
-    }
-
-    /// Whether the change is older than what is there.
-    fn is_newer_than(&self, change: &Change) -> bool {
-        self.uploaded_at > change.document().uploaded_at
-    }
-
-    /// Whether the document is there as the change has it, as far as its row shows: chunks are compared by [`same_chunks`].
-    fn has_row_of(&self, change: &Change) -> bool {
-        let (name, version, metadata) = (&self.name, &self.version, &self.metadata);
-        !self.removed
-            && match change {
-                Change::Remove(_) => false,
-                Change::Confirm(document) => !document.digest.is_empty() && document.digest == self.digest,
-                Change::Replace { document: new, .. } => {
-                    (name, version, metadata) == (&new.name, &new.version, &new.metadata)
+impl Numbers {
+    fn read(self) -> Result<Vec<f32>, String> {
+        match self {
+            Self::Array(numbers) => Ok(numbers),
+            Self::Base64(text) => {
+                let bytes =
+                    BASE64_STANDARD.decode(text).map_err(|error| format!("an embedding is not Base64: {error}"))?;
+                let (numbers, rest) = bytes.as_chunks::<4>();
+                if !rest.is_empty() {
+                    return Err("an embedding is not whole 32-bit floats: use precision = \"f32\"".to_owned());
                 }
+                Ok(numbers.iter().map(|four| f32::from_le_bytes(*four)).collect())
             }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Indexed<'d> {
+    #[serde(flatten)]
+    document: &'d Document,
+    #[serde(flatten)]
+    applied: Applied,
+    removed: bool,
+}
+
+#[async_trait]
+impl Function for Indexer {
+    /// The changes of a batch are one transaction; if it fails, each is tried alone, unless none of them can be done now.
+    async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
+        if let [event] = batch.as_slice()
+            && event.ty.as_str() == ERASE_REQUESTED
+        {
+            return vec![self.erase(event).await];
+        }
+        let accounts = Accounts::of(&context);
+        let mut used = Used::default();
+        let changes: Vec<Result<Vec<Change>, FunctionError>> =
+            batch.iter().map(|event| changes_of(event, &mut used).map_err(invalid)).collect();
+        let good: Vec<Change> = changes.iter().flatten().flatten().cloned().collect();
+        let (mut together, mut unavailable) = (None, None);
+        if changes.iter().flatten().count() > 1 {
+            match self.apply(good, &accounts).await {
+                Ok(applied) => together = Some(applied.into_iter()),
+                Err(error) if matches!(error.fault, Fault::Retry { .. }) => unavailable = Some(error),
+                Err(_) => {}
+            }
+        }
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for (event, changes) in batch.iter().zip(changes) {
+            let outcome = async {
+                let changes = changes?;
+                if let Some(error) = &unavailable {
+                    return Err(error.clone());
+                }
+                let applied = match &mut together {
+                    Some(applied) => applied.take(changes.len()).collect(),
+                    None => self.apply(changes.clone(), &accounts).await?,
+                };
+                let mut emissions = Vec::with_capacity(changes.len());
+                for (change, applied) in changes.iter().zip(applied) {
+                    let removed = matches!(change, Change::Remove(_));
+                    let indexed = Indexed { document: change.document(), applied, removed };
+                    emissions.extend(self.frame.emission(event, &indexed)?);
+                }
+                Ok(emissions)
+            };
+            outcomes.push(outcome.await);
+        }
+        self.record(&accounts, used).await;
+        outcomes
     }
 
-    /// What comes of a change that writes no chunk.
-    fn kept(&self, change: &Change, chunks: usize, same: bool) -> Applied {
-        let uploaded_at = change.document().uploaded_at;
-        let latest = if same { self.uploaded_at.max(uploaded_at) } else { self.uploaded_at };
-        Applied {
-            chunks,
-            replaced: !self.removed,
-            stale: self.is_newer_than(change),
-            // The same upload comes again after a crash: it is no other upload of the same content.
-            unchanged: same && self.uploaded_at != uploaded_at,
-            latest_upload: latest,
+    async fn close(&self) {
+        let index = self.index.clone();
+        if let Err(error) = blocking(move || index.save().map_err(|error| index_failed(&error))).await {
+            tracing::warn!(%error, "the index could not be written down: it catches up when it is opened");
         }
     }
 }
 
-/// Whether two lists of chunks are the same, each with its vector; a model's rounding makes no difference.
-fn same_chunks(held: &[(Chunk, Vec<f32>)], new: &[(Chunk, Vec<f32>)]) -> bool {
-    let near = |a: &[f32], b: &[f32]| {
-        let distance: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
-        let length: f32 = b.iter().map(|b| b * b).sum();
-        a.len() == b.len() && distance <= length * ROUNDING
-    };
-    held.len() == new.len() && held.iter().zip(new).all(|(a, b)| a.0 == b.0 && near(&a.1, &b.1))
-}
+impl Indexer {
+    /// Erases a tenant's documents, or counts them. The time that takes grows with the index, so the function's `timeout` does not
+    /// bound it: the caller bounds its own wait, and may call again.
+    async fn erase(&self, event: &Event) -> Outcome {
+        let request: Result<EraseRequest, _> = serde_json::from_slice(&event.data);
+        let EraseRequest { collection, dry_run } =
+            request.map_err(|error| invalid(format!("its data is no request to erase a collection: {error}")))?;
+        let (index, tenant) = (self.index.clone(), TenantCollections::new(collection));
+        let erased = blocking(move || {
+            let erased = if dry_run { index.count_of(&tenant) } else { index.erase(&tenant) };
+            erased.map_err(|error| index_failed(&error))
+        });
+        self.frame.emission(event, &erased.await?)
+    }
 
-/// A chunk and how it was found.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-struct Found {
-    chunk: u64,
-    score: f32,
-    bm25: Option<f32>,
-    similarity: Option<f32>,
-    lexical_rank: Option<usize>,
-    dense_rank: Option<usize>,
-}
-
-/// What one ranking adds to a chunk's score: its weight over the rank, from 1, and a constant.
-pub(crate) fn share(weight: f32, rank: usize) -> f32 {
-    // Ranks are far below where an f32 loses whole numbers.
-    #[expect(clippy::cast_precision_loss)]
-    let rank = rank as f32;
-    weight / (RANK_OFFSET + rank)
-}
-
-/// Adds up what each ranking says of a chunk.
-fn fuse(by_words: &[(u64, f32)], by_meaning: &[(u64, f32)], weights: Weights) -> Vec<Found> {
-    let mut found: HashMap<u64, Found> = HashMap::new();
-    let rankings = [(by_words, weights.lexical, true), (by_meaning, weights.dense, false)];
-    for (ranking, weight, words) in rankings {
-        for (place, (chunk, value)) in ranking.iter().enumerate() {
-            let rank = place + 1;
-            let one = found.entry(*chunk).or_insert(Found { chunk: *chunk, ..Found::default() });
-            one.score += share(weight, rank);
-            match words {
-                true => (one.bm25, one.lexical_rank) = (Some(*value), Some(rank)),
-                false => (one.similarity, one.dense_rank) = (Some(*value), Some(rank)),
+    /// Records what the collections of a batch have now, and what it has used.
+    async fn record(&self, accounts: &Accounts, used: Used) {
+        for (collection, tokens) in used.0 {
+            let (index, name) = (self.index.clone(), collection.clone());
+            let held = blocking(move || index.held_of(&name).map_err(|error| index_failed(&error))).await;
+            match held {
+                Ok(held) => accounts.record(&collection, tokens, Some(held)).await,
+                Err(error) => tracing::warn!(%error, collection, "the documents of a collection are not counted"),
             }
         }
     }
-    let mut fused: Vec<Found> = found.into_values().collect();
-    fused.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.chunk.cmp(&b.chunk)));
-    fused
+
+    async fn apply(&self, changes: Vec<Change>, accounts: &Accounts) -> Result<Vec<Applied>, FunctionError> {
+        let (index, quotas) = (self.index.clone(), accounts.quotas.clone());
+        let work = blocking(move || index.apply_within(&changes, &quotas).map_err(|error| index_failed(&error)));
+        let late =
+            || FunctionError::new(Fault::Timeout, format!("the index took longer than {:?}", self.frame.timeout));
+        tokio::time::timeout(self.frame.timeout, work).await.map_err(|_| late())?
+    }
+}
+
+/// Tokens by collection, of those that a batch changes.
+#[derive(Default)]
+struct Used(BTreeMap<String, usize>);
+
+impl Used {
+    fn add(&mut self, collection: &str, tokens: usize) {
+        let used = self.0.entry(collection.to_owned()).or_default();
+        *used = used.saturating_add(tokens);
+    }
+}
+
+fn changes_of(event: &Event, used: &mut Used) -> Result<Vec<Change>, String> {
+    let unread = |error: serde_json::Error| format!("its data is not what `rag/index` reads: {error}");
+    if event.ty.as_str().ends_with(DELETED) {
+        let mut document: Document = serde_json::from_slice(&event.data).map_err(unread)?;
+        if let (0, Some(time)) = (document.uploaded_at, event.time) {
+            document.uploaded_at = i64::try_from(time.unix_timestamp_nanos()).unwrap_or_default();
+        }
+        used.add(&document.collection, 0);
+        return Ok(vec![Change::Remove(document)]);
+    }
+    if event.ty.as_str() == CHECK_REQUESTED {
+        let CheckRequest { documents } = serde_json::from_slice(&event.data).map_err(unread)?;
+        return Ok(documents.into_iter().map(Change::Confirm).collect());
+    }
+    let Embedded { chunked: Chunked { document, chunks }, embeddings } =
+        serde_json::from_slice(&event.data).map_err(unread)?;
+    if chunks.len() != embeddings.len() {
+        return Err(format!("it has {} chunks and {} embeddings: one belongs to each", chunks.len(), embeddings.len()));
+    }
+    let tokens = embeddings.iter().fold(0, |sum: usize, one| sum.saturating_add(one.tokens));
+    used.add(&document.collection, tokens);
+    let vectors = embeddings.into_iter().map(|one| one.embedding.read());
+    let chunks =
+        chunks.into_iter().zip(vectors).map(|(chunk, vector)| Ok((chunk, vector?))).collect::<Result<_, String>>()?;
+    Ok(vec![Change::Replace { document, chunks }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nerve_core::{Emission, EventType, function::Emitter};
+    use serde_json::{Value, json};
+    use std::time::Duration;
+
+    struct NoEmitter;
+
+    #[async_trait]
+    impl Emitter for NoEmitter {
+        async fn emit(&self, _index: usize, _emission: Emission) -> Result<(), FunctionError> {
+            unreachable!("an index emits nothing before its end");
+        }
+    }
+
+    fn event(ty: &str, data: &Value) -> Event {
+        Event::new("e", "/test", EventType::parse(ty).unwrap()).with_data("application/json", data.to_string())
+    }
+
+    fn embedded(document: &str, uploaded_at: i64, digest: &str) -> Event {
+        let chunks = json!([{"index": 0, "text": "some words", "start": 0, "end": 10}]);
+        let data = json!({"document": document, "digest": digest, "uploaded_at": uploaded_at, "chunks": chunks,
+                          "embeddings": [{"embedding": [1.0, 0.0]}]});
+        event("embedding.created", &data)
+    }
+
+    async fn answers(indexer: &Indexer, batch: Vec<Event>) -> Vec<Value> {
+        let outcomes =
+            indexer.invoke(batch, Context { emitter: Arc::new(NoEmitter), views: None, quotas: Arc::default() }).await;
+        let emissions = outcomes.into_iter().flat_map(|outcome| outcome.expect("no event fails"));
+        emissions.map(|one| serde_json::from_slice(&one.data).unwrap()).collect()
+    }
+
+    #[tokio::test]
+    async fn index_says_of_each_checked_document_whether_it_is_unchanged() {
+        let folder = tempfile::tempdir().unwrap();
+        let emits = EventType::parse("document.indexed").unwrap();
+        let frame = Frame { emits, side_events: Vec::new(), timeout: Duration::from_secs(30) };
+        let indexer = Indexer { frame, index: Arc::new(Index::open(folder.path(), "test", 2).unwrap()) };
+        let deleted = event("document.deleted", &json!({"document": "gone", "uploaded_at": 2}));
+        let made = [embedded("same", 1, "A"), embedded("changed", 1, "A"), embedded("gone", 1, "A"), deleted];
+        assert_eq!(answers(&indexer, made.to_vec()).await.len(), 4);
+        let ask = |document: &str| json!({"document": document, "digest": "A", "uploaded_at": 5});
+        let documents = json!([ask("same"), ask("new"), {"document": "changed", "digest": "B"}, ask("gone")]);
+        let check = event(CHECK_REQUESTED, &json!({"documents": documents}));
+        let checked = answers(&indexer, vec![check, embedded("new", 7, "A")]).await;
+        let of = |answer: &Value| {
+            let checked: crate::check::Checked = serde_json::from_value(answer.clone()).unwrap();
+            (checked.document, checked.unchanged, checked.latest_upload)
+        };
+        let expected =
+            [("same", true, 5), ("new", false, 0), ("changed", false, 1), ("gone", false, 2), ("new", false, 7)];
+        let expected = expected.map(|(document, unchanged, latest)| (document.to_owned(), unchanged, latest));
+        assert_eq!(checked.iter().map(of).collect::<Vec<_>>(), expected);
+    }
 }

@@ -18,8 +18,7 @@ mod step;
 pub(crate) mod weights;
 
 use crate::{
-    document::DEFAULT_COLLECTION,
-    functions::{Frame, invalid},
+    function::{Frame, invalid},
     views::{self, Change},
 };
 use async_trait::async_trait;
@@ -29,6 +28,7 @@ use nerve_core::{
     Context, Emission, Event, Fault, Function, FunctionError, Outcome, answer,
     function::{LogLevel, LogSink, Views},
 };
+use nerve_index::document::DEFAULT_COLLECTION;
 use ranking::{Candidate, Opinion};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

@@ -1,12 +1,11 @@
-//! Questions about documents: chunks, a hybrid index, retrieval, answers, and what is made of them. No NATS, no ONNX Runtime.
+//! The built-in functions that index documents and answer questions about them. No NATS, no ONNX Runtime.
 //!
 //! # Layout
-//! - [`document`]: what an uploaded document is. `reading`: documents to chunks, in helper processes that call `nerve-text`.
+//! - `upload`: what an uploaded document is. `reading`: documents to chunks, in helper processes that call `nerve-text`.
 //! - [`check`]: whether the index has a document exactly as it would be uploaded. [`erase`]: all that is kept of a tenant.
-//! - [`index`]: chunks in a folder or in PostgreSQL, found by words and by meaning (HNSW), fused by rank.
 //! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
-//! - `functions`: `rag/chunk` and `rag/index`. `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`,
-//!   `learn`, `agent`: one function each, an event in, an event out.
+//! - `chunk`, `index`, `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`, `learn`, `agent`: one function each, an
+//!   event in, an event out. `function`: what they share. The index itself is `nerve-index`.
 //! - `views`: documents that several workers write. `embedder`: texts to vectors. `client`: calls out over HTTP.
 //! - [`rag`]: the host of these functions.
 //!
@@ -19,17 +18,17 @@
 mod accounts;
 mod agent;
 pub mod check;
+mod chunk;
 mod client;
-pub mod document;
 mod embedder;
 pub mod erase;
 mod evaluate;
 pub mod extract;
-mod functions;
+mod function;
 #[doc(hidden)]
 pub mod fuzzing;
 mod generate;
-pub mod index;
+mod index;
 mod learn;
 mod notify;
 pub mod rag;
@@ -37,9 +36,9 @@ mod reading;
 mod remember;
 mod rerank;
 mod retrieve;
+mod upload;
 mod views;
 
-pub use index::{Database, Index, IndexError};
-pub use nerve_text::chunk;
+pub use nerve_index::document;
 pub use rag::{Rag, Settings, check_options, check_tool, is_side_event};
 pub use reading::{DocumentReaders, READER};

@@ -2,7 +2,7 @@
 
 use crate::{
     client::client,
-    functions::{Frame, invalid},
+    function::{Frame, invalid},
 };
 use async_trait::async_trait;
 use futures::future::join_all;

@@ -3,12 +3,12 @@
 use crate::{
     agent::{self, Agent, AgentOptions},
     check::Chunking,
-    chunk::Size,
+    chunk::{ChunkOptions, Chunker},
     embedder::Embedder,
     evaluate::{self, EvaluateOptions, Evaluator},
-    functions::{ChunkOptions, Chunker, Frame, Indexer},
+    function::Frame,
     generate::{self, Endpoint, Extractor, GenerateOptions, Generator, Writer},
-    index::{Database, Index, IndexError},
+    index::Indexer,
     learn::{self, LearnOptions, Learner},
     notify::{Notifier, NotifyOptions},
     reading::{DocumentReaders, ModelReader},
@@ -24,6 +24,8 @@ use nerve_core::{
     inference::{EmbedRequest, GenerateRequest, InferenceError, Message, Model, RerankRequest, Role, Vector},
     manifest::Run,
 };
+use nerve_index::{Database, Index, IndexError};
+use nerve_text::chunk::Size;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::{

@@ -1,12 +1,13 @@
 //! Documents to chunks, in helper processes: what reads untrusted formats may recurse, allocate and compute without bound.
 
-use crate::{
-    chunk::{Chunk, Size},
-    document::{Document, Uploaded},
-};
+use crate::upload::Uploaded;
 use nerve_core::{Fault, FunctionError, LoadError};
+use nerve_index::Document;
 use nerve_sandbox::{Limits, Pool, Request, SandboxError, Setup, Work};
-use nerve_text::{ReadDocument, ReadRequest, Reader};
+use nerve_text::{
+    ReadDocument, ReadRequest, Reader,
+    chunk::{Chunk, Size},
+};
 use std::time::Duration;
 
 /// What a helper process does that reads documents. It is set up with a model's `tokenizer.json`.

@@ -4,14 +4,14 @@
 //! before them a summary stays there, and each goes into the index as a document of its own, to be found by meaning.
 
 use crate::{
-    document::DEFAULT_COLLECTION,
     extract,
-    functions::{Frame, invalid},
-    views::{self, Change, digest},
+    function::{Frame, invalid},
+    views::{self, Change},
 };
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{Context, Emission, Event, Function, FunctionError, Outcome, answer, function::Views};
+use nerve_index::{collections::conversation_collection, document::DEFAULT_COLLECTION};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -98,38 +98,13 @@ impl History {
     }
 }
 
-/// Where a conversation is kept. Collections are apart, and neither name is bound to what keys may hold.
-pub(crate) fn key(collection: &str, conversation: &str) -> String {
-    format!("{}{}", conversations_of(collection), digest(conversation))
-}
-
-/// How the keys of all conversations of a collection begin.
-pub(crate) fn conversations_of(collection: &str) -> String {
-    format!("memory.{}.", digest(collection))
-}
-
-/// Whether a collection of the index has the earlier answers of a conversation: [`conversations_of`] and a digest. These are in
-/// nobody's quota.
-pub(crate) fn is_conversation(collection: &str) -> bool {
-    let mut parts = collection.strip_prefix("memory.").unwrap_or_default().split('.');
-    let is_digest = |part: Option<&str>| {
-        part.is_some_and(|part| part.len() == 24 && part.bytes().all(|byte| byte.is_ascii_hexdigit()))
-    };
-    is_digest(parts.next()) && is_digest(parts.next()) && parts.next().is_none()
-}
-
-/// The collection of the index that has the earlier answers of a conversation.
-pub(crate) fn recall_collection(collection: &str, conversation: &str) -> String {
-    key(collection, conversation)
-}
-
 /// What is remembered of a conversation, as far as it can be read.
 pub(crate) async fn recall(
     views: &dyn Views,
     collection: &str,
     conversation: &str,
 ) -> Result<Option<History>, FunctionError> {
-    views::read(views, &key(collection, conversation)).await
+    views::read(views, &conversation_collection(collection, conversation)).await
 }
 
 /// The function, loaded.
@@ -200,7 +175,7 @@ impl Rememberer {
         if let (Some(ty), Some(conversation)) = (self.frame.side_event(UPLOADED), conversation) {
             for turn in gone {
                 let document = json!({
-                    "document": turn.id, "name": turn.question, "collection": recall_collection(&collection, &conversation),
+                    "document": turn.id, "name": turn.question, "collection": conversation_collection(&collection, &conversation),
                     "text": format!("{}\n\n{}", turn.question, turn.answer), "media_type": "text/markdown",
                 });
                 let data = document.to_string().into_bytes().into();
@@ -220,7 +195,7 @@ impl Rememberer {
         turn: Turn,
     ) -> Result<(usize, Vec<Turn>), FunctionError> {
         let what = format!("the memory of the conversation {conversation}");
-        views::update(views, &key(collection, conversation), &what, |history: &mut History| {
+        views::update(views, &conversation_collection(collection, conversation), &what, |history: &mut History| {
             if history.known.contains(&turn.id) {
                 return Change::Keep((history.turns.len(), Vec::new()));
             }
@@ -252,12 +227,5 @@ mod tests {
         assert_eq!(gone, [0, 0, 1, 1, 1]);
         assert_eq!(history.turns, [turn(3), turn(4)]);
         assert_eq!(history.summary, "- Question 1? Answer 1.\n- Question 2? Answer 2.\n", "the oldest line is gone");
-    }
-
-    #[test]
-    fn each_conversation_of_each_collection_has_its_place() {
-        let places = [key("a", "b"), key("a", "c"), key("b", "b"), key("a.b", ""), key("a", ".b")];
-        assert_eq!(places.iter().collect::<std::collections::BTreeSet<_>>().len(), places.len());
-        assert!(places.iter().all(|key| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')));
     }
 }

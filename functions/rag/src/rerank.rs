@@ -1,10 +1,8 @@
 //! `rag/rerank`: `documents.retrieved` → `documents.reranked`, by a cross-encoder or by likeness.
 
 use crate::{
-    document::DEFAULT_COLLECTION,
     embedder::{Embedder, cosine},
-    functions::{Frame, inference_failed, invalid},
-    index::Hit,
+    function::{Frame, inference_failed, invalid},
     learn::{
         add_used, shown,
         weights::{self, Weights},
@@ -17,6 +15,7 @@ use nerve_core::{
     function::Views,
     inference::{Purpose, RerankRequest},
 };
+use nerve_index::{Hit, document::DEFAULT_COLLECTION};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 

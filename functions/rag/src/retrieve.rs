@@ -1,16 +1,15 @@
 //! `rag/retrieve`: `prompt.received` → `documents.retrieved`, with what is remembered of the conversation.
 
 use crate::{
-    document::DEFAULT_COLLECTION,
     embedder::Embedder,
-    functions::{Frame, blocking, index_failed, invalid},
-    index::{Hit, Index, Query, Weights},
+    function::{Frame, blocking, index_failed, invalid},
     learn::{add_used, shown, weights},
     remember::{self, History},
 };
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{Context, Event, Function, FunctionError, Outcome, function::Views};
+use nerve_index::{Hit, Index, Query, Weights, collections::conversation_collection, document::DEFAULT_COLLECTION};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
@@ -132,7 +131,7 @@ impl Retriever {
         let query = self.query(&asked, history.as_ref(), weights).await?;
         let recalled = match (&asked.conversation, &history) {
             (Some(conversation), Some(history)) if !history.summary.is_empty() => {
-                self.recall(&query, remember::recall_collection(&asked.collection, conversation)).await?
+                self.recall(&query, conversation_collection(&asked.collection, conversation)).await?
             }
             _ => Vec::new(),
         };

@@ -1,12 +1,10 @@
 //! Documents in the bucket `views` that several workers write: read, changed, and written where nobody else did meanwhile.
 
-use data_encoding::HEXLOWER;
 use nerve_core::{
     Fault, FunctionError,
     function::{View, Views},
 };
 use serde::{Serialize, de::DeserializeOwned};
-use sha2::{Digest, Sha256};
 
 /// How often a document is read again that somebody else writes meanwhile.
 const TRIES: usize = 16;
@@ -17,11 +15,6 @@ pub(crate) enum Change<R> {
     Keep(R),
     /// It is written as it was changed.
     Write(R),
-}
-
-/// A name as a part of a key, whatever it holds.
-pub(crate) fn digest(name: &str) -> String {
-    HEXLOWER.encode(Sha256::digest(name).get(..12).unwrap_or_default())
 }
 
 /// The document of this key; none where there is none that can be read.

@@ -1,6 +1,6 @@
 //! A conversation with tools, as OpenAI's chat completions have it.
 
-use crate::functions::invalid;
+use crate::function::invalid;
 use nerve_core::{Fault, FunctionError, limits, tool::Tool};
 use serde::Deserialize;
 use serde_json::{Value, json};

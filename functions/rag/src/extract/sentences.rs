@@ -1,6 +1,6 @@
 //! The sentences of a chunk: which of its lines are prose, where a sentence ends, and what it says without its marks.
 
-use crate::index::Hit;
+use nerve_index::Hit;
 use pulldown_cmark::{BrokenLink, CowStr, Event, LinkType, Options, Parser, Tag, TagEnd};
 use std::ops::Range;
 use unicode_segmentation::UnicodeSegmentation;

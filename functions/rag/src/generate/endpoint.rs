@@ -1,7 +1,7 @@
 //! Any endpoint with OpenAI's chat completions, streamed (Chat Completions API, server-sent events).
 
 use super::Pieces;
-use crate::{client::client, functions::invalid};
+use crate::{client::client, function::invalid};
 use backon::{ExponentialBuilder, Retryable};
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream::BoxStream};

@@ -1,11 +1,9 @@
 //! What a language model writes, and which documents it names meanwhile: `[2]` cites the second.
 
 use super::{Made, Usage};
-use crate::{
-    extract::{self, Citation},
-    index::Hit,
-};
+use crate::extract::{self, Citation};
 use nerve_core::{Emission, answer, inference::Finish};
+use nerve_index::Hit;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 
@@ -109,8 +107,8 @@ fn sentence_before(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::Chunk;
     use nerve_core::EventType;
+    use nerve_text::chunk::Chunk;
 
     fn documents() -> Vec<Hit> {
         let hit = |id: &str, text: &str| Hit {

@@ -6,6 +6,7 @@
 use super::ranking::{CANDIDATES, Candidate, Judged};
 use crate::views::{self, Change};
 use nerve_core::{FunctionError, function::Views};
+use nerve_index::collections::digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -88,7 +89,7 @@ pub(super) fn is_held_out(answer: &str) -> bool {
 
 /// Where the feedback of a collection is kept.
 pub(super) fn feedback_key(collection: &str) -> String {
-    format!("feedback.{}", views::digest(collection))
+    format!("feedback.{}", digest(collection))
 }
 
 fn slot_of(answer: &str) -> String {

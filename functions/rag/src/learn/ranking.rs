@@ -1,6 +1,7 @@
 //! What readers say of a ranking, and how good an order is by that: nDCG (Järvelin and Kekäläinen, 2002).
 
-use crate::{extract, index::share, learn::weights::Weights};
+use crate::{extract, learn::weights::Weights};
+use nerve_index::fusion::share;
 use serde::{Deserialize, Serialize};
 
 /// A correction is said by a text that has this share of its words.

@@ -2,6 +2,7 @@
 
 use crate::views;
 use nerve_core::{FunctionError, function::Views};
+use nerve_index::collections::digest;
 use serde::{Deserialize, Serialize};
 
 /// Versions that are kept.
@@ -98,7 +99,7 @@ impl Versions {
 
 /// Where the versions of a collection are kept.
 pub(super) fn key(collection: &str) -> String {
-    format!("weights.{}", views::digest(collection))
+    format!("weights.{}", digest(collection))
 }
 
 /// The version that is live for a collection; none where nothing was learned, or nothing is kept.

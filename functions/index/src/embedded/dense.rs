@@ -1,9 +1,7 @@
 //! The vectors of chunks, in usearch.
 
-use super::{
-    IndexError,
-    store::{Step, Store},
-};
+use super::store::{Step, Store};
+use crate::error::IndexError;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -24,7 +22,7 @@ const SAVED_EVERY: u64 = 20_000;
 const ROOM: usize = 1024;
 
 /// Vectors to chunks.
-pub(super) struct Dense {
+pub(crate) struct Dense {
     /// Written to only when it grows: adding and searching take care of each other.
     graph: RwLock<Index>,
     folder: PathBuf,
@@ -38,7 +36,7 @@ fn failed<E: std::error::Error + Send + Sync + 'static>(what: &'static str) -> i
 }
 
 impl Dense {
-    pub(super) fn open(folder: &Path, dimensions: usize) -> Result<Self, IndexError> {
+    pub(crate) fn open(folder: &Path, dimensions: usize) -> Result<Self, IndexError> {
         fs::create_dir_all(folder).map_err(failed("making the folder of its vectors"))?;
         let graph = Index::new(&options(dimensions)).map_err(failed("beginning its vectors"))?;
         let mut saved = saved_in(folder);
@@ -51,22 +49,22 @@ impl Dense {
         Ok(Self { graph: RwLock::new(graph), folder: folder.to_owned(), dimensions, position, saved })
     }
 
-    pub(super) fn dimensions(&self) -> usize {
+    pub(crate) fn dimensions(&self) -> usize {
         self.dimensions
     }
 
     /// The number of the last change that it has.
-    pub(super) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position.load(Ordering::Acquire)
     }
 
     /// The number of the last change that is written down.
-    pub(super) fn saved(&self) -> u64 {
+    pub(crate) fn saved(&self) -> u64 {
         self.saved.load(Ordering::Acquire)
     }
 
     /// Takes over what the store has since.
-    pub(super) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
+    pub(crate) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
         let (from, to) = (self.position.load(Ordering::Acquire), store.position()?);
         if from == to {
             return Ok(());
@@ -86,7 +84,7 @@ impl Dense {
     }
 
     /// A graph of as many dimensions, for the vectors that there are from `position` on.
-    pub(super) fn successor(&self, position: u64) -> Result<Self, IndexError> {
+    pub(crate) fn successor(&self, position: u64) -> Result<Self, IndexError> {
         let graph = Index::new(&options(self.dimensions)).map_err(failed("beginning its vectors"))?;
         // It is not written down while it catches up.
         let (position, saved) = (AtomicU64::new(position), AtomicU64::new(position));
@@ -100,7 +98,7 @@ impl Dense {
     }
 
     /// Replaces its graph, which still holds what was removed, by that of a successor, and saves it.
-    pub(super) fn succeed(&self, successor: Self, store: &Store) -> Result<(), IndexError> {
+    pub(crate) fn succeed(&self, successor: Self, store: &Store) -> Result<(), IndexError> {
         successor.catch_up(store)?;
         let position = successor.position();
         let graph = successor.graph.into_inner().unwrap_or_else(PoisonError::into_inner);
@@ -110,7 +108,7 @@ impl Dense {
     }
 
     /// Adds a chunk's vector.
-    pub(super) fn add(&self, chunk: u64, vector: Vec<f32>) -> Result<(), IndexError> {
+    pub(crate) fn add(&self, chunk: u64, vector: Vec<f32>) -> Result<(), IndexError> {
         self.take(Step::Add { chunk, vector, collection: String::new(), heading: String::new(), text: String::new() })
     }
 
@@ -142,7 +140,7 @@ impl Dense {
     }
 
     /// Writes the graph down beside the last one, which goes then.
-    pub(super) fn save(&self, store: &Store) -> Result<(), IndexError> {
+    pub(crate) fn save(&self, store: &Store) -> Result<(), IndexError> {
         self.catch_up_unsaved(store)?;
         if self.saved() == self.position() { Ok(()) } else { self.write_down() }
     }
@@ -170,7 +168,7 @@ impl Dense {
     }
 
     /// The chunks nearest to `vector`, the nearest first, with their cosine.
-    pub(super) fn search(
+    pub(crate) fn search(
         &self,
         vector: &[f32],
         count: usize,
@@ -185,7 +183,7 @@ impl Dense {
     }
 
     /// The cosine of a chunk's vector and this one; none where the chunk is gone.
-    pub(super) fn similarity(&self, chunk: u64, vector: &[f32]) -> Result<Option<f32>, IndexError> {
+    pub(crate) fn similarity(&self, chunk: u64, vector: &[f32]) -> Result<Option<f32>, IndexError> {
         let mut known = vec![0.0; self.dimensions];
         let graph = self.graph.read().unwrap_or_else(PoisonError::into_inner);
         let vectors = graph.get(chunk, &mut known).map_err(failed("reading a vector"))?;

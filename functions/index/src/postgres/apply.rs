@@ -1,10 +1,13 @@
 //! Changes, a batch in one transaction.
 
-use super::super::{Applied, Change, Held, IndexError, same_chunks};
 use super::{fault::failed, words::Words};
-use crate::{chunk::Chunk, document::Document};
+use crate::change::{Applied, Change};
+use crate::document::Document;
+use crate::error::IndexError;
+use crate::held::{Held, same_chunks};
 use deadpool_postgres::Transaction;
 use nerve_core::quota::Quotas;
+use nerve_text::chunk::Chunk;
 use pgvector::Vector;
 use std::collections::{BTreeSet, HashMap};
 
@@ -21,7 +24,7 @@ struct Row {
 type Rows<'c> = HashMap<(&'c str, &'c str), Row>;
 
 /// Whether the changes fit an index of vectors of `dimensions` numbers.
-pub(super) fn check(changes: &[Change], dimensions: usize) -> Result<(), IndexError> {
+pub(crate) fn check(changes: &[Change], dimensions: usize) -> Result<(), IndexError> {
     for change in changes {
         let Change::Replace { document, chunks } = change else { continue };
         if let Some((_, vector)) = chunks.iter().find(|(_, vector)| vector.len() != dimensions) {
@@ -36,7 +39,7 @@ pub(super) fn check(changes: &[Change], dimensions: usize) -> Result<(), IndexEr
 }
 
 /// Applies changes in their order.
-pub(super) async fn apply(
+pub(crate) async fn apply(
     transaction: &Transaction<'_>,
     changes: &[Change],
     quotas: &Quotas,
@@ -102,7 +105,7 @@ async fn lock_collections(
 }
 
 /// How many documents a collection has, and how many bytes their text has, besides one of them.
-pub(super) async fn held_beside(
+pub(crate) async fn held_beside(
     transaction: &Transaction<'_>,
     collection: &str,
     document: Option<i64>,

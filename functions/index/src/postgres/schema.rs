@@ -1,8 +1,8 @@
 //! The tables of the index, in the schema `nerve`.
 
-use super::super::IndexError;
 use super::words::ANALYSER;
 use super::{STATEMENT, fault::failed};
+use crate::error::IndexError;
 use deadpool_postgres::{ClientWrapper, Transaction};
 
 /// The advisory lock that those who make the tables take turns by: `nerve` in ASCII.
@@ -54,15 +54,15 @@ const STEPS: [&str; 3] = [
 
 /// What is known of the server's pgvector.
 #[derive(Debug, Clone)]
-pub(super) struct Extension {
+pub(crate) struct Extension {
     /// The schema that it is in, quoted.
-    pub(super) schema: String,
+    pub(crate) schema: String,
     /// Whether a scan of its index goes on until a filter has let enough through.
-    pub(super) scans_on: bool,
+    pub(crate) scans_on: bool,
 }
 
 /// Makes the tables or brings them up to date, one worker at a time, and checks that they are for this model.
-pub(super) async fn prepare(
+pub(crate) async fn prepare(
     client: &mut ClientWrapper,
     model: &str,
     dimensions: usize,

@@ -1,8 +1,15 @@
 //! Documents, chunks and vectors in SQLite.
 
-use super::{Applied, Change, Found, Held, Hit, IndexError, same_chunks};
-use crate::{chunk::Chunk, document::Document};
+use crate::{
+    change::{Applied, Change},
+    document::Document,
+    error::IndexError,
+    fusion::Found,
+    held::{Held, same_chunks},
+    query::Hit,
+};
 use nerve_core::quota::Quotas;
+use nerve_text::chunk::Chunk;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use std::{collections::HashMap, path::Path};
 
@@ -29,33 +36,33 @@ const SCHEMA: &str = "
 ";
 
 /// The truth of the index.
-pub(super) struct Store {
-    pub(super) connection: Connection,
+pub(crate) struct Store {
+    pub(crate) connection: Connection,
     dimensions: usize,
 }
 
 /// What came of a change, and which document was written.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Made {
-    pub(super) applied: Applied,
+pub(crate) struct Made {
+    pub(crate) applied: Applied,
     written: Option<u64>,
 }
 
 /// A numbered change of one chunk, for those who follow.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Step {
+pub(crate) enum Step {
     Add { chunk: u64, collection: String, heading: String, text: String, vector: Vec<f32> },
     Remove { chunk: u64 },
 }
 
 type Catalogue = (HashMap<u64, Document>, HashMap<u64, u64>);
 
-pub(super) fn failed(what: &'static str) -> impl FnOnce(rusqlite::Error) -> IndexError {
+pub(crate) fn failed(what: &'static str) -> impl FnOnce(rusqlite::Error) -> IndexError {
     IndexError::failed(what)
 }
 
 impl Store {
-    pub(super) fn open(file: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
+    pub(crate) fn open(file: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
         let connection = Connection::open(file).map_err(failed("opening its database"))?;
         connection.execute_batch(SCHEMA).map_err(failed("making its tables"))?;
         upgrade(&connection).map_err(failed("bringing its tables up to date"))?;
@@ -89,7 +96,7 @@ impl Store {
     }
 
     /// Applies changes in one transaction.
-    pub(super) fn apply(&mut self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Made>, IndexError> {
+    pub(crate) fn apply(&mut self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Made>, IndexError> {
         let transaction = self.connection.transaction().map_err(failed("beginning a change"))?;
         let apply = |change| apply(&transaction, change, self.dimensions, quotas);
         let made = changes.iter().map(apply).collect::<Result<_, _>>()?;
@@ -98,12 +105,12 @@ impl Store {
     }
 
     /// Every document, and the owner of every chunk.
-    pub(super) fn catalogue(&self) -> Result<Catalogue, IndexError> {
+    pub(crate) fn catalogue(&self) -> Result<Catalogue, IndexError> {
         self.catalogue_where("1")
     }
 
     /// The same of the documents that were changed.
-    pub(super) fn catalogue_since(&self, made: &[Made]) -> Result<Catalogue, IndexError> {
+    pub(crate) fn catalogue_since(&self, made: &[Made]) -> Result<Catalogue, IndexError> {
         let owners: Vec<String> = made.iter().filter_map(|made| made.written).map(|owner| owner.to_string()).collect();
         self.catalogue_where(&format!("documents.id in ({})", owners.join(",")))
     }
@@ -125,21 +132,21 @@ impl Store {
     }
 
     /// The number of the last change.
-    pub(super) fn position(&self) -> Result<u64, IndexError> {
+    pub(crate) fn position(&self) -> Result<u64, IndexError> {
         // What was forgotten counts too, so the table's own count it is.
         let select = "select coalesce((select seq from sqlite_sequence where name = 'changes'), 0)";
         self.connection.query_row(select, [], |row| row.get(0)).map_err(failed("reading its changes"))
     }
 
     /// Whether whoever has got to `position` can go on from there by [`Self::steps`].
-    pub(super) fn remembers(&self, position: u64) -> Result<bool, IndexError> {
+    pub(crate) fn remembers(&self, position: u64) -> Result<bool, IndexError> {
         let select = "select coalesce(min(number), 0) from changes";
         let oldest = self.connection.query_row(select, [], |row| row.get(0)).map_err(failed("reading its changes"))?;
         Ok(position == self.position()? || (oldest > 0 && position + 1 >= oldest))
     }
 
     /// Calls `take` with each change after `position`, in order.
-    pub(super) fn steps(
+    pub(crate) fn steps(
         &self,
         position: u64,
         take: impl FnMut(Step) -> Result<(), IndexError>,
@@ -154,7 +161,7 @@ impl Store {
     }
 
     /// Calls `take` with an addition for every chunk that is there.
-    pub(super) fn all(&self, take: impl FnMut(Step) -> Result<(), IndexError>) -> Result<(), IndexError> {
+    pub(crate) fn all(&self, take: impl FnMut(Step) -> Result<(), IndexError>) -> Result<(), IndexError> {
         let select = "select chunks.id, 1, collection, heading, text, vector from chunks
                       join documents on documents.id = owner where chunks.id > ?1 order by chunks.id";
         self.each(select, 0, take)
@@ -177,7 +184,7 @@ impl Store {
     }
 
     /// Forgets changes up to `position`; returns the chunks that are gone for good.
-    pub(super) fn forget_before(&self, position: u64) -> Result<Vec<u64>, IndexError> {
+    pub(crate) fn forget_before(&self, position: u64) -> Result<Vec<u64>, IndexError> {
         let what = "forgetting old changes";
         let select = "delete from changes where number <= ?1 returning chunk, added";
         let mut statement = self.connection.prepare_cached(select).map_err(failed(what))?;
@@ -187,7 +194,7 @@ impl Store {
     }
 
     /// The chunks that were found, in their order; one that has gone meanwhile is left out.
-    pub(super) fn hits(&self, found: &[Found]) -> Result<Vec<Hit>, IndexError> {
+    pub(crate) fn hits(&self, found: &[Found]) -> Result<Vec<Hit>, IndexError> {
         let what = "reading chunks";
         let select = "select document, name, metadata, place, text, heading, first, past from chunks
                       join documents on documents.id = owner where chunks.id = ?1";
@@ -201,11 +208,11 @@ impl Store {
     }
 
     /// How many documents a collection has, and how many bytes their text has.
-    pub(super) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+    pub(crate) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
         held_beside(&self.connection, collection, None).map_err(failed("counting documents"))
     }
 
-    pub(super) fn len(&self) -> Result<usize, IndexError> {
+    pub(crate) fn len(&self) -> Result<usize, IndexError> {
         let count = self.connection.query_row("select count(*) from chunks", [], |row| row.get(0));
         count.map_err(failed("counting chunks"))
     }

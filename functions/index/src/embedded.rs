@@ -4,13 +4,26 @@
 //! - `store`: documents, chunks and vectors in SQLite: the truth, in one file.
 //! - `lexical`: their words, in tantivy (BM25).
 //! - `dense`: their vectors, in usearch (HNSW, cosine).
+//! - `scrub`: its files without what was erased.
 //!
 //! # How they stay one
 //! A change is one transaction of `store`, which numbers it. Both others remember the number they have got to, and
 //! catch up when the index is opened: after a crash, or when their files are gone, they are made again from `store`.
 
-use super::{Applied, Change, Found, Hit, IndexError, Query, dense::Dense, fuse, lexical::Lexical, store::Store};
-use crate::document::Document;
+mod dense;
+mod lexical;
+mod scrub;
+mod store;
+
+use crate::{
+    change::{Applied, Change},
+    document::Document,
+    error::IndexError,
+    fusion::{Found, fuse},
+    query::{Hit, Query},
+};
+use dense::Dense;
+use lexical::Lexical;
 use nerve_core::quota::Quotas;
 use serde_json::{Map, Value};
 use std::{
@@ -18,20 +31,21 @@ use std::{
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError, RwLock},
 };
+use store::Store;
 
 /// The index of every collection on this machine.
-pub(super) struct Embedded {
+pub(crate) struct Embedded {
     store: Mutex<Store>,
-    pub(super) lexical: Lexical,
-    pub(super) dense: Dense,
+    pub(crate) lexical: Lexical,
+    pub(crate) dense: Dense,
     /// The document of each chunk, to tell during a search whether a chunk counts.
     owners: RwLock<HashMap<u64, u64>>,
-    pub(super) documents: RwLock<HashMap<u64, Document>>,
+    pub(crate) documents: RwLock<HashMap<u64, Document>>,
 }
 
 impl Embedded {
     /// Opens the index in `folder`, or begins it, for vectors that `model` gives.
-    pub(super) fn open(folder: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
+    pub(crate) fn open(folder: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
         std::fs::create_dir_all(folder).map_err(IndexError::failed("making its folder"))?;
         let store = Store::open(&folder.join("chunks.sqlite"), model, dimensions)?;
         let lexical = Lexical::open(&folder.join("words"))?;
@@ -51,7 +65,7 @@ impl Embedded {
     }
 
     /// Applies changes, all or none; what they add is found once this returns.
-    pub(super) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
+    pub(crate) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
         let mut store = self.store();
         let applied = store.apply(changes, quotas)?;
         let (documents, owners) = store.catalogue_since(&applied)?;
@@ -63,7 +77,7 @@ impl Embedded {
     }
 
     /// Brings words and vectors to where the store is.
-    pub(super) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
+    pub(crate) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
         self.lexical.catch_up(store)?;
         self.dense.catch_up(store)?;
         let gone = store.forget_before(self.lexical.position().min(self.dense.saved()))?;
@@ -75,7 +89,7 @@ impl Embedded {
     }
 
     /// The best chunks, the best first.
-    pub(super) fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
+    pub(crate) fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
         let count = query.candidates();
         let (owners, documents) = (read(&self.owners), read(&self.documents));
         let counts = |chunk: u64| {
@@ -95,26 +109,26 @@ impl Embedded {
     }
 
     /// How many documents a collection has, and how many bytes their text has.
-    pub(super) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+    pub(crate) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
         self.store().held_of(collection)
     }
 
     /// Chunks in the index, of all collections.
-    pub(super) fn len(&self) -> Result<usize, IndexError> {
+    pub(crate) fn len(&self) -> Result<usize, IndexError> {
         self.store().len()
     }
 
-    pub(super) fn dimensions(&self) -> usize {
+    pub(crate) fn dimensions(&self) -> usize {
         self.dense.dimensions()
     }
 
     /// Writes down what a restart would have to make again.
-    pub(super) fn save(&self) -> Result<(), IndexError> {
+    pub(crate) fn save(&self) -> Result<(), IndexError> {
         let store = self.store();
         self.dense.save(&store)
     }
 
-    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
+    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -123,7 +137,7 @@ fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
     lock.read().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(super) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+pub(crate) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
     lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 

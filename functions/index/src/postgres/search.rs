@@ -1,12 +1,16 @@
 //! Candidates by words and by meaning, and the chunks that come of them.
 
-use super::super::{Found, Hit, IndexError, Query, fuse};
 use super::{
     fault::failed,
     words::{self, Words},
 };
-use crate::chunk::Chunk;
+use crate::{
+    error::IndexError,
+    fusion::{Found, fuse},
+    query::{Hit, Query},
+};
 use deadpool_postgres::Transaction;
+use nerve_text::chunk::Chunk;
 use pgvector::Vector;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
@@ -26,7 +30,7 @@ const LOOKED_UP: usize = 16;
 type Parameter = Box<dyn ToSql + Sync + Send>;
 
 /// The best chunks, the best first.
-pub(super) async fn search(
+pub(crate) async fn search(
     transaction: &Transaction<'_>,
     query: &Query,
     scans_on: bool,

@@ -3,54 +3,23 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use nerve_core::Event;
-use serde::{Deserialize, Serialize};
+use nerve_index::document::{DEFAULT_COLLECTION, Document};
+use serde::Deserialize;
 use serde_json::{Map, Value};
-
-/// The collection of a document that names none.
-pub const DEFAULT_COLLECTION: &str = "default";
-
-/// Which document of which collection, and what is known of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Document {
-    /// What is searched together.
-    #[serde(default = "default_collection")]
-    pub collection: String,
-    /// What a later upload replaces.
-    pub document: String,
-    /// For people: a file's name, a page's title.
-    #[serde(default)]
-    pub name: String,
-    /// SHA-256 of the text, in hexadecimal.
-    #[serde(default)]
-    pub version: String,
-    /// SHA-256 of its upload and of how it is chunked, in hexadecimal; empty where its chunker gives none.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub digest: String,
-    /// When it was uploaded, in nanoseconds since 1970: of two uploads the later stays.
-    #[serde(default)]
-    pub uploaded_at: i64,
-    /// What searches can be narrowed by.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub metadata: Map<String, Value>,
-}
-
-fn default_collection() -> String {
-    DEFAULT_COLLECTION.to_owned()
-}
 
 /// A document as it was uploaded, not read yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Uploaded {
+pub(crate) struct Uploaded {
     /// Which it is, without the version of its text.
-    pub document: Document,
+    pub(crate) document: Document,
     /// The name that its sender gave it; empty where there is none.
-    pub name: String,
+    pub(crate) name: String,
     /// The media type that its sender named.
-    pub media_type: Option<String>,
+    pub(crate) media_type: Option<String>,
     /// Its bytes.
-    pub content: Bytes,
+    pub(crate) content: Bytes,
     /// Whether they were sent as text.
-    pub sent_as_text: bool,
+    pub(crate) sent_as_text: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -70,7 +39,7 @@ impl Uploaded {
     /// Reads an event: JSON with `text` or `data`, or the document itself as the body.
     ///
     /// The error says, for its sender, what is wrong with the event.
-    pub fn read(event: &Event) -> Result<Self, String> {
+    pub(crate) fn read(event: &Event) -> Result<Self, String> {
         let mut bytes = None;
         let upload = if event.is_json() {
             serde_json::from_slice(&event.data).map_err(|error| format!("its data is not a document: {error}"))?
@@ -93,7 +62,7 @@ impl Uploaded {
         let nanoseconds = event.time.map(|time| time.unix_timestamp_nanos()).unwrap_or_default();
         Ok(Self {
             document: Document {
-                collection: upload.collection.unwrap_or_else(default_collection),
+                collection: upload.collection.unwrap_or_else(|| DEFAULT_COLLECTION.to_owned()),
                 name: if name.is_empty() { document.clone() } else { name.clone() },
                 document,
                 version: String::new(),

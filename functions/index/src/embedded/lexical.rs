@@ -1,8 +1,9 @@
 //! The words of chunks, in tantivy.
 
-use super::{
-    IndexError,
-    store::{Step, Store},
+use super::store::{Step, Store};
+use crate::{
+    analyzer::{ANALYSER, analyser, words},
+    error::IndexError,
 };
 use std::{
     path::Path,
@@ -16,22 +17,12 @@ use tantivy::{
     collector::TopDocs,
     query::{BooleanQuery, BoostQuery, Occur, Query, TermQuery},
     schema::{FAST, Field, INDEXED, IndexRecordOption, STRING, Schema, TextFieldIndexing, TextOptions},
-    tokenizer::{
-        AsciiFoldingFilter, Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter,
-        TextAnalyzer,
-    },
 };
 
 /// Memory that changes may take before they are written, in bytes.
 const BUFFER: usize = 32 << 20;
-/// Words longer than this, in bytes, are no words.
-const LONGEST: usize = 64;
 /// How much more a word in a heading says.
 const HEADING_BOOST: f32 = 1.5;
-/// The analyser's name, which changes when it does, so that the words are made again.
-pub(super) const ANALYSER: &str = "words-1";
-/// The most words of a question that are looked for.
-const MOST_WORDS: usize = 64;
 
 #[derive(Debug, Clone, Copy)]
 struct Fields {
@@ -42,7 +33,7 @@ struct Fields {
 }
 
 /// Words to chunks.
-pub(super) struct Lexical {
+pub(crate) struct Lexical {
     index: Index,
     reader: IndexReader,
     writer: Mutex<IndexWriter>,
@@ -67,32 +58,8 @@ fn schema() -> (Schema, Fields) {
     (schema.build(), fields)
 }
 
-pub(super) fn analyser() -> TextAnalyzer {
-    let plain = TextAnalyzer::builder(SimpleTokenizer::default())
-        .filter(RemoveLongFilter::limit(LONGEST))
-        .filter(LowerCaser)
-        .filter(AsciiFoldingFilter);
-    match StopWordFilter::new(Language::English) {
-        Some(stop_words) => plain.filter(stop_words).filter(Stemmer::new(Language::English)).build(),
-        None => plain.filter(Stemmer::new(Language::English)).build(),
-    }
-}
-
-/// The words of a question that are looked for, each once.
-pub(super) fn words(analyser: &mut TextAnalyzer, text: &str) -> Vec<String> {
-    let mut stream = analyser.token_stream(text);
-    let mut words = Vec::new();
-    while let Some(token) = stream.next() {
-        if !words.contains(&token.text) {
-            words.push(token.text.clone());
-        }
-    }
-    words.truncate(MOST_WORDS);
-    words
-}
-
 impl Lexical {
-    pub(super) fn open(folder: &Path) -> Result<Self, IndexError> {
+    pub(crate) fn open(folder: &Path) -> Result<Self, IndexError> {
         let (schema, fields) = schema();
         std::fs::create_dir_all(folder).map_err(IndexError::failed("making the folder of its words"))?;
         let index = match Index::open_in_dir(folder) {
@@ -114,12 +81,12 @@ impl Lexical {
     }
 
     /// The number of the last change that is written down.
-    pub(super) fn position(&self) -> u64 {
+    pub(crate) fn position(&self) -> u64 {
         self.position.load(Ordering::Acquire)
     }
 
     /// Takes over what the store has since.
-    pub(super) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
+    pub(crate) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
         let (from, to) = (self.position(), store.position()?);
         if from == to {
             return Ok(());
@@ -135,7 +102,7 @@ impl Lexical {
     }
 
     /// Makes the words of all chunks again in new files, and deletes the old ones, which still hold what was removed.
-    pub(super) fn rewrite(&self, store: &Store) -> Result<(), IndexError> {
+    pub(crate) fn rewrite(&self, store: &Store) -> Result<(), IndexError> {
         let to = store.position()?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         writer.delete_all_documents().map_err(failed("emptying its words"))?;
@@ -178,7 +145,7 @@ impl Lexical {
     }
 
     /// The chunks that say what `text` does, the best first, with their BM25.
-    pub(super) fn search(
+    pub(crate) fn search(
         &self,
         text: &str,
         collection: &str,

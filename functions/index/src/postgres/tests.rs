@@ -1,8 +1,8 @@
-use super::super::{
+use super::*;
+use crate::{
     Database, Index, Weights,
     tests::{Shared, WIDTH, document, query, replace, server::PASSWORD, texts, vector},
 };
-use super::*;
 use nerve_core::Secret;
 use serde_json::{Map, Value, json};
 use std::time::Instant;

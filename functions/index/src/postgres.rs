@@ -23,7 +23,11 @@ mod words;
 
 pub use database::Database;
 
-use super::{Applied, Change, Hit, IndexError, Query};
+use crate::{
+    change::{Applied, Change},
+    error::IndexError,
+    query::{Hit, Query},
+};
 use deadpool_postgres::{Object, Pool, Transaction};
 use fault::{failed, unreached};
 use nerve_core::quota::Quotas;
@@ -37,7 +41,7 @@ const STATEMENT: (Duration, Duration) = (Duration::from_secs(10), Duration::from
 const WHOLE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(300));
 
 /// The index in a database.
-pub(super) struct Postgres {
+pub(crate) struct Postgres {
     pool: Pool,
     runtime: Handle,
     dimensions: usize,
@@ -46,7 +50,7 @@ pub(super) struct Postgres {
 
 impl Postgres {
     /// Connects, and makes the tables or checks that they are for this model.
-    pub(super) fn connect(database: &Database, model: &str, dimensions: usize) -> Result<Self, IndexError> {
+    pub(crate) fn connect(database: &Database, model: &str, dimensions: usize) -> Result<Self, IndexError> {
         let what = "connecting to its database";
         let runtime = Handle::try_current().map_err(IndexError::failed(what))?;
         let pool = database.pool().map_err(IndexError::failed(what))?;
@@ -57,11 +61,11 @@ impl Postgres {
         Ok(Self { pool, runtime, dimensions, extension })
     }
 
-    pub(super) fn dimensions(&self) -> usize {
+    pub(crate) fn dimensions(&self) -> usize {
         self.dimensions
     }
 
-    pub(super) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
+    pub(crate) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
         let what = "writing documents";
         apply::check(changes, self.dimensions)?;
         wait(&self.runtime, WHOLE.1, what, async {
@@ -75,7 +79,7 @@ impl Postgres {
         })
     }
 
-    pub(super) fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
+    pub(crate) fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
         wait(&self.runtime, WHOLE.0, "searching", async {
             let mut client = self.client().await?;
             // One snapshot for every statement: a document that is replaced meanwhile is found as it was.
@@ -89,7 +93,7 @@ impl Postgres {
         })
     }
 
-    pub(super) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+    pub(crate) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
         let what = "counting documents";
         wait(&self.runtime, WHOLE.0, what, async {
             let mut client = self.client().await?;
@@ -99,7 +103,7 @@ impl Postgres {
         })
     }
 
-    pub(super) fn len(&self) -> Result<usize, IndexError> {
+    pub(crate) fn len(&self) -> Result<usize, IndexError> {
         let what = "counting chunks";
         wait(&self.runtime, WHOLE.0, what, async {
             let row = self.client().await?.query_one("select count(*) from nerve.chunks", &[]).await;

@@ -1,8 +1,9 @@
 //! What is to change in an index.
 
-use super::IndexError;
-use crate::{chunk::Chunk, document::Document, remember};
+use crate::{collections::is_conversation, document::Document, error::IndexError};
 use nerve_core::quota::{CollectionUsage, Quotas};
+use nerve_text::chunk::Chunk;
+use serde::Serialize;
 
 /// A change of one document.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,13 +31,13 @@ impl Change {
     }
 
     /// The bytes of the document's text, as its chunks have it.
-    pub(super) fn text_bytes(&self) -> u64 {
+    pub(crate) fn text_bytes(&self) -> u64 {
         let bytes: usize = self.chunks().iter().map(|(chunk, _)| chunk.text.len()).sum();
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
     /// Checks it against the quota of its collection, which has so many documents, and bytes of text, besides this one.
-    pub(super) fn check_quota(
+    pub(crate) fn check_quota(
         &self,
         quotas: &Quotas,
         (documents, documents_bytes): (u64, u64),
@@ -48,16 +49,31 @@ impl Change {
     }
 
     /// Whether its document is under a quota.
-    pub(super) fn is_bounded(&self, quotas: &Quotas) -> bool {
+    pub(crate) fn is_bounded(&self, quotas: &Quotas) -> bool {
         let Self::Replace { document, .. } = self else { return false };
-        quotas.of(&document.collection).bounds_documents() && !remember::is_conversation(&document.collection)
+        quotas.of(&document.collection).bounds_documents() && !is_conversation(&document.collection)
     }
 
     /// The chunks that it gives the document.
-    pub(super) fn chunks(&self) -> &[(Chunk, Vec<f32>)] {
+    pub(crate) fn chunks(&self) -> &[(Chunk, Vec<f32>)] {
         match self {
             Self::Replace { chunks, .. } => chunks,
             Self::Remove(_) | Self::Confirm(_) => &[],
         }
     }
+}
+
+/// What came of a change.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Applied {
+    /// Chunks that the document has now.
+    pub chunks: usize,
+    /// Whether the index had the document before.
+    pub replaced: bool,
+    /// Whether a later upload was there already, so that nothing was changed.
+    pub stale: bool,
+    /// Whether the index had exactly this content from another upload, so that no chunk was written.
+    pub unchanged: bool,
+    /// When the document's last upload or deletion was made, in nanoseconds since 1970; 0 where there was none.
+    pub latest_upload: i64,
 }

@@ -1,6 +1,6 @@
 //! Whose fault an error of the database is.
 
-use super::super::IndexError;
+use crate::error::IndexError;
 use deadpool_postgres::PoolError;
 use std::{error::Error as _, io};
 use tokio_postgres::Error;
@@ -12,7 +12,7 @@ const PASSING: [&str; 7] = ["08", "25", "40", "53", "55", "57", "58"];
 const ABOUT_VALUES: [&str; 2] = ["22", "54"];
 
 /// What an error of a statement is, while doing `what`.
-pub(super) fn failed(what: &'static str) -> impl FnOnce(Error) -> IndexError {
+pub(crate) fn failed(what: &'static str) -> impl FnOnce(Error) -> IndexError {
     move |error| {
         let Some(database) = error.as_db_error() else {
             let source = error.source().is_some_and(|source| source.is::<io::Error>());
@@ -35,7 +35,7 @@ pub(super) fn failed(what: &'static str) -> impl FnOnce(Error) -> IndexError {
 }
 
 /// What it is that no connection could be had, while doing `what`.
-pub(super) fn unreached(what: &'static str) -> impl FnOnce(PoolError) -> IndexError {
+pub(crate) fn unreached(what: &'static str) -> impl FnOnce(PoolError) -> IndexError {
     move |error| match error {
         PoolError::Backend(error) => failed(what)(error),
         other => IndexError::Unavailable { what, source: other.into() },

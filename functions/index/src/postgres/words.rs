@@ -1,10 +1,10 @@
 //! Texts as PostgreSQL's `tsvector`, by the analyser of the embedded index, so that both kinds know the same words.
 
-use super::super::lexical;
+use crate::analyzer;
 use std::{collections::BTreeMap, fmt::Write};
 use tantivy::tokenizer::TextAnalyzer;
 
-pub(super) use lexical::ANALYSER;
+pub(crate) use crate::analyzer::ANALYSER;
 
 /// The largest position that a `tsvector` holds.
 const LAST: usize = 16_383;
@@ -12,15 +12,15 @@ const LAST: usize = 16_383;
 const MOST: usize = 255;
 
 /// What makes words of texts.
-pub(super) struct Words(TextAnalyzer);
+pub(crate) struct Words(TextAnalyzer);
 
 impl Words {
-    pub(super) fn new() -> Self {
-        Self(lexical::analyser())
+    pub(crate) fn new() -> Self {
+        Self(analyzer::analyser())
     }
 
     /// A chunk's words, each with where it stands; those of its headings have the label A.
-    pub(super) fn vector(&mut self, heading: &str, text: &str) -> String {
+    pub(crate) fn vector(&mut self, heading: &str, text: &str) -> String {
         let mut words: BTreeMap<String, Vec<String>> = BTreeMap::new();
         let mut place = 0;
         for (part, label) in [(heading, "A"), (text, "")] {
@@ -42,13 +42,13 @@ impl Words {
     }
 
     /// The words of a question, each once.
-    pub(super) fn query(&mut self, text: &str) -> Vec<String> {
-        lexical::words(&mut self.0, text)
+    pub(crate) fn query(&mut self, text: &str) -> Vec<String> {
+        analyzer::words(&mut self.0, text)
     }
 }
 
 /// A word as `tsvector` and `tsquery` read it.
-pub(super) fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\\', "\\\\").replace('\'', "''"))
 }
 

@@ -1,7 +1,7 @@
 //! Documents over the quota of their collection.
 
 use super::*;
-use nerve_core::quota::{Quota, QuotaKind};
+use nerve_core::quota::{Quota, QuotaKind, Quotas};
 
 #[test]
 fn no_document_is_written_over_the_quota_of_its_collection() {

@@ -5,11 +5,14 @@
 //! that the files are to be made again; until that is done, the next erasure does it, whatever it deletes itself.
 
 use super::{
-    IndexError,
-    embedded::{Embedded, write},
+    Embedded,
     store::{Store, failed},
+    write,
 };
-use crate::erase::{ErasedDocuments, Tenant};
+use crate::{
+    collections::{ErasedDocuments, TenantCollections},
+    error::IndexError,
+};
 use rusqlite::{Connection, OptionalExtension, params};
 
 /// Chunks that are read while the store is locked.
@@ -21,12 +24,12 @@ const UNSCRUBBED: &str = "unscrubbed";
 
 impl Embedded {
     /// Counts the documents of a tenant.
-    pub(super) fn count_of(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+    pub(crate) fn count_of(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
         self.store().count_of(tenant)
     }
 
     /// Deletes the documents of a tenant, and makes the files again.
-    pub(super) fn erase(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+    pub(crate) fn erase(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
         let mut store = self.store();
         let (erased, unscrubbed) = store.erase(tenant)?;
         write(&self.documents).retain(|_, document| !tenant.owns(&document.collection));
@@ -65,13 +68,13 @@ impl Embedded {
 }
 
 impl Store {
-    fn count_of(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+    fn count_of(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
         count(&self.connection, tenant).map_err(failed("counting documents"))
     }
 
     /// Deletes the documents of a tenant and what is known of deleted ones; says whether files are to be made again, now or since
     /// an earlier time.
-    fn erase(&mut self, tenant: &Tenant) -> Result<(ErasedDocuments, bool), IndexError> {
+    fn erase(&mut self, tenant: &TenantCollections) -> Result<(ErasedDocuments, bool), IndexError> {
         let what = "erasing documents";
         let transaction = self.connection.transaction().map_err(failed(what))?;
         let erase = || {
@@ -123,7 +126,7 @@ impl Store {
     }
 }
 
-fn count(connection: &Connection, tenant: &Tenant) -> rusqlite::Result<ErasedDocuments> {
+fn count(connection: &Connection, tenant: &TenantCollections) -> rusqlite::Result<ErasedDocuments> {
     let select = format!(
         "select count(*) filter (where not removed),
                 (select count(*) from chunks where owner in (select id from documents where {OF_TENANT}))
@@ -136,12 +139,13 @@ fn count(connection: &Connection, tenant: &Tenant) -> rusqlite::Result<ErasedDoc
 
 #[cfg(test)]
 mod tests {
-    use super::super::{
+    use super::*;
+    use crate::{
         Change, Index, Query,
+        collections::conversation_collection,
+        document::Document,
         tests::{of_both, open, query, replace, texts},
     };
-    use super::*;
-    use crate::{document::Document, remember};
     use std::path::Path;
 
     /// A word of the tenant's documents alone.
@@ -161,10 +165,10 @@ mod tests {
         let text = format!("words of {MARKER}");
         let own =
             |name: &str, seed| replace(&format!("{MARKER} {name}"), 1, &[(text.as_str(), seed), ("more", seed + 1)]);
-        let gone = super::super::tests::document(&format!("{MARKER} gone"), 2);
+        let gone = crate::tests::document(&format!("{MARKER} gone"), 2);
         vec![
             of("acme", own("a", 1)),
-            of(&remember::recall_collection("acme", "ada"), own("b", 3)),
+            of(&conversation_collection("acme", "ada"), own("b", 3)),
             of("acme", own("gone", 5)),
             of("acme", Change::Remove(gone)),
             of("acme2", replace("kept", 1, &[("words that stay", 7)])),
@@ -194,11 +198,11 @@ mod tests {
     fn erased_tenant_is_counted_and_gone_and_others_stay() {
         of_both(|index| {
             index.apply(&documents()).unwrap();
-            let acme = Tenant::new("acme");
+            let acme = TenantCollections::new("acme");
             let all = ErasedDocuments { documents: 2, chunks: 4 };
             assert_eq!(index.count_of(&acme).unwrap(), all);
             assert_eq!((found(index, "acme").len(), index.len().unwrap()), (2, 5), "a count changes nothing");
-            assert_eq!(index.erase(&Tenant::new("acm")).unwrap(), ErasedDocuments::default());
+            assert_eq!(index.erase(&TenantCollections::new("acm")).unwrap(), ErasedDocuments::default());
             assert_eq!(index.erase(&acme).unwrap(), all);
             assert_eq!(index.erase(&acme).unwrap(), ErasedDocuments::default(), "there is nothing left");
             assert_eq!((found(index, "acme").len(), index.len().unwrap()), (0, 1));
@@ -231,7 +235,7 @@ mod tests {
             std::fs::read(graphs.last().unwrap().unwrap().path()).unwrap()
         };
         let before = graph().len();
-        index.erase(&Tenant::new("acme")).unwrap();
+        index.erase(&TenantCollections::new("acme")).unwrap();
         assert_eq!(files_with_marker(folder.path()), Vec::<std::path::PathBuf>::new());
         assert_eq!(segments(), (1, 0, true));
         assert!(graph().len() < before / 2, "the vectors of what was erased are gone: {} of {before}", graph().len());
@@ -241,7 +245,7 @@ mod tests {
             (found(&reopened, "acme").len(), found(&reopened, "acme2")),
             (0, vec!["words that stay".to_owned()])
         );
-        reopened.erase(&Tenant::new("acme2")).unwrap();
+        reopened.erase(&TenantCollections::new("acme2")).unwrap();
         assert!(reopened.is_empty().unwrap());
         drop(reopened);
         assert!(found(&open(folder.path()), "acme2").is_empty());
@@ -254,12 +258,12 @@ mod tests {
         index.apply(&documents()).unwrap();
         drop(index);
         // Killed after its transaction.
-        let mut store = Store::open(&folder.path().join("chunks.sqlite"), "test", super::super::tests::WIDTH).unwrap();
-        assert!(store.erase(&Tenant::new("acme")).unwrap().1);
+        let mut store = Store::open(&folder.path().join("chunks.sqlite"), "test", crate::tests::WIDTH).unwrap();
+        assert!(store.erase(&TenantCollections::new("acme")).unwrap().1);
         drop(store);
         let index = open(folder.path());
         assert!(!files_with_marker(folder.path()).is_empty());
-        assert_eq!(index.erase(&Tenant::new("acme")).unwrap(), ErasedDocuments::default());
+        assert_eq!(index.erase(&TenantCollections::new("acme")).unwrap(), ErasedDocuments::default());
         assert!(files_with_marker(folder.path()).is_empty());
     }
 
@@ -273,7 +277,7 @@ mod tests {
             scope.spawn(|| {
                 for n in 0..20 {
                     index.apply(&[of("acme", replace("a", 2 * n, &[("some words", 1)]))]).unwrap();
-                    index.erase(&Tenant::new("acme")).unwrap();
+                    index.erase(&TenantCollections::new("acme")).unwrap();
                 }
             });
             for n in 0..10 {

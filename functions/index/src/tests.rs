@@ -1,43 +1,46 @@
 mod quotas;
 mod reopening;
 
-use super::*;
+use crate::*;
 use nerve_core::Secret;
+use nerve_text::chunk::Chunk;
 use serde_json::json;
+use serde_json::{Map, Value};
 use server::Postgres as Server;
+use std::path::Path;
 use std::time::Instant;
 use tokio::runtime::Runtime;
 
 // It is public in the harness of the integration tests, where it lives.
 #[allow(unreachable_pub)]
-#[path = "../../../../tests/src/postgres.rs"]
-pub(super) mod server;
+#[path = "../../../tests/src/postgres.rs"]
+pub(crate) mod server;
 
-pub(super) const WIDTH: usize = 32;
+pub(crate) const WIDTH: usize = 32;
 
 /// A PostgreSQL of the test's own, and the runtime that connections to it live on.
-pub(super) struct Shared {
-    pub(super) server: Server,
+pub(crate) struct Shared {
+    pub(crate) server: Server,
     runtime: Runtime,
 }
 
 impl Shared {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self { server: Server::start(), runtime: Runtime::new().unwrap() }
     }
 
-    pub(super) fn connect(&self, model: &str, width: usize) -> Result<Index, IndexError> {
+    pub(crate) fn connect(&self, model: &str, width: usize) -> Result<Index, IndexError> {
         let _entered = self.runtime.enter();
         Index::connect(&Database::parse(&Secret::new(self.server.url("postgres"))).unwrap(), model, width)
     }
 
-    pub(super) fn index(&self) -> Index {
+    pub(crate) fn index(&self) -> Index {
         self.connect("test", WIDTH).unwrap()
     }
 }
 
 /// Shows the same of both kinds of index, each of them empty.
-pub(super) fn of_both(show: impl Fn(&Index)) {
+pub(crate) fn of_both(show: impl Fn(&Index)) {
     let folder = tempfile::tempdir().unwrap();
     show(&open(folder.path()));
     println!("the same in PostgreSQL");
@@ -45,7 +48,7 @@ pub(super) fn of_both(show: impl Fn(&Index)) {
 }
 
 /// A unit vector that depends on `seed` alone.
-pub(super) fn vector(seed: u64) -> Vec<f32> {
+pub(crate) fn vector(seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut numbers: Vec<f32> = (0..WIDTH)
         .map(|_| {
@@ -60,7 +63,7 @@ pub(super) fn vector(seed: u64) -> Vec<f32> {
     numbers
 }
 
-pub(super) fn document(name: &str, uploaded_at: i64) -> Document {
+pub(crate) fn document(name: &str, uploaded_at: i64) -> Document {
     Document {
         collection: "default".into(),
         document: name.into(),
@@ -72,7 +75,7 @@ pub(super) fn document(name: &str, uploaded_at: i64) -> Document {
     }
 }
 
-pub(super) fn replace(name: &str, uploaded_at: i64, texts: &[(&str, u64)]) -> Change {
+pub(crate) fn replace(name: &str, uploaded_at: i64, texts: &[(&str, u64)]) -> Change {
     let chunk = |(index, (text, seed)): (usize, &(&str, u64))| {
         let heading = vec![format!("About {name}")];
         (Chunk { index, text: (*text).to_owned(), heading, start: 0, end: text.len() }, vector(*seed))
@@ -80,7 +83,7 @@ pub(super) fn replace(name: &str, uploaded_at: i64, texts: &[(&str, u64)]) -> Ch
     Change::Replace { document: document(name, uploaded_at), chunks: texts.iter().enumerate().map(chunk).collect() }
 }
 
-pub(super) fn query(text: &str, seed: u64) -> Query {
+pub(crate) fn query(text: &str, seed: u64) -> Query {
     Query {
         collection: "default".into(),
         text: text.into(),
@@ -91,7 +94,7 @@ pub(super) fn query(text: &str, seed: u64) -> Query {
     }
 }
 
-pub(super) fn open(folder: &Path) -> Index {
+pub(crate) fn open(folder: &Path) -> Index {
     Index::open(folder, "test", WIDTH).unwrap()
 }
 
@@ -100,7 +103,7 @@ fn ids(hits: &[Hit]) -> Vec<(String, Option<f32>)> {
     hits.iter().map(|hit| (hit.id.clone(), hit.similarity)).collect()
 }
 
-pub(super) fn texts(hits: &[Hit]) -> Vec<&str> {
+pub(crate) fn texts(hits: &[Hit]) -> Vec<&str> {
     hits.iter().map(|hit| hit.chunk.text.as_str()).collect()
 }
 

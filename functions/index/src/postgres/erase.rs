@@ -2,8 +2,8 @@
 
 use super::{Postgres, STATEMENT, WHOLE, fault::failed, wait};
 use crate::{
-    erase::{ErasedDocuments, Tenant},
-    index::IndexError,
+    collections::{ErasedDocuments, TenantCollections},
+    error::IndexError,
 };
 use deadpool_postgres::Transaction;
 use std::time::Duration;
@@ -15,7 +15,7 @@ const VACUUM_TIMEOUT: Duration = Duration::from_secs(600);
 
 impl Postgres {
     /// Counts the documents of a tenant.
-    pub(in super::super) fn count_of(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+    pub(crate) fn count_of(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
         let what = "counting documents";
         wait(&self.runtime, WHOLE.0, what, async {
             let mut client = self.client().await?;
@@ -26,7 +26,7 @@ impl Postgres {
     }
 
     /// Deletes the documents of a tenant, and has the server overwrite what deletions leave.
-    pub(in super::super) fn erase(&self, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+    pub(crate) fn erase(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
         let what = "erasing documents";
         let erased = wait(&self.runtime, WHOLE.1, what, async {
             let mut client = self.client().await?;
@@ -63,7 +63,7 @@ impl Postgres {
     }
 }
 
-async fn count(transaction: &Transaction<'_>, tenant: &Tenant) -> Result<ErasedDocuments, IndexError> {
+async fn count(transaction: &Transaction<'_>, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
     let what = "counting documents";
     let select = format!(
         "select (select count(*) from documents where {OF_TENANT} and not removed),

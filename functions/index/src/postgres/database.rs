@@ -1,6 +1,6 @@
 //! Where the database is, and the connections to it.
 
-use super::super::IndexError;
+use crate::error::IndexError;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use nerve_core::Secret;
 use rustls::{ClientConfig, RootCertStore, crypto::ring};
@@ -61,7 +61,7 @@ impl Database {
     }
 
     /// Connections to it, made when they are needed.
-    pub(super) fn pool(&self) -> Result<Pool, Cause> {
+    pub(crate) fn pool(&self) -> Result<Pool, Cause> {
         // A connection may have died since it was used last, so each is tried before it is used again.
         let settings = ManagerConfig { recycling_method: RecyclingMethod::Verified };
         let manager = Manager::from_config(self.0.clone(), self.tls()?, settings);
