@@ -39,7 +39,7 @@ async fn documents_over_a_quota_are_refused_or_become_dead_letters() {
     }
     streams.reaches("DEAD", "dead.index", 1, seconds(30)).await;
     let letters = cli.run(&["dlq", "list", "--output", "json"]).await.ok().json().to_string();
-    assert!(letters.contains("has its quota of 2 documents"), "{letters}");
+    assert!(letters.contains("its quota of 2 documents"), "{letters}");
     let usage = eventually("what it has used is recorded", seconds(20), || async {
         let shown = shown(&nerve.cli(), "acme").await;
         (shown["used"]["documents"] == 2 && shown["used"]["tokens"].as_u64()? > 0).then_some(shown)

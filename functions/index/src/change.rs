@@ -45,13 +45,13 @@ impl Change {
         let collection = &self.document().collection;
         let others = CollectionUsage { documents, documents_bytes, ..CollectionUsage::default() };
         let checked = others.check_document(quotas.of(collection), collection, self.text_bytes());
-        checked.map_err(IndexError::OverQuota)
+        checked.map_err(IndexError::QuotaExceeded)
     }
 
     /// Whether its document is under a quota.
     pub(crate) fn is_bounded(&self, quotas: &Quotas) -> bool {
         let Self::Replace { document, .. } = self else { return false };
-        quotas.of(&document.collection).bounds_documents() && !is_conversation(&document.collection)
+        quotas.of(&document.collection).limits_documents() && !is_conversation(&document.collection)
     }
 
     /// The chunks that it gives the document.

@@ -1,6 +1,6 @@
 //! Why the index cannot do something.
 
-use nerve_core::quota::OverQuota;
+use nerve_core::quota::QuotaExceeded;
 
 /// Why the index cannot do something.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum IndexError {
     },
     /// A document is over a quota of its collection.
     #[error("{0}")]
-    OverQuota(OverQuota),
+    QuotaExceeded(QuotaExceeded),
     /// A file cannot be read or written, or the database refuses.
     #[error("the index failed while {what}")]
     Failed {

@@ -45,7 +45,7 @@ impl Index {
     /// that writes the documents, so they hold exactly.
     ///
     /// # Errors
-    /// [`IndexError::OverQuota`] for the first change that is not.
+    /// [`IndexError::QuotaExceeded`] for the first change that is not.
     pub fn apply_within(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
         match &self.kind {
             Kind::Embedded(index) => index.apply(changes, quotas),

@@ -2,7 +2,7 @@
 
 use crate::{builtin::BuiltIn, options::Options};
 use async_trait::async_trait;
-use nerve_core::{Deployment, EventType, Function, Host, LoadError, inference::Model, manifest::Run};
+use nerve_core::{Deployment, EventType, Function, Host, LoadError, inference::Model, manifest::RuntimeSpec};
 use nerve_inference::Onnx;
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl OnnxHost {
 impl Host for OnnxHost {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
         let Deployment { name, spec, artifacts, .. } = deployment;
-        let Run::Builtin { function, model, with } = spec.run else {
+        let RuntimeSpec::Builtin { function, model, with } = spec.run else {
             return Err(LoadError::Invalid(format!("`{name}` is no built-in function; this host runs builtin")));
         };
         let emits = match spec.emits.as_slice() {

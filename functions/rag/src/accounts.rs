@@ -7,7 +7,7 @@ use crate::{
 use nerve_core::{
     Context, FunctionError,
     function::Views,
-    quota::{CollectionUsage, Quotas, used_key},
+    quota::{CollectionUsage, Quotas, usage_key},
 };
 use nerve_index::collections::is_conversation;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ impl Accounts {
     pub(crate) async fn check_tokens(&self, collection: &str) -> Result<(), FunctionError> {
         let quota = self.quotas.of(collection);
         let Some(views) = self.views.as_deref().filter(|_| quota.tokens_per_day.is_some()) else { return Ok(()) };
-        let usage: CollectionUsage = views::read(views, &used_key(collection)).await?.unwrap_or_default();
+        let usage: CollectionUsage = views::read(views, &usage_key(collection)).await?.unwrap_or_default();
         let now = OffsetDateTime::now_utc();
         usage.check_tokens(quota, collection, now).map_err(|over| invalid(over.to_string()))
     }
@@ -55,7 +55,7 @@ impl Accounts {
             Change::Write(())
         };
         let what = "what a collection has used";
-        if let Err(error) = views::update(views, &used_key(collection), what, count).await {
+        if let Err(error) = views::update(views, &usage_key(collection), what, count).await {
             // The work is done: its event does not fail for that.
             tracing::warn!(%error, collection, "what a collection has used is not recorded");
         }

@@ -25,7 +25,7 @@ use futures::future::join_all;
 use nerve_core::{
     Context, Emission, Event, EventType, Fault, Function, FunctionError, Name, Outcome, Pattern, answer,
     function::Emitter,
-    tool::{self, Call, Returned, Tool},
+    tool::{self, Tool, ToolCall, ToolResult},
 };
 use nerve_index::document::DEFAULT_COLLECTION;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -243,7 +243,7 @@ impl Agent {
 
     /// What a tool returned, or why it cannot, is told to the model.
     fn observe(&self, event: &Event) -> Outcome {
-        let returned: Result<Returned, _> = serde_json::from_slice(&event.data);
+        let returned: Result<ToolResult, _> = serde_json::from_slice(&event.data);
         let returned = returned.map_err(|error| invalid(format!("its data is not what a tool returns: {error}")))?;
         // Others call tools too.
         let agent = serde_json::from_value::<Knowledge>(returned.agent).ok();
@@ -265,7 +265,7 @@ impl Agent {
         let Pending { call, tool, arguments } = agent.pending.remove(0);
         agent.called.push(tool.clone());
         let agent = serde_json::to_value(&agent).map_err(crash)?;
-        Ok(vec![emission(&format!("{}{tool}", tool::CALLED), &Call { call, tool, arguments, agent })?])
+        Ok(vec![emission(&format!("{}{tool}", tool::CALL_TYPE_PREFIX), &ToolCall { call, tool, arguments, agent })?])
     }
 
     async fn finish(
@@ -296,7 +296,8 @@ impl Agent {
     fn tools(&self, emitter: &dyn Emitter) -> Vec<Tool> {
         let mut tools = emitter.tools();
         tools.retain(|tool| {
-            let may = self.emits.iter().any(|pattern| pattern.covers(&format!("{}{}", tool::CALLED, tool.name)));
+            let may =
+                self.emits.iter().any(|pattern| pattern.covers(&format!("{}{}", tool::CALL_TYPE_PREFIX, tool.name)));
             may && self.options.tools.as_ref().is_none_or(|named| named.contains(&tool.name))
         });
         tools

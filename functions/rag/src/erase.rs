@@ -46,7 +46,7 @@ impl Tenant {
 
     /// The keys in `views` of what it has used.
     pub fn usage_keys(&self) -> [String; 2] {
-        [quota::used_key(self.collection()), quota::rate_key(self.collection())]
+        [quota::usage_key(self.collection()), quota::rate_key(self.collection())]
     }
 
     /// The keys in `views` of the rankings of the last answers, as a pattern. Each document has answers of several tenants:

@@ -49,7 +49,7 @@ pub(crate) fn invalid(why: impl Into<String>) -> FunctionError {
 /// A failed index says which file or call failed too.
 pub(crate) fn index_failed(error: &IndexError) -> FunctionError {
     let fault = match error {
-        IndexError::Invalid(_) | IndexError::OverQuota(_) => Fault::Invalid,
+        IndexError::Invalid(_) | IndexError::QuotaExceeded(_) => Fault::Invalid,
         IndexError::Unavailable { .. } => Fault::Retry { after: None },
         IndexError::Failed { .. } => Fault::Crash,
     };

@@ -22,7 +22,7 @@ use nerve_core::{
     Deployment, EventType, Function, FunctionSpec, Host, Inference, LoadError, Name, Secret,
     function::Artifact,
     inference::{EmbedRequest, GenerateRequest, InferenceError, Message, Model, RerankRequest, Role, Vector},
-    manifest::Run,
+    manifest::RuntimeSpec,
 };
 use nerve_index::{Database, Index, IndexError};
 use nerve_text::chunk::Size;
@@ -118,7 +118,7 @@ impl Rag {
 
 /// Whether a built-in function may emit events of this type, or pattern, besides its results.
 pub fn is_side_event(function: &str, ty: &str) -> bool {
-    let calls = function == "rag/agent" && ty.starts_with(nerve_core::tool::CALLED);
+    let calls = function == "rag/agent" && ty.starts_with(nerve_core::tool::CALL_TYPE_PREFIX);
     calls || side_events(function).contains(&ty)
 }
 
@@ -150,7 +150,7 @@ fn frame(name: &Name, function: &str, spec: &FunctionSpec) -> Result<Frame, Load
 impl Host for Rag {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
         let Deployment { name, spec, artifacts, secrets, logs, .. } = deployment;
-        let Run::Builtin { function, model, with } = &spec.run else {
+        let RuntimeSpec::Builtin { function, model, with } = &spec.run else {
             return Err(LoadError::Invalid(format!("`{name}` is no built-in function; this host runs builtin")));
         };
         let frame = frame(&name, function, &spec)?;

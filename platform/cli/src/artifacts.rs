@@ -8,7 +8,7 @@ use crate::{
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use nerve_broker::bus::BusError;
-use nerve_core::manifest::Run;
+use nerve_core::manifest::RuntimeSpec;
 use nerve_registry::{ArtifactRef, Registry};
 use sha2::{Digest, Sha256};
 use std::{
@@ -87,12 +87,12 @@ impl File {
 }
 
 /// The files that `run` names, sorted by name.
-pub(crate) fn collect(folder: &Path, run: &Run) -> Result<Vec<File>, Failure> {
+pub(crate) fn collect(folder: &Path, run: &RuntimeSpec) -> Result<Vec<File>, Failure> {
     let root = folder.canonicalize().map_err(|error| unreadable(folder).because(error))?;
     let mut collector = Collector { root, files: BTreeMap::new(), bytes: 0 };
     match run {
-        Run::Wasm { source } => collector.add_file(source)?,
-        Run::Process { command, source } => {
+        RuntimeSpec::Wasm { source } => collector.add_file(source)?,
+        RuntimeSpec::Process { command, source } => {
             for (position, argument) in command.iter().enumerate() {
                 // A bare program name is looked up on the worker's PATH, whatever lies in this folder.
                 let is_path = position > 0 || argument.contains('/');
@@ -105,7 +105,7 @@ pub(crate) fn collect(folder: &Path, run: &Run) -> Result<Vec<File>, Failure> {
             }
         }
         // A built-in's model is collected by the rules of models.
-        Run::Http { .. } | Run::Builtin { .. } => {}
+        RuntimeSpec::Http { .. } | RuntimeSpec::Builtin { .. } => {}
     }
     Ok(collector.files.into_values().collect())
 }
@@ -233,15 +233,18 @@ mod tests {
         folder
     }
 
-    fn process(command: &[&str], source: Option<&str>) -> Run {
-        Run::Process { command: command.iter().map(|&word| word.into()).collect(), source: source.map(Into::into) }
+    fn process(command: &[&str], source: Option<&str>) -> RuntimeSpec {
+        RuntimeSpec::Process {
+            command: command.iter().map(|&word| word.into()).collect(),
+            source: source.map(Into::into),
+        }
     }
 
-    fn names(folder: &Path, run: &Run) -> Vec<String> {
+    fn names(folder: &Path, run: &RuntimeSpec) -> Vec<String> {
         collect(folder, run).unwrap().into_iter().map(|file| file.name).collect()
     }
 
-    fn refused(folder: &Path, run: &Run) -> String {
+    fn refused(folder: &Path, run: &RuntimeSpec) -> String {
         format!("{:#}", anyhow::Error::from(collect(folder, run).unwrap_err()))
     }
 
@@ -272,7 +275,7 @@ mod tests {
             process(&["./run"], None),
             process(&["python3", "run"], None),
             process(&["x"], Some("app")),
-            Run::Wasm { source: "run".into() },
+            RuntimeSpec::Wasm { source: "run".into() },
         ];
         for run in runs {
             let error = refused(here.path(), &run);
@@ -283,7 +286,7 @@ mod tests {
     #[test]
     fn the_digest_is_of_the_content() {
         let here = folder(&[("a.wasm", "abc")]);
-        let files = collect(here.path(), &Run::Wasm { source: "a.wasm".into() }).unwrap();
+        let files = collect(here.path(), &RuntimeSpec::Wasm { source: "a.wasm".into() }).unwrap();
         assert_eq!(files[0].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
@@ -297,7 +300,7 @@ mod tests {
         symlink(elsewhere.path().join("deep"), here.path().join("app/link")).unwrap();
         assert!(refused(here.path(), &process(&["x"], Some("app"))).contains("outside"));
         for path in ["../secret", "/etc/hostname"] {
-            assert!(refused(here.path(), &Run::Wasm { source: path.into() }).contains("outside"), "{path}");
+            assert!(refused(here.path(), &RuntimeSpec::Wasm { source: path.into() }).contains("outside"), "{path}");
         }
     }
 
@@ -306,7 +309,7 @@ mod tests {
         let here = folder(&[("app/main.py", "x")]);
         symlink(here.path().join("app"), here.path().join("app/again")).unwrap();
         assert!(refused(here.path(), &process(&["x"], Some("app"))).contains("deeper"));
-        assert!(refused(here.path(), &Run::Wasm { source: "none.wasm".into() }).contains("none.wasm"));
+        assert!(refused(here.path(), &RuntimeSpec::Wasm { source: "none.wasm".into() }).contains("none.wasm"));
     }
 
     #[test]
@@ -318,6 +321,6 @@ mod tests {
         assert!(refused(here.path(), &process(&["x"], Some("app"))).contains("2000 files"));
         let large = folder(&[]);
         fs::File::create(large.path().join("a.wasm")).unwrap().set_len(MAX_BYTES + 1).unwrap();
-        assert!(refused(large.path(), &Run::Wasm { source: "a.wasm".into() }).contains("64 MiB"));
+        assert!(refused(large.path(), &RuntimeSpec::Wasm { source: "a.wasm".into() }).contains("64 MiB"));
     }
 }

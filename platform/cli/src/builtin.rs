@@ -7,7 +7,7 @@ use crate::{
     model::{self, LocalModel},
     onnx,
 };
-use nerve_core::{FunctionSpec, ModelName, Name, Pattern, manifest::Run};
+use nerve_core::{FunctionSpec, ModelName, Name, Pattern, manifest::RuntimeSpec};
 use nerve_registry::{ModelInfo, Registry};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,7 +39,7 @@ pub(crate) struct Found {
 /// none gets the default by name, so that what is stored says what runs.
 pub(crate) fn read(folder: &Path, name: &Name, spec: &mut FunctionSpec) -> Result<Option<Wanted>, Failure> {
     let emits = &spec.emits;
-    let Run::Builtin { function, model, with } = &mut spec.run else { return Ok(None) };
+    let RuntimeSpec::Builtin { function, model, with } = &mut spec.run else { return Ok(None) };
     let refused = || Failure::new(format!("cannot deploy {name}"));
     let literal = |text: &str| !text.split('.').any(|token| token == "*" || token == ">");
     let results: Vec<&Pattern> = emits.iter().filter(|one| !nerve_rag::is_side_event(function, one.as_str())).collect();
@@ -117,7 +117,7 @@ fn unknown(name: &ModelName, known: BTreeSet<String>) -> Failure {
 
 /// Finds out here what a worker would find out later.
 pub(crate) fn check(name: &Name, spec: &FunctionSpec, info: &ModelInfo) -> Result<(), Failure> {
-    let Run::Builtin { function, model, with } = &spec.run else { return Ok(()) };
+    let RuntimeSpec::Builtin { function, model, with } = &spec.run else { return Ok(()) };
     let refused = || Failure::new(format!("cannot deploy {name}"));
     let able: &[&str] = match function.as_str() {
         "onnx/embed" => &["embed", "sparse"],
@@ -169,7 +169,7 @@ mod tests {
     fn a_model_is_a_name_a_path_or_the_default() {
         let (spec, wanted) = read_table("use = \"onnx/embed\"\nemits = [\"a.b\"]").unwrap();
         assert_eq!(wanted, Wanted::Name(ModelName::parse("all-MiniLM-L6-v2").unwrap()));
-        assert!(matches!(spec.run, Run::Builtin { model: Some(model), .. } if model == "all-MiniLM-L6-v2"));
+        assert!(matches!(spec.run, RuntimeSpec::Builtin { model: Some(model), .. } if model == "all-MiniLM-L6-v2"));
         let (_, wanted) = read_table("use = \"onnx/score\"\nmodel = \"mine\"\nemits = [\"a\"]").unwrap();
         assert_eq!(wanted, Wanted::Name(ModelName::parse("mine").unwrap()));
         let (_, wanted) = read_table("use = \"onnx/score\"\nmodel = \"./mine\"\nemits = [\"a\"]").unwrap();

@@ -2,7 +2,7 @@
 
 use nerve_core::{
     FunctionSpec, ScheduleSpec, SinkSpec, SourceSpec,
-    manifest::{Batch, Locator, Provider, Run, SinkBody, Verify},
+    manifest::{Batch, Locator, Provider, RuntimeSpec, SinkBody, Verify},
     redact,
 };
 use serde::Serialize;
@@ -44,13 +44,13 @@ fn redact_strings(value: &mut Value) {
 pub(crate) fn of_function(spec: &FunctionSpec) -> Fields {
     let mut fields = vec![("runtime", spec.run.runtime().to_owned())];
     match &spec.run {
-        Run::Wasm { source } => fields.push(("source", source.clone())),
-        Run::Process { command, source } => {
+        RuntimeSpec::Wasm { source } => fields.push(("source", source.clone())),
+        RuntimeSpec::Process { command, source } => {
             fields.push(("command", command.join(" ")));
             fields.extend(source.iter().map(|source| ("source", source.clone())));
         }
-        Run::Http { url } => fields.push(("url", url.clone())),
-        Run::Builtin { function, model, with } => {
+        RuntimeSpec::Http { url } => fields.push(("url", url.clone())),
+        RuntimeSpec::Builtin { function, model, with } => {
             fields.push(("use", function.clone()));
             fields.extend(model.iter().map(|model| ("model", model.clone())));
             if !with.is_empty() {

@@ -1,7 +1,7 @@
 //! What leads to what among functions: circles that go on without end, and steps of a pipeline that two functions take.
 
 use nerve_broker::bus::EVENTS;
-use nerve_core::{FunctionSpec, Name, Pattern, answer, manifest::Run, subject::EVENTS_PREFIX, tool};
+use nerve_core::{FunctionSpec, Name, Pattern, answer, manifest::RuntimeSpec, subject::EVENTS_PREFIX, tool};
 use nerve_events::known_types;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -177,11 +177,11 @@ fn path<'f>(start: &'f Name, before: &BTreeMap<&Name, (&'f Name, String)>) -> Ve
 }
 
 fn is_agent(spec: &FunctionSpec) -> bool {
-    matches!(&spec.run, Run::Builtin { function, .. } if function == tool::AGENT)
+    matches!(&spec.run, RuntimeSpec::Builtin { function, .. } if function == tool::AGENT)
 }
 
 fn is_call(ty: &Pattern) -> bool {
-    ty.as_str().starts_with(tool::CALLED)
+    ty.as_str().starts_with(tool::CALL_TYPE_PREFIX)
 }
 
 /// Whether the function takes some event whose type `types` covers.

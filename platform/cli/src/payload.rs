@@ -92,8 +92,8 @@ fn bounded(from: impl Read, name: &str) -> Result<Vec<u8>, Failure> {
 
 /// Refuses what only Nerve's own events say of themselves; the command line's are, unless told another source.
 fn check_own(event: &mut Event) -> Result<(), Failure> {
-    event.forget_hops();
-    match event.check_from_outside() {
+    event.remove_hops();
+    match event.check_external() {
         Err(EventError::Reserved { name: "source", .. }) if event.source == SOURCE => Ok(()),
         checked => checked.map_err(|why| Failure::usage("the event cannot be sent").because(why)),
     }
@@ -168,7 +168,7 @@ mod tests {
             [["--source", "/hooks/github"], ["--source", "/nerve/ask"], ["-e", "dataref=nats-object:bodies/abc"]]
         {
             let refused = anyhow::Error::from(event(&words).unwrap_err());
-            assert!(format!("{refused:#}").contains("is refused"), "{refused:#}");
+            assert!(format!("{refused:#}").contains("is reserved"), "{refused:#}");
         }
         assert_eq!(event(&["--source", "/shop"]).unwrap().source, "/shop");
         assert_eq!(event(&[]).unwrap().source, "/nerve/cli");

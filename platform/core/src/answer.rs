@@ -1,44 +1,44 @@
-//! Answers while they are made: the types of events that their readers see, and which answer an event belongs to.
+//! Event types of a streamed answer, and the answer that an event belongs to.
 //!
-//! These events are kept in the stream ANSWERS, on `answers.<id>`. Parts of an answer stand there only; an event that
-//! is also a step of the pipeline stands in EVENTS too.
+//! These events are stored in the stream ANSWERS, on `answers.<id>`. An event that is also a step of the pipeline is
+//! stored in EVENTS too.
 
 use crate::{Event, EventType, event::CORRELATION_ID};
 use serde::{Deserialize, Serialize};
 
-/// Type: an answer was asked for, and may be read from now on.
+/// Type: the answer was requested and can be read from now on.
 pub const OPENED: &str = "answer.opened";
-/// Type: what was found for the question.
+/// Type: the documents retrieved for the question.
 pub const RETRIEVED: &str = "documents.retrieved";
-/// Type: the next piece of the answer, `{"text": …}`.
+/// Type: the next text of the answer, `{"text": …}`.
 pub const TOKEN: &str = "answer.token";
-/// Type: where a piece of the answer is from, `{"source": …, "chunk": …, "text": …}`.
+/// Type: the source of a passage of the answer, `{"source": …, "chunk": …, "text": …}`.
 pub const CITATION: &str = "answer.citation";
-/// Type: the whole answer. Nothing comes after it.
+/// Type: the whole answer. The last event.
 pub const GENERATED: &str = "answer.generated";
-/// Type: there will be no answer, and why, `{"kind": …, "message": …}`. Nothing comes after it.
+/// Type: the answer failed, `{"kind": …, "message": …}`. The last event.
 pub const FAILED: &str = "answer.failed";
 
-/// What an event is to whoever reads an answer.
+/// The role of an event in a streamed answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
-    /// The answer may be read from here on.
+    /// The answer can be read from now on.
     Opened,
-    /// What was found.
+    /// The retrieved documents.
     Retrieved,
-    /// A piece of the text.
+    /// The next text.
     Token,
-    /// Where a piece is from.
+    /// The source of a passage.
     Citation,
-    /// The whole answer, and its end.
+    /// The whole answer, which ends the stream.
     Done,
-    /// The end without an answer.
+    /// A failure, which ends the stream.
     Error,
 }
 
 impl Part {
-    /// What an event of this type is to whoever reads an answer, if it is a part of one.
+    /// The part that events of this type are; `None` for types outside answers.
     pub fn of(ty: &EventType) -> Option<Self> {
         Some(match ty.as_str() {
             OPENED => Self::Opened,
@@ -51,7 +51,7 @@ impl Part {
         })
     }
 
-    /// Its name among server-sent events.
+    /// Name of the server-sent event.
     pub fn name(self) -> &'static str {
         match self {
             Self::Opened => "opened",
@@ -63,18 +63,18 @@ impl Part {
         }
     }
 
-    /// Whether nothing comes after it.
+    /// Whether this part ends the answer.
     pub fn is_last(self) -> bool {
         matches!(self, Self::Done | Self::Error)
     }
 
-    /// Whether it is a step of the pipeline too, and so stands in the log.
+    /// Whether this part is also a step of the pipeline, and so is stored in EVENTS.
     pub fn is_logged(self) -> bool {
         matches!(self, Self::Retrieved | Self::Done)
     }
 }
 
-/// The id of the answer that an event belongs to: its workflow's, or, of the first event of one, its own.
+/// The id of the answer that an event belongs to: its correlation id, or its own id for the first event of a workflow.
 pub fn id_of(event: &Event) -> &str {
     event.extension(CORRELATION_ID).unwrap_or(&event.id)
 }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_part_has_its_type_and_its_name() {
+    fn each_part_has_a_type_and_a_name() {
         let part = |ty: &str| Part::of(&EventType::parse(ty).unwrap());
         let parts = [OPENED, RETRIEVED, TOKEN, CITATION, GENERATED, FAILED].map(|ty| part(ty).unwrap());
         assert_eq!(parts.map(Part::name), ["opened", "retrieved", "token", "citation", "done", "error"]);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_belongs_to_its_workflow_or_begins_one() {
+    fn event_without_correlation_id_starts_an_answer() {
         let event = Event::new("1", "/s", EventType::parse("prompt.received").unwrap());
         assert_eq!(id_of(&event), "1");
         assert_eq!(id_of(&event.with_extension(CORRELATION_ID, "7")), "7");

@@ -1,7 +1,7 @@
-//! The contract between a worker and whatever runs a function.
+//! The contract between a worker and a function host.
 //!
-//! A [`Host`] turns a [`Deployment`] into a [`Function`]; a worker hands that function batches of events.
-//! Neither side sees the other's machinery: a host never sees NATS, a worker never sees wasmtime.
+//! A [`Host`] turns a [`Deployment`] into a [`Function`]; a worker invokes that function with batches of events. A host
+//! does not depend on NATS, a worker does not depend on wasmtime.
 
 use crate::{Event, EventType, FunctionSpec, Name, quota::Quotas, tool::Tool};
 use async_trait::async_trait;
@@ -9,184 +9,197 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, path::PathBuf, sync::Arc, time::Duration};
 
-/// What a function wants published.
+/// An output event of a function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Emission {
-    /// The event's type; it must be covered by the manifest's `emits`.
+    /// The event type; the manifest's `emits` must cover it.
     pub ty: EventType,
     /// The body.
     pub data: Bytes,
-    /// The body's media type; `application/json` when none.
+    /// Media type of the body; `application/json` if `None`.
     pub content_type: Option<String>,
-    /// CloudEvents `subject`: what within the source the event is about.
+    /// CloudEvents `subject`: the subject within the source.
     pub subject: Option<String>,
-    /// CloudEvents `partitionkey`; inherited from the input when none.
+    /// CloudEvents `partitionkey`; inherited from the input if `None`.
     pub partition_key: Option<String>,
 }
 
-/// Whose fault a failed invocation is, which is to say: what the worker must do.
+/// Failure class of an invocation; decides between retry and dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
-    /// The event can never succeed: dead-letter it at once.
+    /// The event can never succeed: it is dead-lettered without a retry.
     Invalid,
-    /// It may succeed later: retry, after this long if the function said so, else by the schedule.
+    /// A retry may succeed: after the wait that the function requested, or by the retry policy.
     Retry {
-        /// The wait that the function asked for.
+        /// The wait that the function requested.
         after: Option<Duration>,
     },
-    /// The function did not answer within its timeout: retry by the schedule.
+    /// The function exceeded its timeout: retried by the retry policy.
     Timeout,
-    /// The function trapped, exited or ran out of memory: retry by the schedule.
+    /// The function trapped, exited or ran out of memory: retried by the retry policy.
     Crash,
-    /// The host is shutting down: the event goes back at once, whatever its count of attempts.
+    /// The host is shutting down: the event is redelivered without a wait, even after its last attempt.
     Interrupted,
 }
 
-/// Why an invocation failed.
+/// An invocation failure.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct FunctionError {
-    /// Whose fault it is.
+    /// The failure class.
     pub fault: Fault,
-    /// For people: what happened, with the tail of the function's stderr where there is one.
+    /// Human-readable cause, with the tail of the function's stderr if it has one.
     pub message: String,
 }
 
 impl FunctionError {
-    /// An error with this fault and message.
+    /// Creates an error.
     pub fn new(fault: Fault, message: impl Into<String>) -> Self {
         Self { fault, message: message.into() }
     }
 }
 
-/// What came of one event: what to publish, or why not.
+/// Result for one event: the output events, or the failure.
 pub type Outcome = Result<Vec<Emission>, FunctionError>;
 
-/// Publishes what a function emits before it returns.
+/// Publishes output events before the function returns.
 #[async_trait]
 pub trait Emitter: Send + Sync {
-    /// Publishes one emission of the event at `index` in the batch; returns once it is stored.
+    /// Publishes one output event of the event at `index` in the batch; returns once it is stored.
     ///
-    /// An error is final for that emission: a type that `emits` does not cover, or a broker that is away.
+    /// # Errors
+    /// If `emits` does not cover the type, or the broker is unavailable. The output event is not retried.
     async fn emit(&self, index: usize, emission: Emission) -> Result<(), FunctionError>;
 
-    /// The parts of an answer ([`crate::answer`]) that an earlier attempt at the event at `index` has emitted already,
-    /// oldest first. What is emitted from now on comes after them.
+    /// Answer parts ([`crate::answer`]) that earlier attempts at the event at `index` emitted, oldest first. Later
+    /// parts are appended to them.
+    ///
+    /// # Errors
+    /// If the broker is unavailable.
     async fn emitted(&self, _index: usize) -> Result<Vec<Emission>, FunctionError> {
         Ok(Vec::new())
     }
 
-    /// The tools that are deployed now: what the function may call by emitting `tool.called.NAME`.
+    /// The deployed tools, which the function calls by emitting `tool.called.NAME`.
     fn tools(&self) -> Vec<Tool> {
         Vec::new()
     }
 }
 
-/// A document that lasts beyond an event.
+/// A stored document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
     /// The content.
     pub data: Bytes,
-    /// Names this version.
+    /// The version.
     pub revision: u64,
 }
 
-/// Documents by key that last beyond an event, and that all workers share: projections, and what is remembered.
+/// A key-value store of documents that all workers share, for projections and conversation memory.
 #[async_trait]
 pub trait Views: Send + Sync {
-    /// The document of this key. Keys hold letters, digits, `-`, `_`, `/`, `=` and `.`.
+    /// Reads a document. Keys consist of letters, digits, `-`, `_`, `/`, `=` and `.`.
+    ///
+    /// # Errors
+    /// If the broker is unavailable.
     async fn view(&self, key: &str) -> Result<Option<View>, FunctionError>;
 
-    /// Writes a document over the version `after`, or, with none, where there is none; `false` if somebody else wrote
-    /// it meanwhile: then read it again.
+    /// Replaces the version `after` of a document, or creates the document if `after` is `None`. Returns `false` after
+    /// a concurrent write: read the document again.
+    ///
+    /// # Errors
+    /// If the broker is unavailable.
     async fn put_view(&self, key: &str, data: Bytes, after: Option<u64>) -> Result<bool, FunctionError>;
 }
 
-/// What surrounds one invocation.
+/// Context of one invocation.
 #[derive(Clone)]
 pub struct Context {
-    /// Where emissions before the end go.
+    /// Publishes events before the function returns.
     pub emitter: Arc<dyn Emitter>,
-    /// What lasts; none where the function runs on its own.
+    /// Shared key-value documents; `None` if the function runs without a broker.
     pub views: Option<Arc<dyn Views>>,
-    /// What collections may have.
+    /// Quotas of collections.
     pub quotas: Arc<Quotas>,
 }
 
-/// A loaded function. One value serves every invocation, many at a time.
+/// A loaded function. One value serves all invocations, concurrently.
 #[async_trait]
 pub trait Function: Send + Sync {
-    /// Runs the batch and returns one outcome an event, in the events' order.
+    /// Runs the batch and returns one outcome per event, in the order of the events.
     ///
-    /// Implementations bound their own time by the manifest's `timeout`; they never panic on a guest's behalf.
-    /// Dropping the future cancels the work.
+    /// Implementations enforce the manifest's `timeout` and do not panic if the function fails. Dropping the future
+    /// cancels the work.
     async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome>;
 
-    /// Ends the function: no invocation follows. Resources are released by the time this returns.
+    /// Closes the function. No invocation follows; resources are released when this returns.
     async fn close(&self) {}
 }
 
-/// Turns deployments into functions.
+/// Loads deployments.
 #[async_trait]
 pub trait Host: Send + Sync {
-    /// Prepares a function so that it can be invoked: compiles it, or starts its process.
+    /// Prepares a function for invocation: compiles it, or starts its process.
+    ///
+    /// # Errors
+    /// If the deployment is invalid, or this machine fails to load it.
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError>;
 }
 
-/// Why a deployment cannot be loaded, split by whether a new deployment is needed.
+/// A load failure, divided by whether a new deployment is required.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The deployment itself is wrong: only a new one helps.
+    /// The deployment is invalid: a retry cannot succeed.
     #[error("{0}")]
     Invalid(String),
-    /// This machine failed: trying again may help.
+    /// This machine failed: a retry may succeed.
     #[error("{message}")]
     Failed {
-        /// What was being done.
+        /// The failed operation.
         message: String,
-        /// What went wrong.
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
 impl LoadError {
-    /// A failure of this machine while doing `message`.
+    /// Creates a failure of this machine.
     pub fn failed(message: impl Into<String>, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Failed { message: message.into(), source: source.into() }
     }
 }
 
-/// Everything a host needs to run one revision of a function.
+/// One revision of a function, with everything that a host needs to run it.
 #[derive(Debug, Clone)]
 pub struct Deployment {
     /// The function's name.
     pub name: Name,
-    /// The revision in the registry; a new one replaces the old.
+    /// The revision in the registry.
     pub revision: u64,
-    /// The manifest's table.
+    /// The function's table of the manifest.
     pub spec: FunctionSpec,
-    /// The deployed files, on this machine's disk, read-only.
+    /// The deployed files on this machine's disk, read-only.
     pub artifacts: Vec<Artifact>,
-    /// The secrets the manifest names, by name.
+    /// The secrets that the manifest lists, by name.
     pub secrets: BTreeMap<String, Secret>,
-    /// Where the function's own log lines go.
+    /// Receiver of the function's log lines.
     pub logs: LogSink,
 }
 
 /// A deployed file on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Artifact {
-    /// The path the manifest knows it by, relative to the manifest, with `/`.
+    /// The path relative to the manifest, with `/`.
     pub name: String,
     /// Lower-case hex SHA-256 of the content.
     pub sha256: String,
-    /// Where it lies; shared by everything with the same digest, so never written to.
+    /// Its path on disk. Deployments with the same digest share it, so it is never modified.
     pub file: PathBuf,
 }
 
-/// A secret's value, which no `Debug` or log shows; clones share it.
+/// A secret value that `Debug` and logs do not show. Clones share it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);
 
@@ -196,7 +209,7 @@ impl Secret {
         Self(value.into().into())
     }
 
-    /// The value, for the one place that uses it.
+    /// Returns the value.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -208,37 +221,37 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// How bad a log line is.
+/// Log level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
     /// For developers.
     Debug,
-    /// For operators; a process's stderr has this level.
+    /// For operators; the level of a process's stderr.
     Info,
-    /// Something to look at.
+    /// A possible problem.
     Warn,
     /// An attempt failed.
     Error,
 }
 
-/// One line a function logged.
+/// A log line of a function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LogLine {
-    /// How bad it is.
+    /// Its level.
     pub level: LogLevel,
-    /// The text, without its line end.
+    /// The text, without the line ending.
     pub message: String,
 }
 
-/// Takes a function's log lines; never blocks and never fails: lines past its capacity are dropped and counted.
+/// Receives a function's log lines without blocking or failing: lines beyond its capacity are dropped and counted.
 #[derive(Clone)]
 pub struct LogSink(Arc<dyn Fn(LogLine) + Send + Sync>);
 
 impl LogSink {
-    /// A sink that hands each line to `take`, which must not block.
-    pub fn new(take: impl Fn(LogLine) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(take))
+    /// Creates a sink that calls `receive` for each line. `receive` must not block.
+    pub fn new(receive: impl Fn(LogLine) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(receive))
     }
 
     /// Logs one line.
@@ -258,7 +271,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_secret_is_never_shown() {
+    fn secret_debug_output_is_masked() {
         assert!(!format!("{:?}", Secret::new("hunter2")).contains("hunter2"));
     }
 }

@@ -1,16 +1,16 @@
-//! Identities: what makes two stored things the same thing.
+//! Message ids for JetStream deduplication.
 //!
-//! JetStream drops a message whose id it has seen. So an id must be the same each time the same thing is published again, and
-//! differ whenever it is something else. Every id of that kind is made here, from parts that nobody outside can choose freely:
-//! where an event came in, where its message is stored, which run of a function it belongs to.
+//! JetStream drops a message with a known id. An id must therefore be the same when a message is published again, and
+//! different for a different message. All such ids are derived here from parts that external senders cannot choose
+//! freely: the origin of an event, the location of its message, the run of a function.
 //!
 //! # Layout
-//! - [`Origin`]: where an event came in. [`Input`]: the message that a function was given. [`Generation`]: which redrive or
-//!   replay it is run for. [`Run`]: the three together, from which the ids of everything that the run publishes are made.
+//! - [`Origin`]: the entry point of an event. [`Input`]: the message given to a function. [`Generation`]: the redrive
+//!   or replay. [`Run`]: a function's run on an input, from which the ids of all its output are derived.
 //! - [`Identity`]: the digest of such parts.
 //!
-//! An identity is the first half of the SHA-256 of its parts, each preceded by its length, so that no two lists of parts are the
-//! same bytes. Keys and tokens are never parts; their names are.
+//! An identity is the first half of the SHA-256 of its parts. Each part is preceded by its length, so that different
+//! lists of parts are different bytes. Names of keys and tokens may be parts, the keys and tokens never are.
 
 use crate::{Event, Name};
 use data_encoding::HEXLOWER;
@@ -19,10 +19,10 @@ use sha2::{Digest, Sha256};
 use std::{fmt, sync::Arc};
 use time::OffsetDateTime;
 
-/// Bytes of an identity.
+/// Size of an identity in bytes.
 pub const BYTES: usize = 16;
 
-/// Names one thing that is stored once: 128 bits of a digest, shown as 32 lower-case hexadecimal digits.
+/// A deduplication id: 128 bits of a digest, displayed as 32 lower-case hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity([u8; BYTES]);
 
@@ -36,15 +36,16 @@ impl Identity {
         Self::from_bytes(&digest.finalize())
     }
 
-    /// A webhook's event as an older Nerve recorded it in SEEN, so that what it accepted is known after an update.
-    pub fn of_webhook_before(name: &Name, source: &str, id: &str) -> Self {
+    /// Identity of a webhook's event in the format that older versions stored in SEEN, so that their deliveries are
+    /// still recognized after an update.
+    pub fn of_legacy_webhook(name: &Name, source: &str, id: &str) -> Self {
         let parts = [name.as_str(), "\0id\0", source, "#", id];
         Self::from_bytes(&Sha256::digest(parts.concat()))
     }
 
-    /// The id of a result as an older Nerve made it: of the function, its event, and the result's number among all that it
-    /// emitted.
-    pub fn old_result(function: &Name, event: &Event, number: usize) -> String {
+    /// Id of a result in the format of older versions: derived from the function, its event, and the index of the
+    /// output event.
+    pub fn legacy_result(function: &Name, event: &Event, number: usize) -> String {
         let mut digest = Sha256::new();
         for part in [function.as_str(), &event.source, &event.id] {
             digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
@@ -54,45 +55,46 @@ impl Identity {
         format!("{function}-{}-{number}", digest.get(..24).unwrap_or(&digest))
     }
 
-    /// What a webhook source received, by the bytes that were signed.
+    /// Identity of a webhook delivery, by its signed bytes.
     pub fn of_signed(source: &Name, signed: &[u8]) -> Self {
         Self::of("signed", &[source.as_str().as_bytes(), signed])
     }
 
-    /// A request with an `Idempotency-Key`, by who sent it and to which route.
+    /// Identity of a request with an `Idempotency-Key`, by its caller and route.
     pub fn of_request(caller: &Origin, route: &str, key: &str) -> Self {
         Self::of("request", &[caller.0.as_bytes(), route.as_bytes(), key.as_bytes()])
     }
 
-    /// The copy of a dead letter that goes back to its function.
+    /// Identity of the redriven copy of a dead letter.
     pub fn of_redrive(dead: &Input) -> Self {
         Self::of("redrive", &dead.parts().each_ref().map(Vec::as_slice))
     }
 
-    /// What an endpoint knows a webhook by: of the event as it was stored first, the same for each attempt.
+    /// Identity of an outbound webhook (its `webhook-id`): derived from the original stored event, the same for each
+    /// attempt.
     pub fn of_webhook(input: &Input) -> Self {
         Self::of("webhook", &input.parts().each_ref().map(Vec::as_slice))
     }
 
-    /// A message that is published again because of something else, such as a dead letter on its way back.
+    /// Identity of a copy of a message, such as a redriven dead letter.
     pub fn of_copy(purpose: &str, original: &str) -> Self {
         Self::of("copy", &[purpose.as_bytes(), original.as_bytes()])
     }
 
-    /// Reads an identity; of more bytes the first 16 count, fewer are filled with zeros.
+    /// Reads the first 16 bytes; fewer bytes are padded with zeros.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let mut identity = [0; BYTES];
         identity.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
         Self(identity)
     }
 
-    /// Reads what [`Display`](fmt::Display) wrote.
+    /// Parses the output of [`Display`](fmt::Display).
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = HEXLOWER.decode(text.as_bytes()).ok()?;
         Some(Self(bytes.try_into().ok()?))
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn to_bytes(self) -> [u8; BYTES] {
         self.0
     }
@@ -104,7 +106,7 @@ impl fmt::Display for Identity {
     }
 }
 
-/// Where an event came in, or who sent a request: a name, never a key.
+/// The entry point of an event, or the caller of a request: a name, never a key.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Origin(Arc<str>);
 
@@ -118,12 +120,12 @@ impl Origin {
         Self::new("source", name.as_str())
     }
 
-    /// The holder of an API key, by the key's name.
+    /// An API key, by its name.
     pub fn key(name: &str) -> Self {
         Self::new("key", name)
     }
 
-    /// The holders of the keys of a collection.
+    /// The keys of a collection.
     pub fn collection(name: &str) -> Self {
         Self::new("collection", name)
     }
@@ -138,17 +140,17 @@ impl Origin {
         Self::new("nerve", "")
     }
 
-    /// The identity of an event that came in here: of its `source` and `id`, which its sender chose.
+    /// Identity of an event of this origin by `source` and `id`, which its sender chose.
     pub fn identify(&self, event: &Event) -> Identity {
         Identity::of("event", &[self.0.as_bytes(), event.source.as_bytes(), event.id.as_bytes()])
     }
 
-    /// The same where the sender may use an id again: of `source`, `id` and the SHA-256 of the body.
+    /// Identity of an event whose sender may reuse ids: by `source`, `id` and the SHA-256 of the body.
     pub fn identify_content(&self, event: &Event, body_sha256: &[u8]) -> Identity {
         Identity::of("content", &[self.0.as_bytes(), event.source.as_bytes(), event.id.as_bytes(), body_sha256])
     }
 
-    /// The same where every delivery is an event of its own; `delivery` is unique to it.
+    /// Identity of an event where every delivery is a separate event. `delivery` is unique.
     pub fn identify_delivery(&self, delivery: &[u8]) -> Identity {
         Identity::of("delivery", &[self.0.as_bytes(), delivery])
     }
@@ -160,17 +162,17 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A stored message that a function or a sink was given, wherever a copy of it lies now.
+/// The stored message that a function or sink was given, independent of where its copies are.
 ///
-/// The time at which the stream stored it stands for the stream's incarnation: a stream that is deleted and made again gives the
-/// same sequence another time. It comes with every delivery, so it is never out of date.
+/// The storage time identifies the incarnation of the stream: a stream that is deleted and created again assigns the
+/// same sequence a different time. Every delivery carries the time, so it is never stale.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Input {
     /// The stream.
     pub stream: Arc<str>,
-    /// Its sequence there.
+    /// Its sequence in the stream.
     pub sequence: u64,
-    /// When the stream stored it, in nanoseconds since 1970.
+    /// Storage time in nanoseconds since the Unix epoch.
     pub stored_ns: i128,
 }
 
@@ -184,36 +186,37 @@ impl Input {
         [self.stream.as_bytes().to_vec(), self.sequence.to_be_bytes().to_vec(), self.stored_ns.to_be_bytes().to_vec()]
     }
 
-    /// When the stream stored it.
+    /// Storage time.
     pub fn stored(&self) -> OffsetDateTime {
         OffsetDateTime::from_unix_timestamp_nanos(self.stored_ns).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 }
 
-/// Which run of a function on one input: the first, or one that a redrive or a replay asked for.
+/// The run of a function on one input: the first, a redrive or a replay.
 ///
-/// Everything that a run publishes has the generation in its id, so what is asked for again is published again.
+/// The ids of everything that a run publishes contain the generation, so a redrive or replay publishes its output
+/// again.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Generation(Option<Arc<str>>);
 
 impl Generation {
-    /// The generation of events that nobody sent back.
+    /// The generation of events that were neither redriven nor replayed.
     pub fn first() -> Self {
         Self(None)
     }
 
-    /// The generation that redriving this dead letter begins. Redriving it twice begins one.
+    /// The generation of a redrive of this dead letter. A second redrive has the same generation.
     pub fn redriven(dead: &Input) -> Self {
         Self(Some(Identity::of_redrive(dead).to_string().into()))
     }
 
-    /// The generation of a replay; `replay` is unique to it.
+    /// The generation of a replay. `replay` is its unique id.
     pub fn replayed(replay: &str) -> Self {
         Self(Some(Identity::of_copy("replay", replay).to_string().into()))
     }
 
-    /// Reads what [`as_str`](Self::as_str) wrote.
+    /// Parses the output of [`as_str`](Self::as_str).
     pub fn parse(text: &str) -> Self {
         Self(Some(text).filter(|text| !text.is_empty()).map(Into::into))
     }
@@ -224,14 +227,14 @@ impl Generation {
     }
 }
 
-/// One function's run on one input, for one generation.
+/// One run of a function on one input in one generation.
 #[derive(Debug, Clone, Copy)]
 pub struct Run<'r> {
     /// The function or sink.
     pub function: &'r Name,
-    /// What it was given.
+    /// The input.
     pub input: &'r Input,
-    /// Which run.
+    /// The generation.
     pub generation: &'r Generation,
 }
 
@@ -251,33 +254,34 @@ impl Run<'_> {
         }
     }
 
-    /// The result at `index` of what the function returned. An empty set has the identity of index 0.
+    /// Identity of the result at `index` in the returned list. An empty list has the identity of index 0.
     pub fn result(&self, index: usize) -> Identity {
         self.identity("result", &[&number(index)])
     }
 
-    /// An event that the function published before it returned: by its content, and how often that has occurred in this run.
+    /// Identity of an event published before the function returned: by its content and the number of its earlier
+    /// occurrences in this run.
     pub fn emission(&self, ty: &str, data: &[u8], occurrence: usize) -> Identity {
         self.identity("emission", &[ty.as_bytes(), data, &number(occurrence)])
     }
 
-    /// A part of an answer, by its index among the parts.
+    /// Identity of an answer part, by its index.
     pub fn part(&self, index: usize) -> Identity {
         self.identity("part", &[&number(index)])
     }
 
-    /// The dead letter of a failure at this attempt.
+    /// Identity of the dead letter of a failure at this attempt.
     pub fn dead_letter(&self, attempt: u32) -> Identity {
         self.identity("dead", &[&attempt.to_be_bytes()])
     }
 
-    /// The copy that waits for its next attempt, after this delivery of this message.
+    /// Identity of the delayed copy that is scheduled after this delivery (stream, sequence, delivery count).
     pub fn delayed(&self, from: (&str, u64, u32)) -> Identity {
         let (stream, sequence, delivery) = from;
         self.identity("delayed", &[stream.as_bytes(), &sequence.to_be_bytes(), &delivery.to_be_bytes()])
     }
 
-    /// The run itself: what is remembered of its attempts.
+    /// Identity of the record of this run's attempts.
     pub fn attempts(&self) -> Identity {
         self.identity("attempts", &[])
     }
@@ -302,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_do_not_run_into_each_other() {
+    fn different_parts_give_different_identities() {
         let [a, b] = [name("a"), name("ab")].map(|name| Origin::source(&name));
         let event = |source: &str, id: &str| Event::new(id, source, EventType::parse("t").unwrap());
         let ids = [
@@ -324,16 +328,16 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_a_run_differ_by_function_place_incarnation_generation_and_kind() {
+    fn ids_of_different_runs_differ() {
         let (f, g) = (name("f"), name("g"));
         let first = at("EVENTS", 7, 1);
-        let (other_sequence, made_again, other_stream) = (at("EVENTS", 8, 1), at("EVENTS", 7, 2), at("ORDERS", 7, 1));
+        let (other_sequence, recreated, other_stream) = (at("EVENTS", 8, 1), at("EVENTS", 7, 2), at("ORDERS", 7, 1));
         let (none, replayed) = (Generation::first(), Generation::replayed("r"));
         let redriven = Generation::redriven(&at("DEAD", 7, 1));
         let run = |function, input, generation| Run { function, input, generation };
         let base = run(&f, &first, &none);
-        let (same_place, same_generation) = (at("EVENTS", 7, 1), Generation::parse(""));
-        assert_eq!(base.result(0), run(&f, &same_place, &same_generation).result(0));
+        let (same_input, same_generation) = (at("EVENTS", 7, 1), Generation::parse(""));
+        assert_eq!(base.result(0), run(&f, &same_input, &same_generation).result(0));
         let ids = [
             base.result(0),
             base.result(1),
@@ -347,7 +351,7 @@ mod tests {
             base.delayed(("TIMERS", 1, 1)),
             run(&g, &first, &none).result(0),
             run(&f, &other_sequence, &none).result(0),
-            run(&f, &made_again, &none).result(0),
+            run(&f, &recreated, &none).result(0),
             run(&f, &other_stream, &none).result(0),
             run(&f, &first, &replayed).result(0),
             run(&f, &first, &redriven).result(0),
@@ -356,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_and_an_identity_are_read_as_they_were_written() {
+    fn generation_and_identity_round_trip() {
         let redriven = Generation::redriven(&at("DEAD", 7, 1));
         assert_eq!(Generation::parse(redriven.as_str()), redriven);
         assert_eq!(Generation::parse(""), Generation::first());

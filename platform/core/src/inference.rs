@@ -1,7 +1,7 @@
-//! The contract between the gateway and whatever runs models.
+//! The contract between the gateway and the model runtime.
 //!
-//! The gateway reads requests and finds a model's files; an [`Inference`] turns texts into vectors, relevance and
-//! labels. Neither sees the other's machinery: models never see HTTP, the gateway never sees ONNX Runtime.
+//! The gateway parses requests and locates a model's files; an [`Inference`] computes vectors, relevance scores, labels
+//! and text. The runtime does not depend on HTTP, the gateway does not depend on ONNX Runtime.
 
 use crate::function::Artifact;
 use async_trait::async_trait;
@@ -13,25 +13,25 @@ use serde::{Deserialize, Serialize, Serializer};
 /// A model's files on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Model {
-    /// The name it was asked for by.
+    /// The requested name.
     pub name: String,
-    /// Its files, named relative to the model's folder.
+    /// Its files, with paths relative to the model directory.
     pub files: Vec<Artifact>,
 }
 
-/// What a text is embedded for, where a model was trained to tell the two apart.
+/// The purpose of an embedding, for models that distinguish queries and documents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Purpose {
-    /// It is searched for.
+    /// A search query.
     #[serde(alias = "search_query")]
     Query,
-    /// It is found.
+    /// A document to be retrieved.
     #[serde(alias = "search_document", alias = "passage")]
     Document,
 }
 
-/// What a vector's numbers are.
+/// The number format of a vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -42,13 +42,15 @@ pub enum Precision {
     /// 16-bit floats (IEEE 754 binary16).
     #[serde(alias = "float16")]
     F16,
-    /// Signed bytes: each number's share of the vector's largest, times 127, so that cosines stay what they are.
+    /// Signed bytes: each number is divided by the vector's largest magnitude and multiplied by 127, which preserves
+    /// cosine similarity.
     Int8,
     /// Unsigned bytes: `int8` plus 128.
     Uint8,
-    /// One bit a dimension, set where it is positive, eight to a signed byte (the byte minus 128), the first highest.
+    /// One bit per dimension, set if positive, packed into signed bytes (the byte minus 128), most significant bit
+    /// first.
     Binary,
-    /// One bit a dimension, eight to an unsigned byte.
+    /// One bit per dimension, packed into unsigned bytes.
     Ubinary,
 }
 
@@ -57,15 +59,15 @@ pub enum Precision {
 pub struct EmbedRequest {
     /// The texts.
     pub texts: Vec<String>,
-    /// What they are for; a model with prompts puts the right one before each.
+    /// Their purpose; a model with prompts prepends the matching one.
     pub purpose: Option<Purpose>,
-    /// Keep only this many leading dimensions (Matryoshka), and normalise again.
+    /// Truncate to the first N dimensions and normalize again (Matryoshka).
     pub dimensions: Option<usize>,
-    /// What the vectors' numbers are.
+    /// The number format of the vectors.
     pub precision: Precision,
 }
 
-/// A vector; as JSON an array of its numbers, or of a sparse one `{"indices": […], "values": […]}`.
+/// A vector. In JSON an array of numbers, or `{"indices": […], "values": […]}` if sparse.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Vector {
@@ -73,15 +75,15 @@ pub enum Vector {
     F32(Vec<f32>),
     /// 16-bit floats.
     F16(#[serde(serialize_with = "as_floats")] Vec<f16>),
-    /// Signed bytes; bits where the precision is binary.
+    /// Signed bytes; packed bits if the precision is binary.
     I8(Vec<i8>),
-    /// Unsigned bytes; bits where the precision is ubinary.
+    /// Unsigned bytes; packed bits if the precision is ubinary.
     U8(Vec<u8>),
-    /// The dimensions that are not zero, ascending, and their weights.
+    /// The non-zero dimensions, ascending, and their weights.
     Sparse {
-        /// Which.
+        /// The dimensions.
         indices: Vec<u32>,
-        /// How much.
+        /// The weights.
         values: Vec<f32>,
     },
 }
@@ -91,7 +93,10 @@ fn as_floats<S: Serializer>(numbers: &[f16], serializer: S) -> Result<S::Ok, S::
 }
 
 impl Vector {
-    /// The numbers' bytes, little-endian, in Base64; a sparse vector, which is no row of numbers, comes back.
+    /// Encodes the numbers, little-endian, in Base64.
+    ///
+    /// # Errors
+    /// Returns a sparse vector unchanged.
     pub fn into_base64(self) -> Result<String, Self> {
         let bytes: Vec<u8> = match self {
             Self::F32(numbers) => numbers.into_iter().flat_map(f32::to_le_bytes).collect(),
@@ -104,78 +109,78 @@ impl Vector {
     }
 }
 
-/// One text's vector.
+/// The embedding of one text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Embedding {
     /// The vector.
     pub vector: Vector,
-    /// Tokens the model read, special ones too.
+    /// Input tokens, including special tokens.
     pub tokens: usize,
-    /// Whether the text was longer than the model reads, and cut.
+    /// Whether the text exceeded the model's maximum length and was truncated.
     pub truncated: bool,
 }
 
-/// Documents to order by their relevance to a query.
+/// Documents to rank by their relevance to a query.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RerankRequest {
     /// The query.
     pub query: String,
     /// The documents.
     pub documents: Vec<String>,
-    /// Whether to leave the model's own activation out.
+    /// Whether to return raw logits.
     pub raw: bool,
 }
 
-/// One document's relevance.
+/// The relevance of one document.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Relevance {
-    /// Higher is more relevant; from 0 to 1 unless raw.
+    /// Score, higher is more relevant; from 0 to 1 unless raw.
     pub score: f32,
-    /// Tokens the model read of query and document.
+    /// Input tokens of query and document.
     pub tokens: usize,
-    /// Whether query and document together were longer than the model reads, and cut.
+    /// Whether query and document together exceeded the model's maximum length and were truncated.
     pub truncated: bool,
 }
 
-/// What is classified.
+/// An input of a classification.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sample {
     /// A text.
     Text(String),
-    /// A text and a second one that belongs to it.
+    /// A text pair.
     Pair(String, String),
-    /// Named or ordered features of a tabular model.
+    /// Features of a tabular model, named or ordered.
     Features(serde_json::Value),
 }
 
 /// A label and its score.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Label {
-    /// The model's name for it.
+    /// The label's name in the model.
     pub label: String,
-    /// From 0 to 1, or the model's own output when raw was asked for. A tabular model's is its own number for this label:
-    /// of a cluster, the distance to it.
+    /// Score from 0 to 1, or the raw model output if requested. A tabular model's score is its own output for this
+    /// label, such as the distance to a cluster.
     pub score: f32,
 }
 
-/// What a model says of one sample.
+/// The classification of one sample.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Classification {
-    /// The label that the model has chosen, then the others, the best first.
+    /// The predicted label, then the others by descending score.
     pub labels: Vec<Label>,
-    /// Tokens the model read; none of a tabular model.
+    /// Input tokens; 0 for a tabular model.
     pub tokens: usize,
-    /// Whether the text was longer than the model reads, and cut.
+    /// Whether the text exceeded the model's maximum length and was truncated.
     pub truncated: bool,
 }
 
-/// Who says a message of a conversation.
+/// The role of a message's author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Whoever set the conversation up.
+    /// The system prompt.
     System,
-    /// The person.
+    /// The user.
     User,
     /// The model.
     Assistant,
@@ -184,22 +189,22 @@ pub enum Role {
 /// One message of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Who says it.
+    /// Role of its author.
     pub role: Role,
-    /// What is said.
+    /// Its text.
     pub content: String,
 }
 
-/// How each next token is chosen.
+/// Sampling parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// How far from the likeliest token it may stray; 0 always takes the likeliest.
+    /// Temperature; 0 always selects the most likely token.
     pub temperature: f32,
-    /// Only the likeliest tokens whose chances together reach this are considered; from 0 to 1.
+    /// Nucleus sampling: only the most likely tokens with this total probability are considered; from 0 to 1.
     pub top_p: f32,
-    /// Only this many of the likeliest tokens are considered; 0 considers all.
+    /// Only the k most likely tokens are considered; 0 considers all.
     pub top_k: usize,
-    /// Where chance begins: the same seed gives the same text.
+    /// Random seed: the same seed gives the same text.
     pub seed: u64,
 }
 
@@ -209,81 +214,90 @@ impl Default for Sampling {
     }
 }
 
-/// A conversation that a causal language model goes on with.
+/// A conversation for a causal language model to continue.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct GenerateRequest {
-    /// What was said so far. The last message may be the model's own, unfinished: it goes on with it.
+    /// The messages so far. If the last one is the model's own, the model continues it.
     pub messages: Vec<Message>,
-    /// The most tokens of the answer, with what is there of it already; none: as many as the model's context holds.
+    /// Maximum tokens of the answer, including an existing beginning; `None` is the rest of the model's context.
     pub max_tokens: Option<usize>,
-    /// How each next token is chosen.
+    /// Sampling parameters.
     pub sampling: Sampling,
-    /// Texts that end the answer, and are no part of it.
+    /// Stop sequences, which end the answer and are not part of it.
     pub stop: Vec<String>,
 }
 
-/// Why a text ended.
+/// The reason why a text ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
-    /// The model had said it all, or one of the texts that end it came.
+    /// The model ended the text, or wrote a stop sequence.
     Stop,
-    /// The most tokens were written.
+    /// The token limit was reached.
     Length,
 }
 
-/// A piece of a text that is being written.
+/// An item of a text stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Piece {
-    /// What comes next; never empty, and never a part of a character.
+    /// The next text; never empty, and never a part of a character.
     Text(String),
-    /// The text is over.
+    /// The end of the text.
     End {
-        /// Why.
+        /// The reason.
         finish: Finish,
         /// Tokens of the conversation before the answer.
         prompt_tokens: usize,
-        /// Tokens of the answer, with what was there of it already.
+        /// Tokens of the answer, including an existing beginning.
         completion_tokens: usize,
     },
 }
 
-/// Why a model gave no answer, split by what the caller must do.
+/// An inference failure, divided by the required reaction of the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InferenceError {
     /// The request can never succeed on this model.
     #[error("{0}")]
     Invalid(String),
-    /// Too much is waiting already: try again a little later.
+    /// The queue is full: retry later.
     #[error("{0}")]
     Busy(String),
-    /// The answer did not come within the time allowed.
+    /// The answer exceeded the time limit.
     #[error("{0}")]
     Timeout(String),
-    /// This machine cannot run the model as it is: something is to be installed or freed.
+    /// This machine cannot run the model: software must be installed or resources freed.
     #[error("{0}")]
     Unavailable(String),
-    /// It failed though nothing was wrong with the request: trying again may help.
+    /// The model failed on a valid request: a retry may succeed.
     #[error("{0}")]
     Failed(String),
 }
 
-/// Runs models for the gateway. Dropping a future withdraws what has not begun.
+/// Runs models for the gateway. Dropping a future cancels jobs that have not started.
 #[async_trait]
 pub trait Inference: Send + Sync {
-    /// The model that comes with this installation under `name`, if one does.
+    /// Returns the bundled model of this name.
     async fn bundled(&self, name: &str) -> Option<Model>;
 
-    /// The names of the models that come with this installation.
+    /// Names of the bundled models.
     fn bundled_names(&self) -> Vec<String>;
 
-    /// One vector a text, in the texts' order.
+    /// Computes one embedding per text, in the order of the texts.
+    ///
+    /// # Errors
+    /// See [`InferenceError`].
     async fn embed(&self, model: &Model, request: EmbedRequest) -> Result<Vec<Embedding>, InferenceError>;
 
-    /// One relevance a document, in the documents' order.
+    /// Computes one relevance per document, in the order of the documents.
+    ///
+    /// # Errors
+    /// See [`InferenceError`].
     async fn rerank(&self, model: &Model, request: RerankRequest) -> Result<Vec<Relevance>, InferenceError>;
 
-    /// One classification a sample, in the samples' order.
+    /// Computes one classification per sample, in the order of the samples.
+    ///
+    /// # Errors
+    /// See [`InferenceError`].
     async fn classify(
         &self,
         model: &Model,
@@ -291,8 +305,11 @@ pub trait Inference: Send + Sync {
         raw: bool,
     ) -> Result<Vec<Classification>, InferenceError>;
 
-    /// What a causal language model writes, as it writes it. The last item is [`Piece::End`] or an error; dropping
-    /// the stream ends the writing.
+    /// Streams the text of a causal language model. The last item is [`Piece::End`] or an error. Dropping the stream
+    /// cancels the generation.
+    ///
+    /// # Errors
+    /// See [`InferenceError`].
     async fn generate(
         &self,
         model: &Model,
@@ -305,7 +322,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_precision_has_its_two_forms() {
+    fn each_precision_has_a_json_and_a_base64_form() {
         let half = f16::from_f32(-0.5);
         let cases = [
             (Vector::F32(vec![0.1, -2.0]), "[0.1,-2.0]", vec![205, 204, 204, 61, 0, 0, 0, 192]),

@@ -1,26 +1,26 @@
-//! Nerve's types: what an event, a subject, a manifest, a function and a verdict are.
+//! Nerve's types: events, subjects, manifests, the function trait and verdicts.
 //!
 //! # Layout
 //! - [`event`]: a CloudEvent, and its JSON and binary-mode (header) forms.
 //! - [`subject`]: validated NATS subjects, patterns and event types.
 //! - [`manifest`]: `nerve.toml`, parsed with the line of every mistake, and the records it is stored as.
-//! - [`answer`]: answers while they are made: which events their readers see.
-//! - [`function`]: the contract between a worker and whatever runs a function.
-//! - [`redact`]: URLs without the credentials in them, for what people and programs read.
-//! - [`tool`]: functions that agents call, and what passes between the two.
-//! - [`identity`]: what makes two stored things the same thing; every id that JetStream compares is made there.
-//! - [`quota`]: what collections may have, and what they have used.
+//! - [`answer`]: the event types that clients see while an answer is streamed.
+//! - [`function`]: the contract between a worker and a function host.
+//! - [`redact`]: removes credentials from URLs before they are shown or logged.
+//! - [`tool`]: functions that agents call, and the data of calls and results.
+//! - [`identity`]: message ids for JetStream deduplication.
+//! - [`quota`]: quotas and usage of collections.
 //! - [`rate_limit`]: the rates of sinks, sources and keys.
-//! - [`shares`]: fair shares of what is bounded.
-//! - [`limits`]: limits of the numbers that come from outside.
-//! - [`inference`]: the contract between the gateway and whatever runs models.
-//! - [`verdict`]: what becomes of an event after a function has had it, as one pure function.
+//! - [`shares`]: a fair limiter of slots.
+//! - [`limits`]: limits on numbers, lists and maps in external input.
+//! - [`inference`]: the contract between the gateway and the model runtime.
+//! - [`verdict`]: decides between ack, retry and dead letter, as a pure function.
 //!
 //! # Flow
 //! A worker turns a NATS message into an [`Event`], hands a batch to a [`Function`], publishes each
-//! [`Emission`] it returns, and settles the message by the [`Verdict`].
+//! [`Emission`] it returns, and acknowledges the message by the [`Verdict`].
 //!
-//! There is no I/O here and no async runtime, so every crate can depend on this one.
+//! This crate does no I/O and has no async runtime, so every crate can depend on it.
 
 pub mod answer;
 pub mod event;

@@ -1,5 +1,5 @@
-//! Limits of the numbers and lists that come from outside: an endpoint, a model or a sender may say anything, and it must neither
-//! overflow, nor make an event wait for years, nor take many times its own bytes of memory.
+//! Limits on numbers, lists and maps in external input. Values from an endpoint, a model or a sender must not overflow,
+//! delay an event for years, or take many times their size in memory.
 
 use serde::{
     Deserialize, Deserializer,
@@ -12,55 +12,55 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// The longest wait that anything outside may ask for.
+/// Maximum wait that an external party can request.
 pub const MAX_WAIT: Duration = Duration::from_secs(24 * 3600);
-/// The largest count that is believed, of tokens for example. Millions of them can be added up.
+/// Maximum accepted count, of tokens for example. The sum of millions of them does not overflow.
 pub const MAX_COUNT: usize = 1 << 40;
 
-/// A wait that something outside asked for, as far as it is granted.
-pub fn wait(asked: Duration) -> Duration {
-    asked.min(MAX_WAIT)
+/// Limits a requested wait to [`MAX_WAIT`].
+pub fn clamp_wait(requested: Duration) -> Duration {
+    requested.min(MAX_WAIT)
 }
 
-/// Reads the value of `Retry-After` (RFC 9110, 10.2.3): seconds, or a date, of which `now` is left; [`MAX_WAIT`] at most.
+/// Parses a `Retry-After` value (RFC 9110, 10.2.3), in seconds or as a date relative to `now`, up to [`MAX_WAIT`].
 pub fn retry_after(value: &str, now: SystemTime) -> Option<Duration> {
     let value = value.trim();
     if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
-        // More digits than a number holds are a long wait, too.
-        return Some(value.parse().map_or(MAX_WAIT, |seconds| wait(Duration::from_secs(seconds))));
+        // A number that overflows is a long wait, too.
+        return Some(value.parse().map_or(MAX_WAIT, |seconds| clamp_wait(Duration::from_secs(seconds))));
     }
     let until = httpdate::parse_http_date(value).ok()?;
-    Some(wait(until.duration_since(now).unwrap_or_default()))
+    Some(clamp_wait(until.duration_since(now).unwrap_or_default()))
 }
 
-/// Reads a count for serde, [`MAX_COUNT`] at most.
+/// Deserializes a count, up to [`MAX_COUNT`].
 ///
 /// # Errors
-/// When the value is no count.
+/// If the value is not a non-negative integer.
 pub fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    let told = u64::deserialize(deserializer)?;
-    Ok(usize::try_from(told).map_or(MAX_COUNT, |told| told.min(MAX_COUNT)))
+    let value = u64::deserialize(deserializer)?;
+    Ok(usize::try_from(value).map_or(MAX_COUNT, |value| value.min(MAX_COUNT)))
 }
 
-/// The first `MAX` items of a list, and how many it has. The rest takes no memory.
+/// The first `MAX` items of a list, and its length. Further items take no memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Counted<T, const MAX: usize> {
+pub struct BoundedList<T, const MAX: usize> {
     /// The first items.
     pub items: Vec<T>,
-    /// How many there are.
-    pub all: usize,
+    /// Length of the whole list.
+    pub total: usize,
 }
 
-impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Counted<T, MAX> {
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for BoundedList<T, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_seq(Limited::<Self, MAX>(PhantomData))
     }
 }
 
-/// Reads a map of at most `MAX` members for serde; of two with one name the later one stays.
+/// Deserializes a map of at most `MAX` members. The last of duplicate names wins.
 ///
 /// # Errors
-/// As soon as there are more, and when a member cannot be read.
+/// If the map has more members, or a member is invalid.
 pub fn map<'de, D, T, const MAX: usize>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -69,11 +69,11 @@ where
     deserializer.deserialize_map(Limited::<BTreeMap<String, T>, MAX>(PhantomData))
 }
 
-/// Reads a collection up to its limit.
+/// Visitor of a collection with a maximum size.
 struct Limited<C, const MAX: usize>(PhantomData<C>);
 
-impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Limited<Counted<T, MAX>, MAX> {
-    type Value = Counted<T, MAX>;
+impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Limited<BoundedList<T, MAX>, MAX> {
+    type Value = BoundedList<T, MAX>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a sequence")
@@ -82,14 +82,14 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Limited<Counte
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
         let mut items = Vec::new();
         while items.len() < MAX {
-            let Some(item) = list.next_element()? else { return Ok(Counted { all: items.len(), items }) };
+            let Some(item) = list.next_element()? else { return Ok(BoundedList { total: items.len(), items }) };
             items.push(item);
         }
-        let mut all = MAX;
+        let mut total = MAX;
         while list.next_element::<IgnoredAny>()?.is_some() {
-            all += 1;
+            total += 1;
         }
-        Ok(Counted { items, all })
+        Ok(BoundedList { items, total })
     }
 }
 
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_seconds_or_a_date_and_a_day_at_most() {
+    fn retry_after_is_seconds_or_a_date_up_to_one_day() {
         let now = httpdate::parse_http_date("Tue, 24 Nov 2026 12:00:00 GMT").unwrap();
         let read = |text| retry_after(text, now).map(|wait| wait.as_secs());
         assert_eq!((read("120"), read(" 0 ")), (Some(120), Some(0)));
@@ -130,19 +130,20 @@ mod tests {
     }
 
     #[test]
-    fn count_from_outside_cannot_overflow_a_sum() {
+    fn count_is_clamped() {
         #[derive(Deserialize)]
-        struct Told(#[serde(deserialize_with = "count")] usize);
-        let read = |text: &str| serde_json::from_str::<Told>(text).map(|told| told.0).ok();
+        struct Count(#[serde(deserialize_with = "count")] usize);
+        let read = |text: &str| serde_json::from_str::<Count>(text).map(|count| count.0).ok();
         assert_eq!((read("7"), read("18446744073709551615")), (Some(7), Some(MAX_COUNT)));
         assert_eq!((read("-1"), read("\"7\"")), (None, None));
     }
 
     #[test]
-    fn list_and_object_from_outside_are_read_up_to_their_limits() {
+    fn list_and_map_are_read_up_to_their_limits() {
         #[derive(Deserialize)]
         struct Object(#[serde(deserialize_with = "map::<_, _, 2>")] BTreeMap<String, u8>);
-        let list = |text: &str| serde_json::from_str::<Counted<u8, 2>>(text).map(|list| (list.items, list.all)).ok();
+        let list =
+            |text: &str| serde_json::from_str::<BoundedList<u8, 2>>(text).map(|list| (list.items, list.total)).ok();
         assert_eq!((list("[]"), list("[1,2]")), (Some((vec![], 0)), Some((vec![1, 2], 2))));
         assert_eq!((list("[1,2,{},4]"), list("[1,{}]"), list("{}")), (Some((vec![1, 2], 4)), None, None));
         let object = |text: &str| serde_json::from_str::<Object>(text).map(|object| object.0.len());

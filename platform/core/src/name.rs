@@ -1,30 +1,35 @@
-//! Names of functions, sources and models.
+//! Names of functions, sources, sinks, schedules and models.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The name of a function or a source: 1 to 63 of `a-z`, `0-9`, `-` and `_`, starting with a letter or digit.
+/// The name of a function, source, sink or schedule: 1 to 63 of `a-z`, `0-9`, `-` and `_`, starting with a letter or
+/// digit.
 ///
-/// A name is also a durable consumer's name, a KV key and a token of a subject, so nothing else is let in.
+/// A name is also a durable consumer name, a KV key and a subject token, so no other characters are allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
-/// A text that is not a [`Name`].
+/// An invalid [`Name`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is not a name: use 1 to 63 of a-z, 0-9, - and _, starting with a letter or digit")]
 pub struct InvalidName(String);
 
 impl Name {
-    /// Checks `text`; the error repeats it.
+    /// Parses a name.
+    ///
+    /// # Errors
+    /// If `text` is not a valid name.
     pub fn parse(text: impl Into<String>) -> Result<Self, InvalidName> {
         let text = text.into();
-        let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-        let all_known = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
-        if starts_well && all_known && text.len() <= 63 { Ok(Self(text)) } else { Err(InvalidName(text)) }
+        let valid_start = text.bytes().next().is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+        let valid_characters =
+            text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_');
+        if valid_start && valid_characters && text.len() <= 63 { Ok(Self(text)) } else { Err(InvalidName(text)) }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -58,32 +63,35 @@ impl fmt::Display for Name {
 
 /// The name of a model: 1 to 128 letters, digits, `.`, `-` and `_`, starting with a letter or digit.
 ///
-/// Models keep the names that their makers gave them, such as `all-MiniLM-L6-v2`; a path is no name.
+/// Models keep their published names, such as `all-MiniLM-L6-v2`. A path is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelName(String);
 
-/// A text that is not a [`ModelName`].
+/// An invalid [`ModelName`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a model's name: use 1 to 128 letters, digits, `.`, `-` and `_`, starting with a letter or digit")]
+#[error("`{0}` is not a model name: use 1 to 128 letters, digits, `.`, `-` and `_`, starting with a letter or digit")]
 pub struct InvalidModelName(String);
 
 impl ModelName {
-    /// Checks `text`; the error repeats it.
+    /// Parses a name.
+    ///
+    /// # Errors
+    /// If `text` is not a valid name.
     pub fn parse(text: impl Into<String>) -> Result<Self, InvalidModelName> {
         let text = text.into();
-        let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
-        let all_known = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
-        // A key in KV may neither end with a dot nor have two in a row.
+        let valid_start = text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
+        let valid_characters = text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'));
+        // A KV key must not end with a dot or contain two in a row.
         let dots = text.ends_with('.') || text.contains("..");
-        if starts_well && all_known && !dots && text.len() <= 128 {
+        if valid_start && valid_characters && !dots && text.len() <= 128 {
             Ok(Self(text))
         } else {
             Err(InvalidModelName(text))
         }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -120,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_kv_keys_and_consumer_names() {
+    fn name_is_a_valid_kv_key_and_consumer_name() {
         for good in ["a", "word-count", "9lives", "a_b"] {
             assert!(Name::parse(good).is_ok(), "{good}");
         }
@@ -130,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_model_keeps_its_makers_name() {
+    fn model_name_allows_published_names() {
         for good in ["all-MiniLM-L6-v2", "bge-small-en-v1.5", "e5_base", "7b"] {
             assert_eq!(ModelName::parse(good).unwrap().as_str(), good);
         }

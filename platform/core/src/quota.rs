@@ -1,4 +1,4 @@
-//! Quotas of collections, the tenants of a server: what each may have, and what it has used.
+//! Quotas and usage of collections, the tenants of a server.
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
@@ -6,28 +6,28 @@ use sha2::{Digest, Sha256};
 use std::{collections::BTreeMap, fmt};
 use time::OffsetDateTime;
 
-/// Seconds of a day.
+/// Seconds per day.
 const DAY_SECONDS: i64 = 24 * 3600;
 
-/// What a collection may have. What is `None` or 0 is not bounded.
+/// Limits of a collection. `None` and 0 are unlimited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Quota {
     /// Documents in the index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub documents: Option<u64>,
-    /// Bytes of their text, as their chunks have it.
+    /// Bytes of the documents' text, measured on their chunks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub documents_bytes: Option<u64>,
-    /// Documents, deletions, questions and feedback that gateways accept in a minute.
+    /// Documents, deletions, questions and feedback that gateways accept per minute.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub events_per_minute: Option<u64>,
-    /// Tokens of models in a day (UTC): of documents that are embedded, and of answers.
+    /// Model tokens per day (UTC), for embedding documents and generating answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens_per_day: Option<u64>,
 }
 
-/// One of the quotas.
+/// A kind of quota.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QuotaKind {
     /// [`Quota::documents`].
@@ -41,10 +41,10 @@ pub enum QuotaKind {
 }
 
 impl QuotaKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 4] = [Self::Documents, Self::DocumentsBytes, Self::EventsPerMinute, Self::TokensPerDay];
 
-    /// Its name in settings and metrics.
+    /// The name in settings and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Documents => "documents",
@@ -54,25 +54,25 @@ impl QuotaKind {
         }
     }
 
-    /// Its option of `nerve collections quota`.
+    /// The option of `nerve collections quota`.
     fn option(self) -> String {
         format!("--{}", self.name().replace('_', "-"))
     }
 }
 
 impl Quota {
-    /// The bound of this kind, if there is one.
-    pub fn bound(&self, kind: QuotaKind) -> Option<u64> {
-        let bound = match kind {
+    /// Returns the limit of this kind; `None` if unlimited.
+    pub fn limit(&self, kind: QuotaKind) -> Option<u64> {
+        let limit = match kind {
             QuotaKind::Documents => self.documents,
             QuotaKind::DocumentsBytes => self.documents_bytes,
             QuotaKind::EventsPerMinute => self.events_per_minute,
             QuotaKind::TokensPerDay => self.tokens_per_day,
         };
-        bound.filter(|bound| *bound > 0)
+        limit.filter(|limit| *limit > 0)
     }
 
-    /// This quota, and the default's where it says nothing.
+    /// Fills unset limits from `default`.
     pub fn or(self, default: Self) -> Self {
         Self {
             documents: self.documents.or(default.documents),
@@ -82,72 +82,75 @@ impl Quota {
         }
     }
 
-    /// Whether documents are bounded, by number or bytes.
-    pub fn bounds_documents(&self) -> bool {
-        self.bound(QuotaKind::Documents).or(self.bound(QuotaKind::DocumentsBytes)).is_some()
+    /// Whether the number or size of documents is limited.
+    pub fn limits_documents(&self) -> bool {
+        self.limit(QuotaKind::Documents).or(self.limit(QuotaKind::DocumentsBytes)).is_some()
     }
 
-    /// Whether anything is bounded.
-    pub fn bounds_anything(&self) -> bool {
-        QuotaKind::ALL.into_iter().any(|kind| self.bound(kind).is_some())
+    /// Whether any limit is set.
+    pub fn is_limited(&self) -> bool {
+        QuotaKind::ALL.into_iter().any(|kind| self.limit(kind).is_some())
     }
 }
 
-/// The quotas of all collections.
+/// Quotas of all collections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quotas {
-    /// Of collections that have none of their own.
+    /// The quota of collections without their own.
     pub default: Quota,
-    /// What was set for a collection.
+    /// Quotas per collection.
     pub own: BTreeMap<String, Quota>,
 }
 
 impl Quotas {
-    /// The quota of a collection.
+    /// Returns the quota of a collection.
     pub fn of(&self, collection: &str) -> Quota {
         self.own.get(collection).copied().unwrap_or_default().or(self.default)
     }
 }
 
-/// Why something of a collection is refused.
+/// An exceeded quota of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OverQuota {
+pub struct QuotaExceeded {
     /// The collection.
     pub collection: String,
-    /// Which quota.
+    /// The kind of quota.
     pub kind: QuotaKind,
-    /// Its bound.
-    pub bound: u64,
+    /// The limit.
+    pub limit: u64,
 }
 
-impl fmt::Display for OverQuota {
+impl fmt::Display for QuotaExceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { collection, kind, bound } = self;
+        let Self { collection, kind, limit } = self;
         let next = format!("raise it with `nerve collections quota {collection} {} N`", kind.option());
         match kind {
             QuotaKind::Documents => {
-                write!(f, "the collection `{collection}` has its quota of {bound} documents: delete some, or {next}")
+                write!(
+                    f,
+                    "the collection `{collection}` has reached its quota of {limit} documents: delete some, or {next}"
+                )
             }
             QuotaKind::DocumentsBytes => write!(
                 f,
-                "the documents of the collection `{collection}` would exceed its quota of {bound} bytes: delete some, or {next}"
+                "the documents of the collection `{collection}` would exceed its quota of {limit} bytes: delete some, or {next}"
             ),
             QuotaKind::EventsPerMinute => write!(
                 f,
-                "the collection `{collection}` has had its quota of {bound} events in a minute: come back later, or {next}"
+                "the collection `{collection}` has reached its quota of {limit} events per minute: retry later, or {next}"
             ),
             QuotaKind::TokensPerDay => write!(
                 f,
-                "the collection `{collection}` has used its quota of {bound} model tokens of this day (UTC): come back \
+                "the collection `{collection}` has used its quota of {limit} model tokens for this day (UTC): retry \
                  tomorrow, or {next}"
             ),
         }
     }
 }
 
-impl std::error::Error for OverQuota {}
+impl std::error::Error for QuotaExceeded {}
 
-/// What a collection has used, as the bucket `views` has it.
+/// Usage of a collection, as stored in the bucket `views`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct CollectionUsage {
@@ -157,72 +160,72 @@ pub struct CollectionUsage {
     pub documents: u64,
     /// Bytes of their text.
     pub documents_bytes: u64,
-    /// The day that `tokens` are of, in days since 1970.
+    /// The day of `tokens`, in days since the Unix epoch.
     pub day: i64,
-    /// Tokens of that day.
+    /// Tokens used on that day.
     pub tokens: u64,
 }
 
 impl CollectionUsage {
-    /// Tokens of the day that is at `now`.
+    /// Returns the tokens used on the day of `now`.
     pub fn tokens_at(&self, now: OffsetDateTime) -> u64 {
         if self.day == day_of(now) { self.tokens } else { 0 }
     }
 
-    /// Counts tokens that were used at `now`.
+    /// Adds tokens used at `now`.
     pub fn add_tokens(&mut self, tokens: u64, now: OffsetDateTime) {
         self.tokens = self.tokens_at(now).saturating_add(tokens);
         self.day = day_of(now);
     }
 
-    /// Checks that tokens of the day are left.
+    /// Checks the token quota of the day.
     ///
     /// # Errors
-    /// Names the quota that is used up.
-    pub fn check_tokens(&self, quota: Quota, collection: &str, now: OffsetDateTime) -> Result<(), OverQuota> {
+    /// If the quota is used up.
+    pub fn check_tokens(&self, quota: Quota, collection: &str, now: OffsetDateTime) -> Result<(), QuotaExceeded> {
         let kind = QuotaKind::TokensPerDay;
-        match quota.bound(kind) {
-            Some(bound) if self.tokens_at(now) >= bound => {
-                Err(OverQuota { collection: collection.to_owned(), kind, bound })
+        match quota.limit(kind) {
+            Some(limit) if self.tokens_at(now) >= limit => {
+                Err(QuotaExceeded { collection: collection.to_owned(), kind, limit })
             }
             _ => Ok(()),
         }
     }
 
-    /// Checks that a document of so many bytes fits beside those that are there.
+    /// Checks that a further document of `bytes` fits the quota.
     ///
     /// # Errors
-    /// Names the quota that it would exceed.
-    pub fn check_document(&self, quota: Quota, collection: &str, bytes: u64) -> Result<(), OverQuota> {
+    /// If the document would exceed a quota.
+    pub fn check_document(&self, quota: Quota, collection: &str, bytes: u64) -> Result<(), QuotaExceeded> {
         let used =
             [(QuotaKind::Documents, self.documents, 1), (QuotaKind::DocumentsBytes, self.documents_bytes, bytes)];
         for (kind, used, more) in used {
-            if let Some(bound) = quota.bound(kind).filter(|bound| used.saturating_add(more) > *bound) {
-                return Err(OverQuota { collection: collection.to_owned(), kind, bound });
+            if let Some(limit) = quota.limit(kind).filter(|limit| used.saturating_add(more) > *limit) {
+                return Err(QuotaExceeded { collection: collection.to_owned(), kind, limit });
             }
         }
         Ok(())
     }
 }
 
-fn day_of(moment: OffsetDateTime) -> i64 {
-    moment.unix_timestamp().div_euclid(DAY_SECONDS)
+fn day_of(time: OffsetDateTime) -> i64 {
+    time.unix_timestamp().div_euclid(DAY_SECONDS)
 }
 
-/// How long the day that is at `now` goes on, in seconds.
-pub fn rest_of_day(now: OffsetDateTime) -> u64 {
+/// Seconds from `now` to the end of the day (UTC).
+pub fn seconds_until_midnight(now: OffsetDateTime) -> u64 {
     u64::try_from(DAY_SECONDS - now.unix_timestamp().rem_euclid(DAY_SECONDS)).unwrap_or_default()
 }
 
-/// How the keys in `views` of what collections have used begin.
-pub const USED_PREFIX: &str = "usage.used.";
+/// Prefix of the usage keys in `views`.
+pub const USAGE_KEY_PREFIX: &str = "usage.used.";
 
-/// The key in `views` of what a collection has used.
-pub fn used_key(collection: &str) -> String {
-    format!("{USED_PREFIX}{}", digest(collection))
+/// Key in `views` of a collection's usage.
+pub fn usage_key(collection: &str) -> String {
+    format!("{USAGE_KEY_PREFIX}{}", digest(collection))
 }
 
-/// The key in `views` of how far ahead of its rate a collection is.
+/// Key in `views` of a collection's rate limiter state.
 pub fn rate_key(collection: &str) -> String {
     format!("usage.rate.{}", digest(collection))
 }
@@ -237,18 +240,18 @@ mod tests {
     use time::macros::datetime;
 
     #[test]
-    fn own_quota_wins_and_zero_is_no_bound() {
+    fn own_quota_overrides_default_and_zero_is_unlimited() {
         let default = Quota { documents: Some(5), tokens_per_day: Some(7), ..Quota::default() };
         let own = Quota { documents: Some(0), documents_bytes: Some(9), ..Quota::default() };
         let quotas = Quotas { default, own: [("a".to_owned(), own)].into() };
         let (of_a, of_b) = (quotas.of("a"), quotas.of("b"));
-        assert_eq!(QuotaKind::ALL.map(|kind| of_a.bound(kind)), [None, Some(9), None, Some(7)]);
-        assert_eq!(QuotaKind::ALL.map(|kind| of_b.bound(kind)), [Some(5), None, None, Some(7)]);
-        assert!(of_a.bounds_documents() && !Quotas::default().of("a").bounds_anything());
+        assert_eq!(QuotaKind::ALL.map(|kind| of_a.limit(kind)), [None, Some(9), None, Some(7)]);
+        assert_eq!(QuotaKind::ALL.map(|kind| of_b.limit(kind)), [Some(5), None, None, Some(7)]);
+        assert!(of_a.limits_documents() && !Quotas::default().of("a").is_limited());
     }
 
     #[test]
-    fn usage_is_checked_against_each_bound_and_tokens_are_of_one_day() {
+    fn usage_is_checked_against_each_limit_and_tokens_reset_daily() {
         let quota = Quota { documents: Some(2), documents_bytes: Some(10), ..Quota::default() };
         let mut usage = CollectionUsage { documents: 1, documents_bytes: 6, ..CollectionUsage::default() };
         assert_eq!(usage.check_document(quota, "a", 4), Ok(()));
@@ -262,6 +265,6 @@ mod tests {
         let quota = Quota { tokens_per_day: Some(10), ..Quota::default() };
         assert_eq!(usage.check_tokens(quota, "a", evening).unwrap_err().kind, QuotaKind::TokensPerDay);
         assert_eq!((usage.check_tokens(quota, "a", morning), usage.tokens_at(morning)), (Ok(()), 0));
-        assert_eq!(rest_of_day(evening), 60);
+        assert_eq!(seconds_until_midnight(evening), 60);
     }
 }

@@ -1,15 +1,15 @@
-//! Credentials out of URLs, before a URL is shown to anybody.
+//! Removes credentials from URLs before they are shown or logged.
 
 use std::borrow::Cow;
 
-/// What stands where user information stood.
+/// Replacement of user information.
 const MASK: &str = "***";
 
-/// `text` with the user information of every URL in it masked: `https://ada:secret@host/` becomes `https://***@host/`.
+/// Masks the user information of every URL in `text`: `https://ada:secret@host/` becomes `https://***@host/`.
 ///
-/// Text that holds no such URL is borrowed as it is. A password that is not percent-encoded is masked as far as its URL's
-/// authority goes: up to the last `@` before a `/`, a `?`, a `#`, a quotation mark or a space. A word that is meant to be a URL and
-/// is none, such as `https:/ada:secret@host` and `ada:secret@host`, is masked up to its last `@`.
+/// Text without such a URL is borrowed. A password that is not percent-encoded is masked up to the last `@` of the
+/// authority, which ends at a `/`, `?`, `#`, quotation mark or space. A malformed URL, such as `https:/ada:secret@host`
+/// or `ada:secret@host`, is masked up to its last `@`.
 pub fn urls(text: &str) -> Cow<'_, str> {
     let mut redacted = String::with_capacity(text.len());
     let mut is_redacted = false;
@@ -19,7 +19,7 @@ pub fn urls(text: &str) -> Cow<'_, str> {
     if is_redacted { Cow::Owned(redacted) } else { Cow::Borrowed(text) }
 }
 
-/// Whether anything of it was masked.
+/// Appends `word` to `redacted` and returns whether it was masked.
 fn redact_word(word: &str, redacted: &mut String) -> bool {
     let mut parts = word.split("://");
     let mut is_redacted = redact_part(parts.next().unwrap_or_default(), redacted);
@@ -31,15 +31,15 @@ fn redact_word(word: &str, redacted: &mut String) -> bool {
                 redacted.extend([MASK, "@", host, rest]);
                 is_redacted = true;
             }
-            // What stands where a port does is the beginning of a password with a `/`.
-            None if !has_port(authority) => is_redacted |= redact_part(part, redacted),
+            // An invalid port is the beginning of a password with a `/`.
+            None if !is_host_and_port(authority) => is_redacted |= redact_part(part, redacted),
             None => redacted.push_str(part),
         }
     }
     is_redacted
 }
 
-/// Masks what may be user information in a text that is no URL: what has a `:` before its last `@`, but for the scheme.
+/// Masks possible user information outside a URL: text with a `:` before its last `@`, except the scheme.
 fn redact_part(part: &str, redacted: &mut String) -> bool {
     let Some((information, host)) = part.rsplit_once('@').filter(|(information, _)| information.contains(':')) else {
         redacted.push_str(part);
@@ -54,8 +54,8 @@ fn redact_part(part: &str, redacted: &mut String) -> bool {
     true
 }
 
-/// Whether an authority without user information is a host, or a host and a port.
-fn has_port(authority: &str) -> bool {
+/// Whether an authority without user information is a host with an optional valid port.
+fn is_host_and_port(authority: &str) -> bool {
     let port = authority.rsplit_once(':').filter(|(_, port)| !port.ends_with(']'));
     port.is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
 }
@@ -86,7 +86,7 @@ mod tests {
             ("https://h.example/@ada", "https://h.example/@ada"),
             ("write to ada@h.example", "write to ada@h.example"),
             ("https://[::1]/@ada and http://h:80/@ada", "https://[::1]/@ada and http://h:80/@ada"),
-            // What is no URL.
+            // Malformed URLs.
             ("https:/ada:p4ss@h/p", "https:/***@h/p"),
             ("`nats:/ada:p4@ss@h:1` is wrong", "`nats:/***@h:1` is wrong"),
             ("ada:p4ss@h/p", "***@h/p"),

@@ -1,7 +1,8 @@
-//! Fair shares: what is free of something bounded is shared by those who want it.
+//! A fair limiter: holders share a fixed number of slots.
 //!
-//! A holder may have [`FACTOR`] times as many slots as are free (dynamic thresholds, as switches share their buffers). So a holder
-//! alone has most of them, several that want all share them evenly, and some are left for one that comes later.
+//! A holder may have up to [`SLOTS_PER_FREE_SLOT`] times as many slots as are free (the dynamic threshold algorithm of
+//! switch buffers). A single holder therefore gets most slots, several greedy holders get equal shares, and some slots
+//! stay free for a new holder.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -13,10 +14,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-/// How many slots a holder may have for each that is free.
-const FACTOR: usize = 3;
+/// Maximum slots of a holder per free slot.
+const SLOTS_PER_FREE_SLOT: usize = 3;
 
-/// A bounded number of slots; clones are the same ones.
+/// A fixed number of slots. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Shares(Arc<Inner>);
 
@@ -29,7 +30,7 @@ struct Inner {
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Those that have no slot and wait for none are not there.
+    /// Holders with a slot or a waiter.
     holders: BTreeMap<u64, Holder>,
 }
 
@@ -39,51 +40,51 @@ struct Holder {
     waiting: VecDeque<Arc<Waiter>>,
 }
 
-/// What one holder has of the slots; clones are the same holder's.
+/// The share of one holder. Clones belong to the same holder.
 #[derive(Debug, Clone)]
 pub struct Share {
     shares: Shares,
     id: u64,
 }
 
-/// A slot; given back when dropped.
+/// A slot, released when dropped.
 #[derive(Debug)]
 pub struct Slot {
     shares: Shares,
     id: u64,
 }
 
-/// One that waits for a slot.
+/// A waiter for a slot.
 #[derive(Debug, Default)]
 struct Waiter(Mutex<Grant>);
 
 #[derive(Debug)]
 enum Grant {
-    Awaited(Option<Waker>),
-    Made(Slot),
-    /// Nobody waits for it any more.
-    Over,
+    Pending(Option<Waker>),
+    Granted(Slot),
+    /// The slot was taken, or the waiter was dropped.
+    Closed,
 }
 
 impl Default for Grant {
     fn default() -> Self {
-        Self::Awaited(None)
+        Self::Pending(None)
     }
 }
 
-/// A slot to come: see [`Share::acquire`].
+/// The future of [`Share::acquire`].
 #[derive(Debug)]
-#[must_use = "nothing is acquired until it is awaited"]
+#[must_use = "no slot is acquired until the future is awaited"]
 pub struct Acquire<'s> {
     share: &'s Share,
     waiter: Option<Arc<Waiter>>,
 }
 
 impl State {
-    /// Whether a holder may have one more.
-    fn has_room(&self, id: u64) -> bool {
+    /// Whether a holder may have another slot.
+    fn has_capacity(&self, id: u64) -> bool {
         let slots = self.holders.get(&id).map_or(0, |holder| holder.slots);
-        self.free > 0 && slots < self.free.saturating_mul(FACTOR)
+        self.free > 0 && slots < self.free.saturating_mul(SLOTS_PER_FREE_SLOT)
     }
 
     fn take(&mut self, id: u64) {
@@ -91,25 +92,25 @@ impl State {
         self.holders.entry(id).or_default().slots += 1;
     }
 
-    fn give_back(&mut self, id: u64) {
+    fn release(&mut self, id: u64) {
         self.free += 1;
         if let Some(holder) = self.holders.get_mut(&id) {
             holder.slots = holder.slots.saturating_sub(1);
         }
-        self.forget_idle(id);
+        self.remove_idle(id);
     }
 
-    fn forget_idle(&mut self, id: u64) {
+    fn remove_idle(&mut self, id: u64) {
         if self.holders.get(&id).is_some_and(|holder| holder.slots == 0 && holder.waiting.is_empty()) {
             self.holders.remove(&id);
         }
     }
 
-    /// The next to be given a slot: of the holder that has the fewest.
-    fn next(&mut self) -> Option<(u64, Arc<Waiter>)> {
+    /// Returns the next waiter: that of the holder with the fewest slots.
+    fn next_waiter(&mut self) -> Option<(u64, Arc<Waiter>)> {
         let waiting = self.holders.iter().filter(|(_, holder)| !holder.waiting.is_empty());
         let id = waiting.min_by_key(|(_, holder)| holder.slots).map(|(id, _)| *id)?;
-        if !self.has_room(id) {
+        if !self.has_capacity(id) {
             return None;
         }
         let next = self.holders.get_mut(&id)?.waiting.pop_front()?;
@@ -118,13 +119,13 @@ impl State {
 }
 
 impl Shares {
-    /// So many slots, all of them free.
-    pub fn of(slots: usize) -> Self {
+    /// Creates a limiter with this number of slots.
+    pub fn new(slots: usize) -> Self {
         let state = State { free: slots, holders: BTreeMap::new() };
         Self(Arc::new(Inner { state: Mutex::new(state), next_id: AtomicU64::new(0) }))
     }
 
-    /// The share of one more holder.
+    /// Creates the share of a new holder.
     pub fn share(&self) -> Share {
         Share { shares: self.clone(), id: self.0.next_id.fetch_add(1, Ordering::Relaxed) }
     }
@@ -133,16 +134,16 @@ impl Shares {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Hands free slots to those that wait.
-    fn hand_out(&self) {
+    /// Grants free slots to waiters.
+    fn grant_free_slots(&self) {
         loop {
             let mut state = self.lock();
-            let Some((id, next)) = state.next() else { return };
+            let Some((id, next)) = state.next_waiter() else { return };
             state.take(id);
             drop(state);
             if let Err(slot) = next.grant(Slot { shares: self.clone(), id }) {
-                // Without a recursion: what its drop does is done here.
-                self.lock().give_back(slot.id);
+                // Releases the slot without the recursion of its `drop`.
+                self.lock().release(slot.id);
                 std::mem::forget(slot);
             }
         }
@@ -154,14 +155,14 @@ impl Waiter {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives it a slot, or that back if nobody waits for it any more.
+    /// Grants a slot. Returns the slot if the waiter was dropped.
     fn grant(&self, slot: Slot) -> Result<(), Slot> {
         let mut grant = self.lock();
         let waker = match &mut *grant {
-            Grant::Over | Grant::Made(_) => return Err(slot),
-            Grant::Awaited(waker) => waker.take(),
+            Grant::Closed | Grant::Granted(_) => return Err(slot),
+            Grant::Pending(waker) => waker.take(),
         };
-        *grant = Grant::Made(slot);
+        *grant = Grant::Granted(slot);
         drop(grant);
         if let Some(waker) = waker {
             waker.wake();
@@ -171,25 +172,25 @@ impl Waiter {
 }
 
 impl Share {
-    /// A slot, once the holder may have one more. Dropping the future gives up the wait.
+    /// Waits until the holder may have another slot. Dropping the future cancels the wait.
     pub fn acquire(&self) -> Acquire<'_> {
         Acquire { share: self, waiter: None }
     }
 
-    /// A slot, if the holder may have one more now and does not wait for any.
+    /// Returns a slot if the holder may have another one now and has no waiter.
     pub fn try_acquire(&self) -> Option<Slot> {
         let mut state = self.shares.lock();
         let waits = state.holders.get(&self.id).is_some_and(|holder| !holder.waiting.is_empty());
-        if waits || !state.has_room(self.id) {
+        if waits || !state.has_capacity(self.id) {
             return None;
         }
         state.take(self.id);
         Some(self.slot())
     }
 
-    /// Whether the holder may have one more now.
-    pub fn has_room(&self) -> bool {
-        self.shares.lock().has_room(self.id)
+    /// Whether the holder may have another slot now.
+    pub fn has_capacity(&self) -> bool {
+        self.shares.lock().has_capacity(self.id)
     }
 
     fn slot(&self) -> Slot {
@@ -205,19 +206,19 @@ impl Future for Acquire<'_> {
             if let Some(slot) = self.share.try_acquire() {
                 return Poll::Ready(slot);
             }
-            let waiter = Arc::new(Waiter(Mutex::new(Grant::Awaited(Some(context.waker().clone())))));
+            let waiter = Arc::new(Waiter(Mutex::new(Grant::Pending(Some(context.waker().clone())))));
             let share = self.share;
             share.shares.lock().holders.entry(share.id).or_default().waiting.push_back(waiter.clone());
             self.waiter = Some(waiter);
-            // A slot may have been given back in between.
-            share.shares.hand_out();
+            // A slot may have been released in between.
+            share.shares.grant_free_slots();
             return self.poll(context);
         };
         let mut grant = waiter.lock();
-        match std::mem::replace(&mut *grant, Grant::Over) {
-            Grant::Made(slot) => Poll::Ready(slot),
-            Grant::Awaited(_) | Grant::Over => {
-                *grant = Grant::Awaited(Some(context.waker().clone()));
+        match std::mem::replace(&mut *grant, Grant::Closed) {
+            Grant::Granted(slot) => Poll::Ready(slot),
+            Grant::Pending(_) | Grant::Closed => {
+                *grant = Grant::Pending(Some(context.waker().clone()));
                 Poll::Pending
             }
         }
@@ -226,16 +227,16 @@ impl Future for Acquire<'_> {
 
 impl Drop for Acquire<'_> {
     fn drop(&mut self) {
-        let granted = self.waiter.take().map(|waiter| std::mem::replace(&mut *waiter.lock(), Grant::Over));
-        // A slot that came too late is given back here, with nothing locked.
+        let granted = self.waiter.take().map(|waiter| std::mem::replace(&mut *waiter.lock(), Grant::Closed));
+        // A slot that was granted too late is released here, without holding the lock.
         drop(granted);
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.shares.lock().give_back(self.id);
-        self.shares.hand_out();
+        self.shares.lock().release(self.id);
+        self.shares.grant_free_slots();
     }
 }
 
@@ -244,7 +245,7 @@ mod tests {
     use super::*;
     use std::pin::pin;
 
-    /// As many slots as a holder gets at once.
+    /// Acquires slots until the holder gets no more.
     fn take_all(share: &Share) -> Vec<Slot> {
         std::iter::from_fn(|| share.try_acquire()).collect()
     }
@@ -257,35 +258,35 @@ mod tests {
     }
 
     #[test]
-    fn holder_alone_has_most_slots_and_others_find_some() {
-        let shares = Shares::of(256);
+    fn single_holder_gets_most_slots_and_leaves_some() {
+        let shares = Shares::new(256);
         let (hog, second, third) = (shares.share(), shares.share(), shares.share());
         let held = take_all(&hog);
-        assert_eq!((held.len(), hog.has_room(), second.has_room()), (192, false, true));
+        assert_eq!((held.len(), hog.has_capacity(), second.has_capacity()), (192, false, true));
         let more = take_all(&second);
         assert!((40..=60).contains(&more.len()), "{}", more.len());
         assert!(!take_all(&third).is_empty());
         drop(held);
-        assert!(take_all(&second).len() > 60, "what is given back is shared anew");
+        assert!(take_all(&second).len() > 60, "released slots are shared again");
     }
 
     #[test]
-    fn slot_that_is_given_back_goes_to_the_holder_that_has_fewest() {
-        let shares = Shares::of(4);
+    fn released_slot_goes_to_the_holder_with_the_fewest() {
+        let shares = Shares::new(4);
         let (one, other) = (shares.share(), shares.share());
         let mut held = take_all(&one);
         assert_eq!(held.len(), 3);
         let of_other = take_all(&other);
         assert_eq!(of_other.len(), 1);
-        let (mut gone, mut waits) = (Box::pin(one.acquire()), pin!(one.acquire()));
-        assert!(poll(gone.as_mut()).is_none() && poll(waits.as_mut()).is_none());
+        let (mut dropped, mut waits) = (Box::pin(one.acquire()), pin!(one.acquire()));
+        assert!(poll(dropped.as_mut()).is_none() && poll(waits.as_mut()).is_none());
         let mut of_others = pin!(other.acquire());
         assert!(poll(of_others.as_mut()).is_none() && other.try_acquire().is_none());
         drop(held.pop());
         let second = poll(of_others.as_mut());
         assert!(second.is_some() && poll(waits.as_mut()).is_none());
-        // One that has left takes nothing with it.
-        drop(gone);
+        // A dropped waiter takes no slot.
+        drop(dropped);
         drop((held, of_other, second));
         assert!(poll(waits.as_mut()).is_some());
         let state = shares.lock();
@@ -293,8 +294,8 @@ mod tests {
     }
 
     #[test]
-    fn slot_of_a_wait_that_is_given_up_goes_on() {
-        let shares = Shares::of(1);
+    fn slot_granted_to_a_dropped_waiter_is_passed_on() {
+        let shares = Shares::new(1);
         let (one, other) = (shares.share(), shares.share());
         let held = one.try_acquire().unwrap();
         let (mut leaves, mut stays) = (Box::pin(one.acquire()), pin!(other.acquire()));

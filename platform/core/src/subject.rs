@@ -1,16 +1,16 @@
-//! Validated NATS subjects, patterns over them, and the event types that name them.
+//! Validated NATS subjects, subject patterns and event types.
 //!
-//! Parsing is the only constructor, so a value of these types is always safe to hand to a server.
+//! Parsing is the only constructor, so a value of these types is always valid for a NATS server.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The prefix under which every event's subject stands: an event of type `T` is on `events.T`.
+/// Prefix of the subjects of events: an event of type `T` is published to `events.T`.
 pub const EVENTS_PREFIX: &str = "events.";
 
-const MAX_LEN: usize = 255;
+const MAX_BYTES: usize = 255;
 
-/// Why a text is not a subject, a pattern or an event type.
+/// An invalid subject, pattern or event type.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {what}: {why}")]
 pub struct InvalidSubject {
@@ -24,11 +24,11 @@ fn check(text: &str, what: &'static str, wildcards: bool) -> Result<(), InvalidS
     if text.is_empty() {
         return fail("it is empty");
     }
-    if text.len() > MAX_LEN {
+    if text.len() > MAX_BYTES {
         return fail("it is longer than 255 bytes");
     }
     if text.bytes().any(|b| !(0x21..=0x7e).contains(&b)) {
-        return fail("it may hold printable ASCII only, without spaces");
+        return fail("only printable ASCII without spaces is allowed");
     }
     let mut tokens = text.split('.').peekable();
     while let Some(token) = tokens.next() {
@@ -37,7 +37,7 @@ fn check(text: &str, what: &'static str, wildcards: bool) -> Result<(), InvalidS
             "" => return fail("a token between the dots is empty"),
             "*" if wildcards => {}
             ">" if wildcards && last => {}
-            ">" if wildcards => return fail("`>` may only stand at the end"),
+            ">" if wildcards => return fail("`>` is allowed only as the last token"),
             _ if token.contains(['*', '>']) && wildcards => return fail("a wildcard must be a whole token"),
             _ if token.contains(['*', '>']) => return fail("wildcards are not allowed here"),
             _ => {}
@@ -54,14 +54,17 @@ macro_rules! checked_text {
         pub struct $name(String);
 
         impl $name {
-            /// Checks `text`; the error says what is wrong with it.
+            /// Parses `text`.
+            ///
+            /// # Errors
+            /// If `text` is invalid.
             pub fn parse(text: impl Into<String>) -> Result<Self, InvalidSubject> {
                 let text = text.into();
                 check(&text, $what, $wildcards)?;
                 Ok(Self(text))
             }
 
-            /// The text.
+            /// Returns the text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -96,20 +99,20 @@ macro_rules! checked_text {
 }
 
 checked_text!(
-    /// A subject that one message can be published to: no wildcards.
+    /// A subject without wildcards, for publishing.
     Subject, "a subject", false
 );
 checked_text!(
-    /// A subject with NATS wildcards: `*` for one token, `>` for the rest.
+    /// A subject pattern with NATS wildcards: `*` for one token, `>` for the rest.
     Pattern, "a subject pattern", true
 );
 checked_text!(
-    /// A CloudEvents `type` that can stand in a subject, such as `github.pull_request.opened`.
+    /// A CloudEvents `type` that is valid in a subject, such as `github.pull_request.opened`.
     EventType, "an event type", false
 );
 
 impl EventType {
-    /// The subject that events of this type are published to: `events.` and the type.
+    /// The subject of events of this type: `events.` and the type.
     pub fn subject(&self) -> Subject {
         Subject([EVENTS_PREFIX, self.0.as_str()].concat())
     }
@@ -121,7 +124,7 @@ impl EventType {
 }
 
 impl Pattern {
-    /// Whether some subject is covered by both.
+    /// Whether both patterns cover a common subject.
     pub fn overlaps(&self, other: &Self) -> bool {
         let (mut ours, mut theirs) = (self.0.split('.'), other.0.split('.'));
         loop {
@@ -134,14 +137,14 @@ impl Pattern {
         }
     }
 
-    /// Whether a message on `subject` would be delivered to a subscription on this pattern.
+    /// Whether a subscription to this pattern receives messages on `subject`.
     pub fn covers(&self, subject: &str) -> bool {
         let mut tokens = subject.split('.');
-        for wanted in self.0.split('.') {
-            match (wanted, tokens.next()) {
+        for expected in self.0.split('.') {
+            match (expected, tokens.next()) {
                 (">", Some(_)) => return true,
                 ("*", Some(_)) => {}
-                (wanted, Some(token)) if wanted == token => {}
+                (expected, Some(token)) if expected == token => {}
                 _ => return false,
             }
         }
@@ -154,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn subjects_refuse_what_a_server_would() {
+    fn invalid_subject_is_rejected() {
         for bad in ["", ".", "a.", ".a", "a..b", "a b", "a.*", "a.>", "ä", &"x".repeat(256)] {
             assert!(Subject::parse(bad).is_err(), "{bad}");
         }
@@ -162,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn patterns_follow_nats() {
+    fn pattern_matches_as_in_nats() {
         let cases = [
             ("a.b", "a.b", true),
             ("a.b", "a.b.c", false),
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_type_names_its_subject() {
+    fn event_type_has_a_subject() {
         assert_eq!(EventType::parse("github.push").unwrap().subject().as_str(), "events.github.push");
     }
 }

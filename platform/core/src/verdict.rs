@@ -1,4 +1,4 @@
-//! What becomes of an event after a function has had it.
+//! Decides between ack, retry and dead letter after an attempt.
 
 use crate::{
     function::{Fault, FunctionError},
@@ -7,12 +7,12 @@ use crate::{
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// How often an event is tried, and how long to wait between two tries.
+/// Maximum attempts and the waits between them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetryPolicy {
-    /// Tries in all, the first one counted in; at least 1.
+    /// Maximum attempts, including the first; at least 1.
     pub attempts: u32,
-    /// The wait after the first, second, … try; the last one repeats.
+    /// The wait after the first, second, … attempt; the last one repeats.
     #[serde(with = "crate::manifest::millis::list")]
     pub backoff: Vec<Duration>,
 }
@@ -24,39 +24,39 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The wait after try number `attempt` (from 1).
+    /// Returns the wait after attempt number `attempt` (from 1).
     pub fn wait_after(&self, attempt: u32) -> Duration {
         let index = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
         self.backoff.get(index).or(self.backoff.last()).copied().unwrap_or_default()
     }
 
-    /// Whether an event delivered for the `attempt`-th time has had all its tries before this one.
+    /// Whether the attempts were exhausted before attempt number `attempt`.
     ///
-    /// That happens only when a try ended without a verdict: the worker died with it.
+    /// That happens only if an attempt ended without a verdict, because the worker crashed.
     pub fn exhausted_before(&self, attempt: u32) -> bool {
         attempt > self.attempts
     }
 }
 
-/// How a delivery is settled.
+/// The decision on a delivery.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Done: acknowledge it.
+    /// Acknowledge it.
     Ack,
-    /// Deliver it again after this long.
+    /// Redeliver it after this wait.
     RetryAfter(Duration),
-    /// Failed for good: copy it to the dead letters, then terminate it.
+    /// Retries exhausted: copy it to the dead-letter stream, then terminate it.
     DeadLetter,
 }
 
-/// Decides what becomes of an event whose `attempt`-th try (from 1) ended with `failure`, or well.
+/// Decides on an event whose attempt number `attempt` (from 1) failed with `failure`, or succeeded.
 pub fn decide(failure: Option<&FunctionError>, attempt: u32, policy: &RetryPolicy) -> Verdict {
     let Some(failure) = failure else { return Verdict::Ack };
     match failure.fault {
         Fault::Invalid => Verdict::DeadLetter,
         Fault::Interrupted => Verdict::RetryAfter(Duration::ZERO),
         _ if attempt >= policy.attempts => Verdict::DeadLetter,
-        Fault::Retry { after: Some(after) } => Verdict::RetryAfter(limits::wait(after)),
+        Fault::Retry { after: Some(after) } => Verdict::RetryAfter(limits::clamp_wait(after)),
         Fault::Retry { after: None } | Fault::Timeout | Fault::Crash => Verdict::RetryAfter(policy.wait_after(attempt)),
     }
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_verdict_table() {
+    fn verdict_follows_fault_and_attempt() {
         let seconds = Duration::from_secs;
         let policy = RetryPolicy { attempts: 3, backoff: vec![seconds(1), seconds(5)] };
         let later = Fault::Retry { after: Some(seconds(60)) };
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_backoff_repeats_and_none_is_no_wait() {
+    fn last_backoff_repeats_and_empty_backoff_is_no_wait() {
         let policy = RetryPolicy { attempts: 9, backoff: vec![Duration::from_secs(1), Duration::from_secs(2)] };
         assert_eq!(policy.wait_after(7), Duration::from_secs(2));
         assert_eq!(RetryPolicy { attempts: 2, backoff: vec![] }.wait_after(1), Duration::ZERO);

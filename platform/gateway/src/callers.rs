@@ -35,7 +35,7 @@ pub(super) enum Bounded {
 impl Callers {
     /// Shares for these callers.
     pub(super) fn new(callers: impl IntoIterator<Item = Caller>, config: &GatewayConfig) -> Self {
-        let (requests, streams) = (Shares::of(config.max_requests), Shares::of(config.max_streams));
+        let (requests, streams) = (Shares::new(config.max_requests), Shares::new(config.max_streams));
         let held = |caller| (caller, Held { requests: requests.share(), streams: streams.share() });
         let callers: HashMap<Caller, Held> = callers.into_iter().map(held).collect();
         if callers.len() > 1 { Self(callers) } else { Self::default() }

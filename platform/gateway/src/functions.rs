@@ -119,7 +119,7 @@ fn invoke_problem(error: &InvokeError) -> Problem {
             Fault::Invalid => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, told),
             Fault::Timeout => Problem::new(StatusCode::GATEWAY_TIMEOUT, told),
             Fault::Crash => Problem::new(StatusCode::BAD_GATEWAY, told),
-            Fault::Retry { after } => Problem::unavailable(told, after.map_or(AGAIN, limits::wait)),
+            Fault::Retry { after } => Problem::unavailable(told, after.map_or(AGAIN, limits::clamp_wait)),
             Fault::Interrupted => Problem::unavailable(told, AGAIN),
         },
     }

@@ -5,7 +5,7 @@
 use super::problem::{Answer, Problem};
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
-use nerve_core::event::{BATCH, Event, JsonError, STRUCTURED};
+use nerve_core::event::{BATCH_MEDIA_TYPE, Event, JsonError, STRUCTURED_MEDIA_TYPE};
 
 /// The events of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,20 +21,20 @@ pub(crate) enum Posted {
 /// Reads a request in whichever mode it is.
 pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
     let essence = essence(headers);
-    if essence == BATCH {
+    if essence == BATCH_MEDIA_TYPE {
         let mut events = Event::batch_from_json(body).map_err(|error| match error {
             JsonError::TooMany(_) => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
             error => refused(error),
         })?;
-        events.iter().try_for_each(Event::check_from_outside).map_err(refused)?;
-        events.iter_mut().for_each(Event::forget_hops);
+        events.iter().try_for_each(Event::check_external).map_err(refused)?;
+        events.iter_mut().for_each(Event::remove_hops);
         return Ok(Posted::Batch(events));
     }
-    if essence == STRUCTURED {
+    if essence == STRUCTURED_MEDIA_TYPE {
         return one(Event::from_json(body).map_err(refused)?);
     }
     if essence.starts_with("application/cloudevents") {
-        let detail = format!("`{essence}` is not understood; send `{STRUCTURED}` or `{BATCH}`");
+        let detail = format!("`{essence}` is not understood; send `{STRUCTURED_MEDIA_TYPE}` or `{BATCH_MEDIA_TYPE}`");
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
     }
     if !headers.contains_key("ce-specversion") {
@@ -52,8 +52,8 @@ pub(crate) fn read(headers: &HeaderMap, body: &Bytes) -> Answer<Posted> {
 }
 
 fn one(mut event: Event) -> Answer<Posted> {
-    event.check_from_outside().map_err(refused)?;
-    event.forget_hops();
+    event.check_external().map_err(refused)?;
+    event.remove_hops();
     Ok(Posted::One(Box::new(event)))
 }
 
@@ -91,7 +91,7 @@ mod tests {
         let Ok(Posted::One(event)) = structured else { panic!("one event") };
         let batch = posted(&[("content-type", "application/cloudevents-batch+json")], &format!("[{ONE},{ONE}]"));
         assert_eq!(batch, Ok(Posted::Batch(vec![(*event).clone(), *event])));
-        assert_eq!(posted(&[("content-type", BATCH)], "[]"), Ok(Posted::Batch(vec![])));
+        assert_eq!(posted(&[("content-type", BATCH_MEDIA_TYPE)], "[]"), Ok(Posted::Batch(vec![])));
     }
 
     #[test]
@@ -102,8 +102,8 @@ mod tests {
             let (source, reference) = (event["source"].as_str().unwrap(), event["dataref"].as_str().unwrap_or("/d"));
             let binary = [("ce-specversion", "1.0"), ("ce-id", "1"), ("ce-source", source), ("ce-type", "a.b")];
             let binary = posted(&[&binary[..], &[("ce-dataref", reference)]].concat(), "{}");
-            let structured = posted(&[("content-type", STRUCTURED)], &event.to_string());
-            let batch = posted(&[("content-type", BATCH)], &format!("[{ONE},{event}]"));
+            let structured = posted(&[("content-type", STRUCTURED_MEDIA_TYPE)], &event.to_string());
+            let batch = posted(&[("content-type", BATCH_MEDIA_TYPE)], &format!("[{ONE},{event}]"));
             [binary, structured, batch].map(|posted| posted.map(drop))
         };
         for (attribute, value) in [("source", "/hooks/gh2"), ("dataref", "nats-object:bodies/abc")] {
@@ -116,11 +116,11 @@ mod tests {
     fn what_is_no_event_is_refused_or_plain() {
         assert_eq!(posted(&[("content-type", "application/json")], "{}"), Ok(Posted::Plain));
         assert_eq!(posted(&[], ""), Ok(Posted::Plain));
-        assert_eq!(posted(&[("content-type", STRUCTURED)], "{"), Err(400));
-        assert_eq!(posted(&[("content-type", BATCH)], "{}"), Err(400));
+        assert_eq!(posted(&[("content-type", STRUCTURED_MEDIA_TYPE)], "{"), Err(400));
+        assert_eq!(posted(&[("content-type", BATCH_MEDIA_TYPE)], "{}"), Err(400));
         assert_eq!(posted(&[("content-type", "application/cloudevents+avro")], ""), Err(415));
         assert_eq!(posted(&[("ce-specversion", "1.0")], ""), Err(400));
         let huge = format!("[{}]", vec![ONE; MAX_BATCH_EVENTS + 1].join(","));
-        assert_eq!(posted(&[("content-type", BATCH)], &huge), Err(413));
+        assert_eq!(posted(&[("content-type", BATCH_MEDIA_TYPE)], &huge), Err(413));
     }
 }

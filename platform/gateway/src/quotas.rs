@@ -17,8 +17,8 @@ use http::{HeaderValue, StatusCode, header};
 use nerve_core::{
     Event, EventType, Name,
     function::Views,
-    manifest::Run,
-    quota::{CollectionUsage, OverQuota, Quota, QuotaKind, rate_key, rest_of_day, used_key},
+    manifest::RuntimeSpec,
+    quota::{CollectionUsage, Quota, QuotaExceeded, QuotaKind, rate_key, seconds_until_midnight, usage_key},
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -102,11 +102,11 @@ impl Gateway {
     /// Refuses what is over a quota of its collection; nothing of it is stored then.
     pub(super) async fn check_quota(&self, collection: &str, wanted: Wanted<'_>) -> Answer<()> {
         let quota = self.catalogue().quotas.of(collection);
-        if !quota.bounds_anything() {
+        if !quota.is_limited() {
             return Ok(());
         }
         check_connected(self.bus())?;
-        if !matches!(wanted, Wanted::Event) && (quota.bounds_documents() || quota.tokens_per_day.is_some()) {
+        if !matches!(wanted, Wanted::Event) && (quota.limits_documents() || quota.tokens_per_day.is_some()) {
             let usage = self.usage(collection).await?;
             show(collection, quota, &usage);
             usage.check_tokens(quota, collection, OffsetDateTime::now_utc()).map_err(|over| refuse(&over))?;
@@ -117,14 +117,14 @@ impl Gateway {
                 return Err(refuse(&over));
             }
         }
-        match quota.bound(QuotaKind::EventsPerMinute) {
+        match quota.limit(QuotaKind::EventsPerMinute) {
             Some(bound) => self.take_event(collection, bound).await,
             None => Ok(()),
         }
     }
 
     async fn usage(&self, collection: &str) -> Answer<CollectionUsage> {
-        let view = self.bus().view(&used_key(collection)).await.map_err(|_| unknown())?;
+        let view = self.bus().view(&usage_key(collection)).await.map_err(|_| unknown())?;
         Ok(view.and_then(|view| serde_json::from_slice(&view.data).ok()).unwrap_or_default())
     }
 
@@ -135,7 +135,8 @@ impl Gateway {
             replaced: bool,
         }
         let catalogue = self.catalogue();
-        let is_index = |run: &Run| matches!(run, Run::Builtin { function, .. } if function == "rag/index");
+        let is_index =
+            |run: &RuntimeSpec| matches!(run, RuntimeSpec::Builtin { function, .. } if function == "rag/index");
         let index = catalogue.functions.values().find(|entry| is_index(&entry.record.spec.run));
         let (Some(index), Ok(ty)) = (index, EventType::parse("document.check_requested")) else { return false };
         let data = serde_json::json!({"documents": [{"collection": collection, "document": document}]});
@@ -162,7 +163,11 @@ impl Gateway {
             let taken = match rate.take(bound, i64::try_from(now).unwrap_or_default()) {
                 Ok(taken) => taken,
                 Err(wait) => {
-                    let over = OverQuota { collection: collection.to_owned(), kind: QuotaKind::EventsPerMinute, bound };
+                    let over = QuotaExceeded {
+                        collection: collection.to_owned(),
+                        kind: QuotaKind::EventsPerMinute,
+                        limit: bound,
+                    };
                     let seconds = u64::try_from(wait).unwrap_or_default().div_ceil(1_000_000).max(1);
                     return Err(refuse(&over).with(header::RETRY_AFTER, HeaderValue::from(seconds)));
                 }
@@ -182,7 +187,7 @@ fn unknown() -> Problem {
     Problem::unavailable("the quota of this collection cannot be looked up now; try again", LATER)
 }
 
-fn refuse(over: &OverQuota) -> Problem {
+fn refuse(over: &QuotaExceeded) -> Problem {
     let labels = [("collection", over.collection.clone()), ("quota", over.kind.name().to_owned())];
     metrics::counter!("nerve_collection_refused_total", &labels).increment(1);
     let detail = format!("{over}; nothing was stored");
@@ -190,7 +195,7 @@ fn refuse(over: &OverQuota) -> Problem {
         QuotaKind::Documents | QuotaKind::DocumentsBytes => Problem::new(StatusCode::INSUFFICIENT_STORAGE, detail),
         QuotaKind::EventsPerMinute => Problem::new(StatusCode::TOO_MANY_REQUESTS, detail),
         QuotaKind::TokensPerDay => {
-            let wait = HeaderValue::from(rest_of_day(OffsetDateTime::now_utc()));
+            let wait = HeaderValue::from(seconds_until_midnight(OffsetDateTime::now_utc()));
             Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).with(header::RETRY_AFTER, wait)
         }
     }
@@ -204,7 +209,7 @@ fn show(collection: &str, quota: Quota, usage: &CollectionUsage) {
         (QuotaKind::TokensPerDay, usage.tokens_at(OffsetDateTime::now_utc())),
     ];
     for (kind, used) in used {
-        let Some(bound) = quota.bound(kind) else { continue };
+        let Some(bound) = quota.limit(kind) else { continue };
         let labels = [("collection", collection.to_owned()), ("quota", kind.name().to_owned())];
         metrics::gauge!("nerve_collection_used", &labels).set(approximate(used));
         metrics::gauge!("nerve_collection_quota", &labels).set(approximate(bound));

@@ -9,7 +9,7 @@ use http::{Request, header};
 use nerve_core::{
     FunctionSpec, Name, RetryPolicy, SourceSpec,
     function::Secret,
-    manifest::{Batch, Provider, Run},
+    manifest::{Batch, Provider, RuntimeSpec},
 };
 use nerve_registry::{Entry, FunctionRecord, SealedOrOpen, SourceRecord};
 use serde_json::Value;
@@ -29,7 +29,7 @@ fn source(secrets: &[&str]) -> SourceSpec {
 
 fn function() -> FunctionSpec {
     FunctionSpec {
-        run: Run::Http { url: "http://127.0.0.1:9".into() },
+        run: RuntimeSpec::Http { url: "http://127.0.0.1:9".into() },
         on: vec![],
         stream: None,
         emits: vec![],

@@ -117,7 +117,7 @@ impl<J: Job, R: Send + 'static> Batcher<J, R> {
         tasks: &TaskTracker,
         make: Arc<MakeEngine<Engine<J, R>>>,
     ) -> Result<Self, String> {
-        let slots = Shares::of(plan.queue);
+        let slots = Shares::new(plan.queue);
         let batcher = Self { queue: Arc::new(Queue::new(name)), events: slots.share(), requests: slots.share(), plan };
         let (ready, made) = std::sync::mpsc::channel();
         for index in 0..threads.max(1) {
@@ -148,7 +148,7 @@ impl<J: Job, R: Send + 'static> Batcher<J, R> {
 
     /// Whether there is room for one more job of a request just now.
     pub(crate) fn has_room(&self) -> Result<(), JobError> {
-        if self.requests.has_room() { Ok(()) } else { Err(JobError::Busy(self.plan.queue)) }
+        if self.requests.has_capacity() { Ok(()) } else { Err(JobError::Busy(self.plan.queue)) }
     }
 
     #[cfg(test)]

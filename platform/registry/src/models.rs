@@ -5,7 +5,7 @@
 
 use super::{ArtifactRef, Deployed, Entry, FunctionRecord, ModelInfo, ModelRecord, Registry};
 use nerve_broker::bus::BusError;
-use nerve_core::{ModelName, manifest::Run};
+use nerve_core::{ModelName, manifest::RuntimeSpec};
 use std::collections::BTreeSet;
 use time::OffsetDateTime;
 
@@ -90,7 +90,7 @@ fn users(name: &ModelName, record: &ModelRecord, models: &Models, functions: &Fu
         others.flat_map(|entry| &entry.record.files).map(|file| file.sha256.as_str()).collect();
     let runs = |entry: &&Entry<FunctionRecord>| {
         let FunctionRecord { spec, artifacts, .. } = &entry.record;
-        let names_it = matches!(&spec.run, Run::Builtin { model: Some(model), .. } if model == name.as_str());
+        let names_it = matches!(&spec.run, RuntimeSpec::Builtin { model: Some(model), .. } if model == name.as_str());
         let mut held = record.files.iter().filter(|file| artifacts.iter().any(|held| held.sha256 == file.sha256));
         held.any(|file| names_it || !shared.contains(file.sha256.as_str()))
     };

@@ -20,9 +20,9 @@ use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use nerve_core::{
     Context, Deployment, Emission, Event, Fault, Function, FunctionError, Host, LoadError, Outcome,
-    event::{BATCH, PARTITION_KEY, STRUCTURED},
+    event::{BATCH_MEDIA_TYPE, PARTITION_KEY, STRUCTURED_MEDIA_TYPE},
     limits,
-    manifest::Run,
+    manifest::RuntimeSpec,
     redact,
 };
 use reqwest::{
@@ -58,7 +58,7 @@ impl HttpHost {
 #[async_trait]
 impl Host for HttpHost {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        let Run::Http { url } = &deployment.spec.run else {
+        let RuntimeSpec::Http { url } = &deployment.spec.run else {
             let message = format!("`{}` is not an HTTP service; this host runs http", deployment.name);
             return Err(LoadError::Invalid(message));
         };
@@ -166,11 +166,11 @@ fn emissions(headers: &HeaderMap, body: Bytes) -> Result<Vec<Emission>, String> 
         return Err(why);
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    if content_type.starts_with(BATCH) {
+    if content_type.starts_with(BATCH_MEDIA_TYPE) {
         let events = Event::batch_from_json(&body).map_err(|error| error.to_string())?;
         return Ok(events.into_iter().map(emission).collect());
     }
-    if content_type.starts_with(STRUCTURED) {
+    if content_type.starts_with(STRUCTURED_MEDIA_TYPE) {
         return Ok(vec![emission(Event::from_json(&body).map_err(|error| error.to_string())?)]);
     }
     let set_by_nerve = [("ce-specversion", "1.0"), ("ce-id", "-"), ("ce-source", "-")];

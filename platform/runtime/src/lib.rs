@@ -20,7 +20,7 @@ pub use process::{ProcessConfig, ProcessHost, SHIM, Shim, die_with_parent, run_s
 pub use wasm::{COMPILER, CompileError, Compiler, WasmConfig, WasmHost, inspect};
 
 use async_trait::async_trait;
-use nerve_core::{Deployment, Function, Host, LoadError, manifest::Run};
+use nerve_core::{Deployment, Function, Host, LoadError, manifest::RuntimeSpec};
 use std::sync::Arc;
 
 /// Every runtime in one host; `spec.run` chooses.
@@ -42,10 +42,10 @@ impl Runtimes {
 impl Host for Runtimes {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
         match &deployment.spec.run {
-            Run::Wasm { .. } => self.wasm.load(deployment).await,
-            Run::Process { .. } => self.process.load(deployment).await,
-            Run::Http { .. } => self.http.load(deployment).await,
-            Run::Builtin { .. } => self.builtin.load(deployment).await,
+            RuntimeSpec::Wasm { .. } => self.wasm.load(deployment).await,
+            RuntimeSpec::Process { .. } => self.process.load(deployment).await,
+            RuntimeSpec::Http { .. } => self.http.load(deployment).await,
+            RuntimeSpec::Builtin { .. } => self.builtin.load(deployment).await,
         }
     }
 }

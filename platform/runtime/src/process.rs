@@ -34,7 +34,9 @@ pub use shim::{SHIM, run_shim};
 
 use actor::{Actor, Progress, Request};
 use async_trait::async_trait;
-use nerve_core::{Context, Deployment, Event, Fault, Function, FunctionError, Host, LoadError, Outcome, manifest::Run};
+use nerve_core::{
+    Context, Deployment, Event, Fault, Function, FunctionError, Host, LoadError, Outcome, manifest::RuntimeSpec,
+};
 use std::{
     io,
     os::unix::process::CommandExt,
@@ -121,7 +123,7 @@ impl ProcessHost {
 #[async_trait]
 impl Host for ProcessHost {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        let Run::Process { command, .. } = &deployment.spec.run else {
+        let RuntimeSpec::Process { command, .. } = &deployment.spec.run else {
             let runtime = deployment.spec.run.runtime();
             let message = format!("`{}` has runtime = \"{runtime}\"; this host runs processes", deployment.name);
             return Err(LoadError::Invalid(message));

@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use guest::{FunctionPre, Guest};
 use nerve_core::{
     Context, Deployment, Emission, Event, EventType, Fault, Function, FunctionError, Host, LoadError, Outcome,
-    manifest::Run,
+    manifest::RuntimeSpec,
     shares::{Share, Shares},
 };
 use std::{
@@ -87,7 +87,7 @@ impl WasmHost {
             .map_err(|error| failed("the interface nerve:function/host could not be linked", error))?;
         let cache = cache::Cache::open(config.cache_dir, config.compiler)?;
         let ticker = Ticker::start(engine.clone())?;
-        let live = Shares::of(LIVE_INSTANCES as usize);
+        let live = Shares::new(LIVE_INSTANCES as usize);
         Ok(Self { engine, linker, cache, live, _ticker: Arc::new(ticker) })
     }
 }
@@ -95,7 +95,7 @@ impl WasmHost {
 #[async_trait]
 impl Host for WasmHost {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        let Run::Wasm { source } = &deployment.spec.run else {
+        let RuntimeSpec::Wasm { source } = &deployment.spec.run else {
             return Err(LoadError::Invalid(format!(
                 "`{}` has runtime = \"{}\"; this host runs wasm",
                 deployment.name,

@@ -13,7 +13,7 @@ use nerve_core::{
     Context, Deployment, Emission, Event, EventType, Fault, Function, FunctionError, FunctionSpec, Host, LoadError,
     Name, RetryPolicy,
     function::{Artifact, Emitter, LogSink},
-    manifest::{Batch, Run},
+    manifest::{Batch, RuntimeSpec},
 };
 use nerve_runtime::{Compiler, ProcessConfig, ProcessHost, WasmConfig, WasmHost, inspect};
 use nerve_sandbox::{Pool, Settings};
@@ -35,7 +35,7 @@ impl Emitter for Stored {
     }
 }
 
-fn deployment(dir: &Path, run: Run, file: &str, bytes: &[u8]) -> Deployment {
+fn deployment(dir: &Path, run: RuntimeSpec, file: &str, bytes: &[u8]) -> Deployment {
     let path = dir.join("artifact");
     std::fs::write(&path, bytes).unwrap();
     Deployment {
@@ -115,7 +115,7 @@ fn wasm_host_with(dir: &Path, memory: u64) -> WasmHost {
 
 async fn wasm(dir: &Path, body: &str) -> Arc<dyn Function> {
     let host = wasm_host(dir);
-    let run = Run::Wasm { source: "f.wasm".into() };
+    let run = RuntimeSpec::Wasm { source: "f.wasm".into() };
     let mut deployment = deployment(dir, run, "f.wasm", &component(body));
     deployment.spec.memory = 1 << 20;
     deployment.spec.timeout = Duration::from_millis(200);
@@ -181,7 +181,7 @@ async fn a_component_that_wants_what_nobody_offers_is_refused_when_it_is_loaded(
         (func (export "handle") (canon lift (core func $i "handle"))))"#;
     let dir = tempfile::tempdir().unwrap();
     let host = wasm_host(dir.path());
-    let run = Run::Wasm { source: "f.wasm".into() };
+    let run = RuntimeSpec::Wasm { source: "f.wasm".into() };
     let loaded = host.load(deployment(dir.path(), run, "f.wasm", &wat::parse_str(wat).unwrap())).await;
     let Err(LoadError::Invalid(why)) = loaded else { panic!("it was loaded, or the machine was blamed") };
     assert!(why.contains("cannot be linked") && why.contains("other:world/thing"), "{why}");
@@ -193,11 +193,12 @@ async fn component_that_needs_too_much_to_compile_is_refused() {
     let large = component(&format!("(local $x i32) {sum} (i32.const 1024)"));
     let dir = tempfile::tempdir().unwrap();
     let host = wasm_host_with(dir.path(), 128 << 20);
-    let run = Run::Wasm { source: "f.wasm".into() };
+    let run = RuntimeSpec::Wasm { source: "f.wasm".into() };
     let loaded = host.load(deployment(dir.path(), run, "f.wasm", &large)).await;
     let Err(LoadError::Invalid(why)) = loaded else { panic!("it was loaded, or the machine was blamed") };
     assert!(why.contains("more than 128 MiB") && why.contains("sandbox.compile_memory"), "{why}");
-    let small = deployment(dir.path(), Run::Wasm { source: "f.wasm".into() }, "f.wasm", &component("(i32.const 1024)"));
+    let small =
+        deployment(dir.path(), RuntimeSpec::Wasm { source: "f.wasm".into() }, "f.wasm", &component("(i32.const 1024)"));
     assert!(host.load(small).await.is_ok(), "others are compiled");
 }
 
@@ -246,7 +247,7 @@ for line in sys.stdin:
 "#;
 
 async fn process(dir: &Path) -> Arc<dyn Function> {
-    let run = Run::Process { command: vec!["python3".into(), "src/f.py".into()], source: None };
+    let run = RuntimeSpec::Process { command: vec!["python3".into(), "src/f.py".into()], source: None };
     let host = ProcessHost::new(ProcessConfig::new(dir.join("work")));
     host.load(deployment(dir, run, "src/f.py", SCRIPT.as_bytes())).await.unwrap()
 }
@@ -269,7 +270,7 @@ async fn a_process_answers_in_any_order_and_emits_before_the_end() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_has_a_batch_at_once_however_few_invocations_it_may_have() {
     let dir = tempfile::tempdir().unwrap();
-    let run = Run::Process { command: vec!["python3".into(), "src/f.py".into()], source: None };
+    let run = RuntimeSpec::Process { command: vec!["python3".into(), "src/f.py".into()], source: None };
     let mut deployment = deployment(dir.path(), run, "src/f.py", SCRIPT.as_bytes());
     deployment.spec.concurrency = 1;
     let function = ProcessHost::new(ProcessConfig::new(dir.path().join("work"))).load(deployment).await.unwrap();
@@ -302,7 +303,7 @@ async fn a_program_that_is_absent_and_a_path_that_leaves_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let host = ProcessHost::new(ProcessConfig::new(dir.path().join("work")));
     for (program, file, says) in [("no-such-program", "f", "no-such-program"), ("true", "../f", "../f")] {
-        let run = Run::Process { command: vec![program.into()], source: None };
+        let run = RuntimeSpec::Process { command: vec![program.into()], source: None };
         let Err(LoadError::Invalid(message)) = host.load(deployment(dir.path(), run, file, b"")).await else {
             panic!("{program} {file} was loaded");
         };

@@ -14,7 +14,7 @@ use nerve_core::{
     Context, Deployment, Emission, Event, EventType, Fault, Function, FunctionError, FunctionSpec, Host, Name, Outcome,
     RetryPolicy,
     function::{Artifact, Emitter, LogLevel, LogLine, LogSink, Secret},
-    manifest::{Batch, Run},
+    manifest::{Batch, RuntimeSpec},
 };
 use nerve_runtime::{ProcessConfig, ProcessHost};
 use sha2::{Digest, Sha256};
@@ -79,7 +79,7 @@ impl Rig {
             name: Name::parse("echo").unwrap(),
             revision: 1,
             spec: FunctionSpec {
-                run: Run::Process { command: vec!["python3".into(), "echo.py".into()], source: None },
+                run: RuntimeSpec::Process { command: vec!["python3".into(), "echo.py".into()], source: None },
                 on: vec![],
                 stream: None,
                 emits: vec![],
@@ -262,7 +262,7 @@ async fn load_that_fails_leaves_no_folder() {
     let rig = Rig::new();
     let host = rig.host();
     let mut deployment = rig.deployment("first");
-    deployment.spec.run = Run::Process { command: vec!["no-such-program".into()], source: None };
+    deployment.spec.run = RuntimeSpec::Process { command: vec!["no-such-program".into()], source: None };
     assert!(host.load(deployment).await.is_err());
     assert!(rig.loads().is_empty());
 }

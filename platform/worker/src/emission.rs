@@ -55,7 +55,8 @@ impl Outlet {
     /// How many results lead to an emission of `input`: one more than to the input. The steps of an agent do not count, as its budget
     /// bounds them, and neither do the answers of its tools.
     fn hops(&self, input: &Event, emission: &Emission) -> u32 {
-        let is_agent = matches!(&self.spec.run, manifest::Run::Builtin { function, .. } if function == tool::AGENT);
+        let is_agent =
+            matches!(&self.spec.run, manifest::RuntimeSpec::Builtin { function, .. } if function == tool::AGENT);
         let is_step = is_agent && tool::is_step(emission.ty.as_str());
         input.hops().saturating_add(u32::from(!is_step && !tools::is_call(&self.spec, input)))
     }

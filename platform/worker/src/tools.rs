@@ -5,7 +5,7 @@
 
 use nerve_core::{
     Emission, Event, EventType, Fault, FunctionError, FunctionSpec,
-    tool::{self, Call, RETURNED, Tool},
+    tool::{self, RETURNED, Tool, ToolCall},
 };
 use nerve_registry::Catalogue;
 use serde_json::Value;
@@ -17,12 +17,12 @@ pub(super) fn deployed(catalogue: &Catalogue) -> Vec<Tool> {
 
 /// Whether an event is a call of this function as a tool.
 pub(super) fn is_call(spec: &FunctionSpec, event: &Event) -> bool {
-    spec.tool.is_some() && tool::called(&event.ty).is_some()
+    spec.tool.is_some() && tool::called_tool(&event.ty).is_some()
 }
 
 /// What the function is handed of a call: the arguments, as the event's data. What is no call is handed as it is.
 pub(super) fn given(event: Event) -> Event {
-    let Ok(call) = serde_json::from_slice::<Call>(&event.data) else { return event };
+    let Ok(call) = serde_json::from_slice::<ToolCall>(&event.data) else { return event };
     let arguments = Value::Object(call.arguments).to_string().into_bytes();
     event.with_data("application/json", arguments)
 }
@@ -39,10 +39,10 @@ pub(super) fn answered(call: &Event, mut emissions: Vec<Emission>) -> Result<Vec
         }
     }
     for emission in emissions.iter_mut().filter(|emission| emission.ty.as_str() == RETURNED) {
-        let Ok(call) = serde_json::from_slice::<Call>(&call.data) else { continue };
+        let Ok(call) = serde_json::from_slice::<ToolCall>(&call.data) else { continue };
         let text = || Value::String(String::from_utf8_lossy(&emission.data).into_owned());
         let result = serde_json::from_slice(&emission.data).unwrap_or_else(|_| text());
-        emission.data = bytes_of(&call.returned(Ok(result)))?;
+        emission.data = bytes_of(&call.into_result(Ok(result)))?;
         emission.content_type = None;
     }
     Ok(emissions)
@@ -50,8 +50,8 @@ pub(super) fn answered(call: &Event, mut emissions: Vec<Emission>) -> Result<Vec
 
 /// The answer of a tool that failed for good; none where the event is no call.
 pub(super) fn failed(call: &Event, why: &str) -> Option<Emission> {
-    let call: Call = serde_json::from_slice(&call.data).ok()?;
-    let returned = serde_json::to_value(call.returned(Err(why.to_owned()))).ok()?;
+    let call: ToolCall = serde_json::from_slice(&call.data).ok()?;
+    let returned = serde_json::to_value(call.into_result(Err(why.to_owned()))).ok()?;
     emission(&returned).ok()
 }
 

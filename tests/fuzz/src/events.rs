@@ -4,7 +4,7 @@ use super::request::Request;
 use http::StatusCode;
 use nerve_core::{
     Event,
-    event::{HOPS, OWN_DATA_REF, RESERVED_SOURCES},
+    event::{HOPS, NERVE_DATA_REF_SCHEME, RESERVED_SOURCE_PREFIXES},
 };
 use nerve_gateway::fuzzing::read_events;
 
@@ -29,8 +29,11 @@ pub fn run(data: &[u8]) {
 
 /// No event from outside says that Nerve made it.
 fn check_origin(event: &Event) {
-    assert!(!RESERVED_SOURCES.iter().any(|reserved| event.source.starts_with(reserved)), "{event:?}");
-    assert!(!event.extension("dataref").is_some_and(|at| at.to_lowercase().starts_with(OWN_DATA_REF)), "{event:?}");
+    assert!(!RESERVED_SOURCE_PREFIXES.iter().any(|reserved| event.source.starts_with(reserved)), "{event:?}");
+    assert!(
+        !event.extension("dataref").is_some_and(|at| at.to_lowercase().starts_with(NERVE_DATA_REF_SCHEME)),
+        "{event:?}"
+    );
     assert_eq!(event.extension(HOPS), None);
 }
 

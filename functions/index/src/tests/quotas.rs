@@ -9,7 +9,7 @@ fn no_document_is_written_over_the_quota_of_its_collection() {
         let quota = Quota { documents: Some(2), documents_bytes: Some(20), ..Quota::default() };
         let quotas = Quotas { default: Quota::default(), own: [("default".to_owned(), quota)].into() };
         let over = |changes: &[Change]| match index.apply_within(changes, &quotas) {
-            Err(IndexError::OverQuota(over)) => over.kind,
+            Err(IndexError::QuotaExceeded(over)) => over.kind,
             other => panic!("{other:?}"),
         };
         index.apply_within(&[replace("a", 1, &[("ten bytes.", 1)])], &quotas).unwrap();

@@ -34,7 +34,7 @@ pub struct OlderResults {
 impl OlderResults {
     /// Whether the emission of this number is stored.
     pub fn has(&self, function: &Name, event: &Event, number: usize) -> bool {
-        !self.ids.is_empty() && self.ids.contains(&Identity::old_result(function, event, number))
+        !self.ids.is_empty() && self.ids.contains(&Identity::legacy_result(function, event, number))
     }
 }
 

@@ -42,7 +42,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Where keys are written.
 const SUBJECT: &str = "seen.ids";
-/// Where an older Nerve wrote its keys; see [`Identity::of_webhook_before`].
+/// Where an older Nerve wrote its keys; see [`Identity::of_legacy_webhook`].
 const OLD_SUBJECT: &str = "seen.hooks";
 
 /// What was accepted within the window; clones share it.

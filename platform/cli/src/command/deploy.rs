@@ -17,7 +17,7 @@ use crate::{
 use clap::Args;
 use nerve_core::{
     FunctionSpec, Manifest, ModelName, Name, ScheduleSpec, SinkSpec, SourceSpec,
-    manifest::{Run, default_sink_secret},
+    manifest::{RuntimeSpec, default_sink_secret},
 };
 use nerve_registry::{Deployed, FunctionRecord, ModelRecord, Registry};
 use serde::Serialize;
@@ -354,10 +354,12 @@ fn state_of_source(spec: &SourceSpec) -> State {
 }
 
 /// Finds out here what a worker would find out later.
-fn check(run: &Run, files: &[File]) -> Result<(), Failure> {
+fn check(run: &RuntimeSpec, files: &[File]) -> Result<(), Failure> {
     match (run, files) {
-        (Run::Wasm { source }, [File { content: Content::Read(content), .. }]) => nerve_runtime::inspect(content)
-            .map_err(|error| Failure::new(format!("cannot deploy {source}")).because(error)),
+        (RuntimeSpec::Wasm { source }, [File { content: Content::Read(content), .. }]) => {
+            nerve_runtime::inspect(content)
+                .map_err(|error| Failure::new(format!("cannot deploy {source}")).because(error))
+        }
         _ => Ok(()),
     }
 }

@@ -20,7 +20,7 @@ use async_trait::async_trait;
 use clap::Args;
 use nerve_broker::roles;
 use nerve_config::{Config, OnnxConfig};
-use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::Run};
+use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::RuntimeSpec};
 use nerve_inference::{Onnx, Trials};
 use nerve_onnx::OnnxHost;
 use nerve_rag::{DocumentReaders, Rag, Settings};
@@ -287,7 +287,7 @@ impl Builtins {
 impl Host for Builtins {
     async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
         match &deployment.spec.run {
-            Run::Builtin { function, .. } if function.starts_with("rag/") => self.rag.load(deployment).await,
+            RuntimeSpec::Builtin { function, .. } if function.starts_with("rag/") => self.rag.load(deployment).await,
             _ => self.onnx.load(deployment).await,
         }
     }

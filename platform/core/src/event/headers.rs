@@ -1,4 +1,4 @@
-//! Binary mode: attributes in `ce-*` headers, the body as it is.
+//! Binary mode: attributes in `ce-*` headers, the body unchanged.
 
 use super::{Event, EventError};
 use crate::EventType;
@@ -9,16 +9,19 @@ const PREFIX: &str = "ce-";
 const CONTENT_TYPE: &str = "content-type";
 
 impl Event {
-    /// The headers of this event in binary mode: `ce-specversion` first, and `content-type` last if there is one.
+    /// Headers of this event in binary mode: `ce-specversion` first, `content-type` last.
     ///
-    /// Values are percent-encoded as the HTTP and NATS bindings ask, so they are printable ASCII.
+    /// Values are percent-encoded as the HTTP and NATS bindings require, so they are printable ASCII.
     pub fn to_headers(&self) -> impl Iterator<Item = (Cow<'static, str>, Cow<'_, str>)> {
         let content_type =
             self.content_type.as_deref().map(|value| (Cow::Borrowed(CONTENT_TYPE), Cow::Borrowed(value)));
         self.attributes().map(|(name, value)| (header_name(name), encode_cow(value))).chain(content_type)
     }
 
-    /// Reads an event in binary mode; header names are compared without case, other headers are passed over.
+    /// Reads an event in binary mode. Header names are case-insensitive; other headers are ignored.
+    ///
+    /// # Errors
+    /// If a required attribute is missing, or an attribute is invalid.
     pub fn from_headers<'h>(
         headers: impl IntoIterator<Item = (&'h str, &'h str)>,
         data: Bytes,
@@ -36,7 +39,7 @@ impl Event {
                 attributes.push((lower, value));
             }
         }
-        let find = |wanted| attributes.iter().find(|(name, _)| name == wanted).map(|(_, value)| *value);
+        let find = |attribute| attributes.iter().find(|(name, _)| name == attribute).map(|(_, value)| *value);
         find("specversion").ok_or(EventError::Missing("specversion"))?;
         let ty = find("type").ok_or(EventError::Missing("type"))?;
         let mut event = Self::blank(EventType::parse(decode_value(ty))?);
@@ -49,7 +52,7 @@ impl Event {
     }
 }
 
-/// The header of an attribute; those of every event are not written anew each time.
+/// Header name of an attribute. Common names are static, which avoids an allocation.
 fn header_name(attribute: &str) -> Cow<'static, str> {
     Cow::Borrowed(match attribute {
         "specversion" => "ce-specversion",
@@ -68,23 +71,23 @@ fn header_name(attribute: &str) -> Cow<'static, str> {
     })
 }
 
-fn stands_for_itself(byte: u8) -> bool {
+fn is_unreserved(byte: u8) -> bool {
     (0x21..=0x7e).contains(&byte) && byte != b'"' && byte != b'%'
 }
 
 fn encode_cow(value: Cow<'_, str>) -> Cow<'_, str> {
-    if value.bytes().all(stands_for_itself) { value } else { encode_value(&value).into_owned().into() }
+    if value.bytes().all(is_unreserved) { value } else { encode_value(&value).into_owned().into() }
 }
 
-/// Percent-encodes a header value: everything but printable ASCII, and space, `"` and `%`.
-/// (CloudEvents HTTP binding 1.0.2, section 3.1.3.2.)
+/// Percent-encodes a header value: non-printable and non-ASCII bytes, space, `"` and `%` (CloudEvents HTTP binding
+/// 1.0.2, section 3.1.3.2).
 pub fn encode_value(value: &str) -> Cow<'_, str> {
-    if value.bytes().all(stands_for_itself) {
+    if value.bytes().all(is_unreserved) {
         return Cow::Borrowed(value);
     }
     let mut encoded = String::with_capacity(value.len() + 16);
     for byte in value.bytes() {
-        if stands_for_itself(byte) {
+        if is_unreserved(byte) {
             encoded.push(char::from(byte));
         } else {
             encoded.push_str(&format!("%{byte:02X}"));
@@ -93,7 +96,7 @@ pub fn encode_value(value: &str) -> Cow<'_, str> {
     Cow::Owned(encoded)
 }
 
-/// Undoes [`encode_value`]; what is not a valid escape is kept as it stands.
+/// Reverses [`encode_value`]. Invalid escapes are kept unchanged.
 pub fn decode_value(value: &str) -> String {
     if !value.contains('%') {
         return value.to_owned();
@@ -123,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn headers_come_back_as_the_same_event() {
+    fn headers_round_trip() {
         let mut event = Event::new("1 %41", "/sensors/\"ü\"", EventType::parse("a.b").unwrap())
             .with_data("text/plain; charset=utf-8", "x\0y")
             .with_extension("partitionkey", "k");
@@ -136,14 +139,14 @@ mod tests {
     }
 
     #[test]
-    fn the_specs_own_example_of_encoding() {
+    fn value_encoding_matches_the_specification_example() {
         assert_eq!(encode_value("Euro € 😀"), "Euro%20%E2%82%AC%20%F0%9F%98%80");
         assert_eq!(decode_value("Euro%20%E2%82%AC%20%F0%9F%98%80"), "Euro € 😀");
         assert_eq!(decode_value("100%"), "100%");
     }
 
     #[test]
-    fn what_is_missing_is_named() {
+    fn missing_attribute_is_named() {
         let read = |headers: &[(&str, &str)]| Event::from_headers(headers.iter().copied(), Bytes::new()).unwrap_err();
         assert_eq!(read(&[]), EventError::Missing("specversion"));
         let some = [("ce-specversion", "1.0"), ("ce-type", "t"), ("ce-source", "s")];

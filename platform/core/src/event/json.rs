@@ -1,9 +1,9 @@
-//! Structured mode: one event as a JSON document, or an array of them.
+//! Structured mode: one event as a JSON document, or a JSON array of events.
 
 use super::{Event, EventError};
 use crate::{
     EventType,
-    limits::{self, Counted},
+    limits::{self, BoundedList},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -14,33 +14,33 @@ use serde::{
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
-/// The most members of an event: its attributes and its data.
+/// Maximum members of an event, attributes and data together.
 const MAX_MEMBERS: usize = 256;
-/// The most events of a batch.
+/// Maximum events per batch.
 pub const MAX_BATCH_EVENTS: usize = 1000;
 
-/// The members of an event. Many small ones would take a hundred times their bytes of memory.
+/// Members of an event. Limited, because small members take a hundred times their size in memory.
 #[derive(Deserialize)]
 #[serde(transparent)]
 struct Members<'d>(
     #[serde(borrow, deserialize_with = "limits::map::<_, _, MAX_MEMBERS>")] BTreeMap<String, &'d RawValue>,
 );
 
-/// Why a JSON document is not an event.
+/// A JSON document that is not an event or a batch.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonError {
-    /// It is not JSON, or not an object (or, for a batch, not an array of objects).
+    /// Not JSON, or not an object (for a batch: not an array of objects).
     #[error("not a CloudEvent as JSON: {0}")]
     Syntax(#[from] serde_json::Error),
-    /// It is a batch of more than [`MAX_BATCH_EVENTS`].
-    #[error("a batch holds at most {MAX_BATCH_EVENTS} events, this one {0}; split it")]
+    /// A batch of more than [`MAX_BATCH_EVENTS`].
+    #[error("the batch has {0} events, the maximum is {MAX_BATCH_EVENTS}: split it")]
     TooMany(usize),
-    /// It is JSON, but not a CloudEvent.
+    /// JSON, but not a CloudEvent.
     #[error(transparent)]
     Event(#[from] EventError),
 }
 
-/// As the JSON event format 1.0.2 says: a JSON body is embedded, text is a string, anything else is base64.
+/// JSON event format 1.0.2: a JSON body is embedded, text is a string, anything else is base64.
 impl Serialize for Event {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -57,7 +57,7 @@ impl Serialize for Event {
         match text {
             Some(text) if self.is_json() => match serde_json::from_str::<&RawValue>(text) {
                 Ok(raw) if !text.contains('\n') => map.serialize_entry("data", raw)?,
-                // One event is one line (of a process's stdin, of an SSE field), so a pretty-printed body is folded.
+                // One event is one line (on a process's stdin, in an SSE field), so a pretty-printed body is compacted.
                 Ok(raw) => {
                     let value: serde_json::Value = serde_json::from_str(raw.get()).map_err(S::Error::custom)?;
                     map.serialize_entry("data", &value)?;
@@ -77,18 +77,23 @@ impl Event {
         declared.starts_with("text/") || declared.contains("xml") || declared.contains("x-www-form-urlencoded")
     }
 
-    /// Reads one event in the JSON format. A JSON body keeps the bytes it was written with.
+    /// Reads one event in the JSON format. A JSON body keeps its bytes.
+    ///
+    /// # Errors
+    /// If `document` is not JSON or not a CloudEvent.
     pub fn from_json(document: &[u8]) -> Result<Self, JsonError> {
         let Members(members) = serde_json::from_slice(document)?;
         Self::from_members(members)
     }
 
-    /// Reads a batch: a JSON array of [`MAX_BATCH_EVENTS`] events at most. One bad event refuses the batch, and the error is
-    /// about that one.
+    /// Reads a batch: a JSON array of at most [`MAX_BATCH_EVENTS`] events.
+    ///
+    /// # Errors
+    /// If `document` is not an array, is too long, or contains an invalid event.
     pub fn batch_from_json(document: &[u8]) -> Result<Vec<Self>, JsonError> {
-        let Counted::<Members<'_>, MAX_BATCH_EVENTS> { items, all } = serde_json::from_slice(document)?;
-        if all > items.len() {
-            return Err(JsonError::TooMany(all));
+        let BoundedList::<Members<'_>, MAX_BATCH_EVENTS> { items, total } = serde_json::from_slice(document)?;
+        if total > items.len() {
+            return Err(JsonError::TooMany(total));
         }
         items.into_iter().map(|Members(members)| Self::from_members(members)).collect()
     }
@@ -106,7 +111,7 @@ impl Event {
         }
         event.data = match (members.get("data"), members.get("data_base64")) {
             (Some(_), Some(_)) => {
-                return Err(EventError::invalid("data", "`data` and `data_base64` exclude each other").into());
+                return Err(EventError::invalid("data", "`data` and `data_base64` are mutually exclusive").into());
             }
             (Some(data), None) if event.is_json() => Bytes::copy_from_slice(data.get().as_bytes()),
             (Some(data), None) => match serde_json::from_str::<String>(data.get()) {
@@ -124,7 +129,7 @@ impl Event {
     }
 }
 
-/// Attributes may be strings, integers or booleans; all have a canonical text form.
+/// Attributes are strings, integers or booleans, each with a canonical text form.
 fn attribute_text(name: &str, raw: &RawValue) -> Result<String, EventError> {
     match serde_json::from_str::<serde_json::Value>(raw.get()) {
         Ok(serde_json::Value::String(text)) => Ok(text),
@@ -142,12 +147,12 @@ mod tests {
         Event::new("1", "/s", EventType::parse("a.b").unwrap())
     }
 
-    fn there_and_back(event: &Event) -> Event {
+    fn round_trip(event: &Event) -> Event {
         Event::from_json(&serde_json::to_vec(event).unwrap()).unwrap()
     }
 
     #[test]
-    fn each_kind_of_body_survives() {
+    fn each_kind_of_body_round_trips() {
         let bodies = [
             event(),
             event().with_data("application/json", r#"{"n":12345678901234567890123,"b":1.0}"#),
@@ -156,24 +161,24 @@ mod tests {
             event().with_data("application/json", "{broken").with_extension("partitionkey", "7"),
         ];
         for body in bodies {
-            assert_eq!(there_and_back(&body), body);
+            assert_eq!(round_trip(&body), body);
         }
     }
 
     #[test]
-    fn an_event_is_always_one_line() {
+    fn serialized_event_is_one_line() {
         let pretty = event().with_data("application/json", "{\n  \"a\": 1\n}");
         let line = serde_json::to_string(&pretty).unwrap();
         assert!(!line.contains('\n') && line.contains(r#""data":{"a":1}"#), "{line}");
     }
 
     #[test]
-    fn mistakes_are_named() {
+    fn error_names_the_invalid_attribute() {
         let refuse = |text: &str| Event::from_json(text.as_bytes()).unwrap_err().to_string();
         assert!(refuse("[").contains("not a CloudEvent"));
         assert!(refuse("{}").contains("specversion"));
         let both = r#"{"specversion":"1.0","id":"1","source":"s","type":"t","data":1,"data_base64":"eA=="}"#;
-        assert!(refuse(both).contains("exclude"));
+        assert!(refuse(both).contains("exclusive"));
         let bad_type = r#"{"specversion":"1.0","id":"1","source":"s","type":"t > x"}"#;
         assert!(refuse(bad_type).contains("type"));
         let bad_name = r#"{"specversion":"1.0","id":"1","source":"s","type":"t","Trace-Id":"x"}"#;
@@ -181,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn event_and_batch_have_a_most_of_members_and_events() {
+    fn too_many_members_or_events_are_rejected() {
         let extensions: String = (0..MAX_MEMBERS).map(|n| format!(r#","e{n}":1"#)).collect();
         let wide = format!(r#"{{"specversion":"1.0"{extensions}}}"#);
         assert!(Event::from_json(wide.as_bytes()).unwrap_err().to_string().contains("more than 256 members"));
@@ -191,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_an_array() {
+    fn batch_is_an_array() {
         let batch = format!("[{0},{0}]", serde_json::to_string(&event()).unwrap());
         assert_eq!(Event::batch_from_json(batch.as_bytes()).unwrap().len(), 2);
     }

@@ -1,11 +1,12 @@
-//! `[function.NAME]`
+//! Reads `[function.NAME]`.
 
 use super::{
-    BUILTINS, Batch, FunctionSpec, Run, limits,
-    read::{Reader, Section, did_you_mean, parse_duration},
+    BUILTINS, Batch, FunctionSpec, RuntimeSpec, limits,
+    reader::{Reader, Section, did_you_mean},
+    values::{parse_secret_name, parse_size, parse_stream, parse_url, read_count, read_retry},
 };
 use crate::{
-    EventType, ModelName, Pattern, RetryPolicy, redact,
+    ModelName, Pattern, RetryPolicy,
     tool::{self, ToolSpec},
 };
 use std::{collections::BTreeMap, time::Duration};
@@ -31,8 +32,8 @@ const KEYS: &[&str] = &[
     "tool",
 ];
 const PLANNED: &[&str] = &["order_by", "idle", "allow"];
-/// The built-in functions that call others with a key.
-const TAKE_A_SECRET: [&str; 2] = ["rag/generate", "rag/agent"];
+/// Built-in functions that call an endpoint with an API key.
+const FUNCTIONS_WITH_SECRETS: [&str; 2] = ["rag/generate", "rag/agent"];
 const RUNTIMES: &[&str] = &["wasm", "process", "http", "builtin"];
 
 pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<FunctionSpec> {
@@ -41,27 +42,27 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<F
     let on = reader.list(table, "on", |text| Pattern::parse(text));
     let declared = table.get("on").map(|value| value.get_ref().as_array().is_none_or(|array| !array.is_empty()));
     if !declared.unwrap_or(false) {
-        let message = "a function needs at least one subject to start it, such as on = [\"events.github.>\"]";
-        reader.fault(table, "on", message);
+        let message = "at least one subject is required, such as on = [\"events.github.>\"]";
+        reader.report_key(table, "on", message);
     }
     let default_memory = match &run {
-        Some(Run::Process { .. }) => limits::PROCESS_MEMORY,
-        _ => limits::WASM_MEMORY,
+        Some(RuntimeSpec::Process { .. }) => limits::DEFAULT_PROCESS_MEMORY_BYTES,
+        _ => limits::DEFAULT_WASM_MEMORY_BYTES,
     };
     let memory = read_memory(reader, table);
-    if let (Some(Run::Wasm { .. }), Some(bytes)) = (&run, memory)
-        && bytes > limits::WASM_MEMORY_MAX
+    if let (Some(RuntimeSpec::Wasm { .. }), Some(bytes)) = (&run, memory)
+        && bytes > limits::MAX_WASM_MEMORY_BYTES
     {
-        reader.fault(table, "memory", "a component can address at most 4GiB");
+        reader.report_key(table, "memory", "a component addresses at most 4GiB");
     }
     let tool = read_tool(reader, table, on.as_deref().unwrap_or_default());
     Some(FunctionSpec {
         tool,
         stream: reader.parsed(table, "stream", parse_stream),
         emits: reader.list(table, "emits", parse_emits).unwrap_or_default(),
-        concurrency: read_size(reader, table, "concurrency", limits::CONCURRENCY),
+        concurrency: read_count(reader, table, "concurrency", limits::DEFAULT_CONCURRENCY, limits::MAX_CONCURRENCY),
         batch: read_batch(reader, table),
-        timeout: reader.duration(table, "timeout", limits::TIMEOUT.1).unwrap_or(limits::TIMEOUT.0),
+        timeout: reader.duration(table, "timeout", limits::MAX_TIMEOUT).unwrap_or(limits::DEFAULT_TIMEOUT),
         memory: memory.unwrap_or(default_memory),
         retry: read_retry(reader, table, RetryPolicy::default()),
         env: read_env(reader, table),
@@ -71,183 +72,141 @@ pub(super) fn read(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<F
     })
 }
 
-/// What agents are told of a function that they may call: it is started by that alone, and answers it.
+/// Reads `tool`. A tool subscribes only to its own calls and emits a result.
 fn read_tool(reader: &mut Reader<'_>, table: &Section<'_, '_>, on: &[Pattern]) -> Option<ToolSpec> {
     let section = reader.table(table, "tool")?;
     reader.check_keys(&section, &["description", "parameters"], &[]);
     let description = reader.string(&section, "description");
     if section.get("description").is_none() {
-        reader.fault(&section, "description", "it is missing: say what the tool does, and when to use it");
+        reader.report_key(&section, "description", "missing: describe what the tool does and when to use it");
     }
     let mut parameters = reader.json(&section, "parameters").unwrap_or_default();
     match parameters.get("type").map(|ty| ty.as_str()) {
         None => drop(parameters.insert("type".to_owned(), "object".into())),
         Some(Some("object")) => {}
-        Some(_) => reader.fault(&section, "parameters", "arguments are an object: type = \"object\", or leave it out"),
+        Some(_) => reader.report_key(
+            &section,
+            "parameters",
+            "the arguments must be an object: use type = \"object\", or omit it",
+        ),
     }
-    let called = |on: &Pattern| on.as_str().strip_prefix("events.")?.strip_prefix(tool::CALLED).map(str::to_owned);
+    let called =
+        |on: &Pattern| on.as_str().strip_prefix("events.")?.strip_prefix(tool::CALL_TYPE_PREFIX).map(str::to_owned);
     match on.iter().map(called).collect::<Option<Vec<_>>>().as_deref() {
         Some([name]) if tool::is_name(name) => {}
         _ => {
-            let message = "a tool is started by the events that call it: on = [\"events.tool.called.NAME\"], \
-                           where NAME has letters, digits, - and _, and 64 of them at most";
-            reader.fault(table, "on", message);
+            let message = "a tool subscribes to its own calls: on = [\"events.tool.called.NAME\"], \
+                           where NAME is at most 64 letters, digits, - and _";
+            reader.report_key(table, "on", message);
         }
     }
-    let answers = table.get("emits").and_then(|emits| emits.get_ref().as_array());
-    if !answers.is_some_and(|emits| emits.iter().any(|one| one.get_ref().as_str() == Some(tool::RETURNED))) {
-        reader.fault(table, "emits", "a tool answers: add \"tool.returned\"");
+    let emits = table.get("emits").and_then(|emits| emits.get_ref().as_array());
+    if !emits.is_some_and(|emits| emits.iter().any(|one| one.get_ref().as_str() == Some(tool::RETURNED))) {
+        reader.report_key(table, "emits", "a tool emits its result: add \"tool.returned\"");
     }
     Some(ToolSpec { description: description?, parameters })
 }
 
-fn read_run(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
+fn read_run(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<RuntimeSpec> {
     let Some(runtime) = reader.string(table, "runtime") else {
         if table.get("runtime").is_none() {
-            reader.fault(
+            reader.report_key(
                 table,
                 "runtime",
-                "it is missing: say runtime = \"wasm\", \"process\", \"http\" or \"builtin\"",
+                "missing: add runtime = \"wasm\", \"process\", \"http\" or \"builtin\"",
             );
         }
         return None;
     };
-    let taken: &[&str] = match runtime.as_str() {
+    let supported: &[&str] = match runtime.as_str() {
         "wasm" => &["source"],
         "process" => &["command", "source"],
         "http" => &["url"],
         "builtin" => &["use", "model", "with"],
         other => {
             let message = format!("`{other}` is not a runtime{}", did_you_mean(other, RUNTIMES));
-            reader.fault(table, "runtime", message);
+            reader.report_key(table, "runtime", message);
             return None;
         }
     };
-    for key in ["source", "command", "url", "use", "model", "with"].into_iter().filter(|key| !taken.contains(key)) {
+    for key in ["source", "command", "url", "use", "model", "with"].into_iter().filter(|key| !supported.contains(key)) {
         if table.get(key).is_some() {
-            reader.fault(table, key, format!("runtime = \"{runtime}\" does not take it: remove it"));
+            reader.report_key(table, key, format!("not supported with runtime = \"{runtime}\": remove it"));
         }
     }
-    if let Some(required) = taken.first().filter(|key| table.get(key).is_none()) {
-        reader.fault(table, required, format!("it is missing: runtime = \"{runtime}\" needs it"));
+    if let Some(required) = supported.first().filter(|key| table.get(key).is_none()) {
+        reader.report_key(table, required, format!("missing: runtime = \"{runtime}\" requires it"));
     }
     match runtime.as_str() {
-        "wasm" => Some(Run::Wasm { source: reader.parsed(table, "source", parse_path)? }),
+        "wasm" => Some(RuntimeSpec::Wasm { source: reader.parsed(table, "source", parse_path)? }),
         "process" => {
             let command = reader.list(table, "command", |text| Ok::<_, String>(text.to_owned()))?;
             if command.first().is_none_or(String::is_empty) {
-                reader.fault(table, "command", "it must name a program, such as [\"python3\", \"main.py\"]");
+                reader.report_key(table, "command", "must start with a program, such as [\"python3\", \"main.py\"]");
             }
-            Some(Run::Process { command, source: reader.parsed(table, "source", parse_path) })
+            Some(RuntimeSpec::Process { command, source: reader.parsed(table, "source", parse_path) })
         }
         "builtin" => read_builtin(reader, table),
-        _ => Some(Run::Http { url: reader.parsed(table, "url", parse_url)? }),
+        _ => Some(RuntimeSpec::Http { url: reader.parsed(table, "url", parse_url)? }),
     }
 }
 
-fn read_builtin(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<Run> {
+fn read_builtin(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<RuntimeSpec> {
     for key in ["env", "memory"] {
         if table.get(key).is_some() {
-            reader.fault(table, key, "a built-in function does not take it: remove it");
+            reader.report_key(table, key, "not supported by built-in functions: remove it");
         }
     }
     let function = reader.parsed(table, "use", |text| match BUILTINS.contains(&text) {
         true => Ok(text.to_owned()),
         false => Err(format!("`{text}` is not a built-in function{}", did_you_mean(text, BUILTINS))),
     });
-    let takes = function.as_deref().is_some_and(|function| TAKE_A_SECRET.contains(&function));
-    if !takes && table.get("secrets").is_some() {
-        let they = TAKE_A_SECRET.join(" and ");
-        reader.fault(table, "secrets", format!("of the built-in functions only {they} take it: remove it"));
+    let has_secrets = function.as_deref().is_some_and(|function| FUNCTIONS_WITH_SECRETS.contains(&function));
+    if !has_secrets && table.get("secrets").is_some() {
+        let supported = FUNCTIONS_WITH_SECRETS.join(" and ");
+        reader.report_key(
+            table,
+            "secrets",
+            format!("among the built-in functions, only {supported} support secrets: remove it"),
+        );
     }
     let model = reader.parsed(table, "model", parse_model);
     let with = reader.json(table, "with").unwrap_or_default();
-    Some(Run::Builtin { function: function?, model, with })
+    Some(RuntimeSpec::Builtin { function: function?, model, with })
 }
 
-/// A path when it has a `/`, else a name.
+/// Parses a model: a path if it contains a `/`, otherwise a name.
 fn parse_model(text: &str) -> Result<String, String> {
     if text.contains('/') {
         let path = parse_path(text)?;
         return Ok(if path.contains('/') { path } else { format!("./{path}") });
     }
     ModelName::parse(text).map(String::from).map_err(|error| match text.ends_with(".onnx") {
-        true => format!("{error}; a file beside nerve.toml is written ./{text}"),
+        true => format!("{error}; for a file next to nerve.toml, use ./{text}"),
         false => error.to_string(),
     })
 }
 
-/// A path below the manifest's folder.
+/// Parses a path below the manifest's directory.
 fn parse_path(text: &str) -> Result<String, String> {
     let leaves = text.starts_with('/') || text.split('/').any(|part| part == "..");
     if leaves || text.contains('\\') {
-        return Err(format!("`{text}` leaves the manifest's folder: use a path below it, with `/`"));
+        return Err(format!("`{text}` is outside the manifest's directory: use a relative path below it, with `/`"));
     }
     Ok(text.trim_start_matches("./").to_owned())
 }
 
-pub(super) fn parse_url(text: &str) -> Result<String, String> {
-    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
-    match rest {
-        Some(rest) if !rest.is_empty() && !text.contains(char::is_whitespace) => Ok(text.to_owned()),
-        _ => Err(format!("`{}` is not an http:// or https:// URL", redact::urls(text))),
-    }
-}
-
-pub(super) fn parse_stream(text: &str) -> Result<String, String> {
-    let good = text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    if good {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("`{text}` is not a stream's name: use letters, digits, - and _"))
-    }
-}
-
 fn parse_emits(text: &str) -> Result<Pattern, String> {
     if let Some(ty) = text.strip_prefix("events.") {
-        return Err(format!("it names event types, not subjects: write `{ty}`"));
+        return Err(format!("event types are expected, not subjects: use `{ty}`"));
     }
     Pattern::parse(text).map_err(|error| error.to_string())
 }
 
-/// One type of events, where a subject is easily written.
-pub(super) fn parse_emitted_type(text: &str) -> Result<EventType, String> {
-    if let Some(ty) = text.strip_prefix("events.") {
-        return Err(format!("it names an event type, not a subject: write `{ty}`"));
-    }
-    EventType::parse(text).map_err(|error| error.to_string())
-}
-
-/// Secrets become environment variables, so their names are theirs.
-pub(super) fn parse_secret_name(text: &str) -> Result<String, String> {
-    let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
-    if starts_well && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
-        Ok(text.to_owned())
-    } else {
-        Err(format!("`{text}` is not a secret's name: use letters, digits and _, as in OPENAI_API_KEY"))
-    }
-}
-
-pub(super) fn read_size(
-    reader: &mut Reader<'_>,
-    table: &Section<'_, '_>,
-    key: &str,
-    (default, max): (usize, usize),
-) -> usize {
-    let number = reader.number(table, key, 1..=u64::try_from(max).unwrap_or(u64::MAX));
-    number.and_then(|n| usize::try_from(n).ok()).unwrap_or(default)
-}
-
-/// Reads a size such as `64MiB`, in bytes.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let size = text.parse::<bytesize::ByteSize>();
-    size.map(|size| size.0).map_err(|_| format!("`{text}` is not a size: write a number and a unit, such as \"64MiB\""))
-}
-
 fn read_memory(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Option<u64> {
     let bytes = reader.parsed(table, "memory", parse_size)?;
-    if bytes < 64 << 10 {
-        reader.fault(table, "memory", "nothing runs in less than 64KiB");
+    if bytes < limits::MIN_MEMORY_BYTES {
+        reader.report_key(table, "memory", "must be at least 64KiB");
     }
     Some(bytes)
 }
@@ -257,20 +216,8 @@ fn read_batch(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> Batch {
     let Some(batch) = reader.table(table, "batch") else { return single };
     reader.check_keys(&batch, &["size", "wait"], &[]);
     Batch {
-        size: read_size(reader, &batch, "size", (1, limits::BATCH_SIZE)),
-        wait: reader.duration(&batch, "wait", limits::BATCH_WAIT).unwrap_or_default(),
-    }
-}
-
-pub(super) fn read_retry(reader: &mut Reader<'_>, table: &Section<'_, '_>, default: RetryPolicy) -> RetryPolicy {
-    let Some(retry) = reader.table(table, "retry") else { return default };
-    reader.check_keys(&retry, &["attempts", "backoff"], &[]);
-    let attempts = reader.number(&retry, "attempts", 1..=u64::from(limits::ATTEMPTS));
-    RetryPolicy {
-        attempts: attempts.and_then(|n| u32::try_from(n).ok()).unwrap_or(default.attempts),
-        backoff: reader
-            .list(&retry, "backoff", |text| parse_duration(text, limits::BACKOFF))
-            .unwrap_or(default.backoff),
+        size: read_count(reader, &batch, "size", 1, limits::MAX_BATCH_SIZE),
+        wait: reader.duration(&batch, "wait", limits::MAX_BATCH_WAIT).unwrap_or_default(),
     }
 }
 
@@ -279,12 +226,16 @@ fn read_env(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> BTreeMap<String
     let names: Vec<String> = env.table.keys().map(|key| key.get_ref().to_string()).collect();
     let mut values = BTreeMap::new();
     for name in names {
-        // An empty value is a value here, so this does not go through `string`.
+        // `string` would reject an empty value.
         match env.get(&name).and_then(|value| value.get_ref().as_str()) {
             Some(value) if !value.contains('\0') && !name.is_empty() && !name.contains(['=', '\0']) => {
                 values.insert(name, value.to_owned());
             }
-            _ => reader.fault(&env, &name, "an environment variable is a string, and its name has no `=`"),
+            _ => reader.report_key(
+                &env,
+                &name,
+                "an environment variable must be a string, and its name must not contain `=`",
+            ),
         }
     }
     values

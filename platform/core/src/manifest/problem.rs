@@ -1,8 +1,8 @@
-//! What is wrong with a manifest, for the person who wrote it.
+//! Mistakes in a manifest.
 
 use std::fmt;
 
-/// One mistake.
+/// A mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The line, from 1.
@@ -11,7 +11,7 @@ pub struct Problem {
     pub column: usize,
     /// The key's path, such as `function.summarise.timeout`; empty for a syntax error.
     pub key: String,
-    /// What is wrong, and what would be right.
+    /// The mistake and its correction.
     pub message: String,
 }
 

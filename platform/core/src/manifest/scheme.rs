@@ -1,63 +1,61 @@
-//! A signature scheme that a source declares.
+//! A signature scheme declared in a manifest.
 
 use serde::{Deserialize, Serialize};
 
-/// A signature scheme in data: enough for what a description can say.
+/// A declarative signature scheme.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CustomScheme {
-    /// Where the signature is, or several: in this header, in all headers that begin so (`X-Signature-*`), or at this
-    /// JSON pointer.
+    /// Location of the signatures: a header, a header prefix (`X-Signature-*`) or a JSON pointer.
     pub signature: String,
-    /// What stands before each signature in the header, such as `sha256=` or `v1,`.
+    /// Prefix of each signature in the header, such as `sha256=` or `v1,`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub prefix: String,
-    /// What is signed: a template over `{body}`, `{timestamp}`, `{id}`, `{url}`, `{method}` and `{form}`; empty for a
-    /// token.
+    /// Template of the signed payload, with `{body}`, `{timestamp}`, `{id}`, `{url}`, `{method}` and `{form}`; empty
+    /// for a token.
     pub signed: String,
-    /// How it is signed.
+    /// The signature algorithm.
     pub algorithm: Algorithm,
-    /// How the signature is written.
+    /// Encoding of the signature.
     pub encoding: Encoding,
-    /// How the secret is written.
+    /// Encoding of the secret.
     #[serde(default)]
     pub key: KeyForm,
-    /// Where the signed time is: in this header, in a part of it (`X-Signature:t` for `t=…,v1=…`), or at this JSON
-    /// pointer.
+    /// Location of the signed timestamp: a header, a part of it (`X-Signature:t` for `t=…,v1=…`), or a JSON pointer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestamp: Option<String>,
-    /// The unit of that time.
+    /// Format of the timestamp.
     #[serde(default)]
     pub timestamp_unit: TimestampUnit,
-    /// Where the delivery's id is.
+    /// Location of the delivery's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<Locator>,
-    /// Where the event's type is.
+    /// Location of the event's type.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub ty: Option<Locator>,
-    /// The JSON pointer of the array whose items become one event each (`.`: the body is the array); the pointers of id
-    /// and type then begin at the item.
+    /// JSON pointer of an array whose items become one event each (`.`: the body is the array). The pointers of `id`
+    /// and `type` are then relative to the item.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batch: Option<String>,
-    /// A verified body with a value at this JSON pointer asks whether the URL is ours: it is answered
-    /// `{"<last token>": value}`, and is no event.
+    /// JSON pointer of a URL verification challenge. A verified body with this value gets the response `{"<last
+    /// token>": value}` and creates no event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub challenge: Option<String>,
 }
 
 impl CustomScheme {
-    /// Whether the signature covers a time or an id, which nobody else can change.
+    /// Whether the signature covers a timestamp or an id.
     pub(super) fn signs_time_or_id(&self) -> bool {
         self.signed.contains("{timestamp}") || self.signed.contains("{id}")
     }
 }
 
-/// Where in a request a value is.
+/// Location of a value in a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Locator {
-    /// In this header.
+    /// A header.
     Header(String),
-    /// At this JSON pointer (RFC 6901) in the body.
+    /// A JSON pointer (RFC 6901) into the body.
     Pointer(String),
 }
 
@@ -65,7 +63,7 @@ pub enum Locator {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Algorithm {
-    /// HMAC with SHA-1, for senders that offer nothing better.
+    /// HMAC with SHA-1, for senders without a stronger algorithm.
     Sha1,
     /// HMAC with SHA-256.
     Sha256,
@@ -73,17 +71,17 @@ pub enum Algorithm {
     Sha512,
     /// Ed25519: the secret is the sender's public key.
     Ed25519,
-    /// ECDSA on P-256 with SHA-256, the signature in DER: the secret is the sender's public key, as PEM or its base64.
+    /// ECDSA on P-256 with SHA-256 and a DER signature: the secret is the sender's public key, as PEM or its base64.
     EcdsaP256,
-    /// RSA (PKCS #1 v1.5) with SHA-1, as old SNS topics sign: the secret is the sender's public key.
+    /// RSA (PKCS #1 v1.5) with SHA-1, used by old SNS topics: the secret is the sender's public key.
     RsaSha1,
     /// RSA (PKCS #1 v1.5) with SHA-256: the secret is the sender's public key, as PEM or its base64.
     RsaSha256,
-    /// None: the header holds the secret itself.
+    /// No signature: the header contains the secret.
     Token,
 }
 
-/// How bytes are written as text.
+/// Text encoding of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Encoding {
@@ -93,11 +91,11 @@ pub enum Encoding {
     Base64,
 }
 
-/// How a secret is written.
+/// Encoding of a secret.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum KeyForm {
-    /// The secret's own bytes are the key.
+    /// The key is the secret's bytes.
     #[default]
     Text,
     /// The key is the secret decoded from hexadecimal.
@@ -106,7 +104,7 @@ pub enum KeyForm {
     Base64,
 }
 
-/// How a signed time is written.
+/// Format of a signed timestamp.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TimestampUnit {
     /// Seconds since the epoch.

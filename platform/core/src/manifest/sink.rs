@@ -1,70 +1,70 @@
-//! `[sink.NAME]`: an outbound webhook, as it is stored.
+//! `[sink.NAME]`: an outbound webhook, as the registry stores it.
 
 use super::{Network, Rate};
 use crate::{Name, Pattern, RetryPolicy};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, time::Duration};
 
-/// One endpoint: which events are posted to it, how they look, and how often it is tried.
+/// An endpoint: its events, their format and the retry policy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkSpec {
-    /// Where events are posted.
+    /// The URL to which events are posted.
     pub url: String,
-    /// The subjects whose messages are.
+    /// Subjects that the sink subscribes to.
     pub on: Vec<Pattern>,
-    /// The stream those subjects are in; found from them when none.
+    /// The stream of those subjects; looked up if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stream: Option<String>,
-    /// Names of secrets that sign, each; several while rotating. Never empty.
+    /// Names of the signing secrets, several during a rotation. Never empty.
     pub secrets: Vec<String>,
-    /// What is posted.
+    /// Format of the body.
     pub body: SinkBody,
-    /// More headers; `${NAME}` in a value is the secret of that name.
+    /// Additional headers. `${NAME}` in a value is replaced by the secret of that name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub headers: BTreeMap<String, String>,
-    /// The longest one attempt may take.
+    /// Maximum duration of one attempt.
     #[serde(with = "crate::manifest::millis")]
     pub timeout: Duration,
-    /// Posts in flight a worker.
+    /// Concurrent requests per worker.
     pub concurrency: usize,
-    /// The most posts in a time, a worker; no bound when none.
+    /// Maximum request rate per worker; unlimited if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
-    /// Tries and waits.
+    /// Attempts and waits.
     pub retry: RetryPolicy,
-    /// Whether an event waits until the one before it is delivered or given up, across all workers.
+    /// Whether an event waits until the previous one is delivered or dead-lettered, across all workers.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub order: bool,
-    /// Networks that it may reach although they are not public.
+    /// Non-public networks that the sink may connect to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Network>,
-    /// An endpoint that has failed for so long without a success is disabled.
+    /// Duration of continuous failure after which the sink is disabled.
     #[serde(with = "crate::manifest::millis")]
     pub disable_after: Duration,
 }
 
-/// What is posted to a sink.
+/// Format of the body posted to a sink.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "format", rename_all = "lowercase")]
 pub enum SinkBody {
-    /// `{"type", "timestamp", "data"}`, as Standard Webhooks recommends.
+    /// `{"type", "timestamp", "data"}`, recommended by Standard Webhooks.
     #[default]
     Standard,
-    /// The CloudEvent in its JSON form.
+    /// The CloudEvent in JSON format.
     CloudEvents,
-    /// The event's data as it is, under its own media type.
+    /// The event's data, unchanged, with its media type.
     Data,
-    /// What a minijinja template makes of the event.
+    /// The output of a minijinja template.
     Template {
         /// The template.
         text: String,
-        /// The media type of what it makes; when that is JSON, values are written as JSON.
+        /// Media type of the output. If it is JSON, the template's values are JSON-encoded.
         content_type: String,
     },
 }
 
 impl SinkBody {
-    /// Its name in a manifest.
+    /// Name of the format in a manifest.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Standard => "standard",
@@ -76,9 +76,9 @@ impl SinkBody {
 }
 
 impl SinkSpec {
-    /// The secrets that sign, and those that stand in headers.
+    /// Names of the signing secrets and of the secrets in headers.
     pub fn secret_names(&self) -> Vec<String> {
-        let of_headers = self.headers.values().flat_map(|value| secrets_in(value)).map(str::to_owned);
+        let of_headers = self.headers.values().flat_map(|value| referenced_secrets(value)).map(str::to_owned);
         let mut names: Vec<String> = self.secrets.iter().cloned().chain(of_headers).collect();
         names.sort();
         names.dedup();
@@ -86,12 +86,12 @@ impl SinkSpec {
     }
 }
 
-/// The name of the secret that signs for a sink which names none.
+/// Default name of a sink's signing secret.
 pub fn default_sink_secret(sink: &Name) -> String {
     format!("SINK_{}_SECRET", sink.as_str().to_ascii_uppercase().replace('-', "_"))
 }
 
-/// The names in `${NAME}` in a header's value.
-pub(super) fn secrets_in(value: &str) -> impl Iterator<Item = &str> {
+/// Names of the `${NAME}` references in a header value.
+pub(super) fn referenced_secrets(value: &str) -> impl Iterator<Item = &str> {
     value.split("${").skip(1).filter_map(|rest| Some(rest.split_once('}')?.0))
 }

@@ -1,11 +1,10 @@
-//! `[sink.NAME]`
+//! Reads `[sink.NAME]`.
 
 use super::{
-    SinkBody, SinkSpec,
-    function_table::{parse_secret_name, parse_stream, parse_url, read_retry, read_size},
-    limits,
-    read::{Reader, Section, did_you_mean},
-    sink::{default_sink_secret, secrets_in},
+    SinkBody, SinkSpec, limits,
+    reader::{Reader, Section, did_you_mean},
+    sink::{default_sink_secret, referenced_secrets},
+    values::{parse_secret_name, parse_stream, parse_url, read_count, read_retry},
 };
 use crate::{Name, Pattern, RetryPolicy};
 use std::{collections::BTreeMap, time::Duration};
@@ -29,8 +28,8 @@ const KEYS: &[&str] = &[
 ];
 const PLANNED: &[&str] = &["order_by"];
 const FORMATS: &[&str] = &["standard", "cloudevents", "data"];
-/// Headers that Nerve or HTTP itself sets.
-const RESERVED: &[&str] = &[
+/// Headers that Nerve or its HTTP client sets.
+const RESERVED_HEADERS: &[&str] = &[
     "host",
     "content-type",
     "content-length",
@@ -44,13 +43,13 @@ const RESERVED: &[&str] = &[
     "proxy-authorization",
     "proxy-connection",
 ];
-/// As Standard Webhooks recommends.
-const TIMEOUT: Duration = Duration::from_secs(15);
-const TIMEOUT_MAX: Duration = Duration::from_secs(300);
-const DISABLE_AFTER: Duration = Duration::from_secs(5 * 24 * 3600);
-const DISABLE_AFTER_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Recommended by Standard Webhooks.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(15);
+const MAX_TIMEOUT: Duration = Duration::from_secs(300);
+const DEFAULT_DISABLE_AFTER: Duration = Duration::from_secs(5 * 24 * 3600);
+const MAX_DISABLE_AFTER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The schedule that Standard Webhooks recommends: eight attempts over a good day.
+/// The schedule recommended by Standard Webhooks: eight attempts over more than a day.
 fn default_retry() -> RetryPolicy {
     let waits = [5, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 10 * 3600];
     RetryPolicy { attempts: 8, backoff: waits.map(Duration::from_secs).to_vec() }
@@ -61,7 +60,7 @@ pub(super) fn read(reader: &mut Reader<'_>, name: &Name, table: &Section<'_, '_>
     for (key, example) in [("url", "\"https://…\""), ("on", "[\"events.answer.generated\"]")] {
         let empty = table.get(key).is_none_or(|value| value.get_ref().as_array().is_some_and(|items| items.is_empty()));
         if empty {
-            reader.fault(table, key, format!("it is missing: say {key} = {example}"));
+            reader.report_key(table, key, format!("missing: add {key} = {example}"));
         }
     }
     let url = reader.parsed(table, "url", parse_sink_url);
@@ -72,13 +71,13 @@ pub(super) fn read(reader: &mut Reader<'_>, name: &Name, table: &Section<'_, '_>
         secrets: secrets.unwrap_or_else(|| vec![default_sink_secret(name)]),
         body: read_body(reader, table),
         headers: read_headers(reader, table),
-        timeout: reader.duration(table, "timeout", TIMEOUT_MAX).unwrap_or(TIMEOUT),
-        concurrency: read_size(reader, table, "concurrency", limits::CONCURRENCY),
+        timeout: reader.duration(table, "timeout", MAX_TIMEOUT).unwrap_or(DEFAULT_TIMEOUT),
+        concurrency: read_count(reader, table, "concurrency", limits::DEFAULT_CONCURRENCY, limits::MAX_CONCURRENCY),
         rate: reader.parsed(table, "rate", str::parse),
         retry: read_retry(reader, table, default_retry()),
         order: reader.boolean(table, "order").unwrap_or_default(),
         allow: reader.list(table, "allow", str::parse).unwrap_or_default(),
-        disable_after: reader.duration(table, "disable_after", DISABLE_AFTER_MAX).unwrap_or(DISABLE_AFTER),
+        disable_after: reader.duration(table, "disable_after", MAX_DISABLE_AFTER).unwrap_or(DEFAULT_DISABLE_AFTER),
         url: url?,
         on: on?,
     })
@@ -88,9 +87,11 @@ fn parse_sink_url(text: &str) -> Result<String, String> {
     let url = parse_url(text)?;
     let authority = url.split("://").nth(1).and_then(|rest| rest.split(['/', '?', '#']).next()).unwrap_or_default();
     if authority.contains('@') {
-        return Err("it holds a user or a password, which would be shown: use headers = { Authorization = \"Basic ${NAME}\" }, \
-                    with a secret of that name"
-            .to_owned());
+        return Err(
+            "it contains a user or a password, which logs and lists would show: use headers = { Authorization = \
+                    \"Basic ${NAME}\" } with a secret of that name"
+                .to_owned(),
+        );
     }
     Ok(url)
 }
@@ -107,14 +108,22 @@ fn read_body(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> SinkBody {
     match template {
         Some(text) => {
             if table.get("format").is_some() {
-                reader.fault(table, "format", "a template is a format of its own: remove one of the two");
+                reader.report_key(
+                    table,
+                    "format",
+                    "`format` and `template` are mutually exclusive: remove one of the two",
+                );
             }
             let content_type = content_type.unwrap_or_else(|| "application/json".to_owned());
             SinkBody::Template { text, content_type }
         }
         None => {
             if table.get("content_type").is_some() {
-                reader.fault(table, "content_type", "only a template takes it: the format says what it is");
+                reader.report_key(
+                    table,
+                    "content_type",
+                    "supported only with `template`: other formats define their content type",
+                );
             }
             format.unwrap_or_default()
         }
@@ -130,9 +139,9 @@ fn read_headers(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> BTreeMap<St
         let lower = name.to_ascii_lowercase();
         let token = !lower.is_empty() && lower.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         if !token {
-            reader.fault(&headers, &name, "it is not a header's name");
-        } else if RESERVED.contains(&lower.as_str()) || lower.starts_with("webhook-") {
-            reader.fault(&headers, &name, "Nerve sets this header itself: remove it");
+            reader.report_key(&headers, &name, "not a header name");
+        } else if RESERVED_HEADERS.contains(&lower.as_str()) || lower.starts_with("webhook-") {
+            reader.report_key(&headers, &name, "reserved for Nerve: remove it");
         } else {
             values.insert(lower, value);
         }
@@ -142,9 +151,9 @@ fn read_headers(reader: &mut Reader<'_>, table: &Section<'_, '_>) -> BTreeMap<St
 
 fn parse_header_value(text: &str) -> Result<String, String> {
     if !text.bytes().all(|b| (0x20..=0x7e).contains(&b)) {
-        return Err("a header's value may hold printable ASCII only".to_owned());
+        return Err("only printable ASCII is allowed in a header value".to_owned());
     }
-    for name in secrets_in(text) {
+    for name in referenced_secrets(text) {
         parse_secret_name(name)?;
     }
     Ok(text.to_owned())

@@ -4,54 +4,54 @@ use super::{CustomScheme, Network, Rate};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// A webhook source: who posts to `/hooks/NAME`, and how that is verified.
+/// A webhook source: the sender of `/hooks/NAME` and its verification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceSpec {
-    /// The scheme.
+    /// The provider's signature scheme.
     pub provider: Provider,
-    /// Names of secrets, any of which may have signed; several while rotating.
+    /// Names of the accepted signing secrets, several during a rotation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<String>,
-    /// How far a signed time may be from now, where the scheme signs one.
+    /// Maximum difference between a signed timestamp and the current time.
     #[serde(with = "crate::manifest::millis")]
     pub tolerance: Duration,
-    /// The URL as the sender knows it, where the scheme signs the URL; when none, what the gateway can tell of it.
+    /// The sender's URL of this source, for schemes that sign the URL; derived from the request if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub public_url: Option<String>,
     /// Whether signatures are checked.
     #[serde(default)]
     pub verify: Verify,
-    /// What makes two deliveries one; the provider's own way when none.
+    /// Definition of a duplicate delivery; the provider's default if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dedupe: Option<Dedupe>,
-    /// What an id of the sender's names; what the provider's do when none.
+    /// Scope of the sender's ids; the provider's default if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ids: Option<Ids>,
-    /// The name of the secret that a sender who asks whether the URL is ours must know (Meta's verify token).
+    /// Name of the secret for the sender's URL verification (Meta's verify token).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify_token: Option<String>,
-    /// The ARNs of the SNS topics that are heard: anybody can make a topic, and AWS signs for all of them.
+    /// ARNs of the accepted SNS topics. Required, because AWS signs the messages of all topics of all accounts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub topics: Vec<String>,
-    /// Whether deliveries wait on the gateway's disk, answered 2xx, while the broker is away.
+    /// Whether the gateway accepts deliveries to its disk while the broker is unavailable.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub spool: bool,
-    /// The most verified deliveries in a time, a gateway; no bound when none.
+    /// Maximum rate of verified deliveries per gateway; unlimited if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
-    /// Verified deliveries that are being stored at once, a gateway; no bound when none.
+    /// Maximum verified deliveries being stored concurrently, per gateway; unlimited if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<usize>,
-    /// The networks that may post; every one when none.
+    /// Allowed networks of the sender; all if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<Network>,
-    /// Largest body, in bytes; what the gateway takes when none.
+    /// Maximum body size in bytes; the gateway's limit if `None`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_body: Option<u64>,
 }
 
 impl SourceSpec {
-    /// A source of this provider with its defaults, and no secret yet.
+    /// Creates a source with the provider's defaults and no secret.
     pub fn new(provider: Provider) -> Self {
         Self {
             tolerance: provider.tolerance(),
@@ -71,7 +71,7 @@ impl SourceSpec {
         }
     }
 
-    /// Whether it must be known which URL the sender posts to.
+    /// Whether verification requires the URL that the sender posts to.
     pub fn needs_url(&self) -> bool {
         let signed = match &self.provider {
             Provider::Custom(scheme) => scheme.signed.contains("{url}"),
@@ -80,33 +80,33 @@ impl SourceSpec {
         signed && self.verify == Verify::Signature
     }
 
-    /// What makes two deliveries one.
+    /// Definition of a duplicate delivery.
     pub fn dedupe(&self) -> Dedupe {
         self.dedupe.unwrap_or_else(|| self.provider.dedupe())
     }
 
-    /// What an id of the sender's names.
+    /// Scope of the sender's ids.
     pub fn ids(&self) -> Ids {
         let unsigned = self.verify == Verify::None && matches!(self.provider, Provider::Custom(_));
         self.ids.unwrap_or_else(|| if unsigned { Ids::Reused } else { self.provider.ids() })
     }
 }
 
-/// What makes two deliveries one.
+/// Definition of a duplicate delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dedupe {
-    /// Nothing: every delivery is an event of its own.
+    /// None: every delivery is a separate event.
     None,
-    /// The same id. What is signed may come again under another one, as honest senders do whose signature covers
-    /// neither a time nor an id.
+    /// The same id. The same signed bytes under another id are a new delivery: some signatures cover neither a
+    /// timestamp nor an id.
     Id,
-    /// The same id, or the same signed bytes: those under another id are a replay, and refused.
+    /// The same id or the same signed bytes. The same signed bytes under another id are rejected as a replay.
     Signed,
 }
 
 impl Dedupe {
-    /// The name in a manifest.
+    /// Name in a manifest.
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -116,18 +116,18 @@ impl Dedupe {
     }
 }
 
-/// What an id of the sender's names.
+/// Scope of the sender's ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Ids {
-    /// One delivery. The same id with another body is the same delivery, sent again.
+    /// Unique per delivery. The same id with another body is a redelivery.
     Unique,
-    /// Whatever the sender likes, such as an order: the same id with another body is another delivery.
+    /// Not unique, such as an order number. The same id with another body is another delivery.
     Reused,
 }
 
 impl Ids {
-    /// The name in a manifest.
+    /// Name in a manifest.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unique => "unique",
@@ -140,10 +140,10 @@ impl Ids {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verify {
-    /// They are; a source without a secret is refused.
+    /// Signatures are checked; a source without a secret is rejected.
     #[default]
     Signature,
-    /// They are not: anybody who knows the URL can post.
+    /// Signatures are not checked: anyone who knows the URL can post.
     None,
 }
 
@@ -153,7 +153,7 @@ pub enum Verify {
 pub enum Provider {
     /// GitHub.
     Github,
-    /// GitLab, by its signing token or by its secret token.
+    /// GitLab, with a signing token or a secret token.
     Gitlab,
     /// Stripe.
     Stripe,
@@ -212,7 +212,7 @@ pub enum Provider {
 }
 
 impl Provider {
-    /// Every provider whose scheme is built in.
+    /// All providers with a built-in scheme.
     pub const BUILT_IN: &[Self] = &[
         Self::Github,
         Self::Gitlab,
@@ -244,7 +244,7 @@ impl Provider {
         Self::Cloudevents,
     ];
 
-    /// The provider's name in a manifest.
+    /// Name of the provider in a manifest.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Github => "github",
@@ -279,35 +279,35 @@ impl Provider {
         }
     }
 
-    /// The built-in provider of this name.
+    /// Returns the built-in provider of this name.
     pub fn built_in(name: &str) -> Option<Self> {
         Self::BUILT_IN.iter().find(|provider| provider.name() == name).cloned()
     }
 
-    /// How far a signed time may be from now, unless the source says otherwise.
+    /// Default maximum difference between a signed timestamp and the current time.
     pub fn tolerance(&self) -> Duration {
         let seconds = match self {
             Self::Linear | Self::Paddle => 60,
             Self::Calendly => 180,
-            // Its sending is late at times, and a token is taken once only.
+            // Deliveries may be late, and a token is accepted only once.
             Self::Mailgun => 15 * 60,
-            // It signs when the message was published, and tries for six hours to deliver it.
+            // The timestamp is the time of publication, and deliveries are retried for six hours.
             Self::Sns => 7 * 3600,
-            // As Standard Webhooks recommends.
+            // Recommended by Standard Webhooks.
             _ => 300,
         };
         Duration::from_secs(seconds)
     }
 
-    /// Whether the scheme signs the URL it posts to, so that it must be known which it is.
+    /// Whether the signature covers the URL.
     pub fn signs_url(&self) -> bool {
         matches!(self, Self::Twilio | Self::Square | Self::Hubspot)
     }
 
-    /// What makes two deliveries one, unless the source says otherwise.
+    /// Default definition of a duplicate delivery.
     pub fn dedupe(&self) -> Dedupe {
         match self {
-            // What these sign may be the same for two things that happened, and the id is a header.
+            // Different events may have the same signed bytes, and the id is in a header.
             Self::Github
             | Self::Gitlab
             | Self::Shopify
@@ -320,14 +320,14 @@ impl Provider {
         }
     }
 
-    /// What an id of this provider's names, unless the source says otherwise.
+    /// Default scope of the sender's ids.
     pub fn ids(&self) -> Ids {
         match self {
-            // One of its ids, `X-Gitlab-Event-UUID`, is shared by the webhooks that one webhook led to.
+            // Webhooks caused by one webhook share the id `X-Gitlab-Event-UUID`.
             Self::Gitlab => Ids::Reused,
-            // Only an id that is signed together with the body was made for the delivery.
+            // Only an id that is signed with the body is unique to the delivery.
             Self::Custom(scheme) if !scheme.signed.contains("{id}") => Ids::Reused,
-            // Documented as unique to an event; of some, the body holds a count of attempts or the time of sending.
+            // Documented as unique per event. Some bodies contain an attempt count or the time of sending.
             _ => Ids::Unique,
         }
     }

@@ -1,4 +1,6 @@
 use super::*;
+use crate::EventType;
+use std::time::Duration;
 
 const GOOD: &str = r#"
 [function.summarise]
@@ -43,23 +45,23 @@ fn problems(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn a_whole_manifest() {
+fn manifest_is_parsed() {
     let manifest = Manifest::parse(GOOD).unwrap();
     let summarise = &manifest.functions[&Name::parse("summarise").unwrap()];
-    assert_eq!(summarise.run, Run::Wasm { source: "build/summarise.wasm".into() });
+    assert_eq!(summarise.run, RuntimeSpec::Wasm { source: "build/summarise.wasm".into() });
     assert_eq!(summarise.memory, 64 << 20);
     assert_eq!(summarise.batch, Batch { size: 32, wait: Duration::from_millis(5) });
     assert!(summarise.may_emit(&EventType::parse("document.summarised").unwrap()));
     assert!(!summarise.may_emit(&EventType::parse("document.uploaded").unwrap()));
     let count = &manifest.functions[&Name::parse("count").unwrap()];
-    assert_eq!((count.retry.attempts, count.concurrency, count.memory), (5, 16, limits::PROCESS_MEMORY));
+    assert_eq!((count.retry.attempts, count.concurrency, count.memory), (5, 16, limits::DEFAULT_PROCESS_MEMORY_BYTES));
     let billing = &manifest.sources[&Name::parse("billing").unwrap()];
     assert_eq!(billing.tolerance, Duration::from_secs(120));
     assert!(matches!(&billing.provider, Provider::Custom(scheme) if scheme.signature == "x-signature"));
 }
 
 #[test]
-fn what_is_stored_reads_back_the_same() {
+fn stored_specs_round_trip() {
     let manifest = Manifest::parse(GOOD).unwrap();
     for spec in manifest.functions.values() {
         let stored = serde_json::to_string(spec).unwrap();
@@ -72,7 +74,7 @@ fn what_is_stored_reads_back_the_same() {
 }
 
 #[test]
-fn every_mistake_has_its_line_its_key_and_the_nearest_right_key() {
+fn every_mistake_has_a_line_a_key_and_a_suggestion() {
     let text = "[function.a]\nruntime = \"wasm\"\nsorce = \"a.wasm\"\non = [\"events.>.x\"]\ntimeout = \"soon\"\nconcurrency = 0\n";
     let found = problems(text);
     assert!(
@@ -89,7 +91,7 @@ fn every_mistake_has_its_line_its_key_and_the_nearest_right_key() {
 }
 
 #[test]
-fn what_is_not_built_yet_is_refused_not_ignored() {
+fn planned_keys_are_rejected() {
     for (text, key) in [
         ("[sink.crm]\nurl = \"http://x\"\non = [\"e.x\"]\norder_by = \"partitionkey\"", "order_by"),
         ("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\norder_by=\"partitionkey\"", "order_by"),
@@ -101,13 +103,13 @@ fn what_is_not_built_yet_is_refused_not_ignored() {
 }
 
 #[test]
-fn a_builtin_function_names_its_model_and_its_options() {
+fn builtin_function_has_a_model_and_options() {
     let text = "[function.embed]\nruntime = \"builtin\"\nuse = \"onnx/embed\"\nmodel = \"all-MiniLM-L6-v2\"\n\
                 on = [\"events.chunk\"]\nemits = [\"embedded\"]\n\
                 with = { input = \"/text\", dimensions = 128, normalise = true, scale = 0.5, keep = [\"id\"], map = { a = 1 } }\n";
     let manifest = Manifest::parse(text).unwrap();
     let spec = manifest.functions.values().next().unwrap();
-    let Run::Builtin { function, model, with } = &spec.run else { panic!("{:?}", spec.run) };
+    let RuntimeSpec::Builtin { function, model, with } = &spec.run else { panic!("{:?}", spec.run) };
     assert_eq!((function.as_str(), model.as_deref()), ("onnx/embed", Some("all-MiniLM-L6-v2")));
     let expected = serde_json::json!({
         "input": "/text", "dimensions": 128, "normalise": true, "scale": 0.5, "keep": ["id"], "map": {"a": 1}
@@ -118,25 +120,25 @@ fn a_builtin_function_names_its_model_and_its_options() {
 }
 
 #[test]
-fn mistakes_in_builtin_functions() {
-    for (line, said) in [
+fn mistakes_in_builtin_functions_are_reported() {
+    for (line, expected) in [
         ("use = \"onnx/embd\"", "did you mean `onnx/embed`?"),
-        ("use = \"onnx/embed\"\nmodel = \"../m/\"", "leaves the manifest's folder"),
-        ("use = \"onnx/embed\"\nmodel = \"a b\"", "is not a model's name"),
-        ("use = \"onnx/embed\"\nsource = \"x\"", "does not take it"),
-        ("use = \"onnx/embed\"\nwith = { a = 2020-01-01 }", "function.a.with.a: a date is not taken here"),
-        ("use = \"onnx/embed\"\nmemory = \"1GiB\"", "function.a.memory: a built-in function does not take it"),
-        ("model = \"x\"", "function.a.use: it is missing"),
+        ("use = \"onnx/embed\"\nmodel = \"../m/\"", "is outside the manifest's directory"),
+        ("use = \"onnx/embed\"\nmodel = \"a b\"", "is not a model name"),
+        ("use = \"onnx/embed\"\nsource = \"x\"", "not supported with runtime"),
+        ("use = \"onnx/embed\"\nwith = { a = 2020-01-01 }", "function.a.with.a: dates are not supported"),
+        ("use = \"onnx/embed\"\nmemory = \"1GiB\"", "function.a.memory: not supported by built-in functions"),
+        ("model = \"x\"", "function.a.use: missing"),
     ] {
         let found = problems(&format!("[function.a]\nruntime = \"builtin\"\non = [\"e.x\"]\n{line}\n"));
-        assert!(found.iter().any(|p| p.contains(said)), "{said}: {found:#?}");
+        assert!(found.iter().any(|p| p.contains(expected)), "{expected}: {found:#?}");
     }
 }
 
 const TOOL: &str = "[function.find]\nruntime = \"process\"\ncommand = [\"x\"]\n";
 
 #[test]
-fn a_tool_has_a_name_a_description_and_parameters() {
+fn tool_has_a_name_a_description_and_parameters() {
     let text = format!(
         "{TOOL}on = [\"events.tool.called.find\"]\nemits = [\"tool.returned\"]\n\
          [function.find.tool]\ndescription = \"Finds.\"\n\
@@ -154,68 +156,77 @@ fn a_tool_has_a_name_a_description_and_parameters() {
 }
 
 #[test]
-fn mistakes_in_tools() {
+fn mistakes_in_tools_are_reported() {
     let good = "tool = { description = \"d\" }";
-    for (on, emits, tool, said) in [
+    for (on, emits, tool, expected) in [
         ("events.find", "tool.returned", good, "on = [\"events.tool.called.NAME\"]"),
         ("events.tool.called.*", "tool.returned", good, "on = [\"events.tool.called.NAME\"]"),
         ("events.tool.called.find", "found", good, "add \"tool.returned\""),
-        ("events.tool.called.find", "tool.returned", "tool = {}", "function.find.tool.description: it is missing"),
+        ("events.tool.called.find", "tool.returned", "tool = {}", "function.find.tool.description: missing"),
         (
             "events.tool.called.find",
             "tool.returned",
             "tool = { description = \"d\", parameters = { type = \"string\" } }",
-            "arguments are an object",
+            "arguments must be an object",
         ),
         ("events.tool.called.find", "tool.returned", "tool = { describtion = \"d\" }", "did you mean `description`?"),
     ] {
         let found = problems(&format!("{TOOL}on = [\"{on}\"]\nemits = [\"{emits}\"]\n{tool}\n"));
-        assert!(found.iter().any(|p| p.contains(said)), "{said}: {found:#?}");
+        assert!(found.iter().any(|p| p.contains(expected)), "{expected}: {found:#?}");
     }
 }
 
 #[test]
-fn mistakes_in_sources() {
-    for (text, said) in [
-        ("[source.s]\nprovider=\"github\"", "without a secret is refused"),
+fn mistakes_in_sources_are_reported() {
+    for (text, expected) in [
+        ("[source.s]\nprovider=\"github\"", "a secret is required"),
         ("[source.s]\nprovider=\"githb\"\nsecrets=[\"A\"]", "did you mean `github`?"),
-        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nprefix=\"x\"", "only provider = \"custom\""),
-        ("[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]", "source.s.signature: it is missing"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nprefix=\"x\"", "only with provider = \"custom\""),
+        ("[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]", "source.s.signature: missing"),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nrate=\"fast\"", "source.s.rate: `fast` is not a rate"),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nrate=\"0/s\"", "`0/s` is not a rate"),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nconcurrency=0", "a whole number from 1 to 65536"),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nallow=[\"10.0.0.0/33\"]", "`10.0.0.0/33` is not a network"),
-        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nallow=[]", "source.s.allow: it lets nobody in"),
+        (
+            "[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nallow=[]",
+            "source.s.allow: an empty list rejects all senders",
+        ),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nmax_body=\"big\"", "`big` is not a size"),
-        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nmax_body=\"0\"", "it takes no body at all"),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nmax_body=\"0\"", "must be at least \"1B\""),
         ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nallowed=[]", "did you mean `allow`?"),
-        ("[source.s]\nprovider=\"sns\"", "source.s.topics: it is missing"),
-        ("[source.s]\nprovider=\"sns\"\ntopics=[\"x\"]", "`x` is not a topic's ARN"),
-        ("[source.s]\nprovider=\"sns\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]", "takes none"),
-        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]", "only provider = \"sns\""),
-        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nverify_token=\"B\"", "only provider = \"meta\""),
-        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ndedupe=\"body\"", "must be \"none\", \"id\" or \"signed\""),
+        ("[source.s]\nprovider=\"sns\"", "source.s.topics: missing"),
+        ("[source.s]\nprovider=\"sns\"\ntopics=[\"x\"]", "`x` is not a topic ARN"),
+        (
+            "[source.s]\nprovider=\"sns\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]",
+            "not supported with provider = \"sns\"",
+        ),
+        (
+            "[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ntopics=[\"arn:aws:sns:a:1:b\"]",
+            "only with provider = \"sns\"",
+        ),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\nverify_token=\"B\"", "only with provider = \"meta\""),
+        ("[source.s]\nprovider=\"github\"\nsecrets=[\"A\"]\ndedupe=\"body\"", "use \"none\", \"id\" or \"signed\""),
         (
             "[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]\nalgorithm=\"token\"\nsigned=\"{body}\"",
-            "algorithm = \"token\" takes none",
+            "not supported with algorithm = \"token\"",
         ),
     ] {
-        assert!(problems(text).iter().any(|p| p.contains(said)), "{:#?}", problems(text));
+        assert!(problems(text).iter().any(|p| p.contains(expected)), "{:#?}", problems(text));
     }
     let scheme =
         "[source.s]\nprovider=\"custom\"\nsecrets=[\"A\"]\nsignature=\"x\"\nalgorithm=\"sha256\"\nencoding=\"hex\"\n";
-    for (signed, said) in [
-        ("{timestamp}", "needs timestamp"),
-        ("{bdy}", "{body}, {timestamp}, {id}, {url}, {method} and {form} only"),
+    for (signed, expected) in [
+        ("{timestamp}", "requires timestamp"),
+        ("{bdy}", "{body}, {timestamp}, {id}, {url}, {method} and {form} are supported"),
         ("x", "must cover {body}"),
     ] {
         let found = problems(&format!("{scheme}signed=\"{signed}\""));
-        assert!(found.iter().any(|p| p.contains(said)), "{found:#?}");
+        assert!(found.iter().any(|p| p.contains(expected)), "{found:#?}");
     }
 }
 
 #[test]
-fn the_bounds_of_a_source_are_read_and_stored() {
+fn source_limits_are_read_and_stored() {
     let text = "[source.s]\nprovider=\"square\"\nsecrets=[\"A\"]\nrate=\"100/s\"\nconcurrency=8\n\
                 allow=[\"10.0.0.0/8\",\"2001:db8::1\"]\nmax_body=\"64KiB\"\n";
     let spec = Manifest::parse(text).unwrap().sources.into_values().next().unwrap();
@@ -227,7 +238,7 @@ fn the_bounds_of_a_source_are_read_and_stored() {
 }
 
 #[test]
-fn every_provider_is_known_by_its_name_and_has_its_defaults() {
+fn every_provider_is_known_by_name_and_has_defaults() {
     for provider in Provider::BUILT_IN {
         let more = match provider {
             Provider::Sns => "topics = [\"arn:aws:sns:eu-west-1:123456789012:orders\"]",
@@ -247,7 +258,7 @@ fn every_provider_is_known_by_its_name_and_has_its_defaults() {
 }
 
 #[test]
-fn a_declared_scheme_reaches_what_the_built_in_ones_do() {
+fn custom_scheme_supports_all_scheme_features() {
     let text = "[source.s]\nprovider = \"custom\"\nsecrets = [\"A\"]\nsignature = \"X-Signature-*\"\nsigned = \"{timestamp}.{body}\"\n\
                 algorithm = \"ecdsa-p256\"\nencoding = \"base64\"\ntimestamp = \"X-Signature-1:t\"\ntimestamp_unit = \"rfc3339\"\n\
                 batch = \".\"\nid = \"/id\"\nchallenge = \"/challenge\"\ndedupe = \"id\"\n";
@@ -264,7 +275,7 @@ fn a_declared_scheme_reaches_what_the_built_in_ones_do() {
 }
 
 #[test]
-fn source_says_what_is_a_duplicate_and_what_an_id_names() {
+fn source_has_dedupe_and_id_scope() {
     let source = |text: &str| {
         let manifest = Manifest::parse(&format!("[source.s]\nsecrets = [\"A\"]\n{text}")).unwrap();
         let spec = manifest.sources.into_values().next().unwrap();
@@ -282,27 +293,27 @@ fn source_says_what_is_a_duplicate_and_what_an_id_names() {
     assert_eq!(source("provider = \"gitlab\""), (Dedupe::Id, Ids::Reused));
     assert_eq!(source(&custom("{body}")), (Dedupe::Id, Ids::Reused));
     assert_eq!(source(&custom("{id}.{body}")), (Dedupe::Signed, Ids::Unique));
-    assert_eq!(source(&(custom("{id}.{body}") + "verify = \"none\"")).1, Ids::Reused, "nobody signs the id");
+    assert_eq!(source(&(custom("{id}.{body}") + "verify = \"none\"")).1, Ids::Reused, "the id is not signed");
     assert_eq!(source(&(custom("{body}") + "dedupe = \"none\"\nids = \"unique\"")), (Dedupe::None, Ids::Unique));
     let wrong = problems("[source.s]\nprovider = \"github\"\nsecrets = [\"A\"]\ndedupe = \"off\"\nids = \"both\"\n");
-    for said in ["\"none\", \"id\" or \"signed\"", "\"unique\" or \"reused\""] {
-        assert!(wrong.iter().any(|problem| problem.contains(said)), "{wrong:?}");
+    for expected in ["\"none\", \"id\" or \"signed\"", "\"unique\" or \"reused\""] {
+        assert!(wrong.iter().any(|problem| problem.contains(expected)), "{wrong:?}");
     }
 }
 
 #[test]
-fn a_broken_file_and_an_empty_one() {
+fn broken_and_empty_files_are_rejected() {
     assert!(problems("[function.a\nruntime = 1")[0].starts_with("line 1"));
-    assert!(problems("")[0].contains("deploys nothing"));
+    assert!(problems("")[0].contains("no resources defined"));
     assert!(problems("[function.\"No Name\"]\nruntime=\"wasm\"")[0].contains("is not a name"));
     assert!(
-        problems("[function.a]\nruntime=\"wasm\"\nsource=\"../a\"\non=[\"e.x\"]")[0].contains("leaves the manifest")
+        problems("[function.a]\nruntime=\"wasm\"\nsource=\"../a\"\non=[\"e.x\"]")[0].contains("outside the manifest")
     );
     assert!(problems("function = 3")[0].contains("must be a table, not an integer"));
 }
 
 #[test]
-fn a_sink_says_where_what_and_how() {
+fn sinks_and_schedules_are_parsed() {
     let text = r#"[sink.crm-eu]
 url = "https://crm.example/hooks"
 on = ["events.answer.generated"]
@@ -348,43 +359,43 @@ timezone = "Europe/Rome"
 }
 
 #[test]
-fn mistakes_in_sinks() {
+fn mistakes_in_sinks_are_reported() {
     let good = "url = \"https://x.example\"\non = [\"events.>\"]\n";
-    for (lines, said) in [
-        ("on = [\"events.>\"]".to_owned(), "sink.crm.url: it is missing"),
-        ("url = \"https://x.example\"".to_owned(), "sink.crm.on: it is missing"),
+    for (lines, expected) in [
+        ("on = [\"events.>\"]".to_owned(), "sink.crm.url: missing"),
+        ("url = \"https://x.example\"".to_owned(), "sink.crm.on: missing"),
         ("url = \"ftp://x\"\non = [\"events.>\"]".to_owned(), "not an http:// or https:// URL"),
         ("url = \"https://me:pw@x.example/\"\non = [\"events.>\"]".to_owned(), "a user or a password"),
         (format!("{good}rate = \"fast\""), "is not a rate"),
         (format!("{good}rate = \"0/s\""), "is not a rate"),
         (format!("{good}allow = [\"10.0.0.0/99\"]"), "is not a network"),
-        (format!("{good}headers = {{ Webhook-Id = \"1\" }}"), "sets this header itself"),
-        (format!("{good}headers = {{ X = \"${{no good}}\" }}"), "is not a secret's name"),
+        (format!("{good}headers = {{ Webhook-Id = \"1\" }}"), "reserved for Nerve"),
+        (format!("{good}headers = {{ X = \"${{no good}}\" }}"), "is not a secret name"),
         (format!("{good}format = \"xml\""), "is not a format"),
         (format!("{good}format = \"data\"\ntemplate = \"x\""), "remove one of the two"),
         (format!("{good}order = 1"), "must be true or false"),
         (format!("{good}retries = 1"), "did you mean `retry`?"),
     ] {
         let found = problems(&format!("[sink.crm]\n{lines}\n"));
-        assert!(found.iter().any(|p| p.contains(said)), "{said}: {found:#?}");
+        assert!(found.iter().any(|p| p.contains(expected)), "{expected}: {found:#?}");
     }
     let twice = format!("[function.a]\nruntime=\"wasm\"\nsource=\"a\"\non=[\"e.x\"]\n[sink.a]\n{good}");
-    assert!(problems(&twice)[0].contains("a function is named `a` too"));
+    assert!(problems(&twice)[0].contains("`a` is already used by a function"));
 }
 
 #[test]
-fn mistakes_in_schedules() {
-    for (lines, said) in [
-        ("cron = \"0 7 * * *\"\nemit = \"a\"", "write \"0 0 7 * * *\""),
-        ("cron = \"soon\"\nemit = \"a\"", "write six fields"),
+fn mistakes_in_schedules_are_reported() {
+    for (lines, expected) in [
+        ("cron = \"0 7 * * *\"\nemit = \"a\"", "use \"0 0 7 * * *\""),
+        ("cron = \"soon\"\nemit = \"a\"", "use six fields"),
         ("cron = \"@dayly\"\nemit = \"a\"", "did you mean `@daily`?"),
-        ("cron = \"@every 10ms\"\nemit = \"a\"", "a second at least"),
-        ("cron = \"@every 1m\"\nemit = \"a\"\ntimezone = \"Europe/Rome\"", "in no time zone"),
-        ("cron = \"@daily\"\nemit = \"events.a\"", "write `a`"),
+        ("cron = \"@every 10ms\"\nemit = \"a\"", "at least 1s"),
+        ("cron = \"@every 1m\"\nemit = \"a\"\ntimezone = \"Europe/Rome\"", "no time zone"),
+        ("cron = \"@daily\"\nemit = \"events.a\"", "use `a`"),
         ("cron = \"@daily\"\nemit = \"a.*\"", "wildcards are not allowed"),
-        ("emit = \"a\"", "schedule.d.cron: it is missing"),
+        ("emit = \"a\"", "schedule.d.cron: missing"),
     ] {
         let found = problems(&format!("[schedule.d]\n{lines}\n"));
-        assert!(found.iter().any(|p| p.contains(said)), "{said}: {found:#?}");
+        assert!(found.iter().any(|p| p.contains(expected)), "{expected}: {found:#?}");
     }
 }

@@ -107,7 +107,7 @@ impl Taking<'_> {
 
     /// Whether this event was accepted, also by an older Nerve.
     fn knows(&self, id: Identity, event: &Event) -> bool {
-        let old = || Identity::of_webhook_before(self.source, &event.source, &event.id);
+        let old = || Identity::of_legacy_webhook(self.source, &event.source, &event.id);
         self.gateway.seen().has_either(id, old) || self.gateway.spool().has(id)
     }
 

@@ -145,7 +145,7 @@ impl Drain {
             let source = &placed.row.entry.source;
             // An older Nerve knows an event by its id alone, which not every source's events are known by.
             match id == Origin::source(source).identify(event) {
-                true => self.seen.has_either(id, || Identity::of_webhook_before(source, &event.source, &event.id)),
+                true => self.seen.has_either(id, || Identity::of_legacy_webhook(source, &event.source, &event.id)),
                 false => self.seen.has(id),
             }
         };
@@ -213,7 +213,7 @@ fn identified(placed: &Placed) -> (Identity, &Event) {
 /// Whether an older Nerve put it there, which knew events by other keys.
 fn is_of_older(placed: &Placed) -> bool {
     let Row { entry, event, .. } = &placed.row;
-    entry.keys.first() == Some(&Identity::of_webhook_before(&entry.source, &event.source, &event.id))
+    entry.keys.first() == Some(&Identity::of_legacy_webhook(&entry.source, &event.source, &event.id))
 }
 
 /// What came of one source's rows.

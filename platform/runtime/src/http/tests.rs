@@ -21,8 +21,8 @@ async fn service(headers: axum::http::HeaderMap, body: String) -> Reply<String> 
     let event = |ty: &str| format!(r#"{{"specversion":"1.0","id":"x","source":"/x","type":"{ty}","data":1}}"#);
     let reply = match body.as_str() {
         "nothing" => reply.status(204).body(String::new()),
-        "structured" => reply.header("content-type", STRUCTURED).body(event("a.b")),
-        "batch" => reply.header("content-type", BATCH).body(format!("[{},{}]", event("a"), event("b"))),
+        "structured" => reply.header("content-type", STRUCTURED_MEDIA_TYPE).body(event("a.b")),
+        "batch" => reply.header("content-type", BATCH_MEDIA_TYPE).body(format!("[{},{}]", event("a"), event("b"))),
         "later" => reply.status(429).header("retry-after", "7").body("slow down".to_owned()),
         "broken" => reply.status(500).body(String::new()),
         "wrong" => reply.status(422).body("x".repeat(1000)),
@@ -31,7 +31,7 @@ async fn service(headers: axum::http::HeaderMap, body: String) -> Reply<String> 
         "untyped" => {
             reply.header("ce-id", "x").header("ce-source", "/x").header("ce-specversion", "1.0").body(String::new())
         }
-        "hollow" => reply.header("content-type", STRUCTURED).body(String::new()),
+        "hollow" => reply.header("content-type", STRUCTURED_MEDIA_TYPE).body(String::new()),
         "umlaut" => reply.header("ce-type", "a").header("ce-subject", "\u{fc}").body(String::new()),
         "json" => reply.header("content-type", "application/json").body(r#"{"type":"a","payload":{}}"#.to_owned()),
         "long" => reply.header("ce-type", "a").body("x".repeat(ANSWER_MAX + 1)),
@@ -54,7 +54,7 @@ fn deployment(url: String) -> Deployment {
         name: Name::parse("it").unwrap(),
         revision: 1,
         spec: FunctionSpec {
-            run: Run::Http { url },
+            run: RuntimeSpec::Http { url },
             on: vec![],
             stream: None,
             emits: vec![],

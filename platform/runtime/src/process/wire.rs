@@ -7,7 +7,7 @@ mod keys;
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use keys::Keys;
-use nerve_core::{Emission, EventType, Fault, FunctionError, Outcome, event::is_media_type, limits::Counted};
+use nerve_core::{Emission, EventType, Fault, FunctionError, Outcome, event::is_media_type, limits::BoundedList};
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
@@ -195,17 +195,17 @@ struct Members {
     id: u64,
     emit: Option<Emitted>,
     error: Option<Failure>,
-    events: Option<Counted<Emitted, MAX_EVENTS>>,
+    events: Option<BoundedList<Emitted, MAX_EVENTS>>,
 }
 
 impl Members {
     fn reading(self) -> Reading {
         let id = self.id;
         let answer = match (self.events, self.error, self.emit) {
-            (Some(Counted { items, all }), None, None) if all > items.len() => {
-                Err(format!("it has {all} events, and {MAX_EVENTS} are the most that are read"))
+            (Some(BoundedList { items, total }), None, None) if total > items.len() => {
+                Err(format!("it has {total} events, and {MAX_EVENTS} are the most that are read"))
             }
-            (Some(Counted { items, .. }), None, None) => {
+            (Some(BoundedList { items, .. }), None, None) => {
                 items.into_iter().map(Emitted::emission).collect::<Result<_, _>>().map(Ok).map(Answer::Done)
             }
             (None, Some(failure), None) => Ok(Answer::Done(Err(failure.into()))),

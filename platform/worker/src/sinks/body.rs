@@ -4,7 +4,7 @@ use super::template::{ComposeError, Template};
 use bytes::Bytes;
 use nerve_core::{
     Event, Name,
-    event::{STRUCTURED, is_json},
+    event::{STRUCTURED_MEDIA_TYPE, is_json},
     manifest::SinkBody,
 };
 use nerve_sandbox::Pool;
@@ -63,7 +63,7 @@ impl Composer {
             Self::Standard => standard(event).map(|body| composed(JSON, body)),
             Self::CloudEvents => {
                 let body = serde_json::to_vec(event).map_err(|error| unwritten(&error))?;
-                Ok(composed(STRUCTURED, body))
+                Ok(composed(STRUCTURED_MEDIA_TYPE, body))
             }
             Self::Data => {
                 let content_type = event.content_type.as_deref().unwrap_or(JSON);

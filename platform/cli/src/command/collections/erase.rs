@@ -9,7 +9,7 @@ use crate::{
 use anyhow::anyhow;
 use clap::Args;
 use nerve_broker::bus::{Bus, ErasedMessages, Erasure, ErasureOutcome, InvokeError, StoredView};
-use nerve_core::{Name, function::Views, manifest::Run};
+use nerve_core::{Name, function::Views, manifest::RuntimeSpec};
 use nerve_rag::erase::{EraseRequest, ErasedDocuments, Tenant};
 use serde::Serialize;
 use std::{
@@ -165,7 +165,7 @@ fn confirm(name: &str) -> anyhow::Result<()> {
 /// The function that has the index, if one is deployed.
 async fn index(connection: &Connection) -> anyhow::Result<Option<Name>> {
     let functions = connection.registry().await?.functions().await?;
-    let is_index = |run: &Run| matches!(run, Run::Builtin { function, .. } if function == "rag/index");
+    let is_index = |run: &RuntimeSpec| matches!(run, RuntimeSpec::Builtin { function, .. } if function == "rag/index");
     let index = functions.into_iter().find(|entry| is_index(&entry.record.spec.run)).map(|entry| entry.name);
     if index.is_none() {
         output::hint("no rag/index is deployed, so no index was looked at");

@@ -7,7 +7,7 @@ use crate::{
     output,
 };
 use clap::Args;
-use nerve_core::quota::{CollectionUsage, Quota, QuotaKind, Quotas, USED_PREFIX};
+use nerve_core::quota::{CollectionUsage, Quota, QuotaKind, Quotas, USAGE_KEY_PREFIX};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
@@ -63,7 +63,7 @@ struct Listing {
 impl Collection {
     fn new(collection: String, usage: &CollectionUsage, quota: Quota) -> Self {
         let tokens = usage.tokens_at(OffsetDateTime::now_utc());
-        let bounds = QuotaKind::ALL.into_iter().filter_map(|kind| Some((kind.name(), quota.bound(kind)?)));
+        let bounds = QuotaKind::ALL.into_iter().filter_map(|kind| Some((kind.name(), quota.limit(kind)?)));
         let used = Used { documents: usage.documents, documents_bytes: usage.documents_bytes, tokens };
         Self { collection, used, quota: bounds.collect() }
     }
@@ -97,7 +97,7 @@ pub(super) async fn collections(connection: &Connection, default: Quota) -> anyh
     let quotas = Quotas { default, own: own.into_iter().collect() };
     connection
         .bus
-        .each_view(&format!("{USED_PREFIX}>"), |view| {
+        .each_view(&format!("{USAGE_KEY_PREFIX}>"), |view| {
             if let Ok(used) = serde_json::from_slice::<CollectionUsage>(&view.data) {
                 usage.insert(used.collection.clone(), used);
             }

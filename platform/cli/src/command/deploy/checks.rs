@@ -2,7 +2,7 @@
 
 use super::Bundle;
 use crate::{artifacts::Content, connection::Connection, failure::Failure, graph::Graph, sandbox};
-use nerve_core::manifest::{Run, SinkBody};
+use nerve_core::manifest::{RuntimeSpec, SinkBody};
 use nerve_registry::Registry;
 use nerve_worker::check_template;
 
@@ -12,7 +12,7 @@ impl Bundle {
         let pool = sandbox::pool(&connection.config.sandbox);
         let compiler = sandbox::compiler(&connection.config.sandbox, &pool);
         for (name, (spec, files)) in &self.functions {
-            let (Run::Wasm { source }, [file]) = (&spec.run, files.as_slice()) else { continue };
+            let (RuntimeSpec::Wasm { source }, [file]) = (&spec.run, files.as_slice()) else { continue };
             let Content::Read(content) = &file.content else { continue };
             if registry.is_uploaded(&file.reference()).await? {
                 continue;

@@ -2,7 +2,7 @@
 
 use super::UPLOADED;
 use nerve_broker::bus::{Bus, InvokeError};
-use nerve_core::{Event, EventType, Name, manifest::Run};
+use nerve_core::{Event, EventType, Name, manifest::RuntimeSpec};
 use nerve_rag::{
     check::{CHECK_REQUESTED, CheckRequest, Checked, Chunking},
     document::Document,
@@ -37,7 +37,7 @@ impl IndexCheck {
         else {
             return Ok(None);
         };
-        let Run::Builtin { model, with, .. } = &chunker.record.spec.run else { return Ok(None) };
+        let RuntimeSpec::Builtin { model, with, .. } = &chunker.record.spec.run else { return Ok(None) };
         let Ok(chunking) = Chunking::new(model.as_deref(), with) else { return Ok(None) };
         Ok(Some(Self { index: index.name.clone(), chunking, failure: None }))
     }
@@ -89,7 +89,7 @@ impl IndexCheck {
 }
 
 fn builtin(entry: &Entry<FunctionRecord>, wanted: &str) -> bool {
-    matches!(&entry.record.spec.run, Run::Builtin { function, .. } if function == wanted)
+    matches!(&entry.record.spec.run, RuntimeSpec::Builtin { function, .. } if function == wanted)
 }
 
 fn uploaded_at(upload: &Event) -> i64 {
