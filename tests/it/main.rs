@@ -13,6 +13,7 @@ mod closed;
 mod commands;
 mod connections;
 mod crashes;
+mod crates;
 mod deploy;
 mod documents;
 mod endpoint;
