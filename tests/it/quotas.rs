@@ -123,7 +123,7 @@ async fn rate_of_a_collection_is_one_for_all_gateways() {
     let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
     assert!((1..=3).contains(&wait), "{wait}");
     let (_, document) = problem(refused).await;
-    assert!(document["detail"].to_string().contains("30 events in a minute"), "{document}");
+    assert!(document["detail"].to_string().contains("30 events per minute"), "{document}");
     let other = send(&gateways[0], Method::DELETE, "/v1/documents/1?collection=other", "").await;
     assert_eq!(other.status(), 202);
 }

@@ -14,9 +14,12 @@ use nerve_core::{Name, SourceSpec, manifest::Rate, rate_limit::RateLimiter};
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 /// When to come back to a source that takes no more at once.
 const SOON: Duration = Duration::from_secs(1);
@@ -38,7 +41,7 @@ struct Guard {
 impl Guard {
     fn new(spec: &SourceSpec) -> Self {
         let slots = spec.concurrency.map(|slots| Arc::new(Semaphore::new(slots)));
-        let limiter = spec.rate.map(|rate| RateLimiter::bursting(rate, Instant::now()));
+        let limiter = spec.rate.map(|rate| RateLimiter::bursting(rate, Instant::now().into_std()));
         Self { rate: spec.rate, concurrency: spec.concurrency, limiter, slots }
     }
 }
@@ -54,7 +57,7 @@ impl Guards {
         let slot = slot.map_err(|_| {
             too_many("as many deliveries of this source as it takes at once are being stored; its `concurrency`", SOON)
         })?;
-        match guard.limiter.as_ref().map_or(Ok(()), |limiter| limiter.try_admit(Instant::now())) {
+        match guard.limiter.as_ref().map_or(Ok(()), |limiter| limiter.try_admit(Instant::now().into_std())) {
             Ok(()) => Ok(slot),
             Err(wait) => Err(too_many("this source has had what it takes in a time; its `rate`", wait)),
         }
