@@ -1,4 +1,4 @@
-//! One server: a gateway, a worker, or both, over one connection to NATS.
+//! A server: gateway, worker or both, over one connection to NATS.
 
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -9,8 +9,8 @@ use nerve_broker::{
 use nerve_config::{Config, GatewayConfig, HomeError, make_private};
 use nerve_core::Inference;
 use nerve_gateway::{
-    self as gateway, Check, Checks, Door, Drain, Fetch, Gateway, LaneError, Lanes, ModelParts, Models, Spool,
-    SpoolError, Tls,
+    self as gateway, Check, Checks, ConnectionThreads, Drain, Fetch, Gateway, Listener, ModelParts, Models, Spool,
+    SpoolError, ThreadError, Tls,
 };
 use nerve_registry::{self as registry, Catalogue, KeyringError, Registry};
 use nerve_worker::{self as worker, FunctionStatus, InFlight, Runners, Statuses};
@@ -21,80 +21,80 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Connections that the system holds until they are accepted: when a flood of them fills that, others lose a second.
+/// Length of the socket's accept queue: connections beyond it are retried by the client after a second.
 const BACKLOG: u32 = 4096;
-/// In the data folder: what the broker that `nerve up` starts stores.
+/// Subfolder of the data folder for the JetStream store of `nerve up`.
 const BROKER_STORE: &str = "jetstream";
-/// The wait between two tries.
-const AGAIN: Duration = Duration::from_millis(250);
+/// Interval between attempts to provision streams.
+const PROVISION_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// What a server does.
+/// The roles of a server.
 #[derive(Clone)]
 pub(crate) struct Roles {
     /// Whether it serves HTTP.
     pub(crate) gateway: bool,
-    /// What runs its functions; none when it runs none.
+    /// Runs functions; `None` without a worker.
     pub(crate) worker: Option<Runners>,
-    /// What runs models for its gateway; none when it runs none.
+    /// Runs models for the gateway; `None` if it runs none.
     pub(crate) inference: Option<Arc<dyn Inference>>,
 }
 
-/// What a server is given by the process that started it.
+/// Resources that a server inherits from its supervisor.
 #[derive(Debug, Default)]
 pub(crate) struct Inherited {
-    /// The socket that its gateway serves, which goes on listening when this process ends; it opens one of its own when none.
+    /// The gateway's socket, which keeps listening when this process ends; the server opens one if `None`.
     pub(crate) listener: Option<std::net::TcpListener>,
-    /// Where it records the events that run.
+    /// Where the worker records events in flight.
     pub(crate) in_flight: Option<InFlight>,
 }
 
-/// A server that is bound, connected and ready to run.
+/// A server that listens and is connected.
 pub(crate) struct Server {
     config: Config,
     roles: Roles,
     bus: Bus,
-    /// The same, or the gateway's own where it has credentials of its own.
+    /// The same connection, or another if the gateway has its own credentials.
     gateway_bus: Bus,
     registry: Registry,
-    /// For its gateway, if it is one.
-    taken: Option<Taken>,
+    /// Webhook intake, if it is a gateway.
+    intake: Option<Intake>,
     catalogue: watch::Receiver<Arc<Catalogue>>,
-    door: Option<Door>,
+    listener: Option<Listener>,
     in_flight: Option<InFlight>,
     metrics: PrometheusHandle,
-    /// What follows the broker until the very end.
+    /// Tasks that run until the server has stopped.
     followers: TaskTracker,
     end: CancellationToken,
 }
 
-/// Why a server does not start, or does not go on.
+/// Why a server cannot start or continue.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ServerError {
-    /// Its data folder cannot be used.
+    /// The data folder cannot be used.
     #[error(transparent)]
     Home(#[from] HomeError),
-    /// It may not listen there.
+    /// The address is not allowed.
     #[error(transparent)]
     Access(#[from] gateway::OpenToAll),
-    /// It has no certificate that it could serve.
+    /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] gateway::TlsError),
-    /// It cannot listen there.
+    /// The address cannot be bound.
     #[error("the gateway cannot listen on {addr}: choose another address with --listen")]
     Listen {
         /// The address.
         addr: SocketAddr,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
     /// The broker cannot be used.
     #[error(transparent)]
     Bus(#[from] BusError),
-    /// Connections cannot be served.
+    /// The connection threads cannot start.
     #[error(transparent)]
-    Lanes(#[from] LaneError),
-    /// What an earlier run left to be stored cannot be read.
+    Threads(#[from] ThreadError),
+    /// The spool of an earlier run cannot be read.
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// The secrets key cannot be used.
@@ -108,8 +108,7 @@ pub(crate) enum ServerError {
     Metrics(String),
 }
 
-/// Makes the streams. A broker that has just started may still be electing or recovering, and a cluster may wait for its
-/// other servers: what may pass is waited for.
+/// Creates the streams. Retries while the broker is electing, recovering or waiting for other servers of its cluster.
 async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
     let mut waiting = Waiting::default();
     let disk = broker_store(config).and_then(|store| disk_size(&store));
@@ -123,7 +122,7 @@ async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
                 if waiting.is_due() {
                     tracing::warn!(what, cause = %source, "waiting for JetStream");
                 }
-                tokio::time::sleep(AGAIN).await;
+                tokio::time::sleep(PROVISION_RETRY_INTERVAL).await;
             }
             done => {
                 if waiting.was_said() && done.is_ok() {
@@ -136,25 +135,25 @@ async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
 }
 
 impl Server {
-    /// Listens, connects, makes what is missing on the broker and reads what is deployed.
+    /// Listens, connects, creates missing streams and reads what is deployed.
     ///
-    /// It waits for a broker that is not there yet; meanwhile a gateway answers that it lives and is not ready.
+    /// Waits until NATS is reachable; meanwhile a gateway responds that it is live and not ready.
     ///
     /// # Errors
-    /// When it cannot listen, or the broker refuses it.
+    /// When it cannot listen or the broker refuses the connection.
     pub(crate) async fn bind(config: Config, roles: Roles, inherited: Inherited) -> Result<Self, ServerError> {
         make_private(&config.data.dir)?;
         let Inherited { listener, in_flight } = inherited;
         if !roles.gateway {
             return Ok(Self { in_flight, ..Self::start(config, roles).await? });
         }
-        let door = open(&config, listener)?;
+        let listener = open(&config, listener)?;
         let awaited = format!("NATS at {}", config.nats.url);
-        let server = gateway::answer_while(&door, &awaited, Self::start(config, roles)).await?;
-        Ok(Self { door: Some(door), in_flight, ..server })
+        let server = gateway::respond_while(&listener, &awaited, Self::start(config, roles)).await?;
+        Ok(Self { listener: Some(listener), in_flight, ..server })
     }
 
-    /// All but listening.
+    /// Everything but listening.
     async fn start(config: Config, roles: Roles) -> Result<Self, ServerError> {
         let bus = Bus::connect_when_reachable(&config.nats, "nerve").await?;
         provision(&bus, &config).await?;
@@ -162,7 +161,7 @@ impl Server {
         let registry = Registry::open(&bus, config.worker.ack_wait).await?;
         let keyring = registry.keyring(&config).await?;
         let (followers, end) = (TaskTracker::new(), CancellationToken::new());
-        // Before any part of the server takes a meter: those taken earlier would count for nobody.
+        // Before any meter is registered: meters registered earlier would not be recorded.
         let metrics = gateway::metrics::install(end.clone(), &followers);
         let metrics = metrics.map_err(|error| ServerError::Metrics(error.to_string()))?;
         bus.write_drops(end.clone(), &followers);
@@ -171,10 +170,8 @@ impl Server {
             Some(nats) if roles.gateway => bus.connect_beside(nats, "nerve gateway").await?,
             _ => bus.clone(),
         };
-        let taken = match roles.gateway {
-            true => Some(follow_taken(&gateway_bus, &config, &end, &followers).await?),
-            false => None,
-        };
+        let intake =
+            if roles.gateway { Some(Intake::start(&gateway_bus, &config, &end, &followers).await?) } else { None };
         let trimmer = Trimmer::new(&bus, &config.streams, returns(catalogue.clone()));
         followers.spawn(trimmer.run(end.clone()));
         if let Some(store) = broker_store(&config) {
@@ -182,16 +179,16 @@ impl Server {
         }
         followers.spawn(watch_buckets(bus.clone(), end.clone()));
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
-        let (door, in_flight) = (None, None);
+        let (listener, in_flight) = (None, None);
         Ok(Self {
             config,
             roles,
             bus,
             gateway_bus,
             registry,
-            taken,
+            intake,
             catalogue,
-            door,
+            listener,
             in_flight,
             metrics,
             followers,
@@ -199,17 +196,19 @@ impl Server {
         })
     }
 
-    /// Where the gateway listens.
+    /// The gateway's address.
     pub(crate) fn gateway_addr(&self) -> Option<SocketAddr> {
-        self.door.as_ref().and_then(|door| door.listener.local_addr().ok())
+        self.listener.as_ref().and_then(|listener| listener.listener.local_addr().ok())
     }
 
-    /// Serves until `shutdown`, then stops intake, finishes or gives back what it has, flushes and returns.
+    /// Serves until `shutdown`, then stops intake, finishes or returns events in flight, flushes and returns.
     pub(crate) async fn run(self, shutdown: CancellationToken) -> Result<(), ServerError> {
         let (statuses, sink_statuses) = (Statuses::default(), Statuses::default());
         let tasks = TaskTracker::new();
         let gateway = async {
-            let (Some(door), Some(taken)) = (self.door, self.taken) else { return Ok::<_, ServerError>(None) };
+            let (Some(listener), Some(intake)) = (self.listener, self.intake) else {
+                return Ok::<_, ServerError>(None);
+            };
             let models = Models::new(ModelParts {
                 inference: self.roles.inference,
                 fetch: fetch_to(self.config.artifacts(), self.registry.clone()),
@@ -222,15 +221,15 @@ impl Server {
                 catalogue: self.catalogue.clone(),
                 config: self.config.gateway.clone(),
                 metrics: self.metrics,
-                batches: taken.batches,
-                seen: taken.seen,
-                spool: taken.spool,
+                batches: intake.batches,
+                seen: intake.seen,
+                spool: intake.spool,
                 models,
                 checks: checks(statuses.clone(), sink_statuses.clone()),
                 shutdown: shutdown.clone(),
             });
-            gateway::serve(door, gateway, &taken.lanes, tasks.clone()).await.map_err(ServerError::Serve)?;
-            Ok(Some(taken.lanes))
+            gateway::serve(listener, gateway, &intake.threads, tasks.clone()).await.map_err(ServerError::Serve)?;
+            Ok(Some(intake.threads))
         };
         let worker = async {
             let Some(runners) = self.roles.worker else { return };
@@ -253,48 +252,51 @@ impl Server {
         self.followers.wait().await;
         for bus in [&self.gateway_bus, &self.bus] {
             if let Err(error) = bus.flush().await {
-                tracing::debug!(%error, "the connection ended before the last bytes left");
+                tracing::debug!(%error, "the connection to NATS ended before it was flushed");
             }
         }
-        if let Some(lanes) = served? {
-            lanes.end().await;
+        if let Some(threads) = served? {
+            threads.end().await;
         }
         Ok(())
     }
 }
 
-/// Webhooks that are being taken in, that were, and that wait for the broker.
-struct Taken {
-    lanes: Lanes,
+/// Webhook intake: threads, batches, dedupe keys and the spool.
+struct Intake {
+    threads: ConnectionThreads,
     batches: Batches,
     seen: Seen,
     spool: Spool,
 }
 
-/// What takes webhooks into the log until `end`.
-async fn follow_taken(
-    bus: &Bus,
-    config: &Config,
-    end: &CancellationToken,
-    tasks: &TaskTracker,
-) -> Result<Taken, ServerError> {
-    let nats = config.gateway_nats.as_ref().unwrap_or(&config.nats);
-    let lanes = Lanes::start(config.gateway.threads(), (bus, nats), end, tasks).await?;
-    let batches = Batches::start(bus, end.clone(), tasks).await?;
-    let seen = Seen::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
-    let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
-    let drain = Drain::new(spool.clone(), (bus.clone(), batches.clone()), seen.clone(), config.streams.dedupe_window);
-    tasks.spawn(drain.run(end.clone()));
-    Ok(Taken { lanes, batches, seen, spool })
+impl Intake {
+    /// Starts intake, which runs until `end`.
+    async fn start(
+        bus: &Bus,
+        config: &Config,
+        end: &CancellationToken,
+        tasks: &TaskTracker,
+    ) -> Result<Self, ServerError> {
+        let nats = config.gateway_nats.as_ref().unwrap_or(&config.nats);
+        let threads = ConnectionThreads::start(config.gateway.threads(), (bus, nats), end, tasks).await?;
+        let batches = Batches::start(bus, end.clone(), tasks).await?;
+        let seen = Seen::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
+        let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
+        let drain =
+            Drain::new(spool.clone(), (bus.clone(), batches.clone()), seen.clone(), config.streams.dedupe_window);
+        tasks.spawn(drain.run(end.clone()));
+        Ok(Self { threads, batches, seen, spool })
+    }
 }
 
-/// Where the broker stores, if it is that of `nerve up`, which has it in the data folder.
+/// The JetStream store of `nerve up`, if it started the broker.
 fn broker_store(config: &Config) -> Option<PathBuf> {
     config.gateway_nats.as_ref()?;
     Some(config.data.dir.join(BROKER_STORE)).filter(|store| store.is_dir())
 }
 
-/// What deployed functions may return; a sink returns nothing.
+/// The event types that each function may emit; sinks emit none.
 fn returns(catalogue: watch::Receiver<Arc<Catalogue>>) -> Returns {
     Returns::new(move || {
         let catalogue = catalogue.borrow().clone();
@@ -304,7 +306,7 @@ fn returns(catalogue: watch::Receiver<Arc<Catalogue>>) -> Returns {
     })
 }
 
-/// Brings deployed files to `folder`, which the worker shares.
+/// Fetches deployed files to `folder`, which the worker shares.
 fn fetch_to(folder: PathBuf, registry: Registry) -> Fetch {
     Arc::new(move |reference| {
         let (folder, registry) = (folder.clone(), registry.clone());
@@ -312,15 +314,14 @@ fn fetch_to(folder: PathBuf, registry: Registry) -> Fetch {
     })
 }
 
-/// A function or a sink that cannot be loaded is told of but takes nobody out of service: the others, and the gateway, go
-/// on.
+/// Health checks of functions and sinks. One that cannot be loaded is reported but does not make the server unready.
 fn checks(functions: Statuses, sinks: Statuses) -> Checks {
     let check = |kind: &str, name, status| Check {
         name: format!("{kind} {name}"),
         ok: !matches!(status, FunctionStatus::Running { alive: false, .. }),
         detail: match status {
             FunctionStatus::Running { alive: true, .. } => None,
-            FunctionStatus::Running { alive: false, .. } => Some("its consumer does not answer".to_owned()),
+            FunctionStatus::Running { alive: false, .. } => Some("its consumer does not respond".to_owned()),
             FunctionStatus::Loading => Some("loading".to_owned()),
             FunctionStatus::Failed { error } => Some(error),
         },
@@ -332,8 +333,8 @@ fn checks(functions: Statuses, sinks: Statuses) -> Checks {
     })
 }
 
-/// Reads the certificate first, so that nothing is bound in vain.
-fn open(config: &Config, listener: Option<std::net::TcpListener>) -> Result<Door, ServerError> {
+/// Reads the certificate before binding.
+fn open(config: &Config, listener: Option<std::net::TcpListener>) -> Result<Listener, ServerError> {
     let gateway = &config.gateway;
     let files = gateway.tls_cert.as_ref().zip(gateway.tls_key.as_ref());
     let tls = files.map(|(cert, key)| Tls::load(cert, key)).transpose()?;
@@ -342,13 +343,13 @@ fn open(config: &Config, listener: Option<std::net::TcpListener>) -> Result<Door
         None => listen(gateway)?,
     };
     let listener = TcpListener::from_std(listener).map_err(ServerError::Serve)?;
-    Ok(Door { listener, tls })
+    Ok(Listener { listener, tls })
 }
 
-/// Opens the socket of a gateway, from inside a runtime.
+/// Opens the socket of a gateway, inside a Tokio runtime.
 ///
 /// # Errors
-/// [`ServerError::Access`] where everybody could use what listens there, [`ServerError::Listen`] where the system refuses the address.
+/// [`ServerError::Access`] if others could use the API without a key, [`ServerError::Listen`] if the address cannot be bound.
 pub(crate) fn listen(config: &GatewayConfig) -> Result<std::net::TcpListener, ServerError> {
     let addr = config.listen;
     gateway::check_bind(addr, &config.keys)?;

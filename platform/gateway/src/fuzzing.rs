@@ -1,8 +1,8 @@
 //! The parsers of requests that the fuzz targets in `tests/fuzz` call. Not a part of the API.
 
-use super::{
-    forwarded::{Origin, Peer},
-    modes::{self, Posted},
+use crate::{
+    api::cloudevents::{self, ParsedRequest},
+    http::forwarded::{Origin, Peer},
 };
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri};
@@ -14,10 +14,10 @@ use std::net::IpAddr;
 /// # Errors
 /// The status that such a request is answered with.
 pub fn read_events(headers: &HeaderMap, body: &Bytes) -> Result<Option<Vec<Event>>, StatusCode> {
-    match modes::read(headers, body) {
-        Ok(Posted::One(event)) => Ok(Some(vec![*event])),
-        Ok(Posted::Batch(events)) => Ok(Some(events)),
-        Ok(Posted::Plain) => Ok(None),
+    match cloudevents::parse(headers, body) {
+        Ok(ParsedRequest::One(event)) => Ok(Some(vec![*event])),
+        Ok(ParsedRequest::Batch(events)) => Ok(Some(events)),
+        Ok(ParsedRequest::Plain) => Ok(None),
         Err(problem) => Err(problem.status()),
     }
 }

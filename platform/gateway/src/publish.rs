@@ -1,8 +1,8 @@
-//! Publishing for a caller that waits: a receipt once JetStream has the event, a problem otherwise.
+//! Publishes events of requests: a receipt once JetStream has acknowledged, a problem document otherwise.
 
-use super::{
-    problem::{Answer, Problem},
-    repeats,
+use crate::{
+    http::problem::{HttpResult, Problem},
+    webhooks::log_limit,
 };
 use axum::{body::Body, response::Response};
 use http::{HeaderValue, StatusCode, header};
@@ -11,40 +11,40 @@ use nerve_core::{Event, Identity};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// When to come back while the broker is away: it is usually a restart.
-const BROKER_BACK: Duration = Duration::from_secs(5);
-/// When to come back while EVENTS is full.
-const FULL_RETRY: Duration = Duration::from_secs(5);
+/// `Retry-After` while NATS is unavailable, most often for a restart.
+const BROKER_RETRY_AFTER: Duration = Duration::from_secs(5);
+/// `Retry-After` while EVENTS is full.
+const FULL_RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// What the caller gets for an event that is stored.
+/// The response for a stored event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Receipt {
     id: String,
     #[serde(rename = "type")]
     ty: String,
-    /// Left out for an event that was stored at some time before, or together with others: JetStream does not tell then.
+    /// `None` for a duplicate and for an event of a batch: JetStream does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     sequence: Option<u64>,
     duplicate: bool,
-    /// Whether it waits on disk for the broker to come back.
+    /// Whether it is on disk until NATS is available.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     spooled: bool,
 }
 
 impl Receipt {
-    /// For an event that is known to be stored.
+    /// The receipt of a duplicate.
     pub(crate) fn known(event: &Event) -> Self {
         Self { id: event.id.clone(), ty: event.ty.as_str().to_owned(), sequence: None, duplicate: true, spooled: false }
     }
 
-    /// For an event that is stored now, and where, if that is known.
-    pub(crate) fn stored(event: &Event, place: Option<Published>) -> Self {
-        let sequence = place.map(|place| place.sequence);
-        Self { sequence, duplicate: place.is_some_and(|place| place.duplicate), ..Self::known(event) }
+    /// The receipt of a stored event, with JetStream's acknowledgement if there is one for it alone.
+    pub(crate) fn stored(event: &Event, ack: Option<Published>) -> Self {
+        let sequence = ack.map(|ack| ack.sequence);
+        Self { sequence, duplicate: ack.is_some_and(|ack| ack.duplicate), ..Self::known(event) }
     }
 
-    /// The same for the same request, sent again.
-    pub(crate) fn again(self) -> Self {
+    /// The receipt of a repeated request.
+    pub(crate) fn repeated(self) -> Self {
         Self { duplicate: true, ..self }
     }
 
@@ -53,13 +53,13 @@ impl Receipt {
         self.duplicate
     }
 
-    /// For an event that waits on disk.
+    /// The receipt of an event on disk.
     pub(crate) fn spooled(event: &Event) -> Self {
         Self { duplicate: false, spooled: true, ..Self::known(event) }
     }
 }
 
-/// 202, with one receipt or several.
+/// A 202 response with one receipt or several.
 pub(crate) fn accepted(receipts: &impl Serialize) -> Response {
     let mut response = Response::new(Body::from(serde_json::to_vec(receipts).unwrap_or_default()));
     *response.status_mut() = StatusCode::ACCEPTED;
@@ -67,14 +67,17 @@ pub(crate) fn accepted(receipts: &impl Serialize) -> Response {
     response
 }
 
-/// Publishes `event`, once per identity, and waits until it is stored.
-pub(crate) async fn publish(bus: &Bus, event: &Event, id: Identity) -> Answer<Receipt> {
+/// Publishes `event`, once per identity, and waits for the acknowledgement.
+///
+/// # Errors
+/// 400 for an event that violates its schema, 503 if it may not be stored.
+pub(crate) async fn publish(bus: &Bus, event: &Event, id: Identity) -> HttpResult<Receipt> {
     bus.admit(event).await.map_err(publish_problem)?;
     let published = bus.publish(event, id).await.map_err(publish_problem)?;
     Ok(Receipt::stored(event, Some(published)))
 }
 
-/// What an event that was not stored is to its sender.
+/// The problem of an event that was not stored.
 pub(crate) fn publish_problem(error: PublishError) -> Problem {
     if let Some(full) = error.full() {
         return full_problem(&full.to_string());
@@ -85,17 +88,16 @@ pub(crate) fn publish_problem(error: PublishError) -> Problem {
     match error {
         PublishError::Invalid(why) => Problem::bad_request(format!("the event cannot be stored: {why}")),
         PublishError::Unavailable(error) => {
-            if let Some(suppressed) = repeats::due("", "publish") {
-                tracing::warn!(%error, suppressed, "an event is answered 503: JetStream did not acknowledge it");
+            if let Some(suppressed) = log_limit::due("", "publish") {
+                tracing::warn!(%error, suppressed, "publish failed: JetStream did not acknowledge an event");
             }
-            let detail =
-                "the event may not be stored: JetStream did not acknowledge it; send it again, with the same id";
-            Problem::unavailable(detail, BROKER_BACK)
+            let detail = "JetStream did not acknowledge the event, which may not be stored; retry with the same id";
+            Problem::unavailable(detail, BROKER_RETRY_AFTER)
         }
     }
 }
 
-/// The same to a sender who may not know what is deployed here.
+/// The same for a webhook sender, who may not learn what is deployed.
 pub(crate) fn hook_problem(error: PublishError) -> Problem {
     match error.full() {
         Some(full) => full_problem(&full.for_strangers().to_string()),
@@ -104,35 +106,34 @@ pub(crate) fn hook_problem(error: PublishError) -> Problem {
 }
 
 fn full_problem(full: &str) -> Problem {
-    let detail = format!("{full}; the event is not stored: send it again later, with the same id");
-    Problem::unavailable(detail, FULL_RETRY)
+    let detail = format!("{full}; the event is not stored: retry later with the same id");
+    Problem::unavailable(detail, FULL_RETRY_AFTER)
 }
 
-/// Refuses at once what would only wait for a connection.
-pub(crate) fn check_connected(bus: &Bus) -> Answer<()> {
-    if bus.connected() {
-        Ok(())
-    } else {
-        Err(Problem::unavailable("there is no connection to NATS; try again", BROKER_BACK))
-    }
+/// Fails fast without a connection to NATS.
+///
+/// # Errors
+/// 503 without a connection.
+pub(crate) fn check_connected(bus: &Bus) -> HttpResult<()> {
+    if bus.connected() { Ok(()) } else { Err(Problem::unavailable("no connection to NATS; retry", BROKER_RETRY_AFTER)) }
 }
 
-/// What a failure of the broker is to a caller.
+/// The problem of a broker failure.
 pub(crate) fn broker_problem(error: &BusError) -> Problem {
     match error {
         BusError::Unavailable { .. } | BusError::Connect(_) => {
-            if let Some(suppressed) = repeats::due("", "broker") {
-                tracing::warn!(error = error as &dyn std::error::Error, suppressed, "a request is answered 503");
+            if let Some(suppressed) = log_limit::due("", "broker") {
+                tracing::warn!(error = error as &dyn std::error::Error, suppressed, "a request gets 503");
             }
-            Problem::unavailable("NATS JetStream is not available; try again", BROKER_BACK)
+            Problem::unavailable("NATS JetStream is unavailable; retry", BROKER_RETRY_AFTER)
         }
-        BusError::Full { full, .. } => Problem::unavailable(full.to_string(), FULL_RETRY),
+        BusError::Full { full, .. } => Problem::unavailable(full.to_string(), FULL_RETRY_AFTER),
         BusError::NotFound(what) => Problem::not_found(format!("{what} does not exist")),
         BusError::Refused { .. } => {
-            if let Some(suppressed) = repeats::due("", "refused by the broker") {
+            if let Some(suppressed) = log_limit::due("", "refused by the broker") {
                 tracing::warn!(%error, suppressed, "the broker refused a request");
             }
-            Problem::new(StatusCode::BAD_GATEWAY, "NATS refused this; the gateway's log says why")
+            Problem::new(StatusCode::BAD_GATEWAY, "NATS refused the request; see the gateway log")
         }
     }
 }

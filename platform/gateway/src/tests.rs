@@ -1,26 +1,33 @@
-//! The gateway as its callers see it, with no broker: what is refused, and what is told when JetStream is away.
+//! The gateway as clients see it, without NATS: refusals, and responses while JetStream is unavailable.
 
-use super::*;
-use axum::{body::Body, routing::get};
+use crate::{
+    Checks, Gateway, ModelParts, Models, Parts, Spool,
+    api::auth::Caller,
+    http::{middleware::with_middleware, problem},
+};
+use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use hmac::{Hmac, Mac};
 use http::{Request, header};
+use nerve_broker::bus::Bus;
+use nerve_config::GatewayConfig;
 use nerve_core::{
     FunctionSpec, Name, RetryPolicy, SourceSpec,
     function::Secret,
     manifest::{Batch, Provider, RuntimeSpec},
 };
-use nerve_registry::{Entry, FunctionRecord, SealedOrOpen, SourceRecord};
+use nerve_registry::{Catalogue, Entry, FunctionRecord, SealedOrOpen, SourceRecord};
 use serde_json::Value;
 use sha2::Sha256;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use time::OffsetDateTime;
-use tokio_util::task::TaskTracker;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 const SECRET: &str = "It's a Secret to Everybody";
-pub(super) const KEY: &str = "a-key-of-the-api";
+pub(crate) const KEY: &str = "a-key-of-the-api";
 const LIMIT: usize = 1000;
 
 fn source(secrets: &[&str]) -> SourceSpec {
@@ -65,11 +72,11 @@ fn source_of_github() -> SourceSpec {
     source(&["GITHUB"])
 }
 
-pub(super) async fn gateway(keys: &[&str], max_requests: usize) -> Gateway {
+pub(crate) async fn gateway(keys: &[&str], max_requests: usize) -> Gateway {
     gateway_of(keys, max_requests, catalogue(), no_models()).await
 }
 
-pub(super) fn onnx() -> nerve_config::OnnxConfig {
+pub(crate) fn onnx() -> nerve_config::OnnxConfig {
     nerve_config::Config::load(None, []).unwrap().onnx
 }
 
@@ -83,9 +90,9 @@ fn no_models() -> Models {
     })
 }
 
-pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Catalogue, models: Models) -> Gateway {
+pub(crate) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Catalogue, models: Models) -> Gateway {
     let (sender, catalogue) = watch::channel(Arc::new(catalogue));
-    // The catalogue outlives what follows it, as when the broker is away.
+    // The catalogue outlives its follower, as while NATS is unavailable.
     drop(sender);
     let config = GatewayConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
@@ -120,7 +127,7 @@ pub(super) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
     })
 }
 
-pub(super) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Request<Body> {
     let builder = Request::builder().method(method).uri(path).header(header::HOST, "127.0.0.1:8080");
     let builder = headers.iter().fold(builder, |builder, (name, value)| builder.header(*name, *value));
     builder.body(body.into()).unwrap()
@@ -139,22 +146,21 @@ fn hook(source: &str, signature: Option<&str>, body: &str) -> Request<Body> {
     request("POST", &format!("/hooks/{source}"), &headers, body.to_owned())
 }
 
-pub(super) struct Told {
-    pub(super) status: u16,
-    pub(super) headers: http::HeaderMap,
-    pub(super) body: Bytes,
+pub(crate) struct TestResponse {
+    pub(crate) status: u16,
+    pub(crate) headers: http::HeaderMap,
+    pub(crate) body: Bytes,
 }
 
-pub(super) async fn ask(gateway: &Gateway, request: Request<Body>) -> Told {
-    let response = gateway.router().oneshot(request).await.unwrap();
-    let (parts, body) = response.into_parts();
+pub(crate) async fn ask(gateway: &Gateway, request: Request<Body>) -> TestResponse {
+    let (parts, body) = gateway.router().oneshot(request).await.unwrap().into_parts();
     let body = axum::body::to_bytes(body, 1 << 20).await.unwrap();
-    Told { status: parts.status.as_u16(), headers: parts.headers, body }
+    TestResponse { status: parts.status.as_u16(), headers: parts.headers, body }
 }
 
-impl Told {
+impl TestResponse {
     /// The explanation; only a whole problem document has one.
-    pub(super) fn problem(&self, status: u16) -> String {
+    pub(crate) fn problem(&self, status: u16) -> String {
         let text = String::from_utf8_lossy(&self.body);
         assert_eq!(self.status, status, "{text}");
         assert_eq!(self.headers[header::CONTENT_TYPE], problem::MEDIA_TYPE, "{text}");
@@ -166,7 +172,7 @@ impl Told {
 }
 
 #[tokio::test]
-async fn what_is_not_there_is_a_problem_document_too() {
+async fn unknown_path_gets_a_problem_document() {
     let gateway = gateway(&[], 10).await;
     ask(&gateway, request("GET", "/nowhere", &[], "")).await.problem(404);
     let wrong_method = ask(&gateway, request("GET", "/hooks/github", &[], "")).await;
@@ -177,11 +183,11 @@ async fn what_is_not_there_is_a_problem_document_too() {
 }
 
 #[tokio::test]
-async fn a_webhook_is_refused_for_each_reason_with_its_status() {
+async fn webhook_is_refused_with_the_status_of_the_reason() {
     let gateway = gateway(&[KEY], 10).await;
     let wrong = ask(&gateway, hook("github", Some(&signed("[]")), "{}")).await.problem(401);
     let none = ask(&gateway, hook("github", None, "{}")).await.problem(401);
-    assert_eq!(wrong, none, "one plain answer for whatever is wrong with a signature");
+    assert_eq!(wrong, none, "every invalid signature gets the same response");
     assert!(ask(&gateway, hook("gitlab", None, "{}")).await.problem(404).contains("gitlab"));
     ask(&gateway, hook("No-Name", None, "{}")).await.problem(404);
     let long = " ".repeat(LIMIT + 1);
@@ -190,23 +196,23 @@ async fn a_webhook_is_refused_for_each_reason_with_its_status() {
 }
 
 #[tokio::test]
-async fn a_good_webhook_is_answered_503_while_jetstream_is_away() {
+async fn valid_webhook_gets_503_while_jetstream_is_unavailable() {
     let gateway = gateway(&[], 10).await;
-    let told = ask(&gateway, hook("github", Some(&signed("{}")), "{}")).await;
-    told.problem(503);
-    assert_eq!(told.headers[header::RETRY_AFTER], "5");
+    let response = ask(&gateway, hook("github", Some(&signed("{}")), "{}")).await;
+    response.problem(503);
+    assert_eq!(response.headers[header::RETRY_AFTER], "5");
 }
 
 #[tokio::test]
-async fn a_source_without_its_secret_is_answered_503_and_told_nothing() {
+async fn source_without_its_secret_gets_503_without_details() {
     let gateway = gateway(&[], 10).await;
-    let told = ask(&gateway, hook("keyless", Some(&signed("{}")), "{}")).await;
-    let detail = told.problem(503);
-    assert!(told.headers.contains_key(header::RETRY_AFTER) && !detail.contains("MISSING"), "{detail}");
+    let response = ask(&gateway, hook("keyless", Some(&signed("{}")), "{}")).await;
+    let detail = response.problem(503);
+    assert!(response.headers.contains_key(header::RETRY_AFTER) && !detail.contains("MISSING"), "{detail}");
 }
 
 #[tokio::test]
-async fn the_api_asks_for_a_key_where_there_are_keys() {
+async fn api_requires_a_key_if_keys_are_configured() {
     let gateway = gateway(&[KEY], 10).await;
     for (method, path) in [
         ("GET", "/v1/functions"),
@@ -218,9 +224,9 @@ async fn the_api_asks_for_a_key_where_there_are_keys() {
         ("POST", "/v1/classify"),
         ("GET", "/metrics"),
     ] {
-        let told = ask(&gateway, request(method, path, &[], "")).await;
-        told.problem(401);
-        assert_eq!(told.headers[header::WWW_AUTHENTICATE], "Bearer", "{path}");
+        let response = ask(&gateway, request(method, path, &[], "")).await;
+        response.problem(401);
+        assert_eq!(response.headers[header::WWW_AUTHENTICATE], "Bearer", "{path}");
     }
     for path in ["/v1/functions", "/metrics"] {
         let keyed = request("GET", path, &[("authorization", &format!("Bearer {KEY}"))], "");
@@ -230,7 +236,7 @@ async fn the_api_asks_for_a_key_where_there_are_keys() {
 }
 
 #[tokio::test]
-async fn without_keys_a_rebound_name_is_refused() {
+async fn rebound_host_name_is_refused_without_keys() {
     let gateway = gateway(&[], 10).await;
     let mut rebound = request("GET", "/v1/functions", &[], "");
     rebound.headers_mut().insert(header::HOST, "evil.example".parse().unwrap());
@@ -238,7 +244,7 @@ async fn without_keys_a_rebound_name_is_refused() {
 }
 
 #[tokio::test]
-async fn events_are_refused_or_wait_for_jetstream() {
+async fn events_are_refused_or_get_503() {
     let gateway = gateway(&[], 10).await;
     let post =
         |content_type: &str, body: String| request("POST", "/v1/events", &[("content-type", content_type)], body);
@@ -252,7 +258,7 @@ async fn events_are_refused_or_wait_for_jetstream() {
 }
 
 #[tokio::test]
-async fn a_tail_that_cannot_be_is_refused_and_gives_its_place_back() {
+async fn invalid_tail_is_refused_and_releases_its_slot() {
     let gateway = gateway(&[], 10).await;
     for query in ["subject=github.push", "from=yesterday", "colour=red", "last_event_id=x"] {
         ask(&gateway, request("GET", &format!("/v1/events?{query}"), &[], "")).await.problem(400);
@@ -260,7 +266,7 @@ async fn a_tail_that_cannot_be_is_refused_and_gives_its_place_back() {
     for _ in 0..3 {
         assert!(ask(&gateway, request("GET", "/v1/events", &[], "")).await.problem(503).contains("NATS"));
     }
-    let _place = gateway.stream_slot(&Caller::Any(String::new())).unwrap();
+    let _slot = gateway.stream_slot(&Caller::Any(String::new())).unwrap();
     let full = ask(&gateway, request("GET", "/v1/events", &[], "")).await;
     assert!(full.problem(503).contains("max_streams") && full.headers.contains_key(header::RETRY_AFTER));
 }
@@ -268,11 +274,11 @@ async fn a_tail_that_cannot_be_is_refused_and_gives_its_place_back() {
 #[tokio::test]
 async fn functions_are_listed_without_their_environment() {
     let gateway = gateway(&[], 10).await;
-    let told = ask(&gateway, request("GET", "/v1/functions", &[], "")).await;
-    let listed: Value = serde_json::from_slice(&told.body).unwrap();
+    let response = ask(&gateway, request("GET", "/v1/functions", &[], "")).await;
+    let listed: Value = serde_json::from_slice(&response.body).unwrap();
     assert_eq!(listed["functions"][0]["name"], "count");
     assert_eq!(listed["functions"][0]["runtime"], "http");
-    assert!(!String::from_utf8_lossy(&told.body).contains("do-not-tell"));
+    assert!(!String::from_utf8_lossy(&response.body).contains("do-not-tell"));
     ask(&gateway, request("POST", "/v1/functions/other/invoke", &[], "")).await.problem(404);
     ask(&gateway, request("POST", "/v1/functions/count/invoke", &[], "")).await.problem(503);
     ask(&gateway, request("POST", "/v1/functions/count/invoke", &[], "{")).await.problem(400);
@@ -281,40 +287,40 @@ async fn functions_are_listed_without_their_environment() {
 #[tokio::test]
 async fn readiness_names_what_is_missing() {
     let gateway = gateway(&[], 10).await;
-    let told = ask(&gateway, request("GET", "/readyz", &[], "")).await;
-    assert_eq!(told.status, 503);
-    let document: Value = serde_json::from_slice(&told.body).unwrap();
+    let response = ask(&gateway, request("GET", "/readyz", &[], "")).await;
+    assert_eq!(response.status, 503);
+    let document: Value = serde_json::from_slice(&response.body).unwrap();
     assert_eq!(document["ready"], false);
     assert_eq!(document["checks"][0]["name"], "nats");
     assert_eq!(document["checks"][1]["ok"], false);
 }
 
 #[tokio::test]
-async fn a_panic_costs_one_request() {
+async fn panic_fails_one_request() {
     async fn broken() {
-        panic!("as a test wants");
+        panic!("for this test");
     }
     let gateway = gateway(&[], 10).await;
-    let router = gateway.surround(Router::new().route("/broken", get(broken)));
+    let router = with_middleware(&gateway, Router::new().route("/broken", get(broken)));
     let response = router.oneshot(request("GET", "/broken", &[], "")).await.unwrap();
     assert_eq!(response.status(), 500);
     assert_eq!(response.headers()[header::CONTENT_TYPE], problem::MEDIA_TYPE);
 }
 
 #[tokio::test]
-async fn requests_past_the_bound_are_turned_away_unless_some_have_not_arrived() {
+async fn requests_over_the_limit_are_shed_after_incomplete_ones() {
     let gateway = gateway(&[], 1).await;
     let endless = Body::from_stream(futures::stream::pending::<Result<Bytes, std::convert::Infallible>>());
     let mut held = std::pin::pin!(ask(&gateway, request("POST", "/v1/events", &[], endless)));
     assert!(futures::poll!(&mut held).is_pending());
     assert_eq!(ask(&gateway, request("GET", "/v1/functions", &[], "")).await.status, 200);
-    let gave_way = held.await;
-    assert!(gave_way.problem(503).contains("max_requests"));
-    assert_eq!(gave_way.headers[header::RETRY_AFTER], "1");
-    assert_eq!(gave_way.headers[header::CONNECTION], "close");
-    let working = gateway.part.shared.requests.try_enter().unwrap();
-    assert!(working.works());
-    let turned_away = ask(&gateway, request("GET", "/v1/functions", &[], "")).await;
-    assert!(turned_away.problem(503).contains("max_requests"));
+    let evicted = held.await;
+    assert!(evicted.problem(503).contains("max_requests"));
+    assert_eq!(evicted.headers[header::RETRY_AFTER], "1");
+    assert_eq!(evicted.headers[header::CONNECTION], "close");
+    let active = gateway.shared().requests.try_acquire().unwrap();
+    assert!(active.activate());
+    let shed = ask(&gateway, request("GET", "/v1/functions", &[], "")).await;
+    assert!(shed.problem(503).contains("max_requests"));
     assert_eq!(ask(&gateway, request("GET", "/healthz", &[], "")).await.status, 200);
 }

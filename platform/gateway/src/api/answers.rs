@@ -1,0 +1,235 @@
+//! `/v1/answers`: asks questions and streams answers, resumable on any gateway.
+//!
+//! # Layout
+//! - `prompt`: the event of a question, which starts the pipeline.
+//! - `stream`: reads an answer, as server-sent events or complete.
+//! - `chat`: the same over `/v1/chat/completions`, in OpenAI's shape.
+//!
+//! # Flow
+//! `prompt.received` is published; functions retrieve, generate and stream parts into ANSWERS. Each client reads them from there on its own,
+//! so that no client waits for another, and resumes from its last sequence on any gateway.
+
+pub(crate) mod chat;
+mod prompt;
+mod stream;
+
+use crate::{
+    Gateway,
+    api::{
+        auth::Caller,
+        idempotency::{Keyed, Once},
+        quotas::QuotaUse,
+        sse,
+    },
+    http::problem::{HttpResult, Problem},
+    publish::{broker_problem, check_connected, publish, publish_problem},
+};
+use axum::{
+    Json,
+    body::Body,
+    extract::{Extension, Path, Request, State},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use nerve_broker::bus::{AnswerState, Ending};
+use nerve_core::{Event, EventType, Origin, event::CORRELATION_ID};
+use prompt::{Prompt, Question, QuestionRequest};
+use serde_json::Value;
+use stream::AnswerStream;
+use time::OffsetDateTime;
+
+/// The type of a request to generate an answer again.
+const RETRY_REQUESTED: &str = "control.retry_requested";
+
+/// Asks a question. Streams the answer, or responds with the complete one on request.
+pub(crate) async fn post(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    request: Request<Body>,
+) -> HttpResult {
+    let (parts, body) = request.into_parts();
+    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_api_body).await?;
+    let asked: QuestionRequest = serde_json::from_slice(&body.bytes)
+        .map_err(|error| Problem::bad_request(format!("invalid question: {error}")))?;
+    let whole = asked.stream == Some(false) || (asked.stream.is_none() && wants_json(&parts.headers));
+    let question = Question::of(asked, &caller)?;
+    let keyed = Keyed { caller: &caller, route: "POST /v1/answers", head: &parts, body: &body.bytes };
+    let once = Once::open(gateway.bus(), keyed).await?;
+    let prompt = question.prompt(once.id())?;
+    let location = HeaderValue::try_from(format!("/v1/answers/{}", once.id()));
+    let location = location.map_err(|error| Problem::bad_request(error.to_string()))?;
+    let answer = start(&gateway, &caller, &prompt, once).await?;
+    let response = match whole {
+        true => answer.whole().await.map(|answer| Json(answer).into_response()),
+        false => Ok(sse::response(answer.frames())),
+    };
+    // A failed answer has a location too, for a retry.
+    match response {
+        Ok(mut response) => {
+            response.headers_mut().insert(header::LOCATION, location);
+            Ok(response)
+        }
+        Err(problem) => Err(problem.with(header::LOCATION, location)),
+    }
+}
+
+/// Publishes the question and opens its answer, unless an earlier request with the same key did. Reads the answer from its beginning.
+async fn start(gateway: &Gateway, caller: &Caller, prompt: &Prompt, once: Once<'_>) -> HttpResult<AnswerStream> {
+    let id = &prompt.event.id;
+    if once.receipt().is_some() {
+        let slot = gateway.stream_slot(caller)?;
+        let answer = AnswerStream::open(gateway, id.clone(), None, slot).await?;
+        return read_existing(gateway, caller, answer).await;
+    }
+    if !gateway.catalogue().takes(&prompt.event.ty) {
+        let detail = "no deployed function handles `prompt.received`: deploy functions/rag/nerve.toml, or run `nerve ingest`, which \
+                      deploys it";
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+    }
+    let slot = gateway.stream_slot(caller)?;
+    check_connected(gateway.bus())?;
+    let identity = Origin::nerve().identify(&prompt.event);
+    let published = async {
+        if !once.has_stored(&prompt.event, identity).await? {
+            // Before the answer is opened, which nothing would end.
+            gateway.check_quota(&prompt.collection, QuotaUse::Question).await?;
+            gateway.bus().admit(&prompt.event).await.map_err(publish_problem)?;
+            gateway.bus().publish_own(&prompt.opened).await.map_err(publish_problem)?;
+        }
+        once.publish(&prompt.event, identity).await
+    };
+    let (outcome, answer) = futures::join!(published, AnswerStream::open(gateway, id.clone(), None, slot));
+    let receipt = once.settle(outcome).await?;
+    if receipt.is_duplicate() { read_existing(gateway, caller, answer?).await } else { answer }
+}
+
+/// Reads the answer of an earlier request with the same key.
+async fn read_existing(gateway: &Gateway, caller: &Caller, answer: AnswerStream) -> HttpResult<AnswerStream> {
+    let gone = || {
+        let detail = format!(
+            "the answer `{}` of this `Idempotency-Key` has expired (streams.answers_max_age): ask again with a new key",
+            answer.id
+        );
+        Problem::new(StatusCode::GONE, detail)
+    };
+    let state = visible_state(gateway, caller, &answer.id).await?.ok_or_else(gone)?;
+    with_deadline(gateway, &state, answer).await
+}
+
+/// Starts the answer's timeout at the time when it was opened last.
+async fn with_deadline(gateway: &Gateway, state: &AnswerState, mut answer: AnswerStream) -> HttpResult<AnswerStream> {
+    if !answer.start_timeout_at(state.opened_at)
+        && let Some(again) = gateway.bus().opened_at(&answer.id).await.map_err(|error| broker_problem(&error))?
+    {
+        answer.start_timeout_at(again);
+    }
+    Ok(answer)
+}
+
+/// Reads an answer after the last part that the client received.
+pub(crate) async fn get(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+) -> HttpResult {
+    let after = headers.get("last-event-id").filter(|value| !value.is_empty());
+    let after = after.map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or(()));
+    let wrong = || Problem::bad_request("invalid `Last-Event-ID`: it must be the `id` of a part of this answer");
+    let after = after.transpose().map_err(|()| wrong())?;
+    let slot = gateway.stream_slot(&caller)?;
+    check_connected(gateway.bus())?;
+    let state = state_of(&gateway, &caller, &id).await?;
+    if state.ended && after.is_some_and(|after| after >= state.last_sequence) {
+        // 204 stops browsers from reconnecting.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let whole = wants_json(&headers);
+    let answer = AnswerStream::open(&gateway, id, after, slot).await?;
+    let answer = with_deadline(&gateway, &state, answer).await?;
+    if whole { Ok(Json(answer.whole().await?).into_response()) } else { Ok(sse::response(answer.frames())) }
+}
+
+/// Cancels an answer: functions stop working on it, and its clients get an error.
+pub(crate) async fn delete(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> HttpResult {
+    check_connected(gateway.bus())?;
+    if !state_of(&gateway, &caller, &id).await?.ended {
+        gateway.bus().end_answer(&id, Ending::Cancelled).await.map_err(publish_problem)?;
+    }
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+/// Requests that a failed answer is generated again.
+pub(crate) async fn retry(
+    State(gateway): State<Gateway>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> HttpResult {
+    check_connected(gateway.bus())?;
+    let state = state_of(&gateway, &caller, &id).await?;
+    if !state.failed {
+        let detail = match state.ended {
+            true => format!("the answer `{id}` is complete: GET /v1/answers/{id}"),
+            false => format!("the answer `{id}` is in progress, and can be retried only after it failed"),
+        };
+        return Err(Problem::new(StatusCode::CONFLICT, detail));
+    }
+    let ty = EventType::parse(RETRY_REQUESTED).map_err(|error| Problem::bad_request(error.to_string()))?;
+    // Repeated requests at the same point of the answer are one.
+    let event = Event::new(format!("{id}#retry#{}", state.last_sequence), "/v1/answers", ty);
+    let event = event.with_extension(CORRELATION_ID, &*id);
+    let mut event = event.with_data("application/json", serde_json::json!({"answer": id}).to_string().into_bytes());
+    event.time = Some(OffsetDateTime::now_utc());
+    let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
+    Ok(json(StatusCode::ACCEPTED, &receipt))
+}
+
+/// The state of an answer.
+///
+/// # Errors
+/// 404 if there is none that the caller may see.
+pub(crate) async fn state_of(gateway: &Gateway, caller: &Caller, id: &str) -> HttpResult<AnswerState> {
+    let unknown = || Problem::not_found(format!("answer `{id}` not found or expired"));
+    visible_state(gateway, caller, id).await?.ok_or_else(unknown)
+}
+
+/// The state of an answer; `None` if there is none that the caller may see.
+///
+/// Its owner is the collection of its first part, if the gateway published that. An answer without that part, or whose first part has expired,
+/// has no owner: only callers with access to all collections see it.
+async fn visible_state(gateway: &Gateway, caller: &Caller, id: &str) -> HttpResult<Option<AnswerState>> {
+    let state = gateway.bus().answer_state(id).await.map_err(|error| broker_problem(&error))?;
+    Ok(state.filter(|state| caller.may_see(prompt::owner_of(&state.first).as_deref())))
+}
+
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accepts = |wanted: &str| {
+        let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|one| one.trim().starts_with(wanted))
+    };
+    accepts("application/json") && !accepts("text/event-stream")
+}
+
+/// The problem of a failed answer.
+fn failure(data: &Value) -> Problem {
+    let text = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or_default();
+    let detail = match text("function") {
+        "" => text("message").to_owned(),
+        function => format!("the function `{function}` failed: {}", text("message")),
+    };
+    let status = match text("kind") {
+        "timeout" => StatusCode::GATEWAY_TIMEOUT,
+        "cancelled" => StatusCode::CONFLICT,
+        _ => StatusCode::BAD_GATEWAY,
+    };
+    Problem::new(status, detail)
+}
+
+/// A response of JSON with this status.
+fn json(status: StatusCode, value: &impl serde::Serialize) -> Response {
+    (status, Json(value)).into_response()
+}

@@ -1,0 +1,160 @@
+//! `POST /v1/rerank`, in Cohere's shape and, where the request has `texts`, in that of Text Embeddings Inference.
+
+use crate::api::inference::{
+    ModelChoice, Usage, check_count, is_false, missing, parse, read_body, run,
+    text::{Kind, Text, kind},
+};
+use crate::{
+    Gateway,
+    http::problem::{HttpResult, Problem},
+};
+use axum::{
+    Json,
+    body::Body,
+    extract::{Request, State},
+    response::IntoResponse,
+};
+use nerve_core::{
+    Inference,
+    inference::{Model, Relevance, RerankRequest},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use std::sync::Arc;
+
+/// What is asked, in either shape; fields that only other services know are ignored.
+#[derive(Deserialize)]
+struct Asked<'a> {
+    model: Option<String>,
+    query: Option<Text>,
+    #[serde(borrow)]
+    documents: Option<Vec<&'a RawValue>>,
+    texts: Option<Vec<Text>>,
+    top_n: Option<usize>,
+    return_documents: Option<bool>,
+    return_text: Option<bool>,
+    raw_scores: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    text: Text,
+}
+
+/// The answer in Cohere's shape.
+#[derive(Serialize)]
+struct Ranked {
+    id: String,
+    model: String,
+    results: Vec<Scored>,
+    meta: Meta,
+    usage: Usage,
+}
+
+#[derive(Serialize)]
+struct Meta {
+    billed_units: BilledUnits,
+}
+
+#[derive(Serialize)]
+struct BilledUnits {
+    search_units: usize,
+}
+
+/// A result in Cohere's shape.
+#[derive(Serialize)]
+struct Scored {
+    index: usize,
+    relevance_score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    document: Option<Shown>,
+    #[serde(skip_serializing_if = "is_false")]
+    truncated: bool,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    text: String,
+}
+
+/// A result in the shape of Text Embeddings Inference.
+#[derive(Serialize)]
+struct Rank {
+    index: usize,
+    score: f32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+}
+
+/// Orders documents by their relevance to a query.
+pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>) -> HttpResult {
+    let body = read_body(&gateway, request).await?;
+    let asked: Asked<'_> = parse(&body.bytes)?;
+    let (documents, plain) = match (asked.documents, asked.texts) {
+        (Some(_), Some(_)) => return Err(Problem::bad_request("both `documents` and `texts` are there: send one")),
+        (Some(documents), None) => (read_documents(&documents)?, false),
+        (None, Some(texts)) => (texts.into_iter().map(|text| text.0).collect(), true),
+        (None, None) => return Err(missing("documents")),
+    };
+    check_count(&gateway, if plain { "texts" } else { "documents" }, documents.len())?;
+    if asked.top_n == Some(0) {
+        return Err(Problem::bad_request("`top_n` is 0: leave it out, or ask for at least one"));
+    }
+    let wanted = match asked.model.as_deref() {
+        Some(name) => ModelChoice::Named(name),
+        None => ModelChoice::OnlyFor("rerank"),
+    };
+    let shows = if plain { asked.return_text } else { asked.return_documents }.unwrap_or_default();
+    let mut kept = if shows { documents.clone() } else { Vec::new() };
+    let request = RerankRequest {
+        query: asked.query.ok_or_else(|| missing("query"))?.0,
+        documents,
+        raw: asked.raw_scores.unwrap_or_default(),
+    };
+    let rerank =
+        |inference: Arc<dyn Inference>, model: Arc<Model>| async move { inference.rerank(&model, request).await };
+    let (model, relevances) = run(&gateway, wanted, rerank).await?;
+    let usage = Usage::of(relevances.iter().map(|relevance| relevance.tokens));
+    let ranking = ranking(relevances, asked.top_n);
+    let mut text = |index: usize| kept.get_mut(index).map(std::mem::take);
+    if plain {
+        let ranks = ranking.into_iter().map(|(index, r)| Rank { index, score: r.score, text: text(index) });
+        return Ok(Json(ranks.collect::<Vec<_>>()).into_response());
+    }
+    let results = ranking.into_iter().map(|(index, relevance)| Scored {
+        index,
+        relevance_score: relevance.score,
+        document: text(index).map(|text| Shown { text }),
+        truncated: relevance.truncated,
+    });
+    let answer = Ranked {
+        id: uuid::Uuid::now_v7().to_string(),
+        model,
+        results: results.collect(),
+        meta: Meta { billed_units: BilledUnits { search_units: 1 } },
+        usage,
+    };
+    Ok(Json(answer).into_response())
+}
+
+/// The most relevant first, each with its place in the request.
+fn ranking(relevances: Vec<Relevance>, top: Option<usize>) -> Vec<(usize, Relevance)> {
+    let mut ranking: Vec<_> = relevances.into_iter().enumerate().collect();
+    ranking.sort_by(|(_, a), (_, b)| b.score.total_cmp(&a.score));
+    ranking.truncate(top.unwrap_or(usize::MAX));
+    ranking
+}
+
+fn read_documents(documents: &[&RawValue]) -> HttpResult<Vec<String>> {
+    let read = |(index, document): (usize, &&RawValue)| {
+        let text = match kind(document) {
+            Kind::String => serde_json::from_str::<Text>(document.get()),
+            _ => serde_json::from_str::<Document>(document.get()).map(|document| document.text),
+        };
+        text.map(|text| text.0).map_err(|error| {
+            let wanted = "a string, or an object with a string `text`";
+            Problem::bad_request(format!("`documents[{index}]` must be {wanted}: {error}"))
+        })
+    };
+    documents.iter().enumerate().map(read).collect()
+}

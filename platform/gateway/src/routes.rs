@@ -1,0 +1,181 @@
+//! The route table.
+
+use crate::{
+    Gateway,
+    api::{
+        answers, auth::Caller, caller_limits::Limited, documents, events, functions, health, inference, tail, traces,
+    },
+    http::{body::is_small, forwarded::Origin, middleware::with_middleware},
+    webhooks::{handshake, receive},
+};
+use axum::{
+    Router,
+    body::HttpBody,
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, delete, get, options, post},
+};
+use std::fmt::Write;
+
+/// The path of webhooks.
+pub(crate) const HOOKS: &str = "/hooks/{source}";
+/// The path of health checks that are answered even when the gateway is overloaded.
+pub(crate) const UNLIMITED: &[&str] = &["/healthz", "/readyz", "/metrics"];
+
+/// A route: what it is for, who may use it, and where it runs.
+pub(crate) struct Route {
+    method: &'static str,
+    path: &'static str,
+    access: Access,
+    thread: Thread,
+    /// One line for the front page; empty for routes that are not listed there.
+    summary: &'static str,
+    handler: fn() -> MethodRouter<Gateway>,
+}
+
+/// Who may use a route.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Access {
+    /// Everybody.
+    Public,
+    /// Callers with an API key; without configured keys, local clients.
+    Caller,
+}
+
+/// The thread that a request runs on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Thread {
+    /// A thread of the shared runtime: the request may take long, and must not delay other connections.
+    Shared,
+    /// The connection's thread if the body is small: the request takes microseconds.
+    Connection,
+}
+
+use Access::{Caller as ByCaller, Public};
+use Thread::{Connection, Shared};
+
+/// Every route of the gateway.
+pub(crate) const ROUTES: &[Route] = &[
+    route("GET", "/", (Public, Shared), "", front_page_route),
+    route("POST", HOOKS, (Public, Connection), "a webhook", || post(receive::receive)),
+    route("GET", HOOKS, (Public, Shared), "", || get(handshake::get)),
+    route("OPTIONS", HOOKS, (Public, Shared), "", || options(handshake::options)),
+    route("POST", "/v1/events", (ByCaller, Connection), "publish CloudEvents", || post(events::post)),
+    route("GET", "/v1/events", (ByCaller, Shared), "the event log, as server-sent events", || get(tail::get)),
+    route("GET", "/v1/event-types", (ByCaller, Shared), "event types with their JSON Schemas", || get(events::types)),
+    route("POST", "/v1/answers", (ByCaller, Shared), "ask a question; the answer as server-sent events", || {
+        post(answers::post)
+    }),
+    route("GET", "/v1/answers/{id}", (ByCaller, Shared), "an answer, from any point on", || get(answers::get)),
+    route("DELETE", "/v1/answers/{id}", (ByCaller, Shared), "cancel an answer", || delete(answers::delete)),
+    route("POST", "/v1/answers/{id}/retry", (ByCaller, Shared), "generate an answer again", || post(answers::retry)),
+    route("POST", "/v1/chat/completions", (ByCaller, Shared), "chat completions, as OpenAI's", || {
+        post(answers::chat::post)
+    }),
+    route("POST", "/v1/documents", (ByCaller, Shared), "add or replace a document", || post(documents::post)),
+    route("DELETE", "/v1/documents/{document}", (ByCaller, Shared), "delete a document", || delete(documents::delete)),
+    route("POST", "/v1/feedback", (ByCaller, Shared), "rate an answer", || post(documents::feedback)),
+    route("GET", "/v1/functions", (ByCaller, Shared), "deployed functions", || get(functions::list)),
+    route("POST", "/v1/functions/{name}/invoke", (ByCaller, Shared), "call a function", || post(functions::invoke)),
+    route("POST", "/v1/embeddings", (ByCaller, Shared), "embeddings, as OpenAI's", || {
+        post(inference::embeddings::post)
+    }),
+    route("POST", "/v1/rerank", (ByCaller, Shared), "documents by relevance, as Cohere's", || {
+        post(inference::rerank::post)
+    }),
+    route("POST", "/v1/classify", (ByCaller, Shared), "labels of texts or features", || {
+        post(inference::classify::post)
+    }),
+    route("GET", "/v1/traces/{id}", (ByCaller, Shared), "the events that one event caused", || get(traces::get)),
+    route("GET", "/metrics", (ByCaller, Shared), "metrics, for Prometheus", || get(health::metrics)),
+    route("GET", "/healthz", (Public, Shared), "whether the process runs", || get(health::live)),
+    route("GET", "/readyz", (Public, Shared), "whether it can work", || get(health::ready)),
+];
+
+const fn route(
+    method: &'static str,
+    path: &'static str,
+    (access, thread): (Access, Thread),
+    summary: &'static str,
+    handler: fn() -> MethodRouter<Gateway>,
+) -> Route {
+    Route { method, path, access, thread, summary, handler }
+}
+
+impl Gateway {
+    /// Every route, with authentication and middleware.
+    pub fn router(&self) -> Router {
+        let add = |access: Access| {
+            let routes = ROUTES.iter().filter(move |route| route.access == access);
+            routes.fold(Router::new(), |router, route| router.route(route.path, (route.handler)()))
+        };
+        let api = add(ByCaller).route_layer(middleware::from_fn_with_state(self.clone(), authenticate));
+        with_middleware(self, add(Public).merge(api))
+    }
+}
+
+/// Whether a request runs on the connection's thread: its route says so and its body is small.
+pub(crate) fn runs_on_connection(request: &Request<impl HttpBody>) -> bool {
+    let matches = |route: &&Route| {
+        route.thread == Connection && route.method == request.method().as_str() && route.path == request.uri().path()
+    };
+    ROUTES.iter().any(|route| matches(&route)) && is_small(request.body())
+}
+
+/// Authenticates an API request and counts it against the caller's limit.
+async fn authenticate(State(gateway): State<Gateway>, origin: Origin, mut request: Request, next: Next) -> Response {
+    let admitted =
+        gateway.shared().access.check(request.uri(), request.headers(), &origin).and_then(|caller: Caller| {
+            let share = gateway.shared().callers.hold(&caller, Limited::Requests)?;
+            Ok((caller, share))
+        });
+    match admitted {
+        Ok((caller, share)) => {
+            request.extensions_mut().insert(caller);
+            let response = next.run(request).await;
+            drop(share);
+            response
+        }
+        Err(problem) => problem.into_response(),
+    }
+}
+
+/// Apart from the table, which it reads.
+fn front_page_route() -> MethodRouter<Gateway> {
+    get(|| async { front_page() })
+}
+
+fn front_page() -> String {
+    let listed = ROUTES.iter().filter(|route| !route.summary.is_empty());
+    listed.fold("This is Nerve's gateway.\n\n".to_owned(), |mut page, Route { method, path, summary, .. }| {
+        // Writing to a string does not fail.
+        let _ = writeln!(page, "{method:<6} {path:<28} {summary}");
+        page
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+
+    #[test]
+    fn small_events_run_on_the_connection_thread() {
+        let runs = |method: &str, path: &str, bytes: usize| {
+            let request = Request::builder().method(method).uri(path).body(Body::from(vec![0; bytes])).unwrap();
+            runs_on_connection(&request)
+        };
+        assert!(runs("POST", "/v1/events", 10) && runs("POST", "/v1/events?x=y", 10));
+        assert!(
+            !runs("POST", "/v1/events", 1 << 20) && !runs("GET", "/v1/events", 0) && !runs("POST", "/v1/answers", 10)
+        );
+    }
+
+    #[test]
+    fn front_page_lists_routes_once() {
+        let page = front_page();
+        assert_eq!(page.matches("POST   /v1/events ").count(), 1, "{page}");
+        assert!(page.lines().all(|line| line.chars().count() <= 100), "{page}");
+    }
+}
