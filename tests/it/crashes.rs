@@ -58,7 +58,7 @@ async fn event_that_kills_its_worker_alone_is_a_dead_letter_and_costs_no_other()
     assert_eq!(runs(&file, "kill"), 3);
     eventually("each death is logged", seconds(20), || async {
         let log = worker.stderr();
-        let died = log.lines().filter(|line| line.contains("the server process died") && line.contains("SIGKILL"));
+        let died = log.lines().filter(|line| line.contains("the server process crashed") && line.contains("SIGKILL"));
         (died.filter(|line| line.contains("of EVENTS in f")).count() == 3).then_some(())
     })
     .await;

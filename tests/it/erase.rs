@@ -278,7 +278,7 @@ async fn erased_tenant_is_gone_everywhere_and_the_other_one_is_whole() {
     let cli = tenants.nerve.cli();
     assert!(tenants.files_with(ALPHA.word).len() > 6, "{:?}", tenants.files_with(ALPHA.word));
     let refused = cli.run(&["collections", "erase", "alpha"]).await.failed(2);
-    assert!(refused.stderr.contains("no terminal") && refused.stderr.contains("--dry-run"), "{refused:?}");
+    assert!(refused.stderr.contains("not a terminal") && refused.stderr.contains("--dry-run"), "{refused:?}");
     let counted = tenants.erase(&["alpha", "--dry-run"]).await;
     for word in [ALPHA.word, BETA.word] {
         assert_eq!(with(&tenants.everything().await, word), with(&before, word), "a dry run changes nothing");

@@ -22,7 +22,7 @@ async fn circle_of_functions_is_named_by_its_plan_and_ends_in_a_dead_letter() {
     let warnings = plan["warnings"].to_string();
     assert!(warnings.contains("again → loop.x → again") && warnings.contains("worker.max_hops"), "{plan}");
     let deployed = nerve.cli().run(&["deploy", &path]).await.ok();
-    assert!(deployed.stderr.contains("warning: a circle: again → loop.x → again"), "{deployed:?}");
+    assert!(deployed.stderr.contains("warning: cycle: again → loop.x → again"), "{deployed:?}");
 
     // The sender cannot say how far an event has come.
     let streams = Streams::connect(&nerve.nats).await;
@@ -49,7 +49,7 @@ async fn second_pipeline_beside_the_first_is_named_by_its_plan() {
     nerve.cli().run(&["deploy", &pipeline]).await.ok();
     let example = nerve_tests::checkout().join("functions/examples/pipeline").display().to_string();
     let second = nerve.cli().run(&["deploy", &example, "--dry-run"]).await.ok();
-    for said in ["retrieve and retriever both take prompt.received", "generate and generator both lead from"] {
+    for said in ["retrieve and retriever both consume prompt.received", "generate and generator both lead from"] {
         assert!(second.stderr.contains(said), "{second:?}");
     }
 }

@@ -96,7 +96,7 @@ async fn joined_machine_is_told_at_once_what_it_may_not_do() {
     let token = token(&nerve, &[]).await;
     machine.join(&token).await.ok();
     let again = machine.join(&token).await.failed(1);
-    assert!(again.stderr.contains("has joined already as `build-2`"), "{again:?}");
+    assert!(again.stderr.contains("has already joined as `build-2`"), "{again:?}");
 
     let cli = Cli::with(&["--data", &machine.data().display().to_string()]);
     let source = Folder::new("[source.open]\nprovider = \"cloudevents\"\nverify = \"none\"\n");

@@ -29,7 +29,7 @@ async fn models_are_added_listed_and_removed() {
     assert!(replaced.stdout.contains("replaced judge: classify, 3 labels"), "{replaced:?}");
     nerve.cli().run(&["models", "remove", "judge"]).await.ok();
     let gone = nerve.cli().run(&["models", "remove", "judge"]).await.failed(1);
-    assert!(gone.stderr.contains("no model `judge` is added"), "{gone:?}");
+    assert!(gone.stderr.contains("model `judge` is not installed"), "{gone:?}");
 }
 
 #[tokio::test]
@@ -160,7 +160,7 @@ async fn without_onnx_runtime_nerve_starts_says_so_and_loses_nothing() {
     let mut nerve = Nerve::up_with(options).await;
     eventually("it is said", seconds(10), || async {
         let said = nerve.daemon.stderr();
-        let all = ["models cannot run", "/no/such/libonnxruntime.so", "make setup", "NERVE_ONNX_LIBRARY"];
+        let all = ["cannot run models", "/no/such/libonnxruntime.so", "make setup", "NERVE_ONNX_LIBRARY"];
         all.iter().all(|word| said.contains(word)).then_some(())
     })
     .await;

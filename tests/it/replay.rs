@@ -78,7 +78,7 @@ async fn a_function_gets_exactly_the_events_since_a_moment_once_more() {
     assert_eq!(replay(&[at, "--dry-run"]).await["from"], json!(second));
     assert_eq!(replay(&["1h", "--dry-run"]).await["events"], 4);
     let said = nerve.cli().run(&["replay", "keep", "--since", "first"]).await.ok();
-    assert!(said.stdout.starts_with("keep: 4 events come again, from 1 of EVENTS ("), "{said:?}");
+    assert!(said.stdout.starts_with("keep: 4 events are replayed, from 1 of EVENTS ("), "{said:?}");
     streams.reaches("EVENTS", "events.kept", 9, seconds(30)).await;
     idle(&streams, "keep").await;
     assert_eq!(lines(&file), ["1", "1", "2", "2", "2", "3", "3", "3", "before"]);

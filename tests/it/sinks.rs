@@ -127,7 +127,7 @@ async fn a_sink_that_is_added_has_a_secret_that_is_shown_once() {
     ] {
         shown.push_str(&cli.run(args).await.ok().text());
     }
-    assert!(shown.contains("SINK_CRM_SECRET") && shown.contains("well"), "{shown}");
+    assert!(shown.contains("SINK_CRM_SECRET") && shown.contains("healthy"), "{shown}");
     shown.push_str(&(nerve.daemon.stdout() + &nerve.daemon.stderr()));
     assert!(!shown.contains(&secret), "{shown}");
     // A function may not have its name, and no sink of that name is left once it is removed.

@@ -46,11 +46,11 @@ async fn server_process_that_dies_is_started_again_and_requests_wait_for_it() {
     nerve.daemon.logs("each death is logged", &["SIGABRT", "SIGKILL", "SIGTRAP"]).await;
     let log = nerve.daemon.stderr();
     for name in ["SIGABRT", "SIGKILL", "SIGTRAP"] {
-        let line = log.lines().find(|line| line.contains("the server process died") && line.contains(name));
+        let line = log.lines().find(|line| line.contains("the server process crashed") && line.contains(name));
         let line = line.unwrap_or_else(|| panic!("nothing of {name}: {log}"));
         assert!(line.contains("last_lines=") && line.contains("in_flight="), "{line}");
     }
-    let first = log.lines().find(|line| line.contains("the server process died")).unwrap();
+    let first = log.lines().find(|line| line.contains("the server process crashed")).unwrap();
     assert!(first.contains("of EVENTS in f"), "{first}");
 }
 
@@ -74,7 +74,7 @@ async fn service_manager_that_signals_all_processes_ends_them_in_order() {
     post_event(&nerve, "in", "1", "{}").await;
     kill(nerve.server(), Signal::SIGTERM).unwrap();
     assert!(nerve.sigterm(seconds(30)).await.success(), "{}", nerve.daemon.stderr());
-    assert!(!nerve.daemon.stderr().contains("stopped at once"), "{}", nerve.daemon.stderr());
+    assert!(!nerve.daemon.stderr().contains("stopped immediately"), "{}", nerve.daemon.stderr());
 }
 
 #[tokio::test]

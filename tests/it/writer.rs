@@ -130,7 +130,7 @@ async fn a_model_that_cannot_write_is_refused() {
     let folder = Folder::new(table);
     let deployed = folder.path().display().to_string();
     let refused = nerve.cli().run(&["deploy", &deployed]).await.failed(1);
-    assert!(refused.stderr.contains("is for rerank"), "{refused:?}");
+    assert!(refused.stderr.contains("is rerank"), "{refused:?}");
 }
 
 /// One text of gigabytes.

@@ -1,4 +1,4 @@
-//! The files that a function is deployed with: what its table names, from the manifest's folder and nowhere else.
+//! Collects the files to deploy with a function. Only files below the manifest's directory are allowed.
 
 use crate::{
     failure::Failure,
@@ -18,13 +18,13 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-/// The most that one function's files may hold, in bytes.
+/// Maximum total size of a function's files.
 const MAX_BYTES: u64 = 64 << 20;
-/// The most files of one function.
+/// Maximum files of a function.
 const MAX_FILES: usize = 2000;
-/// A file from this size on takes long enough to tell of it, in bytes.
-const LARGE: u64 = 8 << 20;
-/// The deepest that folders may lie in each other.
+/// Minimum size of a file whose upload is reported.
+const REPORTED_UPLOAD_BYTES: u64 = 8 << 20;
+/// Maximum nesting of directories.
 const MAX_DEPTH: usize = 32;
 
 /// A file to deploy.
@@ -34,49 +34,52 @@ pub(crate) struct File {
     pub(crate) name: String,
     /// Lower-case hex SHA-256 of its content.
     pub(crate) sha256: String,
-    /// In bytes.
+    /// Its size in bytes.
     pub(crate) size: u64,
     /// Its content.
     pub(crate) content: Content,
 }
 
-/// Where a file's content is.
+/// Location of a file's content.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
-    /// Here.
-    Read(Bytes),
-    /// In this file, which may be larger than memory.
-    At(PathBuf),
-    /// In the Object Store already.
+    /// In memory.
+    Memory(Bytes),
+    /// In a local file, which may be larger than memory.
+    Local(PathBuf),
+    /// Already in the object store.
     Stored,
 }
 
 impl File {
-    /// The file at `path`, of any size.
-    pub(crate) async fn at(name: &str, path: PathBuf) -> std::io::Result<Self> {
+    /// Creates a file from a path, of any size.
+    pub(crate) async fn local(name: &str, path: PathBuf) -> std::io::Result<Self> {
         let ArtifactRef { name, sha256, size } = ArtifactRef::of_file(name, &path).await?;
-        Ok(Self { name, sha256, size, content: Content::At(path) })
+        Ok(Self { name, sha256, size, content: Content::Local(path) })
     }
 
-    /// A file that is in the Object Store.
+    /// Creates a file that is already in the object store.
     pub(crate) fn stored(reference: ArtifactRef) -> Self {
         let ArtifactRef { name, sha256, size } = reference;
         Self { name, sha256, size, content: Content::Stored }
     }
 
-    /// What the registry knows it by.
+    /// Returns its reference in the registry.
     pub(crate) fn reference(&self) -> ArtifactRef {
         ArtifactRef { name: self.name.clone(), sha256: self.sha256.clone(), size: self.size }
     }
 
-    /// Sends it, unless it is there; people are told of a large one.
+    /// Uploads the file unless it is already stored. The upload of a large file is reported to the user.
     pub(crate) async fn upload(&self, registry: &Registry, format: Format) -> Result<ArtifactRef, BusError> {
         let reference = self.reference();
         match &self.content {
             Content::Stored => {}
-            Content::Read(content) => return registry.upload(&self.name, content).await,
-            Content::At(path) => {
-                if self.size >= LARGE && format == Format::Text && !registry.is_uploaded(&reference).await? {
+            Content::Memory(content) => return registry.upload(&self.name, content).await,
+            Content::Local(path) => {
+                if self.size >= REPORTED_UPLOAD_BYTES
+                    && format == Format::Text
+                    && !registry.is_uploaded(&reference).await?
+                {
                     output::hint(&format!("uploading {} ({}) …", self.name, output::size(self.size)));
                 }
                 registry.upload_file(&reference, path).await?;
@@ -86,7 +89,7 @@ impl File {
     }
 }
 
-/// The files that `run` names, sorted by name.
+/// Returns the files that `run` lists, sorted by name.
 pub(crate) fn collect(folder: &Path, run: &RuntimeSpec) -> Result<Vec<File>, Failure> {
     let root = folder.canonicalize().map_err(|error| unreadable(folder).because(error))?;
     let mut collector = Collector { root, files: BTreeMap::new(), bytes: 0 };
@@ -94,7 +97,8 @@ pub(crate) fn collect(folder: &Path, run: &RuntimeSpec) -> Result<Vec<File>, Fai
         RuntimeSpec::Wasm { source } => collector.add_file(source)?,
         RuntimeSpec::Process { command, source } => {
             for (position, argument) in command.iter().enumerate() {
-                // A bare program name is looked up on the worker's PATH, whatever lies in this folder.
+                // A bare program name is looked up on the worker's PATH, even if a file in this directory has that
+                // name.
                 let is_path = position > 0 || argument.contains('/');
                 if is_path && collector.has_file(argument) {
                     collector.add_file(argument)?;
@@ -104,14 +108,14 @@ pub(crate) fn collect(folder: &Path, run: &RuntimeSpec) -> Result<Vec<File>, Fai
                 collector.add(source)?;
             }
         }
-        // A built-in's model is collected by the rules of models.
+        // The files of a built-in function are those of its model, which are collected separately.
         RuntimeSpec::Http { .. } | RuntimeSpec::Builtin { .. } => {}
     }
     Ok(collector.files.into_values().collect())
 }
 
 struct Collector {
-    /// The manifest's folder, without symbolic links.
+    /// The manifest's directory, without symbolic links.
     root: PathBuf,
     files: BTreeMap<String, File>,
     bytes: u64,
@@ -119,7 +123,7 @@ struct Collector {
 
 impl Collector {
     fn has_file(&self, path: &str) -> bool {
-        // A pipe or a device, too, is meant: it is refused when it is read.
+        // Includes pipes and devices, which are rejected when they are read.
         Path::new(path).is_relative() && self.root.join(path).metadata().is_ok_and(|found| !found.is_dir())
     }
 
@@ -131,13 +135,13 @@ impl Collector {
         self.add_file(path)
     }
 
-    /// Adds every file below the folder `name`, but what is hidden and what Python compiled.
+    /// Adds every file below the directory `name`, except hidden files and compiled Python files.
     fn add_folder(&mut self, name: &str, depth: usize) -> Result<(), Failure> {
         let path = self.root.join(name);
         if depth > MAX_DEPTH {
-            return Err(too_much(&path, &format!("folders lie deeper in each other than {MAX_DEPTH}")));
+            return Err(too_large(&path, &format!("directories are nested deeper than {MAX_DEPTH}")));
         }
-        self.inside(&path)?;
+        self.resolve(&path)?;
         let entries = fs::read_dir(&path).map_err(|error| unreadable(&path).because(error))?;
         for entry in entries {
             let entry = entry.map_err(|error| unreadable(&path).because(error))?;
@@ -160,31 +164,31 @@ impl Collector {
         if self.files.contains_key(&name) {
             return Ok(());
         }
-        let file = self.inside(&self.root.join(path))?;
+        let file = self.resolve(&self.root.join(path))?;
         let left = MAX_BYTES - self.bytes;
         let mut content = Vec::new();
         let read = nerve_files::open(&file).and_then(|file| file.take(left + 1).read_to_end(&mut content));
-        let read = read.map_err(|error| files::unreadable(&file, error, MISSING))?;
+        let read = read.map_err(|error| files::unreadable(&file, error, MISSING_FILE_HINT))?;
         let length = u64::try_from(read).unwrap_or(u64::MAX);
         if length > left {
-            return Err(too_much(&file, "a function's files may hold 64 MiB in all"));
+            return Err(too_large(&file, "the maximum total size of a function's files is 64 MiB"));
         }
         if self.files.len() >= MAX_FILES {
-            return Err(too_much(&file, &format!("a function may have {MAX_FILES} files")));
+            return Err(too_large(&file, &format!("a function may have at most {MAX_FILES} files")));
         }
         self.bytes += length;
         let sha256 = HEXLOWER.encode(&Sha256::digest(&content));
-        self.files.insert(name.clone(), File { name, sha256, size: length, content: Content::Read(content.into()) });
+        self.files.insert(name.clone(), File { name, sha256, size: length, content: Content::Memory(content.into()) });
         Ok(())
     }
 
-    /// `path` without links, if it lies in the manifest's folder.
-    fn inside(&self, path: &Path) -> Result<PathBuf, Failure> {
-        let real = path.canonicalize().map_err(|error| unreadable(path).because(error).next(MISSING))?;
+    /// Resolves `path`, which must be in the manifest's directory.
+    fn resolve(&self, path: &Path) -> Result<PathBuf, Failure> {
+        let real = path.canonicalize().map_err(|error| unreadable(path).because(error).next(MISSING_FILE_HINT))?;
         if real.starts_with(&self.root) { Ok(real) } else { Err(outside(path)) }
     }
 
-    /// The name that `path` is deployed under: without `.`, and without a way out.
+    /// Returns the deployed name of `path`: without `.`, and without leaving the manifest's directory.
     fn name_of(&self, path: &str) -> Result<String, Failure> {
         let mut parts = Vec::new();
         for component in Path::new(path).components() {
@@ -200,7 +204,7 @@ impl Collector {
     }
 }
 
-const MISSING: &str = "build it first, or correct the path in nerve.toml: it is relative to that file";
+const MISSING_FILE_HINT: &str = "build it first, or correct the path in nerve.toml, which is relative to that file";
 
 fn unreadable(path: &Path) -> Failure {
     Failure::new(format!("cannot read {}", path.display()))
@@ -208,14 +212,14 @@ fn unreadable(path: &Path) -> Failure {
 
 fn outside(path: &Path) -> Failure {
     Failure::new(format!("cannot deploy {}", path.display()))
-        .cause("it lies outside the folder of nerve.toml")
-        .next("copy it into that folder: only what lies there is deployed")
+        .cause("it is outside the directory of nerve.toml")
+        .next("copy it into that directory: only files there are deployed")
 }
 
-fn too_much(path: &Path, bound: &str) -> Failure {
+fn too_large(path: &Path, limit: &str) -> Failure {
     Failure::new(format!("cannot deploy {}", path.display()))
-        .cause(bound)
-        .next("leave out what the function does not need, or let it fetch what is large at its start")
+        .cause(limit)
+        .next("remove files that the function does not need, or let it download large ones at its start")
 }
 
 #[cfg(test)]
@@ -249,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_that_are_files_here_are_deployed() {
+    fn command_arguments_that_are_files_are_deployed() {
         let here = folder(&[("python3", "not this"), ("app.py", "x"), ("run.sh", "y"), ("data/a.txt", "z")]);
         assert_eq!(names(here.path(), &process(&["python3", "app.py", "--fast", "x.py"], None)), ["app.py"]);
         assert_eq!(names(here.path(), &process(&["./run.sh", "data/a.txt"], None)), ["data/a.txt", "run.sh"]);
@@ -257,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_is_deployed_whole_but_for_what_is_hidden() {
+    fn directory_is_deployed_without_hidden_files() {
         let here =
             folder(&[("app/main.py", "x"), ("app/lib/a.py", "y"), ("app/.git/c", ""), ("app/__pycache__/m", "")]);
         let run = process(&["python3", "app/main.py"], Some("./app"));
@@ -266,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn pipe_is_refused_wherever_it_is_named() {
+    fn named_pipe_is_rejected() {
         let here = folder(&[("app/main.py", "x")]);
         for name in ["run", "app/pipe"] {
             nix::unistd::mkfifo(&here.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -284,14 +288,14 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_of_the_content() {
+    fn digest_is_that_of_the_content() {
         let here = folder(&[("a.wasm", "abc")]);
         let files = collect(here.path(), &RuntimeSpec::Wasm { source: "a.wasm".into() }).unwrap();
         assert_eq!(files[0].sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 
     #[test]
-    fn what_lies_elsewhere_is_refused() {
+    fn file_outside_the_manifest_directory_is_rejected() {
         let elsewhere = folder(&[("secret", "s"), ("deep/s", "s")]);
         let here = folder(&[("app/main.py", "x")]);
         symlink(elsewhere.path().join("secret"), here.path().join("app/link")).unwrap();
@@ -305,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loop_of_links_and_a_file_that_is_missing_are_errors() {
+    fn link_cycle_and_missing_file_are_errors() {
         let here = folder(&[("app/main.py", "x")]);
         symlink(here.path().join("app"), here.path().join("app/again")).unwrap();
         assert!(refused(here.path(), &process(&["x"], Some("app"))).contains("deeper"));
@@ -313,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_files_and_too_many_bytes_are_refused() {
+    fn too_many_files_or_bytes_are_rejected() {
         let here = folder(&[("app/x", "")]);
         for number in 0..MAX_FILES {
             fs::write(here.path().join(format!("app/{number}")), "").unwrap();

@@ -1,7 +1,7 @@
-//! The nats-server that `nerve up` starts: a child that is restarted when it dies and dies when its parent does.
+//! The nats-server of `nerve up`: a child process that is restarted after a crash and exits with its parent.
 //!
-//! [`Broker::start`] waits until JetStream answers; [`Broker::supervise`] keeps it so until it is told to stop. Both
-//! run on the main thread: the kernel ties a child to the thread that started it.
+//! [`Broker::start`] waits until JetStream is ready; [`Broker::supervise`] restarts the child until shutdown. Both run
+//! on the main thread, because the kernel ties the child to the thread that started it.
 
 pub(crate) mod access;
 mod admission;
@@ -23,7 +23,7 @@ use nix::{
     unistd::Pid,
 };
 use serde::{Deserialize, Serialize};
-use settings::Settings;
+use settings::BrokerFiles;
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
@@ -37,39 +37,40 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How long recovery of a large store may take.
-const START: Duration = Duration::from_secs(120);
-/// How long it may take to stop by itself.
-const STOP: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(10);
-const GREETING: Duration = Duration::from_secs(2);
-/// What the system says of a disk without room, in the server's log.
-const NO_ROOM: &str = "no space left on device";
-/// Bytes that must be free for a new start to be of use.
-const ROOM_TO_START: u64 = 8 << 20;
-/// How often it is looked at whether it stores, and how often in a row it must say that JetStream is off.
-const LOOK_INTERVAL: Duration = Duration::from_secs(2);
-const LOOKS: u32 = 2;
+/// Start timeout; recovery of a large store is slow.
+const START_TIMEOUT: Duration = Duration::from_secs(120);
+/// Timeout of a graceful shutdown.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
+/// The system's message for a full disk, in the server's log.
+const DISK_FULL_MESSAGE: &str = "no space left on device";
+/// Minimum free disk space for a restart.
+const MIN_FREE_BYTES: u64 = 8 << 20;
+/// Interval of the checks that the server stores messages.
+const STORE_CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Consecutive checks without JetStream before a restart.
+const MAX_FAILED_STORE_CHECKS: u32 = 2;
 
-/// What to start.
+/// Options of the nats-server.
 #[derive(Debug)]
 pub(crate) struct BrokerOptions {
-    /// The nats-server.
+    /// Path of the nats-server.
     pub(crate) binary: PathBuf,
-    /// The data folder, absolute.
+    /// The data directory, absolute.
     pub(crate) data: PathBuf,
-    /// Where to listen; port 0 takes the port of last time, or a free one.
+    /// Listen address. Port 0 selects the port of the last start, or a free one.
     pub(crate) listen: SocketAddr,
-    /// The data folder's lock, which the child shares.
+    /// The lock of the data directory, which the child shares.
     pub(crate) lock: Lock,
-    /// What TLS is served with; without it the server listens on loopback only.
+    /// TLS files. Without TLS the server may listen only on loopback.
     pub(crate) tls: Option<TlsFiles>,
 }
 
 /// A certificate and its private key, in PEM.
 #[derive(Debug, Clone)]
 pub(crate) struct TlsFiles {
-    /// The certificate, and those between it and its root.
+    /// The certificate and its intermediate certificates.
     pub(crate) cert: PathBuf,
     /// The private key.
     pub(crate) key: PathBuf,
@@ -83,54 +84,54 @@ pub(crate) struct Broker {
     child: Child,
 }
 
-/// A nats-server that this `nerve up` has started, as its clients on this machine know it.
+/// Connection data of the nats-server of this `nerve up`, for clients on this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LocalBroker {
     url: String,
-    /// The folder of its credentials.
+    /// Directory of the credentials.
     pub(crate) access: PathBuf,
-    /// The certificate that it shows, if it does.
+    /// The server certificate, if it uses TLS.
     pub(crate) certificate: Option<PathBuf>,
-    /// Where it listens.
+    /// The listen address.
     pub(crate) listen: SocketAddr,
 }
 
 impl LocalBroker {
-    /// How a client connects in that role.
+    /// Returns the connection settings of a client with this role.
     pub(crate) fn client(&self, nats: NatsSettings, role: Role) -> NatsSettings {
-        access::settings(self.reached(nats), &self.access, role)
+        access::settings(self.base_settings(nats), &self.access, role)
     }
 
-    /// How a client reaches it, without credentials.
-    fn reached(&self, nats: NatsSettings) -> NatsSettings {
+    /// Returns the connection settings without credentials.
+    fn base_settings(&self, nats: NatsSettings) -> NatsSettings {
         let (url, pinned) = (Servers::parse(&self.url).unwrap_or_default(), self.certificate.clone());
         NatsSettings { url, pinned, ..nats.without_credentials() }
     }
 }
 
 impl Broker {
-    /// Starts it and waits until JetStream is ready.
+    /// Starts the server and waits until JetStream is ready.
     pub(crate) async fn start(options: BrokerOptions) -> Result<Self, Failure> {
-        let settings = Settings { data: &options.data };
+        let settings = BrokerFiles { data: &options.data };
         let failed = |error| failed(&options.data, error);
         check_listen(&options)?;
         let mut address = options.listen;
         if address.port() == 0 {
-            address.set_port(free_port_of_last_time(&settings, address.ip()).await.unwrap_or_default());
+            address.set_port(free_previous_port(&settings, address.ip()).await.unwrap_or_default());
         }
         let mut child = spawn(&options, address).map_err(failed)?;
         let ready = async {
             if address.port() == 0 {
                 address.set_port(chosen_port(&settings, &mut child).await?);
             }
-            settings.remember_port(address.port())?;
+            settings.store_port(address.port())?;
             ready(&mut child, reachable(address)).await
         };
-        timeout(START, ready).await.map_err(anyhow::Error::from).flatten().map_err(failed)?;
+        timeout(START_TIMEOUT, ready).await.map_err(anyhow::Error::from).flatten().map_err(failed)?;
         Ok(Self { options, address, child })
     }
 
-    /// How clients of this machine connect.
+    /// Returns the connection data for clients on this machine.
     pub(crate) fn local(&self) -> LocalBroker {
         let tls = self.options.tls.as_ref();
         let url = format!("{}://{}", if tls.is_some() { "tls" } else { "nats" }, reachable(self.address));
@@ -138,16 +139,16 @@ impl Broker {
         LocalBroker { url, access: access::folder(&self.options.data), certificate, listen: self.address }
     }
 
-    /// Restarts the child on the same port whenever it dies; when `stop` is cancelled, ends it.
+    /// Restarts the child on the same port after it exits. Stops it when `stop` is cancelled.
     pub(crate) async fn supervise(mut self, stop: &CancellationToken) {
         let mut backoff = Backoff::new();
         loop {
             let started = Instant::now();
             tokio::select! {
                 () = stop.cancelled() => return end(self.child).await,
-                status = self.child.wait() => tracing::error!(?status, "nats-server died; it is started again"),
+                status = self.child.wait() => tracing::error!(?status, "nats-server exited unexpectedly; restarting it"),
                 () = store_failed(&self.options.data, reachable(self.address)) => {
-                    tracing::error!("nats-server does not store again by itself after its disk was full; it is started again");
+                    tracing::error!("nats-server does not recover from a full disk; restarting it");
                     stop_child(&mut self.child).await;
                 }
             }
@@ -167,34 +168,34 @@ impl Broker {
     }
 
     async fn restart(&mut self, stop: &CancellationToken) -> anyhow::Result<()> {
-        // The one that did not become ready must not stand in the way of the next.
+        // A child that did not become ready must not block the next one.
         if self.child.id().is_some() {
             self.child.kill().await?;
         }
         self.child = spawn(&self.options, self.address)?;
         tokio::select! {
             () = stop.cancelled() => Ok(()),
-            done = timeout(START, ready(&mut self.child, reachable(self.address))) => {
+            done = timeout(START_TIMEOUT, ready(&mut self.child, reachable(self.address))) => {
                 done??;
-                tracing::info!(address = %self.address, "nats-server is back");
+                tracing::info!(address = %self.address, "nats-server is running again");
                 Ok(())
             }
         }
     }
 }
 
-/// Off loopback, credentials would pass in the clear without TLS.
+/// Requires TLS for non-loopback addresses, because credentials would be sent in plain text.
 fn check_listen(options: &BrokerOptions) -> Result<(), Failure> {
     if options.listen.ip().is_loopback() || options.tls.is_some() {
         return Ok(());
     }
-    let thing = format!("nats-server does not listen on {} without TLS", options.listen);
-    let next = "name its certificate and key with --nats-tls-cert FILE --nats-tls-key FILE, or listen on loopback";
+    let thing = format!("nats-server cannot listen on {} without TLS", options.listen);
+    let next = "pass a certificate and key with --nats-tls-cert FILE --nats-tls-key FILE, or listen on loopback";
     Err(Failure::new(thing).cause("others on the network could read the credentials, and all events").next(next))
 }
 
 fn spawn(options: &BrokerOptions, address: SocketAddr) -> anyhow::Result<Child> {
-    let settings = Settings { data: &options.data };
+    let settings = BrokerFiles { data: &options.data };
     settings.write(address, &access::prepare(&options.data)?, options.tls.as_ref())?;
     let mut command = Command::new(&options.binary);
     command
@@ -204,7 +205,7 @@ fn spawn(options: &BrokerOptions, address: SocketAddr) -> anyhow::Result<Child> 
         .stdout(settings.errors()?)
         .stderr(settings.errors()?)
         .kill_on_drop(true);
-    // The server's settings are none of its business, and its environment is open to all processes of this user.
+    // nats-server does not need Nerve's settings, and all processes of this user can read its environment.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NERVE_")) {
         command.env_remove(name);
     }
@@ -212,84 +213,84 @@ fn spawn(options: &BrokerOptions, address: SocketAddr) -> anyhow::Result<Child> 
     Ok(command.spawn()?)
 }
 
-/// The port that the last start took, if nobody else has taken it since.
-async fn free_port_of_last_time(settings: &Settings<'_>, ip: IpAddr) -> Option<u16> {
-    let port = settings.remembered_port()?;
+/// Returns the port of the last start if it is free.
+async fn free_previous_port(settings: &BrokerFiles<'_>, ip: IpAddr) -> Option<u16> {
+    let port = settings.stored_port()?;
     TcpListener::bind((ip, port)).await.ok().map(|_| port)
 }
 
-/// The port that the child took, which it writes to a file.
-async fn chosen_port(settings: &Settings<'_>, child: &mut Child) -> anyhow::Result<u16> {
-    let Some(pid) = child.id() else { anyhow::bail!("it ended at once") };
+/// Waits for the port that the child selected, which it writes to a file.
+async fn chosen_port(settings: &BrokerFiles<'_>, child: &mut Child) -> anyhow::Result<u16> {
+    let Some(pid) = child.id() else { anyhow::bail!("it exited immediately") };
     loop {
         if let Some(port) = settings.chosen_port(pid) {
             return Ok(port);
         }
         still_running(child)?;
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
-/// Waits until a client is greeted with JetStream.
+/// Waits until the greeting reports JetStream.
 async fn ready(child: &mut Child, address: SocketAddr) -> anyhow::Result<()> {
     loop {
         still_running(child)?;
-        match timeout(GREETING, greeting(address)).await {
+        match timeout(GREETING_TIMEOUT, greeting(address)).await {
             Ok(Ok(line)) if has_jetstream(&line) => return Ok(()),
             Ok(Ok(line)) => tracing::debug!(line, "JetStream is not ready yet"),
             Ok(Err(_)) | Err(_) => {}
         }
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 
 fn still_running(child: &mut Child) -> anyhow::Result<()> {
     match child.try_wait()? {
-        Some(status) => anyhow::bail!("it ended with {status}"),
+        Some(status) => anyhow::bail!("it exited with {status}"),
         None => Ok(()),
     }
 }
 
-/// Waits until the server needs a new start, as a write of its has failed for want of room and there is room again: a stream takes
-/// nothing more after that, and some versions turn JetStream off.
+/// Waits until the server must be restarted: a write failed because the disk was full, and the disk has free space
+/// again. Until a restart its streams accept no messages, and some versions disable JetStream.
 async fn store_failed(data: &Path, address: SocketAddr) {
-    let mut log = Settings { data }.follow_log();
-    let (mut lacked_room, mut without) = (false, 0);
-    while without < LOOKS {
-        sleep(LOOK_INTERVAL).await;
-        lacked_room |= log.says(NO_ROOM);
-        without = match timeout(GREETING, greeting(address)).await {
-            Ok(Ok(line)) if line.starts_with("INFO ") && !has_jetstream(&line) => without + 1,
+    let mut log = BrokerFiles { data }.follow_log();
+    let (mut disk_was_full, mut failed_checks) = (false, 0);
+    while failed_checks < MAX_FAILED_STORE_CHECKS {
+        sleep(STORE_CHECK_INTERVAL).await;
+        disk_was_full |= log.has_new(DISK_FULL_MESSAGE);
+        failed_checks = match timeout(GREETING_TIMEOUT, greeting(address)).await {
+            Ok(Ok(line)) if line.starts_with("INFO ") && !has_jetstream(&line) => failed_checks + 1,
             _ => 0,
         };
         let free = statvfs(data).map_or(0, |disk| disk.blocks_available().saturating_mul(disk.fragment_size()));
-        if lacked_room && free >= ROOM_TO_START {
+        if disk_was_full && free >= MIN_FREE_BYTES {
             return;
         }
     }
 }
 
-/// The first line that the server sends to a client.
+/// Reads the first line that the server sends to a client.
 async fn greeting(address: SocketAddr) -> std::io::Result<String> {
     let mut line = String::new();
     BufReader::new(TcpStream::connect(address).await?).read_line(&mut line).await?;
     Ok(line)
 }
 
-/// Whether `INFO {…}` says that JetStream is on.
+/// Whether the greeting `INFO {…}` reports JetStream.
 fn has_jetstream(greeting: &str) -> bool {
     let info = greeting.trim().strip_prefix("INFO ").unwrap_or_default();
     let info = serde_json::from_str::<serde_json::Value>(info).unwrap_or_default();
     info.get("jetstream").and_then(serde_json::Value::as_bool).unwrap_or_default()
 }
 
-/// The nats-server that runs on `data`, if one does.
+/// Returns the nats-server that runs on `data`.
 pub(crate) fn running(data: &Path) -> Option<Pid> {
     let data = data.canonicalize().ok()?;
-    Settings { data: &data }.pid()
+    BrokerFiles { data: &data }.pid()
 }
 
-/// Where a client on this machine reaches a server that listens on `address`.
+/// Returns the address for clients on this machine of a server that listens on `address`.
 pub(crate) fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -303,31 +304,31 @@ async fn end(mut child: Child) {
     stop_child(&mut child).await;
 }
 
-/// Asks it to stop, and insists after a while.
+/// Stops the child with SIGTERM, and with SIGKILL after a timeout.
 async fn stop_child(child: &mut Child) {
     let pid = child.id().and_then(|pid| i32::try_from(pid).ok());
     if let Some(pid) = pid
         && let Err(error) = kill(Pid::from_raw(pid), Signal::SIGTERM)
     {
-        tracing::debug!(%error, "nats-server could not be asked to stop");
+        tracing::debug!(%error, "cannot send SIGTERM to nats-server");
     }
-    if timeout(STOP, child.wait()).await.is_err() {
-        tracing::warn!("nats-server did not stop in {STOP:?} and is killed");
+    if timeout(STOP_TIMEOUT, child.wait()).await.is_err() {
+        tracing::warn!("nats-server did not stop within {STOP_TIMEOUT:?}; killing it");
         if let Err(error) = child.kill().await {
-            tracing::warn!(%error, "nats-server could not be killed");
+            tracing::warn!(%error, "cannot kill nats-server");
         }
     }
 }
 
 fn failed(data: &Path, error: anyhow::Error) -> Failure {
-    let settings = Settings { data };
-    let cause = match settings.last_complaint() {
-        Some(complaint) => error.context(complaint),
+    let settings = BrokerFiles { data };
+    let cause = match settings.last_error() {
+        Some(message) => error.context(message),
         None => error,
     };
     Failure::new("nats-server did not start")
         .because(cause)
-        .next(format!("read {}; a server that runs already is used with --nats URL", settings.log().display()))
+        .next(format!("read {}; to use a running server, pass --nats URL", settings.log().display()))
 }
 
 #[cfg(test)]

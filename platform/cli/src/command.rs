@@ -1,4 +1,4 @@
-//! The commands, one file each.
+//! The commands, one file per command.
 
 mod access;
 mod ask;
@@ -27,21 +27,21 @@ mod tail;
 mod trace;
 mod up;
 
-use crate::{args::Globals, supervisor::LogStyle};
+use crate::{globals::Globals, supervisor::LogStyle};
 use clap::Subcommand;
 
-/// What a process of `nerve` is.
+/// The kind of a `nerve` process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Process {
-    /// It carries out a command, and ends.
+    /// Runs a command and exits.
     Command,
-    /// It keeps a server process running.
+    /// Restarts a server process.
     Supervisor,
-    /// It serves; with the style of its log, if it has a supervisor.
+    /// Runs a server. `Some` log style if it has a supervisor.
     Server(Option<LogStyle>),
 }
 
-/// What to do.
+/// The subcommand.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Up(up::Up),
@@ -62,7 +62,7 @@ pub(crate) enum Command {
     Trace(trace::Trace),
     Logs(logs::Logs),
     Replay(replay::Replay),
-    /// Events that failed for good: list, show, redrive, drop
+    /// Dead-letter queue: list, show, redrive, drop
     #[command(subcommand)]
     Dlq(dlq::Dlq),
     /// Secrets of functions, sources and sinks: set, list, remove, rotate-key
@@ -74,23 +74,23 @@ pub(crate) enum Command {
     /// Webhook sources: add, list, rotate, test
     #[command(subcommand)]
     Source(source::Source),
-    /// Models that functions and requests share by name: add, list, remove
+    /// Models in the registry, used by name: add, list, remove
     #[command(subcommand)]
     Models(models::Models),
     /// Collections of documents, the tenants of a server: list, show, quota, erase
     #[command(subcommand)]
     Collections(collections::Collections),
-    /// Who may use the nats-server of `nerve up`: token, list, revoke, rotate
+    /// Access to the nats-server of `nerve up`: token, list, revoke, rotate
     #[command(subcommand)]
     Access(access::Access),
-    /// How other programs connect to NATS: context
+    /// NATS connection settings for other programs: context
     #[command(subcommand)]
     Nats(nats::Nats),
     Completions(completions::Completions),
 }
 
 impl Command {
-    /// What the process that carries it out is.
+    /// Returns the kind of process that runs the command.
     pub(crate) fn process(&self) -> Process {
         match self {
             Self::Up(up) => up.process(),
@@ -100,19 +100,19 @@ impl Command {
         }
     }
 
-    /// Does it. A command ends with what the server refuses to let it do; a server lives with it.
+    /// Runs the command. A permission error of NATS ends a command, but not a server.
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         if self.process() != Process::Command {
-            return self.carry_out(globals).await;
+            return self.dispatch(globals).await;
         }
         tokio::select! {
             biased;
-            done = self.carry_out(globals) => done,
-            refused = globals.refusals.first() => Err(refused.into()),
+            done = self.dispatch(globals) => done,
+            error = globals.permission_errors.first() => Err(error.into()),
         }
     }
 
-    async fn carry_out(self, globals: &Globals) -> anyhow::Result<()> {
+    async fn dispatch(self, globals: &Globals) -> anyhow::Result<()> {
         match self {
             Self::Up(up) => up.run(globals).await,
             Self::Gateway(gateway) => gateway.run(globals).await,

@@ -1,6 +1,6 @@
-//! Where a running `nerve up` can be reached: a file in its data folder, and how a command finds NATS.
+//! The endpoint file of a running `nerve up` in its data directory, and how a command finds NATS.
 
-use crate::{broker::access, failure::Failure, joined::Joined, lock::is_alive};
+use crate::{broker::access, failure::Failure, lock::is_alive, membership::Membership};
 use nerve_broker::{NatsSettings, Servers, roles::Role};
 use nerve_config::check_trusted;
 use serde::{Deserialize, Serialize};
@@ -11,44 +11,44 @@ use std::{
 };
 
 const FILE: &str = "endpoint.json";
-/// The largest such file, in bytes.
+/// Maximum size of the file.
 const MAX_BYTES: u64 = 64 << 10;
 
-/// What a running `nerve up` says about itself.
+/// Addresses of a running `nerve up`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Endpoint {
-    /// The gateway's URL.
+    /// URL of the gateway.
     pub(crate) gateway: String,
-    /// NATS' URL.
+    /// URL of NATS.
     pub(crate) nats: String,
-    /// The folder of the credentials that NATS asks for, if it does.
+    /// Directory of the NATS credentials, if NATS requires them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) access: Option<PathBuf>,
-    /// The certificate that NATS shows, if it does.
+    /// Certificate of the nats-server, if it uses TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) certificate: Option<PathBuf>,
-    /// Where NATS listens, if this `nerve up` started it.
+    /// Listen address of the nats-server that this `nerve up` started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) nats_listen: Option<SocketAddr>,
-    /// The process.
+    /// The process id.
     pub(crate) pid: u32,
 }
 
-/// The file, for as long as this value lives.
+/// The endpoint file, deleted when dropped.
 #[derive(Debug)]
-pub(crate) struct Announced(PathBuf);
+pub(crate) struct EndpointFile(PathBuf);
 
 impl Endpoint {
-    /// Writes the file whole, or not at all.
-    pub(crate) fn announce(&self, data: &Path) -> io::Result<Announced> {
+    /// Writes the file atomically.
+    pub(crate) fn write(&self, data: &Path) -> io::Result<EndpointFile> {
         let path = data.join(FILE);
         let draft = path.with_extension("json.new");
         std::fs::write(&draft, serde_json::to_vec(self)?)?;
         std::fs::rename(&draft, &path)?;
-        Ok(Announced(path))
+        Ok(EndpointFile(path))
     }
 
-    /// What a `nerve up` that runs on `data` said.
+    /// Returns the endpoint of the `nerve up` that runs on `data`.
     pub(crate) fn of_running(data: &Path) -> Option<Self> {
         Self::read(data).ok().filter(|endpoint| is_alive(endpoint.pid))
     }
@@ -56,30 +56,29 @@ impl Endpoint {
     fn read(data: &Path) -> io::Result<Self> {
         let path = data.join(FILE);
         let content = nerve_files::read(&path, MAX_BYTES)?;
-        // It says where secrets and deployments are sent.
+        // Secrets and deployments are sent to these addresses.
         check_trusted(&path).map_err(|untrusted| io::Error::other(untrusted.to_string()))?;
         Ok(serde_json::from_slice(&content)?)
     }
 }
 
-impl Drop for Announced {
+impl Drop for EndpointFile {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_file(&self.0) {
-            tracing::debug!(%error, path = %self.0.display(), "the endpoint file was not removed");
+            tracing::debug!(%error, path = %self.0.display(), "cannot remove the endpoint file");
         }
     }
 }
 
-/// The URL of the gateway that a `nerve up` on `data` announced, while it runs.
+/// Returns the gateway URL of the `nerve up` that runs on `data`.
 pub(crate) fn find_gateway(data: &Path) -> Option<String> {
     Endpoint::of_running(data).map(|endpoint| endpoint.gateway)
 }
 
-/// How NATS is reached: by `given`, as a `nerve up` on `data` announced it, or as this machine was told when it joined. A server of
-/// that `nerve up` is shown the credentials of `role`, where no others are given.
+/// Returns the NATS settings: `given`, those of the `nerve up` on `data`, or those of the membership of this machine.
+/// The credentials of `role` are used for the server of that `nerve up` unless others are given.
 pub(crate) fn find_nats(given: NatsSettings, data: &Path, role: Role) -> Result<NatsSettings, Failure> {
-    let announced = Endpoint::read(data);
-    let cause = match announced {
+    let cause = match Endpoint::read(data) {
         Ok(endpoint) if is_alive(endpoint.pid) => {
             let url = Servers::parse(&endpoint.nats).unwrap_or_default();
             if !given.url.is_empty() && given.url.to_string() != url.to_string() {
@@ -92,17 +91,17 @@ pub(crate) fn find_nats(given: NatsSettings, data: &Path, role: Role) -> Result<
                 None => found,
             });
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound && Joined::is_in(data) => {
-            return Joined::read(data)?.settings(given, data, role);
+        Err(error) if error.kind() == io::ErrorKind::NotFound && Membership::exists(data) => {
+            return Membership::read(data)?.settings(given, data, role);
         }
         _ if !given.url.is_empty() => return Ok(given),
-        Ok(endpoint) => format!("the `nerve up` on {} (process {}) is gone", data.display(), endpoint.pid),
+        Ok(endpoint) => format!("the `nerve up` on {} (process {}) is not running", data.display(), endpoint.pid),
         Err(error) if error.kind() == io::ErrorKind::NotFound => format!("no `nerve up` runs on {}", data.display()),
-        Err(error) => format!("{} cannot be read: {error}", data.join(FILE).display()),
+        Err(error) => format!("cannot read {}: {error}", data.join(FILE).display()),
     };
     Err(Failure::new("cannot find NATS").cause(cause).next(
-        "start `nerve up` in this folder, name the folder of one that runs with --data DIR,\n\
-         name a server with --nats URL or NERVE_NATS_URL, or join one on another machine with `nerve join`",
+        "start `nerve up` in this directory, pass the data directory of a running one with --data DIR,\n\
+         pass a server with --nats URL or NERVE_NATS_URL, or join one on another machine with `nerve join`",
     ))
 }
 
@@ -135,11 +134,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_wins_over_what_is_announced() {
+    fn given_settings_override_the_endpoint_file() {
         let folder = tempfile::tempdir().unwrap();
-        let announced = endpoint(std::process::id()).announce(folder.path()).unwrap();
+        let file = endpoint(std::process::id()).write(folder.path()).unwrap();
         let creds = Some(PathBuf::from("/data/nats/operator.creds"));
-        assert_eq!(found("nats://x", folder.path()), ("nats://x".to_owned(), None), "they are of another server");
+        assert_eq!(
+            found("nats://x", folder.path()),
+            ("nats://x".to_owned(), None),
+            "the credentials belong to another server"
+        );
         for url in ["", "nats://127.0.0.1:2", "nats://ada:p4ss@127.0.0.1:2"] {
             let creds = creds.clone().filter(|_| !url.contains('@'));
             assert_eq!(found(url, folder.path()), ("nats://127.0.0.1:2".to_owned(), creds), "{url}");
@@ -147,15 +150,15 @@ mod tests {
         let own = NatsSettings { creds: Some("/own".into()), ..given("") };
         assert_eq!(find_nats(own, folder.path(), Role::App).unwrap().creds, Some("/own".into()));
         assert_eq!(find_gateway(folder.path()).as_deref(), Some("http://127.0.0.1:1"));
-        drop(announced);
+        drop(file);
         assert_eq!(find_gateway(folder.path()), None);
         assert!(cause(folder.path()).contains("no `nerve up` runs"));
     }
 
     #[test]
-    fn the_file_of_a_killed_one_is_not_believed() {
+    fn endpoint_file_of_a_killed_process_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
-        let _announced = endpoint(0x7fff_fffe).announce(folder.path()).unwrap();
-        assert!(cause(folder.path()).contains("is gone"));
+        let _file = endpoint(0x7fff_fffe).write(folder.path()).unwrap();
+        assert!(cause(folder.path()).contains("is not running"));
     }
 }

@@ -1,4 +1,4 @@
-//! What comes from outside and would steer a terminal, or make text read in another order than it is written, is shown instead.
+//! Escapes characters in external text that control a terminal, reorder text or are invisible.
 
 use std::{
     borrow::Cow,
@@ -6,17 +6,17 @@ use std::{
     ops::RangeInclusive,
 };
 
-/// The character that begins a terminal's control sequences.
+/// First character of terminal control sequences.
 const ESC: char = '\u{1b}';
 
-/// Joiners of the scripts that need them, and of emoji: U+200C and U+200D.
+/// Joiners of some scripts and of emoji: U+200C and U+200D.
 const JOINERS: RangeInclusive<char> = '\u{200c}'..='\u{200d}';
 
-/// Whether a terminal obeys this character, it reorders the text around it, or it cannot be seen.
+/// Whether this character controls a terminal, reorders the surrounding text or is invisible.
 ///
-/// Control characters (C0 but for newline and tab, DEL, C1), line and paragraph separators, and what Unicode calls format characters
-/// (Cf) but for those that can be seen: the marks, embeddings, overrides and isolates of the Bidirectional Algorithm (UAX #9),
-/// joiners, spaces of no width, soft hyphens, tags.
+/// Control characters (C0 except newline and tab, DEL, C1), line and paragraph separators, and invisible Unicode format
+/// characters (Cf): the marks, embeddings, overrides and isolates of the Bidirectional Algorithm (UAX #9), joiners,
+/// zero-width spaces, soft hyphens, tags.
 fn is_active(c: char) -> bool {
     let is_control = c.is_control() && !matches!(c, '\n' | '\t');
     let is_format = matches!(
@@ -37,13 +37,14 @@ fn is_active(c: char) -> bool {
     is_control || is_format || matches!(c, '\u{2028}' | '\u{2029}')
 }
 
-/// Whether this character may stand beside a joiner: it is of a script, or an emoji, that has use for one.
-fn is_joined(c: Option<char>) -> bool {
+/// Whether a joiner next to this character is legitimate: the character belongs to a script with joiners, or is an
+/// emoji.
+fn can_be_joined(c: Option<char>) -> bool {
     c.is_some_and(|c| !c.is_ascii() && !c.is_whitespace() && !is_active(c))
 }
 
-/// `text` with every active character as `\uXXXX`, as in JSON. In a JSON document that is the same string: such characters stand in
-/// its strings only, and nothing else of it has them.
+/// Escapes every active character as `\uXXXX`. A JSON document stays equivalent, because such characters occur only in
+/// its strings.
 pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     escaped_where(text, is_active)
 }
@@ -55,7 +56,7 @@ fn escaped_where(text: &str, is_active: impl Fn(char) -> bool) -> Cow<'_, str> {
     let mut shown = String::with_capacity(text.len() + 16);
     let (mut before, mut characters) = (None, text.chars().peekable());
     while let Some(c) = characters.next() {
-        let joins = JOINERS.contains(&c) && is_joined(before) && is_joined(characters.peek().copied());
+        let joins = JOINERS.contains(&c) && can_be_joined(before) && can_be_joined(characters.peek().copied());
         match is_active(c) && !joins {
             true => c.encode_utf16(&mut [0; 2]).iter().for_each(|unit| shown.push_str(&format!("\\u{unit:04x}"))),
             false => shown.push(c),
@@ -65,22 +66,22 @@ fn escaped_where(text: &str, is_active: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// Where log lines go: stderr, one line each whatever their values hold.
+/// Writes log records to stderr, one line per record.
 pub(crate) struct LogWriter {
-    /// Whether the formatter colours lines: then it escapes ESC in values itself, and what it writes of it is meant.
-    has_colours: bool,
+    /// Whether the formatter colors lines. It then escapes ESC in values, so that any other ESC is its own.
+    has_colors: bool,
 }
 
 impl LogWriter {
-    pub(crate) fn new(has_colours: bool) -> Self {
-        Self { has_colours }
+    pub(crate) fn new(has_colors: bool) -> Self {
+        Self { has_colors }
     }
 }
 
 impl Write for LogWriter {
-    /// Writes one record, as the formatter hands it over.
+    /// Writes one record of the formatter.
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        io::stderr().lock().write_all(line(&String::from_utf8_lossy(record), self.has_colours).as_bytes())?;
+        io::stderr().lock().write_all(line(&String::from_utf8_lossy(record), self.has_colors).as_bytes())?;
         Ok(record.len())
     }
 
@@ -89,10 +90,10 @@ impl Write for LogWriter {
     }
 }
 
-/// A log record as one line. A newline in a value would begin a line that looks like another record.
-fn line(record: &str, has_colours: bool) -> String {
+/// Formats a log record as one line. A newline in a value could forge another record.
+fn line(record: &str, has_colors: bool) -> String {
     let (body, end) = record.strip_suffix('\n').map_or((record, ""), |body| (body, "\n"));
-    let shown = escaped_where(body, |c| is_active(c) && !(has_colours && c == ESC));
+    let shown = escaped_where(body, |c| is_active(c) && !(has_colors && c == ESC));
     format!("{}{end}", shown.replace('\n', "\\n"))
 }
 
@@ -101,17 +102,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn active_characters_are_shown_and_all_others_stay() {
+    fn active_characters_are_escaped() {
         assert!(matches!(escaped("grüße, 日本語 🎉 שלום\n\tx"), Cow::Borrowed(_)));
         let shown = escaped("\u{1b}]0;owned\u{7}\u{9b}2J\r\u{7f}\u{202e}gpj\u{2066}\u{200f}\u{2028}");
         assert_eq!(shown, r"\u001b]0;owned\u0007\u009b2J\u000d\u007f\u202egpj\u2066\u200f\u2028");
     }
 
     #[test]
-    fn characters_that_cannot_be_seen_are_shown() {
+    fn invisible_characters_are_escaped() {
         let shown = escaped("a\u{feff}b\u{e0041}\u{ad}\u{200b}\u{2060}\u{fffb}c");
         assert_eq!(shown, r"a\ufeffb\udb40\udc41\u00ad\u200b\u2060\ufffbc");
-        // Joiners are part of words of some scripts, and of emoji.
+        // Joiners are part of words in some scripts, and of emoji.
         for text in ["\u{645}\u{6cc}\u{200c}\u{62e}", "\u{915}\u{94d}\u{200d}\u{937}", "👩\u{200d}💻"] {
             assert_eq!(escaped(text), text);
         }
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn log_record_is_one_line_and_keeps_its_own_colours() {
+    fn log_record_is_one_line_and_keeps_its_own_colors() {
         assert_eq!(line("WARN a\nINFO forged\u{9b} \u{1b}[2J\n", false), "WARN a\\nINFO forged\\u009b \\u001b[2J\n");
         assert_eq!(line("\u{1b}[33mWARN\u{1b}[0m a\u{202e}\n", true), "\u{1b}[33mWARN\u{1b}[0m a\\u202e\n");
     }

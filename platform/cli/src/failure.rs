@@ -1,4 +1,4 @@
-//! What a person reads when a command fails: the thing, its cause, the next step.
+//! The error report of a command: the failure, its cause and the next step.
 
 use crate::server::ServerError;
 use crate::{connection::next_step, escape::escaped, output::Format};
@@ -7,52 +7,52 @@ use nerve_broker::bus::{BusError, PublishError};
 use serde_json::json;
 use std::{borrow::Cow, fmt, io, process::ExitCode};
 
-/// The exit code of a command that failed.
+/// Exit code of a failed command.
 const FAILED: u8 = 1;
-/// The exit code of a command that was called wrongly.
+/// Exit code of a usage error.
 const BAD_USAGE: u8 = 2;
-/// The most bytes of what failed, and of why, that are shown.
+/// Maximum bytes shown of the failure and of its cause.
 const MAX_BYTES: usize = 6 << 10;
 
-/// A failed command, told in three parts.
+/// A failed command.
 #[derive(Debug)]
 pub(crate) struct Failure {
     thing: String,
     cause: Option<anyhow::Error>,
     next: Option<String>,
     code: u8,
-    /// Whether another process has written it.
-    is_told: bool,
+    /// Whether another process has already reported it.
+    is_reported: bool,
 }
 
 impl Failure {
-    /// A failure of `thing`, such as "cannot read nerve.toml".
+    /// Creates a failure, such as "cannot read nerve.toml".
     pub(crate) fn new(thing: impl Into<String>) -> Self {
-        Self { thing: thing.into(), cause: None, next: None, code: FAILED, is_told: false }
+        Self { thing: thing.into(), cause: None, next: None, code: FAILED, is_reported: false }
     }
 
-    /// A wrong call: exit code 2.
+    /// Creates a usage error: exit code 2.
     pub(crate) fn usage(thing: impl Into<String>) -> Self {
         Self { code: BAD_USAGE, ..Self::new(thing) }
     }
 
-    /// A failure of another process, which has said why and ended with `code`.
-    pub(crate) fn told(thing: impl Into<String>, code: u8) -> Self {
-        Self { code, is_told: true, ..Self::new(thing) }
+    /// Creates a failure that another process has already reported before it exited with `code`.
+    pub(crate) fn reported(thing: impl Into<String>, code: u8) -> Self {
+        Self { code, is_reported: true, ..Self::new(thing) }
     }
 
-    /// Why it failed.
+    /// Sets the cause.
     pub(crate) fn because(mut self, cause: impl Into<anyhow::Error>) -> Self {
         self.cause = Some(cause.into());
         self
     }
 
-    /// Why it failed, in words.
+    /// Sets the cause to a text.
     pub(crate) fn cause(self, cause: impl fmt::Display) -> Self {
         self.because(anyhow::Error::msg(cause.to_string()))
     }
 
-    /// What to do next.
+    /// Sets the next step.
     pub(crate) fn next(mut self, step: impl Into<String>) -> Self {
         self.next = Some(step.into());
         self
@@ -71,14 +71,14 @@ impl std::error::Error for Failure {
     }
 }
 
-/// Writes `error` to stderr and says with which code to exit.
+/// Writes `error` to stderr and returns the exit code.
 pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
-    // Whoever read our output has had enough, as in `nerve tail | head`.
+    // The reader of the output has exited, as in `nerve tail | head`.
     if error.chain().any(|e| e.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)) {
         return ExitCode::SUCCESS;
     }
     let failure = error.downcast_ref::<Failure>();
-    if let Some(failure) = failure.filter(|failure| failure.is_told) {
+    if let Some(failure) = failure.filter(|failure| failure.is_reported) {
         return ExitCode::from(failure.code);
     }
     let causes: Vec<String> = error.chain().skip(1).map(ToString::to_string).collect();
@@ -88,7 +88,7 @@ pub(crate) fn report(error: &anyhow::Error, format: Format) -> ExitCode {
     ExitCode::from(failure.map_or(FAILED, |failure| failure.code))
 }
 
-/// What helps against an error of the broker's, which comes from anywhere.
+/// Returns the next step for a broker error anywhere in the chain.
 fn next_of(error: &anyhow::Error) -> Option<Cow<'static, str>> {
     let connecting = error.chain().find_map(|cause| match cause.downcast_ref() {
         Some(ServerError::Bus(BusError::Connect(error))) => Some(error),
@@ -100,7 +100,7 @@ fn next_of(error: &anyhow::Error) -> Option<Cow<'static, str>> {
     if let Some(error) = connecting {
         return Some(next_step(error));
     }
-    let away = error.chain().any(|cause| {
+    let is_unavailable = error.chain().any(|cause| {
         let of_server = match cause.downcast_ref() {
             Some(ServerError::Bus(error)) => Some(error),
             _ => None,
@@ -108,11 +108,12 @@ fn next_of(error: &anyhow::Error) -> Option<Cow<'static, str>> {
         matches!(of_server.or_else(|| cause.downcast_ref()), Some(BusError::Unavailable { .. }))
             || matches!(cause.downcast_ref(), Some(error @ PublishError::Unavailable(_)) if error.full().is_none())
     });
-    let next = "check that NATS runs with JetStream, and that `nerve up`, a gateway or a worker has started on it once";
-    away.then_some(Cow::Borrowed(next))
+    let next =
+        "check that NATS runs with JetStream, and that `nerve up`, a gateway or a worker has been started on it once";
+    is_unavailable.then_some(Cow::Borrowed(next))
 }
 
-/// Answers what clap says about a call: help on stdout, or a mistake on stderr.
+/// Reports a result of clap: help on stdout, or a usage error on stderr.
 pub(crate) fn report_usage(error: &clap::Error, json: bool) -> ExitCode {
     if json && error.use_stderr() {
         let text = error.to_string();
@@ -124,20 +125,20 @@ pub(crate) fn report_usage(error: &clap::Error, json: bool) -> ExitCode {
     ExitCode::from(if error.use_stderr() { BAD_USAGE } else { 0 })
 }
 
-/// Writes what clap says. A mistake quotes the call, so it is escaped, and has no colours of clap's.
+/// Prints a message of clap. A usage error quotes the command line, so it is escaped and loses clap's colors.
 #[expect(clippy::print_stderr, reason = "this is where errors are printed")]
 fn print_usage(error: &clap::Error) {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // A closed stdout is no reason to fail over a help text.
+            // A closed stdout is not an error for a help text.
             let _ = error.print();
         }
         _ => eprint!("{}", escaped(&error.to_string())),
     }
 }
 
-/// At most the first [`MAX_BYTES`] of a text, which may quote what somebody else has written, and how much is left out.
-fn cut(text: &str) -> Cow<'_, str> {
+/// Truncates a text, which may quote external input, to [`MAX_BYTES`].
+fn truncate(text: &str) -> Cow<'_, str> {
     let end = text.floor_char_boundary(MAX_BYTES);
     match text.len().saturating_sub(end) {
         0 => Cow::Borrowed(text),
@@ -145,7 +146,7 @@ fn cut(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// The chain of causes in one line; a cause that the one before already repeats is left out.
+/// Joins the chain of causes in one line, without causes that the previous one already contains.
 fn join(causes: &[String]) -> String {
     let mut joined = String::new();
     for cause in causes {
@@ -160,7 +161,7 @@ fn join(causes: &[String]) -> String {
 
 #[expect(clippy::print_stderr, reason = "this is where errors are printed")]
 fn write(thing: &str, cause: Option<&str>, next: Option<&str>, format: Format) {
-    let (thing, cause) = (cut(thing), cause.map(cut));
+    let (thing, cause) = (truncate(thing), cause.map(truncate));
     if format == Format::Json {
         let error = json!({"error": {"message": thing, "cause": cause, "next": next}});
         eprintln!("{}", escaped(&error.to_string()));
@@ -180,21 +181,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn causes_are_told_once() {
+    fn repeated_causes_are_omitted() {
         let causes = ["a: b".to_owned(), "b".to_owned(), "c".to_owned()];
         assert_eq!(join(&causes), "a: b: c");
         assert_eq!(join(&[]), "");
     }
 
     #[test]
-    fn long_text_is_cut_between_characters() {
+    fn long_text_is_truncated_between_characters() {
         let long = "é".repeat(MAX_BYTES);
-        assert_eq!(cut(&long), format!("{}… ({MAX_BYTES} more bytes)", "é".repeat(MAX_BYTES / 2)));
-        assert_eq!(cut("é"), "é");
+        assert_eq!(truncate(&long), format!("{}… ({MAX_BYTES} more bytes)", "é".repeat(MAX_BYTES / 2)));
+        assert_eq!(truncate("é"), "é");
     }
 
     #[test]
-    fn a_failure_keeps_its_parts_through_anyhow() {
+    fn failure_keeps_its_parts_in_anyhow() {
         let inner = anyhow::anyhow!("refused").context("connecting");
         let error = anyhow::Error::from(Failure::usage("no NATS").because(inner).next("start it"));
         let failure = error.downcast_ref::<Failure>().unwrap();

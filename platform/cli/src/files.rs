@@ -1,4 +1,4 @@
-//! The documents in files and folders on this machine, and why a file is not read.
+//! Finds and reads document files.
 
 use crate::failure::Failure;
 use ignore::WalkBuilder;
@@ -10,47 +10,47 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// What a PDF begins with.
+/// First bytes of a PDF.
 pub(crate) const PDF: &[u8] = b"%PDF-";
 
-/// The largest file that is a document, in bytes.
-const LARGEST: u64 = 16 << 20;
+/// Maximum size of a document in bytes.
+const MAX_DOCUMENT_BYTES: u64 = 16 << 20;
 
-/// The files that say what of a folder is ignored.
+/// Names of ignore files.
 const IGNORE_FILES: [&str; 2] = [".gitignore", ".ignore"];
 
-/// Why a file that somebody named, or that is in a folder that somebody named, is not read; `next` is for a regular file.
+/// Creates the error for an unreadable file. `next` is the next step for a regular file.
 pub(crate) fn unreadable(path: &Path, error: io::Error, next: &str) -> Failure {
     let next = match NotRegular::of(&error) {
-        Some(_) => "put a regular file there, or leave it out",
+        Some(_) => "replace it by a regular file, or omit it",
         None => next,
     };
     Failure::new(format!("cannot read {}", path.display())).because(error).next(next)
 }
 
-/// A file that may be a document.
+/// A candidate for a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LocalFile {
-    /// Its path as it was named, with `/`.
+    /// Its path as given by the user, with `/`.
     pub(crate) name: String,
     path: PathBuf,
 }
 
-/// The files in these files and folders, each once.
+/// Returns the files in these files and directories, without duplicates.
 pub(crate) fn find_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>, Failure> {
-    let mut found = BTreeMap::new();
+    let mut files = BTreeMap::new();
     for path in paths {
         match path.is_dir() {
             true => path.canonicalize().iter().flat_map(|path| path.ancestors()).try_for_each(check_ignore_files)?,
             false => drop(nerve_files::open(path).map_err(|error| unreadable(path, error, "correct the path"))?),
         }
-        let refused = Arc::new(Mutex::new(None));
-        let noted = Arc::clone(&refused);
+        let failure = Arc::new(Mutex::new(None));
+        let recorded = Arc::clone(&failure);
         let mut walk = WalkBuilder::new(path);
         walk.require_git(false).filter_entry(move |entry| {
-            // The walk reads them before it says what is in a folder.
+            // The walk reads ignore files before it returns the entries of a directory.
             let checked = if entry.path().is_dir() { check_ignore_files(entry.path()) } else { Ok(()) };
-            checked.map_err(|failure| *noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure)).is_ok()
+            checked.map_err(|failure| *recorded.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure)).is_ok()
         });
         for entry in walk.build() {
             let entry = entry.map_err(|error| {
@@ -60,17 +60,17 @@ pub(crate) fn find_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>, Failure> {
                 let path = entry.into_path();
                 let name = path.to_string_lossy().replace('\\', "/");
                 let name = name.trim_start_matches("./").to_owned();
-                found.insert(name.clone(), LocalFile { name, path });
+                files.insert(name.clone(), LocalFile { name, path });
             }
         }
-        if let Some(failure) = refused.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(failure) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
             return Err(failure);
         }
     }
-    Ok(found.into_values().collect())
+    Ok(files.into_values().collect())
 }
 
-/// Refuses a folder whose lists of what is ignored cannot be read.
+/// Returns an error if the ignore files of a directory cannot be read.
 fn check_ignore_files(folder: &Path) -> Result<(), Failure> {
     for name in IGNORE_FILES {
         let file = folder.join(name);
@@ -80,10 +80,10 @@ fn check_ignore_files(folder: &Path) -> Result<(), Failure> {
 }
 
 impl LocalFile {
-    /// What it holds, if that is text in UTF-8 or a PDF and not too large.
+    /// Reads the content. Returns `None` unless it is UTF-8 text or a PDF, and not too large.
     pub(crate) async fn read(&self) -> Option<Vec<u8>> {
         let path = self.path.clone();
-        let read = tokio::task::spawn_blocking(move || nerve_files::read(&path, LARGEST));
+        let read = tokio::task::spawn_blocking(move || nerve_files::read(&path, MAX_DOCUMENT_BYTES));
         let content = read.await.ok()?.ok()?;
         let is_text = std::str::from_utf8(&content).is_ok_and(|text| !text.contains('\0') && !text.trim().is_empty());
         (is_text || content.starts_with(PDF)).then_some(content)
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn pipe_is_skipped_in_a_folder_and_refused_by_its_name() {
+    fn pipe_is_skipped_in_a_directory_and_rejected_as_an_argument() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
         let pipe = |name: &str| nix::unistd::mkfifo(&at(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -134,7 +134,7 @@ mod tests {
             let error = format!("{:#}", refused(path));
             assert!(error.contains(kind) && error.contains(path), "{error}");
         }
-        // What is ignored is read before what is there.
+        // Ignore files are read before the entries of a directory.
         for (ignored, read) in [("docs/deep/.gitignore", "docs"), ("docs/.ignore", "docs/deep")] {
             pipe(ignored);
             let error = format!("{:#}", refused(read));

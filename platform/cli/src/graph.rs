@@ -1,24 +1,24 @@
-//! What leads to what among functions: circles that go on without end, and steps of a pipeline that two functions take.
+//! The graph of functions and event types: finds cycles, and pipeline steps that two functions implement.
 
 use nerve_broker::bus::EVENTS;
 use nerve_core::{FunctionSpec, Name, Pattern, answer, manifest::RuntimeSpec, subject::EVENTS_PREFIX, tool};
 use nerve_events::known_types;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// The event that an answer begins with.
-const QUESTION: &str = "prompt.received";
-/// The most warnings of a plan.
+/// Type of the event that requests an answer.
+const QUESTION_TYPE: &str = "prompt.received";
+/// Maximum warnings of a plan.
 const MAX_WARNINGS: usize = 10;
 
-/// The functions that will be deployed together, by name.
+/// The functions after a deploy, by name.
 pub(crate) struct Graph<'f> {
     functions: BTreeMap<&'f Name, &'f FunctionSpec>,
-    /// Those that are being deployed: what the others do among themselves was said when they were.
+    /// Functions that are being deployed. Warnings about the others were reported when they were deployed.
     new: BTreeSet<&'f Name>,
 }
 
 impl<'f> Graph<'f> {
-    /// The graph of what is deployed with `new`, which replaces what has the same name.
+    /// Creates the graph of the deployed functions and `new` ones, which replace those with the same name.
     pub(crate) fn new(
         deployed: impl IntoIterator<Item = (&'f Name, &'f FunctionSpec)>,
         new: impl IntoIterator<Item = (&'f Name, &'f FunctionSpec)>,
@@ -26,32 +26,32 @@ impl<'f> Graph<'f> {
         let mut functions: BTreeMap<_, _> = deployed.into_iter().collect();
         let new: BTreeMap<_, _> = new.into_iter().collect();
         functions.extend(new.iter().map(|(name, spec)| (*name, *spec)));
-        // What is bound to a stream of the user's own takes no events.
+        // Functions on a user's stream consume no events.
         functions.retain(|_, spec| spec.stream.as_deref().is_none_or(|stream| stream == EVENTS));
         Self { functions, new: new.into_keys().collect() }
     }
 
-    /// What is likely a mistake, in sentences.
+    /// Returns warnings about probable mistakes.
     pub(crate) fn warnings(&self) -> Vec<String> {
-        let mut warnings = self.circles();
-        warnings.extend(self.double_steps());
-        warnings.extend(self.double_answers());
-        let left_out = warnings.len().saturating_sub(MAX_WARNINGS);
+        let mut warnings = self.cycles();
+        warnings.extend(self.duplicate_steps());
+        warnings.extend(self.duplicate_answers());
+        let omitted = warnings.len().saturating_sub(MAX_WARNINGS);
         warnings.truncate(MAX_WARNINGS);
-        if left_out > 0 {
-            warnings.push(format!("{left_out} more of the kind"));
+        if omitted > 0 {
+            warnings.push(format!("{omitted} more warnings of this kind"));
         }
         warnings
     }
 
-    /// The shortest circle through each new function that no other warning names.
-    fn circles(&self) -> Vec<String> {
+    /// Returns the shortest cycle through each new function that is not in another warning.
+    fn cycles(&self) -> Vec<String> {
         let (mut warnings, mut named) = (Vec::new(), BTreeSet::new());
         for &name in &self.new {
             if named.contains(name) {
                 continue;
             }
-            let Some(path) = self.path_back(name) else { continue };
+            let Some(path) = self.shortest_cycle(name) else { continue };
             let mut shown = name.to_string();
             for pair in path.windows(2) {
                 let [(from, _), (to, ty)] = pair else { continue };
@@ -59,19 +59,19 @@ impl<'f> Graph<'f> {
                 shown.push_str(&format!(" → {ty} → {to}"));
             }
             warnings.push(format!(
-                "a circle: {shown}. An event may come around without end; after worker.max_hops results in a row it is a dead \
-                 letter. Narrow `on` or `emits`, unless the functions end it themselves"
+                "cycle: {shown}. An event may circulate indefinitely; after worker.max_hops results it becomes a dead letter. \
+                 Narrow `on` or `emits`, unless the functions end the cycle"
             ));
         }
         warnings
     }
 
-    /// The way from a function to itself: functions, each with a type that leads to it.
-    fn path_back(&self, start: &'f Name) -> Option<Vec<(&'f Name, String)>> {
+    /// Returns the shortest path from a function to itself: functions, each with the event type that leads to it.
+    fn shortest_cycle(&self, start: &'f Name) -> Option<Vec<(&'f Name, String)>> {
         let mut before: BTreeMap<&Name, (&'f Name, String)> = BTreeMap::new();
         let mut next = VecDeque::from([start]);
         while let Some(from) = next.pop_front() {
-            for (to, ty) in self.led_to(from) {
+            for (to, ty) in self.consumers_of(from) {
                 if before.contains_key(to) {
                     continue;
                 }
@@ -85,49 +85,50 @@ impl<'f> Graph<'f> {
         None
     }
 
-    /// The functions that may be given what this one emits, and a type by which. An agent's steps are left out: its budget ends
-    /// them.
-    fn led_to(&self, from: &Name) -> Vec<(&'f Name, String)> {
+    /// Returns the functions that may consume output of this one, each with an event type. Steps of an agent are
+    /// excluded, because its budget limits them.
+    fn consumers_of(&self, from: &Name) -> Vec<(&'f Name, String)> {
         let Some(spec) = self.functions.get(from) else { return Vec::new() };
         let counted = |ty: &&Pattern| !(is_agent(spec) && tool::is_step(ty.as_str()));
-        let mut found = Vec::new();
+        let mut consumers = Vec::new();
         for (name, other) in &self.functions {
             let types = spec.emits.iter().filter(counted).filter(|ty| !(other.tool.is_some() && is_call(ty)));
-            if let Some(ty) = types.into_iter().find(|ty| takes(other, ty)) {
-                found.push((*name, ty.to_string()));
+            if let Some(ty) = types.into_iter().find(|ty| consumes(other, ty)) {
+                consumers.push((*name, ty.to_string()));
             }
         }
-        found
+        consumers
     }
 
-    /// Pairs of functions that make the same step of Nerve's own pipeline: each event of it would be made twice.
-    fn double_steps(&self) -> Vec<String> {
+    /// Returns warnings about pairs of functions that implement the same step of the built-in pipeline, so that its
+    /// events would be duplicated.
+    fn duplicate_steps(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for (one, other) in self.pairs() {
             let (Some(first), Some(second)) = (self.functions.get(one), self.functions.get(other)) else { continue };
             let known = || known_types().iter().filter_map(|known| Pattern::parse(known.ty.as_str()).ok());
             let emits = |spec: &FunctionSpec, ty: &Pattern| spec.emits.iter().any(|emits| emits.covers(ty.as_str()));
-            let taken = known().find(|ty| take_the_same(first, second, ty));
-            let made = known().find(|ty| emits(first, ty) && emits(second, ty));
-            if let (Some(taken), Some(made)) = (taken, made) {
+            let consumed = known().find(|ty| consume_the_same(first, second, ty));
+            let emitted = known().find(|ty| emits(first, ty) && emits(second, ty));
+            if let (Some(consumed), Some(emitted)) = (consumed, emitted) {
                 warnings.push(format!(
-                    "{one} and {other} both take {taken} and emit {made}: each {taken} has two of it. Remove one of them \
-                     (nerve remove {one}), unless both are wanted"
+                    "{one} and {other} both consume {consumed} and emit {emitted}: each {consumed} leads to two. Remove one of them \
+                     (nerve remove {one}), unless both are intended"
                 ));
             }
         }
         warnings
     }
 
-    /// Pairs of functions that answer the same questions, at whatever step.
-    fn double_answers(&self) -> Vec<String> {
-        let Ok(question) = Pattern::parse(QUESTION) else { return Vec::new() };
+    /// Returns warnings about pairs of functions that answer the same questions, at any step.
+    fn duplicate_answers(&self) -> Vec<String> {
+        let Ok(question) = Pattern::parse(QUESTION_TYPE) else { return Vec::new() };
         let mut reached: BTreeSet<&Name> = BTreeSet::new();
         let mut next: Vec<&Name> = Vec::new();
-        next.extend(self.functions.iter().filter(|(_, spec)| takes(spec, &question)).map(|(name, _)| *name));
+        next.extend(self.functions.iter().filter(|(_, spec)| consumes(spec, &question)).map(|(name, _)| *name));
         while let Some(name) = next.pop() {
             if reached.insert(name) {
-                next.extend(self.led_to(name).into_iter().map(|(to, _)| to));
+                next.extend(self.consumers_of(name).into_iter().map(|(to, _)| to));
             }
         }
         let answers = |name: &Name| {
@@ -138,15 +139,15 @@ impl<'f> Graph<'f> {
         let pairs = self.pairs().into_iter().filter(|(one, other)| answers(one) && answers(other));
         let warning = |(one, other): (&Name, &Name)| {
             format!(
-                "{one} and {other} both lead from {QUESTION} to {}: a question may be answered twice. Remove one of them, or have \
-                 them take events of different types",
+                "{one} and {other} both lead from {QUESTION_TYPE} to {}: a question may be answered twice. Remove one of them, or have \
+                 them consume events of different types",
                 answer::GENERATED
             )
         };
         pairs.map(warning).collect()
     }
 
-    /// Every two functions of which one is new.
+    /// Returns all pairs of functions of which at least one is new.
     fn pairs(&self) -> Vec<(&'f Name, &'f Name)> {
         let mut pairs = Vec::new();
         let names: Vec<&'f Name> = self.functions.keys().copied().collect();
@@ -184,19 +185,19 @@ fn is_call(ty: &Pattern) -> bool {
     ty.as_str().starts_with(tool::CALL_TYPE_PREFIX)
 }
 
-/// Whether the function takes some event whose type `types` covers.
-fn takes(spec: &FunctionSpec, types: &Pattern) -> bool {
-    bound_to(spec, types).next().is_some()
+/// Whether the function consumes an event type that `types` covers.
+fn consumes(spec: &FunctionSpec, types: &Pattern) -> bool {
+    matching_subjects(spec, types).next().is_some()
 }
 
-/// Whether both take one event whose type `types` covers: what overlaps by pairs is a wildcard or the same in each token, so that
-/// all three overlap.
-fn take_the_same(first: &FunctionSpec, second: &FunctionSpec, types: &Pattern) -> bool {
-    bound_to(first, types).any(|one| bound_to(second, types).any(|other| one.overlaps(other)))
+/// Whether both consume a common event type that `types` covers. Patterns that overlap pairwise are equal or wildcards
+/// in each token, so all three overlap.
+fn consume_the_same(first: &FunctionSpec, second: &FunctionSpec, types: &Pattern) -> bool {
+    matching_subjects(first, types).any(|one| matching_subjects(second, types).any(|other| one.overlaps(other)))
 }
 
-/// What of the function's `on` has events whose type `types` covers.
-fn bound_to<'s>(spec: &'s FunctionSpec, types: &Pattern) -> impl Iterator<Item = &'s Pattern> {
+/// Returns the patterns of the function's `on` that overlap with `types`.
+fn matching_subjects<'s>(spec: &'s FunctionSpec, types: &Pattern) -> impl Iterator<Item = &'s Pattern> {
     let subjects = Pattern::parse(format!("{EVENTS_PREFIX}{types}")).ok();
     spec.on.iter().filter(move |on| subjects.as_ref().is_some_and(|subjects| on.overlaps(subjects)))
 }
@@ -220,30 +221,30 @@ mod tests {
     }
 
     #[test]
-    fn circle_is_named_once_whoever_closes_it() {
+    fn cycle_is_reported_once() {
         let alone = functions(&[("echo", "loop.x", "\"loop.x\"")]);
-        let said = warnings(&BTreeMap::new(), &alone);
-        assert!(said.len() == 1 && said[0].contains("echo → loop.x → echo"), "{said:?}");
+        let found = warnings(&BTreeMap::new(), &alone);
+        assert!(found.len() == 1 && found[0].contains("echo → loop.x → echo"), "{found:?}");
         let there = functions(&[("a", "one", "\"two\""), ("b", "two", "\"three\"")]);
         assert_eq!(warnings(&BTreeMap::new(), &there), Vec::<String>::new());
         let closes = functions(&[("c", "*", "\"out\", \"one\"")]);
-        let said = warnings(&there, &closes);
-        assert!(said.iter().any(|said| said.contains("c → one → a") || said.contains("c → out → c")), "{said:?}");
+        let found = warnings(&there, &closes);
+        assert!(found.iter().any(|one| one.contains("c → one → a") || one.contains("c → out → c")), "{found:?}");
         let far = functions(&[("c", "three", "\"one\"")]);
-        let said = warnings(&there, &far);
-        assert!(said.len() == 1 && said[0].contains("c → one → a → two → b → three → c"), "{said:?}");
-        // What was there before is not said again.
+        let found = warnings(&there, &far);
+        assert!(found.len() == 1 && found[0].contains("c → one → a → two → b → three → c"), "{found:?}");
+        // Earlier warnings are not repeated.
         assert_eq!(warnings(&alone, &there), Vec::<String>::new());
     }
 
     #[test]
-    fn wildcards_of_types_close_circles_too() {
-        let said = warnings(&BTreeMap::new(), &functions(&[("any", ">", "\"made.*\"")]));
-        assert!(said.len() == 1 && said[0].contains("any → made.* → any"), "{said:?}");
+    fn wildcard_types_close_cycles() {
+        let found = warnings(&BTreeMap::new(), &functions(&[("any", ">", "\"made.*\"")]));
+        assert!(found.len() == 1 && found[0].contains("any → made.* → any"), "{found:?}");
     }
 
     #[test]
-    fn second_taker_of_a_step_is_named_and_a_fan_out_is_not() {
+    fn duplicate_step_is_reported_and_fan_out_is_not() {
         let pipeline = functions(&[
             ("retrieve", "prompt.received", "\"documents.retrieved\""),
             ("generate", "documents.retrieved", "\"answer.token\", \"answer.generated\""),
@@ -254,16 +255,19 @@ mod tests {
         let fan_out = functions(&[("french", "document.uploaded", "\"document.translated\"")]);
         assert_eq!(warnings(&pipeline, &fan_out), Vec::<String>::new());
         let step = functions(&[("retriever", "prompt.received", "\"documents.retrieved\"")]);
-        let said = warnings(&pipeline, &step);
-        assert!(said.len() == 1 && said[0].starts_with("retrieve and retriever both take prompt.received"), "{said:?}");
+        let found = warnings(&pipeline, &step);
+        assert!(
+            found.len() == 1 && found[0].starts_with("retrieve and retriever both consume prompt.received"),
+            "{found:?}"
+        );
         let shortcut = functions(&[("quick", "prompt.received", "\"answer.generated\"")]);
-        let said = warnings(&pipeline, &shortcut);
-        assert!(said.len() == 1 && said[0].contains("answered twice"), "{said:?}");
-        // Tools of one agent take calls of different names.
+        let found = warnings(&pipeline, &shortcut);
+        assert!(found.len() == 1 && found[0].contains("answered twice"), "{found:?}");
+        // Tools of one agent consume calls with different names.
         let tools =
             [("sum", "tool.called.sum", "\"tool.returned\""), ("find", "tool.called.find", "\"tool.returned\"")];
         assert_eq!(warnings(&BTreeMap::new(), &functions(&tools)), Vec::<String>::new());
-        // Deployed again, it is still one function.
+        // A redeployed function is still one function.
         assert_eq!(warnings(&pipeline, &pipeline), Vec::<String>::new());
     }
 }

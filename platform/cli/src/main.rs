@@ -1,20 +1,21 @@
 //! `nerve`: runs the platform, deploys to it and operates it.
 //!
 //! # Layout
-//! - [`args`]: the command line as a whole; [`command`]: one file a command.
-//! - [`settings`], [`endpoint`], [`connection`]: the settings, where NATS is, and the way to it.
-//! - [`joined`]: the NATS that this machine has joined, where that is another machine's.
-//! - [`supervisor`]: keeps a server process running. [`broker`]: the nats-server of `nerve up`. [`backoff`]: when either is started
-//!   again. [`sandbox`]: helper processes of a server. [`limits`], [`lock`], [`signals`]: what a server needs of the system.
-//! - [`artifacts`], [`model`], [`builtin`]: what a deploy sends. [`fields`], [`plan`]: how it compares with what is
-//!   there. [`graph`]: what leads to what.
-//! - [`onnx`]: where the models and the library of ONNX Runtime are that come with this installation.
-//! - [`payload`], [`moment`]: events and times as a command line gives them.
-//! - [`output`], [`failure`]: what a person or a program reads; [`escape`]: what of it must not steer a terminal.
+//! - [`args`]: the command line; [`globals`]: options of every command; [`command`]: one file per command.
+//! - [`settings`], [`endpoint`], [`connection`]: the settings, the address of NATS, and the connection to it.
+//! - [`membership`]: the membership of this machine in the NATS of another one.
+//! - [`supervisor`]: restarts a server process. [`broker`]: the nats-server of `nerve up`. [`backoff`]: restart delays
+//!   of both. [`sandbox`]: helper processes of a server. [`open_files`], [`lock`], [`signals`]: system resources of a
+//!   server.
+//! - [`artifacts`], [`model`], [`builtin`]: the files that a deploy uploads. [`display_fields`], [`plan`]: the
+//!   comparison with the deployed state. [`graph`]: warnings about cycles and duplicates.
+//! - [`onnx`]: the bundled models and the library of ONNX Runtime.
+//! - [`event_args`], [`time_arg`]: events and times as command-line arguments.
+//! - [`output`], [`failure`]: results and errors; [`escape`]: escapes terminal control characters in them.
 //!
 //! # Flow
-//! `main` reads the arguments, starts logging and hands over to the command. This is the only crate that knows
-//! both the server, which speaks NATS, and the runtimes, which run guests.
+//! `main` parses the arguments, starts logging and runs the command. This is the only crate that depends on both the
+//! server, which uses NATS, and the runtimes, which run functions.
 
 mod args;
 mod artifacts;
@@ -23,26 +24,27 @@ mod broker;
 mod builtin;
 mod command;
 mod connection;
+mod display_fields;
 mod endpoint;
 mod escape;
+mod event_args;
 mod failure;
-mod fields;
 mod files;
+mod globals;
 mod graph;
-mod joined;
-mod limits;
 mod lock;
+mod membership;
 mod model;
-mod moment;
 mod onnx;
+mod open_files;
 mod output;
-mod payload;
 mod plan;
 mod sandbox;
 mod server;
 mod settings;
 mod signals;
 mod supervisor;
+mod time_arg;
 
 use clap::Parser;
 use command::Process;
@@ -50,15 +52,15 @@ use std::{io::IsTerminal, process::ExitCode, time::Duration};
 use supervisor::LogStyle;
 use tracing_subscriber::EnvFilter;
 
-/// Events are many small allocations that one thread makes and another frees, which the system's allocator is slow at.
+/// Events cause many small allocations that another thread frees, for which the system allocator is slow.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long work on other threads may take to notice the end.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Shutdown timeout of work on other threads.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What helper processes of this binary do.
-const WORKS: [nerve_sandbox::Work; 6] = [
+/// Kinds of helper processes of this binary.
+const HELPERS: [nerve_sandbox::Work; 6] = [
     nerve_rag::READER,
     nerve_runtime::COMPILER,
     nerve_inference::TRIAL,
@@ -69,8 +71,8 @@ const WORKS: [nerve_sandbox::Work; 6] = [
 
 fn main() -> ExitCode {
     disable_telemetry();
-    if let Some(ended) = nerve_sandbox::serve(std::env::args_os(), &WORKS) {
-        return ended;
+    if let Some(exit_code) = nerve_sandbox::serve(std::env::args_os(), &HELPERS) {
+        return exit_code;
     }
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == nerve_runtime::SHIM) {
@@ -78,17 +80,17 @@ fn main() -> ExitCode {
     }
     let cli = match args::Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return failure::report_usage(&error, args::asks_for_json(std::env::args_os())),
+        Err(error) => return failure::report_usage(&error, args::requests_json(std::env::args_os())),
     };
     let process = cli.command.process();
     if process == Process::Supervisor {
-        supervisor::save_memory();
+        supervisor::exec_with_less_memory();
     }
     if process != Process::Command {
-        keep_private();
+        isolate_process();
     }
     start_logging(process);
-    // A supervisor is to be small, and its children are tied to the thread that starts them.
+    // A supervisor must be small, and its children are tied to the thread that starts them.
     let mut runtime = match process {
         Process::Supervisor => tokio::runtime::Builder::new_current_thread(),
         Process::Command | Process::Server(_) => tokio::runtime::Builder::new_multi_thread(),
@@ -98,53 +100,53 @@ fn main() -> ExitCode {
         Err(error) => return failure::report(&error.into(), cli.globals.output),
     };
     let result = runtime.block_on(cli.command.run(&cli.globals));
-    runtime.shutdown_timeout(LAST_WORDS);
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failure::report(&error, cli.globals.output),
     }
 }
 
-/// Keeps ONNX Runtime from sending its publisher what runs here, in this process and in those that it starts.
+/// Disables the telemetry of ONNX Runtime in this process and its children.
 #[allow(unsafe_code)]
 #[expect(clippy::disallowed_methods, reason = "a library reads it from the environment only")]
 fn disable_telemetry() {
     let (name, value) = nerve_inference::NO_TELEMETRY;
-    // SAFETY: `main` does this first, while the process has one thread, so nothing reads the environment meanwhile.
+    // SAFETY: `main` calls this first, while the process has one thread, so no other thread reads the environment.
     unsafe { std::env::set_var(name, value) };
 }
 
-/// Keeps what a server writes, and what it holds in memory, from other users and from the processes that it runs.
-fn keep_private() {
+/// Protects files and memory of a server from other users and from the processes that it runs.
+fn isolate_process() {
     use nix::sys::{
         prctl,
         stat::{Mode, umask},
     };
     umask(Mode::from_bits_truncate(0o077));
-    // Other processes of this user may then read neither its environment in /proc nor its memory. A child is dumpable again
-    // once it runs a program of its own.
+    // Other processes of this user can then read neither its environment in /proc nor its memory. A child becomes
+    // dumpable again when it executes a program.
     if let Err(error) = prctl::set_dumpable(false) {
-        tracing::debug!(%error, "processes of this user may read the memory of this one");
+        tracing::debug!(%error, "cannot protect the memory of this process from other processes of this user");
     }
 }
 
-/// Logs go to stderr: stdout is for results. `NERVE_LOG`, else `RUST_LOG`, says what is logged.
+/// Starts logging to stderr, because stdout is for results. `NERVE_LOG`, or else `RUST_LOG`, sets the filter.
 fn start_logging(process: Process) {
-    let wanted = ["NERVE_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
-    // What the client of NATS says at each attempt, `nerve_broker` says once.
-    let usual = match process {
+    let configured = ["NERVE_LOG", "RUST_LOG"].iter().find_map(|name| std::env::var(name).ok());
+    // The NATS client logs each connection attempt; `nerve_broker` logs once.
+    let default = match process {
         Process::Command => "warn,async_nats=off,nerve_broker::violations=off",
         Process::Supervisor | Process::Server(_) => "info,async_nats=off",
     };
-    let has_colours = match process {
-        Process::Server(Some(style)) => style == LogStyle::Colour,
+    let has_colors = match process {
+        Process::Server(Some(style)) => style == LogStyle::Color,
         _ => std::io::stderr().is_terminal(),
     };
-    let filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or(usual));
+    let filter = EnvFilter::builder().parse_lossy(configured.as_deref().unwrap_or(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(move || escape::LogWriter::new(has_colours))
-        .with_ansi(has_colours)
+        .with_writer(move || escape::LogWriter::new(has_colors))
+        .with_ansi(has_colors)
         .with_target(false)
         .init();
 }

@@ -1,4 +1,4 @@
-//! A model on this machine, read to be sent.
+//! A local model to upload.
 
 use crate::{artifacts::File, failure::Failure, onnx, output};
 use nerve_broker::bus::BusError;
@@ -7,35 +7,35 @@ use nerve_inference::{Description, ModelFolder, Provider, Settings, Trials};
 use nerve_registry::{ArtifactRef, ModelInfo, Registry};
 use std::path::{Path, PathBuf};
 
-/// The most that one model's files may hold, in bytes.
+/// Maximum total size of a model's files.
 const MAX_BYTES: u64 = 16 << 30;
 
-/// A model's files and what it is.
+/// A model's files and description.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LocalModel {
-    /// Its files, named relative to the model's folder.
+    /// Its files, with paths relative to the model directory.
     pub(crate) files: Vec<File>,
-    /// What it is.
+    /// Its description.
     pub(crate) info: ModelInfo,
 }
 
 impl LocalModel {
-    /// Finds out whether there is anything to read at `path`.
+    /// Returns an error if `path` does not exist.
     pub(crate) fn check_exists(path: &Path) -> Result<(), Failure> {
         if path.exists() {
             return Ok(());
         }
-        Err(unusable(path).cause("it does not exist").next("name a model's folder or an .onnx file"))
+        Err(unusable(path).cause("it does not exist").next("pass a model directory or an .onnx file"))
     }
 
-    /// Reads a model's folder, or one `.onnx` file with what lies beside it, in a helper process.
+    /// Reads a model directory, or one `.onnx` file with the files next to it, in a helper process.
     pub(crate) async fn read(path: &Path, trials: &Trials) -> Result<Self, Failure> {
         let outlined = trials.outline(path).await;
-        let next = "correct what is in its folder, or name another model's folder or .onnx file";
+        let next = "correct its directory, or pass another model directory or .onnx file";
         Self::of(path, outlined.map_err(|error| unusable(path).because(error).next(next))?).await
     }
 
-    /// Reads a model that comes with this installation.
+    /// Reads a bundled model.
     pub(crate) async fn bundled(folder: &Path) -> Result<Self, Failure> {
         let read = ModelFolder::read(folder);
         Self::of(folder, read.map_err(|error| unusable(folder).because(error))?).await
@@ -46,34 +46,35 @@ impl LocalModel {
         let mut left = MAX_BYTES;
         for name in &folder.files {
             let file = folder.root.join(name);
-            let unread = |error| unusable(path).because(anyhow::Error::from(error).context(file.display().to_string()));
-            let length = nerve_files::open(&file).and_then(|file| file.metadata()).map_err(unread)?.len();
+            let unreadable =
+                |error| unusable(path).because(anyhow::Error::from(error).context(file.display().to_string()));
+            let length = nerve_files::open(&file).and_then(|file| file.metadata()).map_err(unreadable)?.len();
             left = left.checked_sub(length).ok_or_else(|| {
-                unusable(path).cause("its files hold more than 16 GiB").next("use a smaller or quantised export of it")
+                unusable(path).cause("its files are larger than 16 GiB").next("use a smaller or quantized export of it")
             })?;
-            files.push(File::at(name, file.clone()).await.map_err(unread)?);
+            files.push(File::local(name, file.clone()).await.map_err(unreadable)?);
         }
         Ok(Self { files, info: info(folder.description) })
     }
 
-    /// Runs the model once, which was read from `path`, in a helper process, where ONNX Runtime is on this machine: finds out
-    /// here what a worker would find out later.
-    pub(crate) async fn try_out(&self, path: &Path, trials: &Trials, config: &OnnxConfig) -> anyhow::Result<()> {
+    /// Runs the model once in a helper process, to report errors before the upload. Skipped if ONNX Runtime is not
+    /// installed on this machine.
+    pub(crate) async fn test_run(&self, path: &Path, trials: &Trials, config: &OnnxConfig) -> anyhow::Result<()> {
         let settings = onnx::engine_settings(config, PathBuf::new(), trials.clone())?;
-        // The workers have the same model on their devices.
+        // Workers may use other devices.
         let settings = Settings { providers: vec![Provider::Cpu], ..settings };
         let size = self.files.iter().map(|file| file.size).sum();
         let ran = trials.try_out(path, size, &settings).await.map_err(|error| {
-            let next = "export it again, for the version of ONNX Runtime that is here";
+            let next = "export it again for the installed version of ONNX Runtime";
             unusable(path).because(error).next(next)
         })?;
         if !ran {
-            tracing::debug!("the model is not run: ONNX Runtime is not here");
+            tracing::debug!("skipped the test run of the model: ONNX Runtime is not installed");
         }
         Ok(())
     }
 
-    /// Whether all of its files are in the registry.
+    /// Whether the registry has all of its files.
     pub(crate) async fn is_uploaded(&self, registry: &Registry) -> Result<bool, BusError> {
         for file in &self.files {
             if !registry.is_uploaded(&file.reference()).await? {
@@ -83,7 +84,7 @@ impl LocalModel {
         Ok(true)
     }
 
-    /// What the registry knows its files by.
+    /// Returns the references of its files in the registry.
     pub(crate) fn references(&self) -> Vec<ArtifactRef> {
         self.files.iter().map(File::reference).collect()
     }
@@ -98,16 +99,18 @@ fn info(description: Description) -> ModelInfo {
     ModelInfo { task: task.as_str().to_owned(), dimensions, max_tokens, inputs, outputs }
 }
 
-/// What nerve-inference knows a model by.
+/// Converts a registry description to that of nerve-inference.
 pub(crate) fn description(info: &ModelInfo) -> Result<Description, Failure> {
     let ModelInfo { task, dimensions, max_tokens, inputs, outputs } = info.clone();
     let task = task.parse().map_err(|why: String| {
-        Failure::new("cannot use the model").cause(why).next("a newer nerve added it: use that, or add the model again")
+        Failure::new("cannot use the model")
+            .cause(why)
+            .next("it was added by a newer version of nerve: use that version, or add the model again")
     })?;
     Ok(Description { task, dimensions, max_tokens, inputs, outputs })
 }
 
-/// What a model is, in one line: `embed, 384 dimensions, 256 tokens, 86.6 MiB`.
+/// Formats a model in one line: `embed, 384 dimensions, 256 tokens, 86.6 MiB`.
 pub(crate) fn summary(info: &ModelInfo, files: &[ArtifactRef]) -> String {
     let outputs = if info.task == "classify" { "labels" } else { "dimensions" };
     let mut parts = vec![info.task.clone()];
@@ -117,7 +120,7 @@ pub(crate) fn summary(info: &ModelInfo, files: &[ArtifactRef]) -> String {
     parts.join(", ")
 }
 
-/// The bytes of all files.
+/// Returns the total size of the files in bytes.
 pub(crate) fn total(files: &[ArtifactRef]) -> u64 {
     files.iter().map(|file| file.size).sum()
 }
@@ -130,7 +133,7 @@ mod tests {
     use nerve_inference::Task;
 
     #[test]
-    fn a_model_is_told_in_one_line() {
+    fn model_summary_is_one_line() {
         let files = [ArtifactRef { name: "model.onnx".into(), sha256: "abc".into(), size: 3 << 20 }];
         let info = |task: &str| ModelInfo { task: task.into(), dimensions: Some(3), ..ModelInfo::default() };
         assert_eq!(summary(&info("embed"), &files), "embed, 3 dimensions, 3.0 MiB");
@@ -138,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_is_what_was_read() {
+    fn description_round_trips() {
         for task in [Task::Embed, Task::Sparse, Task::Rerank, Task::Classify, Task::Generate, Task::Tensor] {
             let read = Description {
                 task,
@@ -152,7 +155,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_no_model_is_named() {
+    async fn error_names_the_model_path() {
         let config = Config::load(None, []).unwrap().sandbox;
         let trials = sandbox::trials(&config, &sandbox::pool(&config));
         let error = LocalModel::read(Path::new("/no/such/folder"), &trials).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! What comes with this installation for ONNX Runtime: its library, and models.
+//! The ONNX Runtime library and the bundled models of this installation.
 
 use nerve_config::{OnnxConfig, check_trusted};
 use nerve_inference::{Provider, Settings, Trials};
@@ -8,35 +8,35 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The model of `onnx/embed` where none is named.
+/// Default model of `onnx/embed`.
 pub(crate) const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
 
-/// Where packages put models.
+/// Model directories of packages.
 const SYSTEM_MODELS: [&str; 2] = ["/usr/share/nerve/models", "/usr/local/share/nerve/models"];
 
-/// Where packages and people put libraries.
+/// System library directories.
 const SYSTEM_LIBRARIES: [&str; 4] = ["/usr/local/lib", "/usr/lib", "/usr/lib64", "/opt/onnxruntime/lib"];
 
-/// The folder of the model that comes with this installation under `name`: in `onnx.models`, in `.tools/models` of
-/// this folder or one above it, or of one above the `nerve` that runs, or where packages put models.
+/// Returns the directory of a bundled model: in `onnx.models`, in `.tools/models` of this directory or a parent, of a
+/// parent of the running `nerve`, or in the model directories of packages.
 pub(crate) fn bundled_folder(config: &OnnxConfig, name: &str) -> Option<PathBuf> {
     folder_in(model_roots(config), name)
 }
 
-/// The names of the models that come with this installation.
+/// Returns the names of the bundled models.
 pub(crate) fn bundled_names(config: &OnnxConfig) -> BTreeSet<String> {
     let entries = model_roots(config).into_iter().filter_map(|root| std::fs::read_dir(root).ok()).flatten().flatten();
     let folders = entries.filter(|entry| entry.path().is_dir());
     folders.filter_map(|entry| entry.file_name().into_string().ok()).filter(|name| !name.starts_with('.')).collect()
 }
 
-/// ONNX Runtime's library: `onnx.library`, else `ORT_DYLIB_PATH`, else the first in `.tools/lib` of this folder or
-/// one above it, near the `nerve` that runs, or where libraries are. None where there is none; one that is named need not be there, and one
-/// that is found counts only where nobody else can have put it.
+/// Returns the ONNX Runtime library: `onnx.library`, or else `ORT_DYLIB_PATH`, or else the first one in `.tools/lib` of
+/// this directory or a parent, near the running `nerve`, or in the system library directories. A configured library
+/// need not exist; a discovered one must be in a trusted location.
 pub(crate) fn library(config: &OnnxConfig) -> Option<PathBuf> {
     let variable = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
     match config.library.clone().or_else(variable) {
-        // A bare name says which, not where.
+        // A bare file name is searched for.
         Some(name) if name.components().count() == 1 && !name.is_file() => {
             let found = library_folders().into_iter().map(|folder| folder.join(&name)).find(|path| path.is_file());
             Some(found.filter(|path| is_trusted(path)).unwrap_or(name))
@@ -46,19 +46,20 @@ pub(crate) fn library(config: &OnnxConfig) -> Option<PathBuf> {
     }
 }
 
-/// Whether nobody else can have put this file there; says so otherwise. What stands beside the `nerve` that runs is as good as that.
+/// Whether no other user can have created this file; logs a warning otherwise. A file next to the running `nerve` is
+/// trusted like it.
 pub(crate) fn is_trusted(path: &Path) -> bool {
-    let beside = nerve().as_deref().and_then(Path::parent).is_some_and(|folder| path.parent() == Some(folder));
-    match if beside { Ok(()) } else { check_trusted(path) } {
+    let adjacent = nerve().as_deref().and_then(Path::parent).is_some_and(|folder| path.parent() == Some(folder));
+    match if adjacent { Ok(()) } else { check_trusted(path) } {
         Ok(()) => true,
         Err(untrusted) => {
-            tracing::warn!("{} is not used: {untrusted}; name it if it is meant", path.display());
+            tracing::warn!("ignoring {}: {untrusted}; configure the path to use it anyway", path.display());
             false
         }
     }
 }
 
-/// How nerve-inference is to run models, with what it writes in `cache`, once `trials` have tried them.
+/// Returns the settings of nerve-inference with a cache directory and the helper processes that test models.
 pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf, trials: Trials) -> anyhow::Result<Settings> {
     let providers: Result<Vec<Provider>, String> =
         config.providers.iter().map(|provider| provider.as_str().parse()).collect();
@@ -85,22 +86,22 @@ fn model_roots(config: &OnnxConfig) -> Vec<PathBuf> {
 }
 
 fn folder_in(roots: Vec<PathBuf>, name: &str) -> Option<PathBuf> {
-    // What is no name must not lead out of the roots.
+    // An invalid name must not lead out of the roots.
     nerve_core::ModelName::parse(name).ok()?;
     roots.into_iter().map(|root| root.join(name)).find(|folder| folder.is_dir())
 }
 
 fn library_folders() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = ancestors().into_iter().map(|folder| folder.join(".tools/lib")).collect();
-    if let Some(beside) = nerve().as_deref().and_then(Path::parent) {
-        folders.extend([beside.to_owned(), beside.join("lib"), beside.join("../lib")]);
+    if let Some(adjacent) = nerve().as_deref().and_then(Path::parent) {
+        folders.extend([adjacent.to_owned(), adjacent.join("lib"), adjacent.join("../lib")]);
     }
     folders.extend(SYSTEM_LIBRARIES.map(PathBuf::from));
     folders.push(format!("/usr/lib/{ARCH}-linux-gnu").into());
     folders
 }
 
-/// The library in `folder`, without a version in its name, else the one that sorts last.
+/// Returns the library in `folder`: without a version in its name, or else the last one in sort order.
 fn library_in(folder: &Path) -> Option<PathBuf> {
     let plain = format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}");
     let exact = folder.join(&plain);
@@ -113,7 +114,7 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
     named.map(|entry| entry.path()).filter(|path| path.is_file()).max()
 }
 
-/// This folder and those above it, then those above the `nerve` that runs.
+/// Returns this directory and its parents, then the parents of the running `nerve`.
 fn ancestors() -> Vec<PathBuf> {
     let starts = std::env::current_dir().ok().into_iter().chain(nerve());
     starts.flat_map(|start| start.ancestors().map(Path::to_owned).collect::<Vec<_>>()).collect()
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bundled_model_is_a_folder_of_its_name() {
+    fn bundled_model_is_a_directory_with_its_name() {
         let root = tempfile::tempdir().unwrap();
         for name in ["one", "two", ".cache"] {
             fs::create_dir(root.path().join(name)).unwrap();
@@ -152,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_with_a_version_in_its_name_is_found_too() {
+    fn library_with_a_version_in_its_name_is_found() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(library_in(folder.path()), None);
         let plain = format!("{DLL_PREFIX}onnxruntime{DLL_SUFFIX}");
@@ -165,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_library_that_is_named_is_the_one_there_or_not() {
+    fn configured_library_is_used_even_if_it_does_not_exist() {
         let file = Path::new("/no/such/lib.so");
         assert_eq!(library(&config(None, Some(file))), Some(file.to_owned()));
         assert_eq!(library(&config(None, Some(Path::new("no-such-lib.so")))), Some("no-such-lib.so".into()));

@@ -1,27 +1,28 @@
-//! What a command prints on stdout: text for people, or JSON for programs.
+//! Output of a command on stdout: text, or JSON.
 
 use crate::escape::escaped;
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table};
 use serde::Serialize;
 use std::io::{self, Write};
+use time::OffsetDateTime;
 
-/// How results are written.
+/// The output format.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people.
+    /// Human-readable text.
     Text,
-    /// For programs: one JSON document a result; streams write one a line.
+    /// JSON: one document per result; streams are JSON Lines.
     Json,
 }
 
 impl Format {
-    /// Whether a program reads.
+    /// Whether the format is JSON.
     pub(crate) fn is_json(self) -> bool {
         self == Self::Json
     }
 
-    /// Writes `value` as one line of JSON, or what `text` makes of it.
+    /// Writes `value` as one line of JSON, or as the text that `text` returns.
     pub(crate) fn show<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> anyhow::Result<()> {
         match self {
             Self::Json => line(&serde_json::to_string(value)?)?,
@@ -31,9 +32,9 @@ impl Format {
     }
 }
 
-/// Writes a line to stdout, at once: whoever follows a stream wants it now.
+/// Writes a line to stdout and flushes it, for followers of a stream.
 ///
-/// All that a command prints passes here, [`piece`], [`hint`] or the report of its failure, and is escaped there.
+/// All output of a command is written, and escaped, by this function, [`fragment`], [`hint`] or the failure report.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(escaped(text.trim_end_matches('\n')).as_bytes())?;
@@ -41,22 +42,22 @@ pub(crate) fn line(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Writes a piece of a text to stdout, at once, without a line's end.
-pub(crate) fn piece(text: &str) -> io::Result<()> {
+/// Writes text without a line ending to stdout and flushes it.
+pub(crate) fn fragment(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(escaped(text).as_bytes())?;
     stdout.flush()
 }
 
-/// Writes a hint or a warning to stderr, where it mixes with no result.
-#[expect(clippy::print_stderr, reason = "hints go where results do not")]
+/// Writes a hint or a warning to stderr, apart from results.
+#[expect(clippy::print_stderr, reason = "hints are not results")]
 pub(crate) fn hint(text: &str) {
     eprintln!("{}", escaped(text));
 }
 
-/// Columns under headings, without borders.
+/// Formats columns under headings, without borders.
 pub(crate) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
-    let mut table = bare();
+    let mut table = borderless();
     table.set_header(heading);
     for row in rows {
         table.add_row(row.map(|cell| escaped(&cell).into_owned()));
@@ -64,17 +65,17 @@ pub(crate) fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<
     trimmed(&table)
 }
 
-/// Labels and values, one pair a line.
+/// Formats labels and values, one pair per line.
 pub(crate) fn pairs<'r>(rows: impl IntoIterator<Item = (&'r str, String)>) -> String {
-    let mut table = bare();
+    let mut table = borderless();
     for (label, value) in rows {
         table.add_row([label.to_owned(), escaped(&value).into_owned()]);
     }
     trimmed(&table)
 }
 
-/// `text` in one line of `max` characters at most.
-pub(crate) fn shortened(text: &str, max: usize) -> String {
+/// Truncates `text` to one line of at most `max` characters.
+pub(crate) fn truncated(text: &str, max: usize) -> String {
     let flat: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(max + 1).collect();
     if flat.chars().count() <= max {
         return flat;
@@ -83,7 +84,7 @@ pub(crate) fn shortened(text: &str, max: usize) -> String {
     format!("{kept}…")
 }
 
-/// A size in bytes for people, to three digits or so.
+/// Formats a size for humans.
 pub(crate) fn size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     let Some((unit, shift)) = units.into_iter().find(|(_, shift)| bytes >> shift > 0) else {
@@ -93,13 +94,19 @@ pub(crate) fn size(bytes: u64) -> String {
     format!("{}.{} {unit}", tenths / 10, tenths % 10)
 }
 
-fn bare() -> Table {
+/// Formats a time to the second, in UTC.
+pub(crate) fn timestamp(time: OffsetDateTime) -> String {
+    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
+    time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
+}
+
+fn borderless() -> Table {
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table
 }
 
-/// The table without the blanks that pad each line.
+/// Formats the table without the padding of its lines.
 fn trimmed(table: &Table) -> String {
     let text = table.to_string();
     let lines: Vec<&str> = text.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end()).collect();
@@ -111,20 +118,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_table_is_plain_columns() {
+    fn table_has_plain_columns() {
         let text = table(["NAME", "RUNTIME"], [["a".to_owned(), "wasm".to_owned()]]);
         assert_eq!(text, "NAME  RUNTIME\na     wasm");
     }
 
     #[test]
-    fn sizes_are_in_the_unit_that_reads_best() {
+    fn size_has_the_largest_fitting_unit() {
         assert_eq!([size(0), size(1023), size(1024), size(90_868_373)], ["0 B", "1023 B", "1.0 KiB", "86.6 MiB"]);
         assert_eq!(size(u64::MAX >> 1), "8589934591.9 GiB");
     }
 
     #[test]
-    fn what_is_shortened_says_so() {
-        assert_eq!(shortened("a\nb", 3), "a b");
-        assert_eq!(shortened("äöü!", 3), "äö…");
+    fn truncated_text_ends_with_an_ellipsis() {
+        assert_eq!(truncated("a\nb", 3), "a b");
+        assert_eq!(truncated("äöü!", 3), "äö…");
+    }
+
+    #[test]
+    fn timestamp_is_in_utc_to_the_second() {
+        let time = time::macros::datetime!(2026-01-31 13:00:00.9 +1);
+        assert_eq!(timestamp(time), "2026-01-31 12:00:00");
     }
 }

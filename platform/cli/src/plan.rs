@@ -1,87 +1,92 @@
-//! What a deploy would change: the manifest against what is deployed.
+//! The plan of a deploy: compares the manifest with the deployed state.
 
-use crate::fields::Fields;
+use crate::display_fields::DisplayFields;
 use nerve_core::redact;
 use serde::Serialize;
 
-/// What becomes of one function, source, sink, schedule or model.
+/// The planned action for one function, source, sink, schedule or model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Step {
     /// `function`, `source`, `sink`, `schedule` or `model`.
     pub(crate) kind: &'static str,
     /// Its name.
     pub(crate) name: String,
-    /// What is done.
+    /// The action.
     pub(crate) action: Action,
-    /// The fields that differ.
+    /// The changed fields.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) changes: Vec<Change>,
+    pub(crate) changes: Vec<FieldChange>,
 }
 
-/// What is done.
+/// The action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Action {
-    /// It is not there yet.
+    /// Not deployed yet.
     Create,
-    /// It is there, and differs.
+    /// Deployed with differences.
     Update,
-    /// It is there as it is wanted.
+    /// Deployed and unchanged.
     Keep,
 }
 
-/// A field that differs; empty where it is not set.
+/// A changed field. Unset values are empty.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Change {
+pub(crate) struct FieldChange {
     /// The field.
     pub(crate) field: String,
-    /// What it is now.
+    /// The deployed value.
     pub(crate) from: String,
-    /// What it will be.
+    /// The new value.
     pub(crate) to: String,
 }
 
-/// Something deployed, or to be: its fields, and its files' names and digests.
+/// The deployed or desired state of a resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct State {
-    /// What `describe` shows of it.
-    pub(crate) fields: Fields,
+pub(crate) struct ResourceState {
+    /// The fields that `describe` shows.
+    pub(crate) fields: DisplayFields,
     /// Name and SHA-256 of each file, sorted by name.
     pub(crate) files: Vec<(String, String)>,
 }
 
-impl State {
-    /// The state of what has no files.
-    pub(crate) fn of(fields: Fields) -> Self {
+impl ResourceState {
+    /// Creates the state of a resource without files.
+    pub(crate) fn of(fields: DisplayFields) -> Self {
         Self { fields, files: Vec::new() }
     }
 }
 
-/// Compares what there is with what is wanted.
-pub(crate) fn step(kind: &'static str, name: &str, now: Option<&State>, wanted: &State) -> Step {
-    let (action, changes) = match now {
+/// Compares the deployed with the desired state.
+pub(crate) fn compare(
+    kind: &'static str,
+    name: &str,
+    deployed: Option<&ResourceState>,
+    desired: &ResourceState,
+) -> Step {
+    let (action, changes) = match deployed {
         None => (Action::Create, Vec::new()),
-        Some(now) => {
-            let mut changes = differences(&now.fields, &wanted.fields);
-            changes.extend(differences(&now.files, &wanted.files));
+        Some(deployed) => {
+            let mut changes = differences(&deployed.fields, &desired.fields);
+            changes.extend(differences(&deployed.files, &desired.files));
             (if changes.is_empty() { Action::Keep } else { Action::Update }, changes)
         }
     };
     Step { kind, name: name.to_owned(), action, changes }
 }
 
-fn differences<L: AsRef<str>>(now: &[(L, String)], wanted: &[(L, String)]) -> Vec<Change> {
+fn differences<L: AsRef<str>>(deployed: &[(L, String)], desired: &[(L, String)]) -> Vec<FieldChange> {
     let find = |fields: &[(L, String)], label: &str| {
         fields.iter().find(|(l, _)| l.as_ref() == label).map(|(_, value)| value.clone())
     };
     let value = |fields, label| find(fields, label).unwrap_or_default();
-    let gone = now.iter().filter(|(label, _)| find(wanted, label.as_ref()).is_none());
-    let labels = wanted.iter().chain(gone).map(|(label, _)| label.as_ref());
+    let removed = deployed.iter().filter(|(label, _)| find(desired, label.as_ref()).is_none());
+    let labels = desired.iter().chain(removed).map(|(label, _)| label.as_ref());
     labels
-        .map(|label| Change { field: label.to_owned(), from: value(now, label), to: value(wanted, label) })
+        .map(|label| FieldChange { field: label.to_owned(), from: value(deployed, label), to: value(desired, label) })
         .filter(|change| change.from != change.to)
-        // Compared as they are, so that new credentials are a change, and shown without them.
-        .map(|Change { field, from, to }| Change {
+        // Masked after the comparison, so that new credentials are a change.
+        .map(|FieldChange { field, from, to }| FieldChange {
             field,
             from: redact::urls(&from).into_owned(),
             to: redact::urls(&to).into_owned(),
@@ -90,25 +95,27 @@ fn differences<L: AsRef<str>>(now: &[(L, String)], wanted: &[(L, String)]) -> Ve
 }
 
 impl Step {
-    /// The step for people: `+` new, `~` changed, `=` unchanged.
+    /// Formats the step: `+` new, `~` changed, `=` unchanged.
     pub(crate) fn to_text(&self) -> String {
-        let (sign, said) = match self.action {
+        let (sign, details) = match self.action {
             Action::Create => ('+', " (new)".to_owned()),
             Action::Keep => ('=', " (unchanged)".to_owned()),
             Action::Update => {
-                let change = |c: &Change| format!("\n    {} {} → {}", c.field, shown(&c.from), shown(&c.to));
+                let change = |c: &FieldChange| {
+                    format!("\n    {} {} → {}", c.field, display_value(&c.from), display_value(&c.to))
+                };
                 ('~', self.changes.iter().map(change).collect())
             }
         };
-        format!("{sign} {} {}{said}", self.kind, self.name)
+        format!("{sign} {} {}{details}", self.kind, self.name)
     }
 }
 
-fn shown(value: &str) -> &str {
+fn display_value(value: &str) -> &str {
     let is_digest = value.len() == 64 && value.bytes().all(|b| b.is_ascii_hexdigit());
     match value {
         "" => "none",
-        // Enough for a reader to tell two versions apart.
+        // Enough to distinguish two versions.
         digest if is_digest => digest.get(..12).unwrap_or(digest),
         other => other,
     }
@@ -118,32 +125,35 @@ fn shown(value: &str) -> &str {
 mod tests {
     use super::*;
 
-    fn state(timeout: &str, digest: &str) -> State {
-        State { fields: vec![("timeout", timeout.to_owned())], files: vec![("a.wasm".to_owned(), digest.to_owned())] }
+    fn state(timeout: &str, digest: &str) -> ResourceState {
+        ResourceState {
+            fields: vec![("timeout", timeout.to_owned())],
+            files: vec![("a.wasm".to_owned(), digest.to_owned())],
+        }
     }
 
     #[test]
-    fn a_plan_names_what_is_new_what_changes_and_what_stays() {
-        let wanted = state("10s", "abc");
-        assert_eq!(step("function", "a", None, &wanted).to_text(), "+ function a (new)");
-        assert_eq!(step("function", "a", Some(&wanted), &wanted).to_text(), "= function a (unchanged)");
-        let changed = step("function", "a", Some(&state("30s", "def")), &wanted);
+    fn step_text_shows_new_changed_and_unchanged() {
+        let desired = state("10s", "abc");
+        assert_eq!(compare("function", "a", None, &desired).to_text(), "+ function a (new)");
+        assert_eq!(compare("function", "a", Some(&desired), &desired).to_text(), "= function a (unchanged)");
+        let changed = compare("function", "a", Some(&state("30s", "def")), &desired);
         assert_eq!(changed.to_text(), "~ function a\n    timeout 30s → 10s\n    a.wasm def → abc");
         assert_eq!(changed.action, Action::Update);
     }
 
     #[test]
-    fn new_credentials_are_a_change_that_is_not_shown() {
-        let of = |password: &str| State::of(vec![("url", format!("http://ada:{password}@h/"))]);
-        let changed = step("sink", "a", Some(&of("hunter2")), &of("hunter3"));
+    fn new_credentials_are_a_masked_change() {
+        let of = |password: &str| ResourceState::of(vec![("url", format!("http://ada:{password}@h/"))]);
+        let changed = compare("sink", "a", Some(&of("hunter2")), &of("hunter3"));
         assert_eq!(changed.to_text(), "~ sink a\n    url http://***@h/ → http://***@h/");
     }
 
     #[test]
-    fn a_field_that_is_dropped_is_a_change() {
+    fn removed_field_is_a_change() {
         let mut now = state("10s", "abc");
         now.fields.push(("stream", "ORDERS".to_owned()));
-        let changed = step("source", "a", Some(&now), &state("10s", "abc"));
+        let changed = compare("source", "a", Some(&now), &state("10s", "abc"));
         assert_eq!(changed.to_text(), "~ source a\n    stream ORDERS → none");
     }
 }

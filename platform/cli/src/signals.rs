@@ -1,4 +1,4 @@
-//! SIGTERM and SIGINT: the first asks for a drain, the second ends it.
+//! SIGTERM and SIGINT: the first starts a graceful shutdown, the second ends it.
 
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -11,7 +11,7 @@ pub(crate) struct Signals {
 }
 
 impl Signals {
-    /// Takes the signals from their default, which would end the process.
+    /// Replaces the default handlers, which would end the process.
     pub(crate) fn listen() -> io::Result<Self> {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
@@ -19,7 +19,7 @@ impl Signals {
     /// Cancels `shutdown` at the first signal and returns at the second.
     pub(crate) async fn until_second(mut self, shutdown: &CancellationToken) {
         self.next().await;
-        tracing::info!("stopping: what is running may end; a second signal stops at once");
+        tracing::info!("shutting down gracefully; a second signal stops immediately");
         shutdown.cancel();
         self.next().await;
     }

@@ -1,10 +1,10 @@
-//! Who may use the nats-server of `nerve up`: keys made at the first start, a credentials file for each role, and the servers on
-//! other machines that have joined.
+//! Access control of the nats-server of `nerve up`: keys created at the first start, a credentials file per role, and
+//! the servers on other machines that have joined.
 //!
-//! The server trusts an issuer (NATS' operator), whose seed signs accounts. The account of all that is stored names a key for each
-//! role, whose seed signs the users of the role. An account of its own is for those who ask to join: nothing else is in it. The seeds
-//! and the credentials are in `<data>/nats`, which is this user's alone; the server reads public keys only, from `trust.conf` there,
-//! and reads that again while it runs.
+//! The server trusts an issuer (the NATS operator), whose seed signs accounts. The account with all streams lists a key
+//! per role, whose seed signs the users of the role. A separate, empty account is for join requests. Seeds and
+//! credentials are in `<data>/nats`, which only this user can read. The server reads only public keys, from
+//! `trust.conf` there, and reloads that file at run time.
 
 pub(crate) mod files;
 pub(crate) mod members;
@@ -24,44 +24,44 @@ use std::{
 };
 use tempfile::NamedTempFile;
 
-/// The folder, in the data folder.
+/// Name of the directory in the data directory.
 const FOLDER: &str = "nats";
-/// Public keys of users who are refused, and since when.
-const REVOKED: &str = "revoked.json";
-/// Tokens, and the machines that have joined.
-const MEMBERS: &str = "members.json";
-/// What the server's configuration includes.
-const TRUST: &str = "trust.conf";
-/// The issuer's own JWT, which the server does not read again while it runs.
-const ISSUER_JWT: &str = "issuer.jwt";
-/// Credentials of the user who answers those that ask to join.
-const JOIN_CREDS: &str = "join.creds";
+/// File of the public keys of revoked users, with the time of revocation.
+const REVOKED_FILE: &str = "revoked.json";
+/// File of tokens and joined machines.
+const MEMBERS_FILE: &str = "members.json";
+/// File that the server's configuration includes.
+const TRUST_FILE: &str = "trust.conf";
+/// File of the issuer's JWT, which the server does not reload at run time.
+const ISSUER_JWT_FILE: &str = "issuer.jwt";
+/// Credentials file of the user that responds to join requests.
+const JOIN_CREDS_FILE: &str = "join.creds";
 
-/// How long a user of the server's own account may be one.
+/// Lifetime of a user of the system account.
 const SYSTEM_USER_LIFETIME: Duration = Duration::from_secs(60);
 
-/// The folder of credentials of the nats-server on `data`.
+/// Returns the credentials directory of the nats-server on `data`.
 pub(crate) fn folder(data: &Path) -> PathBuf {
     data.join(FOLDER)
 }
 
-/// What the server's configuration includes, beside it.
+/// Returns the path of `trust.conf`, relative to the server's configuration.
 pub(super) fn trust_file() -> PathBuf {
-    Path::new(FOLDER).join(TRUST)
+    Path::new(FOLDER).join(TRUST_FILE)
 }
 
 fn members_file(folder: &Path) -> PathBuf {
-    folder.join(MEMBERS)
+    folder.join(MEMBERS_FILE)
 }
 
-/// `settings` with the credentials of `role` out of `folder`.
+/// Adds the credentials of `role` in `folder` to `settings`.
 pub(crate) fn settings(settings: NatsSettings, folder: &Path, role: Role) -> NatsSettings {
     let inbox_prefix = (role != Role::App).then(|| INBOX_PREFIX.to_owned()).or(settings.inbox_prefix.clone());
     NatsSettings { creds: Some(folder.join(role.file())), inbox_prefix, ..settings }
 }
 
-/// The same as a new user of the server's own account, for a minute. Who may have the server read its configuration again has no
-/// credentials that stay: the file is there for as long as it is held.
+/// Adds credentials of a new user of the system account, which may reload the server. They expire after a minute, and
+/// their file is deleted when the returned handle is dropped.
 pub(super) fn system(settings: NatsSettings, folder: &Path) -> anyhow::Result<(NatsSettings, NamedTempFile)> {
     let (account, user) = (system_account(folder)?, KeyPair::new_user());
     let jwt = jwt::user(&account, &user.public_key(), "nerve access", Some(SYSTEM_USER_LIFETIME))?;
@@ -70,13 +70,13 @@ pub(super) fn system(settings: NatsSettings, folder: &Path) -> anyhow::Result<(N
     Ok((NatsSettings { creds: Some(file.path().to_owned()), inbox_prefix: None, ..settings }, file))
 }
 
-/// The same as the user who answers those that ask to join.
+/// Adds the credentials of the user that responds to join requests.
 pub(super) fn join_responder(settings: NatsSettings, folder: &Path) -> NatsSettings {
-    NatsSettings { creds: Some(folder.join(JOIN_CREDS)), inbox_prefix: None, ..settings }
+    NatsSettings { creds: Some(folder.join(JOIN_CREDS_FILE)), inbox_prefix: None, ..settings }
 }
 
-/// Makes the keys that are missing, every role's credentials as this version grants them, and what the server reads. Returns the
-/// public key of the account of all that is stored.
+/// Creates missing keys, the credentials of every role with the permissions of this version, and `trust.conf`. Returns
+/// the public key of the account with all streams.
 pub(super) fn prepare(data: &Path) -> anyhow::Result<String> {
     let folder = folder(data);
     files::make_folder(&folder)?;
@@ -86,7 +86,7 @@ pub(super) fn prepare(data: &Path) -> anyhow::Result<String> {
     Ok(account(&folder)?.public_key())
 }
 
-/// Gives each role new credentials. The server refuses the old ones once it has read `trust.conf` again.
+/// Replaces the credentials of each role. The server rejects the old ones after it has reloaded `trust.conf`.
 pub(crate) fn rotate(data: &Path, roles: &[Role]) -> anyhow::Result<()> {
     let folder = folder(data);
     let _lock = FolderLock::take(&folder)?;
@@ -94,7 +94,7 @@ pub(crate) fn rotate(data: &Path, roles: &[Role]) -> anyhow::Result<()> {
     for role in roles {
         let file = folder.join(format!("{}.nk", role.name()));
         let old = key(&file, KeyPair::new_user)?.public_key();
-        // First: a key that was replaced and is not refused would go on to be good.
+        // Revoke first: a replaced key that is not revoked would stay valid.
         revoke_users(&folder, [old.as_str()], now)?;
         write(&file, &KeyPair::new_user().seed()?)?;
     }
@@ -105,15 +105,15 @@ pub(crate) fn rotate(data: &Path, roles: &[Role]) -> anyhow::Result<()> {
 /// A user of this machine.
 #[derive(Debug)]
 pub(crate) struct RoleUser {
-    /// What it is for.
+    /// Its role.
     pub(crate) role: Role,
     /// Its public key.
     pub(crate) public: String,
-    /// When its key was made.
+    /// Creation time of its key.
     pub(crate) since: SystemTime,
 }
 
-/// The users of this machine.
+/// Returns the users of this machine.
 pub(crate) fn roles(data: &Path) -> anyhow::Result<Vec<RoleUser>> {
     let folder = folder(data);
     let user = |role: Role| {
@@ -124,9 +124,9 @@ pub(crate) fn roles(data: &Path) -> anyhow::Result<Vec<RoleUser>> {
     Role::ALL.into_iter().map(user).collect()
 }
 
-/// Writes down that users are refused, if they were signed until now.
+/// Records the revocation of users that were signed before `now`.
 fn revoke_users<'u>(folder: &Path, users: impl IntoIterator<Item = &'u str>, now: u64) -> anyhow::Result<()> {
-    let file = folder.join(REVOKED);
+    let file = folder.join(REVOKED_FILE);
     let mut revoked: BTreeMap<String, u64> = read_json(&file)?;
     revoked.extend(users.into_iter().map(|user| (user.to_owned(), now)));
     write_json(&file, &revoked)
@@ -142,10 +142,10 @@ fn write_credentials(folder: &Path) -> anyhow::Result<()> {
         credentials(&role.file(), &jwt, &user)?;
     }
     let user = KeyPair::new_user();
-    credentials(JOIN_CREDS, &jwt::user(&join_account(folder)?, &user.public_key(), "nerve", None)?, &user)
+    credentials(JOIN_CREDS_FILE, &jwt::user(&join_account(folder)?, &user.public_key(), "nerve", None)?, &user)
 }
 
-/// Writes what the server trusts and whom it refuses.
+/// Writes the trusted keys and the revoked users.
 fn write_trust(folder: &Path) -> anyhow::Result<()> {
     let issuer = key(&folder.join("issuer.nk"), KeyPair::new_operator)?;
     let (stored, joins, system) = (account(folder)?, join_account(folder)?, system_account(folder)?);
@@ -155,7 +155,7 @@ fn write_trust(folder: &Path) -> anyhow::Result<()> {
         Ok::<_, anyhow::Error>(Scope { key, role: role.name(), permissions: role.permissions() })
     });
     let scopes = scopes.collect::<Result<_, _>>()?;
-    let revoked = read_json(&folder.join(REVOKED))?;
+    let revoked = read_json(&folder.join(REVOKED_FILE))?;
     let accounts = [
         Account { public: &stored, name: "nerve", jetstream: true, scopes, revoked },
         Account { public: &joins, name: "join", ..Account::default() },
@@ -168,12 +168,12 @@ fn write_trust(folder: &Path) -> anyhow::Result<()> {
         text.push_str(&format!("  {}: \"{}\"\n", account.public, jwt::account(&issuer, account)?));
     }
     text.push_str("}\n");
-    write(&folder.join(TRUST), &text)
+    write(&folder.join(TRUST_FILE), &text)
 }
 
-/// The issuer's JWT, made once: a server that runs refuses a configuration with another one.
+/// Returns the issuer's JWT. It is created once, because a running server rejects a configuration with another one.
 fn issuer_jwt(folder: &Path, issuer: &KeyPair, system: &str) -> anyhow::Result<String> {
-    let file = folder.join(ISSUER_JWT);
+    let file = folder.join(ISSUER_JWT_FILE);
     if let Some(jwt) = read(&file)? {
         return Ok(jwt.trim().to_owned());
     }
@@ -182,29 +182,29 @@ fn issuer_jwt(folder: &Path, issuer: &KeyPair, system: &str) -> anyhow::Result<S
     Ok(jwt)
 }
 
-/// The account of all that is stored.
+/// The account with all streams.
 fn account(folder: &Path) -> anyhow::Result<KeyPair> {
     key(&folder.join("account.nk"), KeyPair::new_account)
 }
 
-/// The account of those who ask to join.
+/// The account of join requests.
 fn join_account(folder: &Path) -> anyhow::Result<KeyPair> {
     key(&folder.join("join.nk"), KeyPair::new_account)
 }
 
-/// The server's own account.
+/// The system account.
 fn system_account(folder: &Path) -> anyhow::Result<KeyPair> {
     key(&folder.join("system.nk"), KeyPair::new_account)
 }
 
-/// The key that signs users of a role.
+/// The signing key of a role's users.
 fn scope_key(folder: &Path, role: Role) -> anyhow::Result<KeyPair> {
     key(&folder.join(format!("{}.issuer.nk", role.name())), KeyPair::new_account)
 }
 
-/// The role with this name.
+/// Returns the role with this name.
 pub(crate) fn role_of(name: &str) -> anyhow::Result<Role> {
-    Role::ALL.into_iter().find(|role| role.name() == name).with_context(|| format!("there is no role `{name}`"))
+    Role::ALL.into_iter().find(|role| role.name() == name).with_context(|| format!("unknown role `{name}`"))
 }
 
 #[cfg(test)]
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_made_once_and_are_this_users_alone() {
+    fn keys_are_created_once_and_are_private() {
         let data = tempfile::tempdir().unwrap();
         let first = prepare(data.path()).unwrap();
         let trusted = || std::fs::read_to_string(data.path().join(trust_file())).unwrap();
@@ -230,23 +230,24 @@ mod tests {
         let issued = issuer(&trusted());
         let folder = folder(data.path());
         assert_eq!(std::fs::metadata(&folder).unwrap().mode() & 0o777, 0o700);
-        let made = files(&folder);
+        let created = files(&folder);
         let others = ["issuer.nk", "issuer.jwt", "account.nk", "join.nk", "system.nk", "join.creds"];
-        assert_eq!(made.len(), others.len() + ["trust.conf", "lock"].len() + 3 * Role::ALL.len(), "{made:?}");
-        assert!(made.values().all(|(mode, _)| *mode == 0o600), "{made:?}");
+        assert_eq!(created.len(), others.len() + ["trust.conf", "lock"].len() + 3 * Role::ALL.len(), "{created:?}");
+        assert!(created.values().all(|(mode, _)| *mode == 0o600), "{created:?}");
         let again = prepare(data.path()).unwrap();
         assert_eq!(first, again);
         let seeds = |files: &BTreeMap<String, (u32, String)>| {
             let seeds = files.iter().filter(|(name, _)| name.ends_with(".nk"));
             seeds.map(|(name, file)| (name.clone(), file.clone())).collect::<Vec<_>>()
         };
-        assert_eq!(seeds(&files(&folder)), seeds(&made));
+        assert_eq!(seeds(&files(&folder)), seeds(&created));
         rotate(data.path(), &[Role::App]).unwrap();
         let rotated = seeds(&files(&folder));
-        let differ = rotated.iter().zip(seeds(&made)).filter(|(new, old)| *new != old).map(|(new, _)| new.0.as_str());
+        let differ =
+            rotated.iter().zip(seeds(&created)).filter(|(new, old)| *new != old).map(|(new, _)| new.0.as_str());
         assert_eq!(differ.collect::<Vec<_>>(), ["app.nk"]);
-        assert_eq!(read_json::<BTreeMap<String, u64>>(&folder.join(REVOKED)).unwrap().len(), 1);
-        assert_eq!(issuer(&trusted()), issued, "a server that runs takes no other");
+        assert_eq!(read_json::<BTreeMap<String, u64>>(&folder.join(REVOKED_FILE)).unwrap().len(), 1);
+        assert_eq!(issuer(&trusted()), issued, "a running server accepts no other issuer");
         std::fs::write(folder.join("account.nk"), "nonsense").unwrap();
         let error = prepare(data.path()).unwrap_err().to_string();
         assert!(error.contains("account.nk") && !error.contains("nonsense"), "{error}");

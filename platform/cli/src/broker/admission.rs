@@ -1,13 +1,13 @@
-//! Answers servers on other machines that ask to join, over the nats-server that they want to use.
+//! Handles join requests of servers on other machines, over the nats-server that they join.
 //!
-//! Who asks is a user of an account of its own, in which nothing else is: it may send a request and read the answer. Both are
+//! The requester is a user of a separate, empty account and may only send a request and read the response. Both are
 //! encrypted with a key of its token.
 
 use super::{
     LocalBroker,
     access::{
         self,
-        members::{self, Answer, Gifts},
+        members::{self, JoinMaterial, JoinReply},
     },
     reload::reload,
 };
@@ -20,13 +20,13 @@ use nerve_config::Config;
 use nerve_registry::Registry;
 use tokio_util::sync::CancellationToken;
 
-/// What the certificate begins and ends with in a file of PEM.
-const PEM: [&str; 2] = ["-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"];
+/// Begin and end markers of a PEM certificate.
+const PEM_MARKERS: [&str; 2] = ["-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"];
 
-/// The largest file of a certificate, in bytes.
+/// Maximum size of a certificate file.
 const MAX_PEM_BYTES: u64 = 16 << 20;
 
-/// What answers.
+/// The handler of join requests.
 #[derive(Debug)]
 pub(crate) struct Admission {
     config: Config,
@@ -34,31 +34,31 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// For the nats-server of this `nerve up`.
+    /// Creates the handler for the nats-server of this `nerve up`.
     pub(crate) fn new(config: &Config, broker: LocalBroker) -> Self {
         Self { config: config.clone(), broker }
     }
 
-    fn reached(&self) -> NatsSettings {
-        self.broker.reached(self.config.nats.clone())
+    fn base_settings(&self) -> NatsSettings {
+        self.broker.base_settings(self.config.nats.clone())
     }
 
-    /// Answers until `stop`.
-    pub(crate) async fn answer(self, stop: CancellationToken) {
+    /// Handles requests until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
         if let Some(Err(error)) = stop.run_until_cancelled(self.follow()).await {
-            tracing::error!(error = format!("{error:#}"), "machines that ask to join are not answered");
+            tracing::error!(error = format!("{error:#}"), "cannot handle join requests");
         }
     }
 
     async fn follow(&self) -> anyhow::Result<()> {
-        let nats = access::join_responder(self.reached(), &self.broker.access);
+        let nats = access::join_responder(self.base_settings(), &self.broker.access);
         let client = nats.connect_when_reachable("nerve join").await?.client;
         let mut requests = client.subscribe(join_subject("*")).await?;
         while let Some(request) = requests.next().await {
             let id = request.subject.rsplit('.').next().unwrap_or_default().to_owned();
             let Some(reply) = request.reply else { continue };
             match self.admit(id, request.payload).await {
-                Ok(Answer { response, joined, has_revoked }) => {
+                Ok(JoinReply { response, joined, has_revoked }) => {
                     client.publish(reply, response.into()).await?;
                     if let Some((name, role)) = joined {
                         tracing::info!(name, role, "a machine has joined");
@@ -69,36 +69,36 @@ impl Admission {
                     }
                 }
                 Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "a machine that asks to join is not answered")
+                    tracing::error!(error = format!("{error:#}"), "cannot handle the join request of a machine")
                 }
             }
         }
         anyhow::bail!("the connection to NATS has ended")
     }
 
-    async fn admit(&self, id: String, request: Bytes) -> anyhow::Result<Answer> {
+    async fn admit(&self, id: String, request: Bytes) -> anyhow::Result<JoinReply> {
         let data = self.config.data.dir.clone();
         if !members::members(&data)?.tokens.contains_key(&id) {
-            // Nothing is looked up for a token that is over.
-            return Ok(Answer::unknown());
+            // Skip the look-ups for an invalid token.
+            return Ok(JoinReply::unknown());
         }
-        let gifts = self.gifts().await?;
-        tokio::task::spawn_blocking(move || members::admit(&data, &id, &request, gifts)).await?
+        let material = self.material().await?;
+        tokio::task::spawn_blocking(move || members::admit(&data, &id, &request, material)).await?
     }
 
-    /// Has the server refuse the credentials that were replaced.
+    /// Reloads the server, so that it rejects the replaced credentials.
     async fn apply(&self) {
-        if let Err(error) = reload(self.reached(), &self.broker.access).await {
+        if let Err(error) = reload(self.base_settings(), &self.broker.access).await {
             let error = format!("{error:#}");
             tracing::error!(
                 error,
-                "replaced credentials of a machine are refused from the next start of nats-server on"
+                "cannot reload nats-server: it rejects the replaced credentials of a machine only after a restart"
             );
         }
     }
 
-    /// What a machine is given.
-    async fn gifts(&self) -> anyhow::Result<Gifts> {
+    /// Collects the data for a joining machine.
+    async fn material(&self) -> anyhow::Result<JoinMaterial> {
         let nats = self.broker.client(self.config.nats.clone(), Role::Gateway);
         let bus = Bus::connect(&nats, "nerve join").await?;
         let registry = Registry::open(&bus, self.config.worker.ack_wait).await?;
@@ -106,16 +106,16 @@ impl Admission {
         let certificate = self.broker.certificate.as_ref().map(|file| {
             let text = nerve_files::read_to_string(file, MAX_PEM_BYTES)
                 .with_context(|| format!("cannot read {}", file.display()))?;
-            first_certificate(&text).with_context(|| format!("{} holds no certificate in PEM", file.display()))
+            first_certificate(&text).with_context(|| format!("{} contains no PEM certificate", file.display()))
         });
         let secrets_keys = keys.iter().map(|key| key.expose().to_owned()).collect();
-        Ok(Gifts { secrets_keys, certificate: certificate.transpose()? })
+        Ok(JoinMaterial { secrets_keys, certificate: certificate.transpose()? })
     }
 }
 
-/// The first certificate of a file in PEM, which may hold a private key as well.
+/// Extracts the first certificate of a PEM file, which may also contain a private key.
 pub(crate) fn first_certificate(text: &str) -> Option<String> {
-    let [begin, end] = PEM;
+    let [begin, end] = PEM_MARKERS;
     let from = text.find(begin)?;
     let rest = text.get(from..)?;
     let to = rest.find(end)?.checked_add(end.len())?;
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn certificate_is_cut_out_of_a_file_with_a_key() {
+    fn certificate_is_extracted_from_a_file_with_a_key() {
         let file = "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n\
                     -----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n\
                     -----BEGIN CERTIFICATE-----\nBBBB\n-----END CERTIFICATE-----\n";

@@ -1,4 +1,4 @@
-//! The files of the nats-server child in the data folder.
+//! Files of the nats-server in the data directory.
 
 use super::{TlsFiles, access::trust_file};
 use nix::unistd::Pid;
@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The log of a server, from where it was read last.
+/// A log file with the position of the last read.
 #[derive(Debug)]
 pub(super) struct LogFollower {
     path: PathBuf,
@@ -21,43 +21,44 @@ pub(super) struct LogFollower {
 }
 
 impl LogFollower {
-    /// Whether what was logged since the last time has this text; the last bytes are looked at where that is more than [`TAIL`].
-    pub(super) fn says(&mut self, text: &str) -> bool {
+    /// Whether the lines since the last call contain `text`. Only the last [`TAIL_BYTES`] are read.
+    pub(super) fn has_new(&mut self, text: &str) -> bool {
         let Ok(mut log) = File::open(&self.path) else { return false };
         let length = log.metadata().map_or(0, |log| log.len());
-        // It is begun anew when it has become large.
-        let from = if length < self.read { 0 } else { self.read }.max(length.saturating_sub(TAIL));
+        // The server truncates a large log.
+        let from = if length < self.read { 0 } else { self.read }.max(length.saturating_sub(TAIL_BYTES));
         self.read = length;
         let mut new = Vec::new();
-        let read = log.seek(SeekFrom::Start(from)).and_then(|_| log.take(TAIL).read_to_end(&mut new));
+        let read = log.seek(SeekFrom::Start(from)).and_then(|_| log.take(TAIL_BYTES).read_to_end(&mut new));
         read.is_ok() && String::from_utf8_lossy(&new).contains(text)
     }
 }
-/// The folder of NATS' global account, below the store: what a `nerve up` without credentials kept everything in.
+
+/// Directory of the global account in the store, which versions without credentials used.
 const GLOBAL_ACCOUNT: &str = "$G";
 
-/// How much of a log is looked at for the reason of a failed start, in bytes.
-const TAIL: u64 = 16 * 1024;
+/// Maximum bytes read from the end of a log.
+const TAIL_BYTES: u64 = 16 * 1024;
 
-/// The files of a nats-server whose data lies in `data`.
+/// Files of the nats-server on `data`.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Settings<'d> {
-    /// The data folder, absolute.
+pub(super) struct BrokerFiles<'d> {
+    /// The data directory, absolute.
     pub(super) data: &'d Path,
 }
 
-impl Settings<'_> {
-    /// The configuration.
+impl BrokerFiles<'_> {
+    /// The configuration file.
     pub(super) fn config(&self) -> PathBuf {
         self.data.join("nats-server.conf")
     }
 
-    /// The log, kept small by the server itself.
+    /// The log file, whose size the server limits.
     pub(super) fn log(&self) -> PathBuf {
         self.data.join("nats-server.log")
     }
 
-    /// What it says before it has a log, or as it crashes; begun anew at each start.
+    /// Output before the log is open or during a crash; truncated at each start.
     fn crash(&self) -> PathBuf {
         self.data.join("nats-server.err")
     }
@@ -70,25 +71,25 @@ impl Settings<'_> {
         self.data.join("ports")
     }
 
-    /// Writes the configuration for `address`, gives `account` what is stored, and clears away what the last start left.
+    /// Writes the configuration, migrates the store to `account`, and removes files of the last start.
     pub(super) fn write(&self, address: SocketAddr, account: &str, tls: Option<&TlsFiles>) -> std::io::Result<()> {
         match std::fs::remove_dir_all(self.ports_folder()) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
             _ => std::fs::create_dir_all(self.ports_folder())?,
         }
-        private(&self.crash(), "")?;
-        self.adopt(account)?;
-        private(&self.config(), &self.text(address, tls))
+        write_private(&self.crash(), "")?;
+        self.migrate_global_account(account)?;
+        write_private(&self.config(), &self.text(address, tls))
     }
 
-    /// Gives the account what an earlier version, whose server asked for no credentials, kept in NATS' global account.
-    fn adopt(&self, account: &str) -> std::io::Result<()> {
-        // nats-server adds the second one.
+    /// Moves the streams of the global account, which versions without credentials used, to `account`.
+    fn migrate_global_account(&self, account: &str) -> std::io::Result<()> {
+        // nats-server appends the second `jetstream`.
         let accounts = self.store().join("jetstream");
         let (before, now) = (accounts.join(GLOBAL_ACCOUNT), accounts.join(account));
         if before.join("streams").is_dir() && !now.exists() {
             std::fs::rename(&before, &now)?;
-            tracing::info!("the streams of an earlier version, whose broker asked for no credentials, are taken over");
+            tracing::info!("migrated the streams of an earlier version, whose broker required no credentials");
         }
         Ok(())
     }
@@ -123,18 +124,18 @@ impl Settings<'_> {
         )
     }
 
-    /// What the server logs from now on.
+    /// Follows the log from its current end.
     pub(super) fn follow_log(&self) -> LogFollower {
         let read = std::fs::metadata(self.log()).map_or(0, |log| log.len());
         LogFollower { path: self.log(), read }
     }
 
-    /// Where its stdout and stderr go.
+    /// Opens the file for its stdout and stderr.
     pub(super) fn errors(&self) -> std::io::Result<File> {
         OpenOptions::new().append(true).create(true).open(self.crash())
     }
 
-    /// The port that the child of that id says it took, once it does.
+    /// Returns the port that the child with this process id selected.
     pub(super) fn chosen_port(&self, pid: u32) -> Option<u16> {
         let ending = format!("_{pid}.ports");
         let files = std::fs::read_dir(self.ports_folder()).ok()?;
@@ -142,36 +143,36 @@ impl Settings<'_> {
         parse_ports(&std::fs::read_to_string(file.path()).ok()?)
     }
 
-    /// The server that runs with this configuration, if one does.
+    /// Returns the process id of the server that runs with this configuration.
     pub(super) fn pid(&self) -> Option<Pid> {
         let files = std::fs::read_dir(self.ports_folder()).ok()?;
         let of_name = |name: &str| name.strip_suffix(".ports")?.rsplit_once('_')?.1.parse().ok();
         let pid: i32 = files.flatten().find_map(|file| of_name(&file.file_name().to_string_lossy()))?;
-        // Another process may have its id by now.
+        // The process id may have been reused.
         let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let config = self.config();
         let is_ours = line.split(|byte| *byte == 0).any(|word| word == config.as_os_str().as_bytes());
         is_ours.then(|| Pid::from_raw(pid))
     }
 
-    /// Keeps the port for the next start.
-    pub(super) fn remember_port(&self, port: u16) -> std::io::Result<()> {
+    /// Stores the port for the next start.
+    pub(super) fn store_port(&self, port: u16) -> std::io::Result<()> {
         std::fs::write(self.port(), port.to_string())
     }
 
-    /// The port of the last start.
-    pub(super) fn remembered_port(&self) -> Option<u16> {
+    /// Returns the port of the last start.
+    pub(super) fn stored_port(&self) -> Option<u16> {
         std::fs::read_to_string(self.port()).ok()?.trim().parse().ok().filter(|port| *port != 0)
     }
 
-    /// The last thing that it complained about.
-    pub(super) fn last_complaint(&self) -> Option<String> {
-        [self.crash(), self.log()].iter().find_map(|file| complaint(&tail(file)?).map(str::to_owned))
+    /// Returns its last error message.
+    pub(super) fn last_error(&self) -> Option<String> {
+        [self.crash(), self.log()].iter().find_map(|file| error_line(&tail(file)?).map(str::to_owned))
     }
 }
 
-/// Writes a file that only this user may read.
-fn private(file: &Path, text: &str) -> std::io::Result<()> {
+/// Writes a file that only this user can read.
+fn write_private(file: &Path, text: &str) -> std::io::Result<()> {
     let mut options = OpenOptions::new();
     let mut written = options.write(true).create(true).truncate(true).mode(0o600).open(file)?;
     written.set_permissions(Permissions::from_mode(0o600))?;
@@ -181,27 +182,29 @@ fn private(file: &Path, text: &str) -> std::io::Result<()> {
 fn tail(file: &Path) -> Option<String> {
     let mut file = File::open(file).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES))).ok()?;
     let mut bytes = Vec::new();
-    file.take(TAIL).read_to_end(&mut bytes).ok()?;
+    file.take(TAIL_BYTES).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// The last line of a log that tells why it ended, without its time.
-fn complaint(log: &str) -> Option<&str> {
+/// Returns the last line of a log that explains an exit, without its time.
+fn error_line(log: &str) -> Option<&str> {
     log.lines().rev().find_map(|line| {
         let fatal = ["[FTL] ", "[ERR] "].iter().find_map(|level| line.split_once(level));
-        fatal.map(|(_, said)| said).or((line.starts_with("nats-server:") || line.starts_with("panic:")).then_some(line))
+        fatal
+            .map(|(_, message)| message)
+            .or((line.starts_with("nats-server:") || line.starts_with("panic:")).then_some(line))
     })
 }
 
-/// Reads `{"nats": ["nats://127.0.0.1:4222"], …}`.
+/// Parses `{"nats": ["nats://127.0.0.1:4222"], …}`.
 fn parse_ports(text: &str) -> Option<u16> {
     let ports: serde_json::Value = serde_json::from_str(text).ok()?;
     ports.get("nats")?.get(0)?.as_str()?.rsplit_once(':')?.1.parse().ok()
 }
 
-/// A path as a string of the configuration's.
+/// Quotes a path for the configuration.
 fn quoted(path: &Path) -> String {
     let escaped = path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{escaped}\"")
@@ -212,8 +215,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn configuration_binds_and_trusts_what_it_names() {
-        let settings = Settings { data: Path::new("/data \"x\"") };
+    fn configuration_contains_address_store_trust_and_tls() {
+        let settings = BrokerFiles { data: Path::new("/data \"x\"") };
         let text = settings.text("127.0.0.1:0".parse().unwrap(), None);
         assert!(text.contains("host: \"127.0.0.1\"\nport: -1\n") && !text.contains("tls {"), "{text}");
         assert!(text.contains(r#"store_dir: "/data \"x\"/jetstream""#), "{text}");
@@ -225,12 +228,12 @@ mod tests {
     }
 
     #[test]
-    fn the_port_is_read_and_remembered() {
+    fn port_is_read_and_stored() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = Settings { data: folder.path() };
-        assert_eq!(settings.remembered_port(), None);
-        settings.remember_port(4333).unwrap();
-        assert_eq!(settings.remembered_port(), Some(4333));
+        let settings = BrokerFiles { data: folder.path() };
+        assert_eq!(settings.stored_port(), None);
+        settings.store_port(4333).unwrap();
+        assert_eq!(settings.stored_port(), Some(4333));
         settings.write("127.0.0.1:0".parse().unwrap(), "ANERVE", None).unwrap();
         assert_eq!(settings.chosen_port(7), None);
         let file = folder.path().join("ports/nats-server_7.ports");
@@ -239,9 +242,9 @@ mod tests {
     }
 
     #[test]
-    fn global_account_is_taken_over_once() {
+    fn global_account_is_migrated_once() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = Settings { data: folder.path() };
+        let settings = BrokerFiles { data: folder.path() };
         let accounts = folder.path().join("jetstream/jetstream");
         let write = || settings.write("127.0.0.1:0".parse().unwrap(), "ANERVE", None).unwrap();
         write();
@@ -255,11 +258,11 @@ mod tests {
     }
 
     #[test]
-    fn the_reason_is_found_in_the_log() {
+    fn error_is_found_in_the_log() {
         let log =
             "[1] 2026/01/01 00:00:00.0 [INF] Starting\n[1] 2026/01/01 00:00:00.0 [FTL] Error listening on port: 1\n";
-        assert_eq!(complaint(log), Some("Error listening on port: 1"));
-        assert_eq!(complaint("nats-server: bad.conf:1: oops\n"), Some("nats-server: bad.conf:1: oops"));
-        assert_eq!(complaint("[INF] fine\n"), None);
+        assert_eq!(error_line(log), Some("Error listening on port: 1"));
+        assert_eq!(error_line("nats-server: bad.conf:1: oops\n"), Some("nats-server: bad.conf:1: oops"));
+        assert_eq!(error_line("[INF] fine\n"), None);
     }
 }

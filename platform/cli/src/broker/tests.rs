@@ -1,4 +1,4 @@
-//! With a real nats-server: `make setup` brings one.
+//! Tests with a real nats-server, which `make setup` installs.
 
 use super::*;
 use tempfile::TempDir;
@@ -14,7 +14,7 @@ fn pid(broker: &Broker) -> Pid {
 }
 
 async fn is_up(address: SocketAddr) -> bool {
-    matches!(timeout(GREETING, greeting(address)).await, Ok(Ok(line)) if has_jetstream(&line))
+    matches!(timeout(GREETING_TIMEOUT, greeting(address)).await, Ok(Ok(line)) if has_jetstream(&line))
 }
 
 async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
@@ -22,13 +22,13 @@ async fn eventually(what: &str, mut check: impl AsyncFnMut() -> bool) {
         if check().await {
             return;
         }
-        sleep(POLL).await;
+        sleep(POLL_INTERVAL).await;
     }
-    panic!("{what} did not come about in 10 s");
+    panic!("{what}: timed out after 10 s");
 }
 
 #[tokio::test]
-async fn a_killed_server_comes_back_on_its_port_and_stops_when_told() {
+async fn killed_server_restarts_on_its_port_and_stops() {
     let data = tempfile::tempdir().unwrap();
     let broker = Broker::start(options(&data, "127.0.0.1:0").await).await.unwrap();
     let (address, first) = (broker.address, pid(&broker));
@@ -45,7 +45,7 @@ async fn a_killed_server_comes_back_on_its_port_and_stops_when_told() {
 }
 
 #[tokio::test]
-async fn the_next_start_takes_the_same_port_while_it_is_free() {
+async fn next_start_reuses_the_port_if_it_is_free() {
     let data = tempfile::tempdir().unwrap();
     let first = Broker::start(options(&data, "127.0.0.1:0").await).await.unwrap();
     let address = first.address;
@@ -62,7 +62,7 @@ async fn the_next_start_takes_the_same_port_while_it_is_free() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_taken_is_told() {
+async fn address_in_use_is_reported() {
     let data = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let options = options(&data, &taken.local_addr().unwrap().to_string()).await;
@@ -71,7 +71,7 @@ async fn an_address_that_is_taken_is_told() {
 }
 
 #[tokio::test]
-async fn other_addresses_than_loopback_want_tls() {
+async fn non_loopback_address_requires_tls() {
     let data = tempfile::tempdir().unwrap();
     let options = options(&data, "0.0.0.0:0").await;
     let error = format!("{:#}", anyhow::Error::from(Broker::start(options).await.unwrap_err()));
@@ -79,7 +79,7 @@ async fn other_addresses_than_loopback_want_tls() {
 }
 
 #[test]
-fn only_a_greeting_with_jetstream_is_ready() {
+fn server_is_ready_only_with_jetstream() {
     assert!(has_jetstream("INFO {\"server_id\":\"x\",\"jetstream\":true} \r\n"));
     for other in ["", "INFO {}", "INFO {\"jetstream\":false}", "HTTP/1.1 400"] {
         assert!(!has_jetstream(other), "{other}");
@@ -87,7 +87,7 @@ fn only_a_greeting_with_jetstream_is_ready() {
 }
 
 #[test]
-fn an_unspecified_address_is_reached_over_loopback() {
+fn unspecified_address_is_reachable_over_loopback() {
     assert_eq!(reachable("0.0.0.0:4222".parse().unwrap()).to_string(), "127.0.0.1:4222");
     assert_eq!(reachable("[::]:1".parse().unwrap()).to_string(), "[::1]:1");
     assert_eq!(reachable("10.0.0.1:1".parse().unwrap()).to_string(), "10.0.0.1:1");

@@ -1,10 +1,10 @@
 //! `nerve ask`
 
 use crate::{
-    args::{DataFolder, Globals},
     command::ingest::prepare,
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
     output,
 };
 use clap::Args;
@@ -18,9 +18,9 @@ use std::{fmt::Write, time::Duration};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-const ASKED: &str = "prompt.received";
+const QUESTION_TYPE: &str = "prompt.received";
 
-/// Ask the documents that were ingested: the answer comes as it is made, and says where it is from
+/// Ask a question about the ingested documents; streams the answer with citations
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -31,16 +31,16 @@ Examples:
 pub(crate) struct Ask {
     /// The question
     question: String,
-    /// What is searched
+    /// Collection to search
     #[arg(long, value_name = "NAME", default_value = "default")]
     collection: String,
-    /// Goes on with a conversation: what was asked and answered in it before counts
+    /// Conversation ID; earlier turns are used as context
     #[arg(long, value_name = "NAME")]
     conversation: Option<String>,
-    /// Metadata that documents must have; several narrow further
+    /// Required metadata of documents; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = parse_filter)]
     filter: Vec<(String, Value)>,
-    /// The longest to wait for the next part of the answer
+    /// Idle timeout between parts of the answer
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = humantime::parse_duration)]
     patience: Duration,
     #[command(flatten)]
@@ -50,41 +50,41 @@ pub(crate) struct Ask {
 impl Ask {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
-        prepare(&connection, ASKED, Some(answer::GENERATED), globals.output).await?;
+        prepare(&connection, QUESTION_TYPE, Some(answer::GENERATED), globals.output).await?;
         let prompt = self.prompt()?;
         let mut parts = connection.bus.answer(&prompt.id, None).await?;
         connection.bus.publish_own(&prompt).await?;
-        let mut said = String::new();
+        let mut streamed = String::new();
         loop {
             let Ok(AnswerPart { part, event, .. }) = tokio::time::timeout(self.patience, parts.next()).await else {
-                return Err(self.unanswered(format!("nothing came within {:?}", self.patience)).into());
+                return Err(self.failed(format!("no part of the answer within {:?}", self.patience)).into());
             };
             let data: Value = serde_json::from_slice(&event.data)?;
             match part {
                 Part::Token if !globals.output.is_json() => {
                     let text = field(&data, "text");
-                    output::piece(&text)?;
-                    said.push_str(&text);
+                    output::fragment(&text)?;
+                    streamed.push_str(&text);
                 }
                 Part::Done if globals.output.is_json() => return globals.output.show(&data, |_| String::new()),
-                Part::Done => return Ok(output::line(&rest(&data, &said))?),
+                Part::Done => return Ok(output::line(&rest(&data, &streamed))?),
                 Part::Error => {
-                    output::piece(if said.is_empty() { "" } else { "\n" })?;
+                    output::fragment(if streamed.is_empty() { "" } else { "\n" })?;
                     let cause = match field(&data, "function").as_str() {
                         "" => field(&data, "message"),
                         function => format!("{function}: {}", field(&data, "message")),
                     };
-                    return Err(self.unanswered(cause).into());
+                    return Err(self.failed(cause).into());
                 }
                 _ => {}
             }
         }
     }
 
-    fn unanswered(&self, cause: String) -> Failure {
-        let next = "`nerve logs` shows what the functions do, `nerve list` whether they are deployed, `nerve dlq list` \
-                    what was given up";
-        Failure::new("the question is not answered").cause(cause).next(next)
+    fn failed(&self, cause: String) -> Failure {
+        let next = "check the logs of the functions (`nerve logs`), whether they are deployed (`nerve list`), and the dead \
+                    letters (`nerve dlq list`)";
+        Failure::new("the question was not answered").cause(cause).next(next)
     }
 
     fn prompt(&self) -> anyhow::Result<Event> {
@@ -93,14 +93,14 @@ impl Ask {
         if let (Some(conversation), Value::Object(fields)) = (&self.conversation, &mut data) {
             fields.insert("conversation".to_owned(), conversation.as_str().into());
         }
-        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ask", EventType::parse(ASKED)?);
+        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ask", EventType::parse(QUESTION_TYPE)?);
         let mut event = event.with_data("application/json", serde_json::to_vec(&data)?);
         event.time = Some(OffsetDateTime::now_utc());
         Ok(event)
     }
 }
 
-/// `key=value`; a value that is JSON, such as a number or a list, is that.
+/// Parses `key=value`. The value is JSON, such as a number or a list, or else a string.
 fn parse_filter(text: &str) -> Result<(String, Value), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("`{text}` is not KEY=VALUE"))?;
     let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
@@ -111,18 +111,19 @@ fn field(value: &Value, name: &str) -> String {
     value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// What is left to print of an answer: its text, where it was not streamed, and where each sentence is from.
-fn rest(answer: &Value, said: &str) -> String {
-    let mut text = if said.is_empty() { field(answer, "answer") } else { String::new() };
+/// Returns the rest of the answer to print: its text, unless it was streamed, and the citations.
+fn rest(answer: &Value, streamed: &str) -> String {
+    let mut text = if streamed.is_empty() { field(answer, "answer") } else { String::new() };
     let citations = answer.get("citations").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     for (index, citation) in citations.iter().enumerate() {
         let heading = citation.get("heading").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
-        let place: Vec<String> = std::iter::once(field(citation, "name")).chain(heading.map(str::to_owned)).collect();
+        let location: Vec<String> =
+            std::iter::once(field(citation, "name")).chain(heading.map(str::to_owned)).collect();
         let quoted = field(citation, "text").split_whitespace().collect::<Vec<_>>().join(" ");
         let number = citation.get("number").and_then(Value::as_u64).unwrap_or(index as u64 + 1);
         let gap = if index == 0 { "\n" } else { "" };
         // Writing to a string cannot fail.
-        let _ = write!(text, "{gap}\n  [{number}] {}: “{quoted}”", place.join(" › "));
+        let _ = write!(text, "{gap}\n  [{number}] {}: “{quoted}”", location.join(" › "));
     }
     text
 }
@@ -132,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_is_text_unless_it_is_json() {
+    fn filter_value_is_text_unless_it_is_json() {
         assert_eq!(parse_filter("team=support"), Ok(("team".into(), json!("support"))));
         assert_eq!(parse_filter("year=2026"), Ok(("year".into(), json!(2026))));
         assert_eq!(parse_filter("tags=[\"a\"]"), Ok(("tags".into(), json!(["a"]))));
@@ -140,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_says_where_it_is_from() {
+    fn answer_text_ends_with_citations() {
         let citation = json!({"name": "fees.md", "heading": ["Fees"], "text": "Ten\npercent."});
         let answer = json!({"answer": "Ten percent.", "citations": [citation]});
         assert_eq!(rest(&answer, ""), "Ten percent.\n\n  [1] fees.md › Fees: “Ten percent.”");

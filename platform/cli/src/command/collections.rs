@@ -4,7 +4,7 @@ mod erase;
 mod list;
 mod quota;
 
-use crate::args::Globals;
+use crate::globals::Globals;
 use clap::Subcommand;
 
 /// Collections of documents, the tenants of a server

@@ -2,10 +2,11 @@
 
 use super::sink;
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
+    display_fields,
     failure::Failure,
-    fields, moment, output,
+    globals::{DataFolder, Globals},
+    output,
 };
 use clap::Args;
 use nerve_broker::bus::{DropCounts, DropScope, Restored, consumer_name};
@@ -13,7 +14,7 @@ use nerve_core::{Name, manifest::did_you_mean};
 use nerve_registry::{Entry, FunctionRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord};
 use serde::Serialize;
 
-/// Show one function, source, sink or schedule: its settings, files and revision; of secrets only the names
+/// Show a function, source, sink or schedule: settings, files and revision (secret values are never shown)
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -32,13 +33,13 @@ struct Description {
     function: Option<Entry<FunctionRecord>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     source: Option<Entry<SourceRecord>>,
-    /// What the source dropped as duplicates, by reason; a lower bound.
+    /// Duplicates that the source dropped, by reason; a lower bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     source_duplicates: Option<DropCounts>,
-    /// Its results that were dropped, as those of an earlier attempt stand.
+    /// Results of the function that were dropped as duplicates of an earlier attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     function_duplicates: Option<DropCounts>,
-    /// When its consumer was made again, and where it went on.
+    /// Time and position of the last re-creation of its consumer.
     #[serde(skip_serializing_if = "Option::is_none")]
     restored: Option<Restored>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,46 +82,48 @@ impl Describe {
         if none && found.schedule.is_none() {
             return Err(not_deployed(&self.name).into());
         }
-        globals.output.show(&fields::redacted(&found)?, |_| text(&found))
+        globals.output.show(&display_fields::redacted(&found)?, |_| text(&found))
     }
 }
 
-/// Nothing of that name is deployed.
+/// Creates the error for an unknown resource.
 pub(super) fn not_deployed(name: &Name) -> Failure {
-    Failure::new(format!("no function, source, sink or schedule `{name}` is deployed"))
-        .next("`nerve list` shows what is")
+    Failure::new(format!("no function, source, sink or schedule `{name}` is deployed")).next("see `nerve list`")
 }
 
-/// There is no function of that name among those that are deployed.
+/// Creates the error for an unknown function.
 pub(super) async fn no_function(name: &Name, registry: &Registry) -> Failure {
     let known = registry.functions().await.unwrap_or_default();
     let known: Vec<&str> = known.iter().map(|entry| entry.name.as_str()).collect();
     let near = did_you_mean(name.as_str(), &known);
-    Failure::new(format!("no function `{name}` is deployed{near}")).next("`nerve list` shows what is")
+    Failure::new(format!("no function `{name}` is deployed{near}")).next("see `nerve list`")
 }
 
-/// What was dropped as duplicates, in words.
+/// Formats the dropped duplicates.
 fn duplicates(dropped: Option<&DropCounts>) -> String {
     let by_reason = |(reason, number): (&String, &u64)| format!("{number} by {reason}");
-    let told: Vec<String> = dropped.into_iter().flatten().map(by_reason).collect();
-    match told.is_empty() {
+    let counts: Vec<String> = dropped.into_iter().flatten().map(by_reason).collect();
+    match counts.is_empty() {
         true => "none dropped".to_owned(),
-        false => format!("dropped at least {}", told.join(", ")),
+        false => format!("dropped at least {}", counts.join(", ")),
     }
 }
 
 fn text(found: &Description) -> String {
     let function = found.function.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("function", name.to_string())];
-        rows.extend(fields::shown(fields::of_function(&record.spec)).filter(|(label, _)| *label != "stream"));
+        rows.extend(
+            display_fields::redacted_fields(display_fields::of_function(&record.spec))
+                .filter(|(label, _)| *label != "stream"),
+        );
         rows.push(("stream", record.stream.clone()));
         rows.push(("duplicates", duplicates(found.function_duplicates.as_ref())));
         rows.extend(found.restored.as_ref().map(|restored| {
             let Restored { time, from, reason } = restored;
-            ("consumer", format!("{reason}: from {from}, {} UTC", moment::shown(*time)))
+            ("consumer", format!("{reason}: from {from}, {} UTC", output::timestamp(*time)))
         }));
         rows.push(("revision", revision.to_string()));
-        rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
+        rows.push(("deployed", format!("{} UTC", output::timestamp(record.deployed_at))));
         rows.extend(record.artifacts.iter().map(|file| {
             let digest: String = file.sha256.chars().take(12).collect();
             ("file", format!("{} ({} bytes, sha256 {digest}…)", file.name, file.size))
@@ -129,27 +132,30 @@ fn text(found: &Description) -> String {
     });
     let source = found.source.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("source", name.to_string())];
-        rows.extend(fields::shown(fields::of_source(&record.spec)));
+        rows.extend(display_fields::redacted_fields(display_fields::of_source(&record.spec)));
         rows.push(("duplicates", duplicates(found.source_duplicates.as_ref())));
         rows.push(("path", format!("/hooks/{name}")));
         rows.push(("revision", revision.to_string()));
-        rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
+        rows.push(("deployed", format!("{} UTC", output::timestamp(record.deployed_at))));
         output::pairs(rows)
     });
     let sink = found.sink.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("sink", name.to_string())];
-        rows.extend(fields::shown(fields::of_sink(&record.spec)).filter(|(label, _)| *label != "stream"));
+        rows.extend(
+            display_fields::redacted_fields(display_fields::of_sink(&record.spec))
+                .filter(|(label, _)| *label != "stream"),
+        );
         rows.push(("stream", record.stream.clone()));
-        rows.push(("state", sink::told(&found.sink_state.clone().unwrap_or_default())));
+        rows.push(("state", sink::state_text(&found.sink_state.clone().unwrap_or_default())));
         rows.push(("revision", revision.to_string()));
-        rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
+        rows.push(("deployed", format!("{} UTC", output::timestamp(record.deployed_at))));
         output::pairs(rows)
     });
     let schedule = found.schedule.as_ref().map(|Entry { name, revision, record }| {
         let mut rows = vec![("schedule", name.to_string())];
-        rows.extend(fields::shown(fields::of_schedule(&record.spec)));
+        rows.extend(display_fields::redacted_fields(display_fields::of_schedule(&record.spec)));
         rows.push(("revision", revision.to_string()));
-        rows.push(("deployed", format!("{} UTC", moment::shown(record.deployed_at))));
+        rows.push(("deployed", format!("{} UTC", output::timestamp(record.deployed_at))));
         output::pairs(rows)
     });
     function.into_iter().chain(source).chain(sink).chain(schedule).collect::<Vec<_>>().join("\n\n")

@@ -1,16 +1,16 @@
 //! `nerve ingest`
 //!
-//! The index decides what is uploaded: a document that it has exactly as it is here is not. Everything else is uploaded
-//! as a new event, whatever the log has from before.
+//! Documents that the index already has unchanged are skipped. All others are uploaded as new events, regardless of
+//! earlier events in the log.
 
 mod check;
 
 use crate::{
-    args::{DataFolder, Globals},
     command::deploy::deploy_own,
     connection::Connection,
     failure::Failure,
     files::{LocalFile, PDF, find_files},
+    globals::{DataFolder, Globals},
     output::{self, Format},
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -31,72 +31,71 @@ use std::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// The functions that index documents and find them, deployed where no function indexes documents yet.
+/// The default pipeline, deployed if no function handles documents yet.
 const PIPELINE: &str = include_str!("../../../../functions/rag/nerve.toml");
-const UPLOADED: &str = "document.uploaded";
-const INDEXED: &str = "document.indexed";
-/// The most files that are read at once.
-const MAX_READS: usize = 8;
-/// The most documents of a group: the index is asked about a group at once, then what it does not have is uploaded.
+const UPLOADED_TYPE: &str = "document.uploaded";
+const INDEXED_TYPE: &str = "document.indexed";
+/// Maximum files read concurrently.
+const MAX_CONCURRENT_READS: usize = 8;
+/// Maximum documents of a group. The index checks a group in one request, then its changed documents are uploaded.
 const MAX_GROUP_DOCUMENTS: usize = 64;
-/// The bytes at which a group is full.
+/// Size at which a group is complete.
 const MAX_GROUP_BYTES: usize = 16 << 20;
-/// Failed and superseded documents that are named.
-const NAMED: usize = 20;
-/// The most characters of the reason why a document failed.
-const MAX_REASON_CHARACTERS: usize = 300;
+/// Maximum listed failed and superseded documents.
+const MAX_LISTED_DOCUMENTS: usize = 20;
+/// Maximum characters of the cause of a failed document.
+const MAX_CAUSE_CHARS: usize = 300;
 
-/// Upload documents, and wait until they are indexed: Markdown, HTML, PDF, text and code, whole folders too
+/// Upload documents and wait until they are indexed: Markdown, HTML, PDF, text and code, files or directories
 #[derive(Debug, Args)]
 #[command(after_help = "\
-What a .gitignore names is left out, and so is what is no text and no PDF. A document is named by its path; uploaded
-again, it replaces the one before. Where no function indexes documents yet, those that do are deployed.
+Files ignored by .gitignore and files that are neither text nor PDF are skipped. The path is the name of a document;
+uploaded again, it replaces the previous version. If no function handles documents yet, the default pipeline is deployed.
 
-The index decides what is uploaded. A document that it has exactly as the file is now is unchanged, and is not uploaded
-again; every other document is: also one that was changed and changed back, deleted, or that failed before. If the index
-does not answer, all documents are uploaded.
+Documents that the index already has unchanged are not uploaded again; all others are, including those that were changed
+and changed back, deleted, or that failed before. If the index does not respond, all documents are uploaded.
 
-The result counts the documents that were indexed and that are unchanged, and names those that failed and those that are
-superseded, of which the index has a version that was uploaded later. The exit code is 1 if there is one of these.
+The result counts indexed and unchanged documents, and lists failed documents and superseded ones, of which the index has
+a later upload. The exit code is 1 if there are failed or superseded documents.
 
 Examples:
   nerve ingest docs/
   nerve ingest README.md manual.pdf --collection manuals
   nerve ingest docs/ --no-wait --output json")]
 pub(crate) struct Ingest {
-    /// Files and folders
+    /// Files and directories
     #[arg(required = true, value_name = "PATH")]
     paths: Vec<PathBuf>,
-    /// What is searched together
+    /// Collection of the documents
     #[arg(long, value_name = "NAME", default_value = "default")]
     collection: String,
-    /// Upload unchanged documents too, for instance after a change of how documents are embedded
+    /// Upload unchanged documents too, for instance after a change of the embedding model
     #[arg(long)]
     force: bool,
-    /// End once JetStream has the documents
+    /// Exit when JetStream has stored the documents
     #[arg(long)]
     no_wait: bool,
-    /// The longest to wait without a document being indexed
+    /// Idle timeout between indexed documents
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = humantime::parse_duration)]
     patience: Duration,
     #[command(flatten)]
     folder: DataFolder,
 }
 
-/// What became of the documents.
+/// The result of an ingestion.
 #[derive(Debug, Default, Serialize)]
 struct Summary {
-    /// Documents that were found.
+    /// Documents found.
     documents: usize,
-    /// Documents that were uploaded.
+    /// Documents uploaded.
     uploaded: usize,
-    /// Documents that the index had from an earlier upload, exactly as they are.
+    /// Documents that the index already had unchanged.
     unchanged: usize,
     indexed: usize,
     chunks: u64,
-    /// Documents of which the index has a version that was uploaded later.
+    /// Documents of which the index has a later upload.
     superseded: BTreeSet<String>,
-    /// Documents that failed, and why.
+    /// Failed documents with the cause.
     failed: BTreeMap<String, String>,
     /// Files that are neither text nor PDF, or too large.
     skipped: usize,
@@ -110,19 +109,19 @@ impl Ingest {
             true => None,
             false => IndexCheck::find(&connection.registry().await?).await?,
         };
-        let awaited = (!self.no_wait).then_some(INDEXED);
-        prepare(&connection, UPLOADED, awaited, globals.output).await?;
+        let awaited = (!self.no_wait).then_some(INDEXED_TYPE);
+        prepare(&connection, UPLOADED_TYPE, awaited, globals.output).await?;
         let (summary, waiting) = (Summary::default(), HashMap::new());
         let bar = ProgressBar::hidden();
         let ingestion = Ingestion { options: &self, bus: &connection.bus, check, bar, summary, waiting };
         ingestion.run(globals.output).await
     }
 
-    /// The upload of a document, under an id of its own: what is uploaded again is no duplicate of what was before.
+    /// Creates the upload event with a new id, so that a repeated upload is not dropped as a duplicate.
     fn event(&self, name: &str, content: &[u8]) -> anyhow::Result<Event> {
-        // A PDF may be ASCII throughout, and is none the more a text.
+        // A PDF is binary even if all of its bytes are ASCII.
         let fields = match std::str::from_utf8(content) {
-            Ok(said) if !content.starts_with(PDF) => json!({"text": said}),
+            Ok(text) if !content.starts_with(PDF) => json!({"text": text}),
             _ => json!({"data": BASE64_STANDARD.encode(content)}),
         };
         let mut document = json!({
@@ -134,7 +133,7 @@ impl Ingest {
         if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
             document.extend(fields);
         }
-        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ingest", EventType::parse(UPLOADED)?);
+        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ingest", EventType::parse(UPLOADED_TYPE)?);
         let mut event = event.with_data("application/json", serde_json::to_vec(&document)?);
         event.subject = Some(name.to_owned());
         event.time = Some(OffsetDateTime::now_utc());
@@ -142,21 +141,21 @@ impl Ingest {
     }
 }
 
-/// One run of the command.
+/// A run of the command.
 struct Ingestion<'a> {
     options: &'a Ingest,
     bus: &'a Bus,
     check: Option<IndexCheck>,
     bar: ProgressBar,
     summary: Summary,
-    /// The names of the documents that are on their way, by the ids of their events.
+    /// Names of the documents that are not indexed yet, by the ids of their events.
     waiting: HashMap<String, String>,
 }
 
-/// What `document.indexed` says of an upload; a function of the user's own may say less.
+/// Data of `document.indexed`. All fields are optional, because user functions may emit it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Indexed {
+struct IndexResult {
     chunks: u64,
     stale: bool,
     unchanged: bool,
@@ -166,19 +165,19 @@ impl Ingestion<'_> {
     async fn run(mut self, format: Format) -> anyhow::Result<()> {
         let started = Instant::now();
         let tails = (
-            self.bus.tail(&Pattern::parse(format!("events.{INDEXED}"))?, Start::New).await?,
+            self.bus.tail(&Pattern::parse(format!("events.{INDEXED_TYPE}"))?, Start::New).await?,
             self.bus.tail_dead(Start::New).await?,
         );
         let files = find_files(&self.options.paths)?;
         self.bar = bar(files.len(), format);
         self.upload(files).await?;
         if self.summary.documents == 0 {
-            let cause = format!("nothing there is text or PDF ({} files were looked at)", self.summary.skipped);
-            let next = "name files or folders with Markdown, HTML, PDF, text or code";
-            return Err(Failure::new("no document to ingest").cause(cause).next(next).into());
+            let cause = format!("none of {} files is text or PDF", self.summary.skipped);
+            let next = "pass files or directories with Markdown, HTML, PDF, text or code";
+            return Err(Failure::new("no documents to ingest").cause(cause).next(next).into());
         }
         if let (Some(error), Format::Text) = (self.check.as_ref().and_then(IndexCheck::failure), format) {
-            output::hint(&format!("unchanged documents were uploaded too, since the index did not answer: {error}"));
+            output::hint(&format!("unchanged documents were uploaded too, because the index did not respond: {error}"));
         }
         if !self.options.no_wait {
             self.bar.set_message("indexed");
@@ -192,10 +191,10 @@ impl Ingestion<'_> {
         self.summary.check()
     }
 
-    /// Uploads the files of which the index does not have the content.
+    /// Uploads the files that the index does not have unchanged.
     async fn upload(&mut self, files: Vec<LocalFile>) -> anyhow::Result<()> {
         let read = futures::stream::iter(files).map(|file| async move { (file.read().await, file.name) });
-        let mut read = std::pin::pin!(read.buffered(MAX_READS));
+        let mut read = std::pin::pin!(read.buffered(MAX_CONCURRENT_READS));
         let (mut group, mut bytes) = (Vec::with_capacity(MAX_GROUP_DOCUMENTS), 0);
         while let Some((content, name)) = read.next().await {
             let Some(content) = content else {
@@ -227,8 +226,8 @@ impl Ingestion<'_> {
                     self.bar.inc(1);
                     continue;
                 }
-                // The clock of whoever made the last upload may be ahead of the one here, and this upload is later.
-                Some(checked) => event.time = event.time.max(check::moment_after(checked.latest_upload)),
+                // The clock of the previous uploader may be ahead, but this upload must be later.
+                Some(checked) => event.time = event.time.max(check::time_after(checked.latest_upload)),
                 None => {}
             }
             uploads.push((event, name));
@@ -248,27 +247,27 @@ impl Ingestion<'_> {
         Ok(())
     }
 
-    /// Waits until each document that was uploaded is indexed or has failed.
+    /// Waits until all uploaded documents are indexed or have failed.
     async fn wait(&mut self, (mut indexed, mut dead): (Tail, Tail)) -> anyhow::Result<()> {
         while !self.waiting.is_empty() {
             let patience = self.options.patience;
-            let news = tokio::time::timeout(patience, async {
+            let next_event = tokio::time::timeout(patience, async {
                 tokio::select! {
-                    made = indexed.next() => (made, true),
-                    given_up = dead.next() => (given_up, false),
+                    event = indexed.next() => (event, true),
+                    event = dead.next() => (event, false),
                 }
             });
-            let Ok((tailed, good)) = news.await else {
+            let Ok((tailed, is_indexed)) = next_event.await else {
                 self.bar.finish_and_clear();
-                let cause = format!("{} documents are on their way, and none came in {patience:?}", self.waiting.len());
-                let next =
-                    "`nerve logs` shows what the functions do; --patience waits longer; what is uploaded goes on";
+                let cause =
+                    format!("{} documents are pending, and none was indexed within {patience:?}", self.waiting.len());
+                let next = "see `nerve logs`, or raise --patience; indexing continues in the background";
                 return Err(Failure::new("the documents are not indexed yet").cause(cause).next(next).into());
             };
             let event = tailed.event;
             let upload = event.extension("correlationid").unwrap_or(&event.id);
             let Some(name) = self.waiting.remove(upload) else { continue };
-            if good {
+            if is_indexed {
                 self.summary.add(name, serde_json::from_slice(&event.data).unwrap_or_default());
             } else {
                 let why = self.failure(tailed.sequence).await;
@@ -279,18 +278,17 @@ impl Ingestion<'_> {
         Ok(())
     }
 
-    /// Which function failed on a dead letter's event, and why.
+    /// Returns the function and the error of a dead letter.
     async fn failure(&self, dead_letter: u64) -> String {
         let Ok(letter) = self.bus.dead_letter(dead_letter).await else {
-            return format!("it is the dead letter {dead_letter}");
+            return format!("see dead letter {dead_letter}");
         };
-        let error = letter.errors.last().map_or("it gave no reason", |attempt| attempt.error.message.as_str());
-        format!("{}: {}", letter.function, output::shortened(error, MAX_REASON_CHARACTERS))
+        let error = letter.errors.last().map_or("no error recorded", |attempt| attempt.error.message.as_str());
+        format!("{}: {}", letter.function, output::truncated(error, MAX_CAUSE_CHARS))
     }
 }
 
-/// Deploys the functions that index documents and answer questions, unless some function takes events of type `ty` already, and
-/// some function may emit the type `awaited`, if one is.
+/// Deploys the default pipeline unless functions already consume events of type `ty` and emit the type `awaited`.
 pub(super) async fn prepare(
     connection: &Connection,
     ty: &str,
@@ -303,14 +301,14 @@ pub(super) async fn prepare(
         functions.iter().any(|entry| patterns(&entry.record.spec).iter().any(|pattern| pattern.covers(text)))
     };
     let missing = if !any(|spec| &spec.on, &subject) {
-        format!("no function takes {ty} yet")
+        format!("no function consumes {ty} yet")
     } else if let Some(awaited) = awaited.filter(|awaited| !any(|spec| &spec.emits, awaited)) {
         format!("no function emits {awaited} yet")
     } else {
         return Ok(());
     };
     if format == Format::Text {
-        output::hint(&format!("{missing}: deploying Nerve's own pipeline, from chunk to notify"));
+        output::hint(&format!("{missing}: deploying the default pipeline (chunk to notify)"));
     }
     deploy_own(connection, PIPELINE, format).await.map(drop)
 }
@@ -319,7 +317,7 @@ fn folder_of(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
-/// Progress for people who look on; nothing for programs and logs.
+/// Creates a progress bar, hidden unless stderr is a terminal and the output is text.
 fn bar(files: usize, format: Format) -> ProgressBar {
     if format.is_json() || !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -330,36 +328,38 @@ fn bar(files: usize, format: Format) -> ProgressBar {
 }
 
 impl Summary {
-    /// Counts a document that the index has done with.
-    fn add(&mut self, name: String, indexed: Indexed) {
+    /// Counts an indexed document.
+    fn add(&mut self, name: String, indexed: IndexResult) {
         match indexed {
-            Indexed { unchanged: true, .. } => self.unchanged += 1,
-            Indexed { stale: true, .. } => {
+            IndexResult { unchanged: true, .. } => self.unchanged += 1,
+            IndexResult { stale: true, .. } => {
                 self.superseded.insert(name);
             }
-            Indexed { chunks, .. } => {
+            IndexResult { chunks, .. } => {
                 self.indexed += 1;
                 self.chunks += chunks;
             }
         }
     }
 
+    /// Checks that all documents are indexed in this version.
+    ///
     /// # Errors
-    /// If the index does not have each document as it is here.
+    /// If documents failed or are superseded.
     fn check(&self) -> anyhow::Result<()> {
         let mut causes = Vec::new();
-        let mut next = "ingest them again to have these versions";
+        let mut next = "ingest them again to index these versions";
         if !self.superseded.is_empty() {
-            causes.push(format!("{} of them were uploaded in a later version", self.superseded.len()));
+            causes.push(format!("{} have a later version", self.superseded.len()));
         }
         if !self.failed.is_empty() {
-            causes.push(format!("{} of them failed", self.failed.len()));
-            next = "`nerve dlq list` shows each attempt; correct the cause and ingest them again";
+            causes.push(format!("{} failed", self.failed.len()));
+            next = "see `nerve dlq list`, correct the cause and ingest them again";
         }
         if causes.is_empty() {
             return Ok(());
         }
-        Err(Failure::new("not all documents are indexed").cause(causes.join(", and ")).next(next).into())
+        Err(Failure::new("not all documents are indexed").cause(causes.join(" and ")).next(next).into())
     }
 
     fn to_text(&self, no_wait: bool) -> String {
@@ -371,21 +371,17 @@ impl Summary {
             )],
         };
         if self.unchanged > 0 {
-            let has = if self.unchanged == 1 {
-                "is unchanged: the index has it"
-            } else {
-                "are unchanged: the index has them"
-            };
-            lines.push(format!("{} {has} already", self.unchanged));
+            let has = if self.unchanged == 1 { "is unchanged" } else { "are unchanged" };
+            lines.push(format!("{} {has}", self.unchanged));
         }
         if self.skipped > 0 {
-            let (files, were) = if self.skipped == 1 { ("file is", "was") } else { ("files are", "were") };
+            let (files, were) = if self.skipped == 1 { ("file", "is") } else { ("files", "are") };
             let skipped = self.skipped;
-            lines.push(format!("{skipped} {files} no text and no PDF, or too large, and {were} skipped"));
+            lines.push(format!("skipped {skipped} {files} that {were} neither text nor PDF, or too large"));
         }
-        let superseded = |name: &String| format!("superseded: {name}: the index has a version that was uploaded later");
-        lines.extend(self.superseded.iter().take(NAMED).map(superseded));
-        lines.extend(self.failed.iter().take(NAMED).map(|(name, why)| format!("failed: {name}: {why}")));
+        let superseded = |name: &String| format!("superseded: {name}: the index has a later version");
+        lines.extend(self.superseded.iter().take(MAX_LISTED_DOCUMENTS).map(superseded));
+        lines.extend(self.failed.iter().take(MAX_LISTED_DOCUMENTS).map(|(name, why)| format!("failed: {name}: {why}")));
         lines.join("\n")
     }
 }

@@ -1,17 +1,18 @@
 //! `nerve list`
 
-use super::sink::{self, Listed};
+use super::sink::{self, SinkOverview};
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
-    fields, moment, output,
+    display_fields,
+    globals::{DataFolder, Globals},
+    output,
 };
 use clap::Args;
 use nerve_core::Pattern;
 use nerve_registry::{Entry, FunctionRecord, ScheduleRecord, SourceRecord};
 use serde::Serialize;
 
-/// List what is deployed
+/// List deployed functions, sources, sinks and schedules
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -26,7 +27,7 @@ pub(crate) struct List {
 struct Listing {
     functions: Vec<Entry<FunctionRecord>>,
     sources: Vec<Entry<SourceRecord>>,
-    sinks: Vec<Listed>,
+    sinks: Vec<SinkOverview>,
     schedules: Vec<Entry<ScheduleRecord>>,
 }
 
@@ -36,10 +37,10 @@ impl List {
         let listing = Listing {
             functions: registry.functions().await?,
             sources: registry.sources().await?,
-            sinks: sink::listed(&registry).await?,
+            sinks: sink::overviews(&registry).await?,
             schedules: registry.schedules().await?,
         };
-        globals.output.show(&fields::redacted(&listing)?, |_| text(&listing))
+        globals.output.show(&display_fields::redacted(&listing)?, |_| text(&listing))
     }
 }
 
@@ -53,12 +54,18 @@ fn text(listing: &Listing) -> String {
             joined(&spec.on),
             joined(&spec.emits),
             revision.to_string(),
-            moment::shown(record.deployed_at),
+            output::timestamp(record.deployed_at),
         ]
     });
     let sources = listing.sources.iter().map(|Entry { name, revision, record }| {
         let provider = record.spec.provider.name().to_owned();
-        [name.to_string(), provider, format!("/hooks/{name}"), revision.to_string(), moment::shown(record.deployed_at)]
+        [
+            name.to_string(),
+            provider,
+            format!("/hooks/{name}"),
+            revision.to_string(),
+            output::timestamp(record.deployed_at),
+        ]
     });
     let mut parts = Vec::new();
     if !listing.functions.is_empty() {
@@ -73,13 +80,13 @@ fn text(listing: &Listing) -> String {
     let schedules = listing.schedules.iter().map(|Entry { name, revision, record }| {
         let zone = record.spec.timezone.clone().unwrap_or_else(|| "UTC".to_owned());
         let (cron, emit) = (record.spec.cron.clone(), record.spec.emit.to_string());
-        [name.to_string(), cron, zone, emit, revision.to_string(), moment::shown(record.deployed_at)]
+        [name.to_string(), cron, zone, emit, revision.to_string(), output::timestamp(record.deployed_at)]
     });
     if !listing.schedules.is_empty() {
         parts.push(output::table(["SCHEDULE", "CRON", "ZONE", "EMITS", "REVISION", "DEPLOYED (UTC)"], schedules));
     }
     if parts.is_empty() {
-        return "nothing is deployed; begin with `nerve new NAME --template wasm-js` and `nerve deploy NAME`"
+        return "nothing is deployed; start with `nerve new NAME --template wasm-js` and `nerve deploy NAME`"
             .to_owned();
     }
     parts.join("\n\n")

@@ -1,17 +1,17 @@
 //! `nerve logs`
 
 use crate::{
-    args::{DataFolder, Globals},
     command::describe::not_deployed,
     connection::Connection,
-    moment::{self, Since},
-    output::Format,
+    globals::{DataFolder, Globals},
+    output::{self, Format},
+    time_arg::Since,
 };
 use clap::Args;
 use nerve_broker::bus::{LogRecord, Start};
 use nerve_core::Name;
 
-/// Read what functions log, failed attempts included
+/// Show logs of functions, including failed attempts
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -21,13 +21,13 @@ Examples:
 pub(crate) struct Logs {
     /// The function [default: all]
     name: Option<Name>,
-    /// Go on with what comes
+    /// Follow new lines
     #[arg(short, long)]
     follow: bool,
-    /// From this moment on: a time (RFC 3339) or how long ago (10m)
+    /// Show lines newer than a time (RFC 3339) or an age (10m)
     #[arg(long, value_name = "WHEN")]
     since: Option<Since>,
-    /// The last lines only, where nothing is followed
+    /// Show only the last N lines (without --follow)
     #[arg(short = 'n', long = "lines", value_name = "N", default_value_t = 1000)]
     lines: usize,
     #[command(flatten)]
@@ -55,7 +55,7 @@ impl Logs {
     }
 }
 
-/// Refuses the name of what is not deployed and has logged nothing.
+/// Returns an error if nothing with this name is deployed or has logged.
 async fn check_known(connection: &Connection, name: &Name) -> anyhow::Result<()> {
     let registry = connection.registry().await?;
     let is_run = registry.function(name).await?.is_some() || registry.sink(name).await?.is_some();
@@ -71,11 +71,11 @@ fn print(record: &LogRecord, format: Format) -> anyhow::Result<()> {
         let level = format!("{:?}", record.level).to_lowercase();
         let event = record.event.as_ref().map(|id| format!("  (event {id})")).unwrap_or_default();
         let message = indented(&record.message);
-        format!("{}  {}  {level:5}  {message}{event}", moment::shown(record.time), record.function)
+        format!("{}  {}  {level:5}  {message}{event}", output::timestamp(record.time), record.function)
     })
 }
 
-/// A text whose further lines cannot be taken for lines of the log.
+/// Indents further lines of a text, so that they do not look like log records.
 fn indented(text: &str) -> String {
     text.trim_end_matches('\n').replace('\n', "\n    ")
 }

@@ -1,11 +1,11 @@
 //! `nerve models`
 
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
     model::{LocalModel, summary, total},
-    moment, output, sandbox,
+    output, sandbox,
 };
 use clap::{Args, Subcommand};
 use nerve_broker::bus::BusError;
@@ -15,26 +15,26 @@ use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Models that functions and requests share by name
+/// Models in the registry, used by name in functions and requests
 #[derive(Debug, Subcommand)]
 pub(crate) enum Models {
-    /// Add an ONNX model, or replace one; functions keep the files that they were deployed with
+    /// Add or replace an ONNX model; deployed functions keep their files
     #[command(after_help = "\
-Of a folder in Hugging Face's layout, the files that the model needs are sent: model.onnx with its
-external data, tokenizer.json, config.json and what says how to pool.
+From a directory in the Hugging Face layout, the required files are uploaded: model.onnx with its external
+data, tokenizer.json, config.json and the pooling configuration.
 
 Examples:
   nerve models add models/bge-small-en-v1.5
   nerve models add export --name reranker
   nerve models add churn.onnx --output json")]
     Add(Add),
-    /// List the models that were added
+    /// List the models in the registry
     #[command(after_help = "\
 Examples:
   nerve models list
   nerve models list --output json | jq '.[].name'")]
     List(DataFolder),
-    /// Remove a model that no deployed function runs, and its files
+    /// Remove a model that no deployed function uses, with its files
     #[command(after_help = "\
 Examples:
   nerve models remove reranker")]
@@ -43,10 +43,10 @@ Examples:
 
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// The model's folder, or an .onnx file
+    /// A model directory, or an .onnx file
     #[arg(value_name = "DIR|FILE")]
     path: PathBuf,
-    /// What functions and requests name it by [default: the name of the folder or file]
+    /// Name of the model [default: the name of the directory or file]
     #[arg(long)]
     name: Option<ModelName>,
     #[command(flatten)]
@@ -62,7 +62,7 @@ pub(crate) struct Remove {
 }
 
 #[derive(Serialize)]
-struct Added {
+struct ModelReport {
     name: ModelName,
     #[serde(flatten)]
     deployed: Deployed,
@@ -91,7 +91,7 @@ impl Add {
         let pool = sandbox::pool(&connection.config.sandbox);
         let trials = sandbox::trials(&connection.config.sandbox, &pool);
         let model = LocalModel::read(&self.path, &trials).await?;
-        model.try_out(&self.path, &trials, &connection.config.onnx).await?;
+        model.test_run(&self.path, &trials, &connection.config.onnx).await?;
         pool.close().await;
         let registry = connection.registry().await?;
         for file in &model.files {
@@ -100,17 +100,15 @@ impl Add {
         let references = model.references();
         let deployed = registry.add_model(&name, ModelRecord::new(references.clone(), model.info.clone())).await?;
         let (files, size) = (references.len(), total(&references));
-        let added = Added { name, deployed, description: model.info, files, size };
-        globals.output.show(&added, |added| {
-            let what = format!("{}: {}", added.name, summary(&added.description, &references));
-            match added.deployed {
-                Deployed::Created { .. } => format!("added {what}"),
+        let report = ModelReport { name, deployed, description: model.info, files, size };
+        globals.output.show(&report, |report| {
+            let text = format!("{}: {}", report.name, summary(&report.description, &references));
+            match report.deployed {
+                Deployed::Created { .. } => format!("added {text}"),
                 Deployed::Changed { .. } => {
-                    format!(
-                        "replaced {what}\nfunctions run the files that they were deployed with until you deploy again"
-                    )
+                    format!("replaced {text}\nfunctions keep their files until you deploy again")
                 }
-                Deployed::Unchanged { .. } => format!("nothing changed: {what}"),
+                Deployed::Unchanged { .. } => format!("nothing changed: {text}"),
             }
         })
     }
@@ -122,14 +120,14 @@ impl Remove {
         let registry = Connection::open(globals, &self.folder).await?.registry().await?;
         let removed = registry.remove_model(name).await.map_err(|error| match error {
             BusError::Refused { why, .. } => {
-                let (cause, next) = why.split_once(": ").unwrap_or((&why, "`nerve list` shows what is deployed"));
+                let (cause, next) = why.split_once(": ").unwrap_or((&why, "see `nerve list`"));
                 Failure::new(format!("cannot remove the model {name}")).cause(cause).next(next).into()
             }
             other => anyhow::Error::from(other),
         })?;
         if !removed {
-            let next = "`nerve models list` shows which are";
-            return Err(Failure::new(format!("no model `{name}` is added")).next(next).into());
+            let next = "see `nerve models list`";
+            return Err(Failure::new(format!("model `{name}` is not installed")).next(next).into());
         }
         globals.output.show(&json!({"removed": name}), |_| format!("removed {name}"))
     }
@@ -139,7 +137,7 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
     let models = Connection::open(globals, folder).await?.registry().await?.models().await?;
     globals.output.show(&models, |models| {
         if models.is_empty() {
-            return "no model is added; add one with `nerve models add DIR`".to_owned();
+            return "no models; add one with `nerve models add DIR`".to_owned();
         }
         let count = |count: Option<usize>| count.map(|count| count.to_string()).unwrap_or_default();
         let rows = models.iter().map(|entry| {
@@ -150,26 +148,28 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
                 count(info.dimensions),
                 count(info.max_tokens),
                 output::size(total(&entry.record.files)),
-                moment::shown(entry.record.added_at),
+                output::timestamp(entry.record.added_at),
             ]
         });
         output::table(["MODEL", "TASK", "DIMENSIONS", "TOKENS", "SIZE", "ADDED (UTC)"], rows)
     })
 }
 
-/// The name of the folder, or of the file without its extension.
+/// Returns the name of the directory, or of the file without its extension.
 fn name_of(path: &Path) -> Result<ModelName, Failure> {
     let real = path.canonicalize().map_err(|error| {
-        let next = "name a model's folder or an .onnx file";
+        let next = "pass a model directory or an .onnx file";
         Failure::new(format!("cannot read {}", path.display())).because(error).next(next)
     })?;
-    // A link has the name that people chose; `.` has none of its own.
+    // A link keeps its own name; `.` is resolved.
     let named = if path.file_name().is_some() { path } else { &real };
     let name = if real.is_dir() { named.file_name() } else { named.file_stem() };
     let name = name.and_then(|name| name.to_str()).unwrap_or_default();
     ModelName::parse(name).map_err(|error| {
-        let next = "give it a name: --name NAME";
-        Failure::usage(format!("cannot name the model in {} by its place", path.display())).because(error).next(next)
+        let next = "set a name with --name NAME";
+        Failure::usage(format!("the path {} does not end with a valid model name", path.display()))
+            .because(error)
+            .next(next)
     })
 }
 
@@ -178,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_named_by_its_place() {
+    fn model_name_is_that_of_its_path() {
         let here = tempfile::tempdir().unwrap();
         let folder = here.path().join("bge-small-en-v1.5");
         std::fs::create_dir(&folder).unwrap();
@@ -187,8 +187,8 @@ mod tests {
         assert_eq!(name_of(&folder).unwrap().as_str(), "bge-small-en-v1.5");
         assert_eq!(name_of(&folder.join(".")).unwrap().as_str(), "bge-small-en-v1.5");
         assert_eq!(name_of(&folder.join("churn.v2.onnx")).unwrap().as_str(), "churn.v2");
-        let told = |path: &Path| format!("{:#}", anyhow::Error::from(name_of(path).unwrap_err()));
-        assert!(told(&here.path().join("my model")).contains("my model"));
-        assert!(told(&here.path().join("none")).contains("none"));
+        let error = |path: &Path| format!("{:#}", anyhow::Error::from(name_of(path).unwrap_err()));
+        assert!(error(&here.path().join("my model")).contains("my model"));
+        assert!(error(&here.path().join("none")).contains("none"));
     }
 }

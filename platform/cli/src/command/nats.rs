@@ -1,8 +1,8 @@
 //! `nerve nats`
 
 use crate::{
-    args::{DataFolder, Globals},
     endpoint::find_nats,
+    globals::{DataFolder, Globals},
     output, settings,
 };
 use clap::{Args, Subcommand, ValueEnum};
@@ -10,26 +10,26 @@ use nerve_broker::{NatsSettings, roles};
 use serde_json::{Map, Value};
 use std::path::Path;
 
-/// What other clients of NATS need.
+/// NATS connection settings for other programs.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Nats {
-    Context(ContextOf),
+    Context(PrintContext),
 }
 
-/// Print how another program connects: a context of the nats command line, and environment variables
+/// Print connection settings for other programs: a context of the nats CLI, or environment variables
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The context is JSON, for `~/.config/nats/context/NAME.json`; --env prints shell commands instead.
+The context is JSON for `~/.config/nats/context/NAME.json`; --env prints shell commands instead.
 
 Examples:
   nerve nats context > ~/.config/nats/context/nerve.json
   nerve nats context --role operator
   nerve nats context --env")]
-pub(crate) struct ContextOf {
-    /// Whose credentials: `app` is for programs of your own, `operator` for everything
+pub(crate) struct PrintContext {
+    /// Role of the credentials: `app` for your own programs, `operator` for all permissions
     #[arg(long, value_enum, default_value_t = User::App)]
     role: User,
-    /// Print `export NATS_URL=…` and the like instead
+    /// Print environment variables (`export NATS_URL=…`) instead
     #[arg(long)]
     env: bool,
     #[command(flatten)]
@@ -64,7 +64,7 @@ impl Nats {
     }
 }
 
-impl ContextOf {
+impl PrintContext {
     fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let config = settings::load(None, globals, self.folder.data.as_deref())?;
         let nats = find_nats(config.nats, &config.data.dir, self.role.role())?;
@@ -78,7 +78,7 @@ impl ContextOf {
     }
 }
 
-/// The files that a client is shown to: secrets stay in them.
+/// Returns the files that a context refers to, instead of containing secrets.
 fn files(nats: &NatsSettings) -> [(&'static str, &'static str, Option<&Path>); 5] {
     let ca = nats.tls_ca.as_deref().or(nats.pinned.as_deref());
     [
@@ -90,23 +90,23 @@ fn files(nats: &NatsSettings) -> [(&'static str, &'static str, Option<&Path>); 5
     ]
 }
 
-/// Whether the credentials are those of this user of a `nerve up`.
+/// Whether these are credentials of this user of a `nerve up`.
 fn are_of(nats: &NatsSettings, user: User) -> bool {
     nats.creds.as_deref().and_then(Path::file_name).is_some_and(|name| name == user.role().file().as_str())
 }
 
-/// What a client needs and is not in its context.
+/// Returns a warning about required data that is not in the context.
 fn missing(nats: &NatsSettings, user: User) -> Option<String> {
     let role = user.role().name();
     if !nats.has_credentials() {
         return Some(format!(
-            "warning: Nerve has no credentials for `{role}` at {}: if that asks for some, make a user there, and name its credentials",
+            "warning: Nerve has no credentials for `{role}` at {}: if the server requires some, create a user there and add its credentials",
             nats.url
         ));
     }
     let of_files = [&nats.creds, &nats.nkey_file].into_iter().any(Option::is_some);
     (!of_files).then(|| {
-        "warning: the password, token or seed is not printed: put it into the context from where the settings have it".to_owned()
+        "warning: the password, token or seed is not printed: copy it into the context from the settings".to_owned()
     })
 }
 
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn context_of_another_nats_says_what_is_missing() {
+    fn context_of_another_nats_warns_about_missing_data() {
         let nats = NatsSettings { url: Servers::parse("nats://h:4222").unwrap(), ..NatsSettings::default() };
         let of = |nats: &NatsSettings| missing(nats, User::App).unwrap_or_default();
         assert!(of(&nats).contains("no credentials for `app` at nats://h:4222"), "{}", of(&nats));

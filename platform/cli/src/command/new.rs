@@ -1,6 +1,6 @@
 //! `nerve new`
 
-use crate::{args::Globals, failure::Failure};
+use crate::{failure::Failure, globals::Globals};
 use clap::{Args, ValueEnum};
 use nerve_core::Name;
 use serde_json::json;
@@ -11,19 +11,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Begin a function in a new folder of its name
+/// Create a new function from a template
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   nerve new hello
   nerve new label-issues --template wasm-python")]
 pub(crate) struct New {
-    /// The function's name, and the folder's
+    /// Name of the function and its directory
     name: Name,
-    /// What to begin with
+    /// The template
     #[arg(long, short, value_enum, default_value_t = Template::WasmJs)]
     template: Template,
-    /// The folder to make the new one in [default: this one]
+    /// Parent directory [default: the current one]
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
 }
@@ -40,11 +40,11 @@ enum Template {
     ProcessPython,
 }
 
-/// A path in the new folder, and what is written there.
+/// A path in the new directory, and its content.
 type File = (&'static str, &'static str);
 
-/// What stands in a template for the function's name.
-const NAME: &str = "{{name}}";
+/// Placeholder of the function's name in templates.
+const NAME_PLACEHOLDER: &str = "{{name}}";
 
 const WIT: File = ("wit/nerve.wit", include_str!("../../../../functions/wit/nerve.wit"));
 
@@ -64,7 +64,7 @@ impl Template {
         }
     }
 
-    /// The contract that a component is built against.
+    /// Returns the WIT file that a component is built against.
     fn contract(self) -> Option<File> {
         (self != Self::ProcessPython).then_some(WIT)
     }
@@ -74,10 +74,10 @@ impl New {
     pub(crate) fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let folder = self.path.as_deref().unwrap_or(Path::new("")).join(self.name.as_str());
         let files = self.write(&folder)?;
-        let made = json!({"name": self.name, "folder": folder, "files": files});
-        globals.output.show(&made, |_| {
+        let report = json!({"name": self.name, "folder": folder, "files": files});
+        globals.output.show(&report, |_| {
             let list = files.iter().map(|file| format!("\n  {file}")).collect::<String>();
-            format!("made {}{list}\nnext: see {}", folder.display(), folder.join("README.md").display())
+            format!("created {}{list}\nnext: see {}", folder.display(), folder.join("README.md").display())
         })
     }
 
@@ -85,16 +85,16 @@ impl New {
         let failed = |path: &Path, error| Failure::new(format!("cannot write {}", path.display())).because(error);
         match fs::create_dir(folder) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-                return Err(Failure::new(format!("{} is there already", folder.display()))
-                    .cause("nothing is written over")
-                    .next("choose another name, or another place with --path"));
+                return Err(Failure::new(format!("{} already exists", folder.display()))
+                    .cause("existing files are never overwritten")
+                    .next("choose another name, or another directory with --path"));
             }
-            made => made.map_err(|error| failed(folder, error).next("name a folder that is there with --path"))?,
+            created => created.map_err(|error| failed(folder, error).next("pass an existing directory with --path"))?,
         }
         let mut written = Vec::new();
         for (path, text) in self.template.files().iter().copied().chain(self.template.contract()) {
             let file = folder.join(path);
-            write(&file, &text.replace(NAME, self.name.as_str())).map_err(|error| failed(&file, error))?;
+            write(&file, &text.replace(NAME_PLACEHOLDER, self.name.as_str())).map_err(|error| failed(&file, error))?;
             written.push(path);
         }
         Ok(written)
@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[test]
-    fn every_template_is_a_manifest_and_names_the_function() {
+    fn every_template_has_a_valid_manifest() {
         for template in Template::value_variants() {
             let parent = tempfile::tempdir().unwrap();
             let folder = parent.path().join("my-function");
             let files = new(parent.path(), *template).write(&folder).unwrap();
             for file in &files {
                 let text = fs::read_to_string(folder.join(file)).unwrap();
-                assert!(!text.contains(NAME), "{template:?} {file}");
+                assert!(!text.contains(NAME_PLACEHOLDER), "{template:?} {file}");
             }
             let manifest = Manifest::parse(&fs::read_to_string(folder.join("nerve.toml")).unwrap()).unwrap();
             assert_eq!(manifest.functions.keys().map(Name::as_str).collect::<Vec<_>>(), ["my-function"]);
@@ -135,23 +135,23 @@ mod tests {
     }
 
     #[test]
-    fn every_file_of_the_templates_is_written() {
+    fn every_template_file_is_written() {
         fn count(folder: &Path) -> usize {
             let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
             entries.map(|path| if path.is_dir() { count(&path) } else { 1 }).sum()
         }
-        let there = count(&Path::new(env!("CARGO_MANIFEST_DIR")).join("templates"));
+        let existing = count(&Path::new(env!("CARGO_MANIFEST_DIR")).join("templates"));
         let known: usize = Template::value_variants().iter().map(|template| template.files().len()).sum();
-        assert_eq!(known, there);
+        assert_eq!(known, existing);
     }
 
     #[test]
-    fn nothing_is_written_over() {
+    fn existing_directory_is_not_overwritten() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("my-function");
         new(parent.path(), Template::ProcessPython).write(&folder).unwrap();
         let error = new(parent.path(), Template::WasmJs).write(&folder).unwrap_err();
-        assert!(error.to_string().contains("there already"));
+        assert!(error.to_string().contains("already exists"));
         assert!(!folder.join("package.json").exists());
     }
 }

@@ -1,15 +1,15 @@
 //! `nerve publish`
 
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
-    payload::Payload,
+    event_args::EventArgs,
+    globals::{DataFolder, Globals},
 };
 use clap::Args;
 use nerve_core::EventType;
 use serde_json::json;
 
-/// Publish an event, and wait until JetStream has stored it
+/// Publish an event and wait until JetStream has stored it
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -17,17 +17,17 @@ Examples:
   nerve publish document.uploaded --data @event.json --id upload-17
   echo hello | nerve publish note.written --data - --content-type text/plain")]
 pub(crate) struct Publish {
-    /// The event's type; an event of type T is on the subject events.T
+    /// Event type; an event of type T is published to the subject events.T
     #[arg(value_name = "TYPE")]
     ty: EventType,
     #[command(flatten)]
-    payload: Payload,
+    event: EventArgs,
 }
 
 impl Publish {
     pub(crate) async fn run(mut self, globals: &Globals) -> anyhow::Result<()> {
-        let folder = DataFolder { data: self.payload.data_dir.take() };
-        let event = self.payload.into_event(self.ty)?;
+        let folder = DataFolder { data: self.event.data_dir.take() };
+        let event = self.event.into_event(self.ty)?;
         let connection = Connection::open(globals, &folder).await?;
         let stored = connection.bus.publish_of_cli(&event).await?;
         let result =
@@ -37,8 +37,8 @@ impl Publish {
             match stored.duplicate {
                 false => format!("stored {ty} {id} as {sequence}"),
                 true => format!(
-                    "already stored: an event of the command line with this source and id is {sequence} of EVENTS; this one, \
-                     {ty} {id}, was dropped, whatever its data"
+                    "already stored: sequence {sequence} of EVENTS is an event of the command line with this source and id; \
+                     {ty} {id} was dropped regardless of its data"
                 ),
             }
         })

@@ -2,9 +2,9 @@
 
 use super::describe::not_deployed;
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
 };
 use clap::{Args, ValueEnum};
 use nerve_broker::bus::{Bus, BusError, Unfinished, consumer_name};
@@ -12,28 +12,28 @@ use nerve_core::Name;
 use nerve_registry::Registry;
 use serde_json::json;
 
-/// Remove a function, source, sink or schedule; what it has not finished is not tried again, and it says how much that is
+/// Remove a function, source, sink or schedule; reports its pending events, which are not retried
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Events stay in their stream, but nothing is left of how far a function or sink was: one that is deployed again begins with what
-comes then. `nerve replay` gives a function the older events too. Where EVENTS is bounded in bytes, events that no other function
-has to finish may be deleted for room.
+Pending events stay in the stream, but the position of a function or sink is deleted: when it is deployed again, it starts
+with new events. `nerve replay` delivers older events to a function. If EVENTS has a byte limit, events that no other
+function needs may be deleted.
 
 Examples:
   nerve remove github-labels
   nerve remove github --kind source")]
 pub(crate) struct Remove {
-    /// Its name
+    /// Name of the resource
     name: Name,
-    /// Which, where several have the name
+    /// Kind of the resource, if several have the name
     #[arg(long, value_enum)]
-    kind: Option<Kind>,
+    kind: Option<ResourceKind>,
     #[command(flatten)]
     folder: DataFolder,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Kind {
+enum ResourceKind {
     /// The function
     Function,
     /// The source
@@ -44,7 +44,7 @@ enum Kind {
     Schedule,
 }
 
-impl Kind {
+impl ResourceKind {
     const ALL: [Self; 4] = [Self::Function, Self::Source, Self::Sink, Self::Schedule];
 
     fn name(self) -> &'static str {
@@ -65,7 +65,7 @@ impl Kind {
         })
     }
 
-    /// What its consumer has not finished.
+    /// Returns the unfinished messages of its consumer.
     async fn unfinished(self, registry: &Registry, bus: &Bus, name: &Name) -> Result<Option<Unfinished>, BusError> {
         let stream = match self {
             Self::Function => registry.function(name).await?.map(|entry| entry.record.stream),
@@ -94,7 +94,7 @@ impl Remove {
         let connection = Connection::open(globals, &self.folder).await?;
         let registry = connection.registry().await?;
         let mut found = Vec::new();
-        for kind in Kind::ALL.into_iter().filter(|kind| self.kind.is_none_or(|wanted| wanted == *kind)) {
+        for kind in ResourceKind::ALL.into_iter().filter(|kind| self.kind.is_none_or(|requested| requested == *kind)) {
             if kind.is_deployed(&registry, name).await? {
                 found.push(kind);
             }
@@ -105,14 +105,14 @@ impl Remove {
             [first, second, ..] => {
                 let (first, second) = (first.name(), second.name());
                 return Err(Failure::usage(format!("both a {first} and a {second} are named `{name}`"))
-                    .next(format!("say which: nerve remove {name} --kind {first}, or --kind {second}"))
+                    .next(format!("use nerve remove {name} --kind {first}, or --kind {second}"))
                     .into());
             }
         };
         let unfinished = kind.unfinished(&registry, &connection.bus, name).await?;
         let delayed = match kind {
-            Kind::Function | Kind::Sink => connection.bus.delayed(name).await?,
-            Kind::Source | Kind::Schedule => 0,
+            ResourceKind::Function | ResourceKind::Sink => connection.bus.delayed(name).await?,
+            ResourceKind::Source | ResourceKind::Schedule => 0,
         };
         if !kind.remove(&registry, name).await? {
             return Err(not_deployed(name).into());
@@ -123,17 +123,17 @@ impl Remove {
     }
 }
 
-fn text(kind: Kind, name: &Name, (unfinished, delayed): (Option<Unfinished>, u64)) -> String {
+fn text(kind: ResourceKind, name: &Name, (unfinished, delayed): (Option<Unfinished>, u64)) -> String {
     let mut removed = format!("removed {} {name}", kind.name());
     if delayed > 0 {
-        removed += &format!("\n  {delayed} events waited for another attempt: nothing tries them again");
+        removed += &format!("\n  {delayed} events were waiting for a retry, which is canceled");
     }
     let Some(Unfinished { messages, from }) = unfinished else { return removed };
     let next = match kind {
-        Kind::Function => format!("after a deploy, `nerve replay {name} --since {from}` gives it these again"),
-        _ => "a sink that is added again begins with what comes then".to_owned(),
+        ResourceKind::Function => format!("after a deploy, `nerve replay {name} --since {from}` delivers them again"),
+        _ => "a sink that is added again starts with new events".to_owned(),
     };
     format!(
-        "{removed}\n  it had not finished {messages} events, the first at sequence {from}: nothing tries them again\n  {next}"
+        "{removed}\n  {messages} events are unfinished, the first at sequence {from}: they are not retried\n  {next}"
     )
 }

@@ -2,39 +2,39 @@
 
 use super::describe::no_function;
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
-    moment::{self, Position},
+    globals::{DataFolder, Globals},
     output,
+    time_arg::Position,
 };
 use clap::Args;
 use nerve_broker::bus::{self, BusError, Retention, Start};
 use nerve_core::Name;
 use serde::Serialize;
 
-/// Give a function the events of its stream again, from a moment on
+/// Replay past events to a function, from a sequence or time
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The function goes back to that moment and takes each of its events since then once more, as it is deployed now, and then
-what is new. What it had not finished before that moment comes again too. A stream with the retention workqueue or interest
-keeps nothing that is acknowledged, so a function on it cannot be sent back.
+The deployed version of the function receives all of its events since that position again, and then new events. Unfinished
+earlier events are redelivered too, so none is skipped. A stream with the retention workqueue or interest does not keep
+acknowledged events, so a function on it cannot be replayed.
 
-Each replay publishes the function's results again, under new ids, and the functions that take them run again. What it had not
-finished keeps its ids: results of such an event that are stored already are not published twice. A replay removes no dead letter,
-and an event that fails again becomes another one.
+Each replay publishes the function's results again with new IDs, so the functions that consume them run again. Unfinished
+events keep their IDs: results of such an event that are already stored are not published twice. A replay removes no dead
+letters, and an event that fails again becomes another one.
 
 Examples:
   nerve replay index --since first                     rebuild the index of documents from the log
-  nerve replay summarise --since 2h --dry-run          only tell how many events would come again
+  nerve replay summarise --since 2h --dry-run          only count the events
   nerve replay summarise --since 2026-01-31T12:00:00Z --output json")]
 pub(crate) struct Replay {
     /// The function
     function: Name,
-    /// From where on: first, a sequence, a time (RFC 3339) or how long ago (10m)
+    /// Start of the replay: first, a sequence, a time (RFC 3339) or an age (10m)
     #[arg(long, value_name = "WHEN", value_parser = parse_since)]
     since: Position,
-    /// Only tell what would come again
+    /// Print the events to replay without replaying them
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
@@ -42,7 +42,7 @@ pub(crate) struct Replay {
 }
 
 #[derive(Serialize)]
-struct Told {
+struct ReplayReport {
     #[serde(flatten)]
     replay: bus::Replay,
     dry_run: bool,
@@ -70,26 +70,26 @@ impl Replay {
         if !self.dry_run {
             bus.replay(&replay).await.map_err(|error| failed(name, error))?;
         }
-        globals.output.show(&Told { replay, dry_run: self.dry_run }, text)
+        globals.output.show(&ReplayReport { replay, dry_run: self.dry_run }, text)
     }
 }
 
-/// Why a stream of this retention has nothing that could be given again.
+/// Returns the reason why a stream with this retention cannot be replayed.
 fn no_history(retention: Retention) -> Option<&'static str> {
     match retention {
         Retention::Limits => None,
         Retention::Interest => Some(
-            "has the retention `interest`: the broker deletes a message once all consumers have acknowledged it, so \
-             nothing that the function has finished is there any more",
+            "has the retention `interest`: the broker deletes a message when all consumers have acknowledged it, so \
+             finished events cannot be replayed",
         ),
         Retention::WorkQueue => Some(
-            "is a work queue: the broker deletes a message once it is acknowledged, so nothing that the function has \
-             finished is there any more",
+            "is a work queue: the broker deletes a message when it is acknowledged, so finished events cannot be \
+             replayed",
         ),
     }
 }
 
-/// A place in what is there already.
+/// Parses a position of an existing event.
 fn parse_since(text: &str) -> Result<Position, &'static str> {
     match text.parse() {
         Ok(Position::New) | Err(_) => {
@@ -102,36 +102,36 @@ fn parse_since(text: &str) -> Result<Position, &'static str> {
 fn failed(name: &Name, error: BusError) -> Failure {
     let failure = Failure::new(format!("cannot replay `{name}`"));
     let failure = match &error {
-        BusError::NotFound(_) => failure.next("deploy the function again, which makes its consumer"),
+        BusError::NotFound(_) => failure.next("deploy the function again, which creates its consumer"),
         _ => failure,
     };
     failure.because(error)
 }
 
-fn text(told: &Told) -> String {
-    let Told { replay, dry_run } = told;
+fn text(report: &ReplayReport) -> String {
+    let ReplayReport { replay, dry_run } = report;
     let (name, stream) = (&replay.function, &replay.stream);
     let (Some(from), Some(time)) = (replay.from, replay.time) else {
-        return format!("{stream} has no events of {name} since then: nothing comes again");
+        return format!("{stream} has no events of {name} since then: nothing to replay");
     };
-    let comes = match (dry_run, replay.events) {
-        (false, 1) => "1 event comes again".to_owned(),
-        (false, events) => format!("{events} events come again"),
-        (true, 1) => "1 event would come again".to_owned(),
-        (true, events) => format!("{events} events would come again"),
+    let events = match (dry_run, replay.events) {
+        (false, 1) => "1 event is replayed".to_owned(),
+        (false, events) => format!("{events} events are replayed"),
+        (true, 1) => "1 event would be replayed".to_owned(),
+        (true, events) => format!("{events} events would be replayed"),
     };
     let unfinished = match replay.unfinished {
-        true => ", earlier than asked for, since it has not finished what is before",
+        true => ", earlier than requested, because earlier events are unfinished",
         false => "",
     };
-    format!("{name}: {comes}, from {from} of {stream} ({} UTC){unfinished}", moment::shown(time))
+    format!("{name}: {events}, from {from} of {stream} ({} UTC){unfinished}", output::timestamp(time))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn told(events: u64, dry_run: bool) -> Told {
+    fn report(events: u64, dry_run: bool) -> ReplayReport {
         let replay = bus::Replay {
             function: Name::parse("f").unwrap(),
             stream: "EVENTS".to_owned(),
@@ -142,16 +142,16 @@ mod tests {
             unfinished: events > 1,
             asked: None,
         };
-        Told { replay, dry_run }
+        ReplayReport { replay, dry_run }
     }
 
     #[test]
-    fn what_comes_again_is_told_in_words_and_as_json() {
-        assert_eq!(text(&told(1, false)), "f: 1 event comes again, from 7 of EVENTS (1970-01-01 00:00:00 UTC)");
-        let many = text(&told(2, true));
-        assert!(many.starts_with("f: 2 events would come again, from 7") && many.contains("earlier than"), "{many}");
-        assert!(text(&told(0, false)).ends_with("nothing comes again"));
-        let json = serde_json::to_value(told(1, true)).unwrap();
+    fn report_is_text_and_json() {
+        assert_eq!(text(&report(1, false)), "f: 1 event is replayed, from 7 of EVENTS (1970-01-01 00:00:00 UTC)");
+        let many = text(&report(2, true));
+        assert!(many.starts_with("f: 2 events would be replayed, from 7") && many.contains("earlier than"), "{many}");
+        assert!(text(&report(0, false)).ends_with("nothing to replay"));
+        let json = serde_json::to_value(report(1, true)).unwrap();
         assert_eq!(
             (json["events"].as_u64(), json["from"].as_u64(), &json["dry_run"]),
             (Some(1), Some(7), &true.into())
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replay_begins_in_what_is_there() {
+    fn replay_starts_at_an_existing_event() {
         assert_eq!(parse_since("first"), Ok(Position::First));
         assert_eq!(parse_since("17"), Ok(Position::Sequence(17)));
         assert!(parse_since("new").is_err() && parse_since("yesterday").is_err());

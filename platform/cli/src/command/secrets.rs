@@ -1,13 +1,13 @@
 //! `nerve secrets`
 
 use crate::{
-    args::{DataFolder, Globals},
     broker::access::members,
     connection::Connection,
     endpoint::Endpoint,
     failure::Failure,
-    joined::Joined,
-    moment, output,
+    globals::{DataFolder, Globals},
+    membership::Membership,
+    output,
 };
 use clap::{Args, Subcommand};
 use nerve_core::Secret;
@@ -15,19 +15,19 @@ use nerve_registry::{Machine, Rotated, RotationError};
 use serde_json::json;
 use std::io::{IsTerminal, Read, stdin};
 
-/// The most that is read as a secret, in bytes.
-const MAX: u64 = 64 << 10;
+/// Maximum size of a secret.
+const MAX_SECRET_BYTES: u64 = 64 << 10;
 
-/// Secrets of functions, sources and sinks: encrypted for the server's key, never shown again
+/// Secrets of functions, sources and sinks: encrypted with the server's key, never shown
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secrets {
-    /// Set a secret to what stands on stdin
+    /// Set a secret; the value is read from stdin
     #[command(after_help = "\
 Examples:
   printf %s \"$TOKEN\" | nerve secrets set GITHUB_WEBHOOK_SECRET
   nerve secrets set OPENAI_API_KEY < key.txt")]
-    Set(Named),
-    /// List the names of the secrets that are set
+    Set(NamedSecret),
+    /// List the names of the secrets
     #[command(after_help = "\
 Examples:
   nerve secrets list")]
@@ -36,20 +36,20 @@ Examples:
     #[command(after_help = "\
 Examples:
   nerve secrets remove OPENAI_API_KEY")]
-    Remove(Named),
+    Remove(NamedSecret),
     RotateKey(RotateKey),
 }
 
-/// Replace the secrets key, and encrypt all secrets for the new one
+/// Replace the secrets key, and encrypt all secrets again
 #[derive(Debug, Args)]
 #[command(after_help = "\
-It runs on the machine whose data folder has the secrets key, while servers run: they have both keys until \
-the last secret is encrypted again, so no function waits and none is loaded anew. Machines that have joined \
-get the new key, each encrypted for its own; one that is not running takes it when it starts. A machine \
-that was revoked gets none. Servers that were given the key by hand (NERVE_SECRETS_KEY, or a copy of secrets.key) \
-need the new one: let them join. If it is interrupted, run it again: it goes on.
+Run this on the machine whose data directory has the secrets key. Servers may be running: they have both keys until the \
+last secret is encrypted again, so no function waits or is reloaded. Joined machines get the new key, encrypted for each \
+of them; one that is not running gets it when it starts. Revoked machines get none. Servers with a manually configured \
+key (NERVE_SECRETS_KEY, or a copy of secrets.key) need the new one: let them join. If it is interrupted, run it again: \
+it resumes.
 
-The values stay as they are: where one may be known to others, set it anew.
+The values are not changed: replace those that may be known to others.
 
 Examples:
   nerve secrets rotate-key
@@ -60,8 +60,8 @@ pub(crate) struct RotateKey {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Named {
-    /// The secret's name: letters, digits and _, beginning with no digit
+pub(crate) struct NamedSecret {
+    /// Name of the secret: letters, digits and _, not starting with a digit
     #[arg(value_parser = parse_name)]
     name: String,
     #[command(flatten)]
@@ -79,10 +79,10 @@ impl Secrets {
     }
 }
 
-impl Named {
+impl NamedSecret {
     async fn set(self, globals: &Globals) -> anyhow::Result<()> {
         if stdin().is_terminal() {
-            output::hint("type the secret, then Enter and Ctrl-D (it shows on the screen; a pipe does not)");
+            output::hint("type the secret, then Enter and Ctrl-D (it is visible on the screen; use a pipe to hide it)");
         }
         let secret = read(stdin(), &self.name)?;
         let registry = Connection::open(globals, &self.folder).await?.registry().await?;
@@ -93,7 +93,7 @@ impl Named {
     async fn remove(self, globals: &Globals) -> anyhow::Result<()> {
         let registry = Connection::open(globals, &self.folder).await?.registry().await?;
         if !registry.remove_secret(&self.name).await? {
-            let next = "`nerve secrets list` shows which are";
+            let next = "see `nerve secrets list`";
             return Err(Failure::new(format!("no secret `{}` is set", self.name)).next(next).into());
         }
         globals.output.show(&json!({"removed": self.name}), |_| format!("removed {}", self.name))
@@ -104,8 +104,8 @@ impl RotateKey {
     async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
         let data = &connection.config.data.dir;
-        if Joined::is_in(data) {
-            let thing = "the secrets key is not replaced from a machine that has joined";
+        if Membership::exists(data) {
+            let thing = "a joined machine cannot replace the secrets key";
             return Err(Failure::new(thing).next("run this on the machine of `nerve up`").into());
         }
         let members = members::members(data)?;
@@ -117,10 +117,10 @@ impl RotateKey {
         let rotated = rotated.map_err(|error| {
             let next = match &error {
                 RotationError::Missing { .. } => {
-                    "name the data folder of the server that has the key: --data DIR; or set NERVE_SECRETS_KEY to it"
+                    "pass the data directory of the server with the key: --data DIR; or set NERVE_SECRETS_KEY"
                 }
-                RotationError::Unheld => "read the log of `nerve up`, and run this again: it goes on where it stopped",
-                _ => "run this again: it goes on where it stopped, and every secret can be read meanwhile",
+                RotationError::Unheld => "read the log of `nerve up`, and run this again: it resumes",
+                _ => "run this again: it resumes, and all secrets stay readable meanwhile",
             };
             Failure::new("the secrets key was not replaced").because(error).next(next)
         })?;
@@ -131,25 +131,25 @@ impl RotateKey {
         });
         globals.output.show(&report, |_| {
             let Rotated { from, to, encrypted, unreadable, informed, waiting, is_resumed } = &rotated;
-            let again = if *is_resumed { ", which was begun earlier" } else { "" };
+            let resumed = if *is_resumed { " (resumed)" } else { "" };
             let before = if from == to { String::new() } else { format!(" instead of {from}") };
             let mut lines =
-                vec![format!("the secrets key is {to} now{before}{again}; {encrypted} secrets were encrypted again")];
-            let mut say = |names: &[String], what: &str| {
+                vec![format!("the secrets key is now {to}{before}{resumed}; {encrypted} secrets were encrypted again")];
+            let mut report = |names: &[String], message: &str| {
                 if !names.is_empty() {
-                    lines.push(format!("{}: {what}", names.join(", ")));
+                    lines.push(format!("{}: {message}", names.join(", ")));
                 }
             };
-            say(informed, "has the new key");
-            say(waiting, "has not answered, and takes the new key when it starts");
-            say(unreadable, "was encrypted for another key already, and cannot be read: set it anew");
+            report(informed, "has the new key");
+            report(waiting, "no response; it gets the new key when it starts");
+            report(unreadable, "was encrypted with an unknown key and cannot be read: set it again");
             if is_configured {
                 lines.push(
-                    "NERVE_SECRETS_KEY holds the old key: remove it from the environment of the server".to_owned(),
+                    "NERVE_SECRETS_KEY contains the old key: remove it from the environment of the server".to_owned(),
                 );
             }
             lines.push(
-                "Servers that were given the key by hand need the new one: nerve access token, nerve join".to_owned(),
+                "Servers with a manually configured key need the new one: nerve access token, nerve join".to_owned(),
             );
             lines.join("\n")
         })
@@ -160,18 +160,18 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
     let secrets = Connection::open(globals, folder).await?.registry().await?.secrets().await?;
     globals.output.show(&secrets, |secrets| {
         if secrets.is_empty() {
-            return "no secret is set; set one with `nerve secrets set NAME`".to_owned();
+            return "no secrets; set one with `nerve secrets set NAME`".to_owned();
         }
-        output::table(["SECRET", "SET (UTC)"], secrets.iter().map(|s| [s.name.clone(), moment::shown(s.set_at)]))
+        output::table(["SECRET", "SET (UTC)"], secrets.iter().map(|s| [s.name.clone(), output::timestamp(s.set_at)]))
     })
 }
 
-/// The secret without the line end that an editor or `echo` puts behind it.
+/// Reads a secret without the line ending that an editor or `echo` appends.
 pub(super) fn read(from: impl Read, name: &str) -> Result<Secret, Failure> {
     let refused = || Failure::new(format!("cannot set the secret {name}"));
     let mut text = String::new();
-    let length = from.take(MAX + 1).read_to_string(&mut text).map_err(|error| refused().because(error))?;
-    if u64::try_from(length).unwrap_or(u64::MAX) > MAX {
+    let length = from.take(MAX_SECRET_BYTES + 1).read_to_string(&mut text).map_err(|error| refused().because(error))?;
+    if u64::try_from(length).unwrap_or(u64::MAX) > MAX_SECRET_BYTES {
         return Err(refused().cause("it is larger than 64 KiB").next("store it elsewhere, and its key as a secret"));
     }
     let value = text.strip_suffix('\n').unwrap_or(&text);
@@ -183,13 +183,13 @@ pub(super) fn read(from: impl Read, name: &str) -> Result<Secret, Failure> {
     Ok(Secret::new(value))
 }
 
-/// A secret becomes an environment variable, so it is named like one.
+/// Parses the name of a secret, which is also the name of an environment variable.
 pub(super) fn parse_name(text: &str) -> Result<String, String> {
-    let starts_well = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
-    if starts_well && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+    let valid_start = text.bytes().next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_');
+    if valid_start && text.len() <= 128 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
         return Ok(text.to_owned());
     }
-    Err("use letters, digits and _, beginning with no digit, as in OPENAI_API_KEY".to_owned())
+    Err("use letters, digits and _, not starting with a digit, as in OPENAI_API_KEY".to_owned())
 }
 
 #[cfg(test)]
@@ -197,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_end_is_no_part_of_a_secret() {
+    fn trailing_line_ending_is_removed() {
         let value = |text: &str| read(text.as_bytes(), "A").map(|secret| secret.expose().to_owned()).ok();
         assert_eq!(value("x y\n").as_deref(), Some("x y"));
         assert_eq!(value("x\r\n").as_deref(), Some("x"));
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_those_of_variables() {
+    fn secret_name_is_a_variable_name() {
         assert!(parse_name("_A1").is_ok());
         for bad in ["", "1A", "A-B", "A.B", "A B"] {
             assert!(parse_name(bad).is_err(), "{bad}");

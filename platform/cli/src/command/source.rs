@@ -5,10 +5,11 @@ mod rotate;
 mod test;
 
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
+    display_fields,
     failure::Failure,
-    fields, output,
+    globals::{DataFolder, Globals},
+    output,
 };
 use clap::Subcommand;
 use nerve_broker::bus::{DropCounts, DropScope};
@@ -20,11 +21,11 @@ use nerve_registry::Registry;
 use serde::Serialize;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-/// Webhook sources: who may post to /hooks/NAME, and how that is verified
+/// Webhook sources: senders of /hooks/NAME and their verification
 #[derive(Debug, Subcommand)]
 pub(crate) enum Source {
     Add(add::Add),
-    /// List the sources, what bounds them, what they dropped as duplicates, and which of their secrets are set
+    /// List the sources with limits, dropped duplicates, and whether their secrets are set
     #[command(after_help = "\
 Examples:
   nerve source list")]
@@ -34,14 +35,14 @@ Examples:
 }
 
 #[derive(Serialize)]
-struct Listed {
+struct SourceOverview {
     name: Name,
     provider: &'static str,
     path: String,
-    secrets: Vec<Listing>,
+    secrets: Vec<SecretStatus>,
     dedupe: Dedupe,
     ids: Ids,
-    /// What was dropped as duplicates, by reason; a lower bound.
+    /// Dropped duplicates, by reason; a lower bound.
     duplicates: DropCounts,
     tolerance_ms: u128,
     rate: Option<Rate>,
@@ -50,22 +51,22 @@ struct Listed {
     max_body: Option<u64>,
 }
 
-impl Listed {
-    /// Who may post, and how much, in a few words.
-    fn bounds(&self) -> String {
+impl SourceOverview {
+    /// Formats the limits.
+    fn limits(&self) -> String {
         let allow: Vec<String> = self.allow.iter().map(ToString::to_string).collect();
-        let told = [
+        let limits = [
             self.rate.map(|rate| rate.to_string()),
-            self.concurrency.map(|slots| format!("{slots} at once")),
-            self.max_body.map(|size| format!("up to {}", fields::bytes(size))),
+            self.concurrency.map(|slots| format!("{slots} concurrent")),
+            self.max_body.map(|size| format!("up to {}", display_fields::bytes(size))),
             (!allow.is_empty()).then(|| format!("from {}", allow.join(" "))),
         ];
-        told.into_iter().flatten().collect::<Vec<_>>().join(", ")
+        limits.into_iter().flatten().collect::<Vec<_>>().join(", ")
     }
 }
 
 #[derive(Serialize)]
-struct Listing {
+struct SecretStatus {
     name: String,
     set: bool,
 }
@@ -86,16 +87,16 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
     let registry = connection.registry().await?;
     let mut dropped = connection.bus.dropped(DropScope::Source).await?;
     let set: BTreeSet<String> = registry.secrets().await?.into_iter().map(|secret| secret.name).collect();
-    let listed = registry.sources().await?.into_iter().map(|entry| {
+    let sources = registry.sources().await?.into_iter().map(|entry| {
         let spec = Arc::unwrap_or_clone(entry.record.spec);
         let secrets = spec.secrets.iter().chain(&spec.verify_token);
-        let secrets = secrets.map(|name| Listing { name: name.clone(), set: set.contains(name) }).collect();
+        let secrets = secrets.map(|name| SecretStatus { name: name.clone(), set: set.contains(name) }).collect();
         let (provider, dedupe, ids) = (spec.provider.name(), spec.dedupe(), spec.ids());
         let duplicates = dropped.remove(entry.name.as_str()).unwrap_or_default();
         let path = format!("/hooks/{}", entry.name);
         let SourceSpec { tolerance, rate, concurrency, allow, max_body, .. } = spec;
         let tolerance_ms = tolerance.as_millis();
-        Listed {
+        SourceOverview {
             name: entry.name,
             provider,
             path,
@@ -110,31 +111,30 @@ async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
             max_body,
         }
     });
-    globals.output.show(&listed.collect::<Vec<_>>(), |listed| {
-        if listed.is_empty() {
-            return "there is no source; `nerve source add` makes one".to_owned();
+    globals.output.show(&sources.collect::<Vec<_>>(), |sources| {
+        if sources.is_empty() {
+            return "no sources; add one with `nerve source add`".to_owned();
         }
-        let row = |one: &Listed| {
-            let secret = |s: &Listing| if s.set { s.name.clone() } else { format!("{} (not set)", s.name) };
+        let row = |one: &SourceOverview| {
+            let secret = |s: &SecretStatus| if s.set { s.name.clone() } else { format!("{} (not set)", s.name) };
             let secrets = one.secrets.iter().map(secret).collect::<Vec<_>>().join(" ");
             let duplicates: u64 = one.duplicates.values().sum();
             let duplicates = if duplicates > 0 { format!("≥ {duplicates}") } else { String::new() };
             let (name, provider, dedupe) =
                 (one.name.to_string(), one.provider.to_owned(), one.dedupe.name().to_owned());
-            [name, provider, one.path.clone(), dedupe, duplicates, one.bounds(), secrets]
+            [name, provider, one.path.clone(), dedupe, duplicates, one.limits(), secrets]
         };
-        let columns = ["SOURCE", "PROVIDER", "PATH", "DEDUPE", "DROPPED", "BOUNDS", "SECRETS"];
-        output::table(columns, listed.iter().map(row))
+        let columns = ["SOURCE", "PROVIDER", "PATH", "DEDUPE", "DROPPED", "LIMITS", "SECRETS"];
+        output::table(columns, sources.iter().map(row))
     })
 }
 
-/// How long the servers may take to hear of a change.
-const HEARD: Duration = Duration::from_secs(5);
+/// Time for a change to reach all servers.
+const PROPAGATION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The source of this name as it is deployed.
+/// Returns the deployed source with this name.
 async fn deployed(registry: &Registry, name: &Name) -> anyhow::Result<SourceSpec> {
     let entry = registry.source(name).await?;
-    let missing =
-        || Failure::new(format!("there is no source `{name}`")).next("`nerve source list` shows which there are");
+    let missing = || Failure::new(format!("no source `{name}`")).next("see `nerve source list`");
     Ok(Arc::unwrap_or_clone(entry.ok_or_else(missing)?.record.spec))
 }

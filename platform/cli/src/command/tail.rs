@@ -1,17 +1,17 @@
 //! `nerve tail`
 
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
-    moment::{self, Position},
-    output::{self, shortened},
+    globals::{DataFolder, Globals},
+    output::{self, truncated},
+    time_arg::Position,
 };
 use clap::Args;
 use nerve_broker::bus::Tailed;
 use nerve_core::{Event, Pattern, subject::EVENTS_PREFIX};
 use serde::Serialize;
 
-/// Watch events as they come: time, sequence, type, id and the beginning of the data
+/// Watch new events: time, sequence, type, ID and the beginning of the data
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -19,13 +19,13 @@ Examples:
   nerve tail --subject 'github.>' --from first
   nerve tail --from 10m -n 20 --output json | jq .type")]
 pub(crate) struct Tail {
-    /// Which events: a subject or a type, wildcards allowed
+    /// Subject or event type; wildcards are allowed
     #[arg(long, value_name = "PATTERN", default_value = "events.>", value_parser = parse_subject)]
     subject: Pattern,
-    /// Where to begin: first, new, a sequence, a time (RFC 3339) or how long ago (10m)
+    /// Start: first, new, a sequence, a time (RFC 3339) or an age (10m)
     #[arg(long, value_name = "WHERE", default_value = "new")]
     from: Position,
-    /// End after this many events
+    /// Exit after N events
     #[arg(short = 'n', long = "count", value_name = "N")]
     count: Option<u64>,
     #[command(flatten)]
@@ -33,7 +33,7 @@ pub(crate) struct Tail {
 }
 
 #[derive(Serialize)]
-struct Line<'e> {
+struct TailRecord<'e> {
     sequence: u64,
     #[serde(flatten)]
     event: &'e Event,
@@ -57,24 +57,24 @@ impl Tail {
 }
 
 fn json(tailed: &Tailed) -> serde_json::Result<String> {
-    serde_json::to_string(&Line { sequence: tailed.sequence, event: &tailed.event })
+    serde_json::to_string(&TailRecord { sequence: tailed.sequence, event: &tailed.event })
 }
 
 fn text(tailed: &Tailed) -> String {
-    format!("{}  {}  {}", moment::shown(tailed.time), tailed.sequence, event_text(&tailed.event))
+    format!("{}  {}  {}", output::timestamp(tailed.time), tailed.sequence, event_text(&tailed.event))
 }
 
-/// An event in one line.
+/// Formats an event in one line.
 pub(super) fn event_text(event: &Event) -> String {
     let data = match std::str::from_utf8(&event.data) {
-        _ if event.extension(nerve_core::event::DATA_REF).is_some() => "(a large body, stored apart)".to_owned(),
-        Ok(text) => shortened(text, 120),
+        _ if event.extension(nerve_core::event::DATA_REF).is_some() => "(large body in the object store)".to_owned(),
+        Ok(text) => truncated(text, 120),
         Err(_) => format!("({} bytes)", event.data.len()),
     };
     format!("{}  {}  {data}", event.ty, event.id)
 }
 
-/// A subject as it is, and a type as the subject of its events.
+/// Parses a subject, or an event type as the subject of its events.
 fn parse_subject(text: &str) -> Result<Pattern, String> {
     let whole = text == ">" || text.starts_with(EVENTS_PREFIX);
     let subject = if whole { text.to_owned() } else { format!("{EVENTS_PREFIX}{text}") };
@@ -87,7 +87,7 @@ mod tests {
     use nerve_core::EventType;
 
     #[test]
-    fn a_type_stands_for_its_subject() {
+    fn event_type_is_converted_to_its_subject() {
         let read = |text| parse_subject(text).map(|pattern| pattern.to_string());
         assert_eq!(read("github.>").as_deref(), Ok("events.github.>"));
         assert_eq!(read("events.github.push").as_deref(), Ok("events.github.push"));
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_of_json_is_the_event_and_its_sequence() {
+    fn json_line_is_the_event_with_its_sequence() {
         let event = Event::new("1", "/s", EventType::parse("a.b").unwrap()).with_data("application/json", "{\"n\":1}");
         let tailed = Tailed { sequence: 7, time: time::OffsetDateTime::UNIX_EPOCH, event };
         let line: serde_json::Value = serde_json::from_str(&json(&tailed).unwrap()).unwrap();

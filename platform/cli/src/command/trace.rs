@@ -1,29 +1,29 @@
 //! `nerve trace`
 
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
-    moment::Position,
+    globals::{DataFolder, Globals},
     output,
+    time_arg::Position,
 };
 use clap::Args;
 use nerve_broker::bus::{self, Traced};
 use serde::Serialize;
 
-/// Show everything that one event led to, as a tree: an answer from its question on
+/// Show the causal tree of events for an event, answer or correlation ID
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The id is a workflow's (an answer's, a `correlationid`), or that of any of its events.
+The ID is that of a workflow (an answer, a `correlationid`) or of any of its events.
 
 Examples:
   nerve trace 01997c3e-6a52-7c11-b4f3-3d1f3f0a8a52
   nerve trace a1b2c3 --since 1h --output json | jq '.events[0].led_to'")]
 pub(crate) struct Trace {
-    /// The id
+    /// Event, answer or correlation ID
     id: String,
-    /// From where the log is looked through: first, a sequence, a time (RFC 3339) or how long ago (10m) [default: the
-    /// moment that the id tells, else first]
+    /// Start of the search: first, a sequence, a time (RFC 3339) or an age (10m) [default: the time in the ID, or else
+    /// first]
     #[arg(long, value_name = "WHEN")]
     since: Option<Position>,
     #[command(flatten)]
@@ -31,7 +31,7 @@ pub(crate) struct Trace {
 }
 
 #[derive(Serialize)]
-struct Shown<'t> {
+struct TraceReport<'t> {
     id: &'t str,
     #[serde(flatten)]
     trace: &'t bus::Trace,
@@ -42,18 +42,18 @@ impl Trace {
         let connection = Connection::open(globals, &self.folder).await?;
         let trace = connection.bus.trace(&self.id, self.since.map(|since| since.start())).await?;
         if trace.events.is_empty() {
-            let cause = format!("no event of the log has the id or the correlationid {}", self.id);
-            let next = "`nerve tail --from 10m` shows ids; --since looks through more of the log";
-            return Err(Failure::new("there is nothing to trace").cause(cause).next(next).into());
+            let cause = format!("no event found with id or correlationid {}", self.id);
+            let next = "see `nerve tail --from 10m` for ids, or search more of the log with --since";
+            return Err(Failure::new("nothing to trace").cause(cause).next(next).into());
         }
         if trace.truncated {
-            output::hint("there are more events than a trace holds: the newest are missing");
+            output::hint("the trace exceeds its maximum size: the newest events are missing");
         }
-        globals.output.show(&Shown { id: &self.id, trace: &trace }, |_| text(&trace.events))
+        globals.output.show(&TraceReport { id: &self.id, trace: &trace }, |_| text(&trace.events))
     }
 }
 
-/// One event a line, what it led to below it.
+/// Formats one event per line, with its effects below it.
 fn text(events: &[Traced]) -> String {
     let mut lines = Vec::new();
     for event in events {
@@ -65,25 +65,25 @@ fn text(events: &[Traced]) -> String {
     lines.iter().map(|(tree, rest)| format!("{tree}{}  {rest}", pad(tree))).collect::<Vec<_>>().join("\n")
 }
 
-/// The levels of a trace are bounded, so this recursion is.
+/// The depth of a trace is limited, and so is this recursion.
 fn below(events: &[Traced], indent: &str, lines: &mut Vec<(String, String)>) {
-    for (place, event) in events.iter().enumerate() {
-        let last = place + 1 == events.len();
+    for (index, event) in events.iter().enumerate() {
+        let last = index + 1 == events.len();
         let (branch, deeper) = if last { ("└ ", "  ") } else { ("├ ", "│ ") };
         lines.push(line(event, &format!("{indent}{branch}")));
         below(&event.led_to, &format!("{indent}{deeper}"), lines);
     }
 }
 
-/// The tree's part, and what is said of the event.
+/// Returns the branch of the tree and the description of the event.
 fn line(event: &Traced, branch: &str) -> (String, String) {
     let by = event.source.strip_prefix("/functions/").unwrap_or(&event.source);
     let mut rest = format!("{:>7} ms  {by}", event.offset_ms);
     if event.parts > 0 {
-        rest.push_str(&format!("  ({} parts streamed for it)", event.parts));
+        rest.push_str(&format!("  ({} answer parts streamed)", event.parts));
     }
     for (id, function) in &event.dead {
-        rest.push_str(&format!("  given up by {function}: nerve dlq show {id}"));
+        rest.push_str(&format!("  dead-lettered by {function}: nerve dlq show {id}"));
     }
     (format!("{branch}{}", event.ty), rest)
 }
@@ -101,13 +101,13 @@ mod tests {
     }
 
     #[test]
-    fn a_tree_is_drawn() {
+    fn trace_is_drawn_as_a_tree() {
         let mut second = traced("b", "/functions/f", vec![traced("c", "/functions/g", vec![])]);
         second.dead.insert(3, "g".into());
         let third = Traced { parts: 2, ..traced("d", "/functions/f", vec![]) };
         let drawn = text(&[traced("a", "/s", vec![second, third])]);
-        let wanted = "a            7 ms  /s\n├ b          7 ms  f  given up by g: nerve dlq show 3\n│ └ c        7 ms  g\n\
-                      └ d          7 ms  f  (2 parts streamed for it)";
-        assert_eq!(drawn, wanted);
+        let expected = "a            7 ms  /s\n├ b          7 ms  f  dead-lettered by g: nerve dlq show 3\n│ └ c        7 ms  g\n\
+                      └ d          7 ms  f  (2 answer parts streamed)";
+        assert_eq!(drawn, expected);
     }
 }

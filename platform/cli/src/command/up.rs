@@ -2,14 +2,14 @@
 
 use super::{
     Process,
-    serve::{self, Role, Stop, Supervised},
+    serve::{self, Role, Stop, SupervisedServer},
 };
 use crate::{
-    args::{DataFolder, Globals},
     broker::{self, Broker, BrokerOptions, TlsFiles},
     failure::Failure,
-    joined::{self, Joined},
+    globals::{DataFolder, Globals},
     lock::Lock,
+    membership::{self, Membership},
     output::Format,
     settings,
     supervisor::SupervisionRole,
@@ -22,14 +22,14 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Start everything on this machine: NATS with JetStream, the gateway and a worker
+/// Start NATS with JetStream, a gateway and a worker on this machine
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Without --nats it starts a nats-server of its own, whose data is in the data folder. That asks for \
-credentials, which are made at the first start: commands on this machine find them by the data \
-folder, and `nerve nats context` prints those of other programs. The gateway and the worker run in a \
-process that is started again when it dies; requests that come meanwhile wait. It stops at SIGTERM or \
-Ctrl-C, once what is running has ended or `worker.grace` is over; a second signal stops at once.
+Without --nats it starts its own nats-server, whose data is in the data directory. The server requires \
+credentials, which are created at the first start: commands on this machine find them in the data \
+directory, and `nerve nats context` prints those for other programs. The gateway and the worker run in a \
+process that is restarted after a crash; new requests wait meanwhile. Graceful shutdown on SIGTERM or \
+Ctrl-C, up to `worker.grace`; a second signal stops immediately.
 
 Examples:
   nerve up
@@ -37,22 +37,22 @@ Examples:
   nerve up --listen 127.0.0.1:0 --nats-listen 127.0.0.1:4222 --output json
   nerve up --nats nats://nats.example.com:4222")]
 pub(crate) struct Up {
-    /// Where the gateway listens; port 0 takes a free one [default: 127.0.0.1:8080]
+    /// Listen address of the gateway; port 0 selects a free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     listen: Option<SocketAddr>,
-    /// Where its nats-server listens; port 0 takes a free one, and the same again next time
+    /// Listen address of the nats-server; port 0 selects a free port, which the next start reuses
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", conflicts_with = "nats")]
     nats_listen: SocketAddr,
-    /// The certificate that its nats-server shows, in PEM; needed where that listens off loopback
+    /// Certificate of the nats-server, in PEM; required for non-loopback addresses
     #[arg(long, value_name = "FILE", requires = "nats_tls_key")]
     nats_tls_cert: Option<PathBuf>,
-    /// The private key of that certificate, in PEM
+    /// Private key of that certificate, in PEM
     #[arg(long, value_name = "FILE", requires = "nats_tls_cert")]
     nats_tls_key: Option<PathBuf>,
-    /// The nats-server to start [default: searched for]
+    /// Path of the nats-server [default: searched for]
     #[arg(long, value_name = "FILE", env = "NERVE_NATS_SERVER", hide_env_values = true)]
     nats_server: Option<PathBuf>,
-    /// The settings [default: nerve-server.toml, if there is one]
+    /// Settings file [default: nerve-server.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -72,23 +72,25 @@ impl Up {
         config.nats.server = self.nats_server.or(config.nats.server);
         config.nats.server_tls_cert = self.nats_tls_cert.or(config.nats.server_tls_cert);
         config.nats.server_tls_key = self.nats_tls_key.or(config.nats.server_tls_key);
-        config.data.dir = made(&config.data.dir)?;
-        if config.nats.url.is_empty() && Joined::is_in(&config.data.dir) {
-            return Err(joined::is_another_machines(&config.data.dir).into());
+        config.data.dir = create_data_directory(&config.data.dir)?;
+        if config.nats.url.is_empty() && Membership::exists(&config.data.dir) {
+            return Err(membership::member_cannot_run_up(&config.data.dir).into());
         }
         if self.supervision.log_style().is_some() {
-            return serve::attached(config, Role::Both).await;
+            return serve::serve_supervised(config, Role::Both).await;
         }
         let lock = Lock::take(&config.data.dir).await?;
-        serve::until_stopped(async |stop| work(config, lock, self.nats_listen, globals.output, stop).await).await
+        serve::until_stopped(async |stop| run(config, lock, self.nats_listen, globals.output, stop).await).await
     }
 }
 
-/// Keeps a nats-server, unless there is one to use, and a server process running.
-async fn work(config: Config, lock: Lock, listen: SocketAddr, format: Format, stop: Stop) -> anyhow::Result<()> {
-    let held = Some(lock.descriptor()?);
+/// Supervises a nats-server, unless another one is configured, and a server process.
+async fn run(config: Config, lock: Lock, listen: SocketAddr, format: Format, stop: Stop) -> anyhow::Result<()> {
+    let shared_lock = Some(lock.descriptor()?);
     if !config.nats.url.is_empty() {
-        return Supervised { config: &config, role: Role::Both, format, lock: held, broker: None }.run(&stop).await;
+        return SupervisedServer { config: &config, role: Role::Both, format, lock: shared_lock, broker: None }
+            .run(&stop)
+            .await;
     }
     let binary = broker::find(config.nats.server.as_deref()).await?;
     let tls = config.nats.server_tls_cert.clone().zip(config.nats.server_tls_key.clone());
@@ -97,24 +99,26 @@ async fn work(config: Config, lock: Lock, listen: SocketAddr, format: Format, st
     let Some(broker) = stop.unless_stopped(Broker::start(options)).await else { return Ok(()) };
     let broker = broker?;
     let local = Some(broker.local());
-    // The broker goes last: the gateway and the worker drain into it.
+    // The broker stops last, because the gateway and the worker need it for their shutdown.
     let end = CancellationToken::new();
-    let serving = async {
-        let served =
-            Supervised { config: &config, role: Role::Both, format, lock: held, broker: local }.run(&stop).await;
+    let server = async {
+        let served = SupervisedServer { config: &config, role: Role::Both, format, lock: shared_lock, broker: local }
+            .run(&stop)
+            .await;
         end.cancel();
         served
     };
-    let (served, ()) = tokio::join!(serving, broker.supervise(&end));
+    let (served, ()) = tokio::join!(server, broker.supervise(&end));
     served
 }
 
-/// The data folder, made where it is not there, for this user alone; absolute.
-fn made(data: &Path) -> Result<PathBuf, Failure> {
+/// Creates the data directory, private to this user, and returns its absolute path.
+fn create_data_directory(data: &Path) -> Result<PathBuf, Failure> {
     use std::os::unix::fs::DirBuilderExt;
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data).and_then(|()| data.canonicalize());
-    made.map_err(|error| {
-        let next = "name a folder that can be written to: --data DIR";
-        Failure::new(format!("cannot use the data folder {}", data.display())).because(error).next(next)
+    let created =
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data).and_then(|()| data.canonicalize());
+    created.map_err(|error| {
+        let next = "pass a writable directory: --data DIR";
+        Failure::new(format!("cannot use the data directory {}", data.display())).because(error).next(next)
     })
 }

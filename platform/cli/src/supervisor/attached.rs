@@ -1,6 +1,6 @@
 //! The server process's end of the link to its supervisor.
 
-use super::link::{self, DescriptorKind, Ready, Received};
+use super::link::{self, DescriptorKind, Ready, ReceivedAssignment};
 use crate::server::Inherited;
 use crate::{broker::LocalBroker, failure::Failure, signals::Signals};
 use anyhow::Context;
@@ -15,29 +15,29 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// What a supervisor gave to this process.
+/// The link to the supervisor and the resources that it passed to this process.
 #[derive(Debug)]
-pub(crate) struct Attached {
-    /// The nats-server to use, where the supervisor started it.
+pub(crate) struct SupervisorLink {
+    /// The nats-server, if the supervisor started it.
     pub(crate) broker: Option<LocalBroker>,
-    /// What the server goes on with.
+    /// Resources that the server inherits.
     pub(crate) inherited: Inherited,
-    /// The way back to the supervisor.
+    /// Reports to the supervisor.
     pub(crate) reports: Reports,
-    /// What the supervisor wants done.
+    /// Orders of the supervisor.
     pub(crate) orders: Orders,
-    /// Held for as long as this process serves.
+    /// The lock of the data directory, held while this process serves.
     pub(crate) lock: Option<OwnedFd>,
 }
 
-impl Attached {
-    /// Takes what the supervisor sends first.
+impl SupervisorLink {
+    /// Receives the assignment of the supervisor.
     pub(crate) fn receive() -> anyhow::Result<Self> {
         let received = link::receive().map_err(|error| {
-            let next = "`--supervised` is what `nerve` starts its server process with: leave it out";
+            let next = "`--supervised` is internal: omit it";
             Failure::new("this process has no supervisor").because(error).next(next)
         });
-        let Received { assignment, descriptors, socket } = received?;
+        let ReceivedAssignment { assignment, descriptors, socket } = received?;
         let (mut inherited, mut lock) = (Inherited::default(), None);
         for (kind, descriptor) in descriptors {
             match kind {
@@ -62,9 +62,9 @@ impl Attached {
 pub(crate) struct Reports(OwnedWriteHalf);
 
 impl Reports {
-    /// Says that the server serves.
+    /// Reports that the server is ready.
     pub(crate) async fn ready(&mut self, ready: &Ready) -> anyhow::Result<()> {
-        self.0.write_all(&link::line(ready)?).await.context("the supervisor cannot be told that the server is ready")
+        self.0.write_all(&link::line(ready)?).await.context("cannot report to the supervisor")
     }
 }
 
@@ -73,10 +73,10 @@ impl Reports {
 pub(crate) struct Orders(Lines<BufReader<OwnedReadHalf>>);
 
 impl Orders {
-    /// Cancels `stop` when the supervisor or a signal asks for that, and returns once the supervisor is gone.
+    /// Cancels `stop` on an order of the supervisor or a signal. Returns when the supervisor has exited.
     ///
-    /// A service manager may signal both processes, and the supervisor orders what it was asked for: so to be asked twice means
-    /// nothing here. The supervisor kills this process where it is to end at once.
+    /// A service manager may signal both processes, and the supervisor forwards its signal as an order, so a second
+    /// request has no meaning here. The supervisor kills this process for an immediate stop.
     pub(crate) async fn follow(mut self, mut signals: Signals, stop: &CancellationToken) {
         loop {
             tokio::select! {

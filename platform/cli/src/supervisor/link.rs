@@ -1,7 +1,7 @@
-//! The socket between a supervisor and its server process, which is the server's standard input.
+//! The socket between a supervisor and its server process: the server's standard input.
 //!
-//! First the supervisor sends an [`Assignment`], with the descriptors that it names. Later it sends [`DRAIN`] at most, and the server
-//! says once that it is [`Ready`]. Assignment and readiness are a line of JSON each.
+//! First, the supervisor sends an [`Assignment`] with descriptors. Later, it may send [`DRAIN`], and the server reports
+//! once that it is [`Ready`]. Assignment and readiness are one line of JSON each.
 
 use crate::broker::LocalBroker;
 use anyhow::{Context, bail};
@@ -19,57 +19,57 @@ use std::{
     },
 };
 
-/// Bytes of the longest message.
+/// Maximum size of a message.
 const MAX_MESSAGE_BYTES: usize = 16 << 10;
-/// Descriptors that one assignment may hand over.
+/// Maximum descriptors of an assignment.
 const MAX_DESCRIPTORS: usize = 4;
 
-/// The line that tells a server process to end, once what is running has ended.
+/// The order to shut down gracefully.
 pub(super) const DRAIN: &str = "drain\n";
 
-/// What a server process is told at its start.
+/// First message to a server process.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Assignment {
-    /// The nats-server to use, where the supervisor started it.
+    /// The nats-server, if the supervisor started it.
     pub(crate) broker: Option<LocalBroker>,
-    /// What the descriptors are, in their order.
+    /// Kinds of the descriptors, in their order.
     pub(super) descriptors: Vec<DescriptorKind>,
 }
 
-/// What a descriptor is for.
+/// The kind of a descriptor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum DescriptorKind {
     /// The gateway's socket.
     Listener,
-    /// The memory in which the events that run are recorded.
+    /// The shared memory that records events in flight.
     InFlight,
-    /// The lock of the data folder, held for as long as the server runs.
+    /// The lock of the data directory, held while the server runs.
     Lock,
 }
 
-/// What a server process says once it serves.
+/// Report of a server process that is ready.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ready {
-    /// The URL of its gateway, if it is one.
+    /// URL of its gateway, if it has one.
     pub(crate) gateway: Option<String>,
-    /// The URL of NATS.
+    /// URL of NATS.
     pub(crate) nats: String,
 }
 
-/// A message as it is sent.
+/// Serializes a message.
 pub(super) fn line(message: &impl Serialize) -> anyhow::Result<Vec<u8>> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     if line.len() > MAX_MESSAGE_BYTES {
-        bail!("a message to or from the server process has {} bytes", line.len());
+        bail!("a message of the supervisor link is too large: {} bytes", line.len());
     }
     Ok(line)
 }
 
-/// A message as it was sent.
+/// Parses a message.
 pub(super) fn parse<T: DeserializeOwned>(line: &str) -> anyhow::Result<T> {
-    serde_json::from_str(line).with_context(|| format!("`{}` is no message that is known", line.trim_end()))
+    serde_json::from_str(line).with_context(|| format!("unknown message `{}`", line.trim_end()))
 }
 
 /// Sends an assignment and its descriptors.
@@ -80,29 +80,29 @@ pub(super) fn send(
 ) -> anyhow::Result<()> {
     let kinds = descriptors.iter().map(|(kind, _)| *kind).collect();
     let line = line(&Assignment { broker: broker.cloned(), descriptors: kinds })?;
-    let handed: Vec<_> = descriptors.iter().map(|(_, descriptor)| *descriptor).collect();
+    let passed: Vec<_> = descriptors.iter().map(|(_, descriptor)| *descriptor).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&handed)) {
-        bail!("{} descriptors are more than an assignment may hold", handed.len());
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&passed)) {
+        bail!("an assignment cannot contain {} descriptors", passed.len());
     }
     let sent = sendmsg(socket, &[IoSlice::new(&line)], &mut ancillary, SendFlags::NOSIGNAL)?;
     if sent < line.len() {
-        bail!("the assignment was not sent whole");
+        bail!("the assignment was sent only partially");
     }
     Ok(())
 }
 
-/// What a server process received at its start.
-pub(super) struct Received {
+/// An assignment with its descriptors.
+pub(super) struct ReceivedAssignment {
     pub(super) assignment: Assignment,
     pub(super) descriptors: Vec<(DescriptorKind, OwnedFd)>,
-    /// For what comes later.
+    /// The socket for later messages.
     pub(super) socket: UnixStream,
 }
 
-/// Receives an assignment on this process's standard input, which goes on as the socket for orders.
-pub(super) fn receive() -> anyhow::Result<Received> {
+/// Receives an assignment on this process's standard input, which then is the socket for orders.
+pub(super) fn receive() -> anyhow::Result<ReceivedAssignment> {
     let socket = UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let mut text = vec![0; MAX_MESSAGE_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
@@ -116,8 +116,8 @@ pub(super) fn receive() -> anyhow::Result<Received> {
     });
     let descriptors: Vec<OwnedFd> = rights.flatten().collect();
     if descriptors.len() != assignment.descriptors.len() {
-        bail!("{} descriptors came, and {} were announced", descriptors.len(), assignment.descriptors.len());
+        bail!("received {} descriptors, expected {}", descriptors.len(), assignment.descriptors.len());
     }
     let descriptors = assignment.descriptors.iter().copied().zip(descriptors).collect();
-    Ok(Received { assignment, descriptors, socket })
+    Ok(ReceivedAssignment { assignment, descriptors, socket })
 }

@@ -1,4 +1,4 @@
-//! The standard error of a server process: passed on line by line, the last lines kept.
+//! Forwards the standard error of a server process line by line and keeps its last lines.
 
 use std::{
     collections::VecDeque,
@@ -10,47 +10,47 @@ use tokio::{
     process::ChildStderr,
 };
 
-/// Lines that are kept.
-const LAST_LINES: usize = 5;
-/// Bytes of a line that are kept.
-const LAST_LINE_BYTES: usize = 400;
-/// Bytes that are passed on at once, where a line is longer.
-const PIECE_BYTES: u64 = 64 << 10;
+/// Maximum lines kept.
+const MAX_LINES: usize = 5;
+/// Maximum bytes kept of a line.
+const MAX_LINE_BYTES: usize = 400;
+/// Maximum bytes forwarded in one write.
+const MAX_WRITE_BYTES: u64 = 64 << 10;
 
-/// The last lines of a process; cheap to clone.
+/// The last lines of a process. Cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct LastLines(Arc<Mutex<VecDeque<String>>>);
 
 impl LastLines {
-    /// Passes everything that comes on to this process's standard error, until it ends.
-    pub(super) async fn pass_on(self, from: ChildStderr) -> io::Result<()> {
+    /// Forwards everything to this process's standard error until the end of the stream.
+    pub(super) async fn forward(self, from: ChildStderr) -> io::Result<()> {
         let (mut from, mut to) = (BufReader::new(from), tokio::io::stderr());
-        let mut piece = Vec::new();
+        let mut chunk = Vec::new();
         loop {
-            piece.clear();
-            if (&mut from).take(PIECE_BYTES).read_until(b'\n', &mut piece).await? == 0 {
+            chunk.clear();
+            if (&mut from).take(MAX_WRITE_BYTES).read_until(b'\n', &mut chunk).await? == 0 {
                 return Ok(());
             }
-            self.keep(&piece);
-            to.write_all(&piece).await?;
+            self.keep(&chunk);
+            to.write_all(&chunk).await?;
             to.flush().await?;
         }
     }
 
-    fn keep(&self, piece: &[u8]) {
-        let text = String::from_utf8_lossy(piece.get(..LAST_LINE_BYTES).unwrap_or(piece));
+    fn keep(&self, chunk: &[u8]) {
+        let text = String::from_utf8_lossy(chunk.get(..MAX_LINE_BYTES).unwrap_or(chunk));
         let text = text.trim_end();
         if text.is_empty() {
             return;
         }
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() == LAST_LINES {
+        if lines.len() == MAX_LINES {
             lines.pop_front();
         }
         lines.push_back(text.to_owned());
     }
 
-    /// The lines, the oldest first.
+    /// Returns the lines, oldest first.
     pub(super) fn lines(&self) -> Vec<String> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
@@ -61,14 +61,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_last_lines_are_kept_each_of_bounded_length() {
+    fn last_lines_are_kept_and_truncated() {
         let last = LastLines::default();
         for number in 0..9 {
             last.keep(format!("line {number} {}\n", "x".repeat(1000)).as_bytes());
         }
         last.keep(b"\n");
         let lines = last.lines();
-        assert_eq!(lines.len(), LAST_LINES);
-        assert!(lines[0].starts_with("line 4 ") && lines.iter().all(|line| line.len() <= LAST_LINE_BYTES), "{lines:?}");
+        assert_eq!(lines.len(), MAX_LINES);
+        assert!(lines[0].starts_with("line 4 ") && lines.iter().all(|line| line.len() <= MAX_LINE_BYTES), "{lines:?}");
     }
 }

@@ -1,6 +1,6 @@
-"""A long-lived process: one JSON object a line on stdin, one on stdout.
+"""A long-lived process that exchanges newline-delimited JSON on stdin and stdout.
 
-stderr is the function's log. The end of stdin means finish.
+stderr is the function's log. On EOF, the process finishes its work and exits.
 """
 
 import json
@@ -8,7 +8,7 @@ import sys
 
 
 def handle(event):
-    """The events to publish for `event`. A ValueError can never succeed; any other exception is tried again."""
+    """Returns the events to publish for `event`. A ValueError is permanent; any other exception is retried."""
     data = event.get("data")
     if not isinstance(data, dict):
         raise ValueError("the body is not a JSON object")

@@ -1,4 +1,4 @@
-// Called once an event, in an instance of its own: nothing that is left in memory reaches the next call.
+// Called once per event in a fresh instance: calls share no memory.
 import { log } from "nerve:function/host@0.1.0";
 
 export function handle(event) {
@@ -6,19 +6,19 @@ export function handle(event) {
   try {
     data = JSON.parse(fromUtf8(event.data));
   } catch (error) {
-    // Never succeeds: a dead letter at once. With the tag "retry" it is tried again by the schedule.
+    // A permanent failure: dead-lettered immediately. The tag "retry" requests a retry.
     throw { tag: "invalid", val: `the body is not JSON: ${error.message}` };
   }
   log("info", `answering ${event.id}`);
   return [emit("demo.answered", { hello: data.name ?? "you" })];
 }
 
-// An event to publish; its type must be covered by `emits` in nerve.toml.
+// Creates an event to publish; `emits` in nerve.toml must cover its type.
 function emit(type, data) {
   return { type, data: toUtf8(JSON.stringify(data)), contentType: undefined, subject: undefined, partitionKey: undefined };
 }
 
-// QuickJS has neither TextDecoder nor TextEncoder; these throw on what is not UTF-8.
+// QuickJS has neither TextDecoder nor TextEncoder; these functions throw on invalid UTF-8.
 function fromUtf8(bytes) {
   let text = "";
   for (let at = 0; at < bytes.length; at += 4096) {

@@ -1,4 +1,4 @@
-"""Called once an event, in an instance of its own: nothing that is left in memory reaches the next call."""
+"""Called once per event in a fresh instance: calls share no memory."""
 
 import json
 
@@ -14,12 +14,12 @@ class WitWorld(wit_world.WitWorld):
             data = json.loads(event.data)
             name = data.get("name", "you")
         except (ValueError, AttributeError) as error:
-            # Never succeeds: a dead letter at once. Failure_Retry is tried again by the schedule.
+            # A permanent failure: dead-lettered immediately. Failure_Retry requests a retry.
             raise Err(Failure_Invalid(f"the body is not a JSON object: {error}")) from error
         host.log(Level.INFO, f"answering {event.id}")
         return [emit("demo.answered", {"hello": name})]
 
 
 def emit(type, data):
-    """An event to publish; its type must be covered by `emits` in nerve.toml."""
+    """Creates an event to publish; `emits` in nerve.toml must cover its type."""
     return Emission(type=type, data=json.dumps(data).encode(), content_type=None, subject=None, partition_key=None)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds app.py into a component with CPython inside (18 MB), with componentize-py in a virtual environment of its own.
+# Builds app.py into a component that contains CPython (18 MB), with componentize-py in a virtual environment.
 set -eu
 cd "$(dirname "$0")"
 [ -x .venv/bin/componentize-py ] || { python3 -m venv .venv && .venv/bin/pip install --quiet componentize-py==0.25.1; }

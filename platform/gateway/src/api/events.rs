@@ -6,9 +6,7 @@ use crate::{
         auth::Caller,
         cloudevents::{self, ParsedRequest},
     },
-    http::{
-        problem::{HttpResult, Problem},
-    },
+    http::problem::{HttpResult, Problem},
     publish::{Receipt, accepted, publish},
 };
 use axum::{

@@ -1,4 +1,4 @@
-//! The files of `<data>/nats`: written whole or not at all, for this user alone, and changed by one process at a time.
+//! Files of `<data>/nats`: written atomically, private to this user, and changed by one process at a time.
 
 use anyhow::Context;
 use nerve_broker::KeyPair;
@@ -10,17 +10,17 @@ use std::{
     path::Path,
 };
 
-/// The longest file, in bytes.
+/// Maximum size of a file.
 const MAX_FILE_BYTES: u64 = 4 << 20;
 
-/// Held by the one process that changes the folder: `nerve up`, as it starts the server and answers those who join, or a command.
+/// Lock of the process that changes the directory: `nerve up`, or a command.
 #[derive(Debug)]
 pub(super) struct FolderLock {
     _file: File,
 }
 
 impl FolderLock {
-    /// Waits for the others, which hold it for milliseconds.
+    /// Acquires the lock, which other processes hold for milliseconds.
     pub(super) fn take(folder: &Path) -> anyhow::Result<Self> {
         let path = folder.join("lock");
         let taken = || {
@@ -32,14 +32,14 @@ impl FolderLock {
     }
 }
 
-/// Makes a folder for this user alone.
+/// Creates a directory that is private to this user.
 pub(crate) fn make_folder(folder: &Path) -> anyhow::Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     let made = made.and_then(|()| std::fs::set_permissions(folder, Permissions::from_mode(0o700)));
-    made.with_context(|| format!("cannot make the folder {}", folder.display()))
+    made.with_context(|| format!("cannot create the directory {}", folder.display()))
 }
 
-/// The text of a file; none where there is no file.
+/// Reads a file. Returns `None` if it does not exist.
 pub(crate) fn read(file: &Path) -> anyhow::Result<Option<String>> {
     let mut text = String::new();
     match nerve_files::open(file).and_then(|found| found.take(MAX_FILE_BYTES).read_to_string(&mut text)) {
@@ -49,18 +49,18 @@ pub(crate) fn read(file: &Path) -> anyhow::Result<Option<String>> {
     }
 }
 
-/// What a file of JSON holds; the default where there is no file.
+/// Reads a JSON file. Returns the default if it does not exist.
 pub(super) fn read_json<T: DeserializeOwned + Default>(file: &Path) -> anyhow::Result<T> {
     let Some(text) = read(file)? else { return Ok(T::default()) };
     serde_json::from_str(&text).with_context(|| format!("cannot read {}", file.display()))
 }
 
-/// Writes a file of JSON.
+/// Writes a JSON file.
 pub(super) fn write_json(file: &Path, value: &impl Serialize) -> anyhow::Result<()> {
     write(file, &serde_json::to_string_pretty(value)?)
 }
 
-/// The key pair whose seed is in `file`, or a new one that is then kept there.
+/// Reads the key pair whose seed is in `file`, or creates and stores a new one.
 pub(crate) fn key(file: &Path, new: impl FnOnce() -> KeyPair) -> anyhow::Result<KeyPair> {
     let Some(seed) = read(file)? else {
         let pair = new();
@@ -68,12 +68,12 @@ pub(crate) fn key(file: &Path, new: impl FnOnce() -> KeyPair) -> anyhow::Result<
         return Ok(pair);
     };
     KeyPair::from_seed(seed.trim()).map_err(|_| {
-        let next = "restore it, or remove its folder so that all credentials are made anew";
-        anyhow::anyhow!("{} holds no seed of NATS: {next}", file.display())
+        let next = "restore it, or remove its directory to create all credentials again";
+        anyhow::anyhow!("{} contains no NATS seed: {next}", file.display())
     })
 }
 
-/// Writes a file whole or not at all, for this user alone whatever the umask.
+/// Writes a file atomically and private to this user, independent of the umask.
 pub(crate) fn write(file: &Path, text: &str) -> anyhow::Result<()> {
     let draft = file.with_extension("new");
     let written = || {

@@ -1,4 +1,4 @@
-//! Servers on other machines: the tokens with which they join, and those that have joined.
+//! Servers on other machines: join tokens and joined machines.
 
 use super::{
     files::{FolderLock, read_json, write_json},
@@ -19,19 +19,20 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// What the names of tokens begin with.
+/// Prefix of token names.
 const TOKEN_PREFIX: &str = "token-";
-/// Characters of a token's id that are its name.
+/// Characters of a token's id in its name.
 const TOKEN_NAME_CHARS: usize = 8;
-/// Limits of what is kept.
+/// Maximum stored tokens.
 const MAX_TOKENS: usize = 100;
+/// Maximum joined machines.
 const MAX_MACHINES: usize = 1000;
-/// The longest name, in characters.
+/// Maximum length of a name in characters.
 const MAX_NAME_CHARS: usize = 64;
-/// The length of a machine's public key, in bytes.
+/// Size of a machine's public key in bytes.
 const MACHINE_KEY_BYTES: usize = 32;
 
-/// All of them, as one file keeps them.
+/// All tokens and machines, stored in one file.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub(crate) struct Members {
@@ -41,118 +42,118 @@ pub(crate) struct Members {
     pub(crate) machines: BTreeMap<String, JoinedMachine>,
 }
 
-/// A token, as far as it is kept: it cannot be made again from this.
+/// A stored token. The token itself cannot be restored from it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct IssuedToken {
-    /// What a machine that joins with it may do.
+    /// Role of a machine that joins with it.
     pub(crate) role: String,
-    /// When it was made, in seconds since 1970.
+    /// Creation time, in seconds since the Unix epoch.
     pub(crate) issued: u64,
-    /// Until when it can be used.
+    /// Expiry time, in seconds since the Unix epoch.
     pub(crate) expires: u64,
-    /// The key of request and response.
+    /// Encryption key of request and response.
     exchange_key: String,
-    /// The certificate of the CA by which the servers are recognized, in PEM.
+    /// Certificate of the CA of the servers, in PEM.
     ca: Option<String>,
-    /// The machine that has used it.
+    /// Name of the machine that used it.
     pub(crate) used_by: Option<String>,
 }
 
 /// A machine that has joined.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct JoinedMachine {
-    /// What it may do.
+    /// Its role.
     pub(crate) role: String,
-    /// The public key of its NATS user.
+    /// Public key of its NATS user.
     pub(crate) public: String,
-    /// The public key that secrets keys are encrypted for.
+    /// Public key with which secrets keys are encrypted for it.
     pub(crate) machine_key: String,
-    /// When it joined, in seconds since 1970.
+    /// Time of joining, in seconds since the Unix epoch.
     pub(crate) joined: u64,
-    /// When it joined again with new credentials.
+    /// Time of the last replacement of its credentials.
     pub(crate) rotated: Option<u64>,
 }
 
-/// What a token is to be good for.
+/// Parameters of a new token.
 #[derive(Debug)]
 pub(crate) struct TokenOffer {
-    /// What who joins may do.
+    /// Role of the joining machine.
     pub(crate) role: Role,
-    /// The servers, the certificate and the time.
+    /// The servers, their certificate and the lifetime.
     pub(crate) offer: Offer,
-    /// The certificate of the CA by which the servers are recognized later, in PEM.
+    /// Certificate of the CA of the servers, in PEM.
     pub(crate) ca: Option<String>,
 }
 
-/// What is given to a machine beside its user.
+/// Data that a joining machine gets in addition to its user.
 #[derive(Debug)]
-pub(crate) struct Gifts {
+pub(crate) struct JoinMaterial {
     /// The secrets keys.
     pub(crate) secrets_keys: Vec<String>,
-    /// The certificate that the nats-server shows, in PEM.
+    /// Certificate of the nats-server, in PEM.
     pub(crate) certificate: Option<String>,
 }
 
-/// An answer to a machine that asked to join.
+/// Reply to a join request.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    /// What is sent.
+pub(crate) struct JoinReply {
+    /// The encrypted response.
     pub(crate) response: Vec<u8>,
-    /// The name and the role of the machine, if it has joined now.
+    /// Name and role of a machine that has just joined.
     pub(crate) joined: Option<(String, String)>,
-    /// Whether a user is refused from now on, which the nats-server is to be told.
+    /// Whether a user was revoked, so that the nats-server must reload.
     pub(crate) has_revoked: bool,
 }
 
-impl Answer {
-    /// To who has no token that is known.
+impl JoinReply {
+    /// The reply to an unknown token.
     pub(crate) fn unknown() -> Self {
         Self { response: UNKNOWN_TOKEN.to_vec(), joined: None, has_revoked: false }
     }
 }
 
-/// What was revoked.
+/// Revoked machines and tokens.
 #[derive(Debug, Default, Serialize)]
-pub(crate) struct Revoked {
+pub(crate) struct Revocations {
     /// Machines, by name.
     pub(crate) machines: Vec<String>,
     /// Tokens, by name.
     pub(crate) tokens: Vec<String>,
 }
 
-/// What a token is called.
+/// Returns the name of a token.
 pub(crate) fn token_name(id: &str) -> String {
     let short: String = id.chars().skip(1).take(TOKEN_NAME_CHARS).collect();
     format!("{TOKEN_PREFIX}{}", short.to_lowercase())
 }
 
-/// Why a text is no name of a machine.
+/// Checks the name of a machine.
 pub(crate) fn check_name(name: &str) -> Result<(), String> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || name.len() > MAX_NAME_CHARS || !name.chars().all(is_word) {
-        return Err(format!("a machine's name has 1 to {MAX_NAME_CHARS} letters, digits, `-` and `_`"));
+        return Err(format!("a machine name must have 1 to {MAX_NAME_CHARS} letters, digits, `-` and `_`"));
     }
     if name.starts_with(TOKEN_PREFIX) || Role::ALL.iter().any(|role| role.name() == name) {
-        return Err(format!("`{name}` is the name of something else: choose another"));
+        return Err(format!("the name `{name}` is reserved: choose another"));
     }
     Ok(())
 }
 
-/// All members on `data`; tokens whose time is over are left out.
+/// Returns all members on `data`, without expired tokens.
 pub(crate) fn members(data: &Path) -> anyhow::Result<Members> {
     let mut members: Members = read_json(&members_file(&folder(data)))?;
-    members.forget_expired(now()?);
+    members.remove_expired(now()?);
     Ok(members)
 }
 
-/// Makes a token, and keeps what is needed to answer who has it.
+/// Creates a token and stores the data for replying to its user.
 pub(crate) fn issue(data: &Path, offer: TokenOffer) -> anyhow::Result<Token> {
     let folder = folder(data);
     let account = super::join_account(&folder)?;
     let _lock = FolderLock::take(&folder)?;
     let mut members = members(data)?;
     if members.tokens.len() >= MAX_TOKENS {
-        anyhow::bail!("{MAX_TOKENS} tokens can be used already: revoke some, or wait until they expire");
+        anyhow::bail!("the limit of {MAX_TOKENS} unused tokens is reached: revoke some, or wait until they expire");
     }
     let token = Token::create(&account, offer.offer)?;
     let issued = IssuedToken {
@@ -168,19 +169,19 @@ pub(crate) fn issue(data: &Path, offer: TokenOffer) -> anyhow::Result<Token> {
     Ok(token)
 }
 
-/// Answers the user `id` of a token, who asks to join. What is kept is written before the answer is returned.
-pub(crate) fn admit(data: &Path, id: &str, request: &[u8], gifts: Gifts) -> anyhow::Result<Answer> {
+/// Handles the join request of the token user `id`. The new member is stored before the reply is returned.
+pub(crate) fn admit(data: &Path, id: &str, request: &[u8], material: JoinMaterial) -> anyhow::Result<JoinReply> {
     let folder = folder(data);
     let _lock = FolderLock::take(&folder)?;
     let mut members: Members = read_json(&members_file(&folder))?;
     let now = now()?;
-    members.forget_expired(now);
-    let Some(token) = members.tokens.get(id).cloned() else { return Ok(Answer::unknown()) };
+    members.remove_expired(now);
+    let Some(token) = members.tokens.get(id).cloned() else { return Ok(JoinReply::unknown()) };
     let key = ExchangeKey::parse(&token.exchange_key).context("the key of a token cannot be read")?;
-    let Ok(request) = key.decrypt_request(id, request) else { return Ok(Answer::unknown()) };
-    let (response, joined, replaced) = match members.enter(id, &token, &request, now) {
+    let Ok(request) = key.decrypt_request(id, request) else { return Ok(JoinReply::unknown()) };
+    let (response, joined, replaced) = match members.add_machine(id, &token, &request, now) {
         Err(why) => (Response::Refused(why), None, None),
-        Ok(Entry { name, replaced, is_new }) => {
+        Ok(AdmittedMachine { name, replaced, is_new }) => {
             let issuer = scope_key(&folder, role_of(&token.role)?)?;
             let account = super::account(&folder)?.public_key();
             let jwt = jwt::scoped_user(&issuer, &account, &request.public, &name)?;
@@ -189,23 +190,23 @@ pub(crate) fn admit(data: &Path, id: &str, request: &[u8], gifts: Gifts) -> anyh
                 write_trust(&folder)?;
             }
             write_json(&members_file(&folder), &members)?;
-            let trust = token.ca.clone().map(Trust::Ca).or(gifts.certificate.map(Trust::Certificate));
-            let secrets_keys = gifts.secrets_keys;
+            let trust = token.ca.clone().map(Trust::Ca).or(material.certificate.map(Trust::Certificate));
+            let secrets_keys = material.secrets_keys;
             let grant = Grant { name: name.clone(), role: token.role.clone(), jwt, secrets_keys, trust };
             (Response::Joined(grant), is_new.then_some((name, token.role)), replaced)
         }
     };
-    Ok(Answer { response: key.encrypt_response(id, &response)?, joined, has_revoked: replaced.is_some() })
+    Ok(JoinReply { response: key.encrypt_response(id, &response)?, joined, has_revoked: replaced.is_some() })
 }
 
-/// Refuses machines and tokens from now on. Nothing is revoked where one of the names is not known.
-pub(crate) fn revoke(data: &Path, names: &[String]) -> anyhow::Result<Result<Revoked, String>> {
+/// Revokes machines and tokens. Returns an unknown name, in which case nothing is revoked.
+pub(crate) fn revoke(data: &Path, names: &[String]) -> anyhow::Result<Result<Revocations, String>> {
     let folder = folder(data);
     let _lock = FolderLock::take(&folder)?;
     let now = now()?;
     let mut members: Members = read_json(&members_file(&folder))?;
-    members.forget_expired(now);
-    let (mut revoked, mut users) = (Revoked::default(), Vec::new());
+    members.remove_expired(now);
+    let (mut revoked, mut users) = (Revocations::default(), Vec::new());
     for name in names {
         let token = members.tokens.keys().find(|id| token_name(id) == *name).cloned();
         if let Some(machine) = members.machines.remove(name) {
@@ -218,56 +219,64 @@ pub(crate) fn revoke(data: &Path, names: &[String]) -> anyhow::Result<Result<Rev
             return Ok(Err(name.clone()));
         }
     }
-    // First: a machine that is forgotten and not refused would go on unseen.
+    // Revoke first: a removed machine that is not revoked would keep its access unnoticed.
     revoke_users(&folder, users.iter().map(String::as_str), now)?;
     write_trust(&folder)?;
     write_json(&members_file(&folder), &members)?;
     Ok(Ok(revoked))
 }
 
-/// A machine that may join.
-struct Entry {
+/// An admitted machine.
+struct AdmittedMachine {
     name: String,
-    /// The user that it was before.
+    /// Public key of its previous user.
     replaced: Option<String>,
-    /// Whether it has not been told so before.
+    /// Whether this is its first reply.
     is_new: bool,
 }
 
 impl Members {
-    fn forget_expired(&mut self, now: u64) {
+    fn remove_expired(&mut self, now: u64) {
         self.tokens.retain(|_, token| token.expires > now);
     }
 
-    /// Enters who asks, or says why not.
-    fn enter(&mut self, id: &str, token: &IssuedToken, request: &Request, now: u64) -> Result<Entry, String> {
+    /// Adds the requesting machine, or returns the reason of a refusal.
+    fn add_machine(
+        &mut self,
+        id: &str,
+        token: &IssuedToken,
+        request: &Request,
+        now: u64,
+    ) -> Result<AdmittedMachine, String> {
         let Request { name, public, machine_key, replaces } = request;
         check_name(name)?;
         if let Some(user) = &token.used_by {
-            // Its answer may have been lost.
+            // The previous reply may have been lost.
             let is_the_same = self.machines.get(user).is_some_and(|machine| machine.public == *public);
             return match is_the_same {
-                true => Ok(Entry { name: user.clone(), replaced: None, is_new: false }),
-                false => Err(format!("`{user}` has used this token: each is for one machine, once")),
+                true => Ok(AdmittedMachine { name: user.clone(), replaced: None, is_new: false }),
+                false => Err(format!("`{user}` has used this token: a token is valid for one machine")),
             };
         }
         if !public.starts_with('U') || KeyPair::from_public_key(public).is_err() {
-            return Err("the public key is none of a NATS user".to_owned());
+            return Err("the public key is not that of a NATS user".to_owned());
         }
         let is_key = HEXLOWER_PERMISSIVE.decode(machine_key.as_bytes()).is_ok_and(|key| key.len() == MACHINE_KEY_BYTES);
         if !is_key {
-            return Err("the machine's key is none".to_owned());
+            return Err("the machine key is invalid".to_owned());
         }
         let before = replaces.as_ref().filter(|replaced| replaced.is_proven(id, public));
         let before = before.and_then(|replaced| self.name_of(&replaced.public));
         if self.machines.contains_key(name) && before.as_ref() != Some(name) {
             return Err(format!(
-                "a machine with the name `{name}` has joined already: choose another with --name, or revoke that one \
+                "a machine with the name `{name}` has already joined: choose another with --name, or revoke that one \
                  (nerve access revoke {name})"
             ));
         }
         if self.machines.len() >= MAX_MACHINES {
-            return Err(format!("{MAX_MACHINES} machines have joined already: revoke those that are gone"));
+            return Err(format!(
+                "the limit of {MAX_MACHINES} machines is reached: revoke those that are no longer used"
+            ));
         }
         let before = before.and_then(|before| self.machines.remove(&before));
         let (joined, rotated) = before.as_ref().map_or((now, None), |before| (before.joined, Some(now)));
@@ -276,7 +285,7 @@ impl Members {
         if let Some(token) = self.tokens.get_mut(id) {
             token.used_by = Some(name.clone());
         }
-        Ok(Entry { name: name.clone(), replaced: before.map(|before| before.public), is_new: true })
+        Ok(AdmittedMachine { name: name.clone(), replaced: before.map(|before| before.public), is_new: true })
     }
 
     fn name_of(&self, public: &str) -> Option<String> {

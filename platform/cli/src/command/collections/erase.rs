@@ -1,9 +1,9 @@
 //! `nerve collections erase`
 
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
     output,
 };
 use anyhow::anyhow;
@@ -19,46 +19,46 @@ use std::{
 };
 use uuid::Uuid;
 
-/// How long the index may take to count documents.
+/// Timeout of counting documents in the index.
 const COUNT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long it may take to erase them, which makes a large index anew.
+/// Timeout of erasing documents, which rebuilds a large index.
 const ERASE_TIMEOUT: Duration = Duration::from_secs(1800);
-/// How often documents that are written meanwhile are read again.
-const MAX_TRIES: usize = 16;
+/// Maximum attempts at documents that others modify concurrently.
+const MAX_ATTEMPTS: usize = 16;
 
-/// Erase everything of a collection: its documents, questions, answers and memory, with their events and dead letters
+/// Erase a collection: its documents, questions, answers and memory, with their events and dead letters
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Stop the collection's callers first. What is still on its way while it is erased may be stored after that: run the command
-again until it counts nothing. What comes later is a new collection of that name.
+Stop the collection's callers first. Data in transit may be stored after the erasure: run the command again until all
+counts are 0. Later data is a new collection with the same name.
 
-Erased are the documents in the index and all events, answers, dead letters, delayed deliveries, large bodies and records of
-failed attempts that belong to the collection, or by their correlation id to its documents, questions and answers; the memory of
-its conversations, and what was learned from its feedback. An event of another collection is never erased. What was sent on to
-others, backups, and what functions wrote to their own logs stay.
+The command erases the documents in the index and all events, answers, dead letters, delayed deliveries, large bodies and
+records of failed attempts that belong to the collection directly, or by their correlation ID to its documents, questions and
+answers; also the memory of its conversations and data learned from its feedback. Events of other collections are never
+erased. Data sent to other systems, backups, and logs of functions are not erased.
 
 Examples:
   nerve collections erase acme --dry-run              only count
-  nerve collections erase acme                        count, ask, erase
-  nerve collections erase acme --yes --output json    do not ask")]
+  nerve collections erase acme                        count, confirm, erase
+  nerve collections erase acme --yes --output json    no confirmation")]
 pub(crate) struct Erase {
     /// The collection
     #[arg(value_parser = clap::builder::NonEmptyStringValueParser::new())]
     name: String,
-    /// Only count what would be erased
+    /// Only count the data to erase
     #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
     folder: DataFolder,
 }
 
-/// How much of a collection there is, or was.
+/// Counts of a collection's data.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 struct Counts {
-    /// Documents in the index; none where no `rag/index` is deployed.
+    /// Documents in the index; `None` if no `rag/index` is deployed.
     documents: Option<u64>,
     /// Their chunks.
     chunks: Option<u64>,
@@ -73,7 +73,7 @@ struct Counts {
 struct ErasedViews {
     /// Conversations.
     memory: u64,
-    /// What was learned from feedback: opinions, weights, and rankings of answers.
+    /// Data learned from feedback: ratings, weights, and rankings of answers.
     learned: u64,
 }
 
@@ -101,10 +101,10 @@ impl Counts {
 }
 
 #[derive(Serialize)]
-struct Report<'r> {
+struct EraseReport<'r> {
     collection: &'r str,
     dry_run: bool,
-    /// Whether nothing of it was stored any more at the end.
+    /// Whether no data of the collection was left at the end.
     complete: bool,
     erased: Counts,
 }
@@ -114,25 +114,26 @@ impl Erase {
         let name = self.name.as_str();
         if !self.dry_run && !self.yes && !stdin().is_terminal() {
             let next = format!("count with `nerve collections erase {name} --dry-run`, then erase with --yes");
-            let refused = Failure::usage(format!("refusing to erase the collection `{name}` without a confirmation"));
-            return Err(refused.cause("there is no terminal to ask on").next(next).into());
+            let failure = Failure::usage(format!("refusing to erase the collection `{name}` without a confirmation"));
+            return Err(failure.cause("stdin is not a terminal").next(next).into());
         }
         let connection = Connection::open(globals, &self.folder).await?;
         let target = Target { bus: &connection.bus, tenant: Tenant::new(name), index: index(&connection).await? };
         let owns = |collection: &str| target.tenant.owns(collection);
         let documents = target.documents(true).await?;
         let found = target.bus.find_tenant(&owns).await?;
-        let mut report = Report { collection: name, dry_run: self.dry_run, complete: true, erased: Counts::default() };
+        let mut report =
+            EraseReport { collection: name, dry_run: self.dry_run, complete: true, erased: Counts::default() };
         report.erased = Counts::new(documents, found.count(), target.views(&found, true).await?);
         if found.undecided() > 0 {
             output::hint(&format!(
-                "{} events stay, whose workflow is of another collection too: nothing says whose they are",
+                "{} events are kept: their workflow also belongs to another collection",
                 found.undecided()
             ));
         }
         if !self.dry_run {
             if !self.yes {
-                output::hint(&text(&Report { dry_run: true, ..report }));
+                output::hint(&text(&EraseReport { dry_run: true, ..report }));
                 confirm(name)?;
             }
             (report.erased, report.complete) = target.erase(found).await?;
@@ -150,7 +151,7 @@ impl Erase {
     }
 }
 
-/// Asks by the name of what is erased.
+/// Asks for the name of the collection as a confirmation.
 fn confirm(name: &str) -> anyhow::Result<()> {
     output::hint(&format!("type the name of the collection to erase it (`{name}`):"));
     let mut answer = String::new();
@@ -159,21 +160,21 @@ fn confirm(name: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let failure = Failure::new(format!("the collection `{name}` was not erased"));
-    Err(failure.cause("another name was typed").next("nothing was changed: run the command again to try anew").into())
+    Err(failure.cause("the typed name differs").next("nothing was changed: run the command again").into())
 }
 
-/// The function that has the index, if one is deployed.
+/// Returns the deployed index function.
 async fn index(connection: &Connection) -> anyhow::Result<Option<Name>> {
     let functions = connection.registry().await?.functions().await?;
     let is_index = |run: &RuntimeSpec| matches!(run, RuntimeSpec::Builtin { function, .. } if function == "rag/index");
     let index = functions.into_iter().find(|entry| is_index(&entry.record.spec.run)).map(|entry| entry.name);
     if index.is_none() {
-        output::hint("no rag/index is deployed, so no index was looked at");
+        output::hint("no rag/index is deployed, so no index was searched");
     }
     Ok(index)
 }
 
-/// A tenant, and where its data are.
+/// A tenant and the location of its data.
 struct Target<'c> {
     bus: &'c Bus,
     tenant: Tenant,
@@ -190,18 +191,18 @@ impl Target<'_> {
         let failed = || Failure::new(format!("cannot {verb} the documents of the collection `{collection}`"));
         let request = EraseRequest { collection: collection.clone(), dry_run };
         let event = request.event(Uuid::now_v7().to_string()).map_err(|error| failed().because(error))?;
-        let answered = self.bus.invoke(index, &event, wait).await.map_err(|error| {
+        let results = self.bus.invoke(index, &event, wait).await.map_err(|error| {
             let next = match error {
-                InvokeError::NoWorker(_) => "start the worker that has the index, then run this again",
-                InvokeError::Timeout(..) => "run this again: the index may still be at it",
-                InvokeError::Function(_) | InvokeError::Bus(_) => "`nerve logs` says more; then run this again",
+                InvokeError::NoWorker(_) => "start the worker with the index, then run this again",
+                InvokeError::Timeout(..) => "run this again: the index may still be working on it",
+                InvokeError::Function(_) | InvokeError::Bus(_) => "see `nerve logs`, then run this again",
             };
             let nothing = if dry_run { "nothing was erased: " } else { "" };
             failed().because(error).next(format!("{nothing}{next}"))
         })?;
-        let answer = answered.first().ok_or_else(|| failed().cause(format!("`{index}` answered nothing")))?;
-        let counted = serde_json::from_slice(&answer.data).map_err(|error| {
-            let next = "update the worker: it knows no `collection.erase_requested`";
+        let result = results.first().ok_or_else(|| failed().cause(format!("`{index}` returned no result")))?;
+        let counted = serde_json::from_slice(&result.data).map_err(|error| {
+            let next = "update the worker: it does not support `collection.erase_requested`";
             failed().because(error).next(next)
         })?;
         Ok(Some(counted))
@@ -227,10 +228,10 @@ impl Target<'_> {
         Ok(count)
     }
 
-    /// Removes the tenant's answers from the rankings, which are in documents that other tenants have a part in.
+    /// Removes the tenant's answers from the rankings, whose documents are shared with other tenants.
     async fn rankings(&self, found: &Erasure<'_>, dry_run: bool) -> anyhow::Result<u64> {
         let mut removed = 0;
-        for _ in 0..MAX_TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let mut changed = Vec::new();
             self.bus
                 .each_view(Tenant::ranking_keys(), |view| {
@@ -249,30 +250,30 @@ impl Target<'_> {
                 return Ok(removed);
             }
         }
-        Err(anyhow!("the rankings of answers are written by others all the time"))
+        Err(anyhow!("too many concurrent changes of the rankings of answers"))
     }
 
-    /// Writes a document over that revision, or deletes it; says whether it still was that revision.
+    /// Replaces or deletes a revision of a document. Returns `false` after a concurrent change.
     async fn replace(&self, view: StoredView, document: Option<Vec<u8>>) -> anyhow::Result<bool> {
         let Some(document) = document else {
             self.bus.erase_views([(view.key, view.revision)]).await?;
             return Ok(true);
         };
-        let written = self.bus.put_view(&view.key, document.into(), Some(view.revision)).await;
-        written.map_err(|error| anyhow!("writing the rankings of answers: {error}"))
+        let replaced = self.bus.put_view(&view.key, document.into(), Some(view.revision)).await;
+        replaced.map_err(|error| anyhow!("writing the rankings of answers: {error}"))
     }
 
-    /// Erases everything: what belongs to answers first, while it is known which these are, and the index last, when no event
-    /// can bring a document back.
+    /// Erases everything: data of answers first, while the answers are known, and the index last, when no event can
+    /// restore a document.
     async fn erase(&self, found: Erasure<'_>) -> anyhow::Result<(Counts, bool)> {
         let mut views = self.views(&found, false).await?;
         let ErasureOutcome { erased, is_complete } = found.run().await?;
         let documents = self.documents(false).await?;
-        // What it has used is no data of its own, so it is not counted.
+        // Usage is not counted as data of the collection.
         for key in self.tenant.usage_keys() {
             self.keys(&key, false).await?;
         }
-        // What was being remembered meanwhile.
+        // Conversations that were stored concurrently.
         views.memory += self.keys(&self.tenant.memory_keys(), false).await?;
         for key in self.tenant.learned_keys() {
             views.learned += self.keys(&key, false).await?;
@@ -281,8 +282,8 @@ impl Target<'_> {
     }
 }
 
-fn text(report: &Report<'_>) -> String {
-    let Report { collection, dry_run, erased: Counts { documents, chunks, messages, views }, .. } = report;
+fn text(report: &EraseReport<'_>) -> String {
+    let EraseReport { collection, dry_run, erased: Counts { documents, chunks, messages, views }, .. } = report;
     let known = |count: &Option<u64>| count.map_or_else(|| "unknown".to_owned(), |count| count.to_string());
     let rows = [
         ("documents", known(documents)),
@@ -307,10 +308,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn report_counts_each_kind_as_text_and_as_json() {
+    fn report_lists_counts_as_text_and_json() {
         let messages = ErasedMessages { events: 7, dead_letters: 1, ..ErasedMessages::default() };
         let erased = Counts::new(None, messages, ErasedViews { memory: 2, learned: 0 });
-        let report = Report { collection: "acme", dry_run: true, complete: true, erased };
+        let report = EraseReport { collection: "acme", dry_run: true, complete: true, erased };
         let shown = text(&report);
         assert!(shown.starts_with("would be erased from the collection acme:\n"), "{shown}");
         let row = |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);

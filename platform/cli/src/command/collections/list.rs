@@ -1,9 +1,9 @@
 //! `nerve collections list` and `nerve collections show`
 
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
     output,
 };
 use clap::Args;
@@ -12,10 +12,10 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use time::OffsetDateTime;
 
-/// List collections: what they have used, and what they may
+/// List collections with their usage and quotas
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A collection is listed once documents of it were indexed, a language model answered for it, or a quota was set for it.
+Collections with indexed documents, with tokens used by a language model, or with a quota are listed.
 
 Examples:
   nerve collections list
@@ -25,7 +25,7 @@ pub(crate) struct List {
     folder: DataFolder,
 }
 
-/// Show what a collection has used, and what it may
+/// Show the usage and quota of a collection
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -38,20 +38,20 @@ pub(crate) struct Show {
     folder: DataFolder,
 }
 
-/// A collection as it is shown.
+/// A collection with usage and quota.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Collection {
     collection: String,
-    used: Used,
-    /// What it may have; what is left out is not bounded.
+    used: DisplayedUsage,
+    /// Limits; unlimited kinds are omitted.
     quota: BTreeMap<&'static str, u64>,
 }
 
 #[derive(Debug, Clone, Copy, Default, Serialize)]
-struct Used {
+struct DisplayedUsage {
     documents: u64,
     documents_bytes: u64,
-    /// Of this day (UTC).
+    /// Tokens used today (UTC).
     tokens: u64,
 }
 
@@ -63,33 +63,33 @@ struct Listing {
 impl Collection {
     fn new(collection: String, usage: &CollectionUsage, quota: Quota) -> Self {
         let tokens = usage.tokens_at(OffsetDateTime::now_utc());
-        let bounds = QuotaKind::ALL.into_iter().filter_map(|kind| Some((kind.name(), quota.limit(kind)?)));
-        let used = Used { documents: usage.documents, documents_bytes: usage.documents_bytes, tokens };
-        Self { collection, used, quota: bounds.collect() }
+        let limits = QuotaKind::ALL.into_iter().filter_map(|kind| Some((kind.name(), quota.limit(kind)?)));
+        let used = DisplayedUsage { documents: usage.documents, documents_bytes: usage.documents_bytes, tokens };
+        Self { collection, used, quota: limits.collect() }
     }
 
-    /// What is used, and of what.
-    fn of(&self, used: u64, kind: QuotaKind) -> String {
+    /// Formats the usage of a kind with its limit.
+    fn usage_of(&self, used: u64, kind: QuotaKind) -> String {
         match self.quota.get(kind.name()) {
-            Some(bound) => format!("{used} of {bound}"),
+            Some(limit) => format!("{used} of {limit}"),
             None => used.to_string(),
         }
     }
 
     fn columns(&self) -> [String; 5] {
-        let Used { documents, documents_bytes, tokens } = self.used;
+        let DisplayedUsage { documents, documents_bytes, tokens } = self.used;
         let rate = self.quota.get(QuotaKind::EventsPerMinute.name());
         [
             self.collection.clone(),
-            self.of(documents, QuotaKind::Documents),
-            self.of(documents_bytes, QuotaKind::DocumentsBytes),
-            self.of(tokens, QuotaKind::TokensPerDay),
+            self.usage_of(documents, QuotaKind::Documents),
+            self.usage_of(documents_bytes, QuotaKind::DocumentsBytes),
+            self.usage_of(tokens, QuotaKind::TokensPerDay),
             rate.map_or_else(|| "-".to_owned(), u64::to_string),
         ]
     }
 }
 
-/// Every collection that is known, or the one of this name.
+/// Returns all known collections.
 pub(super) async fn collections(connection: &Connection, default: Quota) -> anyhow::Result<Vec<Collection>> {
     let own = connection.registry().await?.quotas().await?;
     let mut usage: BTreeMap<String, CollectionUsage> =
@@ -103,11 +103,11 @@ pub(super) async fn collections(connection: &Connection, default: Quota) -> anyh
             }
         })
         .await?;
-    let shown = |(collection, usage): (String, CollectionUsage)| {
+    let with_quota = |(collection, usage): (String, CollectionUsage)| {
         let quota = quotas.of(&collection);
         Collection::new(collection, &usage, quota)
     };
-    Ok(usage.into_iter().map(shown).collect())
+    Ok(usage.into_iter().map(with_quota).collect())
 }
 
 impl List {
@@ -116,7 +116,7 @@ impl List {
         let default = connection.config.collections;
         let listing = Listing { collections: collections(&connection, default).await? };
         globals.output.show(&listing, |listing| match listing.collections.as_slice() {
-            [] => "there is no collection yet: `nerve ingest PATH` makes one".to_owned(),
+            [] => "no collections; create one with `nerve ingest PATH`".to_owned(),
             collections => {
                 let heading = ["COLLECTION", "DOCUMENTS", "BYTES", "TOKENS TODAY (UTC)", "EVENTS PER MINUTE"];
                 output::table(heading, collections.iter().map(Collection::columns))
@@ -142,8 +142,8 @@ pub(super) async fn show(
     let all = collections(connection, default).await?;
     let found = all.into_iter().find(|one| one.collection == name);
     let missing = || {
-        let failure = Failure::new(format!("nothing is known of the collection `{name}`"));
-        failure.cause("no document of it was indexed, and no quota set").next("nerve collections list")
+        let failure = Failure::new(format!("unknown collection `{name}`"));
+        failure.cause("it has no indexed documents and no quota").next("see `nerve collections list`")
     };
     let found = found.ok_or_else(missing)?;
     globals.output.show(&found, |found| {

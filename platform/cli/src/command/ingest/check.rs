@@ -1,6 +1,6 @@
-//! What the index has of the documents that are about to be uploaded.
+//! Checks which documents the index already has unchanged.
 
-use super::UPLOADED;
+use super::UPLOADED_TYPE;
 use nerve_broker::bus::{Bus, InvokeError};
 use nerve_core::{Event, EventType, Name, manifest::RuntimeSpec};
 use nerve_rag::{
@@ -12,10 +12,10 @@ use std::{collections::HashMap, time::Duration};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// How long a check may take. An index that is slower than that is not waited for: everything is uploaded.
+/// Timeout of a check. If the index is slower, all documents are uploaded.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Checks documents with the deployed index.
+/// A check with the deployed index.
 pub(super) struct IndexCheck {
     index: Name,
     chunking: Chunking,
@@ -23,14 +23,15 @@ pub(super) struct IndexCheck {
 }
 
 impl IndexCheck {
-    /// The check by Nerve's own index and chunker, if one of each is deployed: it is the chunker that makes the digests.
+    /// Creates the check if exactly one built-in index and one built-in chunker, which computes the digests, are
+    /// deployed.
     pub(super) async fn find(registry: &Registry) -> anyhow::Result<Option<Self>> {
         let functions = registry.functions().await?;
-        let subject = format!("events.{UPLOADED}");
-        let takes_uploads = |entry: &&Entry<FunctionRecord>| {
+        let subject = format!("events.{UPLOADED_TYPE}");
+        let consumes_uploads = |entry: &&Entry<FunctionRecord>| {
             builtin(entry, "rag/chunk") && entry.record.spec.on.iter().any(|pattern| pattern.covers(&subject))
         };
-        let mut chunkers = functions.iter().filter(takes_uploads);
+        let mut chunkers = functions.iter().filter(consumes_uploads);
         let mut indexes = functions.iter().filter(|entry| builtin(entry, "rag/index"));
         let (Some(chunker), None, Some(index), None) =
             (chunkers.next(), chunkers.next(), indexes.next(), indexes.next())
@@ -42,12 +43,12 @@ impl IndexCheck {
         Ok(Some(Self { index: index.name.clone(), chunking, failure: None }))
     }
 
-    /// Why the index did not answer, if it did not; it is not asked again then.
+    /// Returns the error of the index. After an error it is not queried again.
     pub(super) fn failure(&self) -> Option<&InvokeError> {
         self.failure.as_ref()
     }
 
-    /// What the index has of these documents, by their names; nothing if it does not answer.
+    /// Returns the state of these documents in the index, by name; empty if the index does not respond.
     pub(super) async fn check(
         &mut self,
         bus: &Bus,
@@ -57,9 +58,9 @@ impl IndexCheck {
         if self.failure.is_some() || uploads.is_empty() {
             return HashMap::new();
         }
-        match self.ask(bus, collection, uploads).await {
-            Ok(answers) => {
-                let checked = answers.iter().filter_map(|answer| serde_json::from_slice(&answer.data).ok());
+        match self.request(bus, collection, uploads).await {
+            Ok(results) => {
+                let checked = results.iter().filter_map(|result| serde_json::from_slice(&result.data).ok());
                 checked.map(|checked: Checked| (checked.document.clone(), checked)).collect()
             }
             Err(error) => {
@@ -69,7 +70,12 @@ impl IndexCheck {
         }
     }
 
-    async fn ask(&self, bus: &Bus, collection: &str, uploads: &[(Event, String)]) -> Result<Vec<Event>, InvokeError> {
+    async fn request(
+        &self,
+        bus: &Bus,
+        collection: &str,
+        uploads: &[(Event, String)],
+    ) -> Result<Vec<Event>, InvokeError> {
         let document = |(upload, name): &(Event, String)| Document {
             collection: collection.to_owned(),
             document: name.clone(),
@@ -88,8 +94,8 @@ impl IndexCheck {
     }
 }
 
-fn builtin(entry: &Entry<FunctionRecord>, wanted: &str) -> bool {
-    matches!(&entry.record.spec.run, RuntimeSpec::Builtin { function, .. } if function == wanted)
+fn builtin(entry: &Entry<FunctionRecord>, expected: &str) -> bool {
+    matches!(&entry.record.spec.run, RuntimeSpec::Builtin { function, .. } if function == expected)
 }
 
 fn uploaded_at(upload: &Event) -> i64 {
@@ -97,7 +103,7 @@ fn uploaded_at(upload: &Event) -> i64 {
     i64::try_from(nanoseconds).unwrap_or_default()
 }
 
-/// The first moment after an upload, which is given in nanoseconds since 1970.
-pub(super) fn moment_after(uploaded_at: i64) -> Option<OffsetDateTime> {
+/// Returns the time right after an upload, which is in nanoseconds since the Unix epoch.
+pub(super) fn time_after(uploaded_at: i64) -> Option<OffsetDateTime> {
     OffsetDateTime::from_unix_timestamp_nanos(i128::from(uploaded_at) + 1).ok()
 }

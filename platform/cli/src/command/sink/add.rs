@@ -1,10 +1,10 @@
 //! `nerve sink add`
 
 use crate::{
-    args::{DataFolder, Globals},
-    command::deploy::{Made, deploy_own},
+    command::deploy::{GeneratedSecret, deploy_own},
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
     output,
 };
 use clap::{Args, ValueEnum};
@@ -13,30 +13,30 @@ use serde::Serialize;
 
 #[derive(Debug, Args)]
 pub(crate) struct Add {
-    /// Its name
+    /// Name of the sink
     name: Name,
-    /// Where events are posted
+    /// URL to which events are posted
     #[arg(long)]
     url: String,
-    /// The subjects whose events are, such as events.github.>; may be repeated
+    /// Subject of the events, such as events.github.>; may be repeated
     #[arg(long, value_name = "PATTERN", required = true)]
     on: Vec<String>,
-    /// A secret that signs; several while rotating [default: one that is made]
+    /// Signing secret; may be repeated during a rotation [default: a generated one]
     #[arg(long = "secret", value_name = "NAME")]
     secrets: Vec<String>,
-    /// What is posted
+    /// Format of the body
     #[arg(long, value_enum)]
     format: Option<Format>,
-    /// The most posts in a time, a worker, such as 10/s
+    /// Maximum request rate per worker, such as 10/s
     #[arg(long)]
     rate: Option<String>,
-    /// Post events one after the other, in their order
+    /// Post events one at a time, in order
     #[arg(long)]
     order: bool,
-    /// A network that it may reach although it is not public, such as 10.0.0.0/8; may be repeated
+    /// Non-public network that the sink may connect to, such as 10.0.0.0/8; may be repeated
     #[arg(long, value_name = "CIDR")]
     allow: Vec<String>,
-    /// A further header, in which ${NAME} is a secret; may be repeated
+    /// Additional header; ${NAME} is replaced by a secret; may be repeated
     #[arg(long = "header", value_name = "NAME=VALUE", value_parser = parse_header)]
     headers: Vec<(String, String)>,
     #[command(flatten)]
@@ -49,48 +49,48 @@ enum Format {
     Standard,
     /// The CloudEvent as JSON
     Cloudevents,
-    /// The event's data as it is
+    /// The event's data, unchanged
     Data,
 }
 
 #[derive(Serialize)]
-struct Added {
+struct SinkReport {
     sink: Name,
     changed: bool,
-    /// Shown this once.
-    made_secrets: Vec<Made>,
+    /// Shown only once.
+    made_secrets: Vec<GeneratedSecret>,
     missing_secrets: Vec<String>,
 }
 
 impl Add {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let manifest = self.manifest();
-        // Its mistakes are those of options, not of lines that nobody has written.
+        // Mistakes are reported for the options, because the manifest is generated.
         Manifest::parse(&manifest).map_err(|error| {
             let prefix = format!("sink.{}.", self.name);
-            let told = |problem: &nerve_core::manifest::Problem| {
+            let message = |problem: &nerve_core::manifest::Problem| {
                 format!("{}: {}", problem.key.strip_prefix(&prefix).unwrap_or(&problem.key), problem.message)
             };
-            let cause: Vec<String> = error.problems.iter().map(told).collect();
+            let cause: Vec<String> = error.problems.iter().map(message).collect();
             Failure::usage(format!("cannot add the sink {}", self.name)).cause(cause.join("\n"))
         })?;
         let connection = Connection::open(globals, &self.folder).await?;
-        let done = deploy_own(&connection, &manifest, globals.output).await?;
-        for name in &done.missing_secrets {
-            output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
+        let outcome = deploy_own(&connection, &manifest, globals.output).await?;
+        for name in &outcome.missing_secrets {
+            output::hint(&format!("warning: the secret {name} is not set: nerve secrets set {name}"));
         }
         let Self { name: sink, .. } = self;
-        let added = Added {
+        let report = SinkReport {
             sink,
-            changed: done.changed,
-            made_secrets: done.made_secrets,
-            missing_secrets: done.missing_secrets,
+            changed: outcome.changed,
+            made_secrets: outcome.made_secrets,
+            missing_secrets: outcome.missing_secrets,
         };
-        globals.output.show(&added, |added| {
-            let head = if added.changed { "added" } else { "nothing changed:" };
-            let mut lines = vec![format!("{head} sink {}", added.sink)];
-            lines.extend(added.made_secrets.iter().map(Made::to_text));
-            lines.push(format!("try it: nerve sink test {}", added.sink));
+        globals.output.show(&report, |report| {
+            let head = if report.changed { "added" } else { "nothing changed:" };
+            let mut lines = vec![format!("{head} sink {}", report.sink)];
+            lines.extend(report.made_secrets.iter().map(GeneratedSecret::to_text));
+            lines.push(format!("test it: nerve sink test {}", report.sink));
             lines.join("\n")
         })
     }
@@ -129,13 +129,13 @@ impl Add {
     }
 }
 
-/// A basic string of TOML, which escapes as JSON does.
+/// Formats a TOML basic string, whose escapes are those of JSON.
 fn toml_string(text: &str) -> String {
     serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 fn parse_header(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once('=').ok_or("write it as name=value")?;
+    let (name, value) = text.split_once('=').ok_or("expected name=value")?;
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn options_make_the_table_that_a_manifest_would_hold() {
+    fn options_generate_a_valid_manifest_table() {
         let words = [
             "x",
             "crm",

@@ -2,10 +2,10 @@
 
 use super::deployed;
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
-    moment::{self, Since},
-    output::{self, Format, shortened},
+    globals::{DataFolder, Globals},
+    output::{self, Format, truncated},
+    time_arg::Since,
 };
 use clap::Args;
 use nerve_broker::bus::{SinkAttempt, SinkOutcome, WhichAttempts};
@@ -15,19 +15,19 @@ use nerve_core::Name;
 pub(crate) struct Attempts {
     /// The sink
     name: Name,
-    /// Only those at one event: its id, or the one that the endpoint knows (msg_…)
+    /// Only attempts of one event: its ID, or its webhook ID (msg_…)
     #[arg(long, value_name = "ID")]
     event: Option<String>,
-    /// Only those that failed
+    /// Only failed attempts
     #[arg(long)]
     failed: bool,
-    /// Since a time (RFC 3339) or how long ago
+    /// Start: a time (RFC 3339) or an age
     #[arg(long, value_name = "WHEN", default_value = "24h")]
     since: Since,
-    /// At most this many, the newest
+    /// Maximum number of attempts, newest first
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
-    /// Go on with those that come
+    /// Follow new attempts
     #[arg(long, short)]
     follow: bool,
     #[command(flatten)]
@@ -45,7 +45,7 @@ impl Attempts {
             let of_event = self.event.as_ref().is_none_or(|event| attempt.event == *event || attempt.id == *event);
             of_event && !(self.failed && attempt.outcome == SinkOutcome::Delivered)
         };
-        // Before what there is, so that nothing falls between the two.
+        // Subscribed before the existing attempts are read, so that none is missed.
         let following = match self.follow {
             true => Some(bus.follow_sink_attempts(&self.name, id).await?),
             false => None,
@@ -53,7 +53,7 @@ impl Attempts {
         let found = bus.sink_attempts(which, keep).await?;
         let Some(mut following) = following else {
             return globals.output.show(&found, |found| match found.is_empty() {
-                true => format!("nothing was posted to {} since then", self.name),
+                true => format!("no attempts of {} since then", self.name),
                 false => table(found),
             });
         };
@@ -81,24 +81,24 @@ fn row(attempt: &SinkAttempt) -> [String; 8] {
         SinkOutcome::Dead => "dead",
         SinkOutcome::Failed => "failed",
     };
-    let told = match &attempt.error {
+    let response = match &attempt.error {
         Some(error) if attempt.answer.is_empty() => error.clone(),
         Some(error) => format!("{error}: {}", attempt.answer),
         None => attempt.answer.clone(),
     };
     [
-        moment::shown(attempt.time),
+        output::timestamp(attempt.time),
         attempt.event.clone(),
         attempt.ty.clone(),
         attempt.attempt.to_string(),
         attempt.status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
         format!("{} ms", attempt.duration_ms),
-        attempt.next.map_or_else(|| outcome.to_owned(), |next| format!("{outcome} at {}", moment::shown(next))),
-        shortened(&told, 80),
+        attempt.next.map_or_else(|| outcome.to_owned(), |next| format!("{outcome} at {}", output::timestamp(next))),
+        truncated(&response, 80),
     ]
 }
 
-/// Attempts for people.
+/// Formats attempts as a table.
 pub(super) fn table(attempts: &[SinkAttempt]) -> String {
     let heading = ["TIME (UTC)", "EVENT", "TYPE", "ATTEMPT", "STATUS", "TOOK", "OUTCOME", "ANSWER"];
     output::table(heading, attempts.iter().map(row))

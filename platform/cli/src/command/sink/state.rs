@@ -2,9 +2,9 @@
 
 use super::deployed;
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
 };
 use clap::Args;
 use nerve_core::{Event, EventType, Name};
@@ -14,14 +14,14 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 #[derive(Debug, Args)]
-pub(crate) struct Named {
+pub(crate) struct NamedSink {
     /// The sink
     name: Name,
     #[command(flatten)]
     folder: DataFolder,
 }
 
-impl Named {
+impl NamedSink {
     pub(crate) async fn enable(self, globals: &Globals) -> anyhow::Result<()> {
         let name = &self.name;
         let connection = Connection::open(globals, &self.folder).await?;
@@ -36,7 +36,7 @@ impl Named {
             connection.bus.publish_own(&event(name, "sink.enabled", json!({"sink": name}))?).await?;
         }
         globals.output.show(&json!({"sink": name, "enabled": true, "changed": changed}), |_| match changed {
-            true => format!("enabled {name}; what has waited is posted now"),
+            true => format!("enabled {name}; pending events are being posted"),
             false => format!("{name} is not disabled"),
         })
     }
@@ -55,15 +55,15 @@ impl Named {
             let disabled = Disabled { since: OffsetDateTime::now_utc(), reason: "by hand".to_owned() };
             let state = SinkState { disabled: Some(disabled), ..before };
             if registry.put_sink_state(name, &state, revision).await?.is_none() {
-                let cause = "how it is doing has changed at this moment";
+                let cause = "its state changed concurrently";
                 return Err(Failure::new(format!("cannot disable {name}")).cause(cause).next("try again").into());
             }
             let data = json!({"sink": name, "reason": "by hand"});
             connection.bus.publish_own(&event(name, "sink.disabled", data)?).await?;
         }
         globals.output.show(&json!({"sink": name, "enabled": false, "changed": changed}), |_| match changed {
-            true => format!("disabled {name}; its events wait until `nerve sink enable {name}`"),
-            false => format!("{name} is disabled already"),
+            true => format!("disabled {name}; its events are kept until `nerve sink enable {name}`"),
+            false => format!("{name} is already disabled"),
         })
     }
 }

@@ -1,7 +1,6 @@
 //! `nerve source add`
 
 use crate::{
-    args::{DataFolder, Globals},
     command::{
         deploy,
         secrets::{parse_name, read},
@@ -9,6 +8,7 @@ use crate::{
     connection::Connection,
     failure::Failure,
     files::unreadable,
+    globals::{DataFolder, Globals},
     output,
 };
 use clap::Args;
@@ -20,14 +20,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The largest manifest, in bytes.
+/// Maximum size of a manifest.
 const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 
-/// Deploy a webhook source; with --write, keep its table in a nerve.toml too
+/// Deploy a webhook source; with --write, also append its table to a nerve.toml
 #[derive(Debug, Args)]
 #[command(after_help = "\
-The source's name is the last part of its path, and the first of its events' types. Schemes that
-are declared (provider = \"custom\") are written into a nerve.toml by hand and deployed.
+The source's name is the last segment of its path, and the first token of its event types. Custom schemes
+(provider = \"custom\") must be written into a nerve.toml and deployed with it.
 
 Examples:
   printf %s \"$SECRET\" | nerve source add github --provider github --stdin
@@ -36,39 +36,39 @@ Examples:
   nerve source add shop --provider shopify --rate 50/s --concurrency 32 --allow 192.0.2.0/24
   nerve source add orders --provider sns --topic arn:aws:sns:eu-west-1:123456789012:orders")]
 pub(crate) struct Add {
-    /// The source's name
+    /// Name of the source
     name: Name,
     /// The provider
     #[arg(long, value_parser = parse_provider)]
     provider: Provider,
-    /// The name of the secret that signs [default: the source's name and _WEBHOOK_SECRET]
+    /// Name of the signing secret [default: the source's name and _WEBHOOK_SECRET]
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
     secret: Option<String>,
-    /// Set that secret to what stands on stdin
+    /// Set that secret to the value on stdin
     #[arg(long)]
     stdin: bool,
-    /// The URL as the provider knows it, where it signs that and the gateway cannot tell
+    /// The provider's URL of this source, for providers that sign the URL
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
-    /// The name of the secret that Meta asks for before it sends
+    /// Name of the secret for Meta's URL verification
     #[arg(long, value_name = "NAME", value_parser = parse_name)]
     verify_token: Option<String>,
-    /// The ARN of an SNS topic
+    /// ARN of an SNS topic; may be repeated
     #[arg(long = "topic", value_name = "ARN")]
     topics: Vec<String>,
-    /// While the broker is away, answer 2xx and keep what comes on the gateway's disk
+    /// While the broker is unavailable, accept deliveries to the gateway's disk
     #[arg(long)]
     spool: bool,
-    /// The most deliveries in a time, a gateway, such as 100/s; more are answered 429
+    /// Maximum rate of deliveries per gateway, such as 100/s; others get 429
     #[arg(long)]
     rate: Option<String>,
-    /// Deliveries that are stored at once, a gateway; more are answered 429
+    /// Maximum concurrent deliveries per gateway; others get 429
     #[arg(long, value_name = "N")]
     concurrency: Option<usize>,
-    /// A network that may post, such as 192.0.2.0/24; may be repeated [default: all may]
+    /// Allowed network of the sender, such as 192.0.2.0/24; may be repeated [default: all]
     #[arg(long, value_name = "CIDR")]
     allow: Vec<String>,
-    /// The largest body, such as 1MiB [default: the gateway's own bound]
+    /// Maximum body size, such as 1MiB [default: the gateway's limit]
     #[arg(long, value_name = "SIZE")]
     max_body: Option<String>,
     /// Append the table to this nerve.toml
@@ -99,16 +99,16 @@ impl Add {
         let named = spec.secrets.iter().chain(&spec.verify_token);
         let missing: Vec<&String> = named.filter(|name| !set.iter().any(|secret| secret.name == **name)).collect();
         for name in &missing {
-            output::hint(&format!("warning: the secret {name} is not set yet: nerve secrets set {name}"));
+            output::hint(&format!("warning: the secret {name} is not set: nerve secrets set {name}"));
         }
         if let Some(hint) = deploy::url_hint(&self.name, &spec) {
             output::hint(&hint);
         }
         let report = json!({"source": self.name, "path": format!("/hooks/{}", self.name), "missing_secrets": missing});
-        globals.output.show(&report, |_| format!("deployed {}: it takes POST /hooks/{}", self.name, self.name))
+        globals.output.show(&report, |_| format!("deployed {}: it accepts POST /hooks/{}", self.name, self.name))
     }
 
-    /// The table of a nerve.toml that says the same.
+    /// Returns the equivalent table of a nerve.toml.
     fn table(&self) -> String {
         let quoted = |text: &str| json!(text).to_string();
         let mut lines = vec![format!("[source.{}]", self.name), format!("provider = {}", quoted(self.provider.name()))];
@@ -134,38 +134,38 @@ impl Add {
     }
 }
 
-/// The source that a table describes, or what is wrong with the call.
+/// Parses the table, or returns a usage error.
 fn check(name: &Name, table: &str) -> Result<SourceSpec, Failure> {
-    let refused = || Failure::usage(format!("cannot add the source {name}"));
+    let invalid = || Failure::usage(format!("cannot add the source {name}"));
     let mut manifest = Manifest::parse(table).map_err(|error| {
-        let said: Vec<_> =
+        let messages: Vec<_> =
             error.problems.iter().map(|problem| format!("{}: {}", problem.key, problem.message)).collect();
-        refused().cause(said.join("\n")).next("`nerve source add --help` shows the options")
+        invalid().cause(messages.join("\n")).next("see `nerve source add --help`")
     })?;
-    manifest.sources.remove(name).ok_or_else(refused)
+    manifest.sources.remove(name).ok_or_else(invalid)
 }
 
-/// Puts the table at the end of a manifest, which must not have it yet.
+/// Appends the table to a manifest, which must not contain it yet.
 fn append(path: &Path, name: &Name, table: &str) -> anyhow::Result<()> {
-    let refused = || Failure::new(format!("cannot write {}", path.display()));
+    let failed = || Failure::new(format!("cannot write {}", path.display()));
     let before = match nerve_files::read_to_string(path, MAX_MANIFEST_BYTES) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(unreadable(path, error, "name a manifest").into()),
+        Err(error) => return Err(unreadable(path, error, "pass a manifest").into()),
     };
     if before.lines().any(|line| line.trim() == format!("[source.{name}]")) {
-        let next = "change the table there, and deploy it with `nerve deploy`";
-        return Err(refused().cause(format!("it has a [source.{name}] already")).next(next).into());
+        let next = "change the table there, and run `nerve deploy`";
+        return Err(failed().cause(format!("it already contains [source.{name}]")).next(next).into());
     }
     let gap = if before.is_empty() || before.ends_with("\n\n") { "" } else { "\n" };
     let file = OpenOptions::new().create(true).append(true).open(path);
-    file.and_then(|mut file| write!(file, "{gap}{table}")).map_err(|error| refused().because(error).into())
+    file.and_then(|mut file| write!(file, "{gap}{table}")).map_err(|error| failed().because(error).into())
 }
 
 fn parse_provider(text: &str) -> Result<Provider, String> {
     let names: Vec<&str> = Provider::BUILT_IN.iter().map(Provider::name).collect();
-    let wrong = || format!("it is not a provider{}", nerve_core::manifest::did_you_mean(text, &names));
-    Provider::built_in(text).ok_or_else(wrong)
+    let error = || format!("not a provider{}", nerve_core::manifest::did_you_mean(text, &names));
+    Provider::built_in(text).ok_or_else(error)
 }
 
 #[cfg(test)]
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_call_becomes_a_table() {
+    fn options_generate_a_valid_table() {
         let shop = add("my-shop", "shopify").table();
         assert_eq!(shop, "[source.my-shop]\nprovider = \"shopify\"\nsecrets = [\"MY_SHOP_WEBHOOK_SECRET\"]\n");
         let spooled = Add { spool: true, ..add("a", "github") }.table();
@@ -200,24 +200,24 @@ mod tests {
         let sns = Add { topics: vec!["arn:aws:sns:eu-west-1:1:t".into()], ..add("t", "sns") }.table();
         assert_eq!(sns, "[source.t]\nprovider = \"sns\"\ntopics = [\"arn:aws:sns:eu-west-1:1:t\"]\n");
         assert_eq!(check(&Name::parse("t").unwrap(), &sns).unwrap().topics.len(), 1);
-        let bounded = Add {
+        let limited = Add {
             rate: Some("5/s".into()),
             concurrency: Some(2),
             allow: vec!["10.0.0.0/8".into(), "::1".into()],
             max_body: Some("1MiB".into()),
             ..add("a", "github")
         };
-        let spec = check(&bounded.name, &bounded.table()).unwrap();
+        let spec = check(&limited.name, &limited.table()).unwrap();
         assert_eq!((spec.rate, spec.concurrency), (Some("5/s".parse().unwrap()), Some(2)));
         assert_eq!((spec.allow.len(), spec.max_body), (2, Some(1 << 20)));
-        let wrong = Add { rate: Some("fast".into()), ..bounded };
+        let wrong = Add { rate: Some("fast".into()), ..limited };
         let error = format!("{:#}", anyhow::Error::from(check(&wrong.name, &wrong.table()).unwrap_err()));
         assert!(error.contains("rate: `fast` is not a rate"), "{error}");
         assert!(parse_provider("gihub").unwrap_err().contains("did you mean `github`?"));
     }
 
     #[test]
-    fn a_table_is_appended_once() {
+    fn table_is_appended_once() {
         let folder = tempfile::tempdir().unwrap();
         let (path, name) = (folder.path().join("nerve.toml"), Name::parse("a").unwrap());
         append(&path, &name, "[source.a]\nx = 1\n").unwrap();

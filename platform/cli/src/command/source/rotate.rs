@@ -2,10 +2,10 @@
 
 use super::deployed;
 use crate::{
-    args::{DataFolder, Globals},
     command::secrets::read,
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
 };
 use clap::Args;
 use nerve_core::{Name, SourceSpec, manifest::Provider};
@@ -13,12 +13,12 @@ use nerve_registry::Registry;
 use serde_json::json;
 use std::{collections::BTreeSet, io::stdin, sync::Arc};
 
-/// Put a new secret beside the old one; later, retire the old one
+/// Add a new secret next to the old one; with --retire, remove the old one
 #[derive(Debug, Args)]
 #[command(after_help = "\
-First the new secret is set here, and both count. Then it is set at the provider. When nothing that
-was signed with the old one is on its way any more, --retire ends it. A nerve.toml that holds the
-source's table wants the same change.
+First set the new secret here: both are accepted. Then configure it at the provider. When no deliveries signed
+with the old one are in transit, remove it with --retire. Make the same change in a nerve.toml with the source's
+table.
 
 Examples:
   printf %s \"$NEW\" | nerve source rotate github
@@ -26,7 +26,7 @@ Examples:
 pub(crate) struct Rotate {
     /// The source
     name: Name,
-    /// Keep the newest secret only
+    /// Remove all secrets except the newest
     #[arg(long)]
     retire: bool,
     #[command(flatten)]
@@ -38,7 +38,7 @@ impl Rotate {
         let registry = Connection::open(globals, &self.folder).await?.registry().await?;
         let mut spec = deployed(&registry, &self.name).await?;
         if spec.provider == Provider::Sns || spec.secrets.is_empty() {
-            let cause = "it has none: nothing is to be rotated";
+            let cause = "it has no secret";
             return Err(Failure::new(format!("cannot rotate the secret of {}", self.name)).cause(cause).into());
         }
         let retired = if self.retire { spec.secrets.split_off(1) } else { self.add(&registry, &mut spec).await? };
@@ -50,10 +50,10 @@ impl Rotate {
         globals.output.show(&json!({"source": self.name, "secrets": spec.secrets, "retired": retired}), |_| {
             let live = spec.secrets.join(", ");
             match (self.retire, retired.is_empty()) {
-                (true, true) => format!("there was none to retire: {live} is the only one"),
-                (true, false) => format!("retired {}; {live} counts", retired.join(", ")),
+                (true, true) => format!("nothing to retire: {live} is the only secret"),
+                (true, false) => format!("retired {}; {live} is accepted", retired.join(", ")),
                 _ => format!(
-                    "set; now {live} count. Set the new one at {}, then: nerve source rotate {} --retire",
+                    "set; {live} are accepted. Configure the new one at {}, then: nerve source rotate {} --retire",
                     spec.provider.name(),
                     self.name
                 ),
@@ -61,11 +61,11 @@ impl Rotate {
         })
     }
 
-    /// Sets the new secret and puts its name first; nothing is retired.
+    /// Sets the new secret and inserts its name first. Returns no retired secrets.
     async fn add(&self, registry: &Registry, spec: &mut SourceSpec) -> anyhow::Result<Vec<String>> {
-        let taken: BTreeSet<String> = registry.secrets().await?.into_iter().map(|secret| secret.name).collect();
+        let existing: BTreeSet<String> = registry.secrets().await?.into_iter().map(|secret| secret.name).collect();
         let name = spec.secrets.first().map(|first| {
-            next_name(first, |name| taken.contains(name) || spec.secrets.iter().any(|secret| secret == name))
+            next_name(first, |name| existing.contains(name) || spec.secrets.iter().any(|secret| secret == name))
         });
         let name = name.unwrap_or_default();
         let secret = read(stdin(), &name)?;
@@ -75,13 +75,13 @@ impl Rotate {
     }
 }
 
-/// The name with the next free number.
-fn next_name(name: &str, taken: impl Fn(&str) -> bool) -> String {
+/// Returns the name with the next free number.
+fn next_name(name: &str, exists: impl Fn(&str) -> bool) -> String {
     let base = name.rsplit_once('_').filter(|(_, n)| n.parse::<u32>().is_ok()).map_or(name, |(base, _)| base);
-    (2..u32::MAX).map(|n| format!("{base}_{n}")).find(|name| !taken(name)).unwrap_or_default()
+    (2..u32::MAX).map(|n| format!("{base}_{n}")).find(|name| !exists(name)).unwrap_or_default()
 }
 
-/// The secrets that anything deployed names.
+/// Returns the secrets that deployed resources reference.
 async fn names_in_use(registry: &Registry) -> anyhow::Result<BTreeSet<String>> {
     let functions = registry.functions().await?.into_iter().flat_map(|entry| entry.record.spec.secrets);
     let sources = registry.sources().await?.into_iter();
@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_new_secret_has_the_next_free_number() {
+    fn new_secret_has_the_next_free_number() {
         assert_eq!(next_name("A_SECRET", |_| false), "A_SECRET_2");
         assert_eq!(next_name("A_SECRET_2", |name| name == "A_SECRET_2"), "A_SECRET_3");
         assert_eq!(next_name("A_SECRET_3", |name| name == "A_SECRET_3"), "A_SECRET_2");

@@ -1,4 +1,4 @@
-//! Called once an event, in an instance of its own: nothing that is left in memory reaches the next call.
+//! Called once per event in a fresh instance: calls share no memory.
 
 wit_bindgen::generate!({ path: "wit", world: "function" });
 
@@ -12,7 +12,7 @@ export!(Function);
 
 impl Guest for Function {
     fn handle(event: Event) -> Result<Vec<Emission>, Failure> {
-        // Never succeeds: a dead letter at once. `Failure::Retry` is tried again by the schedule.
+        // A permanent failure: dead-lettered immediately. `Failure::Retry` requests a retry.
         let data: Value = serde_json::from_slice(&event.data)
             .map_err(|error| Failure::Invalid(format!("the body is not JSON: {error}")))?;
         host::log(Level::Info, &format!("answering {}", event.id));
@@ -21,7 +21,7 @@ impl Guest for Function {
     }
 }
 
-/// An event to publish; its type must be covered by `emits` in nerve.toml.
+/// Creates an event to publish; `emits` in nerve.toml must cover its type.
 fn emit(ty: &str, data: &Value) -> Emission {
     Emission {
         type_: ty.into(),

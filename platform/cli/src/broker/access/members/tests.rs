@@ -4,7 +4,7 @@ use nerve_broker::join::Replaced;
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// A data folder with the keys of a nats-server.
+/// A data directory with the keys of a nats-server.
 fn data() -> TempDir {
     let data = tempfile::tempdir().unwrap();
     access::prepare(data.path()).unwrap();
@@ -22,11 +22,11 @@ fn request(name: &str, user: &KeyPair) -> Request {
     Request { name: name.to_owned(), public: user.public_key(), machine_key, replaces: None }
 }
 
-/// The answer to a request with this token, and whether a user was revoked for it.
+/// The response to a request with this token, and whether a user was revoked.
 fn ask(data: &TempDir, token: &Token, request: &Request) -> (Option<Response>, bool) {
     let (id, key) = (token.id().unwrap(), token.exchange_key().unwrap());
-    let gifts = Gifts { secrets_keys: vec!["the key".to_owned()], certificate: None };
-    let answer = admit(data.path(), &id, &key.encrypt_request(&id, request).unwrap(), gifts).unwrap();
+    let material = JoinMaterial { secrets_keys: vec!["the key".to_owned()], certificate: None };
+    let answer = admit(data.path(), &id, &key.encrypt_request(&id, request).unwrap(), material).unwrap();
     (key.decrypt_response(&id, &answer.response).unwrap(), answer.has_revoked)
 }
 
@@ -38,7 +38,7 @@ fn refusal(response: Option<Response>) -> String {
 }
 
 #[test]
-fn token_is_for_one_machine_which_may_ask_again() {
+fn token_admits_one_machine_which_may_retry() {
     let (data, user) = (data(), KeyPair::new_user());
     let token = token(&data, 60);
     for _ in 0..2 {
@@ -55,20 +55,20 @@ fn token_is_for_one_machine_which_may_ask_again() {
 }
 
 #[test]
-fn token_that_is_expired_revoked_or_of_another_folder_is_unknown() {
+fn expired_revoked_or_foreign_token_is_unknown() {
     let (data, other, user) = (data(), data(), KeyPair::new_user());
-    let asked = request("a", &user);
-    assert!(ask(&data, &token(&data, 0), &asked).0.is_none());
+    let join_request = request("a", &user);
+    assert!(ask(&data, &token(&data, 0), &join_request).0.is_none());
     let revoked = token(&data, 60);
     let name = token_name(&revoked.id().unwrap());
     assert_eq!(revoke(data.path(), std::slice::from_ref(&name)).unwrap().unwrap().tokens, [name]);
-    assert!(ask(&data, &revoked, &asked).0.is_none());
-    assert!(ask(&data, &token(&other, 60), &asked).0.is_none());
+    assert!(ask(&data, &revoked, &join_request).0.is_none());
+    assert!(ask(&data, &token(&other, 60), &join_request).0.is_none());
     assert!(members(data.path()).unwrap().machines.is_empty());
 }
 
 #[test]
-fn names_and_keys_are_checked() {
+fn request_names_and_keys_are_checked() {
     let (data, user) = (data(), KeyPair::new_user());
     let token = token(&data, 60);
     for name in ["", "a.b", "worker", "token-x", "a b", &"x".repeat(65)] {
@@ -78,22 +78,22 @@ fn names_and_keys_are_checked() {
     assert!(refusal(ask(&data, &token, &account).0).contains("NATS user"));
     let keyless = Request { machine_key: "zz".to_owned(), ..request("a", &user) };
     refusal(ask(&data, &token, &keyless).0);
-    assert!(members(data.path()).unwrap().machines.is_empty(), "the token is still good");
+    assert!(members(data.path()).unwrap().machines.is_empty(), "the token is still valid");
 }
 
 #[test]
-fn name_is_taken_over_by_who_has_the_old_seed_only() {
+fn name_is_taken_over_only_with_the_old_seed() {
     let (data, old, new) = (data(), KeyPair::new_user(), KeyPair::new_user());
     ask(&data, &token(&data, 60), &request("build-2", &old));
     let second = token(&data, 60);
-    assert!(refusal(ask(&data, &second, &request("build-2", &new)).0).contains("joined already"));
+    assert!(refusal(ask(&data, &second, &request("build-2", &new)).0).contains("already joined"));
     let id = second.id().unwrap();
     let forged = Replaced::sign(&old, &id, "UOTHER").unwrap();
-    let asked = Request { replaces: Some(forged), ..request("build-2", &new) };
-    refusal(ask(&data, &second, &asked).0);
+    let join_request = Request { replaces: Some(forged), ..request("build-2", &new) };
+    refusal(ask(&data, &second, &join_request).0);
     let proof = Replaced::sign(&old, &id, &new.public_key()).unwrap();
-    let asked = Request { replaces: Some(proof), ..request("build-2", &new) };
-    assert!(matches!(ask(&data, &second, &asked), (Some(Response::Joined(_)), true)));
+    let join_request = Request { replaces: Some(proof), ..request("build-2", &new) };
+    assert!(matches!(ask(&data, &second, &join_request), (Some(Response::Joined(_)), true)));
     let machine = members(data.path()).unwrap().machines["build-2"].clone();
     assert!(machine.public == new.public_key() && machine.rotated.is_some());
     let revoked = std::fs::read_to_string(folder(data.path()).join("revoked.json")).unwrap();
@@ -112,5 +112,5 @@ fn unknown_name_revokes_nothing() {
     let account = access::account(&folder(data.path())).unwrap().public_key();
     let jwt = trust.split(&format!("{account}: \"")).nth(1).unwrap().split('"').next().unwrap();
     let body = data_encoding::BASE64URL_NOPAD.decode(jwt.split('.').nth(1).unwrap().as_bytes()).unwrap();
-    assert!(String::from_utf8(body).unwrap().contains(&user.public_key()), "the server is to refuse it");
+    assert!(String::from_utf8(body).unwrap().contains(&user.public_key()), "the server must reject it");
 }

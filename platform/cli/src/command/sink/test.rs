@@ -2,9 +2,9 @@
 
 use super::{attempts, deployed};
 use crate::{
-    args::{DataFolder, Globals},
     connection::Connection,
     failure::Failure,
+    globals::{DataFolder, Globals},
 };
 use clap::Args;
 use nerve_broker::bus::SinkOutcome;
@@ -14,25 +14,25 @@ use std::{path::PathBuf, time::Duration};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// How long a worker may take beside the post itself.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Added to the sink's timeout for the worker.
+const WORKER_ALLOWANCE: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Args)]
-pub(crate) struct Trial {
+pub(crate) struct Test {
     /// The sink
     name: Name,
-    /// The event's data, as JSON
+    /// Event data, as JSON
     #[arg(long, value_name = "JSON")]
     data: Option<String>,
-    /// The event's type
+    /// Event type
     #[arg(long = "type", value_name = "TYPE", default_value = "sink.test")]
     ty: EventType,
-    /// The data folder; a `nerve up` that runs on it says where NATS is [default: .nerve]
+    /// Data directory; used to find the running `nerve up` [default: .nerve]
     #[arg(long, value_name = "DIR", env = "NERVE_DATA_DIR", hide_env_values = true)]
     data_dir: Option<PathBuf>,
 }
 
-impl Trial {
+impl Test {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let name = &self.name;
         let connection = Connection::open(globals, &DataFolder { data: self.data_dir.clone() }).await?;
@@ -45,7 +45,7 @@ impl Trial {
         let event = self.event()?;
         let mut attempts = connection.bus.follow_sink_attempts(name, None).await?;
         connection.bus.try_sink(name, &event).await?;
-        let ours = async {
+        let attempt = async {
             loop {
                 let attempt = attempts.next().await;
                 if attempt.event == event.id {
@@ -53,15 +53,15 @@ impl Trial {
                 }
             }
         };
-        let Ok(attempt) = tokio::time::timeout(spec.timeout + PATIENCE, ours).await else {
-            let cause = "no worker has posted it: none runs, or the sink cannot run there";
-            let next = "look at /readyz of the gateway, or at the worker's log; `nerve secrets list` shows which secrets are set";
-            return Err(Failure::new(format!("no word of the test of {name}")).cause(cause).next(next).into());
+        let Ok(attempt) = tokio::time::timeout(spec.timeout + WORKER_ALLOWANCE, attempt).await else {
+            let cause = "no worker has posted it: none is running, or the sink fails to start there";
+            let next = "check /readyz of the gateway, the worker's log, and `nerve secrets list`";
+            return Err(Failure::new(format!("the test of {name} timed out")).cause(cause).next(next).into());
         };
         globals.output.show(&attempt, |attempt| attempts::table(std::slice::from_ref(attempt)))?;
         match attempt.outcome {
             SinkOutcome::Delivered => Ok(()),
-            _ => Err(Failure::new(format!("the endpoint of {name} did not take it"))
+            _ => Err(Failure::new(format!("delivery to sink `{name}` failed"))
                 .cause(attempt.error.unwrap_or_default())
                 .into()),
         }

@@ -1,28 +1,28 @@
-//! Moments as a command line gives them.
+//! Times and stream positions as command-line arguments.
 
 use nerve_broker::bus::Start;
 use std::{str::FromStr, time::Duration};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Where in a stream to begin: `first`, `new`, a sequence, a time (RFC 3339), or how long ago (`10m`).
+/// A position in a stream: `first`, `new`, a sequence, a time (RFC 3339), or an age (`10m`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Position {
-    /// The oldest there is.
+    /// The oldest message.
     First,
-    /// What comes from now on.
+    /// New messages only.
     New,
-    /// A place in the stream.
+    /// A sequence in the stream.
     Sequence(u64),
-    /// A moment.
+    /// A time, absolute or relative.
     Since(Since),
 }
 
-/// A moment: a time (RFC 3339), or how long ago (`10m`).
+/// A time (RFC 3339), or an age (`10m`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Since {
-    /// A time.
+    /// A time, absolute or relative.
     At(OffsetDateTime),
-    /// This long before now.
+    /// An age.
     Ago(Duration),
 }
 
@@ -33,7 +33,7 @@ impl FromStr for Position {
             "first" => Ok(Self::First),
             "new" => Ok(Self::New),
             digits if !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()) => {
-                digits.parse().map(Self::Sequence).map_err(|_| "that is larger than any sequence")
+                digits.parse().map(Self::Sequence).map_err(|_| "the sequence is out of range")
             }
             other => other.parse().map(Self::Since).map_err(
                 |_: &str| "use `first`, `new`, a sequence, a time such as 2026-01-31T12:00:00Z, or an age such as 10m",
@@ -54,13 +54,13 @@ impl FromStr for Since {
 }
 
 impl Since {
-    /// The start at this moment.
+    /// Returns the start position at this time.
     pub(crate) fn start(self) -> Start {
         match self {
             Self::At(time) => Start::Time(time),
             Self::Ago(age) => {
                 let age = time::Duration::try_from(age).unwrap_or(time::Duration::MAX);
-                // An age from before the calendar is every age.
+                // An age beyond the calendar selects all messages.
                 OffsetDateTime::now_utc().checked_sub(age).map_or(Start::First, Start::Time)
             }
         }
@@ -68,7 +68,7 @@ impl Since {
 }
 
 impl Position {
-    /// The start that this says.
+    /// Returns the start position.
     pub(crate) fn start(self) -> Start {
         match self {
             Self::First => Start::First,
@@ -79,18 +79,12 @@ impl Position {
     }
 }
 
-/// A time for people: to the second, in UTC.
-pub(crate) fn shown(time: OffsetDateTime) -> String {
-    let format = time::macros::format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
-    time.to_offset(time::UtcOffset::UTC).format(format).unwrap_or_else(|_| time.to_string())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn each_form_is_read() {
+    fn each_form_is_parsed() {
         let at = time::macros::datetime!(2026-01-31 12:00 UTC);
         let read = |text: &str| text.parse::<Position>();
         assert_eq!(read("first"), Ok(Position::First));
@@ -100,11 +94,10 @@ mod tests {
         for bad in ["", "yesterday", "99999999999999999999", "-1"] {
             assert!(read(bad).is_err(), "{bad}");
         }
-        assert_eq!(shown(at), "2026-01-31 12:00:00");
     }
 
     #[test]
-    fn an_age_beyond_the_calendar_is_the_beginning() {
+    fn age_beyond_the_calendar_selects_all_messages() {
         assert_eq!(Since::Ago(Duration::MAX).start(), Start::First);
         assert!(matches!(Since::Ago(Duration::from_secs(1)).start(), Start::Time(_)));
     }

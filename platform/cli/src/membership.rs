@@ -1,6 +1,7 @@
-//! The NATS that this machine has joined with `nerve join`: the files in its data folder.
+//! The membership of this machine in the NATS of another one (`nerve join`): files in its data directory.
 //!
-//! They are in `<data>/join`, for this user alone; `nats.json` is written last, so it is there only where the others are.
+//! The files are in `<data>/join`, private to this user. `nats.json` is written last, so it exists only if the others
+//! do.
 
 use crate::{broker::access::files, failure::Failure};
 use nerve_broker::{
@@ -14,25 +15,25 @@ use nerve_registry::{KeyFiles, SecretsKey};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// The folder, in the data folder, and the files in it.
+/// The directory in the data directory, and its files.
 const FOLDER: &str = "join";
 const FILE: &str = "nats.json";
 const CREDS: &str = "nats.creds";
 const CERTIFICATE: &str = "server.pem";
 const CA: &str = "ca.pem";
-/// The seed of a user who has asked and whose answer is not here yet: who asks again is the same.
+/// Seed of a user with a pending join request. A retry uses the same user.
 const PENDING: &str = "pending.nk";
 
-/// What this machine has joined.
+/// The membership of this machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Joined {
-    /// The servers, with commas.
+pub(crate) struct Membership {
+    /// The servers, comma-separated.
     pub(crate) servers: String,
-    /// The name under which this machine is known there.
+    /// The name of this machine.
     pub(crate) name: String,
-    /// What it may do.
+    /// Its role.
     pub(crate) role: String,
-    /// How the servers are recognized, if they use TLS.
+    /// How this machine verifies the servers, if they use TLS.
     recognized_by: Option<RecognizedBy>,
 }
 
@@ -43,62 +44,65 @@ enum RecognizedBy {
     Ca,
 }
 
-/// The folder in a data folder.
+/// Returns the directory in a data directory.
 pub(crate) fn folder(data: &Path) -> PathBuf {
     data.join(FOLDER)
 }
 
-/// The seed of the user who asks.
+/// Returns the file of the seed of a pending request.
 pub(crate) fn pending_file(data: &Path) -> PathBuf {
     folder(data).join(PENDING)
 }
 
-/// The credentials of this machine's user.
+/// Returns the credentials file of this machine's user.
 pub(crate) fn credentials_file(data: &Path) -> PathBuf {
     folder(data).join(CREDS)
 }
 
-/// Whether this may be such a file, of whichever data folder.
+/// Whether this may be the credentials file of some data directory.
 pub(crate) fn is_credentials_file(file: &Path) -> bool {
     file.ends_with(Path::new(FOLDER).join(CREDS))
 }
 
-/// Why a `nerve up` does not start a nats-server there.
-pub(crate) fn is_another_machines(data: &Path) -> Failure {
-    Failure::new(format!("the data folder {} is that of a machine that has joined another's NATS", data.display()))
-        .next("start `nerve worker` or `nerve gateway` on it, or give this one another folder: nerve up --data DIR")
+/// Creates the error for `nerve up` on the data directory of a member.
+pub(crate) fn member_cannot_run_up(data: &Path) -> Failure {
+    Failure::new(format!(
+        "the data directory {} belongs to a machine that has joined the NATS of another one",
+        data.display()
+    ))
+    .next("start `nerve worker` or `nerve gateway` on it, or use another directory: nerve up --data DIR")
 }
 
-impl Joined {
-    /// Whether the machine of this data folder has joined.
-    pub(crate) fn is_in(data: &Path) -> bool {
+impl Membership {
+    /// Whether this data directory contains a membership.
+    pub(crate) fn exists(data: &Path) -> bool {
         folder(data).join(FILE).exists()
     }
 
-    /// What the machine of this data folder has joined.
+    /// Reads the membership in this data directory.
     pub(crate) fn read(data: &Path) -> Result<Self, Failure> {
         let path = folder(data).join(FILE);
         let failed = |error: anyhow::Error| {
-            let next = "join again, with a new token of `nerve access token`";
-            Failure::new(format!("{} cannot be used", path.display())).because(error).next(next)
+            let next = "join again with a new token of `nerve access token`";
+            Failure::new(format!("cannot use {}", path.display())).because(error).next(next)
         };
         let text = files::read(&path).map_err(failed)?.unwrap_or_default();
-        // It says where events are taken from, and secrets sent to.
+        // Events are received from and secrets are sent to these servers.
         check_trusted(&path).map_err(|untrusted| failed(untrusted.into()))?;
         serde_json::from_str(&text).map_err(|error| failed(error.into()))
     }
 
-    /// How NATS is reached, unless `given` names another one. `role` is that of the server which is to start; commands have what
-    /// this machine has.
+    /// Returns the NATS settings, or `given` if it has another URL. `role` is that of the server to start; commands use
+    /// the role of this machine.
     pub(crate) fn settings(&self, given: NatsSettings, data: &Path, role: Role) -> Result<NatsSettings, Failure> {
         let url = Servers::parse(&self.servers).unwrap_or_default();
         if !given.url.is_empty() && given.url.to_string() != url.to_string() {
             return Ok(given);
         }
         if [Role::Gateway, Role::Worker].contains(&role) && role.name() != self.role {
-            let thing = format!("this machine has joined as {}, and may not be a {}", self.role, role.name());
+            let thing = format!("this machine has joined as {} and cannot run a {}", self.role, role.name());
             let next =
-                format!("join with a token of `nerve access token --role {}`, in another data folder", role.name());
+                format!("join with a token of `nerve access token --role {}`, in another data directory", role.name());
             return Err(Failure::new(thing).next(next));
         }
         let folder = folder(data);
@@ -114,14 +118,14 @@ impl Joined {
         })
     }
 
-    /// Keeps what was granted to this machine, whose user has this seed.
-    pub(crate) fn keep(data: &Path, servers: String, grant: &Grant, seed: &str) -> anyhow::Result<Self> {
+    /// Stores a grant for the user with this seed.
+    pub(crate) fn store(data: &Path, servers: String, grant: &Grant, seed: &str) -> anyhow::Result<Self> {
         let folder = folder(data);
         let trusted = grant.trust.as_ref().map(|trust| match trust {
             Trust::Certificate(pem) => (RecognizedBy::Certificate, pem),
             Trust::Ca(pem) => (RecognizedBy::Ca, pem),
         });
-        keep_keys(data, grant)?;
+        store_keys(data, grant)?;
         if let Some((kind, pem)) = trusted {
             files::write(&folder.join(kind.file()), pem)?;
         }
@@ -143,19 +147,19 @@ impl RecognizedBy {
     }
 }
 
-/// Keeps the secrets keys: the current one, and one beside it where a rotation goes on.
-fn keep_keys(data: &Path, grant: &Grant) -> anyhow::Result<()> {
+/// Stores the secrets keys: the current one, and the next one during a rotation.
+fn store_keys(data: &Path, grant: &Grant) -> anyhow::Result<()> {
     let files = KeyFiles::in_folder(data);
     let mut keys = grant.secrets_keys.iter().filter_map(|text| SecretsKey::parse(text));
     let (Some(current), next) = (keys.next(), keys.next()) else {
-        anyhow::bail!("no secrets key came with it: start `nerve up` there once, and join again");
+        anyhow::bail!("the grant contains no secrets key: start `nerve up` there once, and join again");
     };
     let held = files.current()?;
     let is_another = held.is_some_and(|held| grant.secrets_keys.iter().all(|text| *text != held.text().expose()));
-    if is_another && !Joined::is_in(data) {
+    if is_another && !Membership::exists(data) {
         let path = files.current_path();
-        let thing = format!("{} holds another secrets key than {}, which is needed", path.display(), current.id());
-        let next = "move that file away, and join again; or name another folder with --data DIR";
+        let thing = format!("{} contains another secrets key than the required {}", path.display(), current.id());
+        let next = "move that file and join again, or use another directory with --data DIR";
         return Err(Failure::new(thing).next(next).into());
     }
     files.write_current(&current)?;
@@ -176,10 +180,10 @@ mod tests {
         Grant { name: "b".into(), role: "worker".into(), jwt: "ey.ey.ey".into(), secrets_keys, trust }
     }
 
-    fn keep(data: &Path, grant: &Grant) -> anyhow::Result<Joined> {
+    fn store(data: &Path, grant: &Grant) -> anyhow::Result<Membership> {
         files::make_folder(&folder(data))?;
         let user = files::key(&pending_file(data), KeyPair::new_user)?;
-        Joined::keep(data, "tls://a:1,tls://b:2".to_owned(), grant, &user.seed()?)
+        Membership::store(data, "tls://a:1,tls://b:2".to_owned(), grant, &user.seed()?)
     }
 
     fn given(url: &str) -> NatsSettings {
@@ -187,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn what_was_joined_is_used_where_nothing_else_is_named() {
+    fn membership_is_used_unless_another_url_is_given() {
         let data = tempfile::tempdir().unwrap();
         let data = data.path();
-        assert!(!Joined::is_in(data));
+        assert!(!Membership::exists(data));
         let key = SecretsKey::generate();
-        keep(data, &grant(&[&key], Some(Trust::Certificate("PEM".into())))).unwrap();
-        let joined = Joined::read(data).unwrap();
+        store(data, &grant(&[&key], Some(Trust::Certificate("PEM".into())))).unwrap();
+        let joined = Membership::read(data).unwrap();
         for url in ["", "tls://a:1,tls://b:2"] {
             let settings = joined.settings(given(url), data, Role::Worker).unwrap();
             assert_eq!(settings.creds, Some(credentials_file(data)));
@@ -214,14 +218,14 @@ mod tests {
         let (data, files) = (data.path(), KeyFiles::in_folder(data.path()));
         let (old, new, next) = (SecretsKey::generate(), SecretsKey::generate(), SecretsKey::generate());
         files.write_current(&old).unwrap();
-        assert!(keep(data, &grant(&[&new], None)).unwrap_err().to_string().contains(&new.id()));
+        assert!(store(data, &grant(&[&new], None)).unwrap_err().to_string().contains(&new.id()));
         assert_eq!(files.current().unwrap().unwrap().id(), old.id());
-        keep(data, &grant(&[&old], None)).unwrap();
-        // One that has joined takes what is new there.
-        keep(data, &grant(&[&new, &next], None)).unwrap();
+        store(data, &grant(&[&old], None)).unwrap();
+        // A member replaces its keys.
+        store(data, &grant(&[&new, &next], None)).unwrap();
         assert_eq!(files.current().unwrap().unwrap().id(), new.id());
         assert_eq!(files.next().unwrap().unwrap().id(), next.id());
-        keep(data, &grant(&[&next], None)).unwrap();
+        store(data, &grant(&[&next], None)).unwrap();
         assert!(files.next().unwrap().is_none());
     }
 }

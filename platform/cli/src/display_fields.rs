@@ -1,4 +1,4 @@
-//! A deployed table as labelled fields: what `describe` shows and what a plan compares.
+//! Specs as labeled fields, for `describe` and for the comparison of a deploy plan.
 
 use nerve_core::{
     FunctionSpec, ScheduleSpec, SinkSpec, SourceSpec,
@@ -9,18 +9,18 @@ use serde::Serialize;
 use serde_json::Value;
 use std::{borrow::Cow, time::Duration};
 
-/// Labels and values, in the order in which they are shown; a value that is not set is left out.
-pub(crate) type Fields = Vec<(&'static str, String)>;
+/// Labels and values in display order, without unset values.
+pub(crate) type DisplayFields = Vec<(&'static str, String)>;
 
-/// Fields as they are shown: URLs without their credentials.
-pub(crate) fn shown(fields: Fields) -> impl Iterator<Item = (&'static str, String)> {
+/// Masks credentials in URLs.
+pub(crate) fn redacted_fields(fields: DisplayFields) -> impl Iterator<Item = (&'static str, String)> {
     fields.into_iter().map(|(label, value)| (label, redact::urls(&value).into_owned()))
 }
 
-/// A document as programs read it: URLs without their credentials.
+/// Serializes a document with masked credentials in URLs.
 ///
 /// # Errors
-/// When it cannot be written as JSON.
+/// If it cannot be serialized as JSON.
 pub(crate) fn redacted(document: &impl Serialize) -> serde_json::Result<Value> {
     let mut value = serde_json::to_value(document)?;
     redact_strings(&mut value);
@@ -40,8 +40,8 @@ fn redact_strings(value: &mut Value) {
     }
 }
 
-/// The fields of a function.
-pub(crate) fn of_function(spec: &FunctionSpec) -> Fields {
+/// Fields of a function.
+pub(crate) fn of_function(spec: &FunctionSpec) -> DisplayFields {
     let mut fields = vec![("runtime", spec.run.runtime().to_owned())];
     match &spec.run {
         RuntimeSpec::Wasm { source } => fields.push(("source", source.clone())),
@@ -77,8 +77,8 @@ pub(crate) fn of_function(spec: &FunctionSpec) -> Fields {
     fields
 }
 
-/// The fields of a webhook source.
-pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
+/// Fields of a webhook source.
+pub(crate) fn of_source(spec: &SourceSpec) -> DisplayFields {
     let mut fields = vec![
         ("provider", spec.provider.name().to_owned()),
         ("secrets", spec.secrets.join(", ")),
@@ -119,8 +119,8 @@ pub(crate) fn of_source(spec: &SourceSpec) -> Fields {
     fields
 }
 
-/// The fields of a sink.
-pub(crate) fn of_sink(spec: &SinkSpec) -> Fields {
+/// Fields of a sink.
+pub(crate) fn of_sink(spec: &SinkSpec) -> DisplayFields {
     let backoff: Vec<String> = spec.retry.backoff.iter().map(|&wait| duration(wait)).collect();
     let headers: Vec<String> = spec.headers.iter().map(|(name, value)| format!("{name}: {value}")).collect();
     let mut fields = vec![
@@ -148,8 +148,8 @@ pub(crate) fn of_sink(spec: &SinkSpec) -> Fields {
     fields
 }
 
-/// The fields of a schedule.
-pub(crate) fn of_schedule(spec: &ScheduleSpec) -> Fields {
+/// Fields of a schedule.
+pub(crate) fn of_schedule(spec: &ScheduleSpec) -> DisplayFields {
     let mut fields = vec![
         ("cron", spec.cron.clone()),
         ("timezone", spec.timezone.clone().unwrap_or_default()),
@@ -176,12 +176,12 @@ fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-/// A duration as a manifest writes it.
+/// Formats a duration as in a manifest.
 pub(crate) fn duration(value: Duration) -> String {
     humantime::format_duration(value).to_string().replace(' ', "")
 }
 
-/// A size as a manifest writes it: in the largest unit that loses nothing.
+/// Formats a size as in a manifest, in the largest exact unit.
 pub(crate) fn bytes(value: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     let whole = units.iter().find(|(_, shift)| value > 0 && value.trailing_zeros() >= *shift);
@@ -194,7 +194,7 @@ mod tests {
     use nerve_core::Manifest;
 
     #[test]
-    fn a_function_reads_as_it_was_written() {
+    fn function_fields_match_the_manifest() {
         let text = "[function.a]\nruntime = \"process\"\ncommand = [\"python3\", \"a.py\"]\non = [\"events.>\"]\n\
                     timeout = \"90s\"\nmemory = \"64MiB\"\nenv = { LANG = \"en\" }\n";
         let manifest = Manifest::parse(text).unwrap();
@@ -209,18 +209,18 @@ mod tests {
     }
 
     #[test]
-    fn credentials_in_urls_are_not_shown() {
+    fn credentials_in_urls_are_masked() {
         let text = "[function.a]\nruntime = \"http\"\nurl = \"http://ada:hunter2@h/\"\non = [\"events.>\"]\n";
         let manifest = Manifest::parse(text).unwrap();
         let spec = manifest.functions.values().next().unwrap();
-        let fields: Vec<_> = shown(of_function(spec)).collect();
+        let fields: Vec<_> = redacted_fields(of_function(spec)).collect();
         assert!(fields.contains(&("url", "http://***@h/".to_owned())), "{fields:?}");
         let json = redacted(spec).unwrap().to_string();
         assert!(json.contains("http://***@h/") && !json.contains("hunter2"), "{json}");
     }
 
     #[test]
-    fn sizes_lose_nothing() {
+    fn size_is_exact() {
         assert_eq!([bytes(1 << 30), bytes(3 << 19), bytes(0), bytes(1000)], ["1GiB", "1536KiB", "0B", "1000B"]);
     }
 }
