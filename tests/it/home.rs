@@ -126,7 +126,10 @@ async fn library_of_somebody_else_is_not_loaded() {
     let mut daemon = Daemon::spawn("nerve up", &mut command);
     daemon.line(seconds(30), |line| serde_json::from_str::<Value>(line).ok()).await;
     let log = daemon.stderr();
-    assert!(log.contains("libonnxruntime.so is not used") && log.contains("belongs to another user"), "{log}");
+    assert!(
+        log.contains("libonnxruntime.so") && log.contains("ignoring") && log.contains("belongs to another user"),
+        "{log}"
+    );
 }
 
 /// `nerve up` of another user than this one, who is root, with these variables.

@@ -65,7 +65,7 @@ async fn a_source_is_added_tried_out_and_given_a_new_secret() {
         assert!(described.contains(said), "{described}");
     }
     let listed = cli.run(&["source", "list"]).await.ok().stdout;
-    assert!(listed.contains("5/s, 2 at once, up to 1MiB, from 10.0.0.0/8"), "{listed}");
+    assert!(listed.contains("5/s, 2 concurrent, up to 1MiB, from 10.0.0.0/8"), "{listed}");
 }
 
 #[tokio::test]
