@@ -1,6 +1,6 @@
 //! Retrieval from the index: how soon, and how near to an exact search.
 
-use nerve_index::{Change, Document, Index, Query, Weights};
+use nerve_index::{Change, Document, FusionWeights, Index, Query};
 use nerve_text::chunk::Chunk;
 use std::time::Instant;
 
@@ -74,11 +74,11 @@ pub(crate) fn measure() {
             limit: NEAREST,
             weights,
         };
-        let asked = query(Weights::default());
+        let asked = query(FusionWeights::default());
         let started = Instant::now();
         index.search(&asked).expect("hits");
         times.push(started.elapsed());
-        let dense = index.search(&query(Weights { lexical: 0.0, dense: 1.0 })).expect("hits");
+        let dense = index.search(&query(FusionWeights { lexical: 0.0, dense: 1.0 })).expect("hits");
         let exact = nearest(&vectors, &vector);
         found += dense.iter().filter(|hit| exact.contains(&hit.id.parse().unwrap_or_default())).count();
     }

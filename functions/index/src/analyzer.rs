@@ -1,36 +1,36 @@
-//! Words of texts, as both kinds of index know them.
+//! The text analyzer of both kinds of index.
 
 use tantivy::tokenizer::{
     AsciiFoldingFilter, Language, LowerCaser, RemoveLongFilter, SimpleTokenizer, Stemmer, StopWordFilter, TextAnalyzer,
 };
 
-/// Words longer than this, in bytes, are no words.
-const LONGEST: usize = 64;
-/// The analyser's name, which changes when it does, so that the words are made again.
-pub(crate) const ANALYSER: &str = "words-1";
-/// The most words of a question that are looked for.
-const MOST_WORDS: usize = 64;
+/// Maximum length of a token in bytes; longer tokens are dropped.
+const MAX_TOKEN_BYTES: usize = 64;
+/// Name of the analyzer. A change of the analyzer requires a new name, so that the lexical index is rebuilt.
+pub(crate) const ANALYZER_NAME: &str = "words-1";
+/// Maximum number of distinct query tokens.
+const MAX_QUERY_TOKENS: usize = 64;
 
-pub(crate) fn analyser() -> TextAnalyzer {
-    let plain = TextAnalyzer::builder(SimpleTokenizer::default())
-        .filter(RemoveLongFilter::limit(LONGEST))
+pub(crate) fn new_analyzer() -> TextAnalyzer {
+    let base = TextAnalyzer::builder(SimpleTokenizer::default())
+        .filter(RemoveLongFilter::limit(MAX_TOKEN_BYTES))
         .filter(LowerCaser)
         .filter(AsciiFoldingFilter);
     match StopWordFilter::new(Language::English) {
-        Some(stop_words) => plain.filter(stop_words).filter(Stemmer::new(Language::English)).build(),
-        None => plain.filter(Stemmer::new(Language::English)).build(),
+        Some(stop_words) => base.filter(stop_words).filter(Stemmer::new(Language::English)).build(),
+        None => base.filter(Stemmer::new(Language::English)).build(),
     }
 }
 
-/// The words of a question that are looked for, each once.
-pub(crate) fn words(analyser: &mut TextAnalyzer, text: &str) -> Vec<String> {
-    let mut stream = analyser.token_stream(text);
-    let mut words = Vec::new();
+/// The distinct tokens of a query.
+pub(crate) fn query_tokens(analyzer: &mut TextAnalyzer, text: &str) -> Vec<String> {
+    let mut stream = analyzer.token_stream(text);
+    let mut tokens = Vec::new();
     while let Some(token) = stream.next() {
-        if !words.contains(&token.text) {
-            words.push(token.text.clone());
+        if !tokens.contains(&token.text) {
+            tokens.push(token.text.clone());
         }
     }
-    words.truncate(MOST_WORDS);
-    words
+    tokens.truncate(MAX_QUERY_TOKENS);
+    tokens
 }

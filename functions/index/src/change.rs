@@ -1,4 +1,4 @@
-//! What is to change in an index.
+//! Changes of documents and their results.
 
 use crate::{collections::is_conversation, document::Document, error::IndexError};
 use nerve_core::quota::{CollectionUsage, Quotas};
@@ -8,35 +8,35 @@ use serde::Serialize;
 /// A change of one document.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Change {
-    /// It has these chunks now, and no others.
+    /// Replaces the document and its chunks.
     Replace {
         /// The document.
         document: Document,
         /// Its chunks, each with its vector.
         chunks: Vec<(Chunk, Vec<f32>)>,
     },
-    /// It is gone. Only `collection`, `document` and `uploaded_at` count.
+    /// Removes the document. Only `collection`, `document` and `uploaded_at` are used.
     Remove(Document),
-    /// If the index has it with this digest, it counts as uploaded at this time; else nothing changes. Only `collection`,
-    /// `document`, `digest` and `uploaded_at` count.
+    /// Marks the document as uploaded at this time if its stored digest is equal; otherwise changes nothing. Only
+    /// `collection`, `document`, `digest` and `uploaded_at` are used.
     Confirm(Document),
 }
 
 impl Change {
-    /// The document that it changes.
+    /// The changed document.
     pub fn document(&self) -> &Document {
         match self {
             Self::Replace { document, .. } | Self::Remove(document) | Self::Confirm(document) => document,
         }
     }
 
-    /// The bytes of the document's text, as its chunks have it.
+    /// Size of the document's text in bytes: the sum of its chunks.
     pub(crate) fn text_bytes(&self) -> u64 {
         let bytes: usize = self.chunks().iter().map(|(chunk, _)| chunk.text.len()).sum();
         u64::try_from(bytes).unwrap_or(u64::MAX)
     }
 
-    /// Checks it against the quota of its collection, which has so many documents, and bytes of text, besides this one.
+    /// Checks the quota of the collection, given the usage of its other documents.
     pub(crate) fn check_quota(
         &self,
         quotas: &Quotas,
@@ -48,13 +48,13 @@ impl Change {
         checked.map_err(IndexError::QuotaExceeded)
     }
 
-    /// Whether its document is under a quota.
-    pub(crate) fn is_bounded(&self, quotas: &Quotas) -> bool {
+    /// Whether a quota applies to the document.
+    pub(crate) fn has_quota(&self, quotas: &Quotas) -> bool {
         let Self::Replace { document, .. } = self else { return false };
         quotas.of(&document.collection).limits_documents() && !is_conversation(&document.collection)
     }
 
-    /// The chunks that it gives the document.
+    /// The new chunks of the document.
     pub(crate) fn chunks(&self) -> &[(Chunk, Vec<f32>)] {
         match self {
             Self::Replace { chunks, .. } => chunks,
@@ -63,17 +63,17 @@ impl Change {
     }
 }
 
-/// What came of a change.
+/// Result of a change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Applied {
-    /// Chunks that the document has now.
+pub struct ChangeResult {
+    /// Number of chunks of the document after the change.
     pub chunks: usize,
-    /// Whether the index had the document before.
+    /// Whether the document existed before.
     pub replaced: bool,
-    /// Whether a later upload was there already, so that nothing was changed.
+    /// Whether a later upload was already indexed, so that nothing changed.
     pub stale: bool,
-    /// Whether the index had exactly this content from another upload, so that no chunk was written.
+    /// Whether another upload of the same content was already indexed, so that no chunk was written.
     pub unchanged: bool,
-    /// When the document's last upload or deletion was made, in nanoseconds since 1970; 0 where there was none.
+    /// Time of the document's last upload or deletion, in nanoseconds since 1970; 0 if there is none.
     pub latest_upload: i64,
 }

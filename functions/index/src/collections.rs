@@ -1,21 +1,20 @@
-//! Names of collections: a tenant's own, and those of its conversations.
+//! Collections of the index that belong to a tenant or to a conversation.
 
 use data_encoding::HEXLOWER;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// A name as a part of a key, whatever it holds.
-pub fn digest(name: &str) -> String {
+/// Digest of a name, safe as a part of a key or collection name.
+pub fn name_digest(name: &str) -> String {
     HEXLOWER.encode(Sha256::digest(name).get(..12).unwrap_or_default())
 }
 
-/// How the keys of all conversations of a collection begin.
-pub fn conversations_of(collection: &str) -> String {
-    format!("memory.{}.", digest(collection))
+/// Prefix of the collections of all conversations of a collection, and of their keys in `views`.
+pub fn conversation_prefix(collection: &str) -> String {
+    format!("memory.{}.", name_digest(collection))
 }
 
-/// Whether a collection of the index has the earlier answers of a conversation: [`conversations_of`] and a digest. These are in
-/// nobody's quota.
+/// Whether a collection contains the earlier answers of a conversation. Quotas do not apply to it.
 pub fn is_conversation(collection: &str) -> bool {
     let mut parts = collection.strip_prefix("memory.").unwrap_or_default().split('.');
     let is_digest = |part: Option<&str>| {
@@ -24,48 +23,48 @@ pub fn is_conversation(collection: &str) -> bool {
     is_digest(parts.next()) && is_digest(parts.next()) && parts.next().is_none()
 }
 
-/// The collection of the index that has the earlier answers of a conversation.
+/// The collection with the earlier answers of a conversation.
 pub fn conversation_collection(collection: &str, conversation: &str) -> String {
-    format!("{}{}", conversations_of(collection), digest(conversation))
+    format!("{}{}", conversation_prefix(collection), name_digest(conversation))
 }
 
-/// The collections of the index that are a tenant's: its own, and those of its conversations.
+/// The collections of a tenant: its own, and those of its conversations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TenantCollections {
     collection: String,
-    /// How the names of its conversations' collections begin.
+    /// Prefix of its conversations' collections.
     conversations: String,
 }
 
 impl TenantCollections {
-    /// The collections of the tenant whose documents are in `collection`.
+    /// The collections of the tenant with this collection.
     pub fn new(collection: impl Into<String>) -> Self {
         let collection = collection.into();
-        Self { conversations: conversations_of(&collection), collection }
+        Self { conversations: conversation_prefix(&collection), collection }
     }
 
-    /// The name of its collection.
+    /// Name of its own collection.
     pub fn collection(&self) -> &str {
         &self.collection
     }
 
-    /// How the names of the collections begin that hold earlier answers of its conversations.
+    /// Prefix of its conversations' collections.
     pub fn conversations(&self) -> &str {
         &self.conversations
     }
 
-    /// Whether a collection is the tenant's: its own, or one of its conversations.
+    /// Whether a collection belongs to the tenant.
     pub fn owns(&self, collection: &str) -> bool {
         collection == self.collection || collection.starts_with(&self.conversations)
     }
 }
 
-/// What the index had of a tenant: what was erased.
+/// Number of documents and chunks that were erased.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErasedDocuments {
-    /// Its documents, with the earlier answers of its conversations.
+    /// Documents, including the earlier answers of conversations.
     pub documents: usize,
-    /// Their chunks.
+    /// Chunks.
     pub chunks: usize,
 }
 
@@ -74,15 +73,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_conversation_of_each_collection_has_its_place() {
-        let places = [
+    fn each_conversation_has_its_own_collection() {
+        let names = [
             conversation_collection("a", "b"),
             conversation_collection("a", "c"),
             conversation_collection("b", "b"),
             conversation_collection("a.b", ""),
             conversation_collection("a", ".b"),
         ];
-        assert_eq!(places.iter().collect::<std::collections::BTreeSet<_>>().len(), places.len());
-        assert!(places.iter().all(|key| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')));
+        assert_eq!(names.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len());
+        assert!(names.iter().all(|key| key.chars().all(|c| c.is_ascii_alphanumeric() || c == '.')));
     }
 }

@@ -1,32 +1,32 @@
-//! Which document of which collection.
+//! Identity and metadata of a document.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The collection of a document that names none.
+/// Collection of documents that name none.
 pub const DEFAULT_COLLECTION: &str = "default";
 
-/// Which document of which collection, and what is known of it.
+/// Identity and metadata of a document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Document {
-    /// What is searched together.
+    /// Collection; a search covers one collection.
     #[serde(default = "default_collection")]
     pub collection: String,
-    /// What a later upload replaces.
+    /// Id in the collection; a later upload with the same id replaces it.
     pub document: String,
-    /// For people: a file's name, a page's title.
+    /// Display name: a file name or page title.
     #[serde(default)]
     pub name: String,
-    /// SHA-256 of the text, in hexadecimal.
+    /// SHA-256 digest of the text, in hexadecimal.
     #[serde(default)]
     pub version: String,
-    /// SHA-256 of its upload and of how it is chunked, in hexadecimal; empty where its chunker gives none.
+    /// SHA-256 digest of the upload and its chunking, in hexadecimal; empty if unknown.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub digest: String,
-    /// When it was uploaded, in nanoseconds since 1970: of two uploads the later stays.
+    /// Time of the upload, in nanoseconds since 1970; the latest upload wins.
     #[serde(default)]
     pub uploaded_at: i64,
-    /// What searches can be narrowed by.
+    /// Metadata for filters.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,
 }

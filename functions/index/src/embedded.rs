@@ -1,25 +1,27 @@
-//! The index in a folder, for the one process that has it open.
+//! The index in a folder, for one process.
 //!
 //! # Layout
-//! - `store`: documents, chunks and vectors in SQLite: the truth, in one file.
-//! - `lexical`: their words, in tantivy (BM25).
-//! - `dense`: their vectors, in usearch (HNSW, cosine).
-//! - `scrub`: its files without what was erased.
+//! - `store`: documents, chunks and vectors in SQLite, the source of truth. `rows`: its rows as values.
+//! - `lexical`: the lexical index, in tantivy (BM25).
+//! - `dense`: the vector index, in usearch (HNSW, cosine).
+//! - `scrub`: removal of erased data from all files.
 //!
-//! # How they stay one
-//! A change is one transaction of `store`, which numbers it. Both others remember the number they have got to, and
-//! catch up when the index is opened: after a crash, or when their files are gone, they are made again from `store`.
+//! # Consistency
+//! A change is one numbered transaction of `store`. The other two store the number of their last change and catch up
+//! when the index is opened: after a crash they apply the missing changes, and missing or corrupt files are rebuilt
+//! from `store`.
 
 mod dense;
 mod lexical;
+mod rows;
 mod scrub;
 mod store;
 
 use crate::{
-    change::{Applied, Change},
+    change::{Change, ChangeResult},
     document::Document,
     error::IndexError,
-    fusion::{Found, fuse},
+    fusion::{Candidate, fuse},
     query::{Hit, Query},
 };
 use dense::Dense;
@@ -33,24 +35,28 @@ use std::{
 };
 use store::Store;
 
-/// The index of every collection on this machine.
+/// The index of all collections on this machine.
 pub(crate) struct Embedded {
     store: Mutex<Store>,
     pub(crate) lexical: Lexical,
     pub(crate) dense: Dense,
-    /// The document of each chunk, to tell during a search whether a chunk counts.
+    /// Document of each chunk, for filtering during a search.
     owners: RwLock<HashMap<u64, u64>>,
     pub(crate) documents: RwLock<HashMap<u64, Document>>,
 }
 
 impl Embedded {
-    /// Opens the index in `folder`, or begins it, for vectors that `model` gives.
+    /// Opens or creates the index in `folder`, for vectors of `model`.
+    ///
+    /// # Errors
+    /// [`IndexError::Invalid`] if the index was built with another model; [`IndexError::Failed`] if files cannot be
+    /// read or written.
     pub(crate) fn open(folder: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
-        std::fs::create_dir_all(folder).map_err(IndexError::failed("making its folder"))?;
+        std::fs::create_dir_all(folder).map_err(IndexError::failed("creating the index folder"))?;
         let store = Store::open(&folder.join("chunks.sqlite"), model, dimensions)?;
         let lexical = Lexical::open(&folder.join("words"))?;
         let dense = Dense::open(&folder.join("vectors"), dimensions)?;
-        let (documents, owners) = store.catalogue()?;
+        let (documents, owners) = store.catalog()?;
         let index = Self {
             lexical,
             dense,
@@ -64,56 +70,56 @@ impl Embedded {
         Ok(index)
     }
 
-    /// Applies changes, all or none; what they add is found once this returns.
-    pub(crate) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
+    /// Applies changes atomically. They are searchable when this returns.
+    pub(crate) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<ChangeResult>, IndexError> {
         let mut store = self.store();
         let applied = store.apply(changes, quotas)?;
-        let (documents, owners) = store.catalogue_since(&applied)?;
-        // Readers see a chunk of a document only when its owner is known.
+        let (documents, owners) = store.catalog_of(&applied)?;
+        // A chunk is visible to searches only once its owner is known.
         write(&self.documents).extend(documents);
         write(&self.owners).extend(owners);
         self.catch_up(&store)?;
         Ok(applied.into_iter().map(|one| one.applied).collect())
     }
 
-    /// Brings words and vectors to where the store is.
+    /// Brings the lexical and the vector index up to date with the store.
     pub(crate) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
         self.lexical.catch_up(store)?;
         self.dense.catch_up(store)?;
-        let gone = store.forget_before(self.lexical.position().min(self.dense.saved()))?;
+        let removed = store.prune_changes(self.lexical.position().min(self.dense.saved()))?;
         let mut owners = write(&self.owners);
-        for chunk in gone {
+        for chunk in removed {
             owners.remove(&chunk);
         }
         Ok(())
     }
 
-    /// The best chunks, the best first.
+    /// Returns the best chunks, best first.
     pub(crate) fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
-        let count = query.candidates();
+        let limit = query.candidates();
         let (owners, documents) = (read(&self.owners), read(&self.documents));
-        let counts = |chunk: u64| {
+        let filter = |chunk: u64| {
             let document = owners.get(&chunk).and_then(|owner| documents.get(owner));
             document.is_some_and(|document| document.collection == query.collection && matches(document, &query.filter))
         };
-        let by_words = self.lexical.search(&query.text, &query.collection, count, &counts)?;
-        let by_meaning = self.dense.search(&query.vector, count, &counts)?;
-        let fused = fuse(&by_words, &by_meaning, query.weights);
+        let lexical_candidates = self.lexical.search(&query.text, &query.collection, limit, &filter)?;
+        let dense_candidates = self.dense.search(&query.vector, limit, &filter)?;
+        let fused = fuse(&lexical_candidates, &dense_candidates, query.weights);
         drop((owners, documents));
-        let mut best: Vec<Found> = fused.into_iter().take(query.limit).collect();
-        // Whoever ranks anew wants to know it of all, and would have to embed the text again.
+        let mut best: Vec<Candidate> = fused.into_iter().take(query.limit).collect();
+        // A reranker needs the similarity of every hit and would otherwise embed the text again.
         for found in best.iter_mut().filter(|found| found.similarity.is_none()) {
             found.similarity = self.dense.similarity(found.chunk, &query.vector)?;
         }
         self.store().hits(&best)
     }
 
-    /// How many documents a collection has, and how many bytes their text has.
-    pub(crate) fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
-        self.store().held_of(collection)
+    /// Number of documents in a collection, and the size of their text in bytes.
+    pub(crate) fn collection_usage(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+        self.store().collection_usage(collection)
     }
 
-    /// Chunks in the index, of all collections.
+    /// Number of chunks in all collections.
     pub(crate) fn len(&self) -> Result<usize, IndexError> {
         self.store().len()
     }
@@ -122,7 +128,7 @@ impl Embedded {
         self.dense.dimensions()
     }
 
-    /// Writes down what a restart would have to make again.
+    /// Saves what a restart would otherwise have to rebuild.
     pub(crate) fn save(&self) -> Result<(), IndexError> {
         let store = self.store();
         self.dense.save(&store)
@@ -142,7 +148,7 @@ pub(crate) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 }
 
 fn matches(document: &Document, filter: &Map<String, Value>) -> bool {
-    filter.iter().all(|(key, wanted)| match (document.metadata.get(key), wanted) {
+    filter.iter().all(|(key, expected)| match (document.metadata.get(key), expected) {
         (None, _) => false,
         (Some(Value::Array(has)), Value::Array(any)) => any.iter().any(|one| has.contains(one)),
         (Some(Value::Array(has)), one) => has.contains(one),

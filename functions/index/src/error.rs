@@ -1,31 +1,31 @@
-//! Why the index cannot do something.
+//! Errors of the index.
 
 use nerve_core::quota::QuotaExceeded;
 
-/// Why the index cannot do something.
+/// Why an operation of the index failed.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
     /// The request can never succeed on this index.
     #[error("{0}")]
     Invalid(String),
-    /// Its database cannot be reached, or cannot do it now: the same may succeed later.
-    #[error("the index's database is not available, while {what}")]
+    /// The database is temporarily unavailable; a retry may succeed.
+    #[error("index database unavailable while {operation}")]
     Unavailable {
-        /// What was being done.
-        what: &'static str,
-        /// What went wrong.
+        /// The operation.
+        operation: &'static str,
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// A document is over a quota of its collection.
+    /// A document exceeds a quota of its collection.
     #[error("{0}")]
     QuotaExceeded(QuotaExceeded),
-    /// A file cannot be read or written, or the database refuses.
-    #[error("the index failed while {what}")]
+    /// A file cannot be read or written, or the database rejects the operation.
+    #[error("index error while {operation}")]
     Failed {
-        /// What was being done.
-        what: &'static str,
-        /// What went wrong.
+        /// The operation.
+        operation: &'static str,
+        /// The cause.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
@@ -33,8 +33,8 @@ pub enum IndexError {
 
 impl IndexError {
     pub(crate) fn failed<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
-        what: &'static str,
+        operation: &'static str,
     ) -> impl FnOnce(E) -> Self {
-        move |source| Self::Failed { what, source: source.into() }
+        move |source| Self::Failed { operation, source: source.into() }
     }
 }

@@ -1,7 +1,7 @@
-//! The index, in a folder or in a database.
+//! The index, in a folder or in PostgreSQL.
 
 use crate::{
-    change::{Applied, Change},
+    change::{Change, ChangeResult},
     collections::{ErasedDocuments, TenantCollections},
     embedded::Embedded,
     error::IndexError,
@@ -11,111 +11,144 @@ use crate::{
 use nerve_core::quota::Quotas;
 use std::path::Path;
 
-/// The index of every collection.
+/// The index of all collections.
 ///
-/// Its calls block: from async code, make them where blocking is allowed.
+/// All methods block; async code must call them on a blocking thread.
 pub struct Index {
-    kind: Kind,
+    storage: Storage,
 }
 
-enum Kind {
+enum Storage {
     Embedded(Box<Embedded>),
     Postgres(Postgres),
 }
 
 impl Index {
-    /// Opens the index in `folder`, or begins it, for vectors that `model` gives.
-    pub fn open(folder: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
-        let embedded = Embedded::open(folder, model, dimensions)?;
-        Ok(Self { kind: Kind::Embedded(Box::new(embedded)) })
-    }
-
-    /// Opens the index in `database`, or begins it, for vectors that `model` gives. Its connections live on the Tokio
-    /// runtime that this is called in.
-    pub fn connect(database: &Database, model: &str, dimensions: usize) -> Result<Self, IndexError> {
-        Ok(Self { kind: Kind::Postgres(Postgres::connect(database, model, dimensions)?) })
-    }
-
-    /// Applies changes, all or none; what they add is found once this returns.
-    pub fn apply(&self, changes: &[Change]) -> Result<Vec<Applied>, IndexError> {
-        self.apply_within(changes, &Quotas::default())
-    }
-
-    /// Applies changes, all or none, where they are within the quotas of their collections. These are checked in the transaction
-    /// that writes the documents, so they hold exactly.
+    /// Opens or creates the index in `folder`, for vectors of `model`.
     ///
     /// # Errors
-    /// [`IndexError::QuotaExceeded`] for the first change that is not.
-    pub fn apply_within(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<Applied>, IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.apply(changes, quotas),
-            Kind::Postgres(index) => index.apply(changes, quotas),
-        }
+    /// [`IndexError::Invalid`] if the index was built with another model; [`IndexError::Failed`] if files cannot be
+    /// read or written.
+    pub fn open(folder: &Path, model: &str, dimensions: usize) -> Result<Self, IndexError> {
+        let embedded = Embedded::open(folder, model, dimensions)?;
+        Ok(Self { storage: Storage::Embedded(Box::new(embedded)) })
     }
 
-    /// How many documents a collection has, and how many bytes their text has.
-    pub fn held_of(&self, collection: &str) -> Result<(u64, u64), IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.held_of(collection),
-            Kind::Postgres(index) => index.held_of(collection),
-        }
-    }
-
-    /// Counts the documents of a tenant, those that [`erase`](Self::erase) would delete.
-    pub fn count_of(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.count_of(tenant),
-            Kind::Postgres(index) => index.count_of(tenant),
-        }
-    }
-
-    /// Deletes every document of a tenant, and what remembers that there were some: an older upload brings them back. Once
-    /// this returns, nothing of them is in the index's files either; in a database, `vacuum` has passed over them.
+    /// Opens or creates the index in `database`, for vectors of `model`. Its connections use the current Tokio
+    /// runtime.
     ///
-    /// In a folder, the words and the graph of vectors of all that stays are made again, while searches go on.
-    pub fn erase(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.erase(tenant),
-            Kind::Postgres(index) => index.erase(tenant),
+    /// # Errors
+    /// [`IndexError::Invalid`] if the index was built with another model or a newer version;
+    /// [`IndexError::Unavailable`] if the database cannot be reached.
+    pub fn connect(database: &Database, model: &str, dimensions: usize) -> Result<Self, IndexError> {
+        Ok(Self { storage: Storage::Postgres(Postgres::connect(database, model, dimensions)?) })
+    }
+
+    /// Applies changes atomically, without quotas. They are searchable when this returns.
+    ///
+    /// # Errors
+    /// As [`Self::apply_within`].
+    pub fn apply(&self, changes: &[Change]) -> Result<Vec<ChangeResult>, IndexError> {
+        self.apply_with_quotas(changes, &Quotas::default())
+    }
+
+    /// Applies changes atomically, within the quotas of their collections. Quotas are checked in the transaction that
+    /// writes the documents, so they hold exactly.
+    ///
+    /// # Errors
+    /// [`IndexError::QuotaExceeded`] for the first change that exceeds one; otherwise as [`IndexError`] says.
+    pub fn apply_with_quotas(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<ChangeResult>, IndexError> {
+        match &self.storage {
+            Storage::Embedded(index) => index.apply(changes, quotas),
+            Storage::Postgres(index) => index.apply(changes, quotas),
         }
     }
 
-    /// The best chunks, the best first.
+    /// Number of documents in a collection, and the size of their text in bytes.
+    ///
+    /// # Errors
+    /// If the storage cannot be read.
+    pub fn collection_usage(&self, collection: &str) -> Result<(u64, u64), IndexError> {
+        match &self.storage {
+            Storage::Embedded(index) => index.collection_usage(collection),
+            Storage::Postgres(index) => index.collection_usage(collection),
+        }
+    }
+
+    /// Counts the documents of a tenant that [`erase`](Self::erase) would delete.
+    ///
+    /// # Errors
+    /// If the storage cannot be read.
+    pub fn count_tenant(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
+        match &self.storage {
+            Storage::Embedded(index) => index.count_tenant(tenant),
+            Storage::Postgres(index) => index.count_tenant(tenant),
+        }
+    }
+
+    /// Deletes every document of a tenant, including the record of deleted ones, so an older upload restores them.
+    /// When this returns, no file of the index contains their data; in a database, `vacuum` has run.
+    ///
+    /// In a folder, the lexical and the vector index of the remaining documents are rebuilt while searches continue.
+    ///
+    /// # Errors
+    /// If the storage cannot be written. A repeated call completes an interrupted one.
+    pub fn erase(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
+        match &self.storage {
+            Storage::Embedded(index) => index.erase(tenant),
+            Storage::Postgres(index) => index.erase(tenant),
+        }
+    }
+
+    /// Returns the best chunks, best first.
+    ///
+    /// # Errors
+    /// [`IndexError::Invalid`] if the vector has other dimensions than the index; otherwise if the storage cannot be
+    /// read.
     pub fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
-        let dimensions = match &self.kind {
-            Kind::Embedded(index) => index.dimensions(),
-            Kind::Postgres(index) => index.dimensions(),
+        let dimensions = match &self.storage {
+            Storage::Embedded(index) => index.dimensions(),
+            Storage::Postgres(index) => index.dimensions(),
         };
         if query.vector.len() != dimensions {
             return Err(IndexError::Invalid(format!(
-                "the question's vector has {} dimensions, and the index has {dimensions}: embed both with the same model",
+                "the question's vector has {} dimensions, but the index has {dimensions}: use the same model for both",
                 query.vector.len(),
             )));
         }
-        match &self.kind {
-            Kind::Embedded(index) => index.search(query),
-            Kind::Postgres(index) => index.search(query),
+        match &self.storage {
+            Storage::Embedded(index) => index.search(query),
+            Storage::Postgres(index) => index.search(query),
         }
     }
 
-    /// Chunks in the index, of all collections.
+    /// Number of chunks in all collections.
+    ///
+    /// # Errors
+    /// If the storage cannot be read.
     pub fn len(&self) -> Result<usize, IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.len(),
-            Kind::Postgres(index) => index.len(),
+        match &self.storage {
+            Storage::Embedded(index) => index.len(),
+            Storage::Postgres(index) => index.len(),
         }
     }
 
-    /// Whether there is none.
+    /// Whether the index has no chunk.
+    ///
+    /// # Errors
+    /// If the storage cannot be read.
     pub fn is_empty(&self) -> Result<bool, IndexError> {
         Ok(self.len()? == 0)
     }
 
-    /// Writes down what a restart would have to make again; a database needs none of that.
+    /// Saves what a restart would otherwise have to rebuild. No-op for a database.
+    ///
+    /// # Errors
+    /// If files cannot be written.
     pub fn save(&self) -> Result<(), IndexError> {
-        match &self.kind {
-            Kind::Embedded(index) => index.save(),
-            Kind::Postgres(_) => Ok(()),
+        match &self.storage {
+            Storage::Embedded(index) => index.save(),
+            Storage::Postgres(_) => Ok(()),
         }
     }
 }

@@ -1,17 +1,19 @@
-//! The document index: chunks and vectors, stored and searched. No events, no NATS, no models.
+//! The document index: storage and hybrid search of chunks and vectors. No events, no NATS, no models.
 //!
 //! # Layout
-//! - [`index`]: the index, in a folder or in a database. [`error`]: why an operation fails.
-//! - [`document`]: identity and metadata of a document. [`collections`]: collections of a tenant and of its conversations.
-//! - [`change`]: changes of documents and their results. `held`: a stored document before a change.
+//! - [`index`]: the index, in a folder or in PostgreSQL. [`error`]: its errors.
+//! - [`document`]: identity and metadata of a document. [`collections`]: collections of a tenant and of its
+//!   conversations.
+//! - [`change`]: changes of documents and their results. `stored`: the stored state before a change.
 //! - [`query`]: queries and hits. [`fusion`]: reciprocal rank fusion of the lexical and the dense ranking.
 //! - `embedded`: SQLite, tantivy (BM25) and usearch (HNSW) in a folder, for one worker.
 //! - `postgres`: PostgreSQL with pgvector, shared by all workers.
-//! - `analyzer`: the text analyzer that both use.
+//! - `analyzer`: the text analyzer of both.
 //!
 //! # Flow
-//! [`Index::apply_within`] writes a batch of [`Change`]s in one transaction and returns once they can be found.
-//! [`Index::search`] takes lexical and dense candidates of one collection, fuses both rankings and returns [`Hit`]s.
+//! [`Index::apply_within`] writes a batch of [`Change`]s in one transaction; they are searchable when it returns.
+//! [`Index::search`] gets the lexical and the dense candidates of one collection, fuses both rankings and returns
+//! [`Hit`]s.
 
 mod analyzer;
 pub mod change;
@@ -20,16 +22,16 @@ pub mod document;
 mod embedded;
 pub mod error;
 pub mod fusion;
-mod held;
 pub mod index;
 mod postgres;
 pub mod query;
+mod stored;
 #[cfg(test)]
 mod tests;
 
-pub use change::{Applied, Change};
+pub use change::{Change, ChangeResult};
 pub use document::Document;
 pub use error::IndexError;
 pub use index::Index;
 pub use postgres::Database;
-pub use query::{Hit, Query, Weights};
+pub use query::{FusionWeights, Hit, Query};

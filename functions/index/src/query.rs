@@ -1,81 +1,81 @@
-//! What is searched for, and what is found.
+//! Queries and hits.
 
 use nerve_text::chunk::Chunk;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Candidates that each way of searching gives, for each result that is asked for.
-const CANDIDATES: usize = 5;
-/// The fewest candidates that each way of searching gives.
-const FEWEST: usize = 50;
+/// Number of candidates per ranking for each requested result.
+const CANDIDATES_PER_RESULT: usize = 5;
+/// Minimum number of candidates per ranking.
+const MIN_CANDIDATES: usize = 50;
 
-/// What is searched for.
+/// A search.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Query {
-    /// In which collection.
+    /// The collection to search.
     pub collection: String,
-    /// Its words.
+    /// Text for the lexical ranking.
     pub text: String,
-    /// Its vector, of length one.
+    /// Unit vector for the dense ranking.
     pub vector: Vec<f32>,
-    /// Metadata that a document must have; an array stands for any of its values.
+    /// Required metadata; an array matches any of its values.
     pub filter: Map<String, Value>,
-    /// The most results.
+    /// Maximum number of results.
     pub limit: usize,
-    /// How much ranks by words and by meaning weigh.
-    pub weights: Weights,
+    /// Weights of the rankings.
+    pub weights: FusionWeights,
 }
 
 impl Query {
-    /// Candidates that each way of searching gives.
+    /// Number of candidates per ranking.
     pub(crate) fn candidates(&self) -> usize {
-        (self.limit * CANDIDATES).max(FEWEST)
+        (self.limit * CANDIDATES_PER_RESULT).max(MIN_CANDIDATES)
     }
 }
 
-/// How much each way of searching weighs in the fusion.
+/// Weight of each ranking in the fusion.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Weights {
+pub struct FusionWeights {
     /// BM25.
     pub lexical: f32,
-    /// Cosine.
+    /// Cosine similarity.
     pub dense: f32,
 }
 
-impl Default for Weights {
+impl Default for FusionWeights {
     fn default() -> Self {
         Self { lexical: 1.0, dense: 1.0 }
     }
 }
 
-/// A chunk that was found.
+/// A chunk that matches a query.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Hit {
-    /// The chunk's own id, as long as its document is not uploaded again.
+    /// Id of the chunk, valid until the document is uploaded again.
     pub id: String,
-    /// The document.
+    /// Id of the document.
     pub document: String,
-    /// The document's name.
+    /// Name of the document.
     pub name: String,
     /// The chunk.
     #[serde(flatten)]
     pub chunk: Chunk,
-    /// The document's metadata.
+    /// Metadata of the document.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub metadata: Map<String, Value>,
-    /// The fused score; only its order means something.
+    /// Fused score, meaningful only for the order.
     #[serde(default)]
     pub score: f32,
-    /// What its words are worth, where it was among the candidates by words: BM25, or PostgreSQL's rank.
+    /// Lexical score, if the chunk is a lexical candidate: BM25, or the rank of PostgreSQL.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bm25: Option<f32>,
-    /// The cosine of its vector and the question's, however it was found.
+    /// Cosine similarity of the chunk and the question.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub similarity: Option<f32>,
-    /// Its place among the candidates by words, from 1.
+    /// Rank among the lexical candidates, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lexical_rank: Option<usize>,
-    /// Its place among the candidates by meaning, from 1.
+    /// Rank among the dense candidates, from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dense_rank: Option<usize>,
 }

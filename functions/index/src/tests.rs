@@ -6,27 +6,27 @@ use nerve_core::Secret;
 use nerve_text::chunk::Chunk;
 use serde_json::json;
 use serde_json::{Map, Value};
-use server::Postgres as Server;
+use server::Postgres as TestServer;
 use std::path::Path;
 use std::time::Instant;
 use tokio::runtime::Runtime;
 
-// It is public in the harness of the integration tests, where it lives.
+// The test harness of the integration tests declares it public.
 #[allow(unreachable_pub)]
 #[path = "../../../tests/src/postgres.rs"]
 pub(crate) mod server;
 
-pub(crate) const WIDTH: usize = 32;
+pub(crate) const DIMENSIONS: usize = 32;
 
-/// A PostgreSQL of the test's own, and the runtime that connections to it live on.
-pub(crate) struct Shared {
-    pub(crate) server: Server,
+/// A PostgreSQL server of one test, and the runtime of its connections.
+pub(crate) struct PostgresServer {
+    pub(crate) server: TestServer,
     runtime: Runtime,
 }
 
-impl Shared {
+impl PostgresServer {
     pub(crate) fn start() -> Self {
-        Self { server: Server::start(), runtime: Runtime::new().unwrap() }
+        Self { server: TestServer::start(), runtime: Runtime::new().unwrap() }
     }
 
     pub(crate) fn connect(&self, model: &str, width: usize) -> Result<Index, IndexError> {
@@ -35,22 +35,22 @@ impl Shared {
     }
 
     pub(crate) fn index(&self) -> Index {
-        self.connect("test", WIDTH).unwrap()
+        self.connect("test", DIMENSIONS).unwrap()
     }
 }
 
-/// Shows the same of both kinds of index, each of them empty.
-pub(crate) fn of_both(show: impl Fn(&Index)) {
+/// Runs a check on both kinds of index, each empty.
+pub(crate) fn for_both_kinds(show: impl Fn(&Index)) {
     let folder = tempfile::tempdir().unwrap();
     show(&open(folder.path()));
     println!("the same in PostgreSQL");
-    show(&Shared::start().index());
+    show(&PostgresServer::start().index());
 }
 
-/// A unit vector that depends on `seed` alone.
+/// A deterministic unit vector.
 pub(crate) fn vector(seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut numbers: Vec<f32> = (0..WIDTH)
+    let mut numbers: Vec<f32> = (0..DIMENSIONS)
         .map(|_| {
             state ^= state << 13;
             state ^= state >> 7;
@@ -90,15 +90,15 @@ pub(crate) fn query(text: &str, seed: u64) -> Query {
         vector: vector(seed),
         filter: Map::new(),
         limit: 3,
-        weights: Weights::default(),
+        weights: FusionWeights::default(),
     }
 }
 
 pub(crate) fn open(folder: &Path) -> Index {
-    Index::open(folder, "test", WIDTH).unwrap()
+    Index::open(folder, "test", DIMENSIONS).unwrap()
 }
 
-/// What was found, in order; BM25 also counts what was deleted, until tantivy merges it away.
+/// Ids and similarities, in order. BM25 is left out: it counts deleted documents until tantivy merges segments.
 fn ids(hits: &[Hit]) -> Vec<(String, Option<f32>)> {
     hits.iter().map(|hit| (hit.id.clone(), hit.similarity)).collect()
 }
@@ -108,8 +108,8 @@ pub(crate) fn texts(hits: &[Hit]) -> Vec<&str> {
 }
 
 #[test]
-fn what_is_near_by_words_and_by_meaning_comes_first() {
-    of_both(|index| {
+fn best_lexical_and_dense_match_ranks_first() {
+    for_both_kinds(|index| {
         let changes = [
             replace("fees", 1, &[("Invoices paid late cost ten percent more.", 1), ("Refunds take a week.", 2)]),
             replace("trains", 1, &[("The night train is slow.", 3), ("Tickets are cheap on Mondays.", 4)]),
@@ -122,9 +122,10 @@ fn what_is_near_by_words_and_by_meaning_comes_first() {
             (hits[0].document.as_str(), hits[0].chunk.heading.as_slice()),
             ("fees", ["About fees".to_owned()].as_slice())
         );
-        // Each way alone finds what only it can.
-        let words =
-            index.search(&Query { weights: Weights { lexical: 1.0, dense: 0.0 }, ..query("slow trains", 2) }).unwrap();
+        // Each ranking alone finds what only it can find.
+        let words = index
+            .search(&Query { weights: FusionWeights { lexical: 1.0, dense: 0.0 }, ..query("slow trains", 2) })
+            .unwrap();
         assert_eq!(words[0].chunk.text, "The night train is slow.");
         let meaning = index.search(&query("zzz", 4)).unwrap();
         assert_eq!(meaning[0].chunk.text, "Tickets are cheap on Mondays.");
@@ -132,19 +133,19 @@ fn what_is_near_by_words_and_by_meaning_comes_first() {
     });
 }
 
-/// What comes of a change of a document that was last uploaded or deleted at that time.
-fn applied(chunks: usize, replaced: bool, latest_upload: i64) -> Applied {
-    Applied { chunks, replaced, latest_upload, ..Applied::default() }
+/// Result of a change of a document with this last upload or deletion.
+fn applied(chunks: usize, replaced: bool, latest_upload: i64) -> ChangeResult {
+    ChangeResult { chunks, replaced, latest_upload, ..ChangeResult::default() }
 }
 
 #[test]
-fn an_upload_replaces_a_removal_removes_and_what_is_older_changes_nothing() {
-    of_both(|index| {
+fn older_change_does_not_replace_a_newer_one() {
+    for_both_kinds(|index| {
         let apply = |change: Change| index.apply(&[change]).unwrap()[0];
         assert_eq!(apply(replace("a", 5, &[("old words", 1)])), applied(1, false, 5));
         assert_eq!(apply(replace("a", 6, &[("new words", 2)])), applied(1, true, 6));
         assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["new words"]);
-        assert_eq!(apply(replace("a", 5, &[("old words", 1)])), Applied { stale: true, ..applied(1, true, 6) });
+        assert_eq!(apply(replace("a", 5, &[("old words", 1)])), ChangeResult { stale: true, ..applied(1, true, 6) });
         assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["new words"]);
         assert_eq!(apply(Change::Remove(document("a", 7))), applied(0, true, 7));
         assert!(index.search(&query("words", 2)).unwrap().is_empty());
@@ -168,24 +169,28 @@ fn with_digest(change: Change, digest: &str) -> Change {
 
 #[test]
 fn unchanged_upload_writes_no_chunk_and_counts_as_the_latest() {
-    of_both(|index| {
+    for_both_kinds(|index| {
         let apply = |change: Change| index.apply(&[change]).unwrap()[0];
         let words = [("some words", 1), ("nul\0and more", 2)];
         let upload = |uploaded_at: i64| with_digest(replace("a", uploaded_at, &words), "d");
-        let unchanged = |uploaded_at: i64| Applied { unchanged: true, ..applied(2, true, uploaded_at) };
+        let unchanged = |uploaded_at: i64| ChangeResult { unchanged: true, ..applied(2, true, uploaded_at) };
         apply(upload(5));
         let ids = || ids(&index.search(&query("words", 1)).unwrap());
         let before = ids();
-        // The model's rounding makes no other content.
+        // Rounding by the model is not a change of content.
         let Change::Replace { document: again, mut chunks } = upload(7) else { unreachable!() };
         chunks.iter_mut().for_each(|(_, vector)| vector[0] += 1e-4);
         assert_eq!(apply(Change::Replace { document: again, chunks }), unchanged(7));
         assert_eq!(ids(), before, "the chunks keep their ids");
-        // Whether it is late or not, it has the content that is there.
-        assert_eq!(apply(upload(6)), Applied { stale: true, ..unchanged(7) });
+        // A late upload of the same content is unchanged too.
+        assert_eq!(apply(upload(6)), ChangeResult { stale: true, ..unchanged(7) });
         let other = apply(with_digest(replace("a", 6, &[("other words", 1)]), "e"));
-        assert_eq!(other, Applied { stale: true, ..applied(2, true, 7) }, "it was uploaded before the unchanged one");
-        // The same upload again, after a crash or in a replay, is not another one.
+        assert_eq!(
+            other,
+            ChangeResult { stale: true, ..applied(2, true, 7) },
+            "it was uploaded before the unchanged one"
+        );
+        // The same upload again, after a crash or in a replay, is not another upload.
         assert_eq!(apply(upload(7)), applied(2, true, 7));
         for changed in [
             replace("a", 8, &[("some words", 1)]),
@@ -204,18 +209,18 @@ fn unchanged_upload_writes_no_chunk_and_counts_as_the_latest() {
 }
 
 #[test]
-fn confirmed_document_is_the_latest_and_nothing_else_is_confirmed() {
-    of_both(|index| {
+fn confirmation_updates_only_a_document_with_the_same_digest() {
+    for_both_kinds(|index| {
         let apply = |change: Change| index.apply(&[change]).unwrap()[0];
         let confirm = |digest: &str, uploaded_at| with_digest(Change::Confirm(document("a", uploaded_at)), digest);
         let upload =
             |uploaded_at: i64, text: &str, digest: &str| with_digest(replace("a", uploaded_at, &[(text, 1)]), digest);
-        assert_eq!(apply(confirm("A", 1)), Applied::default(), "it is not there");
+        assert_eq!(apply(confirm("A", 1)), ChangeResult::default(), "the extension is missing");
         apply(upload(2, "words of A", "A"));
         assert_eq!(apply(confirm("B", 3)), applied(1, true, 2), "it has other content");
         assert_eq!(apply(confirm("", 3)), applied(1, true, 2), "no digest is no content");
-        assert_eq!(apply(confirm("A", 4)), Applied { unchanged: true, ..applied(1, true, 4) });
-        // B was uploaded before A was confirmed, and comes later.
+        assert_eq!(apply(confirm("A", 4)), ChangeResult { unchanged: true, ..applied(1, true, 4) });
+        // B was uploaded before A was confirmed, and arrives later.
         assert!(apply(upload(3, "words of B", "B")).stale);
         assert_eq!(texts(&index.search(&query("words", 1)).unwrap()), ["words of A"]);
         assert!(!apply(upload(5, "words of B", "B")).stale);
@@ -225,7 +230,7 @@ fn confirmed_document_is_the_latest_and_nothing_else_is_confirmed() {
             assert_eq!(apply(confirm(digest, 8)), applied(0, false, 7), "it was deleted");
         }
         assert!(!apply(upload(8, "words of B", "B")).unchanged);
-        // A batch: each change sees those before it.
+        // Each change of a batch sees the preceding ones.
         let batch = [confirm("B", 9), upload(10, "words of A", "A"), confirm("B", 11), confirm("A", 12)];
         let unchanged: Vec<bool> = index.apply(&batch).unwrap().iter().map(|one| one.unchanged).collect();
         assert_eq!(unchanged, [true, false, false, true]);
@@ -234,8 +239,8 @@ fn confirmed_document_is_the_latest_and_nothing_else_is_confirmed() {
 }
 
 #[test]
-fn collections_and_filters_keep_apart() {
-    of_both(|index| {
+fn search_respects_collection_and_filter() {
+    for_both_kinds(|index| {
         let with = |name: &str, collection: &str, metadata: Value, seed: u64| match replace(
             name,
             1,
@@ -272,8 +277,8 @@ fn collections_and_filters_keep_apart() {
 }
 
 #[test]
-fn what_is_found_by_words_alone_is_told_with_its_likeness_too() {
-    of_both(|index| {
+fn lexical_hit_has_a_similarity() {
+    for_both_kinds(|index| {
         let mut changes: Vec<Change> =
             (0..300).map(|n| replace(&n.to_string(), 1, &[("common words here", 7)])).collect();
         changes.push(replace("rare", 1, &[("the zephyr blows", 8)]));
@@ -288,8 +293,8 @@ fn what_is_found_by_words_alone_is_told_with_its_likeness_too() {
 }
 
 #[test]
-fn a_filter_that_few_pass_finds_them_among_many() {
-    of_both(|index| {
+fn selective_filter_finds_its_only_match() {
+    for_both_kinds(|index| {
         let mut changes: Vec<Change> =
             (0..2000).map(|n| replace(&n.to_string(), 1, &[("common words here", n)])).collect();
         if let Change::Replace { document, .. } = &mut changes[1234] {
@@ -304,15 +309,15 @@ fn a_filter_that_few_pass_finds_them_among_many() {
 }
 
 #[test]
-fn another_models_vectors_are_refused() {
+fn vectors_of_another_model_are_rejected() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()));
-    let shared = Shared::start();
+    let shared = PostgresServer::start();
     drop(shared.index());
-    for other in [Index::open(folder.path(), "other", WIDTH), shared.connect("other", WIDTH)] {
+    for other in [Index::open(folder.path(), "other", DIMENSIONS), shared.connect("other", DIMENSIONS)] {
         let error = other.err().unwrap();
         assert!(matches!(error, IndexError::Invalid(_)), "{error}");
-        assert!(error.to_string().contains("made with test, 32 dimensions, not with other"), "{error}");
+        assert!(error.to_string().contains("built with test, 32 dimensions, not with other"), "{error}");
     }
     assert!(shared.connect("test", 16).err().unwrap().to_string().contains("not with test, 16 dimensions"));
     let short = Change::Replace { document: document("a", 1), chunks: vec![(Chunk::default(), vec![1.0])] };
@@ -322,8 +327,8 @@ fn another_models_vectors_are_refused() {
 }
 
 #[test]
-fn searches_go_on_while_documents_come() {
-    of_both(|index| {
+fn searches_continue_during_writes() {
+    for_both_kinds(|index| {
         index.apply(&[replace("first", 1, &[("steady words", 1)])]).unwrap();
         std::thread::scope(|scope| {
             let searching = scope.spawn(|| {

@@ -1,9 +1,9 @@
-//! Whether the index has a document exactly as it would be uploaded: asked before an upload, so that an unchanged
-//! document is neither stored in the log nor embedded again.
+//! Checks whether the index already has a document in its current version, so that an unchanged document is neither
+//! uploaded nor embedded again.
 //!
-//! The index keeps a digest of each document's upload and of how it was chunked. A check names a digest and a time. Where
-//! the digests are equal, the index records the document as uploaded at that time: an older upload that is still on its
-//! way comes too late then, as it would after a real upload.
+//! The index stores a digest of each document's upload and chunking. A check names a digest and a time. If the digests
+//! are equal, the index records the document as uploaded at that time, so an older upload still in flight becomes
+//! stale, as it would after a real upload.
 
 use crate::chunk::ChunkOptions;
 use data_encoding::HEXLOWER;
@@ -13,54 +13,54 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-/// The type of the event by which `rag/index` is called directly to check documents.
+/// Event type of a direct call to `rag/index` that checks documents.
 pub const CHECK_REQUESTED: &str = "document.check_requested";
-/// The version of the readers and the chunker. A new version chunks unchanged documents again.
+/// Version of the readers and the chunker. A new version causes unchanged documents to be chunked again.
 const CHUNKER_VERSION: u32 = 1;
 
-/// How a `rag/chunk` function cuts documents into chunks: what its manifest says, and its version.
+/// Identity of a chunking: model, options and version of the chunker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Chunking(String);
 
 impl Chunking {
-    /// The chunking of a function with this `model` and `with`.
+    /// The chunking of a `rag/chunk` function with this `model` and `with`.
     ///
     /// # Errors
-    /// Says which option `rag/chunk` does not have.
+    /// Names the unknown or invalid option.
     pub fn new(model: Option<&str>, with: &Map<String, Value>) -> Result<Self, String> {
         let options = serde_json::from_value(Value::Object(with.clone())).map_err(|error| error.to_string())?;
         let ChunkOptions { size, overlap } = options;
         Ok(Self(format!("{CHUNKER_VERSION} {size} {overlap} {}", model.unwrap_or_default())))
     }
 
-    /// SHA-256, in hexadecimal, of a `document.uploaded` event's content and of how it is chunked.
+    /// SHA-256 digest, in hexadecimal, of a `document.uploaded` event's content and its chunking.
     pub fn digest(&self, upload: &Event) -> String {
         let mut digest = Sha256::new();
         let subject = upload.subject.as_deref().unwrap_or_default();
         let content_type = upload.content_type.as_deref().unwrap_or_default();
-        for part in [self.0.as_bytes(), subject.as_bytes(), content_type.as_bytes(), &upload.data] {
-            digest.update(u64::try_from(part.len()).unwrap_or(u64::MAX).to_be_bytes());
-            digest.update(part);
+        for publish in [self.0.as_bytes(), subject.as_bytes(), content_type.as_bytes(), &upload.data] {
+            digest.update(u64::try_from(publish.len()).unwrap_or(u64::MAX).to_be_bytes());
+            digest.update(publish);
         }
         HEXLOWER.encode(&digest.finalize())
     }
 }
 
-/// The data of a check.
+/// Data of a check.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckRequest {
-    /// The documents. Only `collection`, `document`, `digest` and `uploaded_at` are read.
+    /// Documents to check. Only `collection`, `document`, `digest` and `uploaded_at` are read.
     pub documents: Vec<Document>,
 }
 
-/// What the index has of one checked document: a part of the `document.indexed` that answers the check.
+/// Result for one checked document: a part of the `document.indexed` that answers the check.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Checked {
-    /// The document.
+pub struct CheckResult {
+    /// Id of the document.
     pub document: String,
-    /// Whether the index has it exactly as it would be uploaded.
+    /// Whether the index has the same content and chunking.
     pub unchanged: bool,
-    /// When its last upload or deletion was made, in nanoseconds since 1970.
+    /// Time of its last upload or deletion, in nanoseconds since 1970.
     pub latest_upload: i64,
 }
 

@@ -1,26 +1,26 @@
 //! `rag/chunk`: `document.uploaded` → `document.chunked`.
 
 use crate::{
-    accounts::Accounts,
     check::Chunking,
-    function::{Frame, blocking, invalid},
-    reading::ModelReader,
-    upload::Uploaded,
+    function::{FunctionContext, blocking, invalid},
+    reader::ModelReader,
+    upload::UploadedDocument,
+    usage::UsageTracker,
 };
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{Context, Event, Function, Outcome};
 use nerve_index::document::Document;
-use nerve_text::chunk::{Chunk, Size};
+use nerve_text::chunk::{Chunk, ChunkSize};
 use serde::{Deserialize, Serialize};
 
 /// `with` of `rag/chunk`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ChunkOptions {
-    /// The most tokens of a chunk.
+    /// Maximum number of tokens per chunk.
     pub(crate) size: usize,
-    /// Tokens that two neighbours share.
+    /// Number of tokens that consecutive chunks share.
     pub(crate) overlap: usize,
 }
 
@@ -30,16 +30,16 @@ impl Default for ChunkOptions {
     }
 }
 
-/// `rag/chunk`: `document.uploaded` → `document.chunked`.
+/// The loaded function.
 pub(crate) struct Chunker {
-    pub(crate) frame: Frame,
-    pub(crate) size: Size,
+    pub(crate) context: FunctionContext,
+    pub(crate) size: ChunkSize,
     pub(crate) chunking: Chunking,
     pub(crate) reader: ModelReader,
 }
 
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Chunked {
+pub(crate) struct DocumentChunked {
     #[serde(flatten)]
     pub(crate) document: Document,
     pub(crate) chunks: Vec<Chunk>,
@@ -48,24 +48,24 @@ pub(crate) struct Chunked {
 #[async_trait]
 impl Function for Chunker {
     async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
-        let accounts = Accounts::of(&context);
-        // Waiting for a reader is not the document's time.
-        join_all(batch.into_iter().map(|event| self.chunk(event, &accounts))).await
+        let usage = UsageTracker::of(&context);
+        // The wait for a reader does not count towards the timeout.
+        join_all(batch.into_iter().map(|event| self.chunk(event, &usage))).await
     }
 }
 
 impl Chunker {
-    async fn chunk(&self, event: Event, accounts: &Accounts) -> Outcome {
+    async fn chunk(&self, event: Event, usage: &UsageTracker) -> Outcome {
         let chunking = self.chunking.clone();
         let (event, uploaded) = blocking(move || {
-            let mut uploaded = Uploaded::read(&event).map_err(invalid)?;
+            let mut uploaded = UploadedDocument::read(&event).map_err(invalid)?;
             uploaded.document.digest = chunking.digest(&event);
             Ok((event, uploaded))
         })
         .await?;
-        // Before it costs any.
-        accounts.check_tokens(&uploaded.document.collection).await?;
-        let (document, chunks) = self.reader.read(uploaded, self.size, self.frame.timeout).await?;
-        self.frame.emission(&event, &Chunked { document, chunks })
+        // Before the reader spends any time on it.
+        usage.check_tokens(&uploaded.document.collection).await?;
+        let (document, chunks) = self.reader.read(uploaded, self.size, self.context.timeout).await?;
+        self.context.output(&event, &DocumentChunked { document, chunks })
     }
 }

@@ -1,18 +1,21 @@
-//! Calls out over HTTP, with time bounds and without redirects.
+//! HTTP client with timeouts and without redirects.
 
 use std::time::Duration;
 
-/// The longest that connecting may take.
-const CONNECT: Duration = Duration::from_secs(10);
+/// Timeout of connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client whose calls may be silent for as long as `silence`.
-pub(crate) fn client(silence: Duration) -> Result<reqwest::Client, String> {
-    // Whoever is first installs it; that it is there already is no mistake.
+/// Creates a client with this timeout between reads.
+///
+/// # Errors
+/// If TLS cannot be set up.
+pub(crate) fn new_client(read_timeout: Duration) -> Result<reqwest::Client, String> {
+    // Fails if a provider is already installed, which is fine.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
-        .connect_timeout(CONNECT)
-        .read_timeout(silence)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(read_timeout)
         .redirect(reqwest::redirect::Policy::none())
         .build()
-        .map_err(|error| format!("an HTTP client cannot be made: {error}"))
+        .map_err(|error| format!("cannot create an HTTP client: {error}"))
 }

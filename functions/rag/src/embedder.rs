@@ -1,4 +1,4 @@
-//! Texts to vectors, for the functions that compare them.
+//! Embeddings, for functions that compare texts.
 
 use crate::function::{inference_failed, invalid};
 use nerve_core::{
@@ -7,7 +7,7 @@ use nerve_core::{
 };
 use std::sync::Arc;
 
-/// A model that embeds.
+/// An embedding model.
 #[derive(Clone)]
 pub(crate) struct Embedder {
     pub(crate) inference: Arc<dyn Inference>,
@@ -15,7 +15,10 @@ pub(crate) struct Embedder {
 }
 
 impl Embedder {
-    /// One vector of length one a text.
+    /// Returns one unit vector per text.
+    ///
+    /// # Errors
+    /// If the model has no dense vectors, or inference fails.
     pub(crate) async fn embed(&self, texts: Vec<String>, purpose: Purpose) -> Result<Vec<Vec<f32>>, FunctionError> {
         if texts.is_empty() {
             return Ok(Vec::new());
@@ -24,18 +27,21 @@ impl Embedder {
         let embedded = self.inference.embed(&self.model, request).await.map_err(|error| inference_failed(&error))?;
         let dense = |vector: Vector| match vector {
             Vector::F32(numbers) => Ok(numbers),
-            _ => Err(invalid("the model gives no dense vectors: name one for embedding")),
+            _ => Err(invalid("the model has no dense vectors: use an embedding model")),
         };
         embedded.into_iter().map(|one| dense(one.vector)).collect()
     }
 
-    /// The vector of a question.
+    /// Returns the vector of a question.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
     pub(crate) async fn question(&self, text: &str) -> Result<Vec<f32>, FunctionError> {
         Ok(self.embed(vec![text.to_owned()], Purpose::Query).await?.pop().unwrap_or_default())
     }
 }
 
-/// The cosine of two vectors of length one.
+/// Cosine similarity of two unit vectors.
 pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }

@@ -1,95 +1,95 @@
-//! Everything that the functions here keep of a tenant: its documents in the index, and its documents in the bucket `views`.
+//! All data of a tenant: its documents in the index and in the bucket `views`.
 //!
-//! A tenant is a collection. The memory of its conversations is in `views`, and their earlier answers are in collections of
-//! the index that are named after it; [`Tenant::owns`] tells these names.
+//! A tenant is a collection. The memory of its conversations is in `views`, and their earlier answers are in
+//! collections of the index with derived names; [`Tenant::owns`] recognizes these names.
 
-use crate::learn::{self, Answered};
+use crate::learn::{self, AnswerRanking};
 use nerve_core::{Event, EventType, quota, subject::InvalidSubject};
 pub use nerve_index::collections::ErasedDocuments;
 use nerve_index::collections::TenantCollections;
 use serde::{Deserialize, Serialize};
 
-/// The type of the event by which `rag/index` is called directly to erase the documents of a tenant.
+/// Event type of a direct call to `rag/index` that erases the documents of a tenant.
 pub const ERASE_REQUESTED: &str = "collection.erase_requested";
 
-/// One collection, and what is kept in its name.
+/// A collection and everything stored for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tenant {
     collections: TenantCollections,
 }
 
 impl Tenant {
-    /// The tenant whose documents are in `collection`.
+    /// The tenant of the collection `collection`.
     pub fn new(collection: impl Into<String>) -> Self {
         Self { collections: TenantCollections::new(collection) }
     }
 
-    /// The name of its collection.
+    /// Name of its collection.
     pub fn collection(&self) -> &str {
         self.collections.collection()
     }
 
-    /// Whether a collection of the index is the tenant's: its own, or one of its conversations.
+    /// Whether a collection of the index belongs to the tenant: its own, or that of one of its conversations.
     pub fn owns(&self, collection: &str) -> bool {
         self.collections.owns(collection)
     }
 
-    /// The keys in `views` of what is remembered of its conversations, as a pattern.
+    /// Key pattern of its conversations in `views`.
     pub fn memory_keys(&self) -> String {
         format!("{}>", self.collections.conversations())
     }
 
-    /// The keys in `views` of what was learned from its feedback.
+    /// Keys in `views` of its feedback and weights.
     pub fn learned_keys(&self) -> [String; 2] {
         learn::keys_of(self.collection())
     }
 
-    /// The keys in `views` of what it has used.
+    /// Keys in `views` of its usage.
     pub fn usage_keys(&self) -> [String; 2] {
         [quota::usage_key(self.collection()), quota::rate_key(self.collection())]
     }
 
-    /// The keys in `views` of the rankings of the last answers, as a pattern. Each document has answers of several tenants:
-    /// [`without_rankings`](Self::without_rankings) is what stays of it.
+    /// Key pattern in `views` of the rankings of recent answers. One document contains answers of several tenants;
+    /// [`without_rankings`](Self::without_rankings) returns it without those of one tenant.
     pub fn ranking_keys() -> &'static str {
-        learn::RANKINGS
+        learn::RANKING_KEYS
     }
 
-    /// Removes the tenant's answers from a document of rankings: those that were asked in its collection, and those that
-    /// `is_its_answer` names by their ids.
+    /// Removes the tenant's answers from a document of rankings: those of its collection, and those whose id satisfies
+    /// `is_its_answer`.
     ///
-    /// Returns nothing for a document without any.
-    pub fn without_rankings(&self, document: &[u8], is_its_answer: impl Fn(&str) -> bool) -> Option<Rankings> {
-        let is_its = |known: &Answered| self.owns(&known.collection) || is_its_answer(&known.answer);
-        learn::without(document, is_its).map(|(removed, document)| Rankings { removed, document })
+    /// Returns `None` if the document has no such answer.
+    pub fn without_rankings(&self, document: &[u8], is_its_answer: impl Fn(&str) -> bool) -> Option<RemainingRankings> {
+        let is_its = |known: &AnswerRanking| self.owns(&known.collection) || is_its_answer(&known.answer);
+        learn::remove_answers(document, is_its).map(|(removed, document)| RemainingRankings { removed, document })
     }
 }
 
-/// A document of rankings without those of a tenant.
+/// A document of rankings after the answers of one tenant were removed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rankings {
-    /// How many answers were removed.
+pub struct RemainingRankings {
+    /// Number of removed answers.
     pub removed: usize,
-    /// The document with the other answers; none if there are no others.
+    /// The document with the remaining answers; `None` if none remain.
     pub document: Option<Vec<u8>>,
 }
 
-/// The data of [`ERASE_REQUESTED`].
+/// Data of [`ERASE_REQUESTED`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EraseRequest {
-    /// The tenant's collection.
+    /// Collection of the tenant.
     pub collection: String,
-    /// Whether the documents are only counted.
+    /// Whether to count the documents without erasing them.
     #[serde(default)]
     pub dry_run: bool,
 }
 
 impl EraseRequest {
-    /// The event that `rag/index` is called with.
+    /// Builds the event for a direct call to `rag/index`.
     ///
     /// # Errors
-    /// When [`ERASE_REQUESTED`] is no type, which the tests exclude.
+    /// If [`ERASE_REQUESTED`] is not a valid type, which the tests rule out.
     pub fn event(&self, id: String) -> Result<Event, InvalidSubject> {
         let data = serde_json::to_vec(self).unwrap_or_default();
         let event = Event::new(id, "/nerve/collections", EventType::parse(ERASE_REQUESTED)?);
@@ -131,9 +131,9 @@ mod tests {
         let mixed = acme.without_rankings(answers(&[("1", "acme"), ("2", "other")]).as_bytes(), |_| false).unwrap();
         let left: Value = serde_json::from_slice(&mixed.document.unwrap()).unwrap();
         assert_eq!((mixed.removed, &left["answers"][0]["answer"]), (1, &json!("2")));
-        // An answer whose citations were heard of before its ranking has no collection yet.
+        // An answer whose citations arrived before its ranking has no collection yet.
         let cited = acme.without_rankings(answers(&[("3", "")]).as_bytes(), |answer| answer == "3").unwrap();
-        assert_eq!(cited, Rankings { removed: 1, document: None });
+        assert_eq!(cited, RemainingRankings { removed: 1, document: None });
         assert_eq!(acme.without_rankings(answers(&[("2", "other"), ("4", "")]).as_bytes(), |_| false), None);
         assert_eq!(acme.without_rankings(b"no JSON", |_| true), None);
     }

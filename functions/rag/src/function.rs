@@ -1,24 +1,24 @@
-//! What every function here shares.
+//! Context and helpers that all functions share.
 
 use nerve_core::{Emission, Event, EventType, Fault, FunctionError, Outcome, inference::InferenceError};
 use nerve_index::IndexError;
 use serde::Serialize;
 use std::time::Duration;
 
-/// What every function has.
+/// Context of a loaded function.
 #[derive(Debug, Clone)]
-pub(crate) struct Frame {
-    /// The type of its results.
+pub(crate) struct FunctionContext {
+    /// Event type of its results.
     pub(crate) emits: EventType,
-    /// Further types that it may emit.
-    pub(crate) side_events: Vec<EventType>,
-    /// For one event.
+    /// Event types that it may emit in addition.
+    pub(crate) auxiliary_outputs: Vec<EventType>,
+    /// Timeout per event.
     pub(crate) timeout: Duration,
 }
 
-impl Frame {
-    /// One event that is published.
-    pub(crate) fn emission<T: Serialize>(&self, event: &Event, data: &T) -> Outcome {
+impl FunctionContext {
+    /// Outcome with one event of the result type.
+    pub(crate) fn output<T: Serialize>(&self, event: &Event, data: &T) -> Outcome {
         let data = serde_json::to_vec(data).map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
         Ok(vec![Emission {
             ty: self.emits.clone(),
@@ -29,14 +29,14 @@ impl Frame {
         }])
     }
 
-    /// The further type of this name, if nerve.toml lets the function emit it.
-    pub(crate) fn side_event(&self, ty: &str) -> Option<&EventType> {
-        self.side_events.iter().find(|side| side.as_str() == ty)
+    /// The additional event type `ty`, if `emits` allows it.
+    pub(crate) fn auxiliary_output(&self, ty: &str) -> Option<&EventType> {
+        self.auxiliary_outputs.iter().find(|side| side.as_str() == ty)
     }
 
-    pub(crate) async fn within(&self, work: impl Future<Output = Outcome>) -> Outcome {
+    pub(crate) async fn with_timeout(&self, work: impl Future<Output = Outcome>) -> Outcome {
         tokio::time::timeout(self.timeout, work).await.unwrap_or_else(|_| {
-            let message = format!("it was not done within {:?} (`timeout` in nerve.toml)", self.timeout);
+            let message = format!("timed out after {:?} (`timeout` in nerve.toml)", self.timeout);
             Err(FunctionError::new(Fault::Timeout, message))
         })
     }
@@ -46,7 +46,7 @@ pub(crate) fn invalid(why: impl Into<String>) -> FunctionError {
     FunctionError::new(Fault::Invalid, why)
 }
 
-/// A failed index says which file or call failed too.
+/// Converts an index error, including its causes, to a function error.
 pub(crate) fn index_failed(error: &IndexError) -> FunctionError {
     let fault = match error {
         IndexError::Invalid(_) | IndexError::QuotaExceeded(_) => Fault::Invalid,
@@ -62,12 +62,12 @@ pub(crate) fn index_failed(error: &IndexError) -> FunctionError {
     FunctionError::new(fault, message)
 }
 
-/// Runs what blocks where it may; a panic there is a crash of this event.
+/// Runs blocking work on the blocking thread pool. A panic fails this event only.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FunctionError> + Send + 'static,
 ) -> Result<T, FunctionError> {
-    let ended = tokio::task::spawn_blocking(work).await;
-    ended.unwrap_or_else(|error| Err(FunctionError::new(Fault::Crash, error.to_string())))
+    let result = tokio::task::spawn_blocking(work).await;
+    result.unwrap_or_else(|error| Err(FunctionError::new(Fault::Crash, error.to_string())))
 }
 
 pub(crate) fn inference_failed(error: &InferenceError) -> FunctionError {

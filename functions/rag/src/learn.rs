@@ -1,48 +1,48 @@
 //! `rag/learn`: `feedback.submitted` → `weights.updated`, `weights.rejected` or `weights.rolled_back`.
 //!
 //! # Layout
-//! - `ranking`: what an opinion says of the documents that were found, and how good an order is by that.
-//! - `memory`: the rankings of the last answers, and what was said of them.
-//! - `fit`: weights that suit what was said. `weights`: their versions, which `rag/retrieve` and `rag/rerank` read.
-//! - `step`: what one more opinion leads to.
+//! - `ranking`: relevance judgments derived from feedback, and the quality of a ranking by them.
+//! - `memory`: stored rankings of recent answers, and stored feedback.
+//! - `fit`: fits weights to feedback. `weights`: versions of the weights, read by `rag/retrieve` and `rag/rerank`.
+//! - `update`: the change of the weights after new feedback.
 //!
 //! # Flow
-//! `documents.reranked` says where each ranking had each document, and `answer.generated` which were cited: both are
-//! remembered by the answer's id. Feedback of an answer then says which of its documents were right, whatever order
-//! they stood in, so every version of the weights can be held against all of it.
+//! `documents.reranked` gives the rank of each document in each ranking, and `answer.generated` the cited documents;
+//! both are stored by answer id. Feedback on an answer then judges its documents independently of their order, so
+//! every version of the weights can be evaluated on all feedback.
 
 mod fit;
 mod memory;
 mod ranking;
-mod step;
+mod update;
 pub(crate) mod weights;
 
 use crate::{
-    function::{Frame, invalid},
-    views::{self, Change},
+    function::{FunctionContext, invalid},
+    views::{self, ViewChange},
 };
 use async_trait::async_trait;
-use memory::Feedback;
-pub(crate) use memory::{Answered, RANKINGS, without};
+use memory::CollectionFeedback;
+pub(crate) use memory::{AnswerRanking, RANKING_KEYS, remove_answers};
 use nerve_core::{
     Context, Emission, Event, Fault, Function, FunctionError, Outcome, answer,
     function::{LogLevel, LogSink, Views},
 };
 use nerve_index::document::DEFAULT_COLLECTION;
-use ranking::{Candidate, Opinion};
+use ranking::{Candidate, SubmittedFeedback};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use step::{Step, Told};
+use update::{LearnOutcome, WeightsChange};
 
-/// Type: weights were fitted, and are no better than those that are live.
-pub(crate) const REJECTED: &str = "weights.rejected";
-/// Type: weights turned out worse than those before them, which are live again.
-pub(crate) const ROLLED_BACK: &str = "weights.rolled_back";
-/// The end of the types that ask for weights to be rolled back.
-const ROLLBACK: &str = ".rollback_requested";
+/// Event type of fitted weights that are not better than the live ones.
+pub(crate) const WEIGHTS_REJECTED: &str = "weights.rejected";
+/// Event type of a rollback to earlier weights.
+pub(crate) const WEIGHTS_ROLLED_BACK: &str = "weights.rolled_back";
+/// Suffix of event types that request a rollback.
+const ROLLBACK_SUFFIX: &str = ".rollback_requested";
 
-/// Where the feedback and the weights of a collection are kept.
+/// Keys of a collection's feedback and weights.
 pub(crate) fn keys_of(collection: &str) -> [String; 2] {
     [memory::feedback_key(collection), weights::key(collection)]
 }
@@ -51,13 +51,13 @@ pub(crate) fn keys_of(collection: &str) -> [String; 2] {
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LearnOptions {
-    /// Opinions that there must be before weights are fitted.
+    /// Number of ratings before the first fit.
     pub(crate) enough: usize,
-    /// Further opinions before they are fitted again.
+    /// Number of new ratings between fits.
     pub(crate) every: usize,
-    /// Opinions that are kept of a collection.
+    /// Maximum number of ratings stored per collection.
     pub(crate) window: usize,
-    /// What weights must gain in nDCG, on opinions that they were not made from.
+    /// Minimum gain in nDCG on held-out ratings.
     pub(crate) margin: f32,
 }
 
@@ -68,53 +68,59 @@ impl Default for LearnOptions {
 }
 
 impl LearnOptions {
-    /// Says which option is out of its bounds.
+    /// Checks the range of each option.
+    ///
+    /// # Errors
+    /// Names the first option that is out of range.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let bounds = [
-            ((1..=500).contains(&self.window), format!("`window` is {}: from 1 to 500 opinions", self.window)),
+        let checks = [
+            (
+                (1..=500).contains(&self.window),
+                format!("`window` is {}: it must be from 1 to 500 ratings", self.window),
+            ),
             (
                 (6..=self.window).contains(&self.enough),
-                format!("`enough` is {}: from 6 opinions to `window`, which is {}", self.enough, self.window),
+                format!("`enough` is {}: it must be from 6 ratings to `window`, which is {}", self.enough, self.window),
             ),
-            ((1..=500).contains(&self.every), format!("`every` is {}: from 1 to 500 opinions", self.every)),
+            ((1..=500).contains(&self.every), format!("`every` is {}: it must be from 1 to 500 ratings", self.every)),
             ((0.0..=0.5).contains(&self.margin), "`margin` must be from 0 to 0.5".to_owned()),
         ];
-        bounds.into_iter().find(|(right, _)| !right).map_or(Ok(()), |(_, why)| Err(why))
+        checks.into_iter().find(|(right, _)| !right).map_or(Ok(()), |(_, why)| Err(why))
     }
 }
 
-/// The function, loaded.
+/// The loaded function.
 pub(crate) struct Learner {
-    pub(crate) frame: Frame,
+    pub(crate) context: FunctionContext,
     pub(crate) options: LearnOptions,
     pub(crate) logs: LogSink,
 }
 
-/// What an event tells.
+/// Data of an incoming event.
 #[derive(Deserialize)]
 #[serde(untagged)]
-enum Heard {
-    Found {
+enum LearnInput {
+    Ranking {
         #[serde(default)]
         collection: Option<String>,
         documents: Vec<Candidate>,
-        /// Those that reranking left out.
+        /// Documents that reranking dropped.
         #[serde(default)]
         dropped: Vec<Candidate>,
     },
-    Answered {
-        citations: Vec<Cited>,
+    Answer {
+        citations: Vec<CitedChunk>,
     },
-    Said(Opinion),
+    Feedback(SubmittedFeedback),
 }
 
 #[derive(Deserialize)]
-struct Cited {
+struct CitedChunk {
     #[serde(default)]
     chunk: String,
 }
 
-/// Which version to go back to.
+/// Data of a rollback request.
 #[derive(Deserialize)]
 struct Rollback {
     #[serde(default)]
@@ -125,30 +131,30 @@ struct Rollback {
 
 #[async_trait]
 impl Function for Learner {
-    /// In the events' order, since feedback comes after what it is about; weights are fitted once a batch.
+    /// Processes events in order, because feedback follows its answer; fits weights once per batch and collection.
     async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(batch.len());
-        let mut learnt_of: BTreeMap<String, usize> = BTreeMap::new();
+        let mut rated_collections: BTreeMap<String, usize> = BTreeMap::new();
         for (index, event) in batch.iter().enumerate() {
             let mut collection = None;
-            let heard = async {
-                let views = context.views.as_deref().ok_or_else(|| invalid("there is nowhere to keep weights here"))?;
-                if event.ty.as_str().ends_with(ROLLBACK) {
+            let stored = async {
+                let views = context.views.as_deref().ok_or_else(|| invalid("no storage for weights (views)"))?;
+                if event.ty.as_str().ends_with(ROLLBACK_SUFFIX) {
                     return self.roll_back(event, views).await;
                 }
-                collection = self.hear(event, views).await?;
+                collection = self.store_input(event, views).await?;
                 Ok(Vec::new())
             };
-            outcomes.push(self.frame.within(heard).await);
+            outcomes.push(self.context.with_timeout(stored).await);
             if let Some(collection) = collection {
-                learnt_of.insert(collection, index);
+                rated_collections.insert(collection, index);
             }
         }
-        for (collection, index) in learnt_of {
+        for (collection, index) in rated_collections {
             let Some(views) = context.views.as_deref() else { continue };
-            let learnt = self.frame.within(self.learn(&collection, views)).await;
+            let learned = self.context.with_timeout(self.update_weights(&collection, views)).await;
             if let Some(outcome) = outcomes.get_mut(index) {
-                *outcome = learnt;
+                *outcome = learned;
             }
         }
         outcomes
@@ -156,86 +162,92 @@ impl Function for Learner {
 }
 
 impl Learner {
-    /// Remembers what an event tells; says of which collection it is an opinion.
-    async fn hear(&self, event: &Event, views: &dyn Views) -> Result<Option<String>, FunctionError> {
-        let heard: Heard = serde_json::from_slice(&event.data)
-            .map_err(|error| invalid(format!("its data is neither a ranking, nor an answer, nor feedback: {error}")))?;
+    /// Stores the data of an event. Returns the collection if the event is feedback.
+    async fn store_input(&self, event: &Event, views: &dyn Views) -> Result<Option<String>, FunctionError> {
+        let input: LearnInput = serde_json::from_slice(&event.data)
+            .map_err(|error| invalid(format!("its data is not a ranking, an answer or feedback: {error}")))?;
         let answer = answer::id_of(event).to_owned();
-        match heard {
-            Heard::Found { collection, mut documents, dropped } => {
+        match input {
+            LearnInput::Ranking { collection, mut documents, dropped } => {
                 documents.extend(dropped);
                 let collection = collection.unwrap_or_else(|| DEFAULT_COLLECTION.to_owned());
-                let told = Answered { answer, collection, candidates: documents, cited: Vec::new() };
-                memory::remember(views, told).await?;
+                let ranking = AnswerRanking { answer, collection, candidates: documents, cited: Vec::new() };
+                memory::store_ranking(views, ranking).await?;
                 Ok(None)
             }
-            Heard::Answered { citations } => {
+            LearnInput::Answer { citations } => {
                 let cited = citations.into_iter().map(|cited| cited.chunk).collect();
-                memory::remember(views, Answered { answer, cited, ..Answered::default() }).await?;
+                memory::store_ranking(views, AnswerRanking { answer, cited, ..AnswerRanking::default() }).await?;
                 Ok(None)
             }
-            Heard::Said(opinion) => self.take(opinion, views).await,
+            LearnInput::Feedback(feedback) => self.store_feedback(feedback, views).await,
         }
     }
 
-    async fn take(&self, opinion: Opinion, views: &dyn Views) -> Result<Option<String>, FunctionError> {
-        let nothing = |why: &str| {
-            self.logs.log(LogLevel::Info, format!("feedback of the answer {} teaches nothing: {why}", opinion.answer));
+    async fn store_feedback(
+        &self,
+        feedback: SubmittedFeedback,
+        views: &dyn Views,
+    ) -> Result<Option<String>, FunctionError> {
+        let ignore = |why: &str| {
+            self.logs.log(LogLevel::Info, format!("feedback on the answer {} is ignored: {why}", feedback.answer));
             Ok(None)
         };
-        let Some(known) = memory::recall(views, &opinion.answer).await? else {
-            return nothing("what was found for it is not known, or not any more");
+        let Some(answer_ranking) = memory::read_ranking(views, &feedback.answer).await? else {
+            return ignore("its ranking is unknown or expired");
         };
-        let Some(judged) = ranking::judge(&known.candidates, &known.cited, &opinion) else {
-            return nothing("it tells none of the documents that were found from another");
+        let Some(judged) = ranking::judge(&answer_ranking.candidates, &answer_ranking.cited, &feedback) else {
+            return ignore("it does not distinguish between the retrieved documents");
         };
         let window = self.options.window;
-        let key = memory::feedback_key(&known.collection);
-        views::update(views, &key, "the feedback", |feedback: &mut Feedback| {
-            match feedback.add(&opinion.answer, judged.clone(), window) {
-                true => Change::Write(()),
-                false => Change::Keep(()),
+        let key = memory::feedback_key(&answer_ranking.collection);
+        views::update(views, &key, "the feedback", |stored: &mut CollectionFeedback| {
+            match stored.add(&feedback.answer, judged.clone(), window) {
+                true => ViewChange::Write(()),
+                false => ViewChange::Keep(()),
             }
         })
         .await?;
-        Ok(Some(known.collection))
+        Ok(Some(answer_ranking.collection))
     }
 
-    /// Looks at all that was said of a collection.
-    async fn learn(&self, collection: &str, views: &dyn Views) -> Outcome {
-        let feedback: Feedback = views::read(views, &memory::feedback_key(collection)).await?.unwrap_or_default();
+    /// Updates the weights of a collection from all its feedback.
+    async fn update_weights(&self, collection: &str, views: &dyn Views) -> Outcome {
+        let feedback: CollectionFeedback =
+            views::read(views, &memory::feedback_key(collection)).await?.unwrap_or_default();
         let options = self.options;
-        let step = views::update(views, &weights::key(collection), "the weights", |versions| {
-            step::next(versions, &feedback, options)
+        let outcome = views::update(views, &weights::key(collection), "the weights", |versions| {
+            update::advance(versions, &feedback, options)
         })
         .await?;
-        self.tell(collection, step)
+        self.publish_change(collection, outcome)
     }
 
     async fn roll_back(&self, event: &Event, views: &dyn Views) -> Outcome {
-        let asked: Rollback = serde_json::from_slice(&event.data)
-            .map_err(|error| invalid(format!("its data is no request to roll back: {error}")))?;
-        let collection = asked.collection.unwrap_or_else(|| DEFAULT_COLLECTION.to_owned());
-        let feedback: Feedback = views::read(views, &memory::feedback_key(&collection)).await?.unwrap_or_default();
-        let step = views::update(views, &weights::key(&collection), "the weights", |versions| {
-            step::back(versions, asked.version, feedback.newest)
+        let request: Rollback = serde_json::from_slice(&event.data)
+            .map_err(|error| invalid(format!("its data is not a rollback request: {error}")))?;
+        let collection = request.collection.unwrap_or_else(|| DEFAULT_COLLECTION.to_owned());
+        let feedback: CollectionFeedback =
+            views::read(views, &memory::feedback_key(&collection)).await?.unwrap_or_default();
+        let outcome = views::update(views, &weights::key(&collection), "the weights", |versions| {
+            update::roll_back(versions, request.version, feedback.newest)
         })
         .await?;
-        if let Step::Impossible(why) = step {
+        if let LearnOutcome::Impossible(why) = outcome {
             return Err(invalid(format!("the weights of `{collection}` cannot be rolled back: {why}")));
         }
-        self.tell(&collection, step)
+        self.publish_change(&collection, outcome)
     }
 
-    fn tell(&self, collection: &str, step: Step) -> Outcome {
-        let (ty, told) = match step {
-            Step::Nothing | Step::Impossible(_) => return Ok(Vec::new()),
-            Step::Updated(told) => (Some(&self.frame.emits), told),
-            Step::Rejected(told) => (self.frame.side_event(REJECTED), told),
-            Step::RolledBack(told) => (self.frame.side_event(ROLLED_BACK), told),
+    fn publish_change(&self, collection: &str, outcome: LearnOutcome) -> Outcome {
+        let (ty, change) = match outcome {
+            LearnOutcome::Unchanged | LearnOutcome::Impossible(_) => return Ok(Vec::new()),
+            LearnOutcome::Updated(change) => (Some(&self.context.emits), change),
+            LearnOutcome::Rejected(change) => (self.context.auxiliary_output(WEIGHTS_REJECTED), change),
+            LearnOutcome::RolledBack(change) => (self.context.auxiliary_output(WEIGHTS_ROLLED_BACK), change),
         };
         let Some(ty) = ty else { return Ok(Vec::new()) };
-        let data = serde_json::to_vec(&OfCollection { collection, told: &told });
+        let data = serde_json::to_vec(&CollectionChange { collection, change: &change });
         let data = data.map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
         let (ty, data, subject) = (ty.clone(), data.into(), Some(collection.to_owned()));
         Ok(vec![Emission { ty, data, content_type: None, subject, partition_key: None }])
@@ -243,22 +255,22 @@ impl Learner {
 }
 
 #[derive(Serialize)]
-struct OfCollection<'t> {
+struct CollectionChange<'t> {
     collection: &'t str,
     #[serde(flatten)]
-    told: &'t Told,
+    change: &'t WeightsChange,
 }
 
-/// A weight as people read it: 1.7, and not the nearest 32 bits as 64.
-pub(crate) fn shown(weight: f32) -> f64 {
+/// Rounds a weight to four decimals.
+pub(crate) fn rounded(weight: f32) -> f64 {
     (f64::from(weight) * 1e4).round() / 1e4
 }
 
-/// The weights that a ranking was made by, for whoever reads it.
-pub(crate) fn add_used(used: &mut Value, more: Value) {
-    match (used, more) {
-        (Value::Object(used), Value::Object(more)) => used.extend(more),
-        (used, more) => *used = more,
+/// Merges the weights of one more ranking step into the event's `weights`.
+pub(crate) fn merge_weights(weights: &mut Value, added: Value) {
+    match (weights, added) {
+        (Value::Object(weights), Value::Object(added)) => weights.extend(added),
+        (weights, added) => *weights = added,
     }
 }
 

@@ -1,21 +1,21 @@
 //! The built-in functions that index documents and answer questions about them. No NATS, no ONNX Runtime.
 //!
 //! # Layout
-//! - `upload`: what an uploaded document is. `reading`: documents to chunks, in helper processes that call `nerve-text`.
-//! - [`check`]: whether the index has a document exactly as it would be uploaded. [`erase`]: all that is kept of a tenant.
-//! - [`extract`]: the sentences of what was found that answer a question, quoted and cited.
-//! - `chunk`, `index`, `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`, `learn`, `agent`: one function each, an
-//!   event in, an event out. `function`: what they share. The index itself is `nerve-index`.
-//! - `views`: documents that several workers write. `embedder`: texts to vectors. `client`: calls out over HTTP.
-//! - [`rag`]: the host of these functions.
+//! - [`host`]: loads the functions and checks their options. `function`: what they share.
+//! - `chunk`, `index`, `retrieve`, `rerank`, `generate`, `evaluate`, `remember`, `notify`, `learn`, `agent`: one
+//!   function each. The index itself is `nerve-index`.
+//! - `upload`: parses uploaded documents. `reader`: extracts and chunks them in helper processes with `nerve-text`.
+//! - [`check`]: checks whether the index has a document unchanged. [`erase`]: all data of a tenant.
+//! - [`extractive`]: answers quoted from the documents, with citations.
+//! - `views`: documents in the bucket `views`. `usage`: quotas. `embedder`: embeddings. `client`: HTTP.
 //!
 //! # Flow
 //! `document.uploaded` → `rag/chunk` → `document.chunked` → `onnx/embed` → `embedding.created` → `rag/index` →
 //! `document.indexed`; `prompt.received` → `rag/retrieve` → `documents.retrieved` → `rag/rerank` →
 //! `documents.reranked` → `rag/generate` → `answer.generated` → `rag/evaluate` → `answer.evaluated` → `rag/remember` →
-//! `memory.updated` → `rag/notify` → `notification.sent`; `feedback.submitted` → `rag/learn` → `weights.updated`. Every arrow is an event; no function knows another.
+//! `memory.updated` → `rag/notify` → `notification.sent`; `feedback.submitted` → `rag/learn` → `weights.updated`.
+//! Every arrow is an event; no function calls another.
 
-mod accounts;
 mod agent;
 pub mod check;
 mod chunk;
@@ -23,22 +23,23 @@ mod client;
 mod embedder;
 pub mod erase;
 mod evaluate;
-pub mod extract;
+pub mod extractive;
 mod function;
 #[doc(hidden)]
 pub mod fuzzing;
 mod generate;
+pub mod host;
 mod index;
 mod learn;
 mod notify;
-pub mod rag;
-mod reading;
+mod reader;
 mod remember;
 mod rerank;
 mod retrieve;
 mod upload;
+mod usage;
 mod views;
 
+pub use host::{RagHost, Settings, check_options, check_tool, is_auxiliary_output};
 pub use nerve_index::document;
-pub use rag::{Rag, Settings, check_options, check_tool, is_side_event};
-pub use reading::{DocumentReaders, READER};
+pub use reader::{DocumentReaders, READER};

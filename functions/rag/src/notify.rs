@@ -1,8 +1,8 @@
-//! `rag/notify`: `memory.updated`, or any other event of an answer → `notification.sent`: tells people of it.
+//! `rag/notify`: `memory.updated`, or any other event of an answer → `notification.sent`.
 
 use crate::{
-    client::client,
-    function::{Frame, invalid},
+    client::new_client,
+    function::{FunctionContext, invalid},
 };
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -11,14 +11,14 @@ use reqwest::{StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// Which answers people are told of.
+/// Answers that cause a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum When {
-    /// Each.
+pub(crate) enum NotifyWhen {
+    /// All answers.
     #[default]
     Always,
-    /// Those that are flagged, and those where the documents do not answer.
+    /// Flagged answers, and answers without support in the documents.
     Flagged,
 }
 
@@ -26,51 +26,55 @@ pub(crate) enum When {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct NotifyOptions {
-    /// Where the notification is posted as JSON with a `text`, as chat services take it; none: it is an event only.
+    /// URL that receives a JSON object with `text`, the format of chat services; `None` for an event only.
     pub(crate) url: Option<String>,
-    pub(crate) when: When,
+    pub(crate) when: NotifyWhen,
 }
 
 impl NotifyOptions {
-    /// Says which option is wrong.
+    /// Checks the URL.
+    ///
+    /// # Errors
+    /// If it is not an HTTP or HTTPS URL.
     pub(crate) fn check(&self) -> Result<(), String> {
         let Some(url) = &self.url else { return Ok(()) };
-        let url = Url::parse(url).map_err(|error| format!("`url` is no URL: {error}"))?;
+        let url = Url::parse(url).map_err(|error| format!("`url` is not a URL: {error}"))?;
         match url.scheme() {
             "http" | "https" => Ok(()),
-            other => Err(format!("`url` is {other}: it must be http or https")),
+            other => Err(format!("`url` has the scheme {other}: it must be http or https")),
         }
     }
 }
 
-/// The function, loaded.
+/// The loaded function.
 pub(crate) struct Notifier {
-    frame: Frame,
-    when: When,
+    context: FunctionContext,
+    when: NotifyWhen,
     target: Option<(reqwest::Client, Url)>,
 }
 
 #[derive(Serialize)]
 struct Notification {
-    /// The answer's id.
+    /// Id of the answer.
     answer: String,
-    /// What people read.
+    /// Text of the notification.
     text: String,
     flagged: bool,
-    /// The host that it went to; none where it is an event only.
+    /// Host of the receiver; `None` for an event only.
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<String>,
 }
 
 impl Notifier {
-    pub(crate) fn new(frame: Frame, options: NotifyOptions) -> Result<Self, String> {
+    pub(crate) fn new(context: FunctionContext, options: NotifyOptions) -> Result<Self, String> {
         let target = match options.url {
             None => None,
-            Some(url) => {
-                Some((client(frame.timeout)?, Url::parse(&url).map_err(|error| format!("`url` is no URL: {error}"))?))
-            }
+            Some(url) => Some((
+                new_client(context.timeout)?,
+                Url::parse(&url).map_err(|error| format!("`url` is not a URL: {error}"))?,
+            )),
         };
-        Ok(Self { frame, when: options.when, target })
+        Ok(Self { context, when: options.when, target })
     }
 
     async fn notify(&self, event: &Event) -> Outcome {
@@ -78,7 +82,7 @@ impl Notifier {
             serde_json::from_slice(&event.data).map_err(|error| invalid(format!("its data is not JSON: {error}")))?;
         let flagged = data.get("flags").and_then(Value::as_array).is_some_and(|flags| !flags.is_empty());
         let unanswered = data.get("answered") == Some(&Value::Bool(false));
-        if self.when == When::Flagged && !flagged && !unanswered {
+        if self.when == NotifyWhen::Flagged && !flagged && !unanswered {
             return Ok(Vec::new());
         }
         let notification = Notification {
@@ -90,14 +94,14 @@ impl Notifier {
         if let Some((client, url)) = &self.target {
             send(client, url, &notification, event).await?;
         }
-        self.frame.emission(event, &notification)
+        self.context.output(event, &notification)
     }
 }
 
 #[async_trait]
 impl Function for Notifier {
     async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
-        join_all(batch.iter().map(|event| self.frame.within(self.notify(event)))).await
+        join_all(batch.iter().map(|event| self.context.with_timeout(self.notify(event)))).await
     }
 }
 
@@ -108,9 +112,9 @@ async fn send(
     event: &Event,
 ) -> Result<(), FunctionError> {
     let body = json!({"text": notification.text, "answer": notification.answer, "flagged": notification.flagged});
-    // A receiver that knows the header takes a repeated delivery once.
+    // A receiver that supports the header accepts a repeated delivery once.
     let sent = client.post(url.clone()).json(&body).header("Idempotency-Key", event.id.as_str()).send().await;
-    // The address may hold a token, so no error repeats it.
+    // The URL may contain a token, so no error includes it.
     let response = sent.map_err(|error| {
         let fault = if error.is_timeout() { Fault::Timeout } else { Fault::Retry { after: None } };
         FunctionError::new(fault, format!("the receiver cannot be reached: {}", error.without_url()))
@@ -119,12 +123,12 @@ async fn send(
     if status.is_success() {
         return Ok(());
     }
-    let told = format!("the receiver answered {status}");
-    let later = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
-    Err(if later { FunctionError::new(Fault::Retry { after: None }, told) } else { invalid(told) })
+    let message = format!("the receiver answered {status}");
+    let is_transient = status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS;
+    Err(if is_transient { FunctionError::new(Fault::Retry { after: None }, message) } else { invalid(message) })
 }
 
-/// What people read: the question, the answer, and what is wrong with it.
+/// Text of the notification: question, answer and flags.
 fn text(data: &Value, flagged: bool) -> String {
     let field = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or_default().trim().to_owned();
     let mut text = format!("{}\n{}", field("question"), field("answer"));
@@ -141,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn people_read_what_was_asked_said_and_flagged() {
+    fn notification_contains_question_answer_and_flags() {
         let data =
             json!({"question": "Why?", "answer": "So.", "flags": [{"measure": "relevance"}, {"measure": "cost"}]});
         assert_eq!(text(&data, true), "Why?\nSo.\n(flagged: relevance, cost)");
@@ -149,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_are_checked() {
+    fn invalid_urls_are_rejected() {
         let check = |url: &str| NotifyOptions { url: Some(url.into()), ..NotifyOptions::default() }.check();
         assert!(check("https://h/x").is_ok() && check("h").is_err() && check("ftp://h").is_err());
     }

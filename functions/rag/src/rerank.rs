@@ -1,11 +1,11 @@
-//! `rag/rerank`: `documents.retrieved` → `documents.reranked`, by a cross-encoder or by likeness.
+//! `rag/rerank`: `documents.retrieved` → `documents.reranked`, by a cross-encoder or by similarity.
 
 use crate::{
     embedder::{Embedder, cosine},
-    function::{Frame, inference_failed, invalid},
+    function::{FunctionContext, inference_failed, invalid},
     learn::{
-        add_used, shown,
-        weights::{self, Weights},
+        merge_weights, rounded,
+        weights::{self, RankingWeights},
     },
 };
 use async_trait::async_trait;
@@ -23,11 +23,11 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RerankOptions {
-    /// The most documents that are kept.
+    /// Maximum number of documents to keep.
     pub(crate) limit: usize,
-    /// How much the model's own relevance weighs; where neither weight is said, as much as `rag/learn` has found.
+    /// Weight of the model's relevance; if neither weight is set, the weights learned by `rag/learn` apply.
     pub(crate) relevance: Option<f32>,
-    /// How much the place among the retrieved weighs.
+    /// Weight of the original rank.
     pub(crate) retrieved: Option<f32>,
 }
 
@@ -38,36 +38,36 @@ impl Default for RerankOptions {
 }
 
 impl RerankOptions {
-    /// The weights that nerve.toml says, else those that were learned for the collection.
-    async fn weights(&self, views: Option<&dyn Views>, collection: &str) -> Result<Weights, FunctionError> {
-        let builtin = Weights::default();
+    /// The configured weights, else those learned for the collection.
+    async fn weights(&self, views: Option<&dyn Views>, collection: &str) -> Result<RankingWeights, FunctionError> {
+        let defaults = RankingWeights::default();
         if self.relevance.is_none() && self.retrieved.is_none() {
-            return Ok(weights::live(views, collection).await?.map_or(builtin, |live| live.weights));
+            return Ok(weights::live_version(views, collection).await?.map_or(defaults, |live| live.weights));
         }
         let (relevance, retrieved) = (self.relevance.unwrap_or(1.0), self.retrieved.unwrap_or(0.5));
-        Ok(Weights { relevance, retrieved, ..builtin })
+        Ok(RankingWeights { relevance, retrieved, ..defaults })
     }
 }
 
-/// The function, loaded.
+/// The loaded function.
 pub(crate) struct Reranker {
-    pub(crate) frame: Frame,
+    pub(crate) context: FunctionContext,
     pub(crate) embedder: Embedder,
-    /// Whether the model reads question and document together.
+    /// Whether the model is a cross-encoder.
     pub(crate) cross_encoder: bool,
     pub(crate) options: RerankOptions,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Retrieved {
+struct RankedDocuments {
     question: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     collection: Option<String>,
-    documents: Vec<Ranked>,
-    /// Those that are not kept, for whoever learns of the ranking.
+    documents: Vec<RankedHit>,
+    /// Documents that were dropped, for `rag/learn`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    dropped: Vec<Dropped>,
-    /// What the rankings weighed.
+    dropped: Vec<DroppedHit>,
+    /// Weights of the rankings.
     #[serde(default)]
     weights: Value,
     #[serde(flatten)]
@@ -75,17 +75,17 @@ struct Retrieved {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Ranked {
+struct RankedHit {
     #[serde(flatten)]
     hit: Hit,
-    /// From 0 to 1, as the model says.
+    /// Relevance by the model, from 0 to 1.
     #[serde(default)]
     relevance: f32,
 }
 
-/// A document that is not kept: where it stood, without what it says.
+/// A dropped document: its ranks without its text.
 #[derive(Serialize, Deserialize)]
-struct Dropped {
+struct DroppedHit {
     id: String,
     document: String,
     name: String,
@@ -100,18 +100,18 @@ struct Dropped {
 impl Function for Reranker {
     async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
         let views = context.views.as_deref();
-        join_all(batch.iter().map(|event| self.frame.within(self.rerank(event, views)))).await
+        join_all(batch.iter().map(|event| self.context.with_timeout(self.rerank(event, views)))).await
     }
 }
 
 impl Reranker {
     async fn rerank(&self, event: &Event, views: Option<&dyn Views>) -> Outcome {
-        let retrieved: Result<Retrieved, _> = serde_json::from_slice(&event.data);
+        let retrieved: Result<RankedDocuments, _> = serde_json::from_slice(&event.data);
         let mut retrieved =
             retrieved.map_err(|error| invalid(format!("its data is not a question with documents: {error}")))?;
         let relevances = match self.cross_encoder {
-            true => self.by_reading(&retrieved).await?,
-            false => self.by_likeness(&retrieved).await?,
+            true => self.cross_encoder_scores(&retrieved).await?,
+            false => self.similarity_scores(&retrieved).await?,
         };
         let collection = retrieved.collection.as_deref().unwrap_or(DEFAULT_COLLECTION);
         let weights = self.options.weights(views, collection).await?;
@@ -120,21 +120,21 @@ impl Reranker {
             ranked.relevance = relevance;
         }
         let documents = std::mem::take(&mut retrieved.documents).into_iter().enumerate();
-        let mut scored: Vec<(f32, Ranked)> =
+        let mut scored: Vec<(f32, RankedHit)> =
             documents.map(|(rank, ranked)| (weights.rerank(ranked.relevance, rank, count), ranked)).collect();
-        // Of equals the first stays first.
+        // The sort is stable.
         scored.sort_by(|a, b| b.0.total_cmp(&a.0));
         let dropped = scored.split_off(self.options.limit.min(scored.len()));
-        retrieved.dropped = dropped.into_iter().map(|(_, ranked)| Dropped::of(ranked)).collect();
-        add_used(
+        retrieved.dropped = dropped.into_iter().map(|(_, ranked)| DroppedHit::of(ranked)).collect();
+        merge_weights(
             &mut retrieved.weights,
-            json!({"relevance": shown(weights.relevance), "retrieved": shown(weights.retrieved)}),
+            json!({"relevance": rounded(weights.relevance), "retrieved": rounded(weights.retrieved)}),
         );
         retrieved.documents = scored.into_iter().map(|(score, ranked)| with_score(ranked, score)).collect();
-        self.frame.emission(event, &retrieved)
+        self.context.output(event, &retrieved)
     }
 
-    async fn by_reading(&self, retrieved: &Retrieved) -> Result<Vec<f32>, FunctionError> {
+    async fn cross_encoder_scores(&self, retrieved: &RankedDocuments) -> Result<Vec<f32>, FunctionError> {
         let documents = retrieved.documents.iter().map(|ranked| ranked.hit.chunk.text.clone()).collect();
         let request = RerankRequest { query: retrieved.question.clone(), documents, raw: false };
         let Embedder { inference, model } = &self.embedder;
@@ -142,32 +142,32 @@ impl Reranker {
         Ok(relevances.into_iter().map(|relevance| relevance.score).collect())
     }
 
-    /// The likeness that the index has found already, and for what was found by words alone, the model's.
-    async fn by_likeness(&self, retrieved: &Retrieved) -> Result<Vec<f32>, FunctionError> {
+    /// Similarities from the index; embeds the documents that have none because only the lexical ranking found them.
+    async fn similarity_scores(&self, retrieved: &RankedDocuments) -> Result<Vec<f32>, FunctionError> {
         let documents = &retrieved.documents;
-        let unknown = documents.iter().filter(|ranked| ranked.hit.similarity.is_none());
-        let texts: Vec<String> = unknown.map(|ranked| ranked.hit.chunk.text.clone()).collect();
+        let without_similarity = documents.iter().filter(|ranked| ranked.hit.similarity.is_none());
+        let texts: Vec<String> = without_similarity.map(|ranked| ranked.hit.chunk.text.clone()).collect();
         let question = match texts.is_empty() {
             true => Vec::new(),
             false => self.embedder.question(&retrieved.question).await?,
         };
         let mut embedded = self.embedder.embed(texts, Purpose::Document).await?.into_iter();
-        let likeness = |ranked: &Ranked| {
-            let known = ranked.hit.similarity;
-            known.unwrap_or_else(|| embedded.next().map_or(0.0, |vector| cosine(&question, &vector))).clamp(0.0, 1.0)
+        let similarity = |ranked: &RankedHit| {
+            let indexed = ranked.hit.similarity;
+            indexed.unwrap_or_else(|| embedded.next().map_or(0.0, |vector| cosine(&question, &vector))).clamp(0.0, 1.0)
         };
-        Ok(documents.iter().map(likeness).collect())
+        Ok(documents.iter().map(similarity).collect())
     }
 }
 
-impl Dropped {
-    fn of(ranked: Ranked) -> Self {
+impl DroppedHit {
+    fn of(ranked: RankedHit) -> Self {
         let Hit { id, document, name, lexical_rank, dense_rank, .. } = ranked.hit;
         Self { id, document, name, lexical_rank, dense_rank, relevance: ranked.relevance }
     }
 }
 
-fn with_score(mut ranked: Ranked, score: f32) -> Ranked {
+fn with_score(mut ranked: RankedHit, score: f32) -> RankedHit {
     ranked.hit.score = score;
     ranked
 }

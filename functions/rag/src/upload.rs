@@ -1,4 +1,4 @@
-//! What is uploaded.
+//! Parses uploaded documents.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -7,45 +7,46 @@ use nerve_index::document::{DEFAULT_COLLECTION, Document};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// A document as it was uploaded, not read yet.
+/// An uploaded document, not yet read.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Uploaded {
-    /// Which it is, without the version of its text.
+pub(crate) struct UploadedDocument {
+    /// Identity and metadata; `version` and `digest` are empty.
     pub(crate) document: Document,
-    /// The name that its sender gave it; empty where there is none.
+    /// Name given by the sender; empty if none.
     pub(crate) name: String,
-    /// The media type that its sender named.
+    /// Media type given by the sender.
     pub(crate) media_type: Option<String>,
-    /// Its bytes.
+    /// Content in bytes.
     pub(crate) content: Bytes,
-    /// Whether they were sent as text.
+    /// Whether the sender sent it as text.
     pub(crate) sent_as_text: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
-struct Upload {
+struct UploadData {
     collection: Option<String>,
     document: Option<String>,
     name: Option<String>,
     media_type: Option<String>,
     text: Option<String>,
-    /// Base64, for what is not text.
+    /// Binary content in Base64.
     data: Option<String>,
     metadata: Map<String, Value>,
 }
 
-impl Uploaded {
+impl UploadedDocument {
     /// Reads an event: JSON with `text` or `data`, or the document itself as the body.
     ///
-    /// The error says, for its sender, what is wrong with the event.
+    /// # Errors
+    /// Tells the sender which part of the event is invalid.
     pub(crate) fn read(event: &Event) -> Result<Self, String> {
         let mut bytes = None;
         let upload = if event.is_json() {
             serde_json::from_slice(&event.data).map_err(|error| format!("its data is not a document: {error}"))?
         } else {
             bytes = Some(event.data.clone());
-            Upload { media_type: event.content_type.clone(), ..Upload::default() }
+            UploadData { media_type: event.content_type.clone(), ..UploadData::default() }
         };
         if let Some(data) = &upload.data {
             let decoded = BASE64_STANDARD.decode(data).map_err(|error| format!("its `data` is not Base64: {error}"))?;
@@ -94,29 +95,29 @@ mod tests {
     }
 
     #[test]
-    fn a_document_is_json_or_the_body_itself() {
+    fn upload_is_json_or_a_plain_body() {
         let data = json!({"name": "guide.md", "text": "# A\n\nb", "metadata": {"team": "x"}});
-        let uploaded = Uploaded::read(&json_event(&data)).unwrap();
+        let uploaded = UploadedDocument::read(&json_event(&data)).unwrap();
         assert_eq!((uploaded.document.document.as_str(), uploaded.sent_as_text), ("guide.md", true));
         assert_eq!(
             (uploaded.document.collection.as_str(), &uploaded.document.metadata["team"]),
             ("default", &json!("x"))
         );
-        let plain = Uploaded::read(&event("text/plain", "a text")).unwrap();
+        let plain = UploadedDocument::read(&event("text/plain", "a text")).unwrap();
         assert_eq!((plain.document.document.as_str(), &plain.content[..]), ("e1", &b"a text"[..]));
         let data = json!({"document": "d", "data": BASE64_STANDARD.encode("a text"), "name": "a.txt"});
-        assert_eq!(Uploaded::read(&json_event(&data)).unwrap().content, "a text");
+        assert_eq!(UploadedDocument::read(&json_event(&data)).unwrap().content, "a text");
     }
 
     #[test]
-    fn what_is_no_document_is_told() {
-        for (event, said) in [
+    fn invalid_upload_is_rejected_with_its_reason() {
+        for (event, expected) in [
             (json_event(&json!({"name": "a"})), "neither `text` nor `data`"),
             (json_event(&json!([1])), "not a document"),
             (json_event(&json!({"data": "%"})), "not Base64"),
         ] {
-            let why = Uploaded::read(&event).unwrap_err();
-            assert!(why.contains(said), "{why}");
+            let why = UploadedDocument::read(&event).unwrap_err();
+            assert!(why.contains(expected), "{why}");
         }
     }
 }

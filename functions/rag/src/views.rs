@@ -1,4 +1,4 @@
-//! Documents in the bucket `views` that several workers write: read, changed, and written where nobody else did meanwhile.
+//! Documents in the bucket `views`, with optimistic concurrency between workers.
 
 use nerve_core::{
     Fault, FunctionError,
@@ -6,43 +6,49 @@ use nerve_core::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-/// How often a document is read again that somebody else writes meanwhile.
-const TRIES: usize = 16;
+/// Maximum number of attempts of an update with write conflicts.
+const MAX_ATTEMPTS: usize = 16;
 
-/// What becomes of a document.
-pub(crate) enum Change<R> {
-    /// It stays as it is.
+/// Result of changing a document.
+pub(crate) enum ViewChange<R> {
+    /// The document is unchanged.
     Keep(R),
-    /// It is written as it was changed.
+    /// The changed document is to be written.
     Write(R),
 }
 
-/// The document of this key; none where there is none that can be read.
+/// Reads the document of this key; `None` if it is missing or cannot be parsed.
+///
+/// # Errors
+/// If `views` cannot be read.
 pub(crate) async fn read<T: DeserializeOwned>(views: &dyn Views, key: &str) -> Result<Option<T>, FunctionError> {
-    Ok(views.view(key).await?.as_ref().and_then(parsed))
+    Ok(views.view(key).await?.as_ref().and_then(parse))
 }
 
-fn parsed<T: DeserializeOwned>(view: &View) -> Option<T> {
+fn parse<T: DeserializeOwned>(view: &View) -> Option<T> {
     serde_json::from_slice(&view.data).ok()
 }
 
-/// Changes the document of this key, whoever else changes it at the same time: `change` is asked again with what the
-/// other has written. `what` names the document to people.
+/// Updates the document of this key. Calls `change` again with the current document after a write conflict. `what`
+/// names the document in errors.
+///
+/// # Errors
+/// `Fault::Retry` after [`MAX_ATTEMPTS`] write conflicts; the error of `views` if it cannot be read or written.
 pub(crate) async fn update<T, R>(
     views: &dyn Views,
     key: &str,
     what: &str,
-    mut change: impl FnMut(&mut T) -> Change<R>,
+    mut change: impl FnMut(&mut T) -> ViewChange<R>,
 ) -> Result<R, FunctionError>
 where
     T: Default + Serialize + DeserializeOwned,
 {
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         let view = views.view(key).await?;
-        let mut document: T = view.as_ref().and_then(parsed).unwrap_or_default();
+        let mut document: T = view.as_ref().and_then(parse).unwrap_or_default();
         let result = match change(&mut document) {
-            Change::Keep(result) => return Ok(result),
-            Change::Write(result) => result,
+            ViewChange::Keep(result) => return Ok(result),
+            ViewChange::Write(result) => result,
         };
         let data = serde_json::to_vec(&document);
         let data = data.map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
@@ -50,7 +56,7 @@ where
             return Ok(result);
         }
     }
-    Err(FunctionError::new(Fault::Retry { after: None }, format!("{what} is being written by others")))
+    Err(FunctionError::new(Fault::Retry { after: None }, format!("{what}: too many concurrent writes")))
 }
 
 #[cfg(test)]
@@ -60,15 +66,15 @@ pub(crate) mod tests {
     use bytes::Bytes;
     use std::{collections::HashMap, sync::Mutex};
 
-    /// The bucket in memory, with versions as the broker has them.
+    /// The bucket in memory, with revisions.
     #[derive(Default)]
-    pub(crate) struct InMemory(pub(crate) Mutex<HashMap<String, View>>);
+    pub(crate) struct InMemoryViews(pub(crate) Mutex<HashMap<String, View>>);
 
     #[async_trait]
-    impl Views for InMemory {
+    impl Views for InMemoryViews {
         async fn view(&self, key: &str) -> Result<Option<View>, FunctionError> {
             let view = self.0.lock().unwrap().get(key).cloned();
-            // Whoever else writes gets its turn between a read and a write.
+            // Lets concurrent writers run between a read and a write.
             tokio::task::yield_now().await;
             Ok(view)
         }
@@ -86,15 +92,15 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn what_several_write_at_once_is_written_by_each() {
-        let views = InMemory::default();
+    async fn concurrent_updates_are_all_applied() {
+        let views = InMemoryViews::default();
         let add = |n: usize| {
             update(&views, "k", "the list", move |list: &mut Vec<usize>| {
                 if list.contains(&n) {
-                    return Change::Keep(false);
+                    return ViewChange::Keep(false);
                 }
                 list.push(n);
-                Change::Write(true)
+                ViewChange::Write(true)
             })
         };
         let added = futures::future::join_all((0..8).chain(0..8).map(add)).await;

@@ -1,4 +1,4 @@
-//! A text to chunks: by its structure, sized in tokens.
+//! Splits texts into chunks: by their structure, measured in tokens.
 
 use crate::{
     code::{self, Language},
@@ -10,47 +10,48 @@ use std::ops::Range;
 use text_splitter::{ChunkConfig, ChunkSizer, MarkdownSplitter, TextSplitter};
 use tokenizers::Tokenizer;
 
-/// A part of a document that is embedded, found and cited as one.
+/// A part of a document that is embedded, retrieved and cited as one unit.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {
-    /// Its place among the document's chunks, from 0.
+    /// Index among the document's chunks, from 0.
     pub index: usize,
-    /// What it says, as it stands in the document's text.
+    /// Text, verbatim from the document's text.
     pub text: String,
-    /// The headings above it, or the definitions that it is in, the outermost first.
+    /// Headings above it, or enclosing definitions, outermost first.
     #[serde(default)]
     pub heading: Vec<String>,
-    /// Where it begins in the document's text, in bytes.
+    /// Start offset in the document's text, in bytes.
     pub start: usize,
-    /// Where it ends, in bytes.
+    /// End offset in the document's text, in bytes.
     pub end: usize,
 }
 
-/// How large chunks are, in tokens.
+/// Size of chunks in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size {
-    /// The most that one has.
-    pub most: usize,
-    /// How many of them are in the chunk before too.
+pub struct ChunkSize {
+    /// Maximum number of tokens per chunk.
+    pub max: usize,
+    /// Number of tokens shared with the preceding chunk.
     pub overlap: usize,
 }
 
 #[derive(Clone, Copy)]
-struct Tokens<'t>(&'t Tokenizer);
+struct TokenSizer<'t>(&'t Tokenizer);
 
-impl ChunkSizer for Tokens<'_> {
+impl ChunkSizer for TokenSizer<'_> {
     fn size(&self, chunk: &str) -> usize {
-        // What cannot be tokenised is taken to be as long as it can be, so that it is cut smaller.
+        // Text that cannot be tokenized counts as many tokens as bytes, so that it is split further.
         self.0.encode(chunk, false).map_or(chunk.len(), |encoding| encoding.len())
     }
 }
 
-/// Cuts a text into chunks of at most `size` tokens: at the largest units of its structure that fit, and never across
-/// a heading, so that what stands above a chunk stands above all of it. Chunks of code do not overlap.
+/// Splits a text into chunks of at most `size.max` tokens, at the largest structural units that fit, and never across
+/// a heading, so that the headings apply to the whole chunk. Chunks of code do not overlap.
 ///
-/// The error is that the overlap is not smaller than the chunk.
-pub fn split(text: &str, format: Format, size: Size, tokenizer: &Tokenizer) -> Result<Vec<Chunk>, String> {
-    let config = ChunkConfig::new(size.most).with_sizer(Tokens(tokenizer));
+/// # Errors
+/// If the overlap is not smaller than the chunk.
+pub fn split(text: &str, format: Format, size: ChunkSize, tokenizer: &Tokenizer) -> Result<Vec<Chunk>, String> {
+    let config = ChunkConfig::new(size.max).with_sizer(TokenSizer(tokenizer));
     let config = config.with_overlap(size.overlap).map_err(|error| error.to_string())?;
     let mut chunks = Vec::new();
     let mut keep = |section: &Section, (start, piece): (usize, &str)| {
@@ -67,10 +68,10 @@ pub fn split(text: &str, format: Format, size: Size, tokenizer: &Tokenizer) -> R
         }
         Format::Code(language) => {
             let splitter = TextSplitter::new(config);
-            for section in definitions(text, language, size.most, tokenizer) {
+            for section in definitions(text, language, size.max, tokenizer) {
                 let piece = text.get(section.start..section.end).unwrap_or_default();
-                // Cut out of its text, a piece may have a token more.
-                match Tokens(tokenizer).size(piece) <= size.most {
+                // Tokenized alone, a piece may have one more token.
+                match TokenSizer(tokenizer).size(piece) <= size.max {
                     true => keep(&section, (0, piece)),
                     false => splitter.chunk_indices(piece).for_each(|part| keep(&section, part)),
                 }
@@ -87,41 +88,44 @@ pub fn split(text: &str, format: Format, size: Size, tokenizer: &Tokenizer) -> R
     Ok(chunks)
 }
 
-/// A part of the text that has the same headings above all of it, or a piece of code.
+/// A part of the text under the same headings, or a piece of code.
 struct Section {
     start: usize,
     end: usize,
     heading: Vec<String>,
 }
 
-/// Pieces of code, and the definitions that each is in; one piece where the code cannot be parsed in time.
-fn definitions(text: &str, language: Language, most: usize, tokenizer: &Tokenizer) -> Vec<Section> {
+/// Pieces of code with their enclosing definitions; a single piece if parsing takes too long.
+fn definitions(text: &str, language: Language, max: usize, tokenizer: &Tokenizer) -> Vec<Section> {
     let Some(tree) = code::parse(text, language) else {
         return vec![Section { start: 0, end: text.len(), heading: Vec::new() }];
     };
-    // Tokenised once: the tree's nodes lie in one another, and each would be tokenised as often as it is deep.
+    // Tokenized once: nodes are nested, and each would be tokenized once per level.
     let starts: Vec<usize> = match tokenizer.encode(text, false) {
         Ok(encoding) => encoding.get_offsets().iter().map(|(start, _)| *start).collect(),
         Err(_) => (0..text.len()).collect(),
     };
-    let before = |at: usize| starts.partition_point(|start| *start < at);
-    let pieces = code::cut(text, &tree, most, |range| before(range.end) - before(range.start));
-    let section =
-        |range: Range<usize>| Section { heading: code::path(text, &tree, &range), start: range.start, end: range.end };
+    let before = |offset: usize| starts.partition_point(|start| *start < offset);
+    let pieces = code::split_at_definitions(text, &tree, max, |range| before(range.end) - before(range.start));
+    let section = |range: Range<usize>| Section {
+        heading: code::enclosing_names(text, &tree, &range),
+        start: range.start,
+        end: range.end,
+    };
     pieces.into_iter().map(section).collect()
 }
 
-/// The sections of a text. A heading with nothing below it but another heading begins the other's section.
+/// The sections of a text. A heading followed only by another heading belongs to that heading's section.
 fn sections(markdown: &str) -> Vec<Section> {
     let headings = headings(markdown);
     let mut sections = vec![Section { start: 0, end: markdown.len(), heading: Vec::new() }];
     for (index, heading) in headings.iter().enumerate() {
-        let path = path_at(&headings, heading.at);
+        let path = headings_at(&headings, heading.start);
         let before = index.checked_sub(1).and_then(|before| headings.get(before)).map_or(0, |before| before.end);
-        let nothing_between = markdown.get(before..heading.at).unwrap_or_default().trim().is_empty();
+        let nothing_between = markdown.get(before..heading.start).unwrap_or_default().trim().is_empty();
         match sections.last_mut().filter(|_| nothing_between) {
             Some(section) => section.heading = path,
-            None => sections.push(Section { start: heading.at, end: markdown.len(), heading: path }),
+            None => sections.push(Section { start: heading.start, end: markdown.len(), heading: path }),
         }
     }
     let starts: Vec<usize> = sections.iter().skip(1).map(|section| section.start).collect();
@@ -131,9 +135,9 @@ fn sections(markdown: &str) -> Vec<Section> {
     sections
 }
 
-/// A heading, where it begins and ends, and how deep it lies.
+/// A heading with its position and level.
 struct Heading {
-    at: usize,
+    start: usize,
     end: usize,
     level: HeadingLevel,
     text: String,
@@ -146,7 +150,7 @@ fn headings(markdown: &str) -> Vec<Heading> {
         match event {
             Event::Start(Tag::Heading { level, .. }) => {
                 inside = true;
-                found.push(Heading { at: range.start, end: range.end, level, text: String::new() });
+                found.push(Heading { start: range.start, end: range.end, level, text: String::new() });
             }
             Event::End(TagEnd::Heading(_)) => inside = false,
             Event::Text(text) | Event::Code(text) if inside => {
@@ -160,10 +164,10 @@ fn headings(markdown: &str) -> Vec<Heading> {
     found
 }
 
-/// The headings under which the text at `start` stands.
-fn path_at(headings: &[Heading], start: usize) -> Vec<String> {
+/// The headings that apply to the text at `start`.
+fn headings_at(headings: &[Heading], start: usize) -> Vec<String> {
     let mut path: Vec<&Heading> = Vec::new();
-    for heading in headings.iter().take_while(|heading| heading.at <= start) {
+    for heading in headings.iter().take_while(|heading| heading.start <= start) {
         path.retain(|above| above.level < heading.level);
         path.push(heading);
     }
@@ -184,8 +188,8 @@ mod tests {
                             ```\n# not a heading\n```\n\n# Garden\n\nA river of coffee.\n";
 
     #[test]
-    fn chunks_follow_the_headings_and_say_where_they_stand() {
-        let chunks = split(MARKDOWN, Format::Markdown, Size { most: 24, overlap: 0 }, &tokenizer()).unwrap();
+    fn chunk_has_its_headings_and_offsets() {
+        let chunks = split(MARKDOWN, Format::Markdown, ChunkSize { max: 24, overlap: 0 }, &tokenizer()).unwrap();
         for (index, chunk) in chunks.iter().enumerate() {
             assert_eq!((chunk.index, &MARKDOWN[chunk.start..chunk.end]), (index, chunk.text.as_str()));
         }
@@ -197,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn a_heading_with_nothing_below_it_goes_with_the_next() {
+    fn empty_section_is_merged_into_the_next() {
         let text = "# Orders\n\n## Refund\n\nThe refund is fast.\n";
-        let chunks = split(text, Format::Markdown, Size { most: 24, overlap: 0 }, &tokenizer()).unwrap();
+        let chunks = split(text, Format::Markdown, ChunkSize { max: 24, overlap: 0 }, &tokenizer()).unwrap();
         assert_eq!(
             (chunks.len(), chunks[0].heading.as_slice()),
             (1, ["Orders".to_owned(), "Refund".to_owned()].as_slice())
@@ -207,11 +211,11 @@ mod tests {
     }
 
     #[test]
-    fn no_chunk_has_more_tokens_than_it_may_and_nothing_is_left_out() {
+    fn chunks_respect_the_limit_and_cover_the_text() {
         let tokenizer = tokenizer();
         let text = "The coffee is good.\nThe train was late, and the doctor was happy.\n".repeat(40);
         for overlap in [0, 20] {
-            let size = Size { most: 30, overlap };
+            let size = ChunkSize { max: 30, overlap };
             let chunks = split(&text, Format::Plain, size, &tokenizer).unwrap();
             let tokens = |chunk: &Chunk| tokenizer.encode(chunk.text.as_str(), false).unwrap().len();
             assert!(chunks.len() > 10 && chunks.iter().all(|chunk| tokens(chunk) <= 30));
@@ -224,7 +228,9 @@ mod tests {
             let overlaps = chunks.windows(2).filter(|two| two[1].start < two[0].end).count();
             assert_eq!(overlaps > 0, overlap > 0);
         }
-        assert!(split(&text, Format::Plain, Size { most: 5, overlap: 5 }, &tokenizer).is_err());
-        assert!(split(" \n\n--- \n", Format::Markdown, Size { most: 5, overlap: 0 }, &tokenizer).unwrap().is_empty());
+        assert!(split(&text, Format::Plain, ChunkSize { max: 5, overlap: 5 }, &tokenizer).is_err());
+        assert!(
+            split(" \n\n--- \n", Format::Markdown, ChunkSize { max: 5, overlap: 0 }, &tokenizer).unwrap().is_empty()
+        );
     }
 }

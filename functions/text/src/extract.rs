@@ -1,73 +1,76 @@
-//! The text of a document, whatever it was written in.
+//! Extracts the text of documents.
 
 use crate::code::Language;
 
-/// What every PDF begins with.
-const PDF: &[u8] = b"%PDF-";
+/// First bytes of every PDF.
+const PDF_SIGNATURE: &[u8] = b"%PDF-";
 
-/// How a text is written, as far as it decides where it is cut.
+/// Format of a text, as far as it affects splitting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// CommonMark; what HTML and other markup become too.
+    /// CommonMark, also converted from HTML.
     Markdown,
-    /// A programming language whose syntax is known.
+    /// A supported programming language.
     Code(Language),
-    /// Anything else.
+    /// Any other text.
     Plain,
 }
 
-/// A document's text.
+/// Text of a document.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Text {
+pub struct ExtractedText {
     /// The text, as chunks quote it.
     pub text: String,
-    /// How it is written.
+    /// Its format.
     pub format: Format,
 }
 
-/// What is known of a document besides its bytes.
+/// Metadata of a document's content.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Source<'s> {
-    /// The media type that its sender named.
+pub struct ContentMetadata<'s> {
+    /// Media type given by the sender.
     pub media_type: Option<&'s str>,
-    /// Its name, such as a file's.
+    /// Name, such as a file name.
     pub name: &'s str,
-    /// Whether its sender sent it as text.
+    /// Whether the sender sent it as text.
     pub sent_as_text: bool,
 }
 
-/// Extracts the text of a document. What begins as a PDF is read as one, whatever its sender says of it.
+/// Extracts the text of a document. Content with the PDF signature is read as PDF, whatever its media type.
 ///
 /// # Errors
-/// Says, for the document's sender, why it cannot be read.
-pub fn extract(bytes: &[u8], source: Source<'_>) -> Result<Text, String> {
-    let media = media_of(source);
-    // A text may be what a PDF says, under the PDF's name.
+/// Tells the sender why the document cannot be read.
+pub fn extract(bytes: &[u8], source: ContentMetadata<'_>) -> Result<ExtractedText, String> {
+    let media = media_type_of(source);
+    // Text extracted from a PDF may have the name of the PDF.
     let named_pdf = media == "application/pdf" && !source.sent_as_text;
-    if named_pdf || bytes.starts_with(PDF) {
-        return read_pdf(bytes).map(|text| Text { text, format: Format::Plain });
+    if named_pdf || bytes.starts_with(PDF_SIGNATURE) {
+        return read_pdf(bytes).map(|text| ExtractedText { text, format: Format::Plain });
     }
     let text = std::str::from_utf8(bytes);
     let text = text.map_err(|_| format!("it is {media} and not UTF-8: send text, HTML, Markdown or PDF"))?;
     match media.as_str() {
-        "text/html" | "application/xhtml+xml" => read_html(text).map(|text| Text { text, format: Format::Markdown }),
-        "text/markdown" | "text/x-markdown" => Ok(Text { text: text.to_owned(), format: Format::Markdown }),
+        "text/html" | "application/xhtml+xml" => {
+            read_html(text).map(|text| ExtractedText { text, format: Format::Markdown })
+        }
+        "text/markdown" | "text/x-markdown" => Ok(ExtractedText { text: text.to_owned(), format: Format::Markdown }),
         _ => {
             let generic = ["text/plain", "application/octet-stream"].contains(&media.as_str());
-            let named = Language::of_name(source.name).filter(|_| generic);
-            let format = Language::of_media(&media).or(named).map_or(Format::Plain, Format::Code);
-            Ok(Text { text: text.to_owned(), format })
+            let named = Language::from_file_name(source.name).filter(|_| generic);
+            let format = Language::from_media_type(&media).or(named).map_or(Format::Plain, Format::Code);
+            Ok(ExtractedText { text: text.to_owned(), format })
         }
     }
 }
 
-/// The media type that was given, else the one that the name's ending stands for.
-fn media_of(source: Source<'_>) -> String {
+/// The given media type, else the one of the file extension.
+fn media_type_of(source: ContentMetadata<'_>) -> String {
     if let Some(given) = source.media_type {
         return given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     }
-    let ending = source.name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase()).unwrap_or_default();
-    match ending.as_str() {
+    let extension =
+        source.name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase()).unwrap_or_default();
+    match extension.as_str() {
         "md" | "markdown" | "mdx" => "text/markdown",
         "html" | "htm" | "xhtml" => "text/html",
         "pdf" => "application/pdf",
@@ -82,9 +85,9 @@ fn read_html(html: &str) -> Result<String, String> {
 }
 
 fn read_pdf(bytes: &[u8]) -> Result<String, String> {
-    // The reader panics on some broken files.
+    // The PDF library panics on some malformed files.
     let read = std::panic::catch_unwind(|| pdf_extract::extract_text_from_mem(bytes));
-    let text = read.map_err(|_| "its PDF is broken: the reader gave up".to_owned())?;
+    let text = read.map_err(|_| "its PDF is malformed: the parser failed".to_owned())?;
     text.map_err(|error| format!("its PDF cannot be read: {error}"))
 }
 
@@ -92,12 +95,12 @@ fn read_pdf(bytes: &[u8]) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn read(bytes: impl AsRef<[u8]>, media_type: Option<&str>, name: &str) -> Result<Text, String> {
-        extract(bytes.as_ref(), Source { media_type, name, sent_as_text: false })
+    fn read(bytes: impl AsRef<[u8]>, media_type: Option<&str>, name: &str) -> Result<ExtractedText, String> {
+        extract(bytes.as_ref(), ContentMetadata { media_type, name, sent_as_text: false })
     }
 
     #[test]
-    fn code_is_known_by_its_name_or_its_media_type() {
+    fn language_is_detected_by_name_or_media_type() {
         let format = |media, name, text: &str| read(text, media, name).unwrap().format;
         assert_eq!(format(None, "src/main.rs", "fn a() {}"), Format::Code(Language::Rust));
         assert_eq!(format(Some("text/x-python; charset=utf-8"), "", "a = 1"), Format::Code(Language::Python));
@@ -111,12 +114,12 @@ mod tests {
     #[test]
     fn html_becomes_markdown_without_its_scripts() {
         let html = "<html><head><title>t</title></head><body><h1>Late fees</h1><script>x()</script><p>Ten percent.</p></body></html>";
-        let Text { text, format } = read(html, Some("text/html; charset=utf-8"), "").unwrap();
+        let ExtractedText { text, format } = read(html, Some("text/html; charset=utf-8"), "").unwrap();
         assert_eq!(format, Format::Markdown);
         assert!(text.contains("# Late fees") && !text.contains("x()"), "{text}");
     }
 
-    /// A PDF of one page with one line, all of it ASCII.
+    /// A one-page PDF with one line of ASCII.
     fn pdf(line: &str) -> Vec<u8> {
         let content = format!("BT /F1 12 Tf 72 720 Td ({line}) Tj ET");
         let objects = [
@@ -141,29 +144,29 @@ mod tests {
     }
 
     #[test]
-    fn pdf_is_read_as_one_whatever_its_sender_calls_it() {
+    fn pdf_is_detected_by_its_signature() {
         let file = pdf("Late invoices cost ten percent.");
         let sources = [
-            Source { name: "fees.pdf", ..Source::default() },
-            Source { media_type: Some("text/plain"), ..Source::default() },
-            Source { name: "fees.txt", sent_as_text: true, ..Source::default() },
+            ContentMetadata { name: "fees.pdf", ..ContentMetadata::default() },
+            ContentMetadata { media_type: Some("text/plain"), ..ContentMetadata::default() },
+            ContentMetadata { name: "fees.txt", sent_as_text: true, ..ContentMetadata::default() },
         ];
         for source in sources {
             assert_eq!(extract(&file, source).unwrap().text.trim(), "Late invoices cost ten percent.", "{source:?}");
         }
-        let said = Source { name: "fees.pdf", sent_as_text: true, ..Source::default() };
-        assert_eq!(extract(b"Late invoices.", said).unwrap().text, "Late invoices.");
+        let as_text = ContentMetadata { name: "fees.pdf", sent_as_text: true, ..ContentMetadata::default() };
+        assert_eq!(extract(b"Late invoices.", as_text).unwrap().text, "Late invoices.");
     }
 
     #[test]
-    fn unreadable_bytes_are_refused_with_the_reason() {
-        for (bytes, media, said) in [
+    fn unreadable_bytes_are_rejected_with_a_reason() {
+        for (bytes, media, as_text) in [
             (b"\xff\xfe".as_slice(), "application/octet-stream", "not UTF-8"),
             (b"%PDF-1.4 broken", "application/pdf", "PDF"),
             (b"nothing", "application/pdf", "PDF"),
         ] {
             let why = read(bytes, Some(media), "").unwrap_err();
-            assert!(why.contains(said), "{why}");
+            assert!(why.contains(as_text), "{why}");
         }
     }
 }

@@ -1,12 +1,16 @@
-//! What a document says: bytes of any format to text, and text to chunks. Pure: no async runtime, no files, no network.
+//! Text extraction and chunking of documents. Pure: no async runtime, no files, no network.
 //!
-//! The libraries that read formats recurse, allocate and compute as their input tells them to, so that a document of some
-//! kilobytes can end a process. `nerve` calls [`Reader`] in helper processes only.
+//! Format parsers recurse, allocate and compute as the input directs, so a document of some kilobytes can crash a
+//! process. `nerve` therefore calls [`Reader`] only in helper processes.
 //!
 //! # Layout
-//! - [`extract`]: bytes to text: HTML, PDF, Markdown, code, plain text.
-//! - [`chunk`]: a text to chunks, by its structure, sized in tokens of the embedding model. [`code`]: source code to pieces.
-//! - [`Reader`], in `reader`: both, as one request and its result.
+//! - [`extract`]: extracts text from HTML, PDF, Markdown, code and plain text.
+//! - [`chunk`]: splits text into chunks by structure, measured in tokens of the embedding model. [`code`]: splits
+//!   source code.
+//! - [`Reader`], in `reader`: runs both for one request.
+//!
+//! # Flow
+//! [`ReadRequest`] → [`Reader::handle`] → text → chunks → [`ReadDocument`].
 
 pub mod chunk;
 pub mod code;

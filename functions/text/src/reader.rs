@@ -1,8 +1,8 @@
-//! A document to chunks, as one request and its result, both of which are bytes: they go to another process and come back.
+//! Reads a document into chunks. Request and result are encoded as bytes, for a helper process.
 
 use crate::{
-    chunk::{self, Chunk, Size},
-    extract::{self, Source, Text},
+    chunk::{self, Chunk, ChunkSize},
+    extract::{self, ContentMetadata, ExtractedText},
 };
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
@@ -10,38 +10,38 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokenizers::Tokenizer;
 
-/// The length of a request's head, before it.
+/// Size of the length prefix of a request.
 const LENGTH_BYTES: usize = 4;
 
-/// What is to be read, besides the document's bytes.
+/// Parameters of reading a document.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadRequest {
-    /// The media type that its sender named.
+    /// Media type given by the sender.
     pub media_type: Option<String>,
-    /// Its name.
+    /// Name.
     pub name: String,
-    /// Whether its sender sent it as text.
+    /// Whether the sender sent it as text.
     pub sent_as_text: bool,
-    /// The most tokens of a chunk.
+    /// Maximum number of tokens per chunk.
     pub size: usize,
-    /// How many of them are in the chunk before too.
+    /// Number of tokens shared with the preceding chunk.
     pub overlap: usize,
 }
 
 /// A document that was read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReadDocument {
-    /// SHA-256 of its text, in hexadecimal.
+    /// SHA-256 digest of its text, in hexadecimal.
     pub version: String,
-    /// Its text in chunks.
+    /// Its chunks.
     pub chunks: Vec<Chunk>,
 }
 
 impl ReadRequest {
-    /// The request as [`Reader::answer`] takes it, one part after the other.
+    /// Encodes the request for [`Reader::handle`], as consecutive parts.
     ///
     /// # Errors
-    /// Says why the request cannot be written.
+    /// If the request cannot be serialized.
     pub fn encode(&self, document: Bytes) -> Result<Vec<Bytes>, String> {
         let head = serde_json::to_vec(self).map_err(|error| error.to_string())?;
         let length = u32::try_from(head.len()).map_err(|error| error.to_string())?;
@@ -50,10 +50,10 @@ impl ReadRequest {
 }
 
 impl ReadDocument {
-    /// Reads what [`Reader::answer`] gave.
+    /// Decodes the result of [`Reader::handle`].
     ///
     /// # Errors
-    /// Says what is wrong with it.
+    /// If the result is malformed.
     pub fn decode(result: &[u8]) -> Result<Self, String> {
         serde_json::from_slice(result).map_err(|error| error.to_string())
     }
@@ -65,37 +65,37 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader that measures chunks by the tokenizer in a `tokenizer.json`.
+    /// A reader that measures chunks with the tokenizer in a `tokenizer.json`.
     ///
     /// # Errors
-    /// Says what is wrong with the tokenizer.
+    /// If the tokenizer is invalid.
     pub fn new(tokenizer: &[u8]) -> Result<Self, String> {
-        let unfit = |error: tokenizers::Error| format!("the model's tokenizer.json cannot be used: {error}");
-        let mut tokenizer = Tokenizer::from_bytes(tokenizer).map_err(unfit)?;
+        let invalid = |error: tokenizers::Error| format!("the model's tokenizer.json cannot be used: {error}");
+        let mut tokenizer = Tokenizer::from_bytes(tokenizer).map_err(invalid)?;
         tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(unfit)?;
+        tokenizer.with_truncation(None).map_err(invalid)?;
         Ok(Self { tokenizer })
     }
 
     /// Reads a document.
     ///
     /// # Errors
-    /// Says, for the document's sender, why it cannot be read.
+    /// Tells the sender why the document cannot be read.
     pub fn read(&self, request: &ReadRequest, document: &[u8]) -> Result<ReadDocument, String> {
         let ReadRequest { media_type, name, sent_as_text, size, overlap } = request;
-        let source = Source { media_type: media_type.as_deref(), name, sent_as_text: *sent_as_text };
-        let Text { text, format } = extract::extract(document, source)?;
-        let size = Size { most: *size, overlap: *overlap };
+        let source = ContentMetadata { media_type: media_type.as_deref(), name, sent_as_text: *sent_as_text };
+        let ExtractedText { text, format } = extract::extract(document, source)?;
+        let size = ChunkSize { max: *size, overlap: *overlap };
         let chunks = chunk::split(&text, format, size, &self.tokenizer)?;
         Ok(ReadDocument { version: HEXLOWER.encode(&Sha256::digest(text.as_bytes())), chunks })
     }
 
-    /// Reads an encoded request, and encodes its result.
+    /// Handles an encoded request and returns its encoded result.
     ///
     /// # Errors
     /// As [`read`](Self::read).
-    pub fn answer(&self, request: &[u8]) -> Result<Vec<u8>, String> {
-        let broken = || "the request is cut off".to_owned();
+    pub fn handle(&self, request: &[u8]) -> Result<Vec<u8>, String> {
+        let broken = || "the request is truncated".to_owned();
         let (length, rest) = request.split_first_chunk::<LENGTH_BYTES>().ok_or_else(broken)?;
         let length = usize::try_from(u32::from_le_bytes(*length)).map_err(|error| error.to_string())?;
         let (head, document) = rest.split_at_checked(length).ok_or_else(broken)?;
@@ -110,16 +110,16 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn request_and_result_survive_the_way() {
+    fn request_and_result_survive_encoding() {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/onnx/models");
         let reader = Reader::new(&std::fs::read(models.join("pooling-cls/tokenizer.json")).unwrap()).unwrap();
         let name = "a.html".to_owned();
         let request = ReadRequest { media_type: None, name, sent_as_text: true, size: 24, overlap: 0 };
         let encoded = request.encode(Bytes::from_static(b"<h1>Fees</h1><p>Late.</p>")).unwrap().concat();
-        let read = ReadDocument::decode(&reader.answer(&encoded).unwrap()).unwrap();
+        let read = ReadDocument::decode(&reader.handle(&encoded).unwrap()).unwrap();
         assert_eq!((read.chunks.len(), read.chunks[0].heading.as_slice()), (1, ["Fees".to_owned()].as_slice()));
         assert_eq!(read.version.len(), 64);
-        assert!(reader.answer(&encoded[..3]).is_err() && reader.answer(&encoded[..9]).is_err());
+        assert!(reader.handle(&encoded[..3]).is_err() && reader.handle(&encoded[..9]).is_err());
         assert!(Reader::new(b"{}").is_err());
     }
 }

@@ -42,7 +42,8 @@ pub(crate) fn read(folder: &Path, name: &Name, spec: &mut FunctionSpec) -> Resul
     let RuntimeSpec::Builtin { function, model, with } = &mut spec.run else { return Ok(None) };
     let refused = || Failure::new(format!("cannot deploy {name}"));
     let literal = |text: &str| !text.split('.').any(|token| token == "*" || token == ">");
-    let results: Vec<&Pattern> = emits.iter().filter(|one| !nerve_rag::is_side_event(function, one.as_str())).collect();
+    let results: Vec<&Pattern> =
+        emits.iter().filter(|one| !nerve_rag::is_auxiliary_output(function, one.as_str())).collect();
     if !matches!(results.as_slice(), [one] if literal(one.as_str())) {
         let cause = match results.as_slice() {
             [] => format!("`emits` is empty, so the results of {function} would be dropped"),

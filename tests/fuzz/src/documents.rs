@@ -2,7 +2,7 @@
 
 use nerve_text::{
     ReadRequest, Reader,
-    extract::{Format, Source, Text, extract},
+    extract::{ContentMetadata, ExtractedText, Format, extract},
 };
 use std::sync::LazyLock;
 
@@ -38,8 +38,8 @@ impl<'d> Document<'d> {
     /// Extracts the text and cuts it; panics unless each chunk stands where it says in the text.
     pub fn try_out(&self) {
         let ReadRequest { media_type, name, sent_as_text, .. } = &self.request;
-        let source = Source { media_type: media_type.as_deref(), name, sent_as_text: *sent_as_text };
-        let Ok(Text { text, format }) = extract(self.bytes, source) else { return };
+        let source = ContentMetadata { media_type: media_type.as_deref(), name, sent_as_text: *sent_as_text };
+        let Ok(ExtractedText { text, format }) = extract(self.bytes, source) else { return };
         let (media_type, name) = match format {
             Format::Markdown => (Some("text/markdown".to_owned()), String::new()),
             Format::Plain => (Some("text/x-plain".to_owned()), String::new()),

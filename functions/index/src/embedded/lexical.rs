@@ -1,8 +1,8 @@
-//! The words of chunks, in tantivy.
+//! The lexical index, in tantivy.
 
-use super::store::{Step, Store};
+use super::store::{ChunkChange, Store};
 use crate::{
-    analyzer::{ANALYSER, analyser, words},
+    analyzer::{ANALYZER_NAME, new_analyzer, query_tokens},
     error::IndexError,
 };
 use std::{
@@ -19,9 +19,9 @@ use tantivy::{
     schema::{FAST, Field, INDEXED, IndexRecordOption, STRING, Schema, TextFieldIndexing, TextOptions},
 };
 
-/// Memory that changes may take before they are written, in bytes.
-const BUFFER: usize = 32 << 20;
-/// How much more a word in a heading says.
+/// Memory limit of uncommitted changes, in bytes.
+const WRITER_MEMORY_BYTES: usize = 32 << 20;
+/// Boost of matches in headings.
 const HEADING_BOOST: f32 = 1.5;
 
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +32,7 @@ struct Fields {
     text: Field,
 }
 
-/// Words to chunks.
+/// The lexical index.
 pub(crate) struct Lexical {
     index: Index,
     reader: IndexReader,
@@ -41,13 +41,14 @@ pub(crate) struct Lexical {
     position: AtomicU64,
 }
 
-fn failed(what: &'static str) -> impl FnOnce(tantivy::TantivyError) -> IndexError {
-    IndexError::failed(what)
+fn failed(operation: &'static str) -> impl FnOnce(tantivy::TantivyError) -> IndexError {
+    IndexError::failed(operation)
 }
 
 fn schema() -> (Schema, Fields) {
     let mut schema = Schema::builder();
-    let words = TextFieldIndexing::default().set_tokenizer(ANALYSER).set_index_option(IndexRecordOption::WithFreqs);
+    let words =
+        TextFieldIndexing::default().set_tokenizer(ANALYZER_NAME).set_index_option(IndexRecordOption::WithFreqs);
     let words = TextOptions::default().set_indexing_options(words);
     let fields = Fields {
         chunk: schema.add_u64_field("chunk", FAST | INDEXED),
@@ -61,136 +62,145 @@ fn schema() -> (Schema, Fields) {
 impl Lexical {
     pub(crate) fn open(folder: &Path) -> Result<Self, IndexError> {
         let (schema, fields) = schema();
-        std::fs::create_dir_all(folder).map_err(IndexError::failed("making the folder of its words"))?;
+        std::fs::create_dir_all(folder).map_err(IndexError::failed("creating the lexical index folder"))?;
         let index = match Index::open_in_dir(folder) {
             Ok(index) if index.schema() == schema => index,
-            // Whatever is there cannot be used, and all of it can be made again.
+            // An unusable index is rebuilt from the store.
             _ => {
-                std::fs::remove_dir_all(folder).map_err(IndexError::failed("emptying the folder of its words"))?;
-                std::fs::create_dir_all(folder).map_err(IndexError::failed("making the folder of its words"))?;
-                Index::create_in_dir(folder, schema).map_err(failed("beginning its words"))?
+                std::fs::remove_dir_all(folder).map_err(IndexError::failed("clearing the lexical index folder"))?;
+                std::fs::create_dir_all(folder).map_err(IndexError::failed("creating the lexical index folder"))?;
+                Index::create_in_dir(folder, schema).map_err(failed("creating the lexical index"))?
             }
         };
-        index.tokenizers().register(ANALYSER, analyser());
-        let payload = index.load_metas().map_err(failed("reading its words"))?.payload;
+        index.tokenizers().register(ANALYZER_NAME, new_analyzer());
+        let payload = index.load_metas().map_err(failed("reading the lexical index"))?.payload;
         let position = payload.and_then(|payload| payload.parse().ok()).unwrap_or_default();
-        let writer = index.writer_with_num_threads(1, BUFFER).map_err(failed("opening its words"))?;
+        let writer =
+            index.writer_with_num_threads(1, WRITER_MEMORY_BYTES).map_err(failed("opening the lexical index"))?;
         let reader = index.reader_builder().reload_policy(ReloadPolicy::Manual).try_into();
-        let reader = reader.map_err(failed("reading its words"))?;
+        let reader = reader.map_err(failed("reading the lexical index"))?;
         Ok(Self { index, reader, writer: Mutex::new(writer), fields, position: AtomicU64::new(position) })
     }
 
-    /// The number of the last change that is written down.
+    /// Number of the last committed change.
     pub(crate) fn position(&self) -> u64 {
         self.position.load(Ordering::Acquire)
     }
 
-    /// Takes over what the store has since.
+    /// Applies the changes since the last one from the store.
     pub(crate) fn catch_up(&self, store: &Store) -> Result<(), IndexError> {
         let (from, to) = (self.position(), store.position()?);
         if from == to {
             return Ok(());
         }
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = if store.remembers(from)? {
-            store.steps(from, |step| self.take(&writer, step))
+        let applied = if store.has_changes_since(from)? {
+            store.for_each_change(from, |change| self.apply_change(&writer, change))
         } else {
-            writer.delete_all_documents().map_err(failed("emptying its words"))?;
-            store.all(|step| self.take(&writer, step))
+            writer.delete_all_documents().map_err(failed("clearing the lexical index"))?;
+            store.for_each_chunk(|change| self.apply_change(&writer, change))
         };
-        self.commit(&mut writer, taken, to)
+        self.commit(&mut writer, applied, to)
     }
 
-    /// Makes the words of all chunks again in new files, and deletes the old ones, which still hold what was removed.
+    /// Rebuilds the lexical index in new files and deletes the old ones, which still contain removed text.
     pub(crate) fn rewrite(&self, store: &Store) -> Result<(), IndexError> {
         let to = store.position()?;
         let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.delete_all_documents().map_err(failed("emptying its words"))?;
-        let taken = store.all(|step| self.take(&writer, step));
-        self.commit(&mut writer, taken, to)?;
-        // Files that a search still reads go with the next commit.
-        writer.garbage_collect_files().wait().map(drop).map_err(failed("deleting its old words"))
+        writer.delete_all_documents().map_err(failed("clearing the lexical index"))?;
+        let applied = store.for_each_chunk(|change| self.apply_change(&writer, change));
+        self.commit(&mut writer, applied, to)?;
+        // The next commit deletes files that a search still reads.
+        writer.garbage_collect_files().wait().map(drop).map_err(failed("deleting old lexical index files"))
     }
 
-    /// Commits what was taken, up to this position of the store; where it was not taken whole, nothing of it.
-    fn commit(&self, writer: &mut IndexWriter, taken: Result<(), IndexError>, position: u64) -> Result<(), IndexError> {
-        if let Err(error) = taken {
-            writer.rollback().map_err(failed("taking back its words"))?;
+    /// Commits applied changes up to this position of the store; rolls back if applying failed.
+    fn commit(
+        &self,
+        writer: &mut IndexWriter,
+        applied: Result<(), IndexError>,
+        position: u64,
+    ) -> Result<(), IndexError> {
+        if let Err(error) = applied {
+            writer.rollback().map_err(failed("rolling back the lexical index"))?;
             return Err(error);
         }
-        let mut commit = writer.prepare_commit().map_err(failed("writing its words"))?;
+        let mut commit = writer.prepare_commit().map_err(failed("writing the lexical index"))?;
         commit.set_payload(&position.to_string());
-        commit.commit().map_err(failed("writing its words"))?;
-        self.reader.reload().map_err(failed("reading its words"))?;
+        commit.commit().map_err(failed("writing the lexical index"))?;
+        self.reader.reload().map_err(failed("reading the lexical index"))?;
         self.position.store(position, Ordering::Release);
         Ok(())
     }
 
-    fn take(&self, writer: &IndexWriter, step: Step) -> Result<(), IndexError> {
-        let Fields { chunk: id, collection: within, heading: above, text: words } = self.fields;
-        match step {
-            Step::Add { chunk, collection, heading, text, .. } => {
-                // Taken twice after a crash, it must be there once.
-                writer.delete_term(Term::from_field_u64(id, chunk));
+    fn apply_change(&self, writer: &IndexWriter, change: ChunkChange) -> Result<(), IndexError> {
+        let fields = self.fields;
+        match change {
+            ChunkChange::Add { chunk, collection, heading, text, .. } => {
+                // Applying a change twice after a crash must add the chunk once.
+                writer.delete_term(Term::from_field_u64(fields.chunk, chunk));
                 let mut document = TantivyDocument::new();
-                document.add_u64(id, chunk);
-                document.add_text(within, collection);
-                document.add_text(above, heading);
-                document.add_text(words, text);
-                writer.add_document(document).map_err(failed("adding words"))?;
+                document.add_u64(fields.chunk, chunk);
+                document.add_text(fields.collection, collection);
+                document.add_text(fields.heading, heading);
+                document.add_text(fields.text, text);
+                writer.add_document(document).map_err(failed("adding a chunk to the lexical index"))?;
             }
-            Step::Remove { chunk } => drop(writer.delete_term(Term::from_field_u64(id, chunk))),
+            ChunkChange::Remove { chunk } => drop(writer.delete_term(Term::from_field_u64(fields.chunk, chunk))),
         }
         Ok(())
     }
 
-    /// The chunks that say what `text` does, the best first, with their BM25.
+    /// The chunks that match `text`, best first, with their BM25 score.
     pub(crate) fn search(
         &self,
         text: &str,
         collection: &str,
-        count: usize,
-        counts: &dyn Fn(u64) -> bool,
+        limit: usize,
+        filter: &dyn Fn(u64) -> bool,
     ) -> Result<Vec<(u64, f32)>, IndexError> {
-        let what = "searching words";
-        let words = self.index.tokenizers().get(ANALYSER).map(|mut analyser| words(&mut analyser, text));
-        let words = words.unwrap_or_default();
-        if words.is_empty() {
+        let operation = "searching the lexical index";
+        let tokens = self.index.tokenizers().get(ANALYZER_NAME).map(|mut analyzer| query_tokens(&mut analyzer, text));
+        let tokens = tokens.unwrap_or_default();
+        if tokens.is_empty() {
             return Ok(Vec::new());
         }
         let searcher = self.reader.searcher();
-        let query = self.query(&words, collection);
-        let mut asked = count;
+        let query = self.query(&tokens, collection);
+        let mut candidates = limit;
         loop {
-            let top = searcher.search(&query, &TopDocs::with_limit(asked).order_by_score()).map_err(failed(what))?;
-            let complete = top.len() < asked;
-            let mut found = Vec::with_capacity(count);
+            let top = searcher
+                .search(&query, &TopDocs::with_limit(candidates).order_by_score())
+                .map_err(failed(operation))?;
+            let complete = top.len() < candidates;
+            let mut found = Vec::with_capacity(limit);
             for (score, address) in top {
                 let segment = searcher.segment_reader(address.segment_ord);
-                let ids = segment.fast_fields().u64("chunk").map_err(failed(what))?;
-                found.extend(ids.first(address.doc_id).filter(|chunk| counts(*chunk)).map(|chunk| (chunk, score)));
+                let ids = segment.fast_fields().u64("chunk").map_err(failed(operation))?;
+                found.extend(ids.first(address.doc_id).filter(|chunk| filter(*chunk)).map(|chunk| (chunk, score)));
             }
-            // A filter that few chunks pass wants more to choose from.
-            if complete || found.len() >= count || asked >= count * 64 {
-                found.truncate(count);
+            // A selective filter needs more candidates.
+            if complete || found.len() >= limit || candidates >= limit * 64 {
+                found.truncate(limit);
                 return Ok(found);
             }
-            asked *= 8;
+            candidates *= 8;
         }
     }
 
-    fn query(&self, words: &[String], collection: &str) -> BooleanQuery {
-        let term = |field: Field, word: &str| -> Box<dyn Query> {
-            Box::new(TermQuery::new(Term::from_field_text(field, word), IndexRecordOption::WithFreqs))
+    fn query(&self, tokens: &[String], collection: &str) -> BooleanQuery {
+        let term = |field: Field, token: &str| -> Box<dyn Query> {
+            Box::new(TermQuery::new(Term::from_field_text(field, token), IndexRecordOption::WithFreqs))
         };
-        let either = words.iter().flat_map(|word| {
-            let heading = Box::new(BoostQuery::new(term(self.fields.heading, word), HEADING_BOOST));
-            [(Occur::Should, heading as Box<dyn Query>), (Occur::Should, term(self.fields.text, word))]
+        let matches = tokens.iter().flat_map(|token| {
+            let heading = Box::new(BoostQuery::new(term(self.fields.heading, token), HEADING_BOOST));
+            [(Occur::Should, heading as Box<dyn Query>), (Occur::Should, term(self.fields.text, token))]
         });
-        let either: Box<dyn Query> = Box::new(BooleanQuery::new(either.collect()));
-        let within =
+        let matches: Box<dyn Query> = Box::new(BooleanQuery::new(matches.collect()));
+        let collection_query =
             TermQuery::new(Term::from_field_text(self.fields.collection, collection), IndexRecordOption::Basic);
-        let within: Box<dyn Query> = Box::new(tantivy::query::ConstScoreQuery::new(Box::new(within), 0.0));
-        BooleanQuery::new(vec![(Occur::Must, either), (Occur::Must, within)])
+        let collection_query: Box<dyn Query> =
+            Box::new(tantivy::query::ConstScoreQuery::new(Box::new(collection_query), 0.0));
+        BooleanQuery::new(vec![(Occur::Must, matches), (Occur::Must, collection_query)])
     }
 }

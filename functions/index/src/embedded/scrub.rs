@@ -1,8 +1,8 @@
-//! The index in a folder without a tenant: its rows are deleted, and then every file that may still hold something of them is
-//! made again.
+//! Erasure of a tenant from the embedded index: deletes its rows, then rebuilds every file that may still contain its
+//! data.
 //!
-//! SQLite, tantivy and usearch mark what is deleted and overwrite it some day. So erasing notes in the transaction that deletes
-//! that the files are to be made again; until that is done, the next erasure does it, whatever it deletes itself.
+//! SQLite, tantivy and usearch only mark deleted data and overwrite it later. The deleting transaction therefore
+//! records that the files must be rebuilt; if this is interrupted, the next erasure completes it.
 
 use super::{
     Embedded,
@@ -15,34 +15,34 @@ use crate::{
 };
 use rusqlite::{Connection, OptionalExtension, params};
 
-/// Chunks that are read while the store is locked.
+/// Number of chunks read per lock of the store.
 const PAGE_CHUNKS: usize = 256;
-/// The condition on `documents` that they are a tenant's.
-const OF_TENANT: &str = "(collection = ?1 or substr(collection, 1, length(?2)) = ?2)";
-/// The setting that says that files are to be made again.
-const UNSCRUBBED: &str = "unscrubbed";
+/// SQL condition on `documents` that selects those of a tenant.
+const TENANT_CONDITION: &str = "(collection = ?1 or substr(collection, 1, length(?2)) = ?2)";
+/// Setting that records that files must be rebuilt.
+const SCRUB_PENDING: &str = "unscrubbed";
 
 impl Embedded {
     /// Counts the documents of a tenant.
-    pub(crate) fn count_of(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
-        self.store().count_of(tenant)
+    pub(crate) fn count_tenant(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
+        self.store().count_tenant(tenant)
     }
 
-    /// Deletes the documents of a tenant, and makes the files again.
+    /// Deletes the documents of a tenant and rebuilds the files.
     pub(crate) fn erase(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
         let mut store = self.store();
-        let (erased, unscrubbed) = store.erase(tenant)?;
+        let (erased, scrub_pending) = store.erase(tenant)?;
         write(&self.documents).retain(|_, document| !tenant.owns(&document.collection));
         self.catch_up(&store)?;
         drop(store);
-        if unscrubbed {
+        if scrub_pending {
             self.scrub()?;
         }
         Ok(erased)
     }
 
     fn scrub(&self) -> Result<(), IndexError> {
-        // Making the graph again takes longest: documents come and go meanwhile.
+        // The graph takes longest to rebuild; changes continue meanwhile.
         let store = loop {
             let graph = self.dense.successor(self.store().position()?)?;
             let from = graph.position();
@@ -56,8 +56,8 @@ impl Embedded {
                 }
             }
             let store = self.store();
-            if store.remembers(from)? {
-                self.dense.succeed(graph, &store)?;
+            if store.has_changes_since(from)? {
+                self.dense.replace_with(graph, &store)?;
                 break store;
             }
         };
@@ -68,69 +68,69 @@ impl Embedded {
 }
 
 impl Store {
-    fn count_of(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
-        count(&self.connection, tenant).map_err(failed("counting documents"))
+    fn count_tenant(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
+        limit(&self.connection, tenant).map_err(failed("counting documents"))
     }
 
-    /// Deletes the documents of a tenant and what is known of deleted ones; says whether files are to be made again, now or since
-    /// an earlier time.
+    /// Deletes the documents of a tenant, including the record of deleted ones. Returns whether files must be rebuilt,
+    /// because of this erasure or an interrupted one.
     fn erase(&mut self, tenant: &TenantCollections) -> Result<(ErasedDocuments, bool), IndexError> {
-        let what = "erasing documents";
-        let transaction = self.connection.transaction().map_err(failed(what))?;
+        let operation = "erasing documents";
+        let transaction = self.connection.transaction().map_err(failed(operation))?;
         let erase = || {
-            let erased = count(&transaction, tenant)?;
+            let erased = limit(&transaction, tenant)?;
             let names = params![tenant.collection(), tenant.conversations()];
-            let of_tenant = format!("owner in (select id from documents where {OF_TENANT})");
+            let of_tenant = format!("owner in (select id from documents where {TENANT_CONDITION})");
             let number = format!("insert into changes (chunk, added) select id, 0 from chunks where {of_tenant}");
             transaction.execute(&number, names)?;
             transaction.execute(&format!("delete from chunks where {of_tenant}"), names)?;
-            let rows = transaction.execute(&format!("delete from documents where {OF_TENANT}"), names)?;
+            let rows = transaction.execute(&format!("delete from documents where {TENANT_CONDITION}"), names)?;
             if rows > 0 {
                 let note = "insert into settings (name, value) values (?1, '1') on conflict (name) do nothing";
-                transaction.execute(note, [UNSCRUBBED])?;
+                transaction.execute(note, [SCRUB_PENDING])?;
             }
             let select = "select 1 from settings where name = ?1";
-            let unscrubbed = transaction.query_row(select, [UNSCRUBBED], |_| Ok(())).optional()?.is_some();
-            Ok((erased, unscrubbed))
+            let scrub_pending = transaction.query_row(select, [SCRUB_PENDING], |_| Ok(())).optional()?.is_some();
+            Ok((erased, scrub_pending))
         };
-        let erased = erase().map_err(failed(what))?;
-        transaction.commit().map_err(failed(what))?;
+        let erased = erase().map_err(failed(operation))?;
+        transaction.commit().map_err(failed(operation))?;
         Ok(erased)
     }
 
-    /// The vectors of the next chunks after this one.
+    /// The vectors of the next page of chunks after `after`.
     fn vectors(&self, after: u64) -> Result<Vec<(u64, Vec<f32>)>, IndexError> {
-        let what = "reading vectors";
+        let operation = "reading vectors";
         let select = "select id, vector from chunks where id > ?1 order by id limit ?2";
-        let mut statement = self.connection.prepare_cached(select).map_err(failed(what))?;
+        let mut statement = self.connection.prepare_cached(select).map_err(failed(operation))?;
         let rows = statement.query_map(params![after, PAGE_CHUNKS], |row| {
             let vector: Vec<u8> = row.get(1)?;
             let numbers = vector.as_chunks::<4>().0.iter().map(|four| f32::from_le_bytes(*four));
             Ok((row.get(0)?, numbers.collect()))
         });
-        rows.map_err(failed(what))?.collect::<Result<_, _>>().map_err(failed(what))
+        rows.map_err(failed(operation))?.collect::<Result<_, _>>().map_err(failed(operation))
     }
 
-    /// Writes the database anew, without what was deleted, and empties its journal.
+    /// Rewrites the database without deleted data, and truncates its journal.
     fn compact(&self) -> Result<(), IndexError> {
         let compact = || {
             self.connection.execute_batch("vacuum")?;
-            self.connection.execute("delete from settings where name = ?1", [UNSCRUBBED])?;
+            self.connection.execute("delete from settings where name = ?1", [SCRUB_PENDING])?;
             let truncate = "pragma wal_checkpoint(truncate)";
             self.connection.query_row(truncate, [], |row| row.get::<_, i64>(0))
         };
-        match compact().map_err(failed("writing its database anew"))? {
+        match compact().map_err(failed("compacting the database"))? {
             0 => Ok(()),
-            _ => Err(IndexError::failed("writing its database anew")("its journal is in use by another process")),
+            _ => Err(IndexError::failed("compacting the database")("the journal is in use by another process")),
         }
     }
 }
 
-fn count(connection: &Connection, tenant: &TenantCollections) -> rusqlite::Result<ErasedDocuments> {
+fn limit(connection: &Connection, tenant: &TenantCollections) -> rusqlite::Result<ErasedDocuments> {
     let select = format!(
         "select count(*) filter (where not removed),
-                (select count(*) from chunks where owner in (select id from documents where {OF_TENANT}))
-         from documents where {OF_TENANT}"
+                (select count(*) from chunks where owner in (select id from documents where {TENANT_CONDITION}))
+         from documents where {TENANT_CONDITION}"
     );
     let names = params![tenant.collection(), tenant.conversations()];
     let read = |row: &rusqlite::Row<'_>| Ok(ErasedDocuments { documents: row.get(0)?, chunks: row.get(1)? });
@@ -144,11 +144,11 @@ mod tests {
         Change, Index, Query,
         collections::conversation_collection,
         document::Document,
-        tests::{of_both, open, query, replace, texts},
+        tests::{for_both_kinds, open, query, replace, texts},
     };
     use std::path::Path;
 
-    /// A word of the tenant's documents alone.
+    /// A word that only the tenant's documents contain.
     const MARKER: &str = "zanzibarqx";
 
     fn of(collection: &str, change: Change) -> Change {
@@ -160,7 +160,8 @@ mod tests {
         }
     }
 
-    /// Documents of the tenant `acme`, one of them in the memory of a conversation and one deleted; and one of another tenant.
+    /// Documents of the tenant `acme`, one in a conversation's collection and one deleted, and a document of another
+    /// tenant.
     fn documents() -> Vec<Change> {
         let text = format!("words of {MARKER}");
         let own =
@@ -180,7 +181,7 @@ mod tests {
         texts(&hits).into_iter().map(str::to_owned).collect()
     }
 
-    /// The files below `folder` that have the marker.
+    /// Files below `folder` that contain the marker.
     fn files_with_marker(folder: &Path) -> Vec<std::path::PathBuf> {
         let mut files = Vec::new();
         for entry in std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
@@ -195,32 +196,33 @@ mod tests {
     }
 
     #[test]
-    fn erased_tenant_is_counted_and_gone_and_others_stay() {
-        of_both(|index| {
+    fn erasure_deletes_only_its_tenant() {
+        for_both_kinds(|index| {
             index.apply(&documents()).unwrap();
             let acme = TenantCollections::new("acme");
-            let all = ErasedDocuments { documents: 2, chunks: 4 };
-            assert_eq!(index.count_of(&acme).unwrap(), all);
+            let for_each_chunk = ErasedDocuments { documents: 2, chunks: 4 };
+            assert_eq!(index.count_tenant(&acme).unwrap(), for_each_chunk);
             assert_eq!((found(index, "acme").len(), index.len().unwrap()), (2, 5), "a count changes nothing");
             assert_eq!(index.erase(&TenantCollections::new("acm")).unwrap(), ErasedDocuments::default());
-            assert_eq!(index.erase(&acme).unwrap(), all);
+            assert_eq!(index.erase(&acme).unwrap(), for_each_chunk);
             assert_eq!(index.erase(&acme).unwrap(), ErasedDocuments::default(), "there is nothing left");
             assert_eq!((found(index, "acme").len(), index.len().unwrap()), (0, 1));
             assert_eq!(found(index, "acme2"), ["words that stay"]);
-            // What comes later is new, whenever it was uploaded; also what had been deleted.
+            // Later uploads are new, whatever their time, and so are uploads of deleted documents.
             index.apply(&documents()[2..3]).unwrap();
             assert_eq!(found(index, "acme").len(), 2);
         });
     }
 
     #[test]
-    fn no_file_of_the_index_has_anything_of_an_erased_tenant() {
+    fn erased_tenant_leaves_no_data_in_any_file() {
         let folder = tempfile::tempdir().unwrap();
         let index = open(folder.path());
         index.apply(&documents()).unwrap();
         index.save().unwrap();
         assert!(!files_with_marker(folder.path()).is_empty(), "there is nothing to erase otherwise");
-        // tantivy's terms are no text in its files: segments without deletions have no terms but of what is there.
+        // tantivy does not store terms as plain text, but segments without deletions have only terms of existing
+        // documents.
         let segments = || {
             let words = tantivy::Index::open_in_dir(folder.path().join("words")).unwrap();
             let metas = words.searchable_segment_metas().unwrap();
@@ -252,13 +254,13 @@ mod tests {
     }
 
     #[test]
-    fn erasure_that_was_cut_off_is_completed_by_the_next() {
+    fn next_erasure_completes_an_interrupted_one() {
         let folder = tempfile::tempdir().unwrap();
         let index = open(folder.path());
         index.apply(&documents()).unwrap();
         drop(index);
-        // Killed after its transaction.
-        let mut store = Store::open(&folder.path().join("chunks.sqlite"), "test", crate::tests::WIDTH).unwrap();
+        // Interrupted after its transaction.
+        let mut store = Store::open(&folder.path().join("chunks.sqlite"), "test", crate::tests::DIMENSIONS).unwrap();
         assert!(store.erase(&TenantCollections::new("acme")).unwrap().1);
         drop(store);
         let index = open(folder.path());
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn documents_come_and_go_while_another_tenant_is_erased() {
+    fn erasure_does_not_block_other_changes() {
         let folder = tempfile::tempdir().unwrap();
         let index = open(folder.path());
         let many = |from: u64| (from..from + 300).map(|n| replace(&n.to_string(), 1, &[("steady words", n)]));

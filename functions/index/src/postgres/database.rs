@@ -1,4 +1,4 @@
-//! Where the database is, and the connections to it.
+//! URL of the database, and connections to it.
 
 use crate::error::IndexError;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
@@ -8,75 +8,82 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use tokio_postgres::config::{Config, Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-/// The most connections of one worker.
-const CONNECTIONS: usize = 8;
-/// How long it may take to connect to one host.
-const CONNECT: Duration = Duration::from_secs(5);
-/// How long a call waits for a connection of the pool, for a new one, and for an old one to prove that it lives.
-const WAITS: (Duration, Duration, Duration) =
-    (Duration::from_secs(10), Duration::from_secs(10), Duration::from_secs(5));
-/// After how long without an answer a connection counts as lost.
-const SILENCE: Duration = Duration::from_secs(30);
+/// Maximum number of connections per worker.
+const MAX_CONNECTIONS: usize = 8;
+/// Timeout of connecting to one host.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of waiting for a free connection.
+const POOL_WAIT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of opening a new connection.
+const POOL_CREATE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of verifying an idle connection.
+const POOL_RECYCLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time without a response after which a connection is considered lost.
+const CONNECTION_LOSS_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// A PostgreSQL database, by its URL. Shown, it names hosts and database, and no password.
+/// Connection settings of a PostgreSQL database. Formatted, it shows hosts and database, but no password.
 #[derive(Clone)]
 pub struct Database(Config);
 
 impl Database {
-    /// Reads `postgres://user:password@host:port/database`, with libpq's parameters.
+    /// Parses `postgres://user:password@host:port/database`, with libpq's parameters.
     ///
-    /// The error says what is missing, and shows nothing of the URL: any part of a wrong one may be the password.
+    /// # Errors
+    /// Names what is missing, without any part of the URL, because each part of a malformed URL may be the password.
     pub fn parse(url: &Secret) -> Result<Self, IndexError> {
         let wrong = |why: &str| {
             IndexError::Invalid(format!(
-                "the URL of the index's database {why}: write postgres://user:password@host:5432/database, with what \
-                 is not a letter or a digit in user and password percent-encoded"
+                "the index database URL (`rag.postgres`) {why}: use postgres://user:password@host:5432/database, with special \
+                 characters in user and password percent-encoded"
             ))
         };
-        let mut config = Config::from_str(url.expose()).map_err(|_| wrong("cannot be read"))?;
+        let mut config = Config::from_str(url.expose()).map_err(|_| wrong("is malformed"))?;
         if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
-            return Err(wrong("names no host"));
+            return Err(wrong("has no host"));
         }
         if config.get_user().is_none_or(str::is_empty) {
-            return Err(wrong("names no user"));
+            return Err(wrong("has no user"));
         }
-        // The rest of a password with an `@` that is not encoded, which would be shown as a host or a database.
-        let names = config.get_hosts().iter().map(name_of).chain(config.get_dbname().map(str::to_owned));
+        // A password with an unencoded `@` would appear as part of a host or database name.
+        let names = config.get_hosts().iter().map(host_name).chain(config.get_dbname().map(str::to_owned));
         if names.into_iter().any(|name| name.contains('@')) {
-            return Err(wrong("has an `@` too many"));
+            return Err(wrong("has an unencoded `@`"));
         }
         if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT);
+            config.connect_timeout(CONNECT_TIMEOUT);
         }
         if config.get_tcp_user_timeout().is_none() {
-            config.tcp_user_timeout(SILENCE);
+            config.tcp_user_timeout(CONNECTION_LOSS_TIMEOUT);
         }
-        config.keepalives_idle(SILENCE);
+        config.keepalives_idle(CONNECTION_LOSS_TIMEOUT);
         if config.get_application_name().is_none() {
             config.application_name("nerve");
         }
         Ok(Self(config))
     }
 
-    /// Connections to it, made when they are needed.
+    /// A pool of connections, opened on demand.
     pub(crate) fn pool(&self) -> Result<Pool, Cause> {
-        // A connection may have died since it was used last, so each is tried before it is used again.
+        // An idle connection may have died, so each is verified before reuse.
         let settings = ManagerConfig { recycling_method: RecyclingMethod::Verified };
         let manager = Manager::from_config(self.0.clone(), self.tls()?, settings);
-        let pool = Pool::builder(manager).max_size(CONNECTIONS).runtime(Runtime::Tokio1);
-        let pool = pool.wait_timeout(Some(WAITS.0)).create_timeout(Some(WAITS.1)).recycle_timeout(Some(WAITS.2));
+        let pool = Pool::builder(manager).max_size(MAX_CONNECTIONS).runtime(Runtime::Tokio1);
+        let pool = pool
+            .wait_timeout(Some(POOL_WAIT_TIMEOUT))
+            .create_timeout(Some(POOL_CREATE_TIMEOUT))
+            .recycle_timeout(Some(POOL_RECYCLE_TIMEOUT));
         Ok(pool.build()?)
     }
 
-    /// TLS, with certificates that this machine trusts.
+    /// TLS with the certificates of the operating system.
     fn tls(&self) -> Result<MakeRustlsConnect, Cause> {
         let mut trusted = RootCertStore::empty();
         if self.0.get_ssl_mode() != SslMode::Disable {
             let found = rustls_native_certs::load_native_certs();
             for error in found.errors {
-                tracing::warn!(%error, "some certificates of this machine cannot be read");
+                tracing::warn!(%error, "some system certificates cannot be read");
             }
             trusted.add_parsable_certificates(found.certs);
         }
@@ -89,14 +96,14 @@ impl Database {
 impl fmt::Display for Database {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(config) = self;
-        let hosts: Vec<String> = config.get_hosts().iter().map(name_of).collect();
+        let hosts: Vec<String> = config.get_hosts().iter().map(host_name).collect();
         let addresses = config.get_hostaddrs().iter().map(ToString::to_string).collect::<Vec<_>>();
         let hosts = if hosts.is_empty() { addresses } else { hosts };
         write!(f, "postgres://{}/{}", hosts.join(","), config.get_dbname().unwrap_or_default())
     }
 }
 
-fn name_of(host: &Host) -> String {
+fn host_name(host: &Host) -> String {
     match host {
         Host::Tcp(name) => name.clone(),
         #[cfg(unix)]
@@ -115,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_is_read_and_its_password_never_shown() {
+    fn database_url_errors_never_show_the_password() {
         let database = Database::parse(&Secret::new("postgres://nerve:hunter2@db.example.com:5433/docs")).unwrap();
         assert_eq!(database.to_string(), "postgres://db.example.com/docs");
         assert!(!format!("{database:?}").contains("hunter2"), "{database:?}");
@@ -129,8 +136,11 @@ mod tests {
             "postgres:///docs?user=nerve&password=hunter2",
         ] {
             let error = Database::parse(&Secret::new(url)).unwrap_err();
-            let said = format!("{error} {error:?}");
-            assert!(said.contains("postgres://user:password@host") && !said.contains("hunter2"), "{url}: {said}");
+            let error_text = format!("{error} {error:?}");
+            assert!(
+                error_text.contains("postgres://user:password@host") && !error_text.contains("hunter2"),
+                "{url}: {error_text}"
+            );
         }
     }
 }

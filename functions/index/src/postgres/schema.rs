@@ -1,23 +1,23 @@
 //! The tables of the index, in the schema `nerve`.
 
-use super::words::ANALYSER;
-use super::{STATEMENT, fault::failed};
+use super::tsvector::ANALYZER_NAME;
+use super::{WRITE_STATEMENT_TIMEOUT, error::failed};
 use crate::error::IndexError;
 use deadpool_postgres::{ClientWrapper, Transaction};
 
-/// The advisory lock that those who make the tables take turns by: `nerve` in ASCII.
-const LOCK: i64 = 0x6e_65_72_76_65;
-/// The most numbers of a vector that pgvector's HNSW takes.
-const WIDEST: usize = 2000;
-/// The first pgvector that goes on with a scan when a filter left too few.
-const SCANS_ON: (u32, u32) = (0, 8);
+/// Advisory lock of migrations: `nerve` in ASCII.
+const MIGRATION_LOCK: i64 = 0x6e_65_72_76_65;
+/// Maximum dimensions of a vector in pgvector's HNSW index.
+const MAX_DIMENSIONS: usize = 2000;
+/// First pgvector version with iterative index scans.
+const ITERATIVE_SCAN_VERSION: (u32, u32) = (0, 8);
 
-/// What brings the tables from each version to the next; `{dimensions}` is the vectors'. Only ever appended to.
+/// Migrations of the tables, from each version to the next; `{dimensions}` is that of the vectors. Append only.
 ///
-/// - A vector has a table of its own, which is read fast because no text lies between its rows; kept in the row
-///   (`plain`), it is not fetched from elsewhere for each distance.
-/// - Words are never updated in place, so GIN's list of pending ones would only slow searches down.
-const STEPS: [&str; 3] = [
+/// - Vectors have a table of their own, whose pages contain no text, and `plain` storage avoids a TOAST lookup per
+///   distance.
+/// - Lexemes are never updated in place, so GIN's pending list would only slow down searches.
+const MIGRATIONS: [&str; 3] = [
     "
     create table documents (
         id bigint generated always as identity primary key,
@@ -52,88 +52,94 @@ const STEPS: [&str; 3] = [
 ",
 ];
 
-/// What is known of the server's pgvector.
+/// Properties of the installed pgvector.
 #[derive(Debug, Clone)]
 pub(crate) struct Extension {
-    /// The schema that it is in, quoted.
+    /// Its schema, quoted.
     pub(crate) schema: String,
-    /// Whether a scan of its index goes on until a filter has let enough through.
-    pub(crate) scans_on: bool,
+    /// Whether index scans are iterative, so that they continue until enough rows pass the filter.
+    pub(crate) iterative_scans: bool,
 }
 
-/// Makes the tables or brings them up to date, one worker at a time, and checks that they are for this model.
+/// Creates or migrates the tables, under a lock, and checks that they were built with this model.
 pub(crate) async fn prepare(
     client: &mut ClientWrapper,
     model: &str,
     dimensions: usize,
 ) -> Result<Extension, IndexError> {
-    let what = "making its tables";
-    if dimensions > WIDEST {
+    let operation = "creating tables";
+    if dimensions > MAX_DIMENSIONS {
         return Err(IndexError::Invalid(format!(
-            "{model} gives vectors of {dimensions} dimensions, and the index in PostgreSQL takes {WIDEST} at most: use \
-             another model, or the index in the data folder"
+            "{model} has vectors with {dimensions} dimensions, but the index in PostgreSQL supports at most {MAX_DIMENSIONS}: \
+             use another model, or the index in the data folder"
         )));
     }
-    let transaction = client.transaction().await.map_err(failed(what))?;
-    let settings = format!("set local statement_timeout = {}", STATEMENT.1.as_millis());
-    transaction.batch_execute(&settings).await.map_err(failed(what))?;
-    transaction.execute("select pg_advisory_xact_lock($1)", &[&LOCK]).await.map_err(failed("waiting for its turn"))?;
+    let transaction = client.transaction().await.map_err(failed(operation))?;
+    let settings = format!("set local statement_timeout = {}", WRITE_STATEMENT_TIMEOUT.as_millis());
+    transaction.batch_execute(&settings).await.map_err(failed(operation))?;
+    transaction
+        .execute("select pg_advisory_xact_lock($1)", &[&MIGRATION_LOCK])
+        .await
+        .map_err(failed("waiting for another migration"))?;
     let extension = extension(&transaction).await?;
-    let there: bool = one(&transaction, "select to_regnamespace('nerve') is not null", what).await?;
-    if !there {
-        transaction.batch_execute("create schema nerve").await.map_err(failed("making the schema `nerve`"))?;
+    let exists: bool = query_flag(&transaction, "select to_regnamespace('nerve') is not null", operation).await?;
+    if !exists {
+        transaction.batch_execute("create schema nerve").await.map_err(failed("creating the schema `nerve`"))?;
     }
     let path = format!("set local search_path = nerve, {}", extension.schema);
-    transaction.batch_execute(&path).await.map_err(failed(what))?;
+    transaction.batch_execute(&path).await.map_err(failed(operation))?;
     let settings = "create table if not exists settings (name text primary key, value text not null)";
-    let there: bool = one(&transaction, "select to_regclass('nerve.settings') is not null", what).await?;
-    if !there {
-        transaction.batch_execute(settings).await.map_err(failed(what))?;
+    let exists: bool = query_flag(&transaction, "select to_regclass('nerve.settings') is not null", operation).await?;
+    if !exists {
+        transaction.batch_execute(settings).await.map_err(failed(operation))?;
     }
     upgrade(&transaction, dimensions).await?;
-    let made_with = format!("{model}, {dimensions} dimensions");
-    for (name, wanted) in [("model", made_with.as_str()), ("words", ANALYSER)] {
-        let made = setting(&transaction, name, wanted).await?;
-        if made != wanted {
+    let embedding = format!("{model}, {dimensions} dimensions");
+    for (name, expected) in [("model", embedding.as_str()), ("words", ANALYZER_NAME)] {
+        let built_with = setting(&transaction, name, expected).await?;
+        if built_with != expected {
             return Err(IndexError::Invalid(format!(
-                "the index in PostgreSQL was made with {made}, not with {wanted}: use what it was made with, or `drop \
+                "the index in PostgreSQL was built with {built_with}, not with {expected}: use the original one, or `drop \
                  schema nerve cascade` and replay the documents"
             )));
         }
     }
-    transaction.commit().await.map_err(failed(what))?;
+    transaction.commit().await.map_err(failed(operation))?;
     Ok(extension)
 }
 
-/// pgvector, created where it is not and this user may.
+/// Reads the installed pgvector; creates the extension if it is missing.
 async fn extension(transaction: &Transaction<'_>) -> Result<Extension, IndexError> {
-    let what = "looking for pgvector";
+    let operation = "finding pgvector";
     let select = "select quote_ident(nspname), extversion from pg_extension
                   join pg_namespace on pg_namespace.oid = extnamespace where extname = 'vector'";
-    let mut row = transaction.query_opt(select, &[]).await.map_err(failed(what))?;
+    let mut row = transaction.query_opt(select, &[]).await.map_err(failed(operation))?;
     if row.is_none() {
-        let missing = "creating the extension `vector`: it wants pgvector 0.5 or newer on the server, and a user who may \
-                       `create extension vector` in this database, once";
+        let missing = "creating the extension `vector`, which requires pgvector 0.5 or newer on the server, and a user with the right \
+                       to run `create extension vector` in this database once";
         transaction.batch_execute("create extension vector").await.map_err(failed(missing))?;
-        row = transaction.query_opt(select, &[]).await.map_err(failed(what))?;
+        row = transaction.query_opt(select, &[]).await.map_err(failed(operation))?;
     }
-    let row = row.ok_or_else(|| IndexError::failed(what)("it is not there"))?;
-    let version: String = row.try_get(1).map_err(failed(what))?;
+    let row = row.ok_or_else(|| IndexError::failed(operation)("the extension is missing"))?;
+    let version: String = row.try_get(1).map_err(failed(operation))?;
     let mut numbers = version.split('.').map(|number| number.parse().unwrap_or_default());
     let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
-    Ok(Extension { schema: row.try_get(0).map_err(failed(what))?, scans_on: version >= SCANS_ON })
+    Ok(Extension {
+        schema: row.try_get(0).map_err(failed(operation))?,
+        iterative_scans: version >= ITERATIVE_SCAN_VERSION,
+    })
 }
 
-/// Takes the steps that are missing.
+/// Applies the missing migrations.
 async fn upgrade(transaction: &Transaction<'_>, dimensions: usize) -> Result<(), IndexError> {
-    let what = "bringing its tables up to date";
-    let done = setting(transaction, "schema", "0").await?;
-    let done: usize = done.parse().map_err(IndexError::failed(what))?;
-    let Some(missing) = STEPS.get(done..) else {
+    let operation = "migrating tables";
+    let version = setting(transaction, "schema", "0").await?;
+    let version: usize = version.parse().map_err(IndexError::failed(operation))?;
+    let Some(missing) = MIGRATIONS.get(version..) else {
         return Err(IndexError::Invalid(format!(
-            "the index in PostgreSQL was made by a newer nerve (its tables are of version {done}, and this one knows {}): \
-             update this worker",
-            STEPS.len()
+            "the index in PostgreSQL was created by a newer nerve (table version {version}, this worker supports {}): update \
+             this worker",
+            MIGRATIONS.len()
         )));
     };
     if missing.is_empty() {
@@ -141,26 +147,26 @@ async fn upgrade(transaction: &Transaction<'_>, dimensions: usize) -> Result<(),
     }
     for step in missing {
         let step = step.replace("{dimensions}", &dimensions.to_string());
-        transaction.batch_execute(&step).await.map_err(failed(what))?;
+        transaction.batch_execute(&step).await.map_err(failed(operation))?;
     }
     let update = "update settings set value = $1 where name = 'schema'";
-    transaction.execute(update, &[&STEPS.len().to_string()]).await.map_err(failed(what))?;
+    transaction.execute(update, &[&MIGRATIONS.len().to_string()]).await.map_err(failed(operation))?;
     Ok(())
 }
 
-/// A setting of the index, which becomes `first` where it has none.
+/// Reads a setting of the index; sets it to `default` if it is missing.
 async fn setting(transaction: &Transaction<'_>, name: &str, first: &str) -> Result<String, IndexError> {
-    let what = "reading its settings";
+    let operation = "reading settings";
     let select = "select value from settings where name = $1";
-    if let Some(row) = transaction.query_opt(select, &[&name]).await.map_err(failed(what))? {
-        return row.try_get(0).map_err(failed(what));
+    if let Some(row) = transaction.query_opt(select, &[&name]).await.map_err(failed(operation))? {
+        return row.try_get(0).map_err(failed(operation));
     }
     let insert = "insert into settings (name, value) values ($1, $2)";
-    transaction.execute(insert, &[&name, &first]).await.map_err(failed(what))?;
+    transaction.execute(insert, &[&name, &first]).await.map_err(failed(operation))?;
     Ok(first.to_owned())
 }
 
-async fn one(transaction: &Transaction<'_>, select: &str, what: &'static str) -> Result<bool, IndexError> {
-    let row = transaction.query_one(select, &[]).await.map_err(failed(what))?;
-    row.try_get(0).map_err(failed(what))
+async fn query_flag(transaction: &Transaction<'_>, select: &str, operation: &'static str) -> Result<bool, IndexError> {
+    let row = transaction.query_one(select, &[]).await.map_err(failed(operation))?;
+    row.try_get(0).map_err(failed(operation))
 }

@@ -1,28 +1,28 @@
 use super::*;
 use crate::{
-    Database, Index, Weights,
-    tests::{Shared, WIDTH, document, query, replace, server::PASSWORD, texts, vector},
+    Database, FusionWeights, Index,
+    tests::{DIMENSIONS, PostgresServer, document, query, replace, server::PASSWORD, texts, vector},
 };
 use nerve_core::Secret;
 use serde_json::{Map, Value, json};
 use std::time::Instant;
 
-/// Everything that an error says, as logs and dead letters show it.
-fn said(error: &IndexError) -> String {
-    let mut said = format!("{error:?} {error}");
+/// An error with all its causes, as logs and dead letters show it.
+fn error_text(error: &IndexError) -> String {
+    let mut error_text = format!("{error:?} {error}");
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
-        said.push_str(&format!(": {inner}"));
+        error_text.push_str(&format!(": {inner}"));
         cause = inner.source();
     }
-    said
+    error_text
 }
 
 #[test]
 fn two_workers_share_one_index() {
-    let shared = Shared::start();
+    let shared = PostgresServer::start();
     let (one, two) = std::thread::scope(|scope| {
-        // Both find no tables, and one makes them.
+        // Both find no tables, and one creates them.
         let (one, two) = (scope.spawn(|| shared.index()), scope.spawn(|| shared.index()));
         (one.join().unwrap(), two.join().unwrap())
     });
@@ -41,8 +41,8 @@ fn two_workers_share_one_index() {
 }
 
 #[test]
-fn workers_that_write_the_same_documents_at_once_leave_the_latest_and_never_wait_in_a_circle() {
-    let shared = Shared::start();
+fn concurrent_writers_keep_the_latest_without_deadlocks() {
+    let shared = PostgresServer::start();
     let rounds = 30;
     std::thread::scope(|scope| {
         for worker in 0..4 {
@@ -65,8 +65,8 @@ fn workers_that_write_the_same_documents_at_once_leave_the_latest_and_never_wait
 }
 
 #[test]
-fn a_killed_server_loses_nothing_and_what_fails_meanwhile_may_be_tried_again() {
-    let mut shared = Shared::start();
+fn server_crash_loses_no_confirmed_change() {
+    let mut shared = PostgresServer::start();
     let index = shared.index();
     index.apply(&[replace("kept", 1, &[("kept words", 1)])]).unwrap();
     shared.server.kill9();
@@ -74,16 +74,20 @@ fn a_killed_server_loses_nothing_and_what_fails_meanwhile_may_be_tried_again() {
         index.apply(&[replace("late", 1, &[("late words", 2)])]).unwrap_err(),
         index.search(&query("words", 1)).unwrap_err(),
         index.len().unwrap_err(),
-        shared.connect("test", WIDTH).err().unwrap(),
+        shared.connect("test", DIMENSIONS).err().unwrap(),
     ] {
         assert!(matches!(error, IndexError::Unavailable { .. }), "{error:?}");
-        assert!(said(&error).contains("onnect") && !said(&error).contains(PASSWORD), "{}", said(&error));
+        assert!(
+            error_text(&error).contains("onnect") && !error_text(&error).contains(PASSWORD),
+            "{}",
+            error_text(&error)
+        );
     }
     shared.server.restart();
     index.apply(&[replace("late", 1, &[("late words", 2)])]).unwrap();
     let hits = index.search(&query("words", 1)).unwrap();
     assert_eq!(texts(&hits), ["kept words", "late words"]);
-    // Killed amid a stream of changes, those that were confirmed are there.
+    // After a kill during a stream of changes, the confirmed ones are stored.
     let confirmed = std::thread::scope(|scope| {
         let (started, has_started) = std::sync::mpsc::channel();
         let writing = scope.spawn({
@@ -106,7 +110,7 @@ fn a_killed_server_loses_nothing_and_what_fails_meanwhile_may_be_tried_again() {
         });
         while has_started.recv().unwrap() < 20 {}
         shared.server.kill9();
-        // The sender never waits, and ends with the thread.
+        // The sender never blocks, and stops with the thread.
         let confirmed = writing.join().unwrap();
         drop(has_started);
         confirmed
@@ -118,8 +122,8 @@ fn a_killed_server_loses_nothing_and_what_fails_meanwhile_may_be_tried_again() {
 }
 
 #[test]
-fn the_graph_finds_what_an_exact_search_finds() {
-    let shared = Shared::start();
+fn hnsw_search_has_high_recall() {
+    let shared = PostgresServer::start();
     let index = shared.index();
     let count = 5000;
     let changes: Vec<Change> = (0..count / 10)
@@ -140,17 +144,18 @@ fn the_graph_finds_what_an_exact_search_finds() {
     let (mut right, mut times) = (0, Vec::new());
     let queries = 100;
     for n in 0..queries {
-        let asked = vector(1_000_000 + n);
-        let mut exact: Vec<(f32, u64)> =
-            (1..=count).map(|seed| (vector(seed).iter().zip(&asked).map(|(a, b)| a * b).sum::<f32>(), seed)).collect();
+        let question = vector(1_000_000 + n);
+        let mut exact: Vec<(f32, u64)> = (1..=count)
+            .map(|seed| (vector(seed).iter().zip(&question).map(|(a, b)| a * b).sum::<f32>(), seed))
+            .collect();
         exact.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let weights = Weights { lexical: 0.0, dense: 1.0 };
+        let weights = FusionWeights { lexical: 0.0, dense: 1.0 };
         let started = Instant::now();
-        let hits = index.search(&Query { vector: asked, limit: 10, weights, ..query("nothing", 1) }).unwrap();
+        let hits = index.search(&Query { vector: question, limit: 10, weights, ..query("nothing", 1) }).unwrap();
         times.push(started.elapsed());
-        let wanted: Vec<(String, usize)> =
+        let expected: Vec<(String, usize)> =
             exact[..10].iter().map(|(_, seed)| (((seed - 1) / 10).to_string(), ((seed - 1) % 10) as usize)).collect();
-        right += hits.iter().filter(|hit| wanted.contains(&(hit.document.clone(), hit.chunk.index))).count();
+        right += hits.iter().filter(|hit| expected.contains(&(hit.document.clone(), hit.chunk.index))).count();
     }
     times.sort();
     let recall = right as f64 / (queries * 10) as f64;
@@ -159,8 +164,8 @@ fn the_graph_finds_what_an_exact_search_finds() {
 }
 
 #[test]
-fn a_document_that_is_replaced_over_and_over_does_not_hide_others() {
-    let shared = Shared::start();
+fn frequently_replaced_document_does_not_hide_others() {
+    let shared = PostgresServer::start();
     let index = shared.index();
     shared.server.execute("postgres", "alter table nerve.vectors set (autovacuum_enabled = off)").unwrap();
     let others: Vec<Change> = (0..20).map(|n| replace(&format!("other-{n}"), 1, &[("other", 500 + n)])).collect();
@@ -176,8 +181,8 @@ fn a_document_that_is_replaced_over_and_over_does_not_hide_others() {
 }
 
 #[test]
-fn what_postgresql_cannot_hold_is_refused_or_kept_as_near_as_can_be() {
-    let shared = Shared::start();
+fn values_unsupported_by_postgresql_are_replaced_or_rejected() {
+    let shared = PostgresServer::start();
     let index = shared.index();
     index.apply(&[replace("a", 1, &[("nul\0and it's \\ 'quoted' words", 1)])]).unwrap();
     assert_eq!(texts(&index.search(&query("it's \\quoted'", 2)).unwrap()), ["nul and it's \\ 'quoted' words"]);
@@ -191,8 +196,8 @@ fn what_postgresql_cannot_hold_is_refused_or_kept_as_near_as_can_be() {
 }
 
 #[test]
-fn filters_compare_values_and_not_what_they_contain() {
-    let shared = Shared::start();
+fn filter_compares_whole_values() {
+    let shared = PostgresServer::start();
     let index = shared.index();
     let with = |name: &str, metadata: Value| match replace(name, 1, &[("words", 1)]) {
         Change::Replace { mut document, chunks } => {
@@ -225,36 +230,36 @@ fn filters_compare_values_and_not_what_they_contain() {
 }
 
 #[test]
-fn a_wrong_password_is_refused_and_not_shown_and_newer_tables_are_left_alone() {
-    let shared = Shared::start();
+fn wrong_password_and_newer_tables_are_rejected() {
+    let shared = PostgresServer::start();
     drop(shared.index());
     let url = shared.server.url("postgres").replace("correct", "wrong");
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
     let database = Database::parse(&Secret::new(url)).unwrap();
-    let error = Index::connect(&database, "test", WIDTH).err().unwrap();
-    assert!(said(&error).contains("authentication failed"), "{}", said(&error));
-    assert!(!said(&error).contains("wrong"), "{}", said(&error));
+    let error = Index::connect(&database, "test", DIMENSIONS).err().unwrap();
+    assert!(error_text(&error).contains("authentication failed"), "{}", error_text(&error));
+    assert!(!error_text(&error).contains("wrong"), "{}", error_text(&error));
     shared.server.execute("postgres", "update nerve.settings set value = '99' where name = 'schema'").unwrap();
-    let error = shared.connect("test", WIDTH).err().unwrap().to_string();
+    let error = shared.connect("test", DIMENSIONS).err().unwrap().to_string();
     assert!(error.contains("newer nerve") && error.contains("99"), "{error}");
-    assert!(shared.connect("test", 4096).err().unwrap().to_string().contains("2000 at most"));
+    assert!(shared.connect("test", 4096).err().unwrap().to_string().contains("at most 2000"));
 }
 
 #[test]
-fn a_rare_word_weighs_more_than_a_common_one_and_common_ones_alone_are_found_too() {
-    let shared = Shared::start();
+fn rare_word_outweighs_common_words() {
+    let shared = PostgresServer::start();
     let index = shared.index();
     let pages: Vec<(String, String)> =
         (0..400).map(|n| (n.to_string(), if n == 123 { "one gasket" } else { "pump pump valve" }.to_owned())).collect();
     let changes: Vec<Change> = pages.iter().map(|(name, text)| replace(name, 1, &[(text, 1)])).collect();
     index.apply(&changes).unwrap();
     let found = |text: &str| {
-        let weights = Weights { lexical: 1.0, dense: 0.0 };
+        let weights = FusionWeights { lexical: 1.0, dense: 0.0 };
         let hits = index.search(&Query { weights, ..query(text, 2) }).unwrap();
         hits.into_iter().filter(|hit| hit.bm25.is_some()).map(|hit| hit.chunk.text).collect::<Vec<_>>()
     };
-    // Before and after the planner has looked at the words.
+    // Before and after `analyze`.
     for _ in 0..2 {
         assert_eq!(found("pump valve gasket")[0], "one gasket");
         assert_eq!(found("pump"), ["pump pump valve"; 3]);

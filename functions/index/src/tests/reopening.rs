@@ -1,24 +1,24 @@
-//! An index that is opened again: after a restart, without its files, and from an earlier version.
+//! Reopening an index: after a restart, without its files, and from an older version.
 
 use super::*;
 
 #[test]
-fn what_was_applied_is_there_after_a_restart_and_what_is_lost_is_made_again() {
+fn restart_keeps_changes_and_rebuilds_lost_files() {
     let folder = tempfile::tempdir().unwrap();
-    let wanted = {
+    let expected = {
         let index = open(folder.path());
         index.apply(&[replace("a", 1, &[("first words", 1)]), replace("b", 1, &[("second words", 2)])]).unwrap();
         index.save().unwrap();
-        // These are in none of the graphs that were written down.
+        // These changes are in no saved graph.
         index.apply(&[replace("c", 1, &[("third words", 3)]), Change::Remove(document("a", 2))]).unwrap();
         ids(&index.search(&query("words", 3)).unwrap())
     };
-    assert_eq!(wanted.len(), 2);
+    assert_eq!(expected.len(), 2);
     let found = || ids(&open(folder.path()).search(&query("words", 3)).unwrap());
-    assert_eq!(found(), wanted);
+    assert_eq!(found(), expected);
     for lost in ["vectors", "words"] {
         std::fs::remove_dir_all(folder.path().join(lost)).unwrap();
-        assert_eq!(found(), wanted, "without {lost}");
+        assert_eq!(found(), expected, "without {lost}");
     }
     let index = open(folder.path());
     index.save().unwrap();
@@ -31,11 +31,11 @@ fn what_was_applied_is_there_after_a_restart_and_what_is_lost_is_made_again() {
         assert_eq!(file.len(), 1, "{name}: {file:?}");
         std::fs::write(&file[0], "broken").unwrap();
     }
-    assert_eq!(found(), wanted, "with broken files");
+    assert_eq!(found(), expected, "with broken files");
 }
 
 #[test]
-fn index_of_an_earlier_version_is_opened_and_its_documents_are_confirmed_once_uploaded_again() {
+fn older_index_is_migrated_when_opened() {
     let folder = tempfile::tempdir().unwrap();
     open(folder.path()).apply(&[replace("a", 1, &[("old words", 1)])]).unwrap();
     let database = rusqlite::Connection::open(folder.path().join("chunks.sqlite")).unwrap();
@@ -43,13 +43,13 @@ fn index_of_an_earlier_version_is_opened_and_its_documents_are_confirmed_once_up
                  alter table documents drop column digest";
     database.execute_batch(older).unwrap();
     drop(database);
-    let shared = Shared::start();
+    let shared = PostgresServer::start();
     shared.index().apply(&[replace("a", 1, &[("old words", 1)])]).unwrap();
     let older = "alter table nerve.documents drop column digest; alter table nerve.documents drop column bytes;
                  update nerve.settings set value = '1' where name = 'schema'";
     shared.server.execute("postgres", older).unwrap();
     for index in [open(folder.path()), shared.index()] {
-        assert_eq!(index.held_of("default").unwrap(), (1, 9), "its text is counted");
+        assert_eq!(index.collection_usage("default").unwrap(), (1, 9), "its text is counted");
         let is_unchanged = |change: Change| index.apply(&[change]).unwrap()[0].unchanged;
         let confirm = |uploaded_at| with_digest(Change::Confirm(document("a", uploaded_at)), "d");
         assert!(!is_unchanged(confirm(2)));

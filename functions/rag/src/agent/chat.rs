@@ -1,30 +1,30 @@
-//! A conversation with tools, as OpenAI's chat completions have it.
+//! Conversations with tools, in the format of OpenAI's chat completions.
 
 use crate::function::invalid;
 use nerve_core::{Fault, FunctionError, limits, tool::Tool};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The longest that is told to a model of what a tool returned, in bytes.
-const LONGEST: usize = 16 * 1024;
+/// Maximum size of a tool result in the conversation, in bytes.
+const MAX_TOOL_RESULT_BYTES: usize = 16 * 1024;
 
-/// What a model decided.
+/// Decision of the model.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Decision {
-    /// What it says.
+    /// Text of the model.
     pub(super) text: String,
-    /// Tools that it wants to be called.
-    pub(super) calls: Vec<Wanted>,
+    /// Requested tool calls.
+    pub(super) calls: Vec<RequestedCall>,
     pub(super) finish: String,
     pub(super) usage: crate::generate::Usage,
 }
 
-/// A tool that a model wants to be called.
+/// A tool call that the model requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(super) struct RequestedCall {
     pub(super) id: String,
     pub(super) name: String,
-    /// JSON, as the model wrote it.
+    /// Arguments in JSON, as written by the model.
     pub(super) arguments: String,
 }
 
@@ -62,28 +62,31 @@ struct Message {
 struct ToolCall {
     #[serde(default)]
     id: Option<String>,
-    function: Named,
+    function: FunctionCall,
 }
 
 #[derive(Debug, Deserialize)]
-struct Named {
+struct FunctionCall {
     name: String,
-    /// Text by OpenAI's API; some servers send the object itself.
+    /// A string in OpenAI's API; some servers send an object.
     #[serde(default)]
     arguments: Value,
 }
 
 impl Decision {
-    /// Reads a completion; `step` makes ids where the endpoint gives none.
+    /// Reads a completion; `step` is part of generated call ids if the endpoint returns none.
+    ///
+    /// # Errors
+    /// If the completion cannot be read or has no choice.
     pub(super) fn read(completion: &[u8], step: usize) -> Result<Self, FunctionError> {
         let read: Result<Completion, _> = serde_json::from_slice(completion);
         let Completion { choices, usage } = read.map_err(|error| {
-            FunctionError::new(Fault::Retry { after: None }, format!("the endpoint's answer cannot be read: {error}"))
+            FunctionError::new(Fault::Retry { after: None }, format!("the endpoint's response cannot be read: {error}"))
         })?;
-        let choice = choices.into_iter().next().ok_or_else(|| invalid("the endpoint's answer has no choice"))?;
+        let choice = choices.into_iter().next().ok_or_else(|| invalid("the endpoint's response has no choice"))?;
         let calls = choice.message.tool_calls.unwrap_or_default().into_iter().enumerate();
-        let wanted = |(place, call): (usize, ToolCall)| Wanted {
-            id: call.id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call-{step}-{place}")),
+        let requested_call = |(index, call): (usize, ToolCall)| RequestedCall {
+            id: call.id.filter(|id| !id.is_empty()).unwrap_or_else(|| format!("call-{step}-{index}")),
             name: call.function.name,
             arguments: match call.function.arguments {
                 Value::String(text) => text,
@@ -93,15 +96,15 @@ impl Decision {
         };
         Ok(Self {
             text: choice.message.content.unwrap_or_default(),
-            calls: calls.map(wanted).collect(),
+            calls: calls.map(requested_call).collect(),
             finish: choice.finish_reason.unwrap_or_else(|| "stop".to_owned()),
             usage: usage.unwrap_or_default().into(),
         })
     }
 
-    /// The same as a message of the conversation.
+    /// The decision as a message of the conversation.
     pub(super) fn message(&self) -> Value {
-        let call = |call: &Wanted| {
+        let call = |call: &RequestedCall| {
             let function = json!({"name": call.name, "arguments": call.arguments});
             json!({"id": call.id, "type": "function", "function": function})
         };
@@ -109,15 +112,16 @@ impl Decision {
     }
 }
 
-/// A tool, as a model is told of it.
-pub(super) fn described(tool: &Tool) -> Value {
+/// Definition of a tool for the model.
+pub(super) fn tool_definition(tool: &Tool) -> Value {
     let function = json!({"name": tool.name, "description": tool.spec.description, "parameters": tool.spec.parameters});
     json!({"type": "function", "function": function})
 }
 
-/// What came of a call, as a message of the conversation.
-pub(super) fn told(call: &str, text: &str) -> Value {
-    let end = (0..=LONGEST.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
+/// The result of a tool call as a message of the conversation.
+pub(super) fn tool_message(call: &str, text: &str) -> Value {
+    let end =
+        (0..=MAX_TOOL_RESULT_BYTES.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or_default();
     let shown = text.get(..end).unwrap_or_default();
     let cut = if end < text.len() { " […]" } else { "" };
     json!({"role": "tool", "tool_call_id": call, "content": format!("{shown}{cut}")})

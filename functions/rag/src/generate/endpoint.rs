@@ -1,7 +1,7 @@
-//! Any endpoint with OpenAI's chat completions, streamed (Chat Completions API, server-sent events).
+//! OpenAI-compatible chat completion endpoints, streamed by server-sent events.
 
-use super::Pieces;
-use crate::{client::client, function::invalid};
+use super::PieceStream;
+use crate::{client::new_client, function::invalid};
 use backon::{ExponentialBuilder, Retryable};
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream::BoxStream};
@@ -15,18 +15,22 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::{Duration, SystemTime};
 
-/// The longest that a stream may be silent.
-const SILENCE: Duration = Duration::from_secs(60);
-/// Tries within one attempt at an event, and the waits between them.
-const TRIES: usize = 3;
-const WAITS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(4));
-/// The longest line of a stream, and of an error's body, in bytes.
-const LONGEST: usize = 1 << 20;
-const LONGEST_ERROR: usize = 2048;
-/// How a model that cannot go on with a message of its own is asked to.
-const GO_ON: &str = "Your answer was cut off. Go on exactly where it stopped, and repeat nothing of it.";
+/// Timeout between reads of a stream.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Maximum number of HTTP requests per attempt at an event.
+const MAX_ATTEMPTS: usize = 3;
+/// Delay before the first retry.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(250);
+/// Maximum delay before a retry.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(4);
+/// Maximum size of a stream's line, and of a response, in bytes.
+const MAX_RESPONSE_BYTES: usize = 1 << 20;
+/// Maximum size of a reported error body in bytes.
+const MAX_ERROR_BYTES: usize = 2048;
+/// Prompt that resumes an answer, because some models cannot continue their own message.
+const CONTINUE_PROMPT: &str = "Your answer was cut off. Go on exactly where it stopped, and repeat nothing of it.";
 
-/// An endpoint, and the model to ask for there.
+/// An endpoint and its model.
 pub(crate) struct Endpoint {
     client: reqwest::Client,
     url: Url,
@@ -34,25 +38,28 @@ pub(crate) struct Endpoint {
     key: Option<Secret>,
 }
 
-/// Says what is wrong with an endpoint's address.
-pub(crate) fn check(endpoint: &str) -> Result<(), String> {
-    completions(endpoint).map(drop)
+/// Checks the URL of an endpoint.
+///
+/// # Errors
+/// If it is not an HTTP or HTTPS URL.
+pub(crate) fn check_url(endpoint: &str) -> Result<(), String> {
+    completions_url(endpoint).map(drop)
 }
 
-fn completions(endpoint: &str) -> Result<Url, String> {
+fn completions_url(endpoint: &str) -> Result<Url, String> {
     let url = format!("{}/chat/completions", endpoint.trim_end_matches('/'));
-    let url = Url::parse(&url).map_err(|error| format!("`endpoint` is no URL: {error}"))?;
+    let url = Url::parse(&url).map_err(|error| format!("`endpoint` is not a URL: {error}"))?;
     match url.scheme() {
         "http" | "https" => Ok(url),
-        other => Err(format!("`endpoint` is {other}: it must be http or https")),
+        other => Err(format!("`endpoint` has the scheme {other}: it must be http or https")),
     }
 }
 
-/// One message of the stream.
+/// One chunk of the stream.
 #[derive(Debug, Deserialize)]
-struct Chunk {
+struct CompletionChunk {
     #[serde(default)]
-    choices: Vec<Choice>,
+    choices: Vec<StreamChoice>,
     #[serde(default)]
     usage: Option<super::Usage>,
     #[serde(default)]
@@ -60,7 +67,7 @@ struct Chunk {
 }
 
 #[derive(Debug, Deserialize)]
-struct Choice {
+struct StreamChoice {
     #[serde(default)]
     delta: Delta,
     #[serde(default)]
@@ -74,30 +81,42 @@ struct Delta {
 }
 
 impl Endpoint {
-    /// An endpoint up to and with `/v1`, and the key that it asks for.
+    /// An endpoint at a URL up to and including `/v1`, with its API key.
+    ///
+    /// # Errors
+    /// If the URL is invalid.
     pub(crate) fn new(endpoint: &str, model: String, key: Option<Secret>) -> Result<Self, String> {
-        let client = client(SILENCE)?;
-        Ok(Self { client, url: completions(endpoint)?, model, key })
+        let client = new_client(READ_TIMEOUT)?;
+        Ok(Self { client, url: completions_url(endpoint)?, model, key })
     }
 
     pub(crate) fn model(&self) -> &str {
         &self.model
     }
 
-    /// Has the model write; `resumed` when the last message is the beginning of what it is to write.
-    pub(super) async fn write(&self, mut request: GenerateRequest, resumed: bool) -> Result<Pieces, FunctionError> {
+    /// Generates text; with `resumed`, the last message is the start of the answer.
+    ///
+    /// # Errors
+    /// If the endpoint cannot be reached or rejects the request.
+    pub(super) async fn generate(
+        &self,
+        mut request: GenerateRequest,
+        resumed: bool,
+    ) -> Result<PieceStream, FunctionError> {
         if resumed {
-            request.messages.push(Message { role: Role::User, content: GO_ON.to_owned() });
+            request.messages.push(Message { role: Role::User, content: CONTINUE_PROMPT.to_owned() });
         }
         let body = self.body(&request);
         let send = || self.send(&body);
-        // What the endpoint asks to wait for is the broker's business.
-        let response = send.retry(waits()).when(|error| matches!(error.fault, Fault::Retry { after: None })).await?;
-        let pieces = pieces(response.bytes_stream().map(|chunk| chunk.map_err(|error| broken(&error))));
+        // A wait that the endpoint requests is left to the broker.
+        let response =
+            send.retry(retry_policy()).when(|error| matches!(error.fault, Fault::Retry { after: None })).await?;
+        let piece_stream =
+            piece_stream(response.bytes_stream().map(|chunk| chunk.map_err(|error| request_failed(&error))));
         let key = self.key.clone();
-        let hidden =
-            move |error: FunctionError| FunctionError { message: without_key(error.message, key.as_ref()), ..error };
-        Ok(pieces.map(move |piece| piece.map_err(&hidden)).boxed())
+        let redact =
+            move |error: FunctionError| FunctionError { message: redact_key(error.message, key.as_ref()), ..error };
+        Ok(piece_stream.map(move |piece| piece.map_err(&redact)).boxed())
     }
 
     fn body(&self, request: &GenerateRequest) -> Value {
@@ -107,8 +126,8 @@ impl Endpoint {
             "temperature": request.sampling.temperature, "top_p": request.sampling.top_p,
         });
         if let Value::Object(fields) = &mut body {
-            if let Some(most) = request.max_tokens {
-                fields.insert("max_tokens".to_owned(), most.into());
+            if let Some(max_tokens) = request.max_tokens {
+                fields.insert("max_tokens".to_owned(), max_tokens.into());
             }
             if request.sampling.seed != 0 {
                 fields.insert("seed".to_owned(), request.sampling.seed.into());
@@ -120,16 +139,19 @@ impl Endpoint {
         body
     }
 
-    /// The answer to a request as a whole, at most 1 MiB of it.
+    /// Requests a complete response of at most 1 MiB.
+    ///
+    /// # Errors
+    /// If the endpoint cannot be reached, rejects the request or sends more.
     pub(crate) async fn complete(&self, request: &Value) -> Result<Bytes, FunctionError> {
         let send = || self.send(request);
         let mut response =
-            send.retry(waits()).when(|error| matches!(error.fault, Fault::Retry { after: None })).await?;
+            send.retry(retry_policy()).when(|error| matches!(error.fault, Fault::Retry { after: None })).await?;
         let mut body = BytesMut::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| request_failed(&error))? {
             body.extend_from_slice(&chunk);
-            if body.len() > LONGEST {
-                return Err(invalid("the endpoint's answer is longer than 1 MiB"));
+            if body.len() > MAX_RESPONSE_BYTES {
+                return Err(invalid("the endpoint's response exceeds 1 MiB"));
             }
         }
         Ok(body.freeze())
@@ -142,110 +164,116 @@ impl Endpoint {
         if let Some(key) = &self.key {
             request = request.bearer_auth(key.expose());
         }
-        let response = request.send().await.map_err(|error| broken(&error))?;
+        let response = request.send().await.map_err(|error| request_failed(&error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let asked = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
-        let after = asked.and_then(|value| limits::retry_after(value, SystemTime::now()));
-        let said = self.said(response).await;
-        let told = format!("the endpoint {} answered {status}: {}", redact::urls(self.url.as_str()), said.trim());
-        let later =
+        let requested = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
+        let retry_after = requested.and_then(|value| limits::retry_after(value, SystemTime::now()));
+        let error_body = self.error_body(response).await;
+        let message =
+            format!("the endpoint {} answered {status}: {}", redact::urls(self.url.as_str()), error_body.trim());
+        let is_transient =
             status.is_server_error() || [StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT].contains(&status);
-        Err(match later {
-            true => FunctionError::new(Fault::Retry { after }, told),
-            false => invalid(told),
+        Err(match is_transient {
+            true => FunctionError::new(Fault::Retry { after: retry_after }, message),
+            false => invalid(message),
         })
     }
 
-    /// The beginning of an error's body.
-    async fn said(&self, mut response: reqwest::Response) -> String {
-        // A key that begins within the limit is read to its end, so as to be known.
-        let enough = LONGEST_ERROR + self.key.as_ref().map_or(0, |key| key.expose().len());
+    /// Start of an error response's body.
+    async fn error_body(&self, mut response: reqwest::Response) -> String {
+        // Reads far enough to find a key that starts within the limit.
+        let read_limit = MAX_ERROR_BYTES + self.key.as_ref().map_or(0, |key| key.expose().len());
         let mut body = Vec::new();
-        while body.len() < enough
+        while body.len() < read_limit
             && let Ok(Some(chunk)) = response.chunk().await
         {
             body.extend_from_slice(&chunk);
         }
-        let mut said = without_key(String::from_utf8_lossy(&body).into_owned(), self.key.as_ref());
-        let cut = (0..=LONGEST_ERROR.min(said.len())).rev().find(|at| said.is_char_boundary(*at)).unwrap_or_default();
-        said.truncate(cut);
-        said
+        let mut error_body = redact_key(String::from_utf8_lossy(&body).into_owned(), self.key.as_ref());
+        let end = (0..=MAX_ERROR_BYTES.min(error_body.len()))
+            .rev()
+            .find(|at| error_body.is_char_boundary(*at))
+            .unwrap_or_default();
+        error_body.truncate(end);
+        error_body
     }
 }
 
-fn waits() -> ExponentialBuilder {
-    let waits = ExponentialBuilder::default().with_min_delay(WAITS.0).with_max_delay(WAITS.1);
-    waits.with_max_times(TRIES - 1).with_jitter()
+fn retry_policy() -> ExponentialBuilder {
+    let retry_policy = ExponentialBuilder::default().with_min_delay(MIN_RETRY_DELAY).with_max_delay(MAX_RETRY_DELAY);
+    retry_policy.with_max_times(MAX_ATTEMPTS - 1).with_jitter()
 }
 
-/// What an endpoint says, which may repeat the key that it was sent, is kept and shown: the key is not, and stars as
-/// many stand there.
-fn without_key(text: String, key: Option<&Secret>) -> String {
+/// Replaces the API key by asterisks of equal length, because an endpoint may echo it and errors are stored and shown.
+fn redact_key(text: String, key: Option<&Secret>) -> String {
     match key.map(Secret::expose) {
         Some(key) if !key.is_empty() => text.replace(key, &"*".repeat(key.len())),
         _ => text,
     }
 }
 
-/// A connection that could not be made, or broke.
-fn broken(error: &reqwest::Error) -> FunctionError {
-    let what =
-        if error.is_body() || error.is_decode() { "the endpoint broke off" } else { "the endpoint cannot be reached" };
-    let mut told = format!("{what}: {error}");
+/// Converts the error of a connection that could not be established or was interrupted.
+fn request_failed(error: &reqwest::Error) -> FunctionError {
+    let what = if error.is_body() || error.is_decode() {
+        "the endpoint closed the connection"
+    } else {
+        "the endpoint cannot be reached"
+    };
+    let mut message = format!("{what}: {error}");
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
-        told.push_str(&format!(": {inner}"));
+        message.push_str(&format!(": {inner}"));
         cause = inner.source();
     }
     let fault = if error.is_timeout() { Fault::Timeout } else { Fault::Retry { after: None } };
-    FunctionError::new(fault, told)
+    FunctionError::new(fault, message)
 }
 
-/// Where reading a stream is.
-struct Reader {
+/// State of reading a stream.
+struct StreamReader {
     chunks: BoxStream<'static, Result<Bytes, FunctionError>>,
     buffer: BytesMut,
-    /// Bytes of the buffer that have no end of a line in them: a line that comes in many chunks is searched once.
+    /// Number of buffered bytes without a line end, so that a line in many network chunks is searched once.
     searched: usize,
     finish: Option<Finish>,
     usage: Option<super::Usage>,
-    /// Pieces that were written, where nobody tells the tokens.
+    /// Number of pieces, used as the token count if the endpoint reports none.
     pieces: usize,
-    over: bool,
+    finished: bool,
 }
 
-/// The pieces of a stream of server-sent events.
-pub(crate) fn pieces(chunks: impl Stream<Item = Result<Bytes, FunctionError>> + Send + 'static) -> Pieces {
-    let reader = Reader {
+/// Reads pieces from a stream of server-sent events.
+pub(crate) fn piece_stream(chunks: impl Stream<Item = Result<Bytes, FunctionError>> + Send + 'static) -> PieceStream {
+    let reader = StreamReader {
         chunks: chunks.boxed(),
         buffer: BytesMut::new(),
         searched: 0,
         finish: None,
         usage: None,
         pieces: 0,
-        over: false,
+        finished: false,
     };
     futures::stream::unfold(reader, |mut reader| async move {
         let piece = reader.piece().await;
-        // Nothing follows a failure.
-        reader.over |= piece.is_err();
+        // An error ends the stream.
+        reader.finished |= piece.is_err();
         Some((piece.transpose()?, reader))
     })
     .boxed()
 }
 
-impl Reader {
+impl StreamReader {
     async fn piece(&mut self) -> Result<Option<Piece>, FunctionError> {
-        while !self.over {
+        while !self.finished {
             let Some(line) = self.line().await? else { return Ok(Some(self.end(self.finish.is_some())?)) };
             let Some(data) = line.strip_prefix("data:").map(str::trim) else { continue };
             if data == "[DONE]" {
                 return Ok(Some(self.end(true)?));
             }
-            let chunk: Chunk = serde_json::from_str(data).map_err(|error| {
+            let chunk: CompletionChunk = serde_json::from_str(data).map_err(|error| {
                 FunctionError::new(
                     Fault::Retry { after: None },
                     format!("the endpoint's stream cannot be read: {error}"),
@@ -267,19 +295,22 @@ impl Reader {
         Ok(None)
     }
 
-    /// The end, unless the stream broke off before the model said that it was done.
+    /// The final piece.
+    ///
+    /// # Errors
+    /// If the stream ended before the model finished.
     fn end(&mut self, done: bool) -> Result<Piece, FunctionError> {
-        self.over = true;
+        self.finished = true;
         if !done {
-            let told = "the endpoint's stream broke off in the middle of the answer";
-            return Err(FunctionError::new(Fault::Retry { after: None }, told));
+            let message = "the endpoint's stream ended before the answer was complete";
+            return Err(FunctionError::new(Fault::Retry { after: None }, message));
         }
         let usage = self.usage.unwrap_or(super::Usage { prompt_tokens: 0, completion_tokens: self.pieces });
         let super::Usage { prompt_tokens, completion_tokens } = usage;
         Ok(Piece::End { finish: self.finish.unwrap_or(Finish::Stop), prompt_tokens, completion_tokens })
     }
 
-    /// The next line, without its end; none at the end of the stream.
+    /// The next line without its line end; `None` at the end of the stream.
     async fn line(&mut self) -> Result<Option<String>, FunctionError> {
         loop {
             let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
@@ -289,8 +320,8 @@ impl Reader {
                 return Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()));
             }
             self.searched = self.buffer.len();
-            if self.buffer.len() > LONGEST {
-                return Err(invalid("the endpoint sends a line that is longer than 1 MiB"));
+            if self.buffer.len() > MAX_RESPONSE_BYTES {
+                return Err(invalid("the endpoint sent a line over 1 MiB"));
             }
             match self.chunks.next().await {
                 Some(chunk) => self.buffer.extend_from_slice(&chunk?),
@@ -307,48 +338,48 @@ mod tests {
 
     async fn read(chunks: &[&str]) -> Vec<Result<Piece, Fault>> {
         let chunks: Vec<_> = chunks.iter().map(|chunk| Ok(Bytes::from((*chunk).to_owned()))).collect();
-        let pieces = pieces(futures::stream::iter(chunks));
-        pieces.map(|piece| piece.map_err(|error| error.fault)).collect().await
+        let piece_stream = piece_stream(futures::stream::iter(chunks));
+        piece_stream.map(|piece| piece.map_err(|error| error.fault)).collect().await
     }
 
     #[tokio::test]
-    async fn a_stream_is_read_however_it_is_cut() {
+    async fn stream_is_parsed_at_any_chunk_boundary() {
         let stream = ": hello\n\ndata: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n\
                       data: {\"choices\":[{\"delta\":{\"content\":\"Ärger\"}}]}\r\n\r\ndata:{\"choices\":[{\"delta\":\
                       {\"content\":\" ok\"},\"finish_reason\":\"length\"}]}\n\n\
                       data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
-        let wanted = vec![
+        let expected = vec![
             Ok(Piece::Text("Ärger".into())),
             Ok(Piece::Text(" ok".into())),
             Ok(Piece::End { finish: Finish::Length, prompt_tokens: 7, completion_tokens: 2 }),
         ];
-        assert_eq!(read(&[stream]).await, wanted);
+        assert_eq!(read(&[stream]).await, expected);
         let bytes: Vec<Bytes> = stream.as_bytes().chunks(1).map(Bytes::copy_from_slice).collect();
-        let cut = pieces(futures::stream::iter(bytes.into_iter().map(Ok)));
-        assert_eq!(cut.map(|piece| piece.map_err(|error| error.fault)).collect::<Vec<_>>().await, wanted);
+        let end = piece_stream(futures::stream::iter(bytes.into_iter().map(Ok)));
+        assert_eq!(end.map(|piece| piece.map_err(|error| error.fault)).collect::<Vec<_>>().await, expected);
     }
 
     #[tokio::test]
-    async fn a_stream_that_breaks_off_or_fails_is_tried_again() {
-        let again = Err(Fault::Retry { after: None });
-        let begun = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
-        assert_eq!(read(&[begun]).await, vec![Ok(Piece::Text("a".into())), again.clone()]);
-        assert_eq!(read(&["data: {\"error\":{\"message\":\"overloaded\"}}\n\n"]).await, std::slice::from_ref(&again));
-        assert_eq!(read(&["data: nonsense\n\n", begun]).await, [again]);
+    async fn interrupted_stream_is_retried() {
+        let retry = Err(Fault::Retry { after: None });
+        let start = "data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n";
+        assert_eq!(read(&[start]).await, vec![Ok(Piece::Text("a".into())), retry.clone()]);
+        assert_eq!(read(&["data: {\"error\":{\"message\":\"overloaded\"}}\n\n"]).await, std::slice::from_ref(&retry));
+        assert_eq!(read(&["data: nonsense\n\n", start]).await, [retry]);
     }
 
     #[test]
-    fn a_key_that_is_repeated_is_not_shown() {
+    fn echoed_key_is_redacted() {
         let key = Secret::new("sk-1");
-        let hidden = |text: &str, key: Option<&Secret>| without_key(text.to_owned(), key);
-        assert_eq!(hidden("Incorrect API key: sk-1 (sk-1)", Some(&key)), "Incorrect API key: **** (****)");
-        assert_eq!(hidden("sk-2", Some(&key)), "sk-2");
-        assert_eq!((hidden("ab", Some(&Secret::new(""))), hidden("ab", None)), ("ab".into(), "ab".into()));
+        let redact = |text: &str, key: Option<&Secret>| redact_key(text.to_owned(), key);
+        assert_eq!(redact("Incorrect API key: sk-1 (sk-1)", Some(&key)), "Incorrect API key: **** (****)");
+        assert_eq!(redact("sk-2", Some(&key)), "sk-2");
+        assert_eq!((redact("ab", Some(&Secret::new(""))), redact("ab", None)), ("ab".into(), "ab".into()));
     }
 
     #[test]
-    fn addresses_are_checked() {
-        assert_eq!(completions("http://h:1/v1/").unwrap().as_str(), "http://h:1/v1/chat/completions");
-        assert!(check("h:1/v1").is_err() && check("nonsense").is_err());
+    fn invalid_urls_are_rejected() {
+        assert_eq!(completions_url("http://h:1/v1/").unwrap().as_str(), "http://h:1/v1/chat/completions");
+        assert!(check_url("h:1/v1").is_err() && check_url("nonsense").is_err());
     }
 }

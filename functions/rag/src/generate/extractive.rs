@@ -1,45 +1,48 @@
-//! Answers that quote: the sentences of the best documents that are nearest to the question.
+//! Extractive backend: quotes the sentences of the best documents nearest to the question.
 
-use super::{Given, Made, Outlet};
+use super::{AnswerPublisher, GenerateInput, GeneratedAnswer};
 use crate::{
     embedder::Embedder,
-    extract::{self, Limits},
+    extractive::{self, AnswerLimits},
 };
 use futures::future::try_join;
 use nerve_core::{FunctionError, inference::Purpose};
 
-/// Chunks whose sentences are looked at; how many sentences are read, and how many of those are embedded.
-const LOOKED_AT: (usize, usize, usize) = (5, 64, 16);
+/// Maximum number of chunks that are split into sentences.
+const MAX_CHUNKS: usize = 5;
+/// Maximum number of sentences that are read.
+const MAX_SENTENCES: usize = 64;
+/// Maximum number of sentences that are embedded.
+const MAX_EMBEDDED_SENTENCES: usize = 16;
 
-/// Makes answers of sentences.
-pub(crate) struct Extractor {
+/// Generates extractive answers.
+pub(crate) struct ExtractiveBackend {
     pub(crate) embedder: Embedder,
 }
 
-impl Extractor {
+impl ExtractiveBackend {
     pub(super) async fn answer(
         &self,
-        given: &Given,
-        limits: Limits,
-        outlet: &Outlet<'_>,
-    ) -> Result<Made, FunctionError> {
-        let (chunks, read, embedded) = LOOKED_AT;
-        let documents = given.documents.get(..chunks.min(given.documents.len())).unwrap_or_default();
-        let sentences = extract::sentences(documents, read);
-        let sentences = extract::promising(sentences, &given.question, embedded);
+        input: &GenerateInput,
+        limits: AnswerLimits,
+        publisher: &AnswerPublisher<'_>,
+    ) -> Result<GeneratedAnswer, FunctionError> {
+        let documents = input.documents.get(..MAX_CHUNKS.min(input.documents.len())).unwrap_or_default();
+        let sentences = extractive::sentences(documents, MAX_SENTENCES);
+        let sentences = extractive::preselect(sentences, &input.question, MAX_EMBEDDED_SENTENCES);
         let texts = sentences.iter().map(|sentence| sentence.text.clone()).collect();
-        let (asked, said) =
-            try_join(self.embedder.question(&given.question), self.embedder.embed(texts, Purpose::Document)).await?;
-        let answer = extract::answer(documents, &sentences, &said, (&given.question, &asked), limits);
+        let (question, vectors) =
+            try_join(self.embedder.question(&input.question), self.embedder.embed(texts, Purpose::Document)).await?;
+        let answer = extractive::answer(documents, &sentences, &vectors, (&input.question, &question), limits);
         if answer.citations.is_empty() {
-            outlet.text(&answer.answer).await?;
+            publisher.text(&answer.answer).await?;
         }
         for (place, (text, citation)) in answer.sentences.iter().zip(&answer.citations).enumerate() {
             let gap = if place == 0 { "" } else { " " };
-            outlet.text(&format!("{gap}{text}")).await?;
-            outlet.citation(citation).await?;
+            publisher.text(&format!("{gap}{text}")).await?;
+            publisher.citation(citation).await?;
         }
-        Ok(Made {
+        Ok(GeneratedAnswer {
             answer: answer.answer,
             answered: answer.answered,
             confidence: Some(answer.confidence),

@@ -1,18 +1,18 @@
-//! What a language model is asked: the documents, numbered, what was said before, and the question.
+//! The prompt of a language model: numbered documents, conversation history and question.
 
-use super::Given;
+use super::GenerateInput;
 use nerve_core::inference::{Message, Role};
 
-/// What a language model is told where nerve.toml says nothing else.
-pub(super) const SYSTEM: &str = "Answer the question from the numbered documents and from nothing else. End each \
+/// Default of `system`.
+pub(super) const DEFAULT_SYSTEM_PROMPT: &str = "Answer the question from the numbered documents and from nothing else. End each \
     sentence with the number of the document that says it, in brackets, like [2]. Where the documents do not answer \
     the question, say that they do not. Be brief.";
 
-/// The conversation up to the answer, and what is written of that already.
-pub(super) fn messages(system: &str, given: &Given, written: &str) -> Vec<Message> {
+/// The messages up to the answer, and the part of the answer that is already written.
+pub(super) fn messages(system: &str, input: &GenerateInput, partial: &str) -> Vec<Message> {
     let message = |role, content: String| Message { role, content };
     let mut messages = vec![message(Role::System, system.to_owned())];
-    if let Some(history) = &given.history {
+    if let Some(history) = &input.history {
         if !history.summary.is_empty() {
             let earlier = format!("Earlier in this conversation:\n{}", history.summary);
             messages.push(message(Role::System, earlier));
@@ -22,17 +22,17 @@ pub(super) fn messages(system: &str, given: &Given, written: &str) -> Vec<Messag
             messages.push(message(Role::Assistant, turn.answer.clone()));
         }
     }
-    messages.extend(given.messages.iter().cloned());
-    let mut asked = String::from("Documents:\n\n");
-    for (index, hit) in given.documents.iter().enumerate() {
-        let place: Vec<&str> =
+    messages.extend(input.messages.iter().cloned());
+    let mut prompt = String::from("Documents:\n\n");
+    for (index, hit) in input.documents.iter().enumerate() {
+        let location: Vec<&str> =
             std::iter::once(hit.name.as_str()).chain(hit.chunk.heading.iter().map(String::as_str)).collect();
-        asked.push_str(&format!("[{}] {}\n{}\n\n", index + 1, place.join(" › "), hit.chunk.text.trim()));
+        prompt.push_str(&format!("[{}] {}\n{}\n\n", index + 1, location.join(" › "), hit.chunk.text.trim()));
     }
-    asked.push_str(&format!("Question: {}", given.question));
-    messages.push(message(Role::User, asked));
-    if !written.is_empty() {
-        messages.push(message(Role::Assistant, written.to_owned()));
+    prompt.push_str(&format!("Question: {}", input.question));
+    messages.push(message(Role::User, prompt));
+    if !partial.is_empty() {
+        messages.push(message(Role::Assistant, partial.to_owned()));
     }
     messages
 }

@@ -1,33 +1,34 @@
-//! Weights that suit what readers said, and whether they suit what other readers said too.
+//! Fits weights to feedback and compares them on held-out feedback.
 //!
-//! Only the share of each ranking in a sum counts, so there are two numbers to find, and nDCG, which has steps and no
-//! gradient, is looked at over a grid of both: what is best there is best, and no rate of learning has to be right.
+//! Only the shares of the rankings in a weighted sum matter, so there are two parameters. nDCG is a step function
+//! without a gradient, so a grid search over both finds the best values without a learning rate.
 
 use super::{
-    ranking::{Judged, quality},
-    weights::{Ndcg, Weights},
+    ranking::{JudgedCandidate, quality},
+    weights::{Ndcg, RankingWeights},
 };
 
-/// A share of one of two rankings goes from this many twentieths to the rest, so that both always count.
-const STEPS: std::ops::RangeInclusive<u8> = 1..=19;
-const STEP: f32 = 0.05;
-/// What a change of the whole share must gain in nDCG, so that of equals the nearest to the live weights is taken.
-const INERTIA: f32 = 0.002;
-/// One-sided 95 % of the normal distribution: better by less than so many standard errors may be chance.
-const CONFIDENCE: f32 = 1.645;
+/// Grid of a share, in steps of [`SHARE_STEP`]; neither ranking is ever ignored.
+const SHARE_STEPS: std::ops::RangeInclusive<u8> = 1..=19;
+/// Step of the grid.
+const SHARE_STEP: f32 = 0.05;
+/// nDCG penalty per unit of distance from the live shares, so that the nearest of equal candidates wins.
+const DISTANCE_PENALTY: f32 = 0.002;
+/// z-value of a one-sided 95 % confidence interval.
+const CONFIDENCE_Z: f32 = 1.645;
 
-/// The weights that order these rankings best.
-pub(super) fn fit(rankings: &[&[Judged]], live: &Weights) -> Weights {
-    let of = Shares::of(live);
+/// Returns the weights with the best mean quality on these rankings.
+pub(super) fn fit(rankings: &[&[JudgedCandidate]], live: &RankingWeights) -> RankingWeights {
+    let live_shares = Shares::of(live);
     let mut best = (mean(rankings, live), *live);
-    // Without reranking nothing tells its shares apart.
+    // Without reranking, its shares make no difference.
     let reranked = rankings.iter().any(|ranking| ranking.iter().all(|one| one.relevance.is_some()));
-    for dense in STEPS.map(|step| f32::from(step) * STEP) {
-        let relevances = STEPS.map(|step| f32::from(step) * STEP).filter(|_| reranked);
-        for relevance in relevances.chain((!reranked).then_some(of.relevance)) {
+    for dense in SHARE_STEPS.map(|step| f32::from(step) * SHARE_STEP) {
+        let relevances = SHARE_STEPS.map(|step| f32::from(step) * SHARE_STEP).filter(|_| reranked);
+        for relevance in relevances.chain((!reranked).then_some(live_shares.relevance)) {
             let shares = Shares { dense, relevance };
             let weights = shares.weights(live);
-            let value = mean(rankings, &weights) - INERTIA * shares.distance(of);
+            let value = mean(rankings, &weights) - DISTANCE_PENALTY * shares.distance(live_shares);
             if value > best.0 {
                 best = (value, weights);
             }
@@ -38,23 +39,23 @@ pub(super) fn fit(rankings: &[&[Judged]], live: &Weights) -> Weights {
 
 #[derive(Debug, Clone, Copy)]
 struct Shares {
-    /// Of the ranking by meaning in the fusion.
+    /// Share of the dense ranking in the fusion.
     dense: f32,
-    /// Of the model's word in the reranking.
+    /// Share of the model's relevance in the reranking.
     relevance: f32,
 }
 
 impl Shares {
-    fn of(weights: &Weights) -> Self {
+    fn of(weights: &RankingWeights) -> Self {
         let share = |one: f32, other: f32| if one + other > 0.0 { one / (one + other) } else { 0.5 };
         Self { dense: share(weights.dense, weights.lexical), relevance: share(weights.relevance, weights.retrieved) }
     }
 
-    /// Weights with these shares, whose sums are what they were.
-    fn weights(self, live: &Weights) -> Weights {
+    /// Weights with these shares and unchanged sums.
+    fn weights(self, live: &RankingWeights) -> RankingWeights {
         let rounded = |value: f32| (value * 1e4).round() / 1e4;
         let (fused, reranked) = (live.lexical + live.dense, live.relevance + live.retrieved);
-        Weights {
+        RankingWeights {
             lexical: rounded(fused * (1.0 - self.dense)),
             dense: rounded(fused * self.dense),
             relevance: rounded(reranked * self.relevance),
@@ -67,25 +68,25 @@ impl Shares {
     }
 }
 
-// Rankings are far below where an f32 loses whole numbers.
+// Counts are far below the integer precision of an f32.
 #[expect(clippy::cast_precision_loss)]
-fn mean(rankings: &[&[Judged]], weights: &Weights) -> f32 {
+fn mean(rankings: &[&[JudgedCandidate]], weights: &RankingWeights) -> f32 {
     rankings.iter().map(|ranking| quality(ranking, weights)).sum::<f32>() / rankings.len().max(1) as f32
 }
 
-/// How two weights compare on the same rankings.
+/// Comparison of two weights on the same rankings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Comparison {
     pub(super) ndcg: Ndcg,
-    /// What the second gains over the first, on average, and its standard error.
+    /// Mean gain of the second over the first.
     gain: f32,
     error: f32,
 }
 
 impl Comparison {
-    // Rankings are far below where an f32 loses whole numbers.
+    // Counts are far below the integer precision of an f32.
     #[expect(clippy::cast_precision_loss)]
-    pub(super) fn of(rankings: &[&[Judged]], before: &Weights, after: &Weights) -> Self {
+    pub(super) fn of(rankings: &[&[JudgedCandidate]], before: &RankingWeights, after: &RankingWeights) -> Self {
         let ndcg = Ndcg { before: mean(rankings, before), after: mean(rankings, after) };
         let gains = rankings.iter().map(|ranking| quality(ranking, after) - quality(ranking, before));
         let gains: Vec<f32> = gains.collect();
@@ -95,8 +96,8 @@ impl Comparison {
         Self { ndcg, gain, error: (spread / count).sqrt() }
     }
 
-    /// Whether the second is better by this margin, and by more than chance.
+    /// Whether the second is better by this margin, with statistical significance.
     pub(super) fn is_better(&self, margin: f32) -> bool {
-        self.gain >= margin && self.gain > CONFIDENCE * self.error
+        self.gain >= margin && self.gain > CONFIDENCE_Z * self.error
     }
 }

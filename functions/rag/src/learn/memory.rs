@@ -1,140 +1,152 @@
-//! What learning remembers: the rankings of the last answers, until somebody says something of them, and what was said.
+//! Stored rankings of recent answers, and stored feedback.
 //!
-//! Both are bounded. An answer's ranking is in one of a fixed number of documents, by the answer's id, and the newest
-//! of each stay; what was said is the newest of each collection.
+//! Both are limited. An answer id selects one of a fixed number of documents, which keeps its newest rankings; each
+//! collection keeps its newest feedback.
 
-use super::ranking::{CANDIDATES, Candidate, Judged};
-use crate::views::{self, Change};
+use super::ranking::{Candidate, JudgedCandidate, MAX_CANDIDATES};
+use crate::views::{self, ViewChange};
 use nerve_core::{FunctionError, function::Views};
-use nerve_index::collections::digest;
+use nerve_index::collections::name_digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-/// Documents that rankings are kept in, and rankings of each: some thousand answers, and about 30 MB at most.
-const SLOTS: u16 = 2048;
-const OF_A_SLOT: usize = 2;
-/// One of so many answers is held out: weights are not made from it, but tried on it.
-const HELD_OUT: u8 = 3;
+/// Number of documents with rankings: some thousand answers, and about 30 MB at most.
+const RANKING_SLOTS: u16 = 2048;
+/// Number of rankings per document.
+const RANKINGS_PER_SLOT: usize = 2;
+/// One of this many answers is held out of fitting and used for evaluation.
+const HELD_OUT_DIVISOR: u8 = 3;
 
-/// The keys of all documents of rankings, as a pattern.
-pub(crate) const RANKINGS: &str = "ranking.*";
+/// Key pattern of the documents with rankings.
+pub(crate) const RANKING_KEYS: &str = "ranking.*";
 
-/// An answer, and what it was made from.
+/// An answer with its ranking and citations.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub(crate) struct Answered {
+pub(crate) struct AnswerRanking {
     pub(crate) answer: String,
     pub(crate) collection: String,
-    /// In the order that they were found in.
+    /// Candidates in the order of the ranking.
     pub(super) candidates: Vec<Candidate>,
-    /// Chunks that the answer cites.
+    /// Ids of the chunks that the answer cites.
     pub(super) cited: Vec<String>,
 }
 
-/// The answers of one document.
+/// Rankings of one document.
 #[derive(Debug, Default, Serialize, Deserialize)]
-struct Slot {
-    answers: Vec<Answered>,
+struct RankingSlot {
+    answers: Vec<AnswerRanking>,
 }
 
-/// What readers said of the answers of one collection.
+/// Feedback on the answers of one collection.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Feedback {
-    /// Counts what was said; of each opinion this is when it was.
+pub(super) struct CollectionFeedback {
+    /// Sequence number of the newest feedback.
     pub(super) newest: u64,
-    /// The oldest first; of each answer the last that was said.
-    pub(super) said: Vec<Said>,
+    /// Judged answers, oldest first; one per answer.
+    #[serde(rename = "said")]
+    pub(super) judged: Vec<JudgedAnswer>,
 }
 
-/// What a reader said of one answer.
+/// Feedback on one answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Said {
+pub(super) struct JudgedAnswer {
     pub(super) answer: String,
     pub(super) at: u64,
-    pub(super) ranking: Vec<Judged>,
+    pub(super) ranking: Vec<JudgedCandidate>,
 }
 
-impl Feedback {
-    /// Adds what was said; the same said again is the same.
-    pub(super) fn add(&mut self, answer: &str, ranking: Vec<Judged>, window: usize) -> bool {
-        if self.said.iter().any(|said| said.answer == answer && said.ranking == ranking) {
+impl CollectionFeedback {
+    /// Adds feedback. Returns `false` if the same feedback is already stored.
+    pub(super) fn add(&mut self, answer: &str, ranking: Vec<JudgedCandidate>, window: usize) -> bool {
+        if self.judged.iter().any(|judged| judged.answer == answer && judged.ranking == ranking) {
             return false;
         }
         self.newest += 1;
-        self.said.retain(|said| said.answer != answer);
-        self.said.push(Said { answer: answer.to_owned(), at: self.newest, ranking });
-        self.said.drain(..self.said.len().saturating_sub(window));
+        self.judged.retain(|judged| judged.answer != answer);
+        self.judged.push(JudgedAnswer { answer: answer.to_owned(), at: self.newest, ranking });
+        self.judged.drain(..self.judged.len().saturating_sub(window));
         true
     }
 
-    /// What weights are made from, and what they are tried on: which of them, the answer's id alone decides.
-    pub(super) fn split(&self) -> (Vec<&[Judged]>, Vec<&[Judged]>) {
+    /// Splits the feedback by answer id into training and held-out rankings.
+    pub(super) fn split(&self) -> (Vec<&[JudgedCandidate]>, Vec<&[JudgedCandidate]>) {
         let of = |held_out: bool| {
-            let said = self.said.iter().filter(move |said| is_held_out(&said.answer) == held_out);
-            said.map(|said| said.ranking.as_slice()).collect()
+            let judged = self.judged.iter().filter(move |judged| is_held_out(&judged.answer) == held_out);
+            judged.map(|judged| judged.ranking.as_slice()).collect()
         };
         (of(false), of(true))
     }
 
-    /// What was said after this.
-    pub(super) fn since(&self, at: u64) -> Vec<&[Judged]> {
-        self.said.iter().filter(|said| said.at > at).map(|said| said.ranking.as_slice()).collect()
+    /// Rankings of the feedback after sequence number `at`.
+    pub(super) fn since(&self, at: u64) -> Vec<&[JudgedCandidate]> {
+        self.judged.iter().filter(|judged| judged.at > at).map(|judged| judged.ranking.as_slice()).collect()
     }
 }
 
 pub(super) fn is_held_out(answer: &str) -> bool {
-    Sha256::digest(answer).first().is_some_and(|byte| byte % HELD_OUT == 0)
+    Sha256::digest(answer).first().is_some_and(|byte| byte % HELD_OUT_DIVISOR == 0)
 }
 
-/// Where the feedback of a collection is kept.
+/// Key of a collection's feedback.
 pub(super) fn feedback_key(collection: &str) -> String {
-    format!("feedback.{}", digest(collection))
+    format!("feedback.{}", name_digest(collection))
 }
 
-fn slot_of(answer: &str) -> String {
+fn slot_key(answer: &str) -> String {
     let digest = Sha256::digest(answer);
     let number = digest.iter().skip(1).take(2).fold(0_u16, |number, byte| (number << 8) | u16::from(*byte));
-    format!("ranking.{}", number % SLOTS)
+    format!("ranking.{}", number % RANKING_SLOTS)
 }
 
-/// Remembers what was found for an answer, or what it cites, whichever is told first.
-pub(super) async fn remember(views: &dyn Views, told: Answered) -> Result<(), FunctionError> {
-    views::update(views, &slot_of(&told.answer), "what is remembered of answers", |slot: &mut Slot| {
-        let at = slot.answers.iter().position(|known| known.answer == told.answer);
-        let mut known = at.map(|at| slot.answers.remove(at)).unwrap_or_default();
-        let before = known.clone();
-        known.answer.clone_from(&told.answer);
-        if !told.candidates.is_empty() {
-            known.candidates = told.candidates.iter().take(CANDIDATES).cloned().map(Candidate::shortened).collect();
-            known.collection.clone_from(&told.collection);
+/// Stores the ranking or the citations of an answer, in any order.
+///
+/// # Errors
+/// If `views` cannot be read or written.
+pub(super) async fn store_ranking(views: &dyn Views, answered: AnswerRanking) -> Result<(), FunctionError> {
+    views::update(views, &slot_key(&answered.answer), "what is remembered of answers", |slot: &mut RankingSlot| {
+        let at = slot.answers.iter().position(|existing| existing.answer == answered.answer);
+        let mut existing = at.map(|at| slot.answers.remove(at)).unwrap_or_default();
+        let previous = existing.clone();
+        existing.answer.clone_from(&answered.answer);
+        if !answered.candidates.is_empty() {
+            existing.candidates =
+                answered.candidates.iter().take(MAX_CANDIDATES).cloned().map(Candidate::truncated).collect();
+            existing.collection.clone_from(&answered.collection);
         }
-        if !told.cited.is_empty() {
-            known.cited.clone_from(&told.cited);
+        if !answered.cited.is_empty() {
+            existing.cited.clone_from(&answered.cited);
         }
-        if known == before {
-            return Change::Keep(());
+        if existing == previous {
+            return ViewChange::Keep(());
         }
-        slot.answers.push(known);
-        slot.answers.drain(..slot.answers.len().saturating_sub(OF_A_SLOT));
-        Change::Write(())
+        slot.answers.push(existing);
+        slot.answers.drain(..slot.answers.len().saturating_sub(RANKINGS_PER_SLOT));
+        ViewChange::Write(())
     })
     .await
 }
 
-/// What is remembered of an answer.
-pub(super) async fn recall(views: &dyn Views, answer: &str) -> Result<Option<Answered>, FunctionError> {
-    let slot: Slot = views::read(views, &slot_of(answer)).await?.unwrap_or_default();
-    Ok(slot.answers.into_iter().find(|known| known.answer == answer && !known.candidates.is_empty()))
+/// Reads the ranking of an answer.
+///
+/// # Errors
+/// If `views` cannot be read.
+pub(super) async fn read_ranking(views: &dyn Views, answer: &str) -> Result<Option<AnswerRanking>, FunctionError> {
+    let slot: RankingSlot = views::read(views, &slot_key(answer)).await?.unwrap_or_default();
+    Ok(slot.answers.into_iter().find(|existing| existing.answer == answer && !existing.candidates.is_empty()))
 }
 
-/// Removes the answers that `is_erased` names from a document of rankings: how many these are, and the document that stays, if any
-/// answer does. Nothing for a document that has none of them.
-pub(crate) fn without(document: &[u8], is_erased: impl Fn(&Answered) -> bool) -> Option<(usize, Option<Vec<u8>>)> {
-    let mut slot: Slot = serde_json::from_slice(document).ok()?;
-    let before = slot.answers.len();
-    slot.answers.retain(|known| !is_erased(known));
-    let removed = before - slot.answers.len();
+/// Removes the answers that satisfy `is_erased` from a document of rankings. Returns their number and the remaining
+/// document; `None` if there are no such answers.
+pub(crate) fn remove_answers(
+    document: &[u8],
+    is_erased: impl Fn(&AnswerRanking) -> bool,
+) -> Option<(usize, Option<Vec<u8>>)> {
+    let mut slot: RankingSlot = serde_json::from_slice(document).ok()?;
+    let previous = slot.answers.len();
+    slot.answers.retain(|existing| !is_erased(existing));
+    let removed = previous - slot.answers.len();
     let left = if slot.answers.is_empty() { None } else { serde_json::to_vec(&slot).ok() };
     (removed > 0).then_some((removed, left))
 }
@@ -142,51 +154,57 @@ pub(crate) fn without(document: &[u8], is_erased: impl Fn(&Answered) -> bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::views::tests::InMemory;
+    use crate::views::tests::InMemoryViews;
 
-    fn found(answer: &str) -> Answered {
+    fn found(answer: &str) -> AnswerRanking {
         let candidates = vec![Candidate { id: "1".into(), text: "ü".repeat(2000), ..Candidate::default() }; 30];
-        Answered { answer: answer.into(), collection: "c".into(), candidates, ..Answered::default() }
+        AnswerRanking { answer: answer.into(), collection: "c".into(), candidates, ..AnswerRanking::default() }
     }
 
     #[tokio::test]
-    async fn an_answer_is_known_by_what_was_found_for_it_in_any_order() {
-        let views = InMemory::default();
-        remember(&views, Answered { answer: "a".into(), cited: vec!["1".into()], ..Answered::default() })
-            .await
-            .unwrap();
-        assert_eq!(recall(&views, "a").await.unwrap(), None, "nothing was found for it yet");
-        remember(&views, found("a")).await.unwrap();
-        let known = recall(&views, "a").await.unwrap().unwrap();
-        assert_eq!((known.collection.as_str(), known.cited), ("c", vec!["1".to_owned()]));
-        assert_eq!((known.candidates.len(), known.candidates[0].text.len()), (CANDIDATES, 2000));
+    async fn ranking_and_citations_are_stored_in_any_order() {
+        let views = InMemoryViews::default();
+        store_ranking(
+            &views,
+            AnswerRanking { answer: "a".into(), cited: vec!["1".into()], ..AnswerRanking::default() },
+        )
+        .await
+        .unwrap();
+        assert_eq!(read_ranking(&views, "a").await.unwrap(), None, "nothing was found for it yet");
+        store_ranking(&views, found("a")).await.unwrap();
+        let existing = read_ranking(&views, "a").await.unwrap().unwrap();
+        assert_eq!((existing.collection.as_str(), existing.cited), ("c", vec!["1".to_owned()]));
+        assert_eq!((existing.candidates.len(), existing.candidates[0].text.len()), (MAX_CANDIDATES, 2000));
     }
 
     #[tokio::test]
-    async fn only_so_many_answers_are_remembered() {
-        let views = InMemory::default();
+    async fn number_of_stored_rankings_is_limited() {
+        let views = InMemoryViews::default();
         for n in 0..6000 {
             let candidates = vec![Candidate::default()];
-            remember(&views, Answered { candidates, answer: n.to_string(), ..Answered::default() }).await.unwrap();
+            store_ranking(&views, AnswerRanking { candidates, answer: n.to_string(), ..AnswerRanking::default() })
+                .await
+                .unwrap();
         }
-        assert!(views.0.lock().unwrap().len() <= usize::from(SLOTS));
-        assert!(recall(&views, "5999").await.unwrap().is_some());
-        let mut known = 0;
+        assert!(views.0.lock().unwrap().len() <= usize::from(RANKING_SLOTS));
+        assert!(read_ranking(&views, "5999").await.unwrap().is_some());
+        let mut existing = 0;
         for n in 0..6000 {
-            known += usize::from(recall(&views, &n.to_string()).await.unwrap().is_some());
+            existing += usize::from(read_ranking(&views, &n.to_string()).await.unwrap().is_some());
         }
-        assert!((3000..=usize::from(SLOTS) * OF_A_SLOT).contains(&known), "{known}");
+        assert!((3000..=usize::from(RANKING_SLOTS) * RANKINGS_PER_SLOT).contains(&existing), "{existing}");
     }
 
     #[test]
-    fn the_last_that_was_said_of_an_answer_counts_once() {
-        let judged = |gain| vec![Judged { lexical_rank: Some(1), dense_rank: None, relevance: None, gain }];
-        let mut feedback = Feedback::default();
+    fn latest_feedback_on_an_answer_counts_once() {
+        let judged = |gain| vec![JudgedCandidate { lexical_rank: Some(1), dense_rank: None, relevance: None, gain }];
+        let mut feedback = CollectionFeedback::default();
         assert!(feedback.add("a", judged(0.0), 2) && feedback.add("b", judged(0.0), 2));
         assert!(!feedback.add("a", judged(0.0), 2), "the event came again");
         assert!(feedback.add("a", judged(1.0), 2) && feedback.add("c", judged(0.0), 2));
-        let said: Vec<(&str, u64)> = feedback.said.iter().map(|said| (said.answer.as_str(), said.at)).collect();
-        assert_eq!(said, [("a", 3), ("c", 4)]);
+        let judged: Vec<(&str, u64)> =
+            feedback.judged.iter().map(|judged| (judged.answer.as_str(), judged.at)).collect();
+        assert_eq!(judged, [("a", 3), ("c", 4)]);
         assert_eq!(feedback.since(3).len(), 1);
         let share = (0..3000).filter(|n: &usize| is_held_out(&n.to_string())).count();
         assert!((900..1100).contains(&share), "{share}");

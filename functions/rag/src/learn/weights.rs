@@ -1,110 +1,116 @@
-//! The weights of a collection: versions of them, of which one is live, in a document in the bucket `views`.
+//! Versions of a collection's weights, one of which is live, in one document in the bucket `views`.
 
 use crate::views;
 use nerve_core::{FunctionError, function::Views};
-use nerve_index::collections::digest;
+use nerve_index::collections::name_digest;
 use serde::{Deserialize, Serialize};
 
-/// Versions that are kept.
-const HISTORY: usize = 20;
+/// Maximum number of stored versions.
+const MAX_VERSIONS: usize = 20;
 
-/// How much each ranking weighs.
+/// Weights of the rankings.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Weights {
-    /// The ranking by words, in the fusion.
+pub(crate) struct RankingWeights {
+    /// Weight of the lexical ranking in the fusion.
     pub(crate) lexical: f32,
-    /// The ranking by meaning, in the fusion.
+    /// Weight of the dense ranking in the fusion.
     pub(crate) dense: f32,
-    /// The model's word, in the reranking.
+    /// Weight of the model's relevance in the reranking.
     pub(crate) relevance: f32,
-    /// The place among the retrieved, in the reranking.
+    /// Weight of the original rank in the reranking.
     pub(crate) retrieved: f32,
 }
 
-impl Default for Weights {
+impl Default for RankingWeights {
     fn default() -> Self {
         Self { lexical: 1.0, dense: 1.0, relevance: 1.0, retrieved: 0.5 }
     }
 }
 
-impl Weights {
-    /// The model's word of a document and its place among `count` retrieved, `rank` from 0; each from 0 to 1.
+impl RankingWeights {
+    /// Score of a document with this relevance and original rank (from 0) among `count` documents.
     pub(crate) fn rerank(&self, relevance: f32, rank: usize, count: usize) -> f32 {
-        // Ranks are far below where an f32 loses whole numbers.
+        // Ranks are far below the integer precision of an f32.
         #[expect(clippy::cast_precision_loss)]
-        let place = 1.0 - rank as f32 / count.max(1) as f32;
-        self.relevance * relevance + self.retrieved * place
+        let rank_score = 1.0 - rank as f32 / count.max(1) as f32;
+        self.relevance * relevance + self.retrieved * rank_score
     }
 }
 
 /// One version of the weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Version {
-    /// From 1; 0 are those that Nerve comes with.
+pub(crate) struct WeightsVersion {
+    /// Version from 1; 0 is the default.
     pub(crate) version: u64,
     #[serde(flatten)]
-    pub(crate) weights: Weights,
-    /// The version that it took the place of, as long as it can be rolled back to.
+    pub(crate) weights: RankingWeights,
+    /// The version that it replaced, if it can be rolled back to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) parent: Option<u64>,
-    /// Feedback that it was made from, and that it was tried on before it went live.
+    /// Number of ratings used for fitting.
     #[serde(default)]
     pub(crate) training: usize,
     #[serde(default)]
     pub(crate) held_out: usize,
-    /// nDCG of the feedback held out, by the version before and by this one.
+    /// nDCG on the held-out feedback, of the parent and of this version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ndcg: Option<Ndcg>,
-    /// The newest feedback when it went live.
+    /// Sequence number of the newest feedback when it went live.
     #[serde(default)]
     pub(crate) since: u64,
 }
 
-/// How good the orders are before a change, and after it.
+/// nDCG before and after a change.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Ndcg {
     pub(crate) before: f32,
     pub(crate) after: f32,
 }
 
-/// Every version that is known of one collection.
+/// All stored versions of one collection's weights.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Versions {
-    /// What retrieval and reranking go by.
-    pub(crate) live: Version,
-    /// Those before it, the newest last.
+pub(crate) struct VersionedWeights {
+    /// The version that retrieval and reranking use.
+    pub(crate) live: WeightsVersion,
+    /// Earlier versions, newest last.
     #[serde(default)]
-    pub(crate) history: Vec<Version>,
-    /// The newest feedback when weights were fitted last.
+    pub(crate) history: Vec<WeightsVersion>,
+    /// Sequence number of the newest feedback at the last fit.
     #[serde(default)]
     pub(super) fitted: u64,
 }
 
-impl Versions {
-    /// A version that is live, or was.
-    pub(super) fn find(&self, version: u64) -> Option<Version> {
-        let builtin = Version::default();
+impl VersionedWeights {
+    /// The live or an earlier version.
+    pub(super) fn find(&self, version: u64) -> Option<WeightsVersion> {
+        let builtin = WeightsVersion::default();
         let known = self.history.iter().rev().chain([&self.live, &builtin]);
         known.into_iter().find(|one| one.version == version).copied()
     }
 
-    /// Makes these weights live, as the next version.
-    pub(super) fn adopt(&mut self, next: Version) -> Version {
-        let live = Version { version: self.live.version + 1, ..next };
+    /// Makes weights live, as the next version.
+    pub(super) fn adopt(&mut self, next: WeightsVersion) -> WeightsVersion {
+        let live = WeightsVersion { version: self.live.version + 1, ..next };
         self.history.push(std::mem::replace(&mut self.live, live));
-        self.history.drain(..self.history.len().saturating_sub(HISTORY));
+        self.history.drain(..self.history.len().saturating_sub(MAX_VERSIONS));
         live
     }
 }
 
-/// Where the versions of a collection are kept.
+/// Key of a collection's weights.
 pub(super) fn key(collection: &str) -> String {
-    format!("weights.{}", digest(collection))
+    format!("weights.{}", name_digest(collection))
 }
 
-/// The version that is live for a collection; none where nothing was learned, or nothing is kept.
-pub(crate) async fn live(views: Option<&dyn Views>, collection: &str) -> Result<Option<Version>, FunctionError> {
+/// The live version of a collection; `None` if no weights were learned or `views` is missing.
+///
+/// # Errors
+/// If `views` cannot be read.
+pub(crate) async fn live_version(
+    views: Option<&dyn Views>,
+    collection: &str,
+) -> Result<Option<WeightsVersion>, FunctionError> {
     let Some(views) = views else { return Ok(None) };
-    let versions: Option<Versions> = views::read(views, &key(collection)).await?;
+    let versions: Option<VersionedWeights> = views::read(views, &key(collection)).await?;
     Ok(versions.map(|versions| versions.live).filter(|live| live.version > 0))
 }

@@ -1,8 +1,8 @@
-//! The languages whose syntax is known.
+//! The supported programming languages.
 
 use tree_sitter::Node;
 
-/// A programming language, as a document's name or media type says.
+/// A programming language.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Language {
     /// Rust.
@@ -30,10 +30,10 @@ pub enum Language {
 }
 
 impl Language {
-    /// The language that a file's name ends in.
-    pub fn of_name(name: &str) -> Option<Self> {
-        let (_, ending) = name.rsplit_once('.')?;
-        Some(match ending.to_ascii_lowercase().as_str() {
+    /// Language of a file extension.
+    pub fn from_file_name(name: &str) -> Option<Self> {
+        let (_, extension) = name.rsplit_once('.')?;
+        Some(match extension.to_ascii_lowercase().as_str() {
             "rs" => Self::Rust,
             "py" | "pyi" => Self::Python,
             "js" | "mjs" | "cjs" | "jsx" => Self::JavaScript,
@@ -49,8 +49,8 @@ impl Language {
         })
     }
 
-    /// The language of a media type in lower case: `text/x-python`, `application/javascript`.
-    pub fn of_media(media: &str) -> Option<Self> {
+    /// Language of a media type in lower case: `text/x-python`, `application/javascript`.
+    pub fn from_media_type(media: &str) -> Option<Self> {
         let subtype = media.strip_prefix("text/").or_else(|| media.strip_prefix("application/"))?;
         Some(match subtype.strip_prefix("x-").unwrap_or(subtype) {
             "rust" | "rustsrc" => Self::Rust,
@@ -85,9 +85,9 @@ impl Language {
     }
 }
 
-/// Whether a node says something about the one after it: a comment, an attribute.
-pub(super) fn is_note(node: Node<'_>) -> bool {
-    let notes = [
+/// Whether a node describes the following one: a comment or an attribute.
+pub(super) fn is_annotation(node: Node<'_>) -> bool {
+    let annotations = [
         "comment",
         "line_comment",
         "block_comment",
@@ -96,5 +96,5 @@ pub(super) fn is_note(node: Node<'_>) -> bool {
         "attribute_declaration",
         "template_parameter_list",
     ];
-    notes.contains(&node.kind())
+    annotations.contains(&node.kind())
 }

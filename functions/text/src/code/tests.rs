@@ -1,8 +1,8 @@
-//! Each language: what is cut, where, and under which names.
+//! Ranges and enclosing names in each language.
 
 use super::*;
 use crate::{
-    chunk::{Chunk, Size, split},
+    chunk::{Chunk, ChunkSize, split},
     extract::Format,
 };
 use std::path::Path;
@@ -295,8 +295,8 @@ const ALL: [(Language, &str); 11] = [
     (Language::Bash, BASH),
 ];
 
-fn chunks(language: Language, text: &str, most: usize) -> Vec<Chunk> {
-    let chunks = split(text, Format::Code(language), Size { most, overlap: 0 }, &tokenizer()).unwrap();
+fn chunks(language: Language, text: &str, max: usize) -> Vec<Chunk> {
+    let chunks = split(text, Format::Code(language), ChunkSize { max, overlap: 0 }, &tokenizer()).unwrap();
     let mut covered = 0;
     for chunk in &chunks {
         assert_eq!(&text[chunk.start..chunk.end], chunk.text, "{language:?}");
@@ -308,7 +308,7 @@ fn chunks(language: Language, text: &str, most: usize) -> Vec<Chunk> {
     chunks
 }
 
-/// Every definition of a tree.
+/// All definitions of a tree.
 fn definitions(node: Node<'_>, found: &mut Vec<Range<usize>>) {
     if is_definition(node) {
         found.push(node.byte_range());
@@ -317,7 +317,7 @@ fn definitions(node: Node<'_>, found: &mut Vec<Range<usize>>) {
 }
 
 #[test]
-fn a_definition_that_fits_is_never_cut() {
+fn definition_that_fits_is_not_split() {
     let tokenizer = tokenizer();
     let tokens = |text: &str| tokenizer.encode(text, false).unwrap().len();
     for (language, text) in ALL {
@@ -326,20 +326,20 @@ fn a_definition_that_fits_is_never_cut() {
         let mut all = Vec::new();
         definitions(tree.root_node(), &mut all);
         assert!(all.len() >= 2, "{language:?}: {all:?}");
-        for most in (8..160).step_by(4) {
-            let chunks = chunks(language, text, most);
-            assert!(chunks.iter().all(|chunk| tokens(&chunk.text) <= most), "{language:?} {most}: {chunks:#?}");
-            for range in all.iter().filter(|range| tokens(&text[(*range).clone()]) <= most) {
+        for max in (8..160).step_by(4) {
+            let chunks = chunks(language, text, max);
+            assert!(chunks.iter().all(|chunk| tokens(&chunk.text) <= max), "{language:?} {max}: {chunks:#?}");
+            for range in all.iter().filter(|range| tokens(&text[(*range).clone()]) <= max) {
                 let whole = chunks.iter().any(|chunk| chunk.start <= range.start && range.end <= chunk.end);
-                assert!(whole, "{language:?} {most}: {}\n{chunks:#?}", &text[range.clone()]);
+                assert!(whole, "{language:?} {max}: {}\n{chunks:#?}", &text[range.clone()]);
             }
         }
     }
 }
 
 #[test]
-fn a_chunk_has_the_names_of_the_definitions_around_it() {
-    for (language, text, said, heading) in [
+fn chunk_has_the_names_of_enclosing_definitions() {
+    for (language, text, expected, heading) in [
         (Language::Rust, RUST, "total += line", "mod refunds › fn refund"),
         (Language::Rust, RUST, "write!", "impl<T: Clone> fmt::Display for Order<T> › fn fmt"),
         (Language::Python, PYTHON, "total -= line.cents", "class Order(Base) › def refund"),
@@ -355,19 +355,19 @@ fn a_chunk_has_the_names_of_the_definitions_around_it() {
         (Language::Bash, BASH, "total - line", "function refund"),
     ] {
         let tokenizer = tokenizer();
-        let at = text.find(said).unwrap();
-        // The smallest chunk that has the whole function.
-        let sizes = (8..200).filter_map(|most| {
-            let chunks = chunks(language, text, most);
+        let at = text.find(expected).unwrap();
+        // The smallest chunk that contains the whole function.
+        let sizes = (8..200).filter_map(|max| {
+            let chunks = chunks(language, text, max);
             let chunk = chunks.into_iter().find(|chunk| chunk.start <= at && at < chunk.end)?;
             (chunk.heading.join(" › ") == heading).then_some(tokenizer.encode(chunk.text, false).unwrap().len())
         });
-        assert!(sizes.count() > 5, "{language:?}: {said}: {:#?}", chunks(language, text, 60));
+        assert!(sizes.count() > 5, "{language:?}: {expected}: {:#?}", chunks(language, text, 60));
     }
 }
 
 #[test]
-fn what_is_written_above_a_definition_stays_with_it() {
+fn comment_stays_with_its_definition() {
     for (language, text, note, what) in [
         (Language::Rust, RUST, "/// An order", "pub struct Order"),
         (Language::Python, PYTHON, "# How much", "def price"),
@@ -376,13 +376,13 @@ fn what_is_written_above_a_definition_stays_with_it() {
         (Language::Ruby, RUBY, "# How much", "def price"),
     ] {
         let chunks = chunks(language, text, 100);
-        let with = |said: &str| chunks.iter().position(|chunk| chunk.text.contains(said));
+        let with = |expected: &str| chunks.iter().position(|chunk| chunk.text.contains(expected));
         assert_eq!(with(note), with(what), "{language:?}: {chunks:#?}");
     }
 }
 
 #[test]
-fn broken_and_deep_code_is_cut_too() {
+fn malformed_and_deeply_nested_code_is_split() {
     let deep = format!("x = {}1{}", "(".repeat(5000), ")".repeat(5000));
     let broken = "fn a( { let = ;;; }} impl \u{1F600} for ) fn b() { c() }\n".repeat(20);
     let tokenizer = tokenizer();

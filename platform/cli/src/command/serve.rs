@@ -23,7 +23,7 @@ use nerve_config::{Config, OnnxConfig};
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::RuntimeSpec};
 use nerve_inference::{Onnx, Trials};
 use nerve_onnx::OnnxHost;
-use nerve_rag::{DocumentReaders, Rag, Settings};
+use nerve_rag::{DocumentReaders, RagHost, Settings};
 use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
 use nerve_worker::Runners;
 use std::{
@@ -270,7 +270,7 @@ fn runtimes(config: &Config, compiler: Compiler, builtin: BuiltinHost) -> anyhow
 /// The host of the built-in functions.
 struct BuiltinHost {
     onnx: OnnxHost,
-    rag: Rag,
+    rag: RagHost,
 }
 
 impl BuiltinHost {
@@ -279,7 +279,7 @@ impl BuiltinHost {
     fn new(config: &Config, onnx: Arc<Onnx>, readers: DocumentReaders) -> anyhow::Result<Self> {
         let (folder, postgres) = (config.data.dir.join("index"), config.rag.postgres.clone());
         let settings = Settings { folder, postgres, readers };
-        let rag = Rag::new(settings, onnx.clone()).context("invalid `rag.postgres`")?;
+        let rag = RagHost::new(settings, onnx.clone()).context("invalid `rag.postgres`")?;
         Ok(Self { rag, onnx: OnnxHost::new(onnx) })
     }
 }

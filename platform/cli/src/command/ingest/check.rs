@@ -4,7 +4,7 @@ use super::UPLOADED_TYPE;
 use nerve_broker::bus::{Bus, InvokeError};
 use nerve_core::{Event, EventType, Name, manifest::RuntimeSpec};
 use nerve_rag::{
-    check::{CHECK_REQUESTED, CheckRequest, Checked, Chunking},
+    check::{CHECK_REQUESTED, CheckRequest, CheckResult, Chunking},
     document::Document,
 };
 use nerve_registry::{Entry, FunctionRecord, Registry};
@@ -54,14 +54,14 @@ impl IndexCheck {
         bus: &Bus,
         collection: &str,
         uploads: &[(Event, String)],
-    ) -> HashMap<String, Checked> {
+    ) -> HashMap<String, CheckResult> {
         if self.failure.is_some() || uploads.is_empty() {
             return HashMap::new();
         }
         match self.request(bus, collection, uploads).await {
             Ok(results) => {
                 let checked = results.iter().filter_map(|result| serde_json::from_slice(&result.data).ok());
-                checked.map(|checked: Checked| (checked.document.clone(), checked)).collect()
+                checked.map(|checked: CheckResult| (checked.document.clone(), checked)).collect()
             }
             Err(error) => {
                 self.failure = Some(error);

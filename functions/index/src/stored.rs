@@ -1,20 +1,20 @@
-//! What the index has of a document before a change.
+//! The stored state of a document before a change.
 
 use crate::{
-    change::{Applied, Change},
+    change::{Change, ChangeResult},
     document::Document,
 };
 use nerve_text::chunk::Chunk;
 use serde_json::{Map, Value};
 
-/// The squared distance of two vectors of one text, in squared lengths, that a model's rounding may make.
-const ROUNDING: f32 = 1e-4;
+/// Squared distance, relative to the squared length, below which two vectors of one text are equal despite rounding.
+const ROUNDING_TOLERANCE: f32 = 1e-4;
 
-/// What the index has of a document before a change.
+/// The stored state of a document before a change.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Held {
+pub(crate) struct StoredDocument {
     pub(crate) uploaded_at: i64,
-    /// Its row stays after a deletion, so that an older upload does not bring it back.
+    /// Whether the document was removed. Its row remains, so that an older upload does not restore it.
     pub(crate) removed: bool,
     pub(crate) name: String,
     pub(crate) version: String,
@@ -22,20 +22,20 @@ pub(crate) struct Held {
     pub(crate) metadata: Map<String, Value>,
 }
 
-impl Held {
-    /// What the index has once it has written the change.
+impl StoredDocument {
+    /// The stored state after a change.
     pub(crate) fn after(change: &Change) -> Self {
         let Document { name, version, digest, uploaded_at, metadata, .. } = change.document().clone();
         Self { uploaded_at, removed: matches!(change, Change::Remove(_)), name, version, digest, metadata }
     }
 
-    /// Whether the change is older than what is there.
+    /// Whether the stored state is newer than the change.
     pub(crate) fn is_newer_than(&self, change: &Change) -> bool {
         self.uploaded_at > change.document().uploaded_at
     }
 
-    /// Whether the document is there as the change has it, as far as its row shows: chunks are compared by [`same_chunks`].
-    pub(crate) fn has_row_of(&self, change: &Change) -> bool {
+    /// Whether the stored row already matches the change; [`same_chunks`] compares the chunks.
+    pub(crate) fn row_matches(&self, change: &Change) -> bool {
         let (name, version, metadata) = (&self.name, &self.version, &self.metadata);
         !self.removed
             && match change {
@@ -47,27 +47,27 @@ impl Held {
             }
     }
 
-    /// What comes of a change that writes no chunk.
-    pub(crate) fn kept(&self, change: &Change, chunks: usize, same: bool) -> Applied {
+    /// Result of a change that writes no chunk.
+    pub(crate) fn without_write(&self, change: &Change, chunks: usize, same: bool) -> ChangeResult {
         let uploaded_at = change.document().uploaded_at;
         let latest = if same { self.uploaded_at.max(uploaded_at) } else { self.uploaded_at };
-        Applied {
+        ChangeResult {
             chunks,
             replaced: !self.removed,
             stale: self.is_newer_than(change),
-            // The same upload comes again after a crash: it is no other upload of the same content.
+            // A redelivery of the same upload after a crash is not another upload.
             unchanged: same && self.uploaded_at != uploaded_at,
             latest_upload: latest,
         }
     }
 }
 
-/// Whether two lists of chunks are the same, each with its vector; a model's rounding makes no difference.
-pub(crate) fn same_chunks(held: &[(Chunk, Vec<f32>)], new: &[(Chunk, Vec<f32>)]) -> bool {
+/// Whether two lists of chunks and vectors are equal, up to rounding.
+pub(crate) fn same_chunks(stored: &[(Chunk, Vec<f32>)], new: &[(Chunk, Vec<f32>)]) -> bool {
     let near = |a: &[f32], b: &[f32]| {
         let distance: f32 = a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum();
         let length: f32 = b.iter().map(|b| b * b).sum();
-        a.len() == b.len() && distance <= length * ROUNDING
+        a.len() == b.len() && distance <= length * ROUNDING_TOLERANCE
     };
-    held.len() == new.len() && held.iter().zip(new).all(|(a, b)| a.0 == b.0 && near(&a.1, &b.1))
+    stored.len() == new.len() && stored.iter().zip(new).all(|(a, b)| a.0 == b.0 && near(&a.1, &b.1))
 }

@@ -1,33 +1,34 @@
-//! Documents to chunks, in helper processes: what reads untrusted formats may recurse, allocate and compute without bound.
+//! Reads and chunks documents in helper processes, because parsers of untrusted formats may exhaust stack, memory and
+//! time.
 
-use crate::upload::Uploaded;
+use crate::upload::UploadedDocument;
 use nerve_core::{Fault, FunctionError, LoadError};
 use nerve_index::Document;
 use nerve_sandbox::{Limits, Pool, Request, SandboxError, Setup, Work};
 use nerve_text::{
     ReadDocument, ReadRequest, Reader,
-    chunk::{Chunk, Size},
+    chunk::{Chunk, ChunkSize},
 };
 use std::time::Duration;
 
-/// What a helper process does that reads documents. It is set up with a model's `tokenizer.json`.
+/// Work of a helper process that reads documents. Its setup is a model's `tokenizer.json`.
 pub const READER: Work = Work {
     name: "documents",
     start: |tokenizer| {
         let reader = Reader::new(tokenizer)?;
-        Ok(Box::new(move |request| reader.answer(request)))
+        Ok(Box::new(move |request| reader.handle(request)))
     },
     load: None,
 };
 
-/// The stack of a reader, in bytes: HTML and PDF are read by recursion.
+/// Stack of a reader in bytes. Parsers of HTML and PDF recurse.
 const STACK_BYTES: u64 = 32 << 20;
-/// The largest document, in bytes. A reader's memory bounds it sooner.
+/// Maximum size of a document in bytes. The memory limit of a reader is usually reached first.
 const MAX_DOCUMENT_BYTES: u64 = 512 << 20;
-/// The largest result, in bytes: a document of 32 MiB with room for what JSON escapes. It is read into the server's memory.
+/// Maximum size of a result in bytes: a document of 32 MiB with JSON escapes. The server reads it into memory.
 const MAX_RESULT_BYTES: u64 = 96 << 20;
 
-/// The helper processes that read documents.
+/// Helper processes that read documents.
 #[derive(Clone)]
 pub struct DocumentReaders {
     pool: Pool,
@@ -35,7 +36,7 @@ pub struct DocumentReaders {
 }
 
 impl DocumentReaders {
-    /// Helper processes of `pool`, of so much memory each, in bytes.
+    /// Helper processes from `pool`, with `memory` bytes each.
     pub fn new(pool: Pool, memory: u64) -> Self {
         Self { pool, memory }
     }
@@ -54,21 +55,27 @@ pub(crate) struct ModelReader {
 }
 
 impl ModelReader {
-    /// A reader that measures chunks by this `tokenizer.json`.
+    /// A reader that measures chunks with this `tokenizer.json`.
+    ///
+    /// # Errors
+    /// If the tokenizer is invalid.
     pub(crate) fn new(readers: DocumentReaders, tokenizer: Vec<u8>) -> Result<Self, LoadError> {
         Reader::new(&tokenizer).map_err(LoadError::Invalid)?;
         Ok(Self { readers, setup: Setup::new(tokenizer.into()) })
     }
 
     /// Reads a document in a helper process of its collection.
+    ///
+    /// # Errors
+    /// If the document cannot be read, or no helper process is available.
     pub(crate) async fn read(
         &self,
-        uploaded: Uploaded,
-        size: Size,
+        uploaded: UploadedDocument,
+        size: ChunkSize,
         timeout: Duration,
     ) -> Result<(Document, Vec<Chunk>), FunctionError> {
-        let Uploaded { mut document, name, media_type, content, sent_as_text } = uploaded;
-        let request = ReadRequest { media_type, name, sent_as_text, size: size.most, overlap: size.overlap };
+        let UploadedDocument { mut document, name, media_type, content, sent_as_text } = uploaded;
+        let request = ReadRequest { media_type, name, sent_as_text, size: size.max, overlap: size.overlap };
         let invalid = |why: String| FunctionError::new(Fault::Invalid, why);
         let memory = self.readers.memory;
         let request = Request {
@@ -79,16 +86,16 @@ impl ModelReader {
             limits: Limits { memory, stack: STACK_BYTES, input: MAX_DOCUMENT_BYTES, output: MAX_RESULT_BYTES },
             timeout,
         };
-        let read = self.readers.pool.run(&request).await.map_err(|error| unread(&error))?;
+        let read = self.readers.pool.run(&request).await.map_err(|error| read_error(&error))?;
         let ReadDocument { version, chunks } = ReadDocument::decode(&read)
-            .map_err(|error| FunctionError::new(Fault::Crash, format!("its reader gave no chunks: {error}")))?;
+            .map_err(|error| FunctionError::new(Fault::Crash, format!("the reader returned no chunks: {error}")))?;
         document.version = version;
         Ok((document, chunks))
     }
 }
 
-/// What becomes of a document that was not read.
-fn unread(error: &SandboxError) -> FunctionError {
+/// Converts the error of a helper process.
+fn read_error(error: &SandboxError) -> FunctionError {
     let fault = match error {
         error if error.is_permanent() => Fault::Invalid,
         SandboxError::Unavailable(_) => Fault::Retry { after: None },

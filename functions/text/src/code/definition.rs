@@ -1,13 +1,13 @@
-//! The names of the definitions that a piece of code stands in.
+//! Names of the definitions that enclose a range of code.
 
-use super::{DEEPEST, language::is_note};
+use super::{MAX_DEPTH, language::is_annotation};
 use std::ops::Range;
 use tree_sitter::{Node, Tree};
 
-/// The longest name of a definition, in characters.
-const LONGEST: usize = 120;
+/// Maximum length of a definition's name in characters.
+const MAX_NAME_CHARS: usize = 120;
 
-/// Nodes that define something with a name, where they have a body; all languages share the list.
+/// Kinds of nodes that are named definitions if they have a body, in all languages.
 const DEFINITIONS: [&str; 32] = [
     "abstract_class_declaration",
     "annotation_type_declaration",
@@ -42,10 +42,10 @@ const DEFINITIONS: [&str; 32] = [
     "union_specifier",
     "variable_declarator",
 ];
-/// What stands before a definition's own words.
+/// Kinds of nodes before the name of a definition.
 const MODIFIERS: [&str; 5] = ["accessibility_modifier", "attribute", "decorator", "modifiers", "visibility_modifier"];
-/// Nodes around a definition that define nothing themselves.
-const AROUND: [&str; 6] = [
+/// Kinds of nodes that wrap a definition.
+const WRAPPERS: [&str; 6] = [
     "decorated_definition",
     "export_statement",
     "lexical_declaration",
@@ -54,31 +54,31 @@ const AROUND: [&str; 6] = [
     "ambient_declaration",
 ];
 
-/// Whether a node only stands around what it has.
-pub(super) fn is_around(node: Node<'_>) -> bool {
-    AROUND.contains(&node.kind())
+/// Whether a node wraps a definition.
+pub(super) fn is_wrapper(node: Node<'_>) -> bool {
+    WRAPPERS.contains(&node.kind())
 }
 
-/// Whether a node defines something, or is what stands around one that does.
+/// Whether a node is a definition or wraps one.
 pub(super) fn is_definition(node: Node<'_>) -> bool {
     let mut inside = Some(node);
-    for _ in 0..AROUND.len() {
+    for _ in 0..WRAPPERS.len() {
         let Some(node) = inside else { return false };
         if name_end(node).is_some() {
             return true;
         }
-        inside = node.named_children(&mut node.walk()).filter(|_| is_around(node)).last();
+        inside = node.named_children(&mut node.walk()).filter(|_| is_wrapper(node)).last();
     }
     false
 }
 
-/// Whether a node is what a definition consists of, below its name.
+/// Whether a node is the body of a definition.
 pub(super) fn is_body(node: Node<'_>) -> bool {
     let parent = node.parent().filter(|parent| name_end(*parent).is_some());
     parent.and_then(|parent| parent.child_by_field_name("body")) == Some(node)
 }
 
-/// Where the words end that name a definition; `None` where a node defines nothing.
+/// End of the name of a definition; `None` if the node is no definition.
 fn name_end(node: Node<'_>) -> Option<usize> {
     if !node.is_named() || !DEFINITIONS.contains(&node.kind()) {
         return None;
@@ -99,10 +99,10 @@ fn name_end(node: Node<'_>) -> Option<usize> {
     Some(parameters(node).map_or(body.start_byte(), |node| node.start_byte()).min(body.start_byte()))
 }
 
-/// The list of parameters; in C it is in the declarator, below pointers and references.
+/// The parameter list; in C it is in the declarator, below pointers and references.
 fn parameters(node: Node<'_>) -> Option<Node<'_>> {
     let mut declarator = node;
-    for _ in 0..DEEPEST {
+    for _ in 0..MAX_DEPTH {
         if let Some(found) = declarator.child_by_field_name("parameters") {
             return Some(found);
         }
@@ -114,23 +114,23 @@ fn parameters(node: Node<'_>) -> Option<Node<'_>> {
 }
 
 /// `fn bar` of `pub fn bar(&self) -> u8 {…}`.
-fn name_of(text: &str, node: Node<'_>) -> Option<String> {
+fn definition_name(text: &str, node: Node<'_>) -> Option<String> {
     let end = name_end(node)?;
     let mut cursor = node.walk();
     let mut children = node.children(&mut cursor);
-    let own = children.find(|child| !MODIFIERS.contains(&child.kind()) && !is_note(*child))?;
-    let note = children.find(|child| is_note(*child)).map_or(end, |note| note.start_byte());
-    let words: Vec<&str> = text.get(own.start_byte()..end.min(note))?.split_whitespace().collect();
+    let first = children.find(|child| !MODIFIERS.contains(&child.kind()) && !is_annotation(*child))?;
+    let annotation = children.find(|child| is_annotation(*child)).map_or(end, |annotation| annotation.start_byte());
+    let words: Vec<&str> = text.get(first.start_byte()..end.min(annotation))?.split_whitespace().collect();
     let name = words.join(" ");
-    let name: String = name.trim_end_matches(['{', ':', '(', ' ']).chars().take(LONGEST).collect();
+    let name: String = name.trim_end_matches(['{', ':', '(', ' ']).chars().take(MAX_NAME_CHARS).collect();
     (!name.is_empty()).then_some(name)
 }
 
-/// The names of the definitions that a range is in, the outermost first; that of the one it consists of is the last.
-pub(crate) fn path(text: &str, tree: &Tree, range: &Range<usize>) -> Vec<String> {
-    let mut path = Vec::new();
+/// Names of the definitions that enclose a range, or equal it, outermost first.
+pub(crate) fn enclosing_names(text: &str, tree: &Tree, range: &Range<usize>) -> Vec<String> {
+    let mut enclosing_names = Vec::new();
     let mut cursor = tree.walk();
-    for _ in 0..DEEPEST {
+    for _ in 0..MAX_DEPTH {
         if cursor.goto_first_child_for_byte(range.start).is_none() {
             break;
         }
@@ -140,9 +140,9 @@ pub(crate) fn path(text: &str, tree: &Tree, range: &Range<usize>) -> Vec<String>
             if node.start_byte() >= range.end {
                 break;
             }
-            if node.is_named() && !is_note(node) && node.end_byte() > range.start {
+            if node.is_named() && !is_annotation(node) && node.end_byte() > range.start {
                 if only.is_some() {
-                    return path;
+                    return enclosing_names;
                 }
                 only = Some(node);
             }
@@ -151,8 +151,8 @@ pub(crate) fn path(text: &str, tree: &Tree, range: &Range<usize>) -> Vec<String>
             }
         }
         let Some(node) = only else { break };
-        path.extend(name_of(text, node));
+        enclosing_names.extend(definition_name(text, node));
         cursor.reset(node);
     }
-    path
+    enclosing_names
 }

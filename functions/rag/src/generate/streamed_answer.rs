@@ -1,47 +1,47 @@
-//! What a language model writes, and which documents it names meanwhile: `[2]` cites the second.
+//! The answer of a language model while it is written, and its citations: `[2]` cites the second document.
 
-use super::{Made, Usage};
-use crate::extract::{self, Citation};
+use super::{GeneratedAnswer, Usage};
+use crate::extractive::{self, Citation};
 use nerve_core::{Emission, answer, inference::Finish};
 use nerve_index::Hit;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 
-/// The longest mark that names documents, in bytes.
-const LONGEST_MARK: usize = 32;
+/// Maximum length of a citation marker in bytes.
+const MAX_MARKER_BYTES: usize = 32;
 
-/// An answer while it is written.
-pub(super) struct Writing<'d> {
+/// An answer that is being written.
+pub(super) struct StreamedAnswer<'d> {
     documents: &'d [Hit],
     text: String,
-    /// Up to where marks were looked for.
+    /// Offset up to which citation markers were parsed.
     scanned: usize,
     cited: BTreeSet<(usize, String)>,
     citations: Vec<Citation>,
 }
 
-impl<'d> Writing<'d> {
-    /// What an earlier attempt has written, to be gone on with.
-    pub(super) fn resumed(documents: &'d [Hit], before: &[Emission]) -> Self {
+impl<'d> StreamedAnswer<'d> {
+    /// The answer that an earlier attempt started.
+    pub(super) fn resumed(documents: &'d [Hit], published: &[Emission]) -> Self {
         #[derive(Deserialize)]
         struct Token {
             text: String,
         }
-        let mut writing =
+        let mut answer =
             Self { documents, text: String::new(), scanned: 0, cited: BTreeSet::new(), citations: Vec::new() };
-        for emission in before.iter().filter(|emission| emission.ty.as_str() == answer::TOKEN) {
-            if let Ok(Token { text }) = serde_json::from_slice(&emission.data) {
-                writing.add(&text);
+        for output in published.iter().filter(|output| output.ty.as_str() == answer::TOKEN) {
+            if let Ok(Token { text }) = serde_json::from_slice(&output.data) {
+                answer.add(&text);
             }
         }
-        writing
+        answer
     }
 
     pub(super) fn text(&self) -> &str {
         &self.text
     }
 
-    /// Adds a piece; says which citations it completes.
+    /// Appends a piece of text. Returns the citations that it completes.
     pub(super) fn add(&mut self, piece: &str) -> Vec<Citation> {
         self.text.push_str(piece);
         let mut completed = Vec::new();
@@ -50,17 +50,17 @@ impl<'d> Writing<'d> {
                 self.scanned = self.text.len();
                 break;
             };
-            let mark = rest.get(open + 1..).unwrap_or_default();
-            let Some(close) = mark.find(']') else {
-                // What may still become a mark is looked at again.
-                let over = mark.len() > LONGEST_MARK;
-                self.scanned += open + usize::from(over);
-                if over {
+            let marker = rest.get(open + 1..).unwrap_or_default();
+            let Some(close) = marker.find(']') else {
+                // A possible marker is parsed again with the next piece.
+                let too_long = marker.len() > MAX_MARKER_BYTES;
+                self.scanned += open + usize::from(too_long);
+                if too_long {
                     continue;
                 }
                 break;
             };
-            let numbers = mark.get(..close).unwrap_or_default().split([',', ';']);
+            let numbers = marker.get(..close).unwrap_or_default().split([',', ';']);
             let numbers: Vec<usize> = numbers.filter_map(|number| number.trim().parse().ok()).collect();
             let claim = sentence_before(self.text.get(..self.scanned + open).unwrap_or_default()).to_owned();
             for number in numbers {
@@ -71,11 +71,11 @@ impl<'d> Writing<'d> {
         completed
     }
 
-    /// The sentence of the document that says most of what is claimed.
+    /// Cites the sentence of the document nearest to the claim.
     fn cite(&mut self, number: usize, claim: &str) -> Option<Citation> {
         let rank = number.checked_sub(1)?;
         let hit = self.documents.get(rank)?;
-        let citation = extract::nearest(hit, claim, number);
+        let citation = extractive::cite_nearest(hit, claim, number);
         if !self.cited.insert((rank, citation.text.clone())) {
             return None;
         }
@@ -83,10 +83,10 @@ impl<'d> Writing<'d> {
         Some(citation)
     }
 
-    /// The whole answer.
-    pub(super) fn finish(self, finish: Finish, usage: Usage) -> Made {
+    /// The complete answer.
+    pub(super) fn finish(self, finish: Finish, usage: Usage) -> GeneratedAnswer {
         let answered = !self.text.trim().is_empty() && !self.citations.is_empty();
-        Made {
+        GeneratedAnswer {
             answer: self.text,
             answered,
             confidence: None,
@@ -97,7 +97,7 @@ impl<'d> Writing<'d> {
     }
 }
 
-/// The last sentence of a text, without the marks at its end.
+/// The last sentence of a text, without trailing citation markers.
 fn sentence_before(text: &str) -> &str {
     let text = text.trim_end_matches(|c: char| c.is_whitespace() || c.is_ascii_digit() || "[],;.".contains(c));
     let start = text.rfind(['.', '!', '?', '\n', ']']).map_or(0, |at| at + 1);
@@ -124,22 +124,22 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_cites_the_sentence_that_says_it_however_it_arrives() {
+    fn marker_cites_the_nearest_sentence() {
         let documents = documents();
-        let mut writing = Writing::resumed(&documents, &[]);
+        let mut answer = StreamedAnswer::resumed(&documents, &[]);
         let pieces =
             ["Refunds take a week", " [", "1", "]. Trains are", " slow [2][9] [x]. Refunds take a week [1, 2]."];
         let found: Vec<Vec<String>> =
-            pieces.iter().map(|piece| writing.add(piece).into_iter().map(|one| one.text).collect()).collect();
+            pieces.iter().map(|piece| answer.add(piece).into_iter().map(|one| one.text).collect()).collect();
         assert_eq!(found[3], ["Refunds take one week."]);
         assert_eq!(found[4], ["Trains are slow today."], "what was cited is not cited again, and [9] is nobody");
         assert!(found[..3].iter().all(Vec::is_empty));
-        let citation = &writing.citations[0];
+        let citation = &answer.citations[0];
         assert_eq!((citation.source.as_str(), citation.number, citation.start), ("a", Some(1), 10 + 37));
     }
 
     #[test]
-    fn it_goes_on_where_it_was_cut_off() {
+    fn interrupted_answer_is_resumed() {
         let documents = documents();
         let token = |text: &str| Emission {
             ty: EventType::parse(answer::TOKEN).unwrap(),
@@ -148,9 +148,9 @@ mod tests {
             subject: None,
             partition_key: None,
         };
-        let mut writing = Writing::resumed(&documents, &[token("Trains are slow"), token(" [2")]);
-        assert_eq!(writing.text(), "Trains are slow [2");
-        assert_eq!(writing.add("].").len(), 1);
-        assert_eq!(writing.text(), "Trains are slow [2].");
+        let mut answer = StreamedAnswer::resumed(&documents, &[token("Trains are slow"), token(" [2")]);
+        assert_eq!(answer.text(), "Trains are slow [2");
+        assert_eq!(answer.add("].").len(), 1);
+        assert_eq!(answer.text(), "Trains are slow [2].");
     }
 }

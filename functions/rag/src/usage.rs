@@ -1,8 +1,8 @@
-//! What collections use, recorded in the bucket `views`, and whether they may use more.
+//! Usage of each collection, recorded in the bucket `views`, and its token quota.
 
 use crate::{
     function::invalid,
-    views::{self, Change},
+    views::{self, ViewChange},
 };
 use nerve_core::{
     Context, FunctionError,
@@ -13,19 +13,22 @@ use nerve_index::collections::is_conversation;
 use std::sync::Arc;
 use time::OffsetDateTime;
 
-/// The accounts of all collections, as one invocation sees them.
+/// Usage of all collections, as seen by one invocation.
 #[derive(Clone)]
-pub(crate) struct Accounts {
+pub(crate) struct UsageTracker {
     views: Option<Arc<dyn Views>>,
     pub(crate) quotas: Arc<Quotas>,
 }
 
-impl Accounts {
+impl UsageTracker {
     pub(crate) fn of(context: &Context) -> Self {
         Self { views: context.views.clone(), quotas: context.quotas.clone() }
     }
 
-    /// Refuses what costs tokens where the collection has none left for today.
+    /// Rejects work that costs tokens if the collection has used up its daily quota.
+    ///
+    /// # Errors
+    /// `Fault::Invalid` if the quota is used up; the error of `views` if it cannot be read.
     pub(crate) async fn check_tokens(&self, collection: &str) -> Result<(), FunctionError> {
         let quota = self.quotas.of(collection);
         let Some(views) = self.views.as_deref().filter(|_| quota.tokens_per_day.is_some()) else { return Ok(()) };
@@ -34,30 +37,30 @@ impl Accounts {
         usage.check_tokens(quota, collection, now).map_err(|over| invalid(over.to_string()))
     }
 
-    /// Counts tokens that were used for a collection.
+    /// Adds tokens to the usage of a collection.
     pub(crate) async fn count_tokens(&self, collection: &str, tokens: usize) {
         self.record(collection, tokens, None).await;
     }
 
-    /// Counts tokens, and records what the index has of a collection: documents, and the bytes of their text.
-    pub(crate) async fn record(&self, collection: &str, tokens: usize, held: Option<(u64, u64)>) {
+    /// Adds tokens, and records the document count and text bytes that the index stores for a collection.
+    pub(crate) async fn record(&self, collection: &str, tokens: usize, stored: Option<(u64, u64)>) {
         let Some(views) = self.views.as_deref().filter(|_| !is_conversation(collection)) else { return };
-        if tokens == 0 && held.is_none() {
+        if tokens == 0 && stored.is_none() {
             return;
         }
         let tokens = u64::try_from(tokens).unwrap_or(u64::MAX);
         let count = |usage: &mut CollectionUsage| {
             usage.collection = collection.to_owned();
             usage.add_tokens(tokens, OffsetDateTime::now_utc());
-            if let Some((documents, bytes)) = held {
+            if let Some((documents, bytes)) = stored {
                 (usage.documents, usage.documents_bytes) = (documents, bytes);
             }
-            Change::Write(())
+            ViewChange::Write(())
         };
-        let what = "what a collection has used";
-        if let Err(error) = views::update(views, &usage_key(collection), what, count).await {
-            // The work is done: its event does not fail for that.
-            tracing::warn!(%error, collection, "what a collection has used is not recorded");
+        let document = "the usage of a collection";
+        if let Err(error) = views::update(views, &usage_key(collection), document, count).await {
+            // The work is done, so its event must not fail.
+            tracing::warn!(%error, collection, "cannot record the usage of a collection");
         }
     }
 }
