@@ -325,7 +325,7 @@ async fn hostile_model_in_the_registry_costs_nothing_but_itself() {
 
 #[tokio::test]
 async fn model_that_was_tried_is_not_tried_after_a_restart() {
-    const TRIED: &str = "tried in a helper process";
+    const TRIED: &str = "probed in a helper process";
     let mut nerve = Nerve::up().await;
     deploy_good(&nerve).await;
     answers(&nerve, &Streams::connect(&nerve.nats).await, 1).await;

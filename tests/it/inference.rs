@@ -85,7 +85,7 @@ async fn what_is_too_much_is_429_and_too_long_is_cut_and_too_late_is_504() {
     let (late, refused) = tokio::join!(busy, refused);
     assert_eq!(refused.headers()["retry-after"], "1");
     let (_, problem) = crate::problem(refused).await;
-    assert!(problem["detail"].as_str().unwrap().contains("8 texts wait"), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("8 texts are queued"), "{problem}");
     assert_eq!(crate::problem(late).await.0, 504);
     eventually("what nobody waits for is out of the way", seconds(1), || async {
         (post(&nerve, "/v1/embeddings", json!({"input": "a"})).await.status() == 200).then_some(())

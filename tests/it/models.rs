@@ -102,7 +102,7 @@ async fn what_is_no_model_is_refused_at_deploy() {
     refused(&nerve, folder.path(), &["no tokenizer.json", "save the model's fast tokenizer beside it"]).await;
     copy_folder(&fixture("pooling-cls"), folder.path());
     spoil(&graph, "token_type_ids", "pixel_values__");
-    refused(&nerve, folder.path(), &["wants the input `pixel_values__`"]).await;
+    refused(&nerve, folder.path(), &["requires the input `pixel_values__`"]).await;
     // Only ONNX Runtime knows which operators it has.
     copy_folder(&fixture("pooling-cls"), folder.path());
     spoil(&graph, "Softmax", "Softmix");
@@ -119,7 +119,7 @@ async fn options_that_a_model_does_not_take_are_refused_at_deploy() {
         ("with = { dimensions = 999 }", "this model's vectors have 384"),
         ("with = { dimension = 9 }", "unknown field `dimension`"),
         ("with = { keep = 9 }", "sparse"),
-        ("with = { carry = [\"embedding\"] }", "a field of the result itself"),
+        ("with = { carry = [\"embedding\"] }", "a field of the result"),
     ] {
         let table = format!(
             "[function.bad]\nruntime = \"builtin\"\nuse = \"onnx/embed\"\non = [\"events.a\"]\nemits = [\"b\"]\n{with}\n"
@@ -216,7 +216,7 @@ async fn without_the_default_model_nerve_starts_and_says_how_to_get_it() {
     daemon.line(seconds(30), |line| line.contains("gateway").then_some(())).await;
     eventually("both are named", seconds(10), || async {
         let said = daemon.stderr();
-        let all = ["ONNX Runtime is not there", "all-MiniLM-L6-v2", "make setup", "nerve models add"];
+        let all = ["ONNX Runtime not found", "all-MiniLM-L6-v2", "make setup", "nerve models add"];
         all.iter().all(|word| said.contains(word)).then_some(())
     })
     .await;

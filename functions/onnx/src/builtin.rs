@@ -1,8 +1,10 @@
-//! `onnx/embed` and `onnx/score` as functions: an event in, one event out.
+//! `onnx/embed` and `onnx/score`.
 
 use crate::{
     options::{EmbedOptions, OnLong, Options, Pointer, ScoreOptions, split_output},
-    payload::{self, Best, Embedded, Labelled, Made, Published, Scored, Texts, Written},
+    payload::{
+        self, BestLabels, EmbeddedText, EncodedVector, LabeledText, ModelResult, PublishedData, ScoredDocument, Texts,
+    },
 };
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -10,39 +12,39 @@ use nerve_core::{
     Context, Emission, Event, EventType, Fault, Function, FunctionError, Outcome,
     inference::{Classification, Embedding, InferenceError, RerankRequest, Sample},
 };
-use nerve_inference::{Admission, Loaded, Task};
+use nerve_inference::{Admission, LoadedModel, Task};
 use serde_json::{Map, Value};
 use std::{sync::Arc, time::Duration};
 
-/// Where texts usually are.
-const TEXT: &[&str] = &["/text", "/content", "/input"];
-const QUERY: &[&str] = &["/query", "/question"];
-const DOCUMENTS: &[&str] = &["/documents", "/document", "/text"];
-const FEATURES: &[&str] = &["/features", "/input", ""];
+/// Default locations of texts.
+const TEXT_POINTERS: &[&str] = &["/text", "/content", "/input"];
+const QUERY_POINTERS: &[&str] = &["/query", "/question"];
+const DOCUMENT_POINTERS: &[&str] = &["/documents", "/document", "/text"];
+const FEATURE_POINTERS: &[&str] = &["/features", "/input", ""];
 
-/// A built-in function, loaded.
-pub(crate) struct BuiltIn {
-    pub(crate) loaded: Arc<Loaded>,
+/// A loaded built-in function.
+pub(crate) struct BuiltinFunction {
+    pub(crate) loaded: Arc<LoadedModel>,
     pub(crate) options: Options,
-    /// For one event.
+    /// Timeout per event.
     pub(crate) timeout: Duration,
     pub(crate) emits: EventType,
 }
 
 #[async_trait]
-impl Function for BuiltIn {
+impl Function for BuiltinFunction {
     async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
         join_all(batch.iter().map(|event| self.call(event))).await
     }
 }
 
-impl BuiltIn {
+impl BuiltinFunction {
     async fn call(&self, event: &Event) -> Outcome {
-        let answer = tokio::time::timeout(self.timeout, self.answer(event)).await.unwrap_or_else(|_| {
+        let result = tokio::time::timeout(self.timeout, self.process(event)).await.unwrap_or_else(|_| {
             let limit = self.timeout;
-            Err(InferenceError::Timeout(format!("the model gave no answer within {limit:?} (`timeout` in nerve.toml)")))
+            Err(InferenceError::Timeout(format!("the model timed out after {limit:?} (`timeout` in nerve.toml)")))
         });
-        let data = answer.map_err(|error| FunctionError::new(fault(&error), error.to_string()))?;
+        let data = result.map_err(|error| FunctionError::new(fault(&error), error.to_string()))?;
         Ok(vec![Emission {
             ty: self.emits.clone(),
             data: data.into(),
@@ -52,35 +54,35 @@ impl BuiltIn {
         }])
     }
 
-    async fn answer(&self, event: &Event) -> Result<Vec<u8>, InferenceError> {
+    async fn process(&self, event: &Event) -> Result<Vec<u8>, InferenceError> {
         let data = payload::read(event).map_err(InferenceError::Invalid)?;
         let (result, carry) = match &self.options {
             Options::Embed(options) => (self.embed(options, &data).await?, &options.carry),
             Options::Score(options) => (self.score(options, &data).await?, &options.carry),
         };
-        let published = Published { model: &self.loaded.name, result, carried: carry.take(&data) };
+        let published = PublishedData { model: &self.loaded.name, result, carried: carry.take(&data) };
         serde_json::to_vec(&published).map_err(|error| InferenceError::Failed(error.to_string()))
     }
 
-    async fn embed(&self, options: &EmbedOptions, data: &Value) -> Result<Made, InferenceError> {
-        let texts = read_texts(data, options.input.as_ref(), TEXT, "input")?;
+    async fn embed(&self, options: &EmbedOptions, data: &Value) -> Result<ModelResult, InferenceError> {
+        let texts = read_texts(data, options.input.as_ref(), TEXT_POINTERS, "input")?;
         let is_one = texts.is_one();
         let request = options.request(texts.into_vec());
         let embeddings = self.loaded.embed(request, &options.style(), Admission::Wait).await?;
-        let written = |Embedding { vector, tokens, truncated }| {
-            self.allow(truncated, options.on_long)?;
-            Ok(Embedded { embedding: Written::of(vector, options.encoding), tokens, truncated })
+        let encoded = |Embedding { vector, tokens, truncated }| {
+            self.check_length(truncated, options.on_long)?;
+            Ok(EmbeddedText { embedding: EncodedVector::of(vector, options.encoding), tokens, truncated })
         };
-        let mut embeddings = embeddings.into_iter().map(written).collect::<Result<Vec<_>, InferenceError>>()?;
+        let mut embeddings = embeddings.into_iter().map(encoded).collect::<Result<Vec<_>, InferenceError>>()?;
         let width = options.dimensions.or(self.loaded.description.dimensions);
         let dimensions = width.filter(|_| self.loaded.description.task == Task::Embed);
         Ok(match embeddings.pop_if(|_| is_one) {
-            Some(one) => Made::Embedding { dimensions, one },
-            None => Made::Embeddings { dimensions, embeddings },
+            Some(one) => ModelResult::Embedding { dimensions, one },
+            None => ModelResult::Embeddings { dimensions, embeddings },
         })
     }
 
-    async fn score(&self, options: &ScoreOptions, data: &Value) -> Result<Made, InferenceError> {
+    async fn score(&self, options: &ScoreOptions, data: &Value) -> Result<ModelResult, InferenceError> {
         match self.loaded.description.task {
             Task::Rerank => self.rerank(options, data).await,
             Task::Tensor => self.run(options, data).await,
@@ -88,54 +90,55 @@ impl BuiltIn {
         }
     }
 
-    async fn rerank(&self, options: &ScoreOptions, data: &Value) -> Result<Made, InferenceError> {
-        let query = payload::find(data, options.query.as_ref(), QUERY, "query").map_err(InferenceError::Invalid)?;
+    async fn rerank(&self, options: &ScoreOptions, data: &Value) -> Result<ModelResult, InferenceError> {
+        let query =
+            payload::find(data, options.query.as_ref(), QUERY_POINTERS, "query").map_err(InferenceError::Invalid)?;
         let query = query.as_str().ok_or_else(|| InferenceError::Invalid("its `query` is not a text".to_owned()))?;
-        let documents = read_texts(data, options.documents.as_ref(), DOCUMENTS, "documents")?;
+        let documents = read_texts(data, options.documents.as_ref(), DOCUMENT_POINTERS, "documents")?;
         let is_one = documents.is_one();
         let request = RerankRequest { query: query.to_owned(), documents: documents.into_vec(), raw: options.raw };
         let relevance = self.loaded.rerank(request, Admission::Wait).await?;
         let mut results = Vec::with_capacity(relevance.len());
         for (index, one) in relevance.into_iter().enumerate() {
-            self.allow(one.truncated, options.on_long)?;
+            self.check_length(one.truncated, options.on_long)?;
             let index = (!is_one).then_some(index);
-            results.push(Scored { index, score: one.score, tokens: one.tokens, truncated: one.truncated });
+            results.push(ScoredDocument { index, score: one.score, tokens: one.tokens, truncated: one.truncated });
         }
         results.sort_by(|a, b| b.score.total_cmp(&a.score));
         results.truncate(options.top.unwrap_or(usize::MAX));
         Ok(match results.pop_if(|_| is_one) {
-            Some(one) => Made::Score(one),
-            None => Made::Scores { results },
+            Some(one) => ModelResult::Score(one),
+            None => ModelResult::Scores { results },
         })
     }
 
-    async fn classify(&self, options: &ScoreOptions, data: &Value) -> Result<Made, InferenceError> {
-        let texts = read_texts(data, options.input.as_ref(), TEXT, "input")?;
+    async fn classify(&self, options: &ScoreOptions, data: &Value) -> Result<ModelResult, InferenceError> {
+        let texts = read_texts(data, options.input.as_ref(), TEXT_POINTERS, "input")?;
         let is_one = texts.is_one();
         let samples = match (&options.second, texts) {
             (None, texts) => texts.into_vec().into_iter().map(Sample::Text).collect(),
-            (Some(second), Texts::One(first)) => match read_texts(data, Some(second), TEXT, "second")? {
+            (Some(second), Texts::One(first)) => match read_texts(data, Some(second), TEXT_POINTERS, "second")? {
                 Texts::One(second) => vec![Sample::Pair(first, second)],
-                Texts::Many(_) => return Err(InferenceError::Invalid("its `second` is not one text".to_owned())),
+                Texts::Many(_) => return Err(InferenceError::Invalid("its `second` is not a single text".to_owned())),
             },
             (Some(_), Texts::Many(_)) => {
-                return Err(InferenceError::Invalid("with `second`, its `input` must be one text".to_owned()));
+                return Err(InferenceError::Invalid("with `second`, its `input` must be a single text".to_owned()));
             }
         };
         let classified = self.loaded.classify(samples, options.raw, Admission::Wait).await?;
-        let labelled = |Classification { labels, tokens, truncated }| {
-            self.allow(truncated, options.on_long)?;
-            Ok(Labelled { best: Best::of(labels, options.top), tokens, truncated })
+        let labeled = |Classification { labels, tokens, truncated }| {
+            self.check_length(truncated, options.on_long)?;
+            Ok(LabeledText { best: BestLabels::of(labels, options.top), tokens, truncated })
         };
-        let mut results = classified.into_iter().map(labelled).collect::<Result<Vec<_>, InferenceError>>()?;
+        let mut results = classified.into_iter().map(labeled).collect::<Result<Vec<_>, InferenceError>>()?;
         Ok(match results.pop_if(|_| is_one) {
-            Some(one) => Made::Labels(one),
-            None => Made::Labelled { results },
+            Some(one) => ModelResult::Labels(one),
+            None => ModelResult::LabeledTexts { results },
         })
     }
 
-    /// Runs a model of numbers and strings.
-    async fn run(&self, options: &ScoreOptions, data: &Value) -> Result<Made, InferenceError> {
+    /// Runs a model with numeric and string inputs.
+    async fn run(&self, options: &ScoreOptions, data: &Value) -> Result<ModelResult, InferenceError> {
         let features = match &options.inputs {
             Some(inputs) => {
                 let value = |(name, Pointer(pointer)): (&String, &Pointer)| {
@@ -146,38 +149,38 @@ impl BuiltIn {
                 Value::Object(inputs.iter().map(value).collect::<Result<Map<_, _>, InferenceError>>()?)
             }
             None => {
-                let found = payload::find(data, options.input.as_ref(), FEATURES, "input");
+                let found = payload::find(data, options.input.as_ref(), FEATURE_POINTERS, "input");
                 found.map_err(InferenceError::Invalid)?.clone()
             }
         };
         let (outputs, labels) = self.loaded.run(&features, Admission::Wait).await?;
-        let Some(wanted) = &options.outputs else {
-            let best = (!labels.is_empty()).then(|| Best::of(labels, options.top));
-            return Ok(Made::Outputs { outputs, best });
+        let Some(requested) = &options.outputs else {
+            let best = (!labels.is_empty()).then(|| BestLabels::of(labels, options.top));
+            return Ok(ModelResult::Outputs { outputs, best });
         };
         let names = &self.loaded.description.outputs;
-        let field = |(field, wanted): (&String, &String)| {
-            let (output, within) = split_output(wanted, names);
-            let value = outputs.get(output).and_then(|value| value.pointer(within)).cloned();
-            let missing = || InferenceError::Failed(format!("the model's outputs have no `{wanted}` (`{field}`)"));
+        let field = |(field, requested): (&String, &String)| {
+            let (output, pointer) = split_output(requested, names);
+            let value = outputs.get(output).and_then(|value| value.pointer(pointer)).cloned();
+            let missing = || InferenceError::Failed(format!("the model's outputs have no `{requested}` (`{field}`)"));
             Ok((field.clone(), value.ok_or_else(missing)?))
         };
-        Ok(Made::Mapped(wanted.iter().map(field).collect::<Result<Map<_, _>, InferenceError>>()?))
+        Ok(ModelResult::Mapped(requested.iter().map(field).collect::<Result<Map<_, _>, InferenceError>>()?))
     }
 
-    fn allow(&self, truncated: bool, on_long: OnLong) -> Result<(), InferenceError> {
+    fn check_length(&self, truncated: bool, on_long: OnLong) -> Result<(), InferenceError> {
         if !truncated || on_long == OnLong::Truncate {
             return Ok(());
         }
-        let most = self.loaded.description.max_tokens.unwrap_or_default();
+        let limit = self.loaded.description.max_tokens.unwrap_or_default();
         Err(InferenceError::Invalid(format!(
-            "a text has more than the {most} tokens that the model reads; with = {{ on_long = \"truncate\" }} reads its beginning"
+            "a text has more than the model's limit of {limit} tokens; use with = {{ on_long = \"truncate\" }} to truncate it"
         )))
     }
 }
 
-fn read_texts(data: &Value, pointer: Option<&Pointer>, usual: &[&str], key: &str) -> Result<Texts, InferenceError> {
-    payload::texts(data, pointer, usual, key).map_err(InferenceError::Invalid)
+fn read_texts(data: &Value, pointer: Option<&Pointer>, defaults: &[&str], key: &str) -> Result<Texts, InferenceError> {
+    payload::texts(data, pointer, defaults, key).map_err(InferenceError::Invalid)
 }
 
 fn fault(error: &InferenceError) -> Fault {
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn failed_model_is_a_crash_and_a_busy_one_is_tried_again() {
+    fn busy_model_is_retried_and_a_failed_one_crashes() {
         assert_eq!(fault(&InferenceError::Failed("a panic".into())), Fault::Crash);
         assert_eq!(fault(&InferenceError::Busy("full".into())), Fault::Retry { after: None });
     }

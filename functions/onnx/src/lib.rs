@@ -1,11 +1,11 @@
 //! The built-in functions `onnx/embed` and `onnx/score`. No NATS, no HTTP.
 //!
 //! # Layout
-//! - `options`: a manifest's `with`. `payload`: an event's data, and the result. `builtin`: a function, loaded.
-//! - [`OnnxHost`], in `host`: loads functions over the models of [`nerve_inference::Onnx`].
+//! - [`OnnxHost`], in `host`: loads the functions with the models of [`nerve_inference::Onnx`].
+//! - `options`: parses `with`. `payload`: parses event data and builds results. `builtin`: a loaded function.
 //!
 //! # Flow
-//! event → texts or features, where `with` says → the model → result → event.
+//! event → texts or features, at the locations in `with` → model → result → event.
 
 mod builtin;
 mod host;

@@ -1,4 +1,4 @@
-//! What a manifest says under `with`: how a built-in function reads events, and what it publishes.
+//! Options of the built-in functions (`with` in a manifest).
 
 use nerve_core::inference::{EmbedRequest, Precision, Purpose};
 use nerve_inference::{Description, EmbedStyle, Pooling, Task};
@@ -6,8 +6,8 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
-/// The fields of what a function publishes, which nothing carried over may have the name of.
-const OWN: &[&str] = &[
+/// Fields of the result, which carried fields must not overwrite.
+const RESULT_FIELDS: &[&str] = &[
     "model",
     "embedding",
     "embeddings",
@@ -21,7 +21,7 @@ const OWN: &[&str] = &[
     "outputs",
 ];
 
-/// What a function does with an event.
+/// Options of a built-in function.
 #[derive(Debug, Clone)]
 pub(crate) enum Options {
     Embed(EmbedOptions),
@@ -32,17 +32,17 @@ pub(crate) enum Options {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct EmbedOptions {
-    /// Where the text is, or the texts.
+    /// Location of the text or texts.
     pub(crate) input: Option<Pointer>,
     pub(crate) purpose: Option<Purpose>,
-    /// Put before each text in place of the model's own prompt.
+    /// Prefix of each text, instead of the model's prompt.
     pub(crate) prefix: Option<String>,
     pub(crate) dimensions: Option<usize>,
     pub(crate) precision: Precision,
-    #[serde(alias = "normalize")]
-    pub(crate) normalise: Option<bool>,
+    #[serde(rename = "normalise", alias = "normalize")]
+    pub(crate) normalize: Option<bool>,
     pub(crate) pooling: Option<Pooling>,
-    /// Of a sparse vector, keep this many of the heaviest.
+    /// Sparse vectors: number of largest weights to keep.
     pub(crate) keep: Option<usize>,
     pub(crate) on_long: OnLong,
     pub(crate) encoding: Encoding,
@@ -53,47 +53,47 @@ pub(crate) struct EmbedOptions {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ScoreOptions {
-    /// Where the text is, or the texts; of a tabular model the features.
+    /// Location of the text or texts, or of the features of a tabular model.
     pub(crate) input: Option<Pointer>,
-    /// Where a second text is that belongs to the first.
+    /// Location of the second text of a pair.
     pub(crate) second: Option<Pointer>,
     pub(crate) query: Option<Pointer>,
     pub(crate) documents: Option<Pointer>,
-    /// Where the value of each of the graph's inputs is.
+    /// Location of each graph input.
     pub(crate) inputs: Option<BTreeMap<String, Pointer>>,
-    /// The fields to publish, and which of the graph's outputs, or what in one (`probabilities/fraud`), fills each.
+    /// Published fields, each with a graph output or a value in one (`probabilities/fraud`).
     pub(crate) outputs: Option<BTreeMap<String, String>>,
-    /// Leaves the model's activation out.
+    /// Whether to return raw logits.
     pub(crate) raw: bool,
-    /// Publishes this many labels or documents, the best.
+    /// Maximum number of published labels or documents.
     pub(crate) top: Option<usize>,
     pub(crate) on_long: OnLong,
     pub(crate) carry: Carry,
 }
 
-/// What becomes of a text that is longer than the model reads.
+/// Handling of texts that exceed the model's limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum OnLong {
-    /// The model reads its beginning, and the result says so.
+    /// Truncate the text; the result reports it.
     #[default]
     Truncate,
-    /// The event is dead-lettered.
+    /// Reject the event, which is dead-lettered.
     Refuse,
 }
 
-/// How a vector is written.
+/// Encoding of vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Encoding {
     /// An array of numbers.
     #[default]
     Array,
-    /// The numbers' bytes, little-endian, in Base64.
+    /// The little-endian bytes of the numbers, in Base64.
     Base64,
 }
 
-/// A place in JSON (RFC 6901); a word without `/` is a field of the outermost object.
+/// A JSON pointer (RFC 6901); a value without `/` is a field name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pointer(pub(crate) String);
 
@@ -103,37 +103,40 @@ impl<'de> Deserialize<'de> for Pointer {
         let pointer = if text.is_empty() || text.starts_with('/') { text } else { format!("/{text}") };
         if pointer.split('~').skip(1).any(|rest| !rest.starts_with(['0', '1'])) {
             return Err(de::Error::custom(format!(
-                "`{pointer}` is no JSON pointer: write ~ as ~0, and / in a name as ~1"
+                "`{pointer}` is not a JSON pointer: write ~ as ~0, and / in a name as ~1"
             )));
         }
         Ok(Self(pointer))
     }
 }
 
-/// The fields of the event's data that are published with the result.
+/// Fields of the event's data to publish with the result.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Carry(Vec<String>);
 
 impl Carry {
-    /// Takes the fields out of `data`.
+    /// Extracts the fields from `data`.
     pub(crate) fn take(&self, data: &Value) -> Map<String, Value> {
         let Some(data) = data.as_object() else { return Map::new() };
-        let wanted = |name: &&String| self.0.iter().any(|carried| carried == *name || carried == "*");
-        let kept = data.iter().filter(|(name, _)| wanted(name) && !OWN.contains(&name.as_str()));
+        let is_carried = |name: &&String| self.0.iter().any(|carried| carried == *name || carried == "*");
+        let kept = data.iter().filter(|(name, _)| is_carried(name) && !RESULT_FIELDS.contains(&name.as_str()));
         kept.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
 
     fn check(&self) -> Result<(), String> {
-        match self.0.iter().find(|name| OWN.contains(&name.as_str())) {
-            Some(name) => Err(format!("carry: `{name}` is a field of the result itself: leave it out")),
+        match self.0.iter().find(|name| RESULT_FIELDS.contains(&name.as_str())) {
+            Some(name) => Err(format!("carry: `{name}` is a field of the result: omit it")),
             None => Ok(()),
         }
     }
 }
 
 impl Options {
-    /// Reads `with` for a built-in function and checks it against the model.
+    /// Parses `with` of a built-in function and checks it against the model.
+    ///
+    /// # Errors
+    /// Names the option that is unknown, invalid or does not apply to the model.
     pub(crate) fn read(function: &str, model: &Description, with: &Map<String, Value>) -> Result<Self, String> {
         let value = Value::Object(with.clone());
         match (function, model.task) {
@@ -150,20 +153,23 @@ impl Options {
             ("onnx/embed" | "onnx/score", task) => {
                 Err(format!("{function} does not run a model for {}", task.as_str()))
             }
-            _ => Err(format!("there is no built-in function {function}: there are onnx/embed and onnx/score")),
+            _ => Err(format!("unknown built-in function {function}: use onnx/embed or onnx/score")),
         }
     }
 }
 
-/// Checks `with` of a built-in function against its model, as a worker will when it loads the function.
+/// Checks `with` of a built-in function against its model, as a worker does when it loads the function.
+///
+/// # Errors
+/// Names the option that is unknown, invalid or does not apply to the model.
 pub fn check_options(function: &str, model: &Description, with: &Map<String, Value>) -> Result<(), String> {
     Options::read(function, model, with).map(drop)
 }
 
-/// Refuses options that only another kind of model takes.
+/// Rejects options that apply to other kinds of models only.
 fn only(given: &[(&str, bool)], what: &str, model: Task) -> Result<(), String> {
     match given.iter().find(|(_, given)| *given) {
-        Some((name, _)) => Err(format!("`{name}` is for {what}, and this model is for {}", model.as_str())),
+        Some((name, _)) => Err(format!("`{name}` applies to {what}, but this model is for {}", model.as_str())),
         None => Ok(()),
     }
 }
@@ -176,7 +182,7 @@ impl EmbedOptions {
                 &[
                     ("dimensions", self.dimensions.is_some()),
                     ("precision or encoding", !plain),
-                    ("normalise", self.normalise.is_some()),
+                    ("normalise", self.normalize.is_some()),
                     ("pooling", self.pooling.is_some()),
                 ],
                 "dense vectors",
@@ -185,21 +191,21 @@ impl EmbedOptions {
             _ => only(&[("keep", self.keep.is_some())], "sparse vectors", model.task)?,
         }
         if self.keep == Some(0) {
-            return Err("`keep` is 0: leave it out, or keep at least one".to_owned());
+            return Err("`keep` is 0: omit it, or set at least one".to_owned());
         }
         match (self.dimensions, model.dimensions) {
-            (Some(0), _) => Err("`dimensions` is 0: a vector has at least one".to_owned()),
-            (Some(wanted), Some(width)) if wanted > width => {
-                Err(format!("`dimensions` is {wanted}, and this model's vectors have {width}"))
+            (Some(0), _) => Err("`dimensions` is 0: it must be at least one".to_owned()),
+            (Some(dimensions), Some(width)) if dimensions > width => {
+                Err(format!("`dimensions` is {dimensions}, but this model's vectors have {width}"))
             }
             _ => self.carry.check(),
         }
     }
 
-    /// How texts are embedded, beyond what a request says.
+    /// Embedding options that are not part of a request.
     pub(crate) fn style(&self) -> EmbedStyle {
-        let Self { prefix, pooling, normalise, keep, .. } = self.clone();
-        EmbedStyle { prefix, pooling, normalise, keep }
+        let Self { prefix, pooling, normalize, keep, .. } = self.clone();
+        EmbedStyle { prefix, pooling, normalize, keep }
     }
 
     /// A request for these texts.
@@ -220,7 +226,7 @@ impl ScoreOptions {
             only(&classify, "text classifiers", model.task)?;
         }
         if model.task != Task::Tensor {
-            only(&tensor, "models of numbers and strings", model.task)?;
+            only(&tensor, "tabular models", model.task)?;
         }
         if model.task == Task::Rerank {
             only(
@@ -230,11 +236,11 @@ impl ScoreOptions {
             )?;
         }
         if model.task == Task::Tensor {
-            only(&[("raw", self.raw)], "models of text", model.task)?;
+            only(&[("raw", self.raw)], "text models", model.task)?;
             self.check_ports(model)?;
         }
         if self.top == Some(0) {
-            return Err("`top` is 0: leave it out, or ask for at least one".to_owned());
+            return Err("`top` is 0: omit it, or set at least one".to_owned());
         }
         self.carry.check()
     }
@@ -248,28 +254,28 @@ impl ScoreOptions {
                 return Err(format!("inputs: the model has no input `{unknown}`{}", nearest(unknown, &model.inputs)));
             }
             if let Some(missing) = model.inputs.iter().find(|name| !inputs.contains_key(*name)) {
-                return Err(format!("inputs: the model's input `{missing}` is missing: say where in the data it is"));
+                return Err(format!("inputs: the model's input `{missing}` is missing: set its location in the data"));
             }
         }
-        for (field, wanted) in self.outputs.iter().flatten() {
-            let (output, _) = split_output(wanted, &model.outputs);
+        for (field, reference) in self.outputs.iter().flatten() {
+            let (output, _) = split_output(reference, &model.outputs);
             if !model.outputs.iter().any(|name| name == output) {
-                return Err(format!("outputs: `{field}` asks for `{output}`{}", nearest(output, &model.outputs)));
+                return Err(format!("outputs: `{field}` refers to `{output}`{}", nearest(output, &model.outputs)));
             }
             if field == "model" {
-                return Err("outputs: `model` is a field of the result itself: choose another name".to_owned());
+                return Err("outputs: `model` is a field of the result: choose another name".to_owned());
             }
         }
         Ok(())
     }
 }
 
-/// The output that is meant, and where in it: a whole name before one that ends at a `/`.
-pub(crate) fn split_output<'w>(wanted: &'w str, outputs: &[String]) -> (&'w str, &'w str) {
-    if outputs.iter().any(|name| name == wanted) {
-        return (wanted, "");
+/// Splits an output reference into output name and pointer; a full name takes precedence over one that ends at a `/`.
+pub(crate) fn split_output<'w>(reference: &'w str, outputs: &[String]) -> (&'w str, &'w str) {
+    if outputs.iter().any(|name| name == reference) {
+        return (reference, "");
     }
-    wanted.find('/').map_or((wanted, ""), |at| wanted.split_at(at))
+    reference.find('/').map_or((reference, ""), |at| reference.split_at(at))
 }
 
 fn nearest(wrong: &str, names: &[String]) -> String {
@@ -277,7 +283,7 @@ fn nearest(wrong: &str, names: &[String]) -> String {
     let known = names.join(", ");
     match close.filter(|name| strsim::damerau_levenshtein(wrong, name) <= 2) {
         Some(close) => format!(": did you mean `{close}`?"),
-        None => format!(", and the graph has {known}"),
+        None => format!(", but the graph has {known}"),
     }
 }
 
@@ -297,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_the_model_is_taken() {
+    fn options_that_fit_the_model_are_accepted() {
         let embed = json!({"input": "body/text", "purpose": "query", "dimensions": 64, "precision": "int8",
             "normalize": false, "pooling": "last-token", "on_long": "refuse", "encoding": "base64", "carry": ["id"]});
         check("onnx/embed", Task::Embed, embed).unwrap();
@@ -310,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_is_refused_and_named() {
+    fn options_that_do_not_fit_are_rejected_by_name() {
         let cases = [
             ("onnx/embed", Task::Embed, json!({"dimension": 2}), "dimension"),
             ("onnx/embed", Task::Embed, json!({"dimensions": 385}), "have 384"),
@@ -327,17 +333,17 @@ mod tests {
             ("onnx/score", Task::Tensor, json!({"inputs": {"amuont": "a", "country": "b"}}), "did you mean `amount`"),
             ("onnx/score", Task::Tensor, json!({"inputs": {"amount": "a"}}), "`country` is missing"),
             ("onnx/score", Task::Tensor, json!({"outputs": {"a": "nothing"}}), "label, probabilities"),
-            ("onnx/score", Task::Tensor, json!({"raw": true}), "models of text"),
-            ("onnx/other", Task::Embed, json!({}), "there are onnx/embed"),
+            ("onnx/score", Task::Tensor, json!({"raw": true}), "text models"),
+            ("onnx/other", Task::Embed, json!({}), "unknown built-in function"),
         ];
-        for (function, task, with, said) in cases {
+        for (function, task, with, expected) in cases {
             let why = check(function, task, with.clone()).unwrap_err();
-            assert!(why.contains(said), "{function} {with}: {why}");
+            assert!(why.contains(expected), "{function} {with}: {why}");
         }
     }
 
     #[test]
-    fn carried_fields_never_replace_the_results_own() {
+    fn carried_fields_never_overwrite_result_fields() {
         let carry: Carry = serde_json::from_value(json!(["*"])).unwrap();
         let taken = carry.take(&json!({"id": 1, "model": "mine", "tags": ["a"]}));
         assert_eq!(Value::Object(taken), json!({"id": 1, "tags": ["a"]}));

@@ -63,7 +63,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 const HELPERS: [nerve_sandbox::Work; 6] = [
     nerve_rag::READER,
     nerve_runtime::COMPILER,
-    nerve_inference::TRIAL,
+    nerve_inference::MODEL_PROBE,
     nerve_inference::CHAT_TEMPLATES,
     nerve_worker::SINK_TEMPLATES,
     nerve_sandbox::PROBE,

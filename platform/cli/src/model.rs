@@ -3,7 +3,7 @@
 use crate::{artifacts::File, failure::Failure, onnx, output};
 use nerve_broker::bus::BusError;
 use nerve_config::OnnxConfig;
-use nerve_inference::{Description, ModelFolder, Provider, Settings, Trials};
+use nerve_inference::{Description, ModelFolder, ModelProber, Provider, Settings};
 use nerve_registry::{ArtifactRef, ModelInfo, Registry};
 use std::path::{Path, PathBuf};
 
@@ -29,8 +29,8 @@ impl LocalModel {
     }
 
     /// Reads a model directory, or one `.onnx` file with the files next to it, in a helper process.
-    pub(crate) async fn read(path: &Path, trials: &Trials) -> Result<Self, Failure> {
-        let outlined = trials.outline(path).await;
+    pub(crate) async fn read(path: &Path, trials: &ModelProber) -> Result<Self, Failure> {
+        let outlined = trials.read_folder(path).await;
         let next = "correct its directory, or pass another model directory or .onnx file";
         Self::of(path, outlined.map_err(|error| unusable(path).because(error).next(next))?).await
     }
@@ -59,12 +59,12 @@ impl LocalModel {
 
     /// Runs the model once in a helper process, to report errors before the upload. Skipped if ONNX Runtime is not
     /// installed on this machine.
-    pub(crate) async fn test_run(&self, path: &Path, trials: &Trials, config: &OnnxConfig) -> anyhow::Result<()> {
+    pub(crate) async fn test_run(&self, path: &Path, trials: &ModelProber, config: &OnnxConfig) -> anyhow::Result<()> {
         let settings = onnx::engine_settings(config, PathBuf::new(), trials.clone())?;
         // Workers may use other devices.
         let settings = Settings { providers: vec![Provider::Cpu], ..settings };
         let size = self.files.iter().map(|file| file.size).sum();
-        let ran = trials.try_out(path, size, &settings).await.map_err(|error| {
+        let ran = trials.probe(path, size, &settings).await.map_err(|error| {
             let next = "export it again for the installed version of ONNX Runtime";
             unusable(path).because(error).next(next)
         })?;

@@ -1,7 +1,7 @@
 //! The ONNX Runtime library and the bundled models of this installation.
 
 use nerve_config::{OnnxConfig, check_trusted};
-use nerve_inference::{Provider, Settings, Trials};
+use nerve_inference::{ModelProber, Provider, Settings};
 use std::{
     collections::BTreeSet,
     env::consts::{ARCH, DLL_PREFIX, DLL_SUFFIX},
@@ -60,7 +60,7 @@ pub(crate) fn is_trusted(path: &Path) -> bool {
 }
 
 /// Returns the settings of nerve-inference with a cache directory and the helper processes that test models.
-pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf, trials: Trials) -> anyhow::Result<Settings> {
+pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf, trials: ModelProber) -> anyhow::Result<Settings> {
     let providers: Result<Vec<Provider>, String> =
         config.providers.iter().map(|provider| provider.as_str().parse()).collect();
     let named = |name: String| bundled_folder(config, &name).map(|folder| (name, folder));
@@ -70,11 +70,11 @@ pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf, trials: Trial
         bundled: bundled_names(config).into_iter().filter_map(named).collect(),
         providers: providers.map_err(anyhow::Error::msg)?,
         threads: config.threads,
-        optimisation: config.optimisation.as_str().parse().map_err(anyhow::Error::msg)?,
+        optimization: config.optimisation.as_str().parse().map_err(anyhow::Error::msg)?,
         queue: config.queue,
         context: config.context,
         idle: config.idle,
-        trials: Some(trials),
+        prober: Some(trials),
     })
 }
 

@@ -1,7 +1,7 @@
 //! Configures helper processes from the settings.
 
 use nerve_config::SandboxConfig;
-use nerve_inference::Trials;
+use nerve_inference::ModelProber;
 use nerve_runtime::{Compiler, Shim};
 use nerve_sandbox::{Pool, Settings};
 use std::path::{Path, PathBuf};
@@ -17,8 +17,8 @@ pub(crate) fn compiler(config: &SandboxConfig, pool: &Pool) -> Compiler {
 }
 
 /// Returns the model checks in `pool`.
-pub(crate) fn trials(config: &SandboxConfig, pool: &Pool) -> Trials {
-    Trials { pool: pool.clone(), memory: config.model_memory, timeout: config.model_timeout }
+pub(crate) fn trials(config: &SandboxConfig, pool: &Pool) -> ModelProber {
+    ModelProber { pool: pool.clone(), memory: config.model_memory, timeout: config.model_timeout }
 }
 
 /// Logs which isolation features for helper processes this kernel, or the container's policy, lacks.

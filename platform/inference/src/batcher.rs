@@ -1,26 +1,27 @@
-//! Batches what many callers ask of one model.
+//! Batches the jobs of many callers of one model.
 //!
-//! Each session has a thread of its own. Callers put jobs into one bounded queue, ordered by length; a thread that
-//! is free takes the oldest job and, around it, the jobs nearest in length, as many as fit the plan. So no job waits
-//! for ever, and next to nothing is spent on padding.
+//! Each session has its own thread. Callers submit jobs to a bounded queue, ordered by length. A free thread takes the
+//! oldest job and, around it, the jobs nearest in length that fit [`BatchLimits`]. So no job starves, and little is
+//! spent on padding.
 //!
-//! Calls take turns: the n-th job of a call is as old as the n-th job of any other call that began at the same time, so that one
-//! text does not wait behind the thousands of another call. Events and requests share the queue's bound fairly.
+//! Calls are scheduled fairly: the n-th job of a call is as old as the n-th job of any other call that started at the
+//! same time, so that one text does not wait behind thousands of another call. Events and requests have fair shares of
+//! the queue.
 //!
-//! A caller that leaves takes its job with it: one that waits is dropped, and a batch that nobody waits for any
-//! longer is stopped. A session that panics is made again, and costs only the jobs it was running.
+//! Dropping a [`JobHandle`] cancels its job: a queued job is dropped, and a batch whose jobs are all cancelled is
+//! stopped. A session that panics is reloaded and fails only the jobs of its batch.
 
+mod job_handle;
 mod queue;
 #[cfg(test)]
 mod tests;
-mod ticket;
 
 use crate::{
     batcher::{
-        queue::{Entry, Queue, Taken},
-        ticket::Running,
+        job_handle::RunningBatch,
+        queue::{Queue, QueuedJob, TakenBatch},
     },
-    engine::{self, MakeEngine},
+    engine::{self, EngineFactory},
 };
 use nerve_core::shares::{Share, Shares, Slot};
 use std::{
@@ -32,49 +33,49 @@ use std::{
 use tokio::sync::oneshot;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use ticket::{Stop, Ticket};
+pub(crate) use job_handle::{JobHandle, StopSignal};
 
-/// What goes into a batch.
+/// A job of a batch.
 pub(crate) trait Job: Send + 'static {
-    /// What it costs, in tokens or rows.
+    /// Cost of the job in tokens or rows.
     fn length(&self) -> usize;
 
-    /// Only jobs of one group can be in one batch.
+    /// Batch compatibility: a batch contains jobs of one group only.
     fn group(&self) -> u64;
 }
 
-/// How batches are made up.
+/// Limits of batches and of the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Plan {
-    /// Jobs in one batch.
+pub(crate) struct BatchLimits {
+    /// Maximum number of jobs per batch.
     pub(crate) jobs: usize,
-    /// Tokens in one batch, padding included; a job that is longer goes alone.
+    /// Maximum number of tokens per batch, including padding; a longer job runs alone.
     pub(crate) tokens: usize,
-    /// The most of a batch that may be padding, in percent.
+    /// Maximum percentage of padding in a batch.
     pub(crate) padding: usize,
-    /// Jobs that wait or run.
+    /// Maximum number of queued and running jobs.
     pub(crate) queue: usize,
 }
 
-/// Who calls: each kind has a share of the queue's bound.
+/// Kind of caller; each kind has a share of the queue.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum CallKind {
     /// A function, for its events.
     #[default]
     Events,
-    /// A request that waits for its answer.
+    /// An HTTP request that waits for its result.
     Request,
 }
 
-/// The turns of one call's jobs.
+/// Fair-queueing position of one call's jobs.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
+pub(crate) struct CallRounds {
     kind: CallKind,
     last: u64,
 }
 
-impl Turns {
-    /// The turns of a call that begins.
+impl CallRounds {
+    /// The position of a new call.
     pub(crate) fn of(kind: CallKind) -> Self {
         Self { kind, last: 0 }
     }
@@ -83,72 +84,80 @@ impl Turns {
 /// Why a job has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum JobError {
-    /// The model refused it.
+    /// The model rejected it.
     #[error("{0}")]
     Failed(String),
-    /// The thread panicked while it ran.
-    #[error("the model's thread panicked; the log has the message")]
+    /// The thread panicked.
+    #[error("the model's thread panicked; see the log")]
     Panicked,
-    /// Everything waits already.
-    #[error("{0} texts wait for this model already")]
+    /// The queue is full.
+    #[error("queue full: {0} texts are queued for this model (`onnx.queue` in the settings)")]
     Busy(usize),
-    /// The model is being closed.
-    #[error("the model is being closed")]
+    /// The model is closing.
+    #[error("the model is closing")]
     Closed,
 }
 
-/// Runs one batch: one result a job, in their order, or the failure of the batch.
-pub(crate) type Engine<J, R> = Box<dyn FnMut(&[J], &Stop) -> Result<Vec<R>, String>>;
+/// Runs one batch. Returns one result per job, in order, or the error of the batch.
+pub(crate) type Engine<J, R> = Box<dyn FnMut(&[J], &StopSignal) -> Result<Vec<R>, String>>;
 
-/// One model's queue and threads. Dropping it ends the threads once what runs has ended.
+/// Queue and threads of one model. When dropped, threads end after their current batch.
 pub(crate) struct Batcher<J: Job, R> {
     queue: Arc<Queue<J, R>>,
     events: Share,
     requests: Share,
-    plan: Plan,
+    limits: BatchLimits,
 }
 
 impl<J: Job, R: Send + 'static> Batcher<J, R> {
-    /// Starts `threads` threads and waits until each has its engine; the error is the first one's.
+    /// Starts `threads` threads and waits until each has created its engine.
+    ///
+    /// # Errors
+    /// The first error of an engine.
     pub(crate) fn start(
         name: &str,
         threads: usize,
-        plan: Plan,
+        limits: BatchLimits,
         tasks: &TaskTracker,
-        make: Arc<MakeEngine<Engine<J, R>>>,
+        factory: Arc<EngineFactory<Engine<J, R>>>,
     ) -> Result<Self, String> {
-        let slots = Shares::new(plan.queue);
-        let batcher = Self { queue: Arc::new(Queue::new(name)), events: slots.share(), requests: slots.share(), plan };
-        let (ready, made) = std::sync::mpsc::channel();
+        let slots = Shares::new(limits.queue);
+        let batcher =
+            Self { queue: Arc::new(Queue::new(name)), events: slots.share(), requests: slots.share(), limits };
+        let (ready, created) = std::sync::mpsc::channel();
         for index in 0..threads.max(1) {
-            let worker = Worker { queue: batcher.queue.clone(), plan, make: make.clone(), name: name.to_owned() };
+            let worker =
+                Worker { queue: batcher.queue.clone(), limits, factory: factory.clone(), name: name.to_owned() };
             let (ready, token) = (ready.clone(), tasks.token());
             let spawned = thread::Builder::new().name(format!("onnx-{index}")).spawn(move || {
                 worker.run(&ready);
                 drop(token);
             });
-            spawned.map_err(|error| format!("a thread for the model cannot be started: {error}"))?;
+            spawned.map_err(|error| format!("cannot start a thread for the model: {error}"))?;
         }
         drop(ready);
         for _ in 0..threads.max(1) {
-            made.recv().map_err(|_| "the model's thread ended while it was loaded".to_owned())??;
+            created.recv().map_err(|_| "the model's thread ended during loading".to_owned())??;
         }
         Ok(batcher)
     }
 
-    /// Waits for room, then queues the job; the ticket's result comes when it has run.
-    pub(crate) async fn submit(&self, job: J, turns: &mut Turns) -> Ticket<R> {
-        let share = match turns.kind {
+    /// Waits for queue capacity, then queues the job.
+    pub(crate) async fn submit(&self, job: J, rounds: &mut CallRounds) -> JobHandle<R> {
+        let share = match rounds.kind {
             CallKind::Events => &self.events,
             CallKind::Request => &self.requests,
         };
         let slot = share.acquire().await;
-        self.enqueue(job, slot, turns)
+        self.enqueue(job, slot, rounds)
     }
 
-    /// Whether there is room for one more job of a request just now.
-    pub(crate) fn has_room(&self) -> Result<(), JobError> {
-        if self.requests.has_capacity() { Ok(()) } else { Err(JobError::Busy(self.plan.queue)) }
+    /// Whether the queue has capacity for one more job of a request.
+    ///
+    /// # Errors
+    /// [`JobError::Busy`] if it has none.
+    pub(crate) fn check_capacity(&self) -> Result<(), JobError> {
+        if self.requests.has_capacity() { Ok(()) } else { Err(JobError::Busy(self.limits.queue)) }
     }
 
     #[cfg(test)]
@@ -156,11 +165,11 @@ impl<J: Job, R: Send + 'static> Batcher<J, R> {
         self.queue.is_empty()
     }
 
-    fn enqueue(&self, job: J, slot: Slot, turns: &mut Turns) -> Ticket<R> {
+    fn enqueue(&self, job: J, slot: Slot, rounds: &mut CallRounds) -> JobHandle<R> {
         let (reply, result) = oneshot::channel();
-        let (ticket, caller) = Ticket::new(result);
-        self.queue.push(Entry { job, reply, caller, since: Instant::now(), _slot: slot }, &mut turns.last);
-        ticket
+        let (job_handle, cancellation) = JobHandle::new(result);
+        self.queue.push(QueuedJob { job, reply, cancellation, since: Instant::now(), _slot: slot }, &mut rounds.last);
+        job_handle
     }
 }
 
@@ -170,36 +179,36 @@ impl<J: Job, R> Drop for Batcher<J, R> {
     }
 }
 
-/// One thread's share of the work.
+/// One thread of the batcher.
 struct Worker<J: Job, R> {
     queue: Arc<Queue<J, R>>,
-    plan: Plan,
-    make: Arc<MakeEngine<Engine<J, R>>>,
+    limits: BatchLimits,
+    factory: Arc<EngineFactory<Engine<J, R>>>,
     name: String,
 }
 
 impl<J: Job, R: Send + 'static> Worker<J, R> {
     fn run(self, ready: &std::sync::mpsc::Sender<Result<(), String>>) {
-        let mut engine = match engine::make(&*self.make) {
+        let mut engine = match engine::create(&*self.factory) {
             Ok(engine) => engine,
-            // Nobody listening means that another thread failed first.
+            // The receiver is gone if another thread failed first.
             Err(error) => return drop(ready.send(Err(error))),
         };
         drop(ready.send(Ok(())));
-        let meters = Meters::of(&self.name);
-        while let Some(taken) = self.queue.take(&self.plan) {
-            if !self.serve(&mut engine, taken, &meters) {
+        let batch_metrics = BatchMetrics::of(&self.name);
+        while let Some(batch) = self.queue.take(&self.limits) {
+            if !self.run_batch(&mut engine, batch, &batch_metrics) {
                 let sleep = |wait| self.queue.sleep_unless_closed(wait);
-                let Some(remade) = engine::remake(&self.name, &*self.make, sleep) else { return };
-                engine = remade;
+                let Some(recreated) = engine::recreate(&self.name, &*self.factory, sleep) else { return };
+                engine = recreated;
             }
         }
     }
 
-    /// Runs a batch and answers it; `false` when the engine panicked and is of no more use.
-    fn serve(&self, engine: &mut Engine<J, R>, taken: Taken<J, R>, meters: &Meters) -> bool {
-        let Taken { jobs, replies, running } = taken;
-        meters.batch(&jobs);
+    /// Runs a batch and sends its results. Returns `false` if the engine panicked and must be recreated.
+    fn run_batch(&self, engine: &mut Engine<J, R>, batch: TakenBatch<J, R>, batch_metrics: &BatchMetrics) -> bool {
+        let TakenBatch { jobs, replies, running } = batch;
+        batch_metrics.batch(&jobs);
         let outcome = catch_unwind(AssertUnwindSafe(|| engine(&jobs, running.stop())));
         match outcome {
             Ok(Ok(results)) if results.len() == replies.len() => {
@@ -210,52 +219,53 @@ impl<J: Job, R: Send + 'static> Worker<J, R> {
                 true
             }
             Ok(Ok(results)) => {
-                let error = format!("the model gave {} results for {} texts", results.len(), replies.len());
+                let error = format!("the model returned {} results for {} texts", results.len(), replies.len());
                 replies.into_iter().for_each(|reply| reply.send(Err(JobError::Failed(error.clone()))));
                 true
             }
-            // One job that the model cannot take must not cost its neighbours theirs.
-            Ok(Err(_)) if replies.len() > 1 => self.serve_apart(engine, jobs, replies, meters),
+            // One rejected job must not fail the others of its batch.
+            Ok(Err(_)) if replies.len() > 1 => self.run_separately(engine, jobs, replies, batch_metrics),
             Ok(Err(error)) => {
                 replies.into_iter().for_each(|reply| reply.send(Err(JobError::Failed(error.clone()))));
                 true
             }
             Err(_) => {
-                tracing::error!(model = self.name, "a batch panicked: the model is loaded again");
+                tracing::error!(model = self.name, "a batch panicked; reloading the model");
                 replies.into_iter().for_each(|reply| reply.send(Err(JobError::Panicked)));
                 false
             }
         }
     }
 
-    fn serve_apart(
+    fn run_separately(
         &self,
         engine: &mut Engine<J, R>,
         jobs: Vec<J>,
         replies: Vec<queue::Reply<R>>,
-        meters: &Meters,
+        batch_metrics: &BatchMetrics,
     ) -> bool {
         let mut usable = true;
         for (job, reply) in jobs.into_iter().zip(replies) {
-            if !usable || reply.caller.has_left() {
+            if !usable || reply.cancellation.is_cancelled() {
                 reply.send(Err(JobError::Panicked));
                 continue;
             }
-            let running = Running::begin(std::iter::once(&reply.caller));
-            usable = self.serve(engine, Taken { jobs: vec![job], replies: vec![reply], running }, meters);
+            let running = RunningBatch::begin(std::iter::once(&reply.cancellation));
+            usable =
+                self.run_batch(engine, TakenBatch { jobs: vec![job], replies: vec![reply], running }, batch_metrics);
         }
         usable
     }
 }
 
-/// What a model's batches are measured by.
-struct Meters {
+/// Metrics of a model's batches.
+struct BatchMetrics {
     jobs: metrics::Histogram,
     tokens: metrics::Counter,
     padding: metrics::Counter,
 }
 
-impl Meters {
+impl BatchMetrics {
     fn of(name: &str) -> Self {
         Self {
             jobs: metrics::histogram!("nerve_onnx_batch_size", "model" => name.to_owned()),
@@ -268,7 +278,7 @@ impl Meters {
         let longest = jobs.iter().map(Job::length).max().unwrap_or_default();
         let tokens: usize = jobs.iter().map(Job::length).sum();
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-        // A batch has few jobs, far below where an f64 loses whole numbers.
+        // Batch sizes are far below the integer precision of an f64.
         #[expect(clippy::cast_precision_loss)]
         self.jobs.record(jobs.len() as f64);
         self.tokens.increment(count(tokens));

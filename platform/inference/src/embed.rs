@@ -1,40 +1,40 @@
-//! Texts to vectors.
+//! Text embedding.
 
 use crate::{
-    blocking::off_thread,
+    blocking::run_cpu_bound,
     head::{Head, Pooling},
-    loaded::{Admission, Answer, Loaded, run_text},
+    loaded::{Admission, InferenceResult, LoadedModel, run_text},
     task::Task,
     vector,
 };
 use nerve_core::inference::{EmbedRequest, Embedding, InferenceError};
 
-/// How texts are embedded, beyond what a request says.
+/// Embedding options that are not part of a request.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct EmbedStyle {
-    /// Put before each text in place of the model's own prompt.
+    /// Prefix of each text, instead of the model's prompt.
     pub prefix: Option<String>,
-    /// In place of what the model's folder says.
+    /// Pooling, instead of the model's own.
     pub pooling: Option<Pooling>,
-    /// Whether vectors have length one, in place of what the model's folder says.
-    pub normalise: Option<bool>,
-    /// Of a sparse vector, keep this many of the heaviest.
+    /// Whether to normalize vectors, instead of the model's own setting.
+    pub normalize: Option<bool>,
+    /// Sparse vectors: number of largest weights to keep.
     pub keep: Option<usize>,
 }
 
-impl Loaded {
-    /// One vector a text.
+impl LoadedModel {
+    /// Returns one vector per text.
     ///
     /// # Errors
-    /// Where the model cannot embed, has as much to do as it may, or fails.
+    /// If the model does not embed, its queue is full, or it fails.
     pub async fn embed(
         &self,
         request: EmbedRequest,
         style: &EmbedStyle,
         admission: Admission,
-    ) -> Answer<Vec<Embedding>> {
+    ) -> InferenceResult<Vec<Embedding>> {
         let model = self.text(&[Task::Embed, Task::Sparse], "embed")?;
-        let prompts = &model.layout.prompts;
+        let prompts = &model.spec.prompts;
         let prompt = style.prefix.as_deref().unwrap_or(match request.purpose {
             Some(nerve_core::inference::Purpose::Query) => &prompts.query,
             Some(nerve_core::inference::Purpose::Document) => &prompts.document,
@@ -45,25 +45,25 @@ impl Loaded {
             prompt => request.texts.iter().map(|text| format!("{prompt}{text}")).collect(),
         };
         let tokenizer = model.tokenizer.clone();
-        let tokens = off_thread(texts, String::len, move |text| tokenizer.text(text)).await?;
-        let counted: Vec<(usize, bool)> = tokens.iter().map(|tokens| (tokens.len(), tokens.truncated)).collect();
+        let tokens = run_cpu_bound(texts, String::len, move |text| tokenizer.text(text)).await?;
+        let token_counts: Vec<(usize, bool)> = tokens.iter().map(|tokens| (tokens.len(), tokens.truncated)).collect();
         let rows = run_text(model, tokens, style.pooling, admission).await?;
         let finish = |(row, (tokens, truncated)): (Vec<f32>, (usize, bool))| {
-            let vector = match &model.layout.head {
-                Head::Vector { normalise, .. } => {
-                    let normalise = style.normalise.unwrap_or(*normalise);
+            let vector = match &model.spec.head {
+                Head::Vector { normalize, .. } => {
+                    let normalize = style.normalize.unwrap_or(*normalize);
                     let mut row = row;
-                    if normalise {
-                        vector::normalise(&mut row);
+                    if normalize {
+                        vector::normalize(&mut row);
                     }
-                    vector::shorten(&mut row, request.dimensions, normalise).map_err(InferenceError::Invalid)?;
+                    vector::shorten(&mut row, request.dimensions, normalize).map_err(InferenceError::Invalid)?;
                     vector::convert(row, request.precision)
                 }
                 _ => vector::sparse(&row, style.keep.or(request.dimensions)),
             };
             Ok(Embedding { vector, tokens, truncated })
         };
-        rows.into_iter().zip(counted).map(finish).collect()
+        rows.into_iter().zip(token_counts).map(finish).collect()
     }
 }
 
@@ -72,9 +72,9 @@ mod tests {
     use super::*;
     use crate::{
         batcher::Engine,
-        layout::{self, Layout},
-        loaded::Kind,
-        proto::Outline,
+        loaded::LoadedKind,
+        signature::GraphSignature,
+        spec::{self, ModelSpec},
         text::{TextJob, TextModel},
     };
     use std::{
@@ -85,13 +85,13 @@ mod tests {
         },
     };
 
-    /// A model on an engine that panics the first time it sees a text of ten words.
-    fn panicking() -> (Loaded, Arc<AtomicUsize>) {
+    /// A model whose engine panics on its first text of ten words.
+    fn panicking() -> (LoadedModel, Arc<AtomicUsize>) {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/onnx/models/pooling-cls");
-        let outline = Outline::read(&std::fs::read(root.join("model.onnx")).unwrap()).unwrap();
-        let layout = Layout::read(&root, &outline).unwrap();
-        let (made, panics) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let engines = made.clone();
+        let signature = GraphSignature::read(&std::fs::read(root.join("model.onnx")).unwrap()).unwrap();
+        let spec = ModelSpec::read(&root, &signature).unwrap();
+        let (created, panics) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let engines = created.clone();
         let make = move || {
             engines.fetch_add(1, Ordering::Relaxed);
             let panics = panics.clone();
@@ -102,23 +102,23 @@ mod tests {
             });
             Ok(engine)
         };
-        let description = layout.description();
-        let layout::Kind::Text(layout) = layout.kind else { panic!("it reads text") };
-        let model = TextModel::with_engine(&root, layout, Arc::new(make)).unwrap();
-        (Loaded { name: "test".into(), description, kind: Kind::Text(model) }, made)
+        let description = spec.description();
+        let spec::ModelKind::Text(spec) = spec.kind else { panic!("it reads text") };
+        let model = TextModel::with_engine(&root, spec, Arc::new(make)).unwrap();
+        (LoadedModel { name: "test".into(), description, kind: LoadedKind::Text(model) }, created)
     }
 
     #[tokio::test]
-    async fn a_panic_in_a_models_thread_fails_and_the_next_attempt_succeeds() {
-        let (model, made) = panicking();
+    async fn panic_fails_its_batch_and_the_retry_succeeds() {
+        let (model, engines) = panicking();
         let embed = async |text: &str| {
             let request = EmbedRequest { texts: vec![text.to_owned()], ..EmbedRequest::default() };
             model.embed(request, &EmbedStyle::default(), Admission::Wait).await
         };
         let ten = "coffee ".repeat(10);
         assert!(matches!(embed(&ten).await, Err(InferenceError::Failed(_))));
-        // What is tried again is served by an engine that was made anew.
+        // A retry runs on a recreated engine.
         assert!(embed("tea").await.is_ok() && embed(&ten).await.is_ok());
-        assert_eq!(made.load(Ordering::Relaxed), 2);
+        assert_eq!(engines.load(Ordering::Relaxed), 2);
     }
 }

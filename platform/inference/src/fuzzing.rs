@@ -1,21 +1,21 @@
-//! The parsers of model files that the fuzz targets in `tests/fuzz` call. Not a part of the API.
+//! Parsers of model files, for the fuzz targets in `tests/fuzz`. Not part of the API.
 
-use crate::{causal, proto::Outline};
+use crate::{causal, signature::GraphSignature};
 use nerve_core::inference::Message;
 
-/// Compiles a chat template, and renders a conversation with it in which the texts `special` are tokens.
+/// Compiles a chat template and renders a conversation; texts in `special` are special tokens.
 ///
 /// # Errors
-/// Says what is wrong with the template.
+/// If the template or its rendering is invalid.
 pub fn render_chat_template(source: &str, messages: &[Message], special: &[String]) -> Result<String, String> {
     causal::render_chat_template(source, messages, special)
 }
 
-/// Reads the outline of an ONNX file, and counts its inputs, its outputs and the files that hold its weights.
+/// Reads the signature of an ONNX file. Returns the number of inputs, outputs and external weight files.
 ///
 /// # Errors
-/// Says why the bytes are no ONNX model.
-pub fn read_outline(bytes: &[u8]) -> Result<[usize; 3], String> {
-    let Outline { inputs, outputs, external } = Outline::read(bytes)?;
-    Ok([inputs.len(), outputs.len(), external.len()])
+/// If the bytes are not an ONNX model.
+pub fn read_graph_signature(bytes: &[u8]) -> Result<[usize; 3], String> {
+    let GraphSignature { inputs, outputs, external_files } = GraphSignature::read(bytes)?;
+    Ok([inputs.len(), outputs.len(), external_files.len()])
 }

@@ -1,19 +1,22 @@
-//! Conversations to what is said next.
+//! Text generation.
 
-use crate::loaded::{Answer, Kind, Loaded};
+use crate::loaded::{InferenceResult, LoadedKind, LoadedModel};
 use futures::{StreamExt, stream::BoxStream};
 use nerve_core::inference::{GenerateRequest, Piece};
 use std::sync::Arc;
 
-impl Loaded {
-    /// What the model writes after a conversation, as it writes it.
+impl LoadedModel {
+    /// Streams the answer to a conversation.
     ///
     /// # Errors
-    /// Where the model cannot write, or has as much to do as it may.
-    pub async fn generate(self: Arc<Self>, request: GenerateRequest) -> Answer<BoxStream<'static, Answer<Piece>>> {
-        let Kind::Causal(model) = &self.kind else { return Err(self.unfit("write")) };
-        let pieces = model.write(request).await?;
-        // The model stays in memory as long as somebody reads.
+    /// If the model does not generate text, or its queue is full.
+    pub async fn generate(
+        self: Arc<Self>,
+        request: GenerateRequest,
+    ) -> InferenceResult<BoxStream<'static, InferenceResult<Piece>>> {
+        let LoadedKind::Causal(model) = &self.kind else { return Err(self.unsupported("generate text")) };
+        let pieces = model.generate(request).await?;
+        // The stream keeps the model in memory.
         Ok(pieces.inspect(move |_| _ = &self).boxed())
     }
 }

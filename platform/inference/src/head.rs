@@ -1,54 +1,54 @@
-//! What is made of a text model's output: pooled vectors, sparse weights, relevance, labels.
+//! Output heads of text models: pooled vectors, sparse weights, relevance, labels.
 //!
-//! The definitions are sentence-transformers' (`models.Pooling`, `SpladePooling`, `CrossEncoder`), with which the
-//! tests compare every one of them.
+//! The definitions follow sentence-transformers (`models.Pooling`, `SpladePooling`, `CrossEncoder`); the tests compare
+//! each with it.
 
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// What a text model's output becomes.
+/// Output head of a text model.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Head {
-    /// One vector a text. No pooling: the graph has done it.
-    Vector { pooling: Vec<Pooling>, normalise: bool },
-    /// One weight a token of the vocabulary.
+    /// One vector per text. Without pooling, the graph has pooled already.
+    Vector { pooling: Vec<Pooling>, normalize: bool },
+    /// One weight per token of the vocabulary.
     Sparse {
         pooling: SparsePooling,
-        /// Whether the logarithm is taken twice, as `log1p_relu` models were trained.
-        twice: bool,
+        /// Whether to apply the logarithm twice, for `log1p_relu` models.
+        double_log: bool,
     },
-    /// One number a pair of texts.
+    /// One relevance score per pair of texts.
     Relevance { activation: Activation },
-    /// One number a label.
+    /// One score per label.
     Labels { names: Vec<String>, activation: Activation },
 }
 
-/// How the vectors of a text's tokens become one.
+/// Pooling of token vectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Pooling {
-    /// Their mean.
+    /// Mean.
     Mean,
-    /// The first token's.
+    /// First token.
     Cls,
-    /// The last token's.
+    /// Last token.
     LastToken,
-    /// The largest of each dimension.
+    /// Maximum per dimension.
     Max,
-    /// Their sum over the square root of their count.
+    /// Sum divided by the square root of the token count.
     MeanSqrtLength,
-    /// Their mean, each weighted by its position, from one.
+    /// Mean weighted by position, from 1.
     WeightedMean,
 }
 
-/// How the logits of a text's tokens become one weight a token of the vocabulary.
+/// Pooling of token logits into one weight per token of the vocabulary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum SparsePooling {
     Max,
     Sum,
 }
 
-/// What turns a logit into a score.
+/// Activation of logits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Activation {
     Identity,
@@ -59,7 +59,10 @@ pub(crate) enum Activation {
 impl FromStr for Pooling {
     type Err = String;
 
-    /// Reads sentence-transformers' names.
+    /// Parses sentence-transformers' names.
+    ///
+    /// # Errors
+    /// If the name is unknown.
     fn from_str(text: &str) -> Result<Self, String> {
         Ok(match text {
             "mean" => Self::Mean,
@@ -68,13 +71,13 @@ impl FromStr for Pooling {
             "lasttoken" => Self::LastToken,
             "mean_sqrt_len_tokens" => Self::MeanSqrtLength,
             "weightedmean" => Self::WeightedMean,
-            other => return Err(format!("`{other}` is not a way of pooling that Nerve knows")),
+            other => return Err(format!("`{other}` is not a supported pooling mode")),
         })
     }
 }
 
 impl Pooling {
-    /// Pools `count` vectors of `width` numbers each, which lie one after the other in `tokens`.
+    /// Pools the vectors of `width` numbers each in `tokens`.
     pub(crate) fn pool(self, tokens: &[f32], width: usize, into: &mut Vec<f32>) {
         let count = tokens.len() / width.max(1);
         let rows = || tokens.chunks_exact(width.max(1));
@@ -114,22 +117,22 @@ fn summed<'t>(rows: impl Iterator<Item = &'t [f32]>, width: usize, divisor: f32)
     sum
 }
 
-/// Counts of tokens are far below where an `f32` loses whole numbers.
+/// Token counts are far below the integer precision of an `f32`.
 #[expect(clippy::cast_precision_loss)]
 fn as_f32(count: usize) -> f32 {
     count as f32
 }
 
 impl SparsePooling {
-    /// One weight a token of the vocabulary, out of one row of `width` logits a token of the text.
-    pub(crate) fn pool(self, logits: &[f32], width: usize, twice: bool) -> Vec<f32> {
+    /// Pools rows of `width` logits into one weight per token of the vocabulary.
+    pub(crate) fn pool(self, logits: &[f32], width: usize, double_log: bool) -> Vec<f32> {
         let rows = logits.chunks_exact(width.max(1));
         let weight = |logit: f32| {
             let once = logit.max(0.0).ln_1p();
-            if twice { once.ln_1p() } else { once }
+            if double_log { once.ln_1p() } else { once }
         };
         match self {
-            // The logarithm only grows, so that it is taken once a token of the vocabulary.
+            // The logarithm is monotonic, so it is applied once per token of the vocabulary.
             Self::Max => {
                 let mut largest = folded(rows, width, 0.0, |kept, value, _| kept.max(value));
                 largest.iter_mut().for_each(|logit| *logit = weight(*logit));
@@ -141,7 +144,7 @@ impl SparsePooling {
 }
 
 impl Activation {
-    /// Turns one text's logits into scores.
+    /// Applies the activation to one text's logits.
     pub(crate) fn apply(self, logits: &mut [f32]) {
         match self {
             Self::Identity => {}
@@ -167,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_of_pooling() {
+    fn pooling_matches_its_definition() {
         assert_eq!(pooled(Pooling::Mean), [3.0, 4.0]);
         assert_eq!(pooled(Pooling::Cls), [1.0, 8.0]);
         assert_eq!(pooled(Pooling::LastToken), [5.0, 0.0]);
@@ -177,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn sparse_weights() {
+    fn sparse_pooling_matches_its_definition() {
         let logits = [-1.0, 1.0, 3.0, 0.5];
         assert_eq!(SparsePooling::Max.pool(&logits, 2, false), [4_f32.ln(), 2_f32.ln()]);
         assert_eq!(SparsePooling::Sum.pool(&logits, 2, false), [4_f32.ln(), 2_f32.ln() + 1.5_f32.ln()]);
@@ -185,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn scores() {
+    fn activations_produce_scores() {
         let mut softmax = [1000.0, 1000.0];
         Activation::Softmax.apply(&mut softmax);
         assert_eq!(softmax, [0.5, 0.5]);

@@ -1,4 +1,4 @@
-//! ONNX Runtime itself: a shared library, loaded once a process.
+//! ONNX Runtime, a shared library loaded once per process.
 
 use ort::{LoadDynamicError, environment::Environment};
 use std::{
@@ -6,49 +6,49 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// The variable, and its value, that keep ONNX Runtime from sending its publisher what runs here, and from writing that to the
-/// user's home. It is read when the library is made ready, so the environment has it before.
+/// Environment variable and value that disable ONNX Runtime's telemetry, which would also write to the user's home.
+/// The library reads it during initialization, so it must be set before.
 pub const NO_TELEMETRY: (&str, &str) = ("ORT_DISABLE_TELEMETRY", "1");
 
 /// The loaded library.
 static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
-/// ONNX Runtime, ready for sessions.
+/// ONNX Runtime, initialized.
 #[derive(Clone, Debug)]
 pub(crate) struct Library {
     pub(crate) environment: Environment,
-    /// The file, without symbolic links: its name has the version.
+    /// Path of the file with symbolic links resolved; its name contains the version.
     pub(crate) file: PathBuf,
 }
 
 /// Why ONNX Runtime cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LibraryError {
-    /// There is no library, or nobody said where.
+    /// The library is missing, or its path is not configured.
     #[error(
-        "ONNX Runtime is not there{}: run `make setup`, or `pip install onnxruntime=={}` and set onnx.library \
+        "ONNX Runtime not found{}: run `make setup`, or `pip install onnxruntime=={}` and set onnx.library \
          (NERVE_ONNX_LIBRARY) to the libonnxruntime in it",
-        at(.0), needed()
+        at(.0), minimum_version()
     )]
     Missing(Option<PathBuf>),
-    /// It is older than what Nerve was built for.
+    /// The library is older than required.
     #[error(
-        "{} is ONNX Runtime {found}, and Nerve was built for {} or newer: `pip install onnxruntime=={}` has one; \
+        "{} is ONNX Runtime {found}, but {} or newer is required: `pip install onnxruntime=={}` has one; \
          set onnx.library (NERVE_ONNX_LIBRARY) to it",
-        file.display(), needed(), needed()
+        file.display(), minimum_version(), minimum_version()
     )]
     TooOld {
-        /// The library.
+        /// Path of the library.
         file: PathBuf,
-        /// Its version.
+        /// Version of the library.
         found: String,
     },
-    /// It is no ONNX Runtime, or not for this machine.
-    #[error("{} cannot be loaded as ONNX Runtime: {why}; set onnx.library (NERVE_ONNX_LIBRARY) to version {}", file.display(), needed())]
+    /// The file is not ONNX Runtime, or is built for another platform.
+    #[error("{} cannot be loaded as ONNX Runtime: {why}; set onnx.library (NERVE_ONNX_LIBRARY) to version {}", file.display(), minimum_version())]
     Unusable {
-        /// The library.
+        /// Path of the library.
         file: PathBuf,
-        /// What the loader says.
+        /// Error of the loader.
         why: String,
     },
 }
@@ -57,13 +57,16 @@ fn at(path: &Option<PathBuf>) -> String {
     path.as_ref().map(|path| format!(" at {}", path.display())).unwrap_or_default()
 }
 
-/// The oldest version that will do.
-fn needed() -> String {
+/// Minimum version of the library.
+fn minimum_version() -> String {
     format!("1.{}.1", ort::MINOR_VERSION)
 }
 
 impl Library {
-    /// Loads the library, or returns the one that is loaded: a process has only one.
+    /// Loads the library, or returns the one that this process has loaded.
+    ///
+    /// # Errors
+    /// If the library is missing, too old or unusable.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, LibraryError> {
         let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(library) = loaded.as_ref() {
@@ -92,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_missing_or_no_library_is_said_with_the_way_out() {
+    fn missing_or_invalid_library_error_names_the_fix() {
         let folder = tempfile::tempdir().unwrap();
         let none = folder.path().join("libonnxruntime.so");
         let missing = Library::load(Some(&none)).unwrap_err().to_string();
@@ -100,12 +103,12 @@ mod tests {
         std::fs::write(&none, "not a library").unwrap();
         let unusable = Library::load(Some(&none)).unwrap_err().to_string();
         assert!(unusable.contains("cannot be loaded") && unusable.contains("onnx.library"), "{unusable}");
-        assert!(Library::load(None).unwrap_err().to_string().contains("ONNX Runtime is not there: run"));
+        assert!(Library::load(None).unwrap_err().to_string().contains("ONNX Runtime not found: run"));
     }
 
     #[test]
-    fn an_old_library_names_both_versions() {
+    fn old_library_error_names_both_versions() {
         let error = LibraryError::TooOld { file: "/l.so".into(), found: "1.20.1".into() }.to_string();
-        assert!(error.contains("1.20.1") && error.contains(&needed()), "{error}");
+        assert!(error.contains("1.20.1") && error.contains(&minimum_version()), "{error}");
     }
 }

@@ -1,88 +1,104 @@
-//! From the files of a model to a model in memory.
+//! Loads a model from its files.
 
 use crate::{
     causal::{CausalModel, CausalParts},
-    files::{FolderError, unreadable},
+    files::{ModelError, unreadable},
     folder::locate,
-    layout::{self, Layout},
     library::Library,
-    loaded::{Kind, Loaded},
-    proto::Outline,
-    session::Recipe,
+    loaded::{LoadedKind, LoadedModel},
+    session::SessionConfig,
     settings::{Provider, Settings},
-    tensor::{Origins, TensorModel, TensorParts},
+    signature::GraphSignature,
+    spec::{self, ModelSpec},
+    tensor::{OutputOrigins, TensorModel, TensorParts},
     text::{TextModel, TextParts},
 };
 use std::{fs, path::Path};
 use tokio_util::task::TaskTracker;
 
-/// The most memory that copies of one model's weights may take, in bytes; a larger model has one session.
-const COPIES: u64 = 1 << 30;
+/// Maximum size of the weight copies of one model in bytes; a larger model has one session.
+const MAX_WEIGHT_COPIES_BYTES: u64 = 1 << 30;
 
 /// A model to load.
-pub(crate) struct Source<'s> {
+pub(crate) struct ModelSource<'s> {
     pub(crate) name: &'s str,
     pub(crate) library: Library,
-    /// Its folder, or the graph in it.
+    /// Folder of the model, or its graph.
     pub(crate) path: &'s Path,
-    /// Where its optimised graph is kept.
+    /// Folder for the optimized graph.
     pub(crate) cache: Option<&'s Path>,
 }
 
-impl Source<'_> {
-    /// Loads it; its threads are in `tasks`.
-    pub(crate) fn load(self, settings: &Settings, tasks: &TaskTracker) -> Result<Loaded, FolderError> {
+impl ModelSource<'_> {
+    /// Loads the model; its threads are tracked by `tasks`.
+    ///
+    /// # Errors
+    /// If the files are not a usable model.
+    pub(crate) fn load(self, settings: &Settings, tasks: &TaskTracker) -> Result<LoadedModel, ModelError> {
         let Self { name, library, path, cache } = self;
         let (root, graph) = locate(path)?;
         let graph = root.join(graph);
         let root = root.as_path();
         let bytes = nerve_files::read(&graph, u64::MAX).map_err(|error| unreadable(&graph, &error))?;
-        let outline = Outline::read(&bytes).map_err(FolderError)?;
-        let layout = Layout::read(root, &outline)?;
-        let origins = if matches!(layout.kind, layout::Kind::Ports(..)) {
-            Origins::read(bytes.into())
+        let signature = GraphSignature::read(&bytes).map_err(ModelError)?;
+        let spec = ModelSpec::read(root, &signature)?;
+        let output_origins = if matches!(spec.kind, spec::ModelKind::Tabular(..)) {
+            OutputOrigins::read(bytes.into())
         } else {
             drop(bytes);
-            Origins::default()
+            OutputOrigins::default()
         };
-        // An optimised graph would look for its weights beside itself.
-        let cache = cache.filter(|_| outline.external.is_empty());
-        let recipe = Recipe::prepare(library, graph, settings, cache).map_err(FolderError)?;
-        let (sessions, threads) = share(root, settings);
-        let description = layout.description();
+        // An optimized graph would look for external weights in its own folder.
+        let cache = cache.filter(|_| signature.external_files.is_empty());
+        let session_config = SessionConfig::prepare(library, graph, settings, cache).map_err(ModelError)?;
+        let (sessions, threads) = plan_sessions(root, settings);
+        let description = spec.description();
         let queue = settings.queue;
-        let kind = match layout.kind {
-            layout::Kind::Text(layout) => {
-                let parts = TextParts { name, root, layout, recipe: recipe.with_threads(threads), sessions, queue };
-                Kind::Text(TextModel::load(parts, tasks)?)
+        let kind = match spec.kind {
+            spec::ModelKind::Text(spec) => {
+                let parts = TextParts {
+                    name,
+                    root,
+                    spec,
+                    session_config: session_config.with_threads(threads),
+                    sessions,
+                    queue,
+                };
+                LoadedKind::Text(TextModel::load(parts, tasks)?)
             }
-            layout::Kind::Causal(layout) => {
-                // A step has one token: only several threads together make it faster.
-                let (recipe, context) = (recipe.with_threads(settings.cores()), settings.context);
-                let helpers = settings.trials.as_ref().map(|trials| &trials.pool);
-                let parts = CausalParts { name, root, layout, queue, context, helpers };
-                Kind::Causal(CausalModel::load(parts, recipe, tasks)?)
+            spec::ModelKind::Causal(spec) => {
+                // A decoding step has one token, so only intra-op threads make it faster.
+                let (session_config, context) = (session_config.with_threads(settings.cores()), settings.context);
+                let helpers = settings.prober.as_ref().map(|prober| &prober.pool);
+                let parts = CausalParts { name, root, spec, queue, context, helpers };
+                LoadedKind::Causal(CausalModel::load(parts, session_config, tasks)?)
             }
-            layout::Kind::Ports(..) => {
-                let parts = TensorParts { name, recipe: recipe.with_threads(threads), origins, sessions, queue };
-                Kind::Tensor(TensorModel::load(parts, tasks)?)
+            spec::ModelKind::Tabular(..) => {
+                let parts = TensorParts {
+                    name,
+                    session_config: session_config.with_threads(threads),
+                    output_origins,
+                    sessions,
+                    queue,
+                };
+                LoadedKind::Tensor(TensorModel::load(parts, tasks)?)
             }
         };
-        Ok(Loaded { name: name.to_owned(), description, kind })
+        Ok(LoadedModel { name: name.to_owned(), description, kind })
     }
 }
 
-/// Sessions of a model, and the threads of each.
+/// Number of sessions of a model, and threads per session.
 ///
-/// A session a core does more in a second than one session over all cores, as nothing waits for the slowest of
-/// several threads; but each has a copy of the weights.
-fn share(root: &Path, settings: &Settings) -> (usize, usize) {
+/// One session per core has a higher throughput than one session over all cores, because no thread waits for the
+/// slowest; but each session has a copy of the weights.
+fn plan_sessions(root: &Path, settings: &Settings) -> (usize, usize) {
     let cores = settings.cores();
     if settings.providers.first().is_some_and(|provider| *provider != Provider::Cpu) {
         return (1, cores);
     }
     let size = folder_size(root).max(1);
-    let sessions = usize::try_from(COPIES / size).unwrap_or(usize::MAX).clamp(1, cores);
+    let sessions = usize::try_from(MAX_WEIGHT_COPIES_BYTES / size).unwrap_or(usize::MAX).clamp(1, cores);
     (sessions, cores.div_ceil(sessions))
 }
 

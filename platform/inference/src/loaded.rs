@@ -1,7 +1,7 @@
-//! A model in memory.
+//! A loaded model.
 
 use crate::{
-    batcher::{CallKind, JobError, Ticket, Turns},
+    batcher::{CallKind, CallRounds, JobError, JobHandle},
     causal::CausalModel,
     head::{Head, Pooling},
     task::{Description, Task},
@@ -11,27 +11,27 @@ use crate::{
 };
 use nerve_core::inference::InferenceError;
 
-/// A model in memory, shared by everything that names it.
-pub struct Loaded {
-    /// The name it was asked for by.
+/// A loaded model, shared by all users.
+pub struct LoadedModel {
+    /// Name in the request or manifest.
     pub name: String,
-    /// What its folder says of it.
+    /// Description from its folder.
     pub description: Description,
-    pub(crate) kind: Kind,
+    pub(crate) kind: LoadedKind,
 }
 
-pub(crate) enum Kind {
+pub(crate) enum LoadedKind {
     Text(TextModel),
     Causal(CausalModel),
     Tensor(TensorModel),
 }
 
-/// What to do when a model has as much to do as it may.
+/// Behavior if the model's queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Wait for room: whoever calls takes no more until this is done.
+    /// Wait for capacity (backpressure on the caller).
     Wait,
-    /// Say so at once.
+    /// Fail immediately.
     Refuse,
 }
 
@@ -44,7 +44,7 @@ impl From<Admission> for CallKind {
     }
 }
 
-pub(crate) type Answer<T> = Result<T, InferenceError>;
+pub(crate) type InferenceResult<T> = Result<T, InferenceError>;
 
 impl From<JobError> for InferenceError {
     fn from(error: JobError) -> Self {
@@ -57,57 +57,57 @@ impl From<JobError> for InferenceError {
     }
 }
 
-impl Loaded {
-    pub(crate) fn text(&self, wanted: &[Task], what: &str) -> Answer<&TextModel> {
+impl LoadedModel {
+    pub(crate) fn text(&self, tasks: &[Task], operation: &str) -> InferenceResult<&TextModel> {
         match &self.kind {
-            Kind::Text(model) if wanted.contains(&self.description.task) => Ok(model),
-            _ => Err(self.unfit(what)),
+            LoadedKind::Text(model) if tasks.contains(&self.description.task) => Ok(model),
+            _ => Err(self.unsupported(operation)),
         }
     }
 
-    /// Tokenises a text as a request would have it, where the model reads text.
-    pub(crate) fn tokenise(&self, text: &str) -> Result<(), String> {
+    /// Tokenizes a text as a request does, if the model reads text.
+    pub(crate) fn tokenize(&self, text: &str) -> Result<(), String> {
         match &self.kind {
-            Kind::Text(model) => model.tokenizer.text(text).map(drop),
-            Kind::Causal(model) => model.tokenise(text),
-            Kind::Tensor(_) => Ok(()),
+            LoadedKind::Text(model) => model.tokenizer.text(text).map(drop),
+            LoadedKind::Causal(model) => model.tokenize(text),
+            LoadedKind::Tensor(_) => Ok(()),
         }
     }
 
-    pub(crate) fn unfit(&self, what: &str) -> InferenceError {
+    pub(crate) fn unsupported(&self, operation: &str) -> InferenceError {
         let task = self.description.task.as_str();
-        InferenceError::Invalid(format!("`{}` is a model for {task}, which cannot {what}", self.name))
+        InferenceError::Invalid(format!("`{}` is a model for {task}, which cannot {operation}", self.name))
     }
 }
 
-/// Has a model of text run them: one row each.
+/// Runs tokenized texts through a text model. Returns one row per text.
 pub(crate) async fn run_text(
     model: &TextModel,
     tokens: Vec<Tokens>,
     pooling: Option<Pooling>,
     admission: Admission,
-) -> Answer<Vec<Vec<f32>>> {
+) -> InferenceResult<Vec<Vec<f32>>> {
     if admission == Admission::Refuse {
-        model.has_room()?;
+        model.check_capacity()?;
     }
-    let mut tickets = Vec::with_capacity(tokens.len());
-    let mut turns = Turns::of(admission.into());
+    let mut handles = Vec::with_capacity(tokens.len());
+    let mut rounds = CallRounds::of(admission.into());
     for tokens in tokens {
-        tickets.push(model.submit(TextJob { tokens, pooling }, &mut turns).await);
+        handles.push(model.submit(TextJob { tokens, pooling }, &mut rounds).await);
     }
-    collect(tickets).await
+    collect(handles).await
 }
 
-/// What became of jobs, in their order.
-pub(crate) async fn collect<R>(tickets: Vec<Ticket<R>>) -> Answer<Vec<R>> {
-    let mut rows = Vec::with_capacity(tickets.len());
-    for ticket in tickets {
+/// Awaits the results of jobs, in order.
+pub(crate) async fn collect<R>(handles: Vec<JobHandle<R>>) -> InferenceResult<Vec<R>> {
+    let mut rows = Vec::with_capacity(handles.len());
+    for ticket in handles {
         rows.push(ticket.await?);
     }
     Ok(rows)
 }
 
-/// Makes scores of what the model gave, unless it is wanted raw.
+/// Applies the activation of the head, unless raw logits are requested.
 pub(crate) fn activate(head: &Head, raw: bool, row: &mut [f32]) {
     if let Head::Relevance { activation } | Head::Labels { activation, .. } = head
         && !raw

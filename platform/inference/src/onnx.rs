@@ -1,9 +1,9 @@
-//! What this crate is to the rest of Nerve: the models of built-in functions and of HTTP requests.
+//! The inference service: models for built-in functions and HTTP requests.
 
 use crate::{
     embed::EmbedStyle,
     library::LibraryError,
-    loaded::{Admission, Loaded},
+    loaded::{Admission, LoadedModel},
     models::Models,
     settings::Settings,
 };
@@ -19,39 +19,42 @@ use nerve_core::{
 use std::sync::Arc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Embeds and scores for whoever asks; models are shared by all of them.
-pub struct Onnx {
+/// Inference with ONNX Runtime, with models shared by all callers.
+pub struct OnnxInference {
     models: Arc<Models>,
 }
 
-impl Onnx {
-    /// Starts with no model loaded. After `stop` models are dropped as soon as nobody uses them; their threads, and
-    /// what is being loaded, are in `tasks`.
+impl OnnxInference {
+    /// Starts without models. After `stop`, models are dropped as soon as they are unused; `tasks` tracks their
+    /// threads and loading.
     pub fn start(settings: Settings, stop: CancellationToken, tasks: TaskTracker) -> Self {
         Self { models: Models::start(settings, stop, tasks) }
     }
 
-    /// Loads ONNX Runtime, and says which file it came from.
+    /// Loads ONNX Runtime and returns the path of its library.
+    ///
+    /// # Errors
+    /// If the library is missing, too old or unusable.
     pub fn library(&self) -> Result<std::path::PathBuf, LibraryError> {
         self.models.library().map(|library| library.file)
     }
 
-    /// The model in memory; it stays there as long as the result does.
+    /// Loads the model, or returns the loaded one. It stays in memory while it is in use.
     ///
     /// # Errors
-    /// Where its files are no model that can be loaded here.
-    pub async fn load(&self, model: &Model) -> Result<Arc<Loaded>, InferenceError> {
+    /// If its files are not a model that can be loaded on this machine.
+    pub async fn load(&self, model: &Model) -> Result<Arc<LoadedModel>, InferenceError> {
         self.models.get(model, false).await
     }
 
-    /// The model in memory, for a request of which nobody knows whether another one comes.
-    async fn hold(&self, model: &Model) -> Result<Arc<Loaded>, InferenceError> {
+    /// Loads the model for a request, and keeps it for some time after.
+    async fn load_and_keep(&self, model: &Model) -> Result<Arc<LoadedModel>, InferenceError> {
         self.models.get(model, true).await
     }
 }
 
 #[async_trait]
-impl Inference for Onnx {
+impl Inference for OnnxInference {
     async fn bundled(&self, name: &str) -> Option<Model> {
         self.models.bundled(name).await
     }
@@ -61,11 +64,11 @@ impl Inference for Onnx {
     }
 
     async fn embed(&self, model: &Model, request: EmbedRequest) -> Result<Vec<Embedding>, InferenceError> {
-        self.hold(model).await?.embed(request, &EmbedStyle::default(), Admission::Refuse).await
+        self.load_and_keep(model).await?.embed(request, &EmbedStyle::default(), Admission::Refuse).await
     }
 
     async fn rerank(&self, model: &Model, request: RerankRequest) -> Result<Vec<Relevance>, InferenceError> {
-        self.hold(model).await?.rerank(request, Admission::Refuse).await
+        self.load_and_keep(model).await?.rerank(request, Admission::Refuse).await
     }
 
     async fn classify(
@@ -74,7 +77,7 @@ impl Inference for Onnx {
         samples: Vec<Sample>,
         raw: bool,
     ) -> Result<Vec<Classification>, InferenceError> {
-        self.hold(model).await?.classify(samples, raw, Admission::Refuse).await
+        self.load_and_keep(model).await?.classify(samples, raw, Admission::Refuse).await
     }
 
     async fn generate(
@@ -82,6 +85,6 @@ impl Inference for Onnx {
         model: &Model,
         request: GenerateRequest,
     ) -> Result<BoxStream<'static, Result<Piece, InferenceError>>, InferenceError> {
-        self.hold(model).await?.generate(request).await
+        self.load_and_keep(model).await?.generate(request).await
     }
 }

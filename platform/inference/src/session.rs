@@ -1,8 +1,8 @@
-//! Sessions of ONNX Runtime: made for the settings, and fed by whoever holds one.
+//! Session configuration of a model.
 
 use crate::{
     library::Library,
-    settings::{Optimisation, Provider, Settings},
+    settings::{GraphOptimization, Provider, Settings},
 };
 use ort::{
     ep::ExecutionProviderDispatch,
@@ -14,63 +14,64 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Graphs larger than this, in bytes, are not kept in their optimised form: a graph in one file has a limit of 2 GiB.
-const LARGEST_KEPT: u64 = 1 << 30;
+/// Maximum size, in bytes, of a graph whose optimized form is cached; protobuf limits a file to 2 GiB.
+const MAX_CACHED_GRAPH_BYTES: u64 = 1 << 30;
 
-/// How the sessions of one model are made.
+/// Session configuration of one model.
 #[derive(Debug, Clone)]
-pub(crate) struct Recipe {
+pub(crate) struct SessionConfig {
     library: Library,
     graph: PathBuf,
     providers: Vec<Provider>,
-    /// None when the graph is optimised already.
-    optimisation: Option<Optimisation>,
+    /// `None` if the graph is already optimized.
+    optimization: Option<GraphOptimization>,
     threads: usize,
 }
 
-impl Recipe {
-    /// Prepares to make sessions of `graph`: its optimised form is made once and kept in `cache`, if one is given.
+impl SessionConfig {
+    /// Prepares sessions of `graph`; creates its optimized form in `cache` if one is given.
     pub(crate) fn prepare(
         library: Library,
         graph: PathBuf,
         settings: &Settings,
         cache: Option<&Path>,
     ) -> Result<Self, String> {
-        let plain = Self {
+        let uncached = Self {
             library,
             graph,
             providers: settings.providers.clone(),
-            optimisation: Some(settings.optimisation),
+            optimization: Some(settings.optimization),
             threads: 1,
         };
-        let size = plain.graph.metadata().map(|metadata| metadata.len()).unwrap_or_default();
-        let on_cpu = plain.providers.iter().all(|provider| *provider == Provider::Cpu);
-        // Graphs that other providers compiled cannot be written down.
-        let keepable = on_cpu && settings.optimisation != Optimisation::Off && size <= LARGEST_KEPT;
-        let Some(cache) = cache.filter(|_| keepable) else { return Ok(plain) };
-        let kept = cache.join(format!("optimised-{:016x}.onnx", plain.fingerprint()));
-        if !kept.is_file() && !plain.optimise(&kept)? {
-            return Ok(plain);
+        let size = uncached.graph.metadata().map(|metadata| metadata.len()).unwrap_or_default();
+        let on_cpu = uncached.providers.iter().all(|provider| *provider == Provider::Cpu);
+        // Graphs compiled by other providers cannot be saved.
+        let is_cacheable = on_cpu && settings.optimization != GraphOptimization::Off && size <= MAX_CACHED_GRAPH_BYTES;
+        let Some(cache) = cache.filter(|_| is_cacheable) else { return Ok(uncached) };
+        let cached_graph = cache.join(format!("optimised-{:016x}.onnx", uncached.fingerprint()));
+        if !cached_graph.is_file() && !uncached.save_optimized(&cached_graph)? {
+            return Ok(uncached);
         }
-        Ok(Self { graph: kept, optimisation: None, ..plain })
+        Ok(Self { graph: cached_graph, optimization: None, ..uncached })
     }
 
-    /// The same with this many threads a session.
+    /// The configuration with this many threads per session.
     pub(crate) fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// Writes the optimised graph; `false` when this one cannot be written in one file.
-    fn optimise(&self, kept: &Path) -> Result<bool, String> {
-        let temporary = kept.with_extension(format!("{}.{:?}", std::process::id(), std::thread::current().id()));
+    /// Saves the optimized graph. Returns `false` if it cannot be saved in one file.
+    fn save_optimized(&self, cached_graph: &Path) -> Result<bool, String> {
+        let temporary =
+            cached_graph.with_extension(format!("{}.{:?}", std::process::id(), std::thread::current().id()));
         let builder = self.builder()?.with_optimized_model_path(&temporary);
         let opened = builder.map_err(|error| error.to_string())?.commit_from_file(&self.graph);
         let written = match opened {
-            Ok(_) => std::fs::rename(&temporary, kept).is_ok(),
+            Ok(_) => std::fs::rename(&temporary, cached_graph).is_ok(),
             Err(error) => {
-                // Told apart from a graph that cannot be run by the session that is made without it.
-                tracing::debug!(%error, graph = %self.graph.display(), "its optimised form is not kept");
+                // The session created without the cache tells whether the graph itself is invalid.
+                tracing::debug!(%error, graph = %self.graph.display(), "the optimized graph cannot be cached");
                 false
             }
         };
@@ -78,22 +79,22 @@ impl Recipe {
         Ok(written)
     }
 
-    /// Whatever decides how an optimised graph comes out.
+    /// Hash of everything that affects an optimized graph.
     fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         (&self.library.file, self.library.file.metadata().map(|file| file.len()).ok()).hash(&mut hasher);
-        (format!("{:?}", self.optimisation), std::env::consts::ARCH).hash(&mut hasher);
+        (format!("{:?}", self.optimization), std::env::consts::ARCH).hash(&mut hasher);
         #[cfg(target_arch = "x86_64")]
         (std::is_x86_feature_detected!("avx2"), std::is_x86_feature_detected!("avx512f")).hash(&mut hasher);
         hasher.finish()
     }
 
     fn builder(&self) -> Result<ort::session::builder::SessionBuilder, String> {
-        let level = match self.optimisation {
-            None | Some(Optimisation::Off) => GraphOptimizationLevel::Disable,
-            Some(Optimisation::Basic) => GraphOptimizationLevel::Level1,
-            Some(Optimisation::Extended) => GraphOptimizationLevel::Level2,
-            Some(Optimisation::All) => GraphOptimizationLevel::All,
+        let level = match self.optimization {
+            None | Some(GraphOptimization::Off) => GraphOptimizationLevel::Disable,
+            Some(GraphOptimization::Basic) => GraphOptimizationLevel::Level1,
+            Some(GraphOptimization::Extended) => GraphOptimizationLevel::Level2,
+            Some(GraphOptimization::All) => GraphOptimizationLevel::All,
         };
         let providers: Result<Vec<_>, _> = self.providers.iter().filter_map(|provider| dispatch(*provider)).collect();
         let text = |error: ort::Error<_>| error.to_string();
@@ -105,21 +106,24 @@ impl Recipe {
             .map_err(text)?
             .with_intra_threads(self.threads)
             .map_err(text)?
-            // A thread that spins takes a core from the rest of the process, which waits for events on it.
+            // A spinning thread would take a core from the rest of the process.
             .with_intra_op_spinning(false)
             .map_err(text)?
             .with_execution_providers(providers?)
             .map_err(text)
     }
 
-    /// Makes a session.
+    /// Creates a session.
+    ///
+    /// # Errors
+    /// If ONNX Runtime rejects the graph or an option.
     pub(crate) fn open(&self) -> Result<Session, String> {
         let session = self.builder()?.commit_from_file(&self.graph);
         session.map_err(|error| format!("ONNX Runtime cannot load the model: {error}"))
     }
 }
 
-/// How ONNX Runtime is asked for a provider; none for the CPU, which is always there.
+/// Execution provider of ONNX Runtime; `None` for the CPU, which needs no registration.
 fn dispatch(provider: Provider) -> Option<Result<ExecutionProviderDispatch, String>> {
     #[allow(unused_variables)]
     let built = |provider: ExecutionProviderDispatch| Some(Ok::<_, String>(provider.error_on_failure()));

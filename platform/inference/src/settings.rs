@@ -1,37 +1,36 @@
-//! What an operator may set.
+//! Settings of inference.
 
-use crate::trials::Trials;
+use crate::prober::ModelProber;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, path::PathBuf, str::FromStr, time::Duration};
 
-/// How models are run on this machine.
+/// Settings of inference on this machine.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The shared library of ONNX Runtime, if one was found.
+    /// Path of ONNX Runtime's shared library, if one was found.
     pub library: Option<PathBuf>,
-    /// Where models' folders and optimised graphs are kept.
+    /// Folder for the models' files and optimized graphs.
     pub cache: PathBuf,
-    /// Models that come with this installation: folders by name.
+    /// Bundled models: folders by name.
     pub bundled: BTreeMap<String, PathBuf>,
-    /// Where the work is done, the first that can; the CPU does what none of them can.
+    /// Execution providers, in order of preference; the CPU runs what none of them supports.
     pub providers: Vec<Provider>,
-    /// Threads a model computes with; one a core when zero.
+    /// Number of threads per model; 0 for one per core.
     pub threads: usize,
-    /// How far a graph is optimised when it is loaded.
-    pub optimisation: Optimisation,
-    /// Texts that wait for one model or run in it; of answers, which take longer, at most 32.
+    /// Graph optimization level.
+    pub optimization: GraphOptimization,
+    /// Maximum number of queued and running texts per model; for generations, at most 32.
     pub queue: usize,
-    /// The most tokens of a conversation and its answer that a language model keeps in memory.
+    /// Maximum number of tokens of a conversation with its answer in memory.
     pub context: usize,
-    /// How long a model that no function runs is kept after the last request.
+    /// Time that a model without functions is kept after its last request.
     pub idle: Duration,
-    /// What tries models before they are loaded, all but those that come with this installation. Without it every model is
-    /// trusted.
-    pub trials: Option<Trials>,
+    /// Probes of models before they are loaded, except for bundled ones. `None` trusts every model.
+    pub prober: Option<ModelProber>,
 }
 
 impl Settings {
-    /// The threads a model computes with.
+    /// Number of threads per model.
     pub(crate) fn cores(&self) -> usize {
         match self.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -40,21 +39,21 @@ impl Settings {
     }
 }
 
-/// What computes.
+/// Execution provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
-    /// The processor.
+    /// CPU.
     Cpu,
-    /// NVIDIA's CUDA.
+    /// NVIDIA CUDA.
     Cuda,
-    /// NVIDIA's TensorRT.
+    /// NVIDIA TensorRT.
     TensorRt,
-    /// Apple's CoreML.
+    /// Apple CoreML.
     CoreMl,
-    /// Windows' DirectML.
+    /// Microsoft DirectML.
     DirectMl,
-    /// Intel's OpenVINO.
+    /// Intel OpenVINO.
     OpenVino,
 }
 
@@ -71,7 +70,7 @@ impl FromStr for Provider {
             "openvino" => Self::OpenVino,
             other => {
                 return Err(format!(
-                    "`{other}` is not an execution provider: it is one of cpu, cuda, tensorrt, coreml, directml, openvino"
+                    "`{other}` is not an execution provider: it must be one of cpu, cuda, tensorrt, coreml, directml, openvino"
                 ));
             }
         })
@@ -91,22 +90,22 @@ impl fmt::Display for Provider {
     }
 }
 
-/// How far a graph is optimised, by ONNX Runtime's levels.
+/// Graph optimization levels of ONNX Runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Optimisation {
-    /// Not at all.
+pub enum GraphOptimization {
+    /// No optimization.
     Off,
-    /// What changes no kernel: constants folded, what is not needed removed.
+    /// Constant folding and removal of redundant nodes.
     Basic,
-    /// Kernels fused too.
+    /// Also kernel fusion.
     Extended,
-    /// The layout of memory too, which fits one kind of processor.
+    /// Also memory layouts for the current processor.
     #[default]
     All,
 }
 
-impl FromStr for Optimisation {
+impl FromStr for GraphOptimization {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -116,7 +115,9 @@ impl FromStr for Optimisation {
             "extended" => Self::Extended,
             "all" => Self::All,
             other => {
-                return Err(format!("`{other}` is not an optimisation level: it is one of off, basic, extended, all"));
+                return Err(format!(
+                    "`{other}` is not an optimization level: it must be one of off, basic, extended, all"
+                ));
             }
         })
     }

@@ -1,23 +1,23 @@
-//! What a model is for.
+//! Tasks and descriptions of models.
 
 use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 
-/// What a model is for.
+/// Task of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Task {
-    /// Texts to dense vectors.
+    /// Text to dense vectors.
     Embed,
-    /// Texts to sparse vectors, one weight a token of the vocabulary (SPLADE).
+    /// Text to sparse vectors, one weight per token of the vocabulary (SPLADE).
     Sparse,
-    /// A query and a document to one relevance.
+    /// Query and document to relevance.
     Rerank,
-    /// Texts to labels.
+    /// Text to labels.
     Classify,
-    /// A conversation to what is said next.
+    /// Conversation to answer.
     Generate,
-    /// Numbers and strings to whatever the graph declares.
+    /// Numbers and strings to the graph's outputs.
     Tensor,
 }
 
@@ -26,14 +26,12 @@ impl FromStr for Task {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let all = [Self::Embed, Self::Sparse, Self::Rerank, Self::Classify, Self::Generate, Self::Tensor];
-        all.into_iter()
-            .find(|task| task.as_str() == text)
-            .ok_or_else(|| format!("`{text}` is not what a model can be for"))
+        all.into_iter().find(|task| task.as_str() == text).ok_or_else(|| format!("`{text}` is not a task of models"))
     }
 }
 
 impl Task {
-    /// The word for it, as `nerve models list` shows it.
+    /// Name of the task, as shown by `nerve models list`.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Embed => "embed",
@@ -46,21 +44,21 @@ impl Task {
     }
 }
 
-/// What a folder says of its model.
+/// Description of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
-    /// What it is for.
+    /// Task.
     pub task: Task,
-    /// Length of its vectors, or count of its labels, where the graph declares it.
+    /// Dimensions of its vectors, or number of its labels, if the graph declares it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<usize>,
-    /// The most tokens it reads of one text, or of a conversation with its answer.
+    /// Maximum number of tokens of a text, or of a conversation with its answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
-    /// What its graph takes, by name, where a manifest maps it.
+    /// Names of the graph's inputs, if a manifest may map them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<String>,
-    /// What its graph gives, by name, where a manifest maps it.
+    /// Names of the graph's outputs, if a manifest may map them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<String>,
 }

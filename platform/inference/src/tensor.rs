@@ -1,19 +1,19 @@
-//! A model that reads numbers and strings: scikit-learn and XGBoost exports, or whatever its graph declares.
+//! Tabular models, which read numbers and strings: exports of scikit-learn and XGBoost, and other graphs.
 
 mod graph;
 mod labels;
 mod read;
 mod write;
 
-pub(crate) use graph::Origins;
+pub(crate) use graph::OutputOrigins;
 pub(crate) use write::Feed;
 
 use crate::{
-    batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket, Turns},
-    files::FolderError,
-    session::Recipe,
+    batcher::{BatchLimits, Batcher, CallRounds, Engine, Job, JobError, JobHandle, StopSignal},
+    files::ModelError,
+    session::SessionConfig,
 };
-use labels::Labelling;
+use labels::Labeling;
 use nerve_core::inference::Label;
 use ort::{
     session::{RunOptions, Session},
@@ -23,34 +23,34 @@ use serde_json::{Map, Value};
 use std::sync::{Arc, OnceLock};
 use tokio_util::task::TaskTracker;
 
-/// What an input of a graph takes.
+/// An input of a graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Input {
     pub(crate) name: String,
     pub(crate) ty: TensorElementType,
-    /// One a dimension, negative where it varies.
+    /// Size of each dimension, negative if it varies.
     pub(crate) shape: Vec<i64>,
 }
 
-/// What a graph takes, and how what it gives is read.
+/// Inputs of a graph, and the interpretation of its outputs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Signature {
+pub(crate) struct TensorSignature {
     pub(crate) inputs: Vec<Input>,
-    labelling: Labelling,
+    labeling: Labeling,
 }
 
-/// What a model is made of.
+/// Parts of a tabular model.
 pub(crate) struct TensorParts<'p> {
     pub(crate) name: &'p str,
-    pub(crate) recipe: Recipe,
-    pub(crate) origins: Origins,
+    pub(crate) session_config: SessionConfig,
+    pub(crate) output_origins: OutputOrigins,
     pub(crate) sessions: usize,
     pub(crate) queue: usize,
 }
 
-/// A loaded model.
+/// A loaded tabular model.
 pub(crate) struct TensorModel {
-    pub(crate) signature: Arc<Signature>,
+    pub(crate) signature: Arc<TensorSignature>,
     batcher: Batcher<Feed, Map<String, Value>>,
 }
 
@@ -66,65 +66,68 @@ impl Job for Feed {
 
 impl TensorModel {
     /// Loads the sessions.
-    pub(crate) fn load(parts: TensorParts<'_>, tasks: &TaskTracker) -> Result<Self, FolderError> {
-        let TensorParts { name, recipe, origins, sessions, queue } = parts;
+    pub(crate) fn load(parts: TensorParts<'_>, tasks: &TaskTracker) -> Result<Self, ModelError> {
+        let TensorParts { name, session_config, output_origins, sessions, queue } = parts;
         let signature = Arc::new(OnceLock::new());
         let known = signature.clone();
         let make = move || {
-            let mut session = recipe.open()?;
-            let signature = Arc::new(Signature::of(&session, &origins)?);
+            let mut session = session_config.open()?;
+            let signature = Arc::new(TensorSignature::of(&session, &output_origins)?);
             known.get_or_init(|| signature.clone());
             let engine: Engine<Feed, Map<String, Value>> =
                 Box::new(move |feeds, stop| run(&mut session, &signature, feeds, stop));
             Ok(engine)
         };
-        let plan = Plan { jobs: 64, tokens: 64, padding: 0, queue };
-        let batcher = Batcher::start(name, sessions, plan, tasks, Arc::new(make)).map_err(FolderError)?;
-        let signature = signature.get().cloned().ok_or_else(|| FolderError("the model has no session".to_owned()))?;
+        let plan = BatchLimits { jobs: 64, tokens: 64, padding: 0, queue };
+        let batcher = Batcher::start(name, sessions, plan, tasks, Arc::new(make)).map_err(ModelError)?;
+        let signature = signature.get().cloned().ok_or_else(|| ModelError("the model has no session".to_owned()))?;
         Ok(Self { signature, batcher })
     }
 
-    /// Queues a job once there is room for it.
-    pub(crate) async fn submit(&self, feed: Feed, turns: &mut Turns) -> Ticket<Map<String, Value>> {
-        self.batcher.submit(feed, turns).await
+    /// Waits for queue capacity, then queues a job.
+    pub(crate) async fn submit(&self, feed: Feed, rounds: &mut CallRounds) -> JobHandle<Map<String, Value>> {
+        self.batcher.submit(feed, rounds).await
     }
 
-    /// The labels in what the model gave for one sample, the chosen one first.
+    /// Labels of one sample's outputs, the predicted one first.
     pub(crate) fn labels(&self, row: &Map<String, Value>) -> Vec<Label> {
-        self.signature.labelling.labels(row)
+        self.signature.labeling.labels(row)
     }
 
-    /// Whether there is room for a job just now.
-    pub(crate) fn has_room(&self) -> Result<(), JobError> {
-        self.batcher.has_room()
+    /// Whether the queue has capacity for one more job.
+    ///
+    /// # Errors
+    /// [`JobError::Busy`] if it has none.
+    pub(crate) fn check_capacity(&self) -> Result<(), JobError> {
+        self.batcher.check_capacity()
     }
 }
 
-impl Signature {
-    fn of(session: &Session, origins: &Origins) -> Result<Self, String> {
+impl TensorSignature {
+    fn of(session: &Session, output_origins: &OutputOrigins) -> Result<Self, String> {
         let mut inputs = Vec::new();
         for input in session.inputs() {
             let ValueType::Tensor { ty, shape, .. } = input.dtype() else {
-                return Err(format!("its input `{}` is no tensor", input.name()));
+                return Err(format!("its input `{}` is not a tensor", input.name()));
             };
             inputs.push(Input { name: input.name().to_owned(), ty: *ty, shape: shape.iter().copied().collect() });
         }
         let outputs = session.outputs().iter().map(|output| (output.name(), output.dtype()));
-        Ok(Self { inputs, labelling: Labelling::of(outputs, origins) })
+        Ok(Self { inputs, labeling: Labeling::of(outputs, output_origins) })
     }
 
-    /// Whether rows of several jobs can be put one below the other.
+    /// Whether rows of several jobs can be stacked.
     fn stacks(&self) -> bool {
         self.inputs.iter().all(|input| input.shape.first().is_some_and(|rows| *rows < 0))
     }
 }
 
-/// Runs one batch: what every output says of each row.
+/// Runs one batch. Returns the outputs of each row by name.
 fn run(
     session: &mut Session,
-    signature: &Signature,
+    signature: &TensorSignature,
     feeds: &[Feed],
-    stop: &Stop,
+    stop: &StopSignal,
 ) -> Result<Vec<Map<String, Value>>, String> {
     if feeds.len() > 1 && !signature.stacks() {
         return feeds
@@ -134,8 +137,8 @@ fn run(
     }
     let inputs = write::stack(signature, feeds)?;
     let options = Arc::new(RunOptions::new().map_err(|error| error.to_string())?);
-    let asked = options.clone();
-    stop.on_ask(move || drop(asked.terminate()));
+    let signaled_options = options.clone();
+    stop.on_stop(move || drop(signaled_options.terminate()));
     let outputs = session.run_with_options(inputs, &*options).map_err(|error| format!("the model failed: {error}"))?;
     let mut rows = vec![Map::new(); feeds.len()];
     for (name, value) in outputs.iter() {

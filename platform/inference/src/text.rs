@@ -1,12 +1,12 @@
-//! A model that reads text: tokens in, one row of numbers a text out.
+//! Text models: one row of numbers per tokenized text.
 
 use crate::{
-    batcher::{Batcher, Engine, Job, JobError, Plan, Stop, Ticket, Turns},
-    files::FolderError,
+    batcher::{BatchLimits, Batcher, CallRounds, Engine, Job, JobError, JobHandle, StopSignal},
+    files::ModelError,
     head::{Head, Pooling},
-    layout::TextLayout,
-    session::Recipe,
-    tokens::{TokenizerFile, Tokens},
+    session::SessionConfig,
+    spec::TextSpec,
+    tokens::{ModelTokenizer, Tokens},
 };
 use half::f16;
 use ort::{
@@ -16,22 +16,22 @@ use ort::{
 use std::{borrow::Cow, path::Path, sync::Arc};
 use tokio_util::task::TaskTracker;
 
-/// Batches as they were fastest, or as fast as any, for short texts and for mixed ones on two cores: what is larger
-/// than a core's cache is slower, however few batches it saves.
-const PLAN: Plan = Plan { jobs: 16, tokens: 1024, padding: 10, queue: 0 };
+/// Batch limits with the highest measured throughput for short and mixed texts on two cores; larger batches exceed a
+/// core's cache and are slower.
+const BATCH_LIMITS: BatchLimits = BatchLimits { jobs: 16, tokens: 1024, padding: 10, queue: 0 };
 
 /// A loaded text model.
 pub(crate) struct TextModel {
-    pub(crate) layout: Arc<TextLayout>,
-    pub(crate) tokenizer: Arc<TokenizerFile>,
+    pub(crate) spec: Arc<TextSpec>,
+    pub(crate) tokenizer: Arc<ModelTokenizer>,
     batcher: Batcher<TextJob, Vec<f32>>,
 }
 
-/// One text, or a pair, on its way through a model.
+/// A tokenized text or pair of texts.
 #[derive(Debug)]
 pub(crate) struct TextJob {
     pub(crate) tokens: Tokens,
-    /// Pools otherwise than the model's folder says.
+    /// Pooling, instead of the model's own.
     pub(crate) pooling: Option<Pooling>,
 }
 
@@ -45,87 +45,88 @@ impl Job for TextJob {
     }
 }
 
-/// What a text model is made of.
+/// Parts of a text model.
 pub(crate) struct TextParts<'p> {
     pub(crate) name: &'p str,
     pub(crate) root: &'p Path,
-    pub(crate) layout: TextLayout,
-    pub(crate) recipe: Recipe,
-    /// Sessions, each with a thread.
+    pub(crate) spec: TextSpec,
+    pub(crate) session_config: SessionConfig,
+    /// Number of sessions, each with a thread.
     pub(crate) sessions: usize,
     pub(crate) queue: usize,
 }
 
 impl TextModel {
     /// Loads the tokenizer and the sessions.
-    pub(crate) fn load(parts: TextParts<'_>, tasks: &TaskTracker) -> Result<Self, FolderError> {
-        let TextParts { name, root, layout, recipe, sessions, queue } = parts;
-        let layout = Arc::new(layout);
-        let shared = layout.clone();
+    pub(crate) fn load(parts: TextParts<'_>, tasks: &TaskTracker) -> Result<Self, ModelError> {
+        let TextParts { name, root, spec, session_config, sessions, queue } = parts;
+        let spec = Arc::new(spec);
+        let shared = spec.clone();
         let make = move || {
-            let mut session = recipe.open()?;
-            let layout = shared.clone();
-            let engine: Engine<TextJob, Vec<f32>> = Box::new(move |jobs, stop| run(&mut session, &layout, jobs, stop));
+            let mut session = session_config.open()?;
+            let spec = shared.clone();
+            let engine: Engine<TextJob, Vec<f32>> = Box::new(move |jobs, stop| run(&mut session, &spec, jobs, stop));
             Ok(engine)
         };
-        let plan = Plan { queue, ..PLAN };
-        let batcher = Batcher::start(name, sessions, plan, tasks, Arc::new(make)).map_err(FolderError)?;
-        Self::around(batcher, root, layout)
+        let plan = BatchLimits { queue, ..BATCH_LIMITS };
+        let batcher = Batcher::start(name, sessions, plan, tasks, Arc::new(make)).map_err(ModelError)?;
+        Self::with_batcher(batcher, root, spec)
     }
 
-    fn around(batcher: Batcher<TextJob, Vec<f32>>, root: &Path, layout: Arc<TextLayout>) -> Result<Self, FolderError> {
-        let tokenizer = Arc::new(TokenizerFile::read(root, &layout)?);
-        Ok(Self { layout, tokenizer, batcher })
+    fn with_batcher(batcher: Batcher<TextJob, Vec<f32>>, root: &Path, spec: Arc<TextSpec>) -> Result<Self, ModelError> {
+        let tokenizer = Arc::new(ModelTokenizer::read(root, &spec)?);
+        Ok(Self { spec, tokenizer, batcher })
     }
 
-    /// A model whose every batch `engine` runs.
+    /// A model whose batches run on engines from `make`.
     #[cfg(test)]
     pub(crate) fn with_engine(
         root: &Path,
-        layout: TextLayout,
-        make: Arc<crate::engine::MakeEngine<crate::batcher::Engine<TextJob, Vec<f32>>>>,
-    ) -> Result<Self, FolderError> {
-        let plan = Plan { queue: 64, ..PLAN };
-        let batcher = Batcher::start("test", 1, plan, &TaskTracker::new(), make).map_err(FolderError)?;
-        Self::around(batcher, root, Arc::new(layout))
+        spec: TextSpec,
+        make: Arc<crate::engine::EngineFactory<crate::batcher::Engine<TextJob, Vec<f32>>>>,
+    ) -> Result<Self, ModelError> {
+        let plan = BatchLimits { queue: 64, ..BATCH_LIMITS };
+        let batcher = Batcher::start("test", 1, plan, &TaskTracker::new(), make).map_err(ModelError)?;
+        Self::with_batcher(batcher, root, Arc::new(spec))
     }
 
-    /// Queues a job once there is room for it.
-    pub(crate) async fn submit(&self, job: TextJob, turns: &mut Turns) -> Ticket<Vec<f32>> {
-        self.batcher.submit(job, turns).await
+    /// Waits for queue capacity, then queues a job.
+    pub(crate) async fn submit(&self, job: TextJob, rounds: &mut CallRounds) -> JobHandle<Vec<f32>> {
+        self.batcher.submit(job, rounds).await
     }
 
-    /// Whether there is room for a job just now.
-    pub(crate) fn has_room(&self) -> Result<(), JobError> {
-        self.batcher.has_room()
+    /// Whether the queue has capacity for one more job.
+    ///
+    /// # Errors
+    /// [`JobError::Busy`] if it has none.
+    pub(crate) fn check_capacity(&self) -> Result<(), JobError> {
+        self.batcher.check_capacity()
     }
 }
 
-/// Runs one batch through a session: one row a job.
-fn run(session: &mut Session, layout: &TextLayout, jobs: &[TextJob], stop: &Stop) -> Result<Vec<Vec<f32>>, String> {
+/// Runs one batch through a session. Returns one row per job.
+fn run(session: &mut Session, spec: &TextSpec, jobs: &[TextJob], stop: &StopSignal) -> Result<Vec<Vec<f32>>, String> {
     let longest = jobs.iter().map(Job::length).max().unwrap_or_default();
-    let inputs = feed(session, layout, jobs, longest).map_err(|error| error.to_string())?;
+    let inputs = build_inputs(session, spec, jobs, longest).map_err(|error| error.to_string())?;
     let options = Arc::new(RunOptions::new().map_err(|error| error.to_string())?);
-    let asked = options.clone();
-    stop.on_ask(move || drop(asked.terminate()));
+    let signaled_options = options.clone();
+    stop.on_stop(move || drop(signaled_options.terminate()));
     let outputs = session.run_with_options(inputs, &*options).map_err(|error| format!("the model failed: {error}"))?;
-    let output = outputs.get(&layout.output).ok_or_else(|| format!("the model gave no output `{}`", layout.output))?;
+    let output = outputs.get(&spec.output).ok_or_else(|| format!("the model returned no output `{}`", spec.output))?;
     let (shape, numbers) = read(output)?;
-    match (&shape[..], &layout.head) {
+    match (&shape[..], &spec.head) {
         (&[rows, width], _) if rows == jobs.len() => Ok(numbers.chunks(width.max(1)).map(<[f32]>::to_vec).collect()),
         (&[rows, length, width], head) if rows == jobs.len() && length == longest => {
             let texts = numbers.chunks((length * width).max(1)).zip(jobs);
             texts.map(|(numbers, job)| pool(numbers, width, head, job)).collect()
         }
-        (shape, _) => {
-            Err(format!("the output `{}` has the shape {shape:?}, which is not one row a text", layout.output))
-        }
+        (shape, _) => Err(format!("the output `{}` has the shape {shape:?}, not one row per text", spec.output)),
     }
 }
 
-fn feed<'s>(
+fn build_inputs<'s>(
     session: &Session,
-    layout: &TextLayout,
+    spec: &TextSpec,
     jobs: &[TextJob],
     longest: usize,
 ) -> Result<Vec<(Cow<'s, str>, SessionInputValue<'s>)>, ort::Error> {
@@ -140,7 +141,7 @@ fn feed<'s>(
     let mut inputs = Vec::with_capacity(session.inputs().len());
     for input in session.inputs() {
         let flat = match input.name() {
-            "input_ids" => padded(&|tokens| tokens.ids.clone(), layout.pad_id),
+            "input_ids" => padded(&|tokens| tokens.ids.clone(), spec.pad_id),
             "token_type_ids" => padded(&|tokens| tokens.types.clone(), 0),
             "position_ids" => padded(&|tokens| (0..).take(tokens.len()).collect(), 0),
             _ => padded(&|tokens| vec![1; tokens.len()], 0),
@@ -148,7 +149,7 @@ fn feed<'s>(
         let shape = [jobs.len(), longest];
         let value: SessionInputValue<'s> = match input.dtype().tensor_type() {
             Some(TensorElementType::Int32) => {
-                // Ids, types, positions and masks are all far below 2³¹.
+                // Ids, types, positions and masks are far below 2³¹.
                 #[expect(clippy::cast_possible_truncation)]
                 let narrow: Vec<i32> = flat.into_iter().map(|number| number as i32).collect();
                 Tensor::from_array((shape, narrow))?.into()
@@ -160,7 +161,7 @@ fn feed<'s>(
     Ok(inputs)
 }
 
-/// A tensor's shape and numbers, as 32-bit floats whatever they were.
+/// Shape and numbers of a tensor, as 32-bit floats.
 fn read(output: &DynValue) -> Result<(Vec<usize>, Cow<'_, [f32]>), String> {
     let (shape, numbers) = match output.dtype().tensor_type() {
         Some(TensorElementType::Float32) => {
@@ -171,12 +172,12 @@ fn read(output: &DynValue) -> Result<(Vec<usize>, Cow<'_, [f32]>), String> {
             let (shape, numbers) = output.try_extract_tensor::<f16>().map_err(|error| error.to_string())?;
             (shape, numbers.iter().map(|number| number.to_f32()).collect())
         }
-        other => return Err(format!("its output is {other:?}, not floats")),
+        other => return Err(format!("output type {other:?} is not supported: it must be floats")),
     };
     Ok((shape.iter().map(|&size| usize::try_from(size).unwrap_or_default()).collect(), numbers))
 }
 
-/// One row out of one text's tokens, without those that only fill it up.
+/// Pools one text's tokens into a row, without padding.
 fn pool(numbers: &[f32], width: usize, head: &Head, job: &TextJob) -> Result<Vec<f32>, String> {
     let tokens = numbers.get(..job.length() * width).unwrap_or(numbers);
     match head {
@@ -188,7 +189,9 @@ fn pool(numbers: &[f32], width: usize, head: &Head, job: &TextJob) -> Result<Vec
             }
             Ok(row)
         }
-        Head::Sparse { pooling, twice } => Ok(pooling.pool(tokens, width, *twice)),
-        Head::Relevance { .. } | Head::Labels { .. } => Err("the model gives one row a token, not a text".to_owned()),
+        Head::Sparse { pooling, double_log } => Ok(pooling.pool(tokens, width, *double_log)),
+        Head::Relevance { .. } | Head::Labels { .. } => {
+            Err("the model returns one row per token, not per text".to_owned())
+        }
     }
 }

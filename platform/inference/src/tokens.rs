@@ -1,79 +1,85 @@
-//! Texts to token ids, cut at the model's limit.
+//! Tokenization with truncation at the model's limit.
 
-use crate::{files::FolderError, layout::TextLayout};
+use crate::{files::ModelError, spec::TextSpec};
 use std::{borrow::Cow, fmt::Display, path::Path};
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationParams, TruncationStrategy, truncate_encodings};
 
-/// Bytes of a long text that are looked at first, a token that the model reads.
-const BYTES_A_TOKEN: usize = 16;
-/// Tokens past the limit that a cut text must have, so that the cut cannot have changed those within.
-const MARGIN: usize = 64;
-/// The most of a text that is tokenised, in bytes: what has not the tokens of a whole window by then is cut there.
-const LARGEST: usize = 1 << 20;
-/// Texts longer than this, in bytes, are not tokenised on an async thread.
-pub(crate) const LONG: usize = 16 << 10;
+/// Bytes of a long text that are tokenized first, per token of the limit.
+const BYTES_PER_TOKEN: usize = 16;
+/// Number of tokens beyond the limit that a shortened text must have, so that shortening cannot affect tokens within
+/// it.
+const TRUNCATION_MARGIN_TOKENS: usize = 64;
+/// Maximum number of bytes of a text that are tokenized; the rest is truncated.
+const MAX_TEXT_BYTES: usize = 1 << 20;
+/// Minimum size, in bytes, of texts that are not tokenized on an async thread.
+pub(crate) const MIN_BLOCKING_TEXT_BYTES: usize = 16 << 10;
 
-/// One text, or a pair of them, as a model reads it.
+/// Tokens of a text or of a pair of texts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Tokens {
     pub(crate) ids: Vec<i64>,
-    /// Which of a pair a token belongs to.
+    /// Index of the text in a pair, per token.
     pub(crate) types: Vec<i64>,
-    /// Whether something was cut off.
+    /// Whether the text was truncated.
     pub(crate) truncated: bool,
 }
 
-/// A model's tokenizer.
-pub(crate) struct TokenizerFile {
+/// Tokenizer of a model.
+pub(crate) struct ModelTokenizer {
     tokenizer: Tokenizer,
     max_tokens: usize,
     lower_case: bool,
 }
 
-impl TokenizerFile {
-    pub(crate) fn read(root: &Path, layout: &TextLayout) -> Result<Self, FolderError> {
+impl ModelTokenizer {
+    pub(crate) fn read(root: &Path, spec: &TextSpec) -> Result<Self, ModelError> {
         let file = root.join("tokenizer.json");
-        let wrong = |error: tokenizers::Error| FolderError(format!("{} cannot be used: {error}", file.display()));
-        let mut tokenizer = Tokenizer::from_file(&file).map_err(wrong)?;
-        // With a limit of its own it stops in each text of a pair as if there were no other (0.23.2), and so cuts the
-        // wrong one.
-        tokenizer.with_truncation(None).map_err(wrong)?;
+        let unusable = |error: tokenizers::Error| ModelError(format!("{} cannot be used: {error}", file.display()));
+        let mut tokenizer = Tokenizer::from_file(&file).map_err(unusable)?;
+        // Its own truncation (0.23.2) limits each text of a pair separately, and so truncates the wrong one.
+        tokenizer.with_truncation(None).map_err(unusable)?;
         tokenizer.with_padding(None);
-        Ok(Self { tokenizer, max_tokens: layout.max_tokens, lower_case: layout.lower_case })
+        Ok(Self { tokenizer, max_tokens: spec.max_tokens, lower_case: spec.lower_case })
     }
 
-    /// The tokens of a text, cut at the limit.
+    /// Tokens of a text, truncated at the limit.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenized.
     pub(crate) fn text(&self, text: &str) -> Result<Tokens, String> {
         let (encoding, whole) = self.encode(text)?;
         self.finish(encoding, None, whole)
     }
 
-    /// The tokens of a pair; of the two the longer is cut first.
+    /// Tokens of a pair of texts; the longer one is truncated first.
+    ///
+    /// # Errors
+    /// If a text cannot be tokenized.
     pub(crate) fn pair(&self, first: &str, second: &str) -> Result<Tokens, String> {
         let ((first, one), (second, two)) = (self.encode(first)?, self.encode(second)?);
         self.finish(first, Some(second), one && two)
     }
 
-    /// A text's tokens without special ones, and whether they are all: else as many as the cut needs to fall where
-    /// it would.
+    /// Tokens of a text without special ones, and whether they are complete; otherwise at least as many as truncation
+    /// requires.
     ///
-    /// Of a text far longer than the model reads only a part is tokenised: pieces that end at white space, longer and
-    /// longer until one has more tokens than are read, or the text is over.
+    /// Of a text far longer than the limit only a part is tokenized: growing prefixes that end at whitespace, until
+    /// one has more tokens than the limit or the text is complete.
     fn encode(&self, text: &str) -> Result<(Encoding, bool), String> {
         let text: Cow<'_, str> = if self.lower_case { text.to_lowercase().into() } else { text.into() };
-        let mut budget = self.max_tokens.saturating_mul(BYTES_A_TOKEN).min(LARGEST);
+        let mut budget = self.max_tokens.saturating_mul(BYTES_PER_TOKEN).min(MAX_TEXT_BYTES);
         loop {
-            let piece = leading(&text, budget);
-            let encoding = self.tokenizer.encode(piece, false).map_err(untokenised)?;
+            let piece = leading_part(&text, budget);
+            let encoding = self.tokenizer.encode(piece, false).map_err(tokenization_error)?;
             let whole = piece.len() == text.len();
-            if whole || encoding.len() > self.max_tokens + MARGIN || budget >= LARGEST {
+            if whole || encoding.len() > self.max_tokens + TRUNCATION_MARGIN_TOKENS || budget >= MAX_TEXT_BYTES {
                 return Ok((encoding, whole));
             }
-            budget = budget.saturating_mul(4).min(LARGEST);
+            budget = budget.saturating_mul(4).min(MAX_TEXT_BYTES);
         }
     }
 
-    /// Cuts at the limit and puts special tokens around.
+    /// Truncates at the limit and adds special tokens.
     fn finish(&self, first: Encoding, second: Option<Encoding>, whole: bool) -> Result<Tokens, String> {
         let special = self.tokenizer.get_post_processor();
         let special = special.map_or(0, |processor| processor.added_tokens(second.is_some()));
@@ -83,14 +89,14 @@ impl TokenizerFile {
             ..TruncationParams::default()
         };
         let tokens = first.len() + second.as_ref().map_or(0, Encoding::len);
-        let (first, second) = truncate_encodings(first, second, &cut).map_err(untokenised)?;
-        let encoding = self.tokenizer.post_process(first, second, true).map_err(untokenised)?;
+        let (first, second) = truncate_encodings(first, second, &cut).map_err(tokenization_error)?;
+        let encoding = self.tokenizer.post_process(first, second, true).map_err(tokenization_error)?;
         Ok(Tokens::of(&encoding, !whole || tokens > cut.max_length))
     }
 }
 
-fn untokenised(error: impl Display) -> String {
-    format!("the text cannot be tokenised: {error}")
+fn tokenization_error(error: impl Display) -> String {
+    format!("the text cannot be tokenized: {error}")
 }
 
 impl Tokens {
@@ -107,8 +113,8 @@ impl Tokens {
     }
 }
 
-/// The whole of a text that is no longer than `budget` bytes, else what comes before its last white space within.
-fn leading(text: &str, budget: usize) -> &str {
+/// The text if it has at most `budget` bytes, else its prefix before the last whitespace within.
+fn leading_part(text: &str, budget: usize) -> &str {
     if text.len() <= budget {
         return text;
     }
@@ -121,11 +127,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_long_text_is_cut_at_white_space() {
-        assert_eq!(leading("one two three", 100), "one two three");
-        assert_eq!(leading("one two three", 9), "one two");
-        assert_eq!(leading("onetwothree", 6), "onetwo");
-        assert_eq!(leading("ééé", 3), "é");
-        assert_eq!(leading(" ééé", 4), " é");
+    fn long_text_is_truncated_at_whitespace() {
+        assert_eq!(leading_part("one two three", 100), "one two three");
+        assert_eq!(leading_part("one two three", 9), "one two");
+        assert_eq!(leading_part("onetwothree", 6), "onetwo");
+        assert_eq!(leading_part("ééé", 3), "é");
+        assert_eq!(leading_part(" ééé", 4), " é");
     }
 }

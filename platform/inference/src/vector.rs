@@ -1,30 +1,33 @@
-//! From a model's vector to the one that was asked for: fewer dimensions, length one, smaller numbers.
+//! Post-processing of vectors: truncation, normalization and precision.
 
 use half::f16;
 use nerve_core::inference::{Precision, Vector};
 
-/// Scales a vector to length one; one of length zero stays as it is.
-pub(crate) fn normalise(vector: &mut [f32]) {
+/// Scales a vector to unit length, except a zero vector.
+pub(crate) fn normalize(vector: &mut [f32]) {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     if length > 0.0 {
         vector.iter_mut().for_each(|x| *x /= length);
     }
 }
 
-/// Keeps the leading dimensions of a vector that was trained for it (Matryoshka), at length one if it was so before.
-pub(crate) fn shorten(vector: &mut Vec<f32>, dimensions: Option<usize>, normalised: bool) -> Result<(), String> {
+/// Truncates a vector to its first dimensions (Matryoshka), and normalizes it again if it was normalized.
+///
+/// # Errors
+/// If `dimensions` is out of range.
+pub(crate) fn shorten(vector: &mut Vec<f32>, dimensions: Option<usize>, is_normalized: bool) -> Result<(), String> {
     let Some(dimensions) = dimensions else { return Ok(()) };
     if dimensions == 0 || dimensions > vector.len() {
-        return Err(format!("dimensions must be from 1 to {}, the length of this model's vectors", vector.len()));
+        return Err(format!("dimensions must be from 1 to {}, the dimensions of this model's vectors", vector.len()));
     }
     vector.truncate(dimensions);
-    if normalised {
-        normalise(vector);
+    if is_normalized {
+        normalize(vector);
     }
     Ok(())
 }
 
-/// Writes a vector's numbers in another precision.
+/// Converts a vector to another precision.
 pub(crate) fn convert(vector: Vec<f32>, precision: Precision) -> Vector {
     match precision {
         Precision::F32 => Vector::F32(vector),
@@ -36,12 +39,12 @@ pub(crate) fn convert(vector: Vec<f32>, precision: Precision) -> Vector {
     }
 }
 
-/// Adds or takes away 128, which is the same modulo 256.
+/// Adds or subtracts 128, which is the same modulo 256.
 fn shift(byte: i8) -> u8 {
     byte.cast_unsigned() ^ 0x80
 }
 
-/// Each number's share of the vector's largest, times 127: all of a byte's range is used, and a cosine is the same.
+/// Each number relative to the largest, times 127: uses the full range of a byte and preserves cosine similarity.
 fn to_bytes(vector: &[f32]) -> impl Iterator<Item = i8> {
     let largest = vector.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
     let scale = if largest > 0.0 { 127.0 / largest } else { 0.0 };
@@ -50,13 +53,13 @@ fn to_bytes(vector: &[f32]) -> impl Iterator<Item = i8> {
     vector.iter().map(move |x| (x * scale).round() as i8)
 }
 
-/// One bit a dimension, set where it is positive, the first the highest, the last byte filled with zeros.
+/// One bit per dimension, set if positive, most significant bit first, padded with zeros.
 fn to_bits(vector: &[f32]) -> impl Iterator<Item = u8> {
     let byte = |eight: &[f32]| (0..8).fold(0, |byte, i| byte << 1 | u8::from(eight.get(i).is_some_and(|x| *x > 0.0)));
     vector.chunks(8).map(byte)
 }
 
-/// The dimensions of a sparse vector that are not zero, ascending, at most the `keep` heaviest.
+/// Nonzero dimensions of a sparse vector, ascending; at most the `keep` largest.
 pub(crate) fn sparse(weights: &[f32], keep: Option<usize>) -> Vector {
     let positions = weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0);
     let mut found: Vec<(u32, f32)> =
@@ -75,19 +78,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_shortened_vector_has_length_one_again() {
+    fn truncated_vector_is_normalized_again() {
         let mut vector = vec![0.6, 0.0, 0.8];
         shorten(&mut vector, Some(2), true).unwrap();
         assert_eq!(vector, [1.0, 0.0]);
         assert!(shorten(&mut vector, Some(3), true).unwrap_err().contains("from 1 to 2"));
         assert!(shorten(&mut vector, Some(0), true).is_err());
         let mut zero = vec![0.0, 0.0];
-        normalise(&mut zero);
+        normalize(&mut zero);
         assert_eq!(zero, [0.0, 0.0]);
     }
 
     #[test]
-    fn every_precision() {
+    fn vector_is_converted_to_each_precision() {
         let vector = vec![0.5, -0.25, 0.0, 0.1, 0.1, -0.1, 0.1, -0.5, 0.3];
         let whole = |precision| convert(vector.clone(), precision);
         assert_eq!(whole(Precision::Int8), Vector::I8(vec![127, -64, 0, 25, 25, -25, 25, -127, 76]));
@@ -99,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sparse_vector_keeps_its_heaviest() {
+    fn sparse_vector_keeps_its_largest_weights() {
         let weights = [0.0, 0.5, 0.0, 2.0, 1.0];
         assert_eq!(sparse(&weights, None), Vector::Sparse { indices: vec![1, 3, 4], values: vec![0.5, 2.0, 1.0] });
         assert_eq!(sparse(&weights, Some(2)), Vector::Sparse { indices: vec![3, 4], values: vec![2.0, 1.0] });

@@ -1,4 +1,4 @@
-//! `onnx/embed` and `onnx/score` as a worker has them.
+//! `onnx/embed` and `onnx/score`, loaded as by a worker.
 
 use crate::{Rig, cosine, expected};
 use async_trait::async_trait;
@@ -12,10 +12,10 @@ use nerve_onnx::OnnxHost;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
 
-struct Nowhere;
+struct NoEmitter;
 
 #[async_trait]
-impl Emitter for Nowhere {
+impl Emitter for NoEmitter {
     async fn emit(&self, _: usize, _: Emission) -> Result<(), FunctionError> {
         unreachable!("built-in functions publish at their end")
     }
@@ -47,7 +47,7 @@ fn event(data: &Value) -> Event {
 
 async fn invoke(function: &Arc<dyn Function>, events: Vec<Event>) -> Vec<Result<Value, FunctionError>> {
     let outcomes =
-        function.invoke(events, Context { emitter: Arc::new(Nowhere), views: None, quotas: Arc::default() }).await;
+        function.invoke(events, Context { emitter: Arc::new(NoEmitter), views: None, quotas: Arc::default() }).await;
     let data = |mut emissions: Vec<Emission>| {
         let emission = emissions.pop().unwrap();
         assert_eq!(emission.ty.as_str(), "made");
@@ -57,11 +57,11 @@ async fn invoke(function: &Arc<dyn Function>, events: Vec<Event>) -> Vec<Result<
     outcomes.into_iter().map(|outcome| outcome.map(data)).collect()
 }
 
-async fn made(function: &Arc<dyn Function>, data: Value) -> Value {
+async fn result(function: &Arc<dyn Function>, data: Value) -> Value {
     invoke(function, vec![event(&data)]).await.remove(0).unwrap_or_else(|error| panic!("{data}: {error:?}"))
 }
 
-async fn refused(function: &Arc<dyn Function>, data: Value) -> String {
+async fn rejection(function: &Arc<dyn Function>, data: Value) -> String {
     let error = invoke(function, vec![event(&data)]).await.remove(0).unwrap_err();
     assert_eq!(error.fault, Fault::Invalid, "{error:?}");
     error.message
@@ -72,15 +72,15 @@ fn numbers(value: &Value) -> Vec<f32> {
 }
 
 #[tokio::test]
-async fn embed_publishes_one_vector_a_text() {
+async fn embed_publishes_one_vector_per_text() {
     let rig = Rig::start();
     let embed = load(&rig, "all-MiniLM-L6-v2", "use = \"onnx/embed\"\nwith = { carry = [\"id\"] }").await.unwrap();
-    let one = made(&embed, json!({"id": 7, "text": "a late invoice", "other": true})).await;
+    let one = result(&embed, json!({"id": 7, "text": "a late invoice", "other": true})).await;
     assert_eq!((&one["model"], &one["dimensions"], &one["id"]), (&json!("all-MiniLM-L6-v2"), &json!(384), &json!(7)));
     assert_eq!((&one["tokens"], &one["truncated"]), (&json!(7), &json!(false)));
     assert!(one.get("other").is_none() && numbers(&one["embedding"]).len() == 384);
 
-    let many = made(&embed, json!({"content": ["a late invoice", {"text": "word ".repeat(400)}]})).await;
+    let many = result(&embed, json!({"content": ["a late invoice", {"text": "word ".repeat(400)}]})).await;
     let embeddings = many["embeddings"].as_array().unwrap();
     assert!(cosine(&numbers(&embeddings[0]["embedding"]), &numbers(&one["embedding"])) > 0.99999);
     assert_eq!(embeddings[1]["truncated"], true);
@@ -93,61 +93,61 @@ async fn embed_publishes_one_vector_a_text() {
 }
 
 #[tokio::test]
-async fn embed_does_what_its_options_say() {
+async fn embed_applies_its_options() {
     let rig = Rig::start();
     let table = r#"use = "onnx/embed"
 with = { input = "/doc/body", dimensions = 8, precision = "int8", encoding = "base64", on_long = "refuse", prefix = "say: " }"#;
     let embed = load(&rig, "all-MiniLM-L6-v2", table).await.unwrap();
-    let one = made(&embed, json!({"doc": {"body": "a late invoice"}})).await;
+    let one = result(&embed, json!({"doc": {"body": "a late invoice"}})).await;
     assert_eq!(one["dimensions"], 8);
     assert_eq!(BASE64_STANDARD.decode(one["embedding"].as_str().unwrap()).unwrap().len(), 8);
     assert_eq!(one["tokens"], 9, "the prefix is read too");
-    assert!(refused(&embed, json!({"doc": {"body": "word ".repeat(400)}})).await.contains("more than the 256 tokens"));
-    assert!(refused(&embed, json!({"text": "elsewhere"})).await.contains("nothing at /doc/body"));
+    assert!(rejection(&embed, json!({"doc": {"body": "word ".repeat(400)}})).await.contains("limit of 256 tokens"));
+    assert!(rejection(&embed, json!({"text": "elsewhere"})).await.contains("nothing at /doc/body"));
 
     let sparse = load(&rig, "splade", "use = \"onnx/embed\"\nwith = { keep = 3 }").await.unwrap();
-    let one = made(&sparse, json!({"text": "late order"})).await;
+    let one = result(&sparse, json!({"text": "late order"})).await;
     assert_eq!(one["embedding"]["indices"].as_array().unwrap().len(), 3);
     assert_eq!(one["embedding"]["values"].as_array().unwrap().len(), 3);
 
     let pooled =
         load(&rig, "pooling-max", "use = \"onnx/embed\"\nwith = { pooling = \"cls\", normalise = true }").await;
-    let pooled = made(&pooled.unwrap(), json!({"text": "late order"})).await;
+    let pooled = result(&pooled.unwrap(), json!({"text": "late order"})).await;
     let cls =
-        made(&load(&rig, "pooling-cls", "use = \"onnx/embed\"").await.unwrap(), json!({"text": "late order"})).await;
+        result(&load(&rig, "pooling-cls", "use = \"onnx/embed\"").await.unwrap(), json!({"text": "late order"})).await;
     assert!(cosine(&numbers(&pooled["embedding"]), &numbers(&cls["embedding"])) > 0.99999);
 }
 
 #[tokio::test]
-async fn score_ranks_documents_and_names_labels() {
+async fn score_ranks_documents_and_labels_texts() {
     let rig = Rig::start();
     let score =
         load(&rig, "cross-encoder", "use = \"onnx/score\"\nwith = { top = 2, carry = [\"query\"] }").await.unwrap();
     let documents = ["coffee", "late order", "river garden"];
-    let ranked = made(&score, json!({"query": "late order", "documents": documents})).await;
+    let ranked = result(&score, json!({"query": "late order", "documents": documents})).await;
     let results = ranked["results"].as_array().unwrap();
     assert!(results.len() == 2 && results[0]["score"].as_f64() >= results[1]["score"].as_f64(), "{ranked}");
     assert_eq!(ranked["query"], "late order");
     let index = results[0]["index"].as_u64().unwrap() as usize;
-    let single = made(&score, json!({"question": "late order", "document": documents[index]})).await;
+    let single = result(&score, json!({"question": "late order", "document": documents[index]})).await;
     assert_eq!(single["score"], results[0]["score"]);
-    assert!(refused(&score, json!({"documents": documents})).await.contains("none of /query, /question"));
+    assert!(rejection(&score, json!({"documents": documents})).await.contains("none of /query, /question"));
 
     let classify = load(&rig, "classifier", "use = \"onnx/score\"\nwith = { top = 1 }").await.unwrap();
-    let one = made(&classify, json!({"text": "the coffee is very good!"})).await;
+    let one = result(&classify, json!({"text": "the coffee is very good!"})).await;
     assert_eq!(one["labels"].as_array().unwrap().len(), 1);
     assert_eq!(one["label"], one["labels"][0]["label"]);
-    let many = made(&classify, json!(["good", "bad"])).await;
+    let many = result(&classify, json!(["good", "bad"])).await;
     assert_eq!(many["results"].as_array().unwrap().len(), 2);
 
     let pairs =
         load(&rig, "classifier", "use = \"onnx/score\"\nwith = { input = \"a\", second = \"b\" }").await.unwrap();
-    let pair = made(&pairs, json!({"a": "good", "b": "bad"})).await;
+    let pair = result(&pairs, json!({"a": "good", "b": "bad"})).await;
     assert_eq!(pair["tokens"], 5, "{pair}");
 }
 
 #[tokio::test]
-async fn score_maps_any_graphs_inputs_and_outputs() {
+async fn score_maps_graph_inputs_and_outputs() {
     let rig = Rig::start();
     let table = r#"use = "onnx/score"
 [function.f.with]
@@ -155,18 +155,18 @@ inputs = { amount = "/order/total", country = "/customer/country" }
 outputs = { verdict = "output_label", risk = "output_probability/review" }
 carry = ["order"]"#;
     let score = load(&rig, "mixed", table).await.unwrap();
-    let one = made(&score, json!({"order": {"total": 319.2}, "customer": {"country": "it"}})).await;
+    let one = result(&score, json!({"order": {"total": 319.2}, "customer": {"country": "it"}})).await;
     assert_eq!((&one["verdict"], &one["order"]["total"]), (&json!("review"), &json!(319.2)), "{one}");
     assert!(one["risk"].as_f64().unwrap() > 0.5 && one.get("outputs").is_none(), "{one}");
-    assert!(refused(&score, json!({"order": {"total": 1}})).await.contains("nothing at /customer/country"));
+    assert!(rejection(&score, json!({"order": {"total": 1}})).await.contains("nothing at /customer/country"));
 
     let plain = load(&rig, "mixed", "use = \"onnx/score\"").await.unwrap();
-    let one = made(&plain, json!({"amount": 319.2, "country": "it"})).await;
+    let one = result(&plain, json!({"amount": 319.2, "country": "it"})).await;
     assert_eq!((&one["label"], &one["outputs"]["output_label"]), (&json!("review"), &json!("review")), "{one}");
 }
 
 #[tokio::test]
-async fn what_fails_fails_for_its_event_alone() {
+async fn failed_event_does_not_fail_its_batch() {
     let rig = Rig::start();
     let embed = load(&rig, "all-MiniLM-L6-v2", "use = \"onnx/embed\"").await.unwrap();
     let good = event(&json!({"text": "a late invoice"}));
@@ -180,21 +180,21 @@ async fn what_fails_fails_for_its_event_alone() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_late_is_a_timeout() {
+async fn slow_model_causes_a_timeout() {
     let rig = Rig::start();
     let embed = load(&rig, "all-MiniLM-L6-v2", "use = \"onnx/embed\"\ntimeout = \"20ms\"").await.unwrap();
     let texts: Vec<String> = (0..500).map(|index| format!("{index} {}", "word ".repeat(250))).collect();
     let error = invoke(&embed, vec![event(&json!({"text": texts}))]).await.remove(0).unwrap_err();
     assert_eq!(error.fault, Fault::Timeout);
     assert!(error.message.contains("20ms"), "{}", error.message);
-    // What nobody waits for is out of the queue: the next one has its answer at once.
-    made(&embed, json!({"text": "a"})).await;
+    // The abandoned jobs left the queue, so the next call returns without delay.
+    result(&embed, json!({"text": "a"})).await;
 }
 
 #[tokio::test]
-async fn options_that_do_not_fit_are_refused_at_load() {
+async fn unsuitable_options_are_rejected_at_load() {
     let rig = Rig::start();
-    for (model, table, said) in [
+    for (model, table, expected) in [
         ("all-MiniLM-L6-v2", "use = \"onnx/embed\"\nwith = { dimensions = 500 }", "384"),
         ("all-MiniLM-L6-v2", "use = \"onnx/score\"", "onnx/score does not run a model for embed"),
         (
@@ -204,7 +204,7 @@ async fn options_that_do_not_fit_are_refused_at_load() {
         ),
     ] {
         let error = load(&rig, model, table).await.err().unwrap();
-        assert!(matches!(error, LoadError::Invalid(_)) && error.to_string().contains(said), "{error}");
+        assert!(matches!(error, LoadError::Invalid(_)) && error.to_string().contains(expected), "{error}");
     }
 }
 
@@ -224,7 +224,7 @@ async fn functions_and_requests_share_a_model() {
     let request = EmbedRequest { texts: texts.clone(), ..EmbedRequest::default() };
     let embeddings = rig.onnx.embed(&model, request).await.unwrap();
     assert!(started.elapsed().as_millis() < 500, "it was in memory");
-    let published = made(&embed, json!(texts)).await;
+    let published = result(&embed, json!(texts)).await;
     assert_eq!(published["embeddings"].as_array().unwrap().len(), embeddings.len());
     embed.close().await;
     drop((embed, model));

@@ -1,6 +1,6 @@
-//! The built-in functions on real models and a real ONNX Runtime.
+//! The built-in functions with real models and a real ONNX Runtime.
 //!
-//! A part that is missing (the library, the default model) fails the test and says how to get it.
+//! A missing part (the library or the default model) fails the test with instructions to install it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests panic")]
 #![allow(clippy::cast_possible_truncation, reason = "of numbers that the tests chose")]

@@ -21,7 +21,7 @@ use clap::Args;
 use nerve_broker::roles;
 use nerve_config::{Config, OnnxConfig};
 use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::RuntimeSpec};
-use nerve_inference::{Onnx, Trials};
+use nerve_inference::{ModelProber, OnnxInference};
 use nerve_onnx::OnnxHost;
 use nerve_rag::{DocumentReaders, RagHost, Settings};
 use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
@@ -276,7 +276,7 @@ struct BuiltinHost {
 impl BuiltinHost {
     /// Creates the host. Questions and documents share embedding models; the index is in the data directory or a
     /// database.
-    fn new(config: &Config, onnx: Arc<Onnx>, readers: DocumentReaders) -> anyhow::Result<Self> {
+    fn new(config: &Config, onnx: Arc<OnnxInference>, readers: DocumentReaders) -> anyhow::Result<Self> {
         let (folder, postgres) = (config.data.dir.join("index"), config.rag.postgres.clone());
         let settings = Settings { folder, postgres, readers };
         let rag = RagHost::new(settings, onnx.clone()).context("invalid `rag.postgres`")?;
@@ -296,18 +296,18 @@ impl Host for BuiltinHost {
 
 /// Runs models in this process.
 struct ModelRunner {
-    onnx: Arc<Onnx>,
+    onnx: Arc<OnnxInference>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl ModelRunner {
     /// Starts even without models or ONNX Runtime, and logs what is missing.
-    fn start(config: &OnnxConfig, data: &Path, trials: Trials) -> anyhow::Result<Self> {
+    fn start(config: &OnnxConfig, data: &Path, trials: ModelProber) -> anyhow::Result<Self> {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         let settings = onnx::engine_settings(config, data.join("models"), trials)?;
         let default = settings.bundled.contains_key(onnx::DEFAULT_MODEL);
-        let onnx = Arc::new(Onnx::start(settings, stop.clone(), tasks.clone()));
+        let onnx = Arc::new(OnnxInference::start(settings, stop.clone(), tasks.clone()));
         let loading = onnx.clone();
         tasks.spawn_blocking(move || match loading.library() {
             Ok(file) => tracing::debug!(library = %file.display(), "ONNX Runtime"),

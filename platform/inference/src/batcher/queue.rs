@@ -1,8 +1,8 @@
-//! The jobs that wait for a model, in order of length.
+//! The queue of a model's jobs, ordered by length.
 
 use super::{
-    Job, JobError, Plan,
-    ticket::{Caller, Running},
+    BatchLimits, Job, JobError,
+    job_handle::{Cancellation, RunningBatch},
 };
 use nerve_core::shares::Slot;
 use std::{
@@ -12,48 +12,48 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// A job that waits.
-pub(super) struct Entry<J, R> {
+/// A queued job.
+pub(super) struct QueuedJob<J, R> {
     pub(super) job: J,
     pub(super) reply: oneshot::Sender<Result<R, JobError>>,
-    pub(super) caller: Arc<Caller>,
+    pub(super) cancellation: Arc<Cancellation>,
     pub(super) since: Instant,
-    /// Its share of the queue's bound, until it has been answered.
+    /// Its slot in the queue's share, until its result is sent.
     pub(super) _slot: Slot,
 }
 
-/// Where a job's result goes.
+/// Receiver of a job's result.
 pub(super) struct Reply<R> {
     sender: oneshot::Sender<Result<R, JobError>>,
-    pub(super) caller: Arc<Caller>,
+    pub(super) cancellation: Arc<Cancellation>,
     _slot: Slot,
 }
 
 impl<R> Reply<R> {
     pub(super) fn send(self, result: Result<R, JobError>) {
-        // A caller that has left wants no result.
+        // Fails if the caller has dropped its handle.
         drop(self.sender.send(result));
     }
 }
 
-/// A batch, taken out of the queue.
-pub(super) struct Taken<J, R> {
+/// A batch taken from the queue.
+pub(super) struct TakenBatch<J, R> {
     pub(super) jobs: Vec<J>,
     pub(super) replies: Vec<Reply<R>>,
-    pub(super) running: Running,
+    pub(super) running: RunningBatch,
 }
 
-/// By group, then length, then age.
+/// Order of jobs: group, length, age.
 type Key = (u64, usize, Age);
 
-/// Which turn a job has, and which of that turn it is.
+/// Age of a job: round, and sequence number in the round.
 type Age = (u64, u64);
 
 struct State<J, R> {
-    waiting: BTreeMap<Key, Entry<J, R>>,
+    waiting: BTreeMap<Key, QueuedJob<J, R>>,
     next: u64,
-    /// The turn that jobs are taken of: a call that begins now begins with the next one (start-time fair queueing).
-    turn: u64,
+    /// The current round; a new call starts in the next one (start-time fair queueing).
+    round: u64,
     closed: bool,
 }
 
@@ -67,65 +67,65 @@ pub(super) struct Queue<J, R> {
 impl<J: Job, R> Queue<J, R> {
     pub(super) fn new(name: &str) -> Self {
         Self {
-            state: Mutex::new(State { waiting: BTreeMap::new(), next: 0, turn: 0, closed: false }),
+            state: Mutex::new(State { waiting: BTreeMap::new(), next: 0, round: 0, closed: false }),
             changed: Condvar::new(),
             depth: metrics::gauge!("nerve_onnx_queue_depth", "model" => name.to_owned()),
             waited: metrics::histogram!("nerve_onnx_queue_seconds", "model" => name.to_owned()),
         }
     }
 
-    /// Queues a job in the turn after `last`, the one of its call's job before.
-    pub(super) fn push(&self, entry: Entry<J, R>, last: &mut u64) {
+    /// Queues a job in the round after `last`, that of the call's previous job.
+    pub(super) fn push(&self, queued_job: QueuedJob<J, R>, last: &mut u64) {
         let mut state = self.lock();
         state.next += 1;
-        *last = state.turn.max(*last) + 1;
-        let key = (entry.job.group(), entry.job.length(), (*last, state.next));
-        state.waiting.insert(key, entry);
-        self.show_depth(&state);
+        *last = state.round.max(*last) + 1;
+        let key = (queued_job.job.group(), queued_job.job.length(), (*last, state.next));
+        state.waiting.insert(key, queued_job);
+        self.update_depth(&state);
         drop(state);
         self.changed.notify_one();
     }
 
-    /// The next batch, once there is one; none when the queue is closed.
-    pub(super) fn take(&self, plan: &Plan) -> Option<Taken<J, R>> {
+    /// Waits for the next batch; `None` once the queue is closed.
+    pub(super) fn take(&self, limits: &BatchLimits) -> Option<TakenBatch<J, R>> {
         let mut state = self.lock();
         loop {
             if state.closed {
                 return None;
             }
-            state.waiting.retain(|_, entry| !entry.caller.has_left());
-            if let Some(keys) = choose(&state.waiting, plan) {
-                let oldest = keys.iter().map(|(_, _, (turn, _))| *turn).min().unwrap_or_default();
-                state.turn = state.turn.max(oldest);
-                let entries: Vec<_> = keys.iter().filter_map(|key| state.waiting.remove(key)).collect();
-                self.show_depth(&state);
+            state.waiting.retain(|_, queued_job| !queued_job.cancellation.is_cancelled());
+            if let Some(keys) = select_batch(&state.waiting, limits) {
+                let oldest = keys.iter().map(|(_, _, (round, _))| *round).min().unwrap_or_default();
+                state.round = state.round.max(oldest);
+                let queued_jobs: Vec<_> = keys.iter().filter_map(|key| state.waiting.remove(key)).collect();
+                self.update_depth(&state);
                 drop(state);
-                return Some(self.begin(entries));
+                return Some(self.begin(queued_jobs));
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn begin(&self, entries: Vec<Entry<J, R>>) -> Taken<J, R> {
-        let running = Running::begin(entries.iter().map(|entry| &entry.caller));
-        let (mut jobs, mut replies) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
-        for Entry { job, reply, caller, since, _slot } in entries {
+    fn begin(&self, queued_jobs: Vec<QueuedJob<J, R>>) -> TakenBatch<J, R> {
+        let running = RunningBatch::begin(queued_jobs.iter().map(|queued_job| &queued_job.cancellation));
+        let (mut jobs, mut replies) = (Vec::with_capacity(queued_jobs.len()), Vec::with_capacity(queued_jobs.len()));
+        for QueuedJob { job, reply, cancellation, since, _slot } in queued_jobs {
             self.waited.record(since.elapsed());
             jobs.push(job);
-            replies.push(Reply { sender: reply, caller, _slot });
+            replies.push(Reply { sender: reply, cancellation, _slot });
         }
-        Taken { jobs, replies, running }
+        TakenBatch { jobs, replies, running }
     }
 
-    /// Ends the threads; what waits is dropped, and its callers are told.
+    /// Closes the queue: threads end, and queued jobs fail.
     pub(super) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
         self.changed.notify_all();
-        for (_, entry) in waiting {
-            drop(entry.reply.send(Err(JobError::Closed)));
+        for (_, queued_job) in waiting {
+            drop(queued_job.reply.send(Err(JobError::Closed)));
         }
     }
 
@@ -134,14 +134,14 @@ impl<J: Job, R> Queue<J, R> {
         self.lock().waiting.is_empty()
     }
 
-    /// Sleeps, but not past the queue's end; whether it is closed.
+    /// Sleeps until the delay ends or the queue is closed. Returns whether it is closed.
     pub(super) fn sleep_unless_closed(&self, wait: Duration) -> bool {
         let slept = self.changed.wait_timeout_while(self.lock(), wait, |state| !state.closed);
         slept.unwrap_or_else(PoisonError::into_inner).0.closed
     }
 
-    fn show_depth(&self, state: &State<J, R>) {
-        // A bounded queue is far shorter than where an f64 loses whole numbers.
+    fn update_depth(&self, state: &State<J, R>) {
+        // Queue lengths are far below the integer precision of an f64.
         #[expect(clippy::cast_precision_loss)]
         self.depth.set(state.waiting.len() as f64);
     }
@@ -151,18 +151,18 @@ impl<J: Job, R> Queue<J, R> {
     }
 }
 
-/// The oldest job and, in its group, those nearest to it in length that fit the plan beside it.
-fn choose<J: Job, R>(waiting: &BTreeMap<Key, Entry<J, R>>, plan: &Plan) -> Option<Vec<Key>> {
+/// Selects the oldest job and the jobs of its group nearest in length that fit the limits.
+fn select_batch<J: Job, R>(waiting: &BTreeMap<Key, QueuedJob<J, R>>, limits: &BatchLimits) -> Option<Vec<Key>> {
     let oldest = *waiting.keys().min_by_key(|(_, _, age)| *age)?;
     let (group, length, _) = oldest;
     let mut shorter = waiting.range((group, 0, (0, 0))..oldest).rev().map(|(key, _)| *key).peekable();
     let mut longer =
         waiting.range(oldest..=(group, usize::MAX, (u64::MAX, u64::MAX))).skip(1).map(|(key, _)| *key).peekable();
     let (mut chosen, mut sum, mut longest) = (vec![oldest], length, length);
-    while chosen.len() < plan.jobs {
+    while chosen.len() < limits.jobs {
         let fits = |key: &Key| {
             let padded = longest.max(key.1) * (chosen.len() + 1);
-            padded <= plan.tokens && (padded - sum - key.1) * 100 <= padded * plan.padding
+            padded <= limits.tokens && (padded - sum - key.1) * 100 <= padded * limits.padding
         };
         let (below, above) = (shorter.peek().filter(|key| fits(key)), longer.peek().filter(|key| fits(key)));
         let next = match (below, above) {

@@ -17,13 +17,13 @@ impl Job for Word {
     }
 }
 
-const PLAN: Plan = Plan { jobs: 4, tokens: 100, padding: 20, queue: 8 };
+const BATCH_LIMITS: BatchLimits = BatchLimits { jobs: 4, tokens: 100, padding: 20, queue: 8 };
 
-/// What the engine was given, and a gate that holds it.
+/// Batches that the engine received, and a gate that blocks it.
 #[derive(Default)]
 struct Seen {
     batches: Mutex<Vec<Vec<String>>>,
-    made: AtomicUsize,
+    created: AtomicUsize,
 }
 
 type Gate = Arc<(Mutex<bool>, std::sync::Condvar)>;
@@ -33,15 +33,15 @@ fn open(gate: &Gate) {
     gate.1.notify_all();
 }
 
-fn start(seen: &Arc<Seen>, gate: &Gate, plan: Plan) -> Batcher<Word, usize> {
+fn start(seen: &Arc<Seen>, gate: &Gate, limits: BatchLimits) -> Batcher<Word, usize> {
     let (seen, gate) = (seen.clone(), gate.clone());
-    let make = move || {
-        seen.made.fetch_add(1, Ordering::SeqCst);
+    let factory = move || {
+        seen.created.fetch_add(1, Ordering::SeqCst);
         let (seen, gate) = (seen.clone(), gate.clone());
         let engine: Engine<Word, usize> = Box::new(move |jobs, stop| {
             seen.batches.lock().unwrap().push(jobs.iter().map(|job| job.0.to_owned()).collect());
             let opened = gate.0.lock().unwrap();
-            let wait = |open: &mut bool| !*open && !stop.is_asked();
+            let wait = |open: &mut bool| !*open && !stop.is_stopped();
             drop(gate.1.wait_timeout_while(opened, Duration::from_secs(20), wait).unwrap());
             if jobs.iter().any(|job| job.0 == "panic") {
                 panic!("as asked");
@@ -53,7 +53,7 @@ fn start(seen: &Arc<Seen>, gate: &Gate, plan: Plan) -> Batcher<Word, usize> {
         });
         Ok(engine)
     };
-    Batcher::start("test", 1, plan, &TaskTracker::new(), Arc::new(make)).unwrap()
+    Batcher::start("test", 1, limits, &TaskTracker::new(), Arc::new(factory)).unwrap()
 }
 
 async fn until(mut done: impl FnMut() -> bool) {
@@ -65,27 +65,27 @@ async fn until(mut done: impl FnMut() -> bool) {
     waited.await.expect("it never came");
 }
 
-/// A batcher whose thread is held in a first batch of its own, so that what is queued next is batched together.
-async fn held(plan: Plan) -> (Batcher<Word, usize>, Arc<Seen>, Gate, Ticket<usize>) {
+/// A batcher whose thread is blocked in a first batch, so that the next jobs are batched together.
+async fn held(limits: BatchLimits) -> (Batcher<Word, usize>, Arc<Seen>, Gate, JobHandle<usize>) {
     let (seen, gate) = (Arc::new(Seen::default()), Gate::default());
-    let batcher = start(&seen, &gate, plan);
-    let first = batcher.submit(Word("first", 9), &mut Turns::default()).await;
+    let batcher = start(&seen, &gate, limits);
+    let first = batcher.submit(Word("first", 9), &mut CallRounds::default()).await;
     until(|| !seen.batches.lock().unwrap().is_empty()).await;
     (batcher, seen, gate, first)
 }
 
 #[tokio::test]
-async fn jobs_of_like_length_and_one_group_go_together_and_the_oldest_first() {
-    let (batcher, seen, gate, first) = held(PLAN).await;
-    let mut tickets = Vec::new();
+async fn batch_has_the_oldest_job_and_similar_lengths() {
+    let (batcher, seen, gate, first) = held(BATCH_LIMITS).await;
+    let mut handles = Vec::new();
     for (word, group) in
         [("aaaaaaaaaa", 0), ("b", 0), ("cccccccccc", 1), ("ddddddddd", 0), ("eeeeeeeeeee", 0), ("f", 0)]
     {
-        tickets.push(batcher.submit(Word(word, group), &mut Turns::default()).await);
+        handles.push(batcher.submit(Word(word, group), &mut CallRounds::default()).await);
     }
     open(&gate);
     assert_eq!(first.await.unwrap(), 5);
-    let lengths: Vec<usize> = futures_of(tickets).await.into_iter().map(Result::unwrap).collect();
+    let lengths: Vec<usize> = futures_of(handles).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(lengths, [10, 1, 10, 9, 11, 1]);
     let batches = seen.batches.lock().unwrap().clone();
     let expected: [&[&str]; 4] =
@@ -93,34 +93,34 @@ async fn jobs_of_like_length_and_one_group_go_together_and_the_oldest_first() {
     assert_eq!(batches, expected);
 }
 
-async fn futures_of(tickets: Vec<Ticket<usize>>) -> Vec<Result<usize, JobError>> {
+async fn futures_of(handles: Vec<JobHandle<usize>>) -> Vec<Result<usize, JobError>> {
     let mut results = Vec::new();
-    for ticket in tickets {
-        results.push(ticket.await);
+    for job_handle in handles {
+        results.push(job_handle.await);
     }
     results
 }
 
 #[tokio::test]
-async fn a_batch_keeps_to_its_plan() {
-    let (batcher, seen, gate, first) = held(Plan { tokens: 9, ..PLAN }).await;
-    let mut tickets = Vec::new();
+async fn batch_respects_its_limits() {
+    let (batcher, seen, gate, first) = held(BatchLimits { tokens: 9, ..BATCH_LIMITS }).await;
+    let mut handles = Vec::new();
     for word in ["aaaa", "bbbb", "cccc", "a-very-long-word"] {
-        tickets.push(batcher.submit(Word(word, 0), &mut Turns::default()).await);
+        handles.push(batcher.submit(Word(word, 0), &mut CallRounds::default()).await);
     }
     open(&gate);
     first.await.unwrap();
-    futures_of(tickets).await;
+    futures_of(handles).await;
     let batches = seen.batches.lock().unwrap().clone();
     let expected: [&[&str]; 4] = [&["first"], &["aaaa", "bbbb"], &["cccc"], &["a-very-long-word"]];
     assert_eq!(batches, expected);
 }
 
 #[tokio::test]
-async fn a_job_whose_caller_left_is_not_run() {
-    let (batcher, seen, gate, first) = held(PLAN).await;
-    let leaves = batcher.submit(Word("leaves", 0), &mut Turns::default()).await;
-    let stays = batcher.submit(Word("stays!", 0), &mut Turns::default()).await;
+async fn cancelled_job_is_not_run() {
+    let (batcher, seen, gate, first) = held(BATCH_LIMITS).await;
+    let leaves = batcher.submit(Word("leaves", 0), &mut CallRounds::default()).await;
+    let stays = batcher.submit(Word("stays!", 0), &mut CallRounds::default()).await;
     drop(leaves);
     open(&gate);
     first.await.unwrap();
@@ -129,12 +129,12 @@ async fn a_job_whose_caller_left_is_not_run() {
 }
 
 #[tokio::test]
-async fn a_batch_that_nobody_waits_for_is_stopped() {
-    let (batcher, _seen, gate, first) = held(PLAN).await;
+async fn batch_of_cancelled_jobs_is_stopped() {
+    let (batcher, _seen, gate, first) = held(BATCH_LIMITS).await;
     drop(first);
-    // The gate is shut: only being asked to stop lets the first batch end.
+    // The gate is closed, so the first batch ends only when it is stopped.
     gate.1.notify_all();
-    let next = TaskTracker::new().spawn(batcher.submit(Word("next", 0), &mut Turns::default()).await);
+    let next = TaskTracker::new().spawn(batcher.submit(Word("next", 0), &mut CallRounds::default()).await);
     let notify = gate.clone();
     let finished = tokio::time::timeout(Duration::from_secs(10), async move {
         open(&notify);
@@ -144,58 +144,58 @@ async fn a_batch_that_nobody_waits_for_is_stopped() {
 }
 
 #[tokio::test]
-async fn a_full_queue_says_so_and_has_room_again() {
-    let (batcher, _seen, gate, first) = held(Plan { queue: 2, ..PLAN }).await;
-    assert_eq!(batcher.has_room(), Ok(()));
-    let second = batcher.submit(Word("second", 0), &mut Turns::default()).await;
-    assert_eq!(batcher.has_room(), Err(JobError::Busy(2)));
-    let mut turns = Turns::default();
-    let waits = batcher.submit(Word("third", 0), &mut turns);
-    assert!(tokio::time::timeout(Duration::from_millis(20), waits).await.is_err(), "it must wait for room");
+async fn full_queue_is_reported_until_a_job_ends() {
+    let (batcher, _seen, gate, first) = held(BatchLimits { queue: 2, ..BATCH_LIMITS }).await;
+    assert_eq!(batcher.check_capacity(), Ok(()));
+    let second = batcher.submit(Word("second", 0), &mut CallRounds::default()).await;
+    assert_eq!(batcher.check_capacity(), Err(JobError::Busy(2)));
+    let mut rounds = CallRounds::default();
+    let is_waiting = batcher.submit(Word("third", 0), &mut rounds);
+    assert!(tokio::time::timeout(Duration::from_millis(20), is_waiting).await.is_err(), "it must wait for room");
     open(&gate);
     first.await.unwrap();
     second.await.unwrap();
-    until(|| batcher.has_room().is_ok()).await;
+    until(|| batcher.check_capacity().is_ok()).await;
 }
 
 #[tokio::test]
-async fn one_job_does_not_wait_behind_all_jobs_of_another_call() {
-    let (batcher, seen, gate, first) = held(Plan { jobs: 1, queue: 64, ..PLAN }).await;
-    let mut many = Turns::default();
-    let mut tickets = Vec::new();
+async fn single_job_does_not_wait_behind_a_large_call() {
+    let (batcher, seen, gate, first) = held(BatchLimits { jobs: 1, queue: 64, ..BATCH_LIMITS }).await;
+    let mut many = CallRounds::default();
+    let mut handles = Vec::new();
     for _ in 0..20 {
-        tickets.push(batcher.submit(Word("many", 0), &mut many).await);
+        handles.push(batcher.submit(Word("many", 0), &mut many).await);
     }
-    let one = batcher.submit(Word("one", 0), &mut Turns::default()).await;
+    let one = batcher.submit(Word("one", 0), &mut CallRounds::default()).await;
     open(&gate);
     first.await.unwrap();
     one.await.unwrap();
     let position = seen.batches.lock().unwrap().iter().position(|batch| batch == &["one"]);
     assert_eq!(position, Some(2), "it is served in the first turn");
-    futures_of(tickets).await;
+    futures_of(handles).await;
 }
 
 #[tokio::test]
-async fn events_leave_room_for_requests_and_requests_for_events() {
+async fn events_and_requests_share_the_queue_fairly() {
     for (kind, other) in [(CallKind::Events, CallKind::Request), (CallKind::Request, CallKind::Events)] {
-        let (batcher, _seen, gate, first) = held(PLAN).await;
-        let mut turns = Turns::of(kind);
-        let mut tickets = Vec::new();
-        while let Some(ticket) = batcher.submit(Word("many", 0), &mut turns).now_or_never() {
-            tickets.push(ticket);
+        let (batcher, _seen, gate, first) = held(BATCH_LIMITS).await;
+        let mut rounds = CallRounds::of(kind);
+        let mut handles = Vec::new();
+        while let Some(job_handle) = batcher.submit(Word("many", 0), &mut rounds).now_or_never() {
+            handles.push(job_handle);
         }
-        assert!((4..=7).contains(&tickets.len()), "{kind:?}: {}", tickets.len());
-        assert!(batcher.submit(Word("one", 0), &mut Turns::of(other)).now_or_never().is_some(), "{kind:?}");
+        assert!((4..=7).contains(&handles.len()), "{kind:?}: {}", handles.len());
+        assert!(batcher.submit(Word("one", 0), &mut CallRounds::of(other)).now_or_never().is_some(), "{kind:?}");
         open(&gate);
         first.await.unwrap();
     }
 }
 
 #[tokio::test]
-async fn one_job_that_fails_does_not_fail_its_neighbours() {
-    let (batcher, _seen, gate, first) = held(PLAN).await;
-    let good = batcher.submit(Word("goodly", 0), &mut Turns::default()).await;
-    let poison = batcher.submit(Word("poison", 0), &mut Turns::default()).await;
+async fn failed_job_does_not_fail_its_batch() {
+    let (batcher, _seen, gate, first) = held(BATCH_LIMITS).await;
+    let good = batcher.submit(Word("goodly", 0), &mut CallRounds::default()).await;
+    let poison = batcher.submit(Word("poison", 0), &mut CallRounds::default()).await;
     open(&gate);
     first.await.unwrap();
     assert_eq!(good.await, Ok(6));
@@ -203,21 +203,21 @@ async fn one_job_that_fails_does_not_fail_its_neighbours() {
 }
 
 #[tokio::test]
-async fn a_panic_costs_its_batch_and_the_engine_is_made_again() {
-    let (batcher, seen, gate, first) = held(PLAN).await;
-    let panics = batcher.submit(Word("panic", 0), &mut Turns::default()).await;
-    let waits = batcher.submit(Word("waits for the next", 1), &mut Turns::default()).await;
+async fn panic_fails_its_batch_and_the_engine_is_recreated() {
+    let (batcher, seen, gate, first) = held(BATCH_LIMITS).await;
+    let panics = batcher.submit(Word("panic", 0), &mut CallRounds::default()).await;
+    let is_waiting = batcher.submit(Word("waits for the next", 1), &mut CallRounds::default()).await;
     open(&gate);
     first.await.unwrap();
     assert_eq!(panics.await, Err(JobError::Panicked));
-    assert_eq!(waits.await, Ok(18), "what waited is not lost");
-    assert_eq!(seen.made.load(Ordering::SeqCst), 2);
+    assert_eq!(is_waiting.await, Ok(18), "what waited is not lost");
+    assert_eq!(seen.created.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
-async fn closing_tells_those_that_wait_and_ends_the_threads() {
+async fn close_fails_queued_jobs_and_ends_threads() {
     let (seen, gate, tasks) = (Arc::new(Seen::default()), Gate::default(), TaskTracker::new());
-    let make: Arc<MakeEngine<Engine<Word, usize>>> = Arc::new({
+    let factory: Arc<EngineFactory<Engine<Word, usize>>> = Arc::new({
         let gate = gate.clone();
         move || {
             let gate = gate.clone();
@@ -229,12 +229,12 @@ async fn closing_tells_those_that_wait_and_ends_the_threads() {
             Ok(engine)
         }
     });
-    let batcher = Batcher::start("test", 1, PLAN, &tasks, make).unwrap();
-    let runs = batcher.submit(Word("runs", 0), &mut Turns::default()).await;
+    let batcher = Batcher::start("test", 1, BATCH_LIMITS, &tasks, factory).unwrap();
+    let runs = batcher.submit(Word("runs", 0), &mut CallRounds::default()).await;
     until(|| batcher.queue_is_empty()).await;
-    let waits = batcher.submit(Word("waits", 0), &mut Turns::default()).await;
+    let is_waiting = batcher.submit(Word("waits", 0), &mut CallRounds::default()).await;
     drop(batcher);
-    assert_eq!(waits.await, Err(JobError::Closed));
+    assert_eq!(is_waiting.await, Err(JobError::Closed));
     open(&gate);
     assert_eq!(runs.await, Ok(4), "what runs ends");
     tasks.close();
@@ -243,8 +243,8 @@ async fn closing_tells_those_that_wait_and_ends_the_threads() {
 }
 
 #[test]
-fn an_engine_that_cannot_be_made_is_told() {
-    let make: Arc<MakeEngine<Engine<Word, usize>>> = Arc::new(|| Err("no such file".to_owned()));
-    let started = Batcher::start("test", 2, PLAN, &TaskTracker::new(), make);
+fn engine_creation_error_is_reported() {
+    let factory: Arc<EngineFactory<Engine<Word, usize>>> = Arc::new(|| Err("no such file".to_owned()));
+    let started = Batcher::start("test", 2, BATCH_LIMITS, &TaskTracker::new(), factory);
     assert_eq!(started.err().unwrap(), "no such file");
 }

@@ -1,19 +1,19 @@
-//! Where conversations are rendered: in a helper process, because a template is a program of the model's publisher.
-//! Jinja bounds its steps, and neither its stack nor all of its memory.
+//! Renders conversations in helper processes, because a chat template is code of the model's publisher. The template
+//! engine limits its steps, but not its stack and memory.
 
 use super::template::{ChatTemplate, Template};
-use crate::loaded::Answer;
+use crate::loaded::InferenceResult;
 use bytes::Bytes;
 use nerve_core::inference::{InferenceError, Message};
 use nerve_sandbox::{Limits, Pool, Request, SandboxError, Setup, Work};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What a helper process does that renders conversations. It is set up with one model's template.
+/// Work of a helper process that renders conversations. Its setup is one model's template.
 pub const CHAT_TEMPLATES: Work = Work {
     name: "chat templates",
     start: |setup| {
-        let Rules { template, special } = serde_json::from_slice(setup).map_err(|error| error.to_string())?;
+        let RendererSetup { template, special } = serde_json::from_slice(setup).map_err(|error| error.to_string())?;
         let template = Template::compile(&template)?;
         Ok(Box::new(move |messages| {
             let messages: Vec<Message> = serde_json::from_slice(messages).map_err(|error| error.to_string())?;
@@ -23,38 +23,42 @@ pub const CHAT_TEMPLATES: Work = Work {
     load: None,
 };
 
-/// The memory of a helper, in bytes: the longest conversation, and a hundred times what a template may write.
+/// Memory limit of a helper in bytes: the longest conversation, and a hundred times the output limit.
 const MEMORY_BYTES: u64 = 128 << 20;
-/// The stack of a helper, in bytes.
+/// Stack of a helper in bytes.
 const STACK_BYTES: u64 = 1 << 20;
-/// The largest template, conversation and result, in bytes.
+/// Maximum size of a template, conversation and result in bytes.
 const MAX_FRAME_BYTES: u64 = 8 << 20;
-/// How long a conversation may take. Those in use take less than a millisecond.
+/// Timeout of rendering a conversation. Common templates take less than a millisecond.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How conversations read for a model.
+/// Setup of a helper process.
 #[derive(Serialize, Deserialize)]
-struct Rules {
+struct RendererSetup {
     template: ChatTemplate,
-    /// Texts that are tokens of their own and no words.
+    /// Texts of special tokens.
     special: Vec<String>,
 }
 
-/// What renders the conversations of one model.
+/// Renders the conversations of one model.
 pub(super) enum Renderer {
-    /// This process, which is a helper itself.
-    Here(Box<Template>, Vec<String>),
-    /// Helper processes.
+    /// Renders in this process, which is a helper itself.
+    InProcess(Box<Template>, Vec<String>),
+    /// Renders in helper processes.
     Helpers {
         pool: Pool,
-        /// The model's name, whose helpers serve no other.
+        /// Name of the model; a helper serves only one.
         model: String,
         setup: Setup,
     },
 }
 
 impl Renderer {
-    /// For a template, in which the texts `special` are tokens. Without a pool, it is compiled here.
+    /// A renderer of a template; texts in `special` are special tokens. Without a pool, compiles the template in this
+    /// process.
+    ///
+    /// # Errors
+    /// If the template is invalid.
     pub(super) fn new(
         model: &str,
         template: ChatTemplate,
@@ -62,16 +66,16 @@ impl Renderer {
         pool: Option<&Pool>,
     ) -> Result<Self, String> {
         let Some(pool) = pool else {
-            return Ok(Self::Here(Box::new(Template::compile(&template)?), special));
+            return Ok(Self::InProcess(Box::new(Template::compile(&template)?), special));
         };
-        let setup = serde_json::to_vec(&Rules { template, special }).map_err(|error| error.to_string())?;
+        let setup = serde_json::to_vec(&RendererSetup { template, special }).map_err(|error| error.to_string())?;
         Ok(Self::Helpers { pool: pool.clone(), model: model.to_owned(), setup: Setup::new(setup.into()) })
     }
 
-    /// The conversation up to the model's answer, and what is there of that already.
-    pub(super) async fn prompt(&self, messages: &[Message]) -> Answer<(String, String)> {
+    /// Renders the conversation up to the answer, and the existing part of the answer.
+    pub(super) async fn prompt(&self, messages: &[Message]) -> InferenceResult<(String, String)> {
         let (pool, model, setup) = match self {
-            Self::Here(template, special) => {
+            Self::InProcess(template, special) => {
                 return template.prompt(messages, special).map_err(InferenceError::Invalid);
             }
             Self::Helpers { pool, model, setup } => (pool, model, setup),
@@ -90,12 +94,12 @@ impl Renderer {
             },
             timeout: TIMEOUT,
         };
-        let rendered = pool.run(&request).await.map_err(told)?;
+        let rendered = pool.run(&request).await.map_err(render_error)?;
         serde_json::from_slice(&rendered).map_err(failed)
     }
 }
 
-fn told(error: SandboxError) -> InferenceError {
+fn render_error(error: SandboxError) -> InferenceError {
     match error {
         SandboxError::Refused(why) => InferenceError::Invalid(why),
         error if error.is_permanent() => InferenceError::Invalid(format!(

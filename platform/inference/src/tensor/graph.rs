@@ -1,17 +1,17 @@
-//! What a graph says of the labels that it gives: which class each column of its scores is of.
+//! Labels of a graph: the class of each score column.
 //!
-//! Field numbers are those of onnx.proto (ONNX IR version 10). Outputs are followed back to the node that decides:
-//! a classifier of `ai.onnx.ml`, which has the classes in its attributes, or `ArgMax` or `ArgMin`, whose index may be
-//! looked up in a constant list of classes. Nothing is computed.
+//! Field numbers are those of onnx.proto (ONNX IR version 10). Outputs are traced back to the deciding node: a
+//! classifier of `ai.onnx.ml`, whose attributes list the classes, or `ArgMax` or `ArgMin`, whose index may select from
+//! a constant list of classes. Nothing is computed.
 
 use prost::{Message, bytes::Bytes};
 use std::collections::HashMap;
 
-/// Nodes between an output and the node that decides, at most.
+/// Maximum number of nodes between an output and its deciding node.
 const MAX_STEPS: usize = 32;
-/// Operators that change the shape or type of labels, and not which they are.
+/// Operators that change the shape or type of labels but not their values.
 const LABEL_STEPS: [&str; 6] = ["Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"];
-/// Operators that leave each score in its column.
+/// Operators that preserve the column of each score.
 const SCORE_STEPS: [&str; 7] = ["Cast", "Flatten", "Identity", "LpNormalization", "Normalizer", "Reshape", "Softmax"];
 
 #[derive(Clone, PartialEq, Message)]
@@ -76,104 +76,105 @@ struct ValueInfoProto {
     name: String,
 }
 
-/// What the columns of scores are of.
+/// Meaning of score columns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Columns {
-    /// These classes, in this order.
+    /// Classes, in order.
     Classes(Vec<String>),
-    /// Classes that are numbered by their column.
+    /// Classes numbered by column.
     Positions,
-    /// Pairs of classes: there is no score of a class.
+    /// Pairs of classes; there is no score per class.
     Pairs,
 }
 
-/// How an output names the class that the model has chosen.
+/// Naming of the predicted class by an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Choice {
+pub(crate) struct LabelOrigin {
     pub(crate) columns: Columns,
-    /// Whether it is the class with the smallest number, as the nearest cluster is.
+    /// Whether the smallest number wins, as with distances to clusters.
     pub(crate) smallest: bool,
 }
 
-/// What a graph says of its outputs, by their names; nothing of those that it computes in another way.
+/// Origins of a graph's outputs by name, as far as they can be traced.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Origins {
-    /// Of outputs that are labels.
-    pub(crate) labels: HashMap<String, Choice>,
-    /// Of outputs that are scores.
+pub(crate) struct OutputOrigins {
+    /// Label outputs.
+    pub(crate) labels: HashMap<String, LabelOrigin>,
+    /// Score outputs.
     pub(crate) scores: HashMap<String, Columns>,
-    /// Of outputs that are scores by class: the class that the score under each key is of. Keys whose scores are of no
-    /// class are left out.
+    /// Outputs with scores by key: the class of each key. Keys that are no class are missing.
     pub(crate) keys: HashMap<String, HashMap<String, String>>,
 }
 
-impl Origins {
-    /// Reads an ONNX file's bytes. What cannot be read says nothing.
+impl OutputOrigins {
+    /// Reads the bytes of an ONNX file; empty if they cannot be read.
     pub(crate) fn read(bytes: Bytes) -> Self {
         let Some(graph) = ModelProto::decode(bytes).ok().and_then(|model| model.graph) else { return Self::default() };
-        let outline = Graph::of(&graph);
-        let mut origins = Self::default();
+        let nodes = Graph::of(&graph);
+        let mut output_origins = Self::default();
         for ValueInfoProto { name } in &graph.output {
-            if let Some(choice) = outline.choice(name, MAX_STEPS) {
-                origins.labels.insert(name.clone(), choice);
-            } else if let Some(keys) = outline.keys(name) {
-                origins.keys.insert(name.clone(), keys);
-            } else if let Some(columns) = outline.columns(name) {
-                origins.scores.insert(name.clone(), columns);
+            if let Some(label_origin) = nodes.label_origin(name, MAX_STEPS) {
+                output_origins.labels.insert(name.clone(), label_origin);
+            } else if let Some(keys) = nodes.keys(name) {
+                output_origins.keys.insert(name.clone(), keys);
+            } else if let Some(columns) = nodes.columns(name) {
+                output_origins.scores.insert(name.clone(), columns);
             }
         }
-        origins
+        output_origins
     }
 }
 
-/// The nodes by what they make, and the constants.
+/// Nodes by output name, and constants.
 struct Graph<'g> {
-    makers: HashMap<&'g str, (&'g NodeProto, usize)>,
+    producers: HashMap<&'g str, (&'g NodeProto, usize)>,
     constants: HashMap<&'g str, &'g TensorProto>,
 }
 
 impl<'g> Graph<'g> {
     fn of(graph: &'g GraphProto) -> Self {
-        let made = |node: &'g NodeProto| {
+        let outputs = |node: &'g NodeProto| {
             node.output.iter().enumerate().map(move |(index, output)| (output.as_str(), (node, index)))
         };
         let constants = graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor));
-        Self { makers: graph.node.iter().flat_map(made).collect(), constants: constants.collect() }
+        Self { producers: graph.node.iter().flat_map(outputs).collect(), constants: constants.collect() }
     }
 
-    /// Follows an output of labels back to where they are decided.
-    fn choice(&self, output: &str, steps: usize) -> Option<Choice> {
+    /// Traces a label output to its deciding node.
+    fn label_origin(&self, output: &str, steps: usize) -> Option<LabelOrigin> {
         let left = steps.checked_sub(1)?;
-        let (node, index) = self.makers.get(output)?;
+        let (node, index) = self.producers.get(output)?;
         let input = |index: usize| node.input.get(index).map(String::as_str);
         match node.op_type.as_str() {
             "LinearClassifier" | "SVMClassifier" | "TreeEnsembleClassifier" if *index == 0 => {
-                Some(Choice { columns: Columns::Classes(node.classes()?), smallest: false })
+                Some(LabelOrigin { columns: Columns::Classes(node.classes()?), smallest: false })
             }
-            "ArgMax" => Some(Choice { columns: Columns::Positions, smallest: false }),
-            "ArgMin" => Some(Choice { columns: Columns::Positions, smallest: true }),
+            "ArgMax" => Some(LabelOrigin { columns: Columns::Positions, smallest: false }),
+            "ArgMin" => Some(LabelOrigin { columns: Columns::Positions, smallest: true }),
             "ArrayFeatureExtractor" | "Gather" => {
                 let classes = self.constant(input(0)?)?;
-                let choice = self.choice(input(1)?, left)?;
-                (choice.columns == Columns::Positions)
-                    .then_some(Choice { columns: Columns::Classes(classes), ..choice })
+                let label_origin = self.label_origin(input(1)?, left)?;
+                (label_origin.columns == Columns::Positions)
+                    .then_some(LabelOrigin { columns: Columns::Classes(classes), ..label_origin })
             }
             "LabelEncoder" => {
-                let Choice { columns: Columns::Classes(classes), smallest } = self.choice(input(0)?, left)? else {
+                let LabelOrigin { columns: Columns::Classes(classes), smallest } =
+                    self.label_origin(input(0)?, left)?
+                else {
                     return None;
                 };
-                Some(Choice { columns: Columns::Classes(node.encoded(&classes)?), smallest })
+                Some(LabelOrigin { columns: Columns::Classes(node.encoded(&classes)?), smallest })
             }
-            step if LABEL_STEPS.contains(&step) => self.choice(input(0)?, left),
+            step if LABEL_STEPS.contains(&step) => self.label_origin(input(0)?, left),
             _ => None,
         }
     }
 
-    /// Follows an output of scores back to the classifier that gives them.
+    /// Traces a score output to its classifier.
     fn columns(&self, output: &str) -> Option<Columns> {
         let mut output = output;
         for _ in 0..MAX_STEPS {
-            let (node, index) = self.makers.get(output)?;
+            let (node, index) = self.producers.get(output)?;
             match node.op_type.as_str() {
                 "LinearClassifier" | "TreeEnsembleClassifier" if *index == 1 => {
                     return node.classes().map(Columns::Classes);
@@ -186,10 +187,9 @@ impl<'g> Graph<'g> {
         None
     }
 
-    /// Follows an output of scores by class back to the classifier. A `ZipMap` puts its keys to columns by their order,
-    /// whatever these are of.
+    /// Traces an output with scores by key to its classifier. A `ZipMap` assigns keys to columns in order.
     fn keys(&self, output: &str) -> Option<HashMap<String, String>> {
-        let (node, _) = self.makers.get(output).filter(|(node, _)| node.op_type == "ZipMap")?;
+        let (node, _) = self.producers.get(output).filter(|(node, _)| node.op_type == "ZipMap")?;
         match self.columns(node.input.first()?)? {
             Columns::Classes(classes) => Some(node.classes()?.into_iter().zip(classes).collect()),
             Columns::Pairs => Some(HashMap::new()),
@@ -197,12 +197,12 @@ impl<'g> Graph<'g> {
         }
     }
 
-    /// The elements of a constant list of classes.
+    /// Elements of a constant list of classes.
     fn constant(&self, name: &str) -> Option<Vec<String>> {
         if let Some(tensor) = self.constants.get(name) {
             return tensor.elements();
         }
-        let (node, _) = self.makers.get(name).filter(|(node, _)| node.op_type == "Constant")?;
+        let (node, _) = self.producers.get(name).filter(|(node, _)| node.op_type == "Constant")?;
         let tensor = node.attribute("value").and_then(|value| value.tensor.as_ref());
         match tensor {
             Some(tensor) => tensor.elements(),
@@ -216,7 +216,7 @@ impl NodeProto {
         self.attribute.iter().find(|attribute| attribute.name == name)
     }
 
-    /// The elements of an attribute that is a list of strings or of whole numbers.
+    /// Elements of an attribute with strings or integers.
     fn list(&self, name: &str) -> Option<Vec<String>> {
         let attribute = self.attribute(name)?;
         let list: Vec<String> = if attribute.strings.is_empty() {
@@ -231,7 +231,7 @@ impl NodeProto {
         ["classlabels_strings", "classlabels_ints", "classlabels_int64s"].into_iter().find_map(|name| self.list(name))
     }
 
-    /// What a label encoder makes of each class.
+    /// Output of a label encoder for each class.
     fn encoded(&self, classes: &[String]) -> Option<Vec<String>> {
         let either = |names: [&str; 2]| names.into_iter().find_map(|name| self.list(name));
         let (keys, values) = (either(["keys_int64s", "keys_strings"])?, either(["values_strings", "values_int64s"])?);
@@ -239,8 +239,8 @@ impl NodeProto {
         classes.iter().map(encoded).collect()
     }
 
-    /// Support vectors without probabilities decide between pairs of classes. The first column of ONNX Runtime's two
-    /// for one pair speaks for the second class.
+    /// A support vector machine without probabilities decides between pairs of classes. For a single pair, ONNX
+    /// Runtime's first column is the second class.
     fn svm_columns(&self) -> Option<Columns> {
         let has = |name: &str| self.attribute(name).is_some();
         let classes = self.classes()?;
@@ -253,7 +253,7 @@ impl NodeProto {
 }
 
 impl TensorProto {
-    /// The elements, where they are strings or whole numbers.
+    /// Elements, if they are strings or integers.
     fn elements(&self) -> Option<Vec<String>> {
         let raw = &self.raw_data;
         // `TensorProto.DataType`

@@ -1,10 +1,10 @@
-//! Tensors, and the sequences of maps that scikit-learn exports give, to JSON.
+//! Tensors, and sequences of maps from scikit-learn exports, to JSON.
 
 use half::f16;
 use ort::value::{DynMap, DynValue, TensorElementType, ValueRef, ValueType};
 use serde_json::{Map, Number, Value};
 
-/// What an output says of each of `count` samples.
+/// Values of an output for each of `count` samples.
 pub(super) fn rows(output: ValueRef<'_>, count: usize) -> Result<Vec<Value>, String> {
     let cells = match output.dtype() {
         ValueType::Tensor { .. } => tensor_rows(&output, count)?,
@@ -13,7 +13,7 @@ pub(super) fn rows(output: ValueRef<'_>, count: usize) -> Result<Vec<Value>, Str
             let maps = sequence.try_extract_sequence::<ort::value::DynMapValueType>().map_err(text)?;
             maps.iter().map(map_cell).collect::<Result<_, _>>()?
         }
-        other => return Err(format!("is {other:?}, which Nerve does not read")),
+        other => return Err(format!("is {other:?}, which is not supported")),
     };
     if cells.len() == count { Ok(cells) } else { Err(format!("has {} rows for {count} samples", cells.len())) }
 }
@@ -42,19 +42,19 @@ fn tensor_rows(output: &DynValue, count: usize) -> Result<Vec<Value>, String> {
             let (shape, strings) = output.try_extract_strings().map_err(text)?;
             (shape.to_vec(), strings.into_iter().map(Value::String).collect())
         }
-        other => return Err(format!("is {other:?}, which Nerve does not read")),
+        other => return Err(format!("is {other:?}, which is not supported")),
     };
     let shape: Vec<usize> = shape.iter().map(|&size| usize::try_from(size).unwrap_or_default()).collect();
     let mut leaves = leaves.into_iter();
     match shape.split_first() {
         Some((&rows, inner)) if rows == count => Ok((0..rows).map(|_| nest(inner, &mut leaves)).collect()),
-        // An answer for the whole batch can only be told apart when there is one sample.
+        // A result for the whole batch is recognizable only with one sample.
         _ if count == 1 => Ok(vec![nest(&shape, &mut leaves)]),
         _ => Err(format!("has the shape {shape:?} for {count} samples")),
     }
 }
 
-/// Shortest text that reads back the same, as an `f32` and not as the `f64` it would become.
+/// The shortest decimal that reads back as the same `f32`.
 fn float(number: f32) -> Value {
     let shortest = number.to_string().parse::<f64>().ok();
     shortest.and_then(Number::from_f64).map_or(Value::Null, Value::Number)
@@ -68,7 +68,9 @@ fn nest(shape: &[usize], leaves: &mut impl Iterator<Item = Value>) -> Value {
 }
 
 fn map_cell(map: &DynMap) -> Result<Value, String> {
-    let ValueType::Map { key, .. } = map.dtype() else { return Err("holds what is no map".to_owned()) };
+    let ValueType::Map { key, .. } = map.dtype() else {
+        return Err("contains an element that is not a map".to_owned());
+    };
     let entries: Vec<(String, f32)> = match key {
         TensorElementType::String => map.try_extract_key_values::<String, f32>().map_err(text)?,
         _ => {

@@ -1,6 +1,6 @@
 //! JSON to tensors.
 
-use super::{Input, Signature};
+use super::{Input, TensorSignature};
 use half::f16;
 use ort::{
     session::SessionInputValue,
@@ -12,18 +12,18 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
 };
 
-/// The most numbers or strings that one input of one sample may hold.
-const LARGEST: usize = 16 << 20;
+/// Maximum number of elements of one input per sample.
+const MAX_INPUT_ELEMENTS: usize = 16 << 20;
 
-/// One sample, ready for the graph: a column an input, in the graph's order.
+/// One sample: a column per input, in the graph's order.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Feed {
     pub(crate) columns: Vec<Column>,
-    /// Samples whose columns have the same shapes.
+    /// Hash of the shapes of the columns; equal shapes can be stacked.
     pub(crate) group: u64,
 }
 
-/// The value of one input: its shape with a leading 1 where rows are stacked, and its elements.
+/// Value of one input: its elements, and its shape with a leading 1 if rows are stacked.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Column {
     pub(crate) shape: Vec<usize>,
@@ -38,8 +38,11 @@ pub(crate) enum Elements {
 }
 
 impl Feed {
-    /// Gathers a value an input, in the graph's order.
-    pub(crate) fn of(signature: &Signature, values: &[Cow<'_, Value>]) -> Result<Self, String> {
+    /// Converts one value per input, in the graph's order.
+    ///
+    /// # Errors
+    /// Names the input whose value does not fit.
+    pub(crate) fn of(signature: &TensorSignature, values: &[Cow<'_, Value>]) -> Result<Self, String> {
         let columns: Result<Vec<Column>, String> =
             signature.inputs.iter().zip(values).map(|(input, value)| Column::of(input, value)).collect();
         let columns = columns?;
@@ -50,12 +53,15 @@ impl Feed {
 }
 
 impl Column {
-    /// Reads one sample's value for `input`.
+    /// Converts one sample's value for `input`.
     ///
-    /// Arrays may be nested as the shape is, with or without the leading dimension of the batch; a flat array, or a
-    /// single number or string, fills a shape whose size is known.
+    /// Arrays may be nested as in the shape, with or without the batch dimension; a flat array, or a single number or
+    /// string, fills a shape of known size.
+    ///
+    /// # Errors
+    /// If the value does not fit.
     pub(crate) fn of(input: &Input, value: &Value) -> Result<Self, String> {
-        let wrong = |why: &str| format!("`{}` takes {}, {why}", input.name, input.wanted());
+        let wrong = |why: &str| format!("`{}` takes {}, {why}", input.name, input.expected_description());
         let mut leaves = Vec::new();
         let nested = flatten(value, &mut leaves, 0).map_err(|why| wrong(&why))?;
         let elements = Elements::of(input.ty, &leaves).map_err(|why| wrong(&why))?;
@@ -65,19 +71,21 @@ impl Column {
 }
 
 impl Input {
-    fn wanted(&self) -> String {
+    fn expected_description(&self) -> String {
         let size = |size: &i64| if *size < 0 { "any".to_owned() } else { size.to_string() };
         let shape: Vec<String> = self.shape.iter().map(size).collect();
         format!("{:?} of the shape [{}]", self.ty, shape.join(", ")).to_lowercase()
     }
 
-    /// The shape of one sample that was written with the shape `nested`.
+    /// The shape of one sample, given as arrays of the shape `nested`.
     fn fit(&self, nested: &[usize], count: usize) -> Option<Vec<usize>> {
         let matches = |shape: &[usize]| {
-            let same = |(size, wanted): (&usize, &i64)| usize::try_from(*wanted).map_or(true, |wanted| wanted == *size);
+            let same = |(size, declared): (&usize, &i64)| {
+                usize::try_from(*declared).map_or(true, |declared| declared == *size)
+            };
             shape.len() == self.shape.len() && shape.iter().zip(&self.shape).all(same)
         };
-        // One sample is one row, however large the first dimension may be.
+        // One sample is one row, whatever the first dimension.
         let one_row = |shape: &[usize]| self.shape.first().is_none_or(|rows| *rows >= 0) || shape.first() == Some(&1);
         if matches(nested) && one_row(nested) {
             return Some(nested.to_vec());
@@ -86,7 +94,7 @@ impl Input {
         if matches(&below) {
             return Some(below);
         }
-        // A flat array or a single value: the one size that varies, if one does, is what is left.
+        // A flat array or a single value determines the one dimension that varies.
         if nested.len() > 1 {
             return None;
         }
@@ -107,14 +115,18 @@ impl Input {
     }
 }
 
-/// The leaves of nested arrays, and the arrays' shape.
+/// Leaves of nested arrays, and the shape of the arrays.
 fn flatten<'v>(value: &'v Value, leaves: &mut Vec<&'v Value>, depth: usize) -> Result<Vec<usize>, String> {
     let Value::Array(items) = value else {
         leaves.push(value);
-        return if leaves.len() <= LARGEST { Ok(Vec::new()) } else { Err(format!("at most {LARGEST} elements")) };
+        return if leaves.len() <= MAX_INPUT_ELEMENTS {
+            Ok(Vec::new())
+        } else {
+            Err(format!("at most {MAX_INPUT_ELEMENTS} elements"))
+        };
     };
     if depth > 16 {
-        return Err("not arrays that lie deeper in each other than 16".to_owned());
+        return Err("not arrays nested deeper than 16".to_owned());
     }
     let mut shape: Option<Vec<usize>> = None;
     for item in items {
@@ -142,7 +154,7 @@ impl Elements {
             }
             TensorElementType::Float32 | TensorElementType::Float64 | TensorElementType::Float16 => {
                 let number = |leaf: &&Value| match leaf {
-                    // How models mark what is not known.
+                    // NaN is the usual encoding of missing values.
                     Value::Null => Ok(f64::NAN),
                     Value::Bool(flag) => Ok(f64::from(u8::from(*flag))),
                     other => other.as_f64().ok_or_else(|| not(other)),
@@ -156,7 +168,7 @@ impl Elements {
                 };
                 leaves.iter().map(whole).collect::<Result<_, _>>().map(Self::Integers)
             }
-            other => Err(format!("which Nerve does not fill ({other:?})")),
+            other => Err(format!("which is not supported ({other:?})")),
         }
     }
 }
@@ -168,8 +180,8 @@ fn brief(value: &Value) -> String {
 
 type Inputs<'s> = Vec<(Cow<'s, str>, SessionInputValue<'s>)>;
 
-/// Puts the samples one below the other, a tensor an input.
-pub(super) fn stack(signature: &Signature, feeds: &[Feed]) -> Result<Inputs<'static>, String> {
+/// Stacks the samples into one tensor per input.
+pub(super) fn stack(signature: &TensorSignature, feeds: &[Feed]) -> Result<Inputs<'static>, String> {
     let mut inputs = Vec::with_capacity(signature.inputs.len());
     for (index, input) in signature.inputs.iter().enumerate() {
         let columns: Vec<&Column> = feeds.iter().filter_map(|feed| feed.columns.get(index)).collect();
@@ -200,7 +212,7 @@ fn tensor(
             _ => &[],
         })
     };
-    // The graph asked for the narrower type.
+    // The graph declares the narrower type.
     #[expect(clippy::cast_possible_truncation)]
     Ok(match ty {
         TensorElementType::Float32 => {
@@ -243,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn one_sample_is_one_row() {
+    fn single_sample_is_one_row() {
         assert_eq!(shape_of(&[-1, 3], json!([1, 2, 3])), Ok(vec![1, 3]));
         assert_eq!(shape_of(&[-1, 3], json!([[1, 2, 3]])), Ok(vec![1, 3]));
         assert_eq!(shape_of(&[-1, 1], json!(5)), Ok(vec![1, 1]));
@@ -255,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_said_with_what_would() {
+    fn unsuitable_value_error_names_the_expected_shape() {
         let short = shape_of(&[-1, 3], json!([1, 2])).unwrap_err();
         assert!(short.contains("`x` takes float32 of the shape [any, 3]") && short.contains("[2]"), "{short}");
         assert!(shape_of(&[-1, 3], json!([[1, 2, 3], [4, 5, 6]])).is_err(), "two rows are two samples");
@@ -265,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_take_what_reads_as_one_and_numbers_what_is_missing() {
+    fn string_and_missing_values_are_converted() {
         let strings = column(TensorElementType::String, &[-1, 2], json!(["a", 7])).unwrap();
         assert_eq!(strings.elements, Elements::Strings(vec!["a".into(), "7".into()]));
         let Elements::Numbers(numbers) =

@@ -8,7 +8,7 @@ use nerve_core::{
 use serde::Deserialize;
 use std::{collections::BTreeMap, fs};
 
-/// Texts of sentence-transformers' vectors for the default model: short, long, Unicode, empty, over the limit.
+/// Reference vectors of sentence-transformers for the default model: short, long, Unicode, empty and truncated texts.
 fn thousand() -> (Vec<String>, Vec<Vec<f32>>) {
     let texts: Vec<String> = serde_json::from_slice(&fs::read(fixtures().join("texts.json")).unwrap()).unwrap();
     let bytes = fs::read(fixtures().join("minilm.f32")).unwrap();
@@ -23,7 +23,7 @@ fn request(texts: &[String]) -> EmbedRequest {
 }
 
 #[tokio::test]
-async fn a_thousand_texts_have_sentence_transformers_vectors() {
+async fn vectors_match_sentence_transformers() {
     let (texts, vectors) = thousand();
     let rig = Rig::start();
     let model = rig.model("all-MiniLM-L6-v2").await;
@@ -44,7 +44,7 @@ async fn a_thousand_texts_have_sentence_transformers_vectors() {
 }
 
 #[tokio::test]
-async fn the_int8_twin_is_near_the_original() {
+async fn int8_model_is_similar_to_the_original() {
     let (texts, vectors) = thousand();
     let rig = Rig::start();
     let model = rig.model("all-MiniLM-L6-v2-int8").await;
@@ -63,7 +63,7 @@ struct Pooled {
 }
 
 #[tokio::test]
-async fn every_pooling_prompt_and_shortening_is_sentence_transformers() {
+async fn pooling_and_prompts_match_sentence_transformers() {
     let rig = Rig::start();
     for name in ["pooling-cls", "pooling-max", "pooling-last", "external"] {
         let wanted: Pooled = expected(name);
@@ -76,7 +76,7 @@ async fn every_pooling_prompt_and_shortening_is_sentence_transformers() {
         for (index, text) in wanted.texts.iter().enumerate() {
             assert_near(floats(&plain[index]), &wanted.plain[index], 1e-4, &format!("{name} {text:?}"));
             assert_near(floats(&query[index]), &wanted.query[index], 1e-4, &format!("{name} query {text:?}"));
-            // The model without a Normalize module gives the leading numbers as they are.
+            // Without a Normalize module, truncated vectors are not normalized again.
             let (short, wanted) = (floats(&short[index]), &wanted.truncated_16_normalised[index]);
             assert!(cosine(short, wanted) > 0.9999, "{name} shortened {text:?}");
         }
@@ -84,7 +84,7 @@ async fn every_pooling_prompt_and_shortening_is_sentence_transformers() {
 }
 
 #[tokio::test]
-async fn smaller_numbers_keep_the_vector() {
+async fn lower_precision_preserves_the_vector() {
     let rig = Rig::start();
     let model = rig.model("all-MiniLM-L6-v2").await;
     let texts = ["an invoice that was paid late".to_owned()];
@@ -116,7 +116,7 @@ struct Splade {
 }
 
 #[tokio::test]
-async fn splade_weighs_the_tokens_that_torch_does() {
+async fn splade_weights_match_torch() {
     let rig = Rig::start();
     let model = rig.model("splade").await;
     let wanted: Splade = expected("splade");
@@ -133,7 +133,7 @@ async fn splade_weighs_the_tokens_that_torch_does() {
 }
 
 #[tokio::test]
-async fn a_poison_text_costs_its_neighbours_nothing() {
+async fn failing_text_does_not_fail_its_batch() {
     let rig = Rig::start();
     let model = rig.model("all-MiniLM-L6-v2").await;
     let plain = "an invoice that was paid late".to_owned();
@@ -155,7 +155,7 @@ async fn a_poison_text_costs_its_neighbours_nothing() {
 }
 
 #[tokio::test]
-async fn what_a_model_cannot_do_is_said() {
+async fn unsupported_operation_is_rejected() {
     let rig = Rig::start();
     let texts = ["a".to_owned()];
     let refused = |error: InferenceError| match error {

@@ -1,4 +1,4 @@
-//! What happens when there is too much, and when callers leave.
+//! Overload and cancellation.
 
 use crate::Rig;
 use nerve_core::{
@@ -20,7 +20,7 @@ fn short() -> EmbedRequest {
 }
 
 #[tokio::test]
-async fn a_request_beyond_the_queue_is_refused_and_later_taken() {
+async fn request_beyond_the_queue_is_refused_then_accepted() {
     let rig = Rig::with(|settings| settings.queue = 16);
     let model = rig.model("all-MiniLM-L6-v2").await;
     rig.onnx.embed(&model, short()).await.unwrap();
@@ -34,13 +34,13 @@ async fn a_request_beyond_the_queue_is_refused_and_later_taken() {
         }
     };
     let error = tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
-    assert!(matches!(&error, InferenceError::Busy(why) if why.contains("16 texts wait")), "{error:?}");
+    assert!(matches!(&error, InferenceError::Busy(why) if why.contains("16 texts are queued")), "{error:?}");
     assert_eq!(running.await.unwrap().unwrap().len(), 64);
     rig.onnx.embed(&model, short()).await.unwrap();
 }
 
 #[tokio::test]
-async fn who_leaves_takes_what_waits_and_what_runs_along() {
+async fn cancelled_call_cancels_queued_and_running_jobs() {
     let rig = Rig::start();
     let model = rig.model("all-MiniLM-L6-v2").await;
     rig.onnx.embed(&model, short()).await.unwrap();
@@ -52,7 +52,7 @@ async fn who_leaves_takes_what_waits_and_what_runs_along() {
 }
 
 #[tokio::test]
-async fn shutdown_ends_what_runs_and_waits_for_its_threads() {
+async fn shutdown_stops_jobs_and_waits_for_threads() {
     let rig = Rig::start();
     let model = rig.model("all-MiniLM-L6-v2").await;
     let (onnx, busy) = (rig.onnx.clone(), model.clone());

@@ -1,7 +1,7 @@
-//! Real models on a real ONNX Runtime, held against what torch, transformers, sentence-transformers, scikit-learn and xgboost gave
-//! (tests/fixtures/onnx, with the scripts that made it).
+//! Real models on a real ONNX Runtime, compared with torch, transformers, sentence-transformers, scikit-learn and
+//! xgboost (tests/fixtures/onnx, with the generating scripts).
 //!
-//! A part that is missing (the library, the default model) fails the test and says how to get it.
+//! A missing part (the library or the default model) fails the test with instructions to install it.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "tests panic")]
 #![allow(clippy::cast_possible_truncation, reason = "of numbers that the tests chose")]
@@ -14,7 +14,7 @@ mod scores;
 mod writing;
 
 use nerve_core::inference::{Embedding, Vector};
-pub(crate) use rig::{Rig, cosine, expected, fixtures, settings, try_out};
+pub(crate) use rig::{Rig, cosine, expected, fixtures, probe, settings};
 
 pub(crate) fn floats(embedding: &Embedding) -> &[f32] {
     match &embedding.vector {

@@ -1,8 +1,8 @@
-//! Which folders are models, which are refused, and what is in memory when.
+//! Accepted and refused folders, and the lifetime of loaded models.
 
-use crate::{Rig, fixtures, settings, try_out};
+use crate::{Rig, fixtures, probe, settings};
 use nerve_core::{Inference, inference::EmbedRequest};
-use nerve_inference::{ModelFolder, Onnx, Task};
+use nerve_inference::{ModelFolder, OnnxInference, Task};
 use std::{fs, path::Path, time::Duration};
 
 pub(crate) fn copy_of(model: &str) -> tempfile::TempDir {
@@ -29,7 +29,7 @@ fn refusal(folder: &Path) -> String {
 }
 
 #[test]
-fn a_folder_says_what_its_model_is_for() {
+fn task_is_detected_from_the_folder() {
     for (name, task, dimensions, max_tokens) in [
         ("pooling-cls", Task::Embed, Some(32), Some(64)),
         ("splade", Task::Sparse, Some(218), Some(64)),
@@ -48,7 +48,7 @@ fn a_folder_says_what_its_model_is_for() {
 }
 
 #[test]
-fn only_the_files_that_a_model_needs_are_its_files() {
+fn only_required_files_are_listed() {
     let folder = copy_of("external");
     fs::write(folder.path().join("pytorch_model.bin"), "large").unwrap();
     let files = ModelFolder::read(folder.path()).unwrap().files;
@@ -60,7 +60,7 @@ fn only_the_files_that_a_model_needs_are_its_files() {
 }
 
 #[test]
-fn a_file_that_is_not_onnx_is_refused() {
+fn non_onnx_file_is_rejected() {
     let folder = copy_of("pooling-cls");
     for content in ["not a model", "", "<html>404</html>"] {
         fs::write(folder.path().join("model.onnx"), content).unwrap();
@@ -72,24 +72,24 @@ fn a_file_that_is_not_onnx_is_refused() {
 }
 
 #[test]
-fn a_model_without_its_tokenizer_or_weights_is_refused() {
+fn model_without_tokenizer_or_weights_is_rejected() {
     let folder = copy_of("external");
     fs::remove_file(folder.path().join("tokenizer.json")).unwrap();
     assert!(refusal(folder.path()).contains("no tokenizer.json"), "{}", refusal(folder.path()));
     let folder = copy_of("external");
     fs::remove_file(folder.path().join("model.onnx_data")).unwrap();
-    assert!(refusal(folder.path()).contains("`model.onnx_data`, which is not there"), "{}", refusal(folder.path()));
+    assert!(refusal(folder.path()).contains("`model.onnx_data`, which is missing"), "{}", refusal(folder.path()));
 }
 
 #[test]
-fn a_model_with_wrong_inputs_is_refused() {
+fn model_with_unsupported_inputs_is_rejected() {
     let folder = copy_of("pooling-cls");
-    // The name has the same length, so that the file stays valid.
+    // A name of the same length keeps the file valid.
     let file = folder.path().join("model.onnx");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, replaced(&bytes, b"token_type_ids", b"pixel_values__")).unwrap();
     let why = refusal(folder.path());
-    assert!(why.contains("wants the input `pixel_values__`"), "{why}");
+    assert!(why.contains("requires the input `pixel_values__`"), "{why}");
 }
 
 pub(crate) fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
@@ -103,22 +103,22 @@ pub(crate) fn replaced(bytes: &[u8], from: &[u8], to: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_only_onnx_runtime_knows_is_found_by_a_trial() {
+fn probe_detects_errors_of_onnx_runtime() {
     let folder = copy_of("pooling-cls");
-    try_out(folder.path()).unwrap();
+    probe(folder.path()).unwrap();
     let file = folder.path().join("model.onnx");
     let bytes = fs::read(&file).unwrap();
     fs::write(&file, replaced(&bytes, b"Softmax", b"Softmix")).unwrap();
     ModelFolder::read(folder.path()).unwrap();
-    let why = try_out(folder.path()).unwrap_err();
+    let why = probe(folder.path()).unwrap_err();
     assert!(why.contains("ONNX Runtime cannot load the model") && why.contains("Softmix"), "{why}");
     for model in ["cross-encoder", "classifier", "splade", "mixed"] {
-        try_out(&fixtures().join("models").join(model)).unwrap();
+        probe(&fixtures().join("models").join(model)).unwrap();
     }
 }
 
 #[tokio::test]
-async fn a_model_that_nobody_uses_leaves_memory_with_its_threads() {
+async fn unused_model_is_dropped_with_its_threads() {
     let rig = Rig::with(|settings| settings.idle = Duration::from_millis(200));
     let model = rig.model("pooling-cls").await;
     let request = || EmbedRequest { texts: vec!["a".into()], ..EmbedRequest::default() };
@@ -133,7 +133,7 @@ async fn a_model_that_nobody_uses_leaves_memory_with_its_threads() {
 }
 
 #[tokio::test]
-async fn an_optimised_graph_is_kept_and_used_again() {
+async fn optimized_graph_is_cached_and_reused() {
     let cache = tempfile::tempdir().unwrap();
     let mut sizes = Vec::new();
     for _ in 0..2 {
@@ -152,11 +152,11 @@ async fn an_optimised_graph_is_kept_and_used_again() {
 }
 
 #[tokio::test]
-async fn providers_that_this_build_has_not_are_told() {
+async fn unavailable_provider_is_reported() {
     let cache = tempfile::tempdir().unwrap();
     let mut settings = settings(cache.path());
     settings.providers = vec!["cuda".parse().unwrap()];
-    let onnx = Onnx::start(settings, Default::default(), Default::default());
+    let onnx = OnnxInference::start(settings, Default::default(), Default::default());
     let model = onnx.bundled("pooling-cls").await.unwrap();
     let request = EmbedRequest { texts: vec!["a".into()], ..EmbedRequest::default() };
     let why = onnx.embed(&model, request).await.unwrap_err().to_string();

@@ -1,7 +1,7 @@
-//! ONNX Runtime with the models that tests use.
+//! ONNX Runtime with the models of the tests.
 
 use nerve_core::inference::Model;
-use nerve_inference::{Onnx, Optimisation, Provider, Settings, TRIAL};
+use nerve_inference::{GraphOptimization, MODEL_PROBE, OnnxInference, Provider, Settings};
 use serde::de::DeserializeOwned;
 use std::{
     collections::BTreeMap,
@@ -13,9 +13,9 @@ use std::{
 use tempfile::TempDir;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// ONNX Runtime with every model of the fixtures, and the two of `make setup`.
+/// ONNX Runtime with all fixture models and the two of `make setup`.
 pub(crate) struct Rig {
-    pub(crate) onnx: Arc<Onnx>,
+    pub(crate) onnx: Arc<OnnxInference>,
     stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
     _cache: TempDir,
@@ -31,7 +31,7 @@ impl Rig {
         let mut settings = settings(cache.path());
         change(&mut settings);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let onnx = Arc::new(Onnx::start(settings, stop.clone(), tasks.clone()));
+        let onnx = Arc::new(OnnxInference::start(settings, stop.clone(), tasks.clone()));
         Self { onnx, stop, tasks, _cache: cache }
     }
 
@@ -40,7 +40,7 @@ impl Rig {
         self.onnx.bundled(name).await.unwrap_or_else(|| panic!("there is no model {name}: run `make setup`"))
     }
 
-    /// Ends it, and waits until every model's threads have ended.
+    /// Stops it and waits for the threads of all models.
     pub(crate) async fn close(self) {
         drop(self.onnx);
         self.stop.cancel();
@@ -60,11 +60,11 @@ pub(crate) fn settings(cache: &Path) -> Settings {
         bundled: bundled.collect(),
         providers: vec![Provider::Cpu],
         threads: 2,
-        optimisation: Optimisation::All,
+        optimization: GraphOptimization::All,
         queue: 2048,
         context: 4096,
         idle: Duration::from_secs(300),
-        trials: None,
+        prober: None,
     }
 }
 
@@ -82,7 +82,7 @@ fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// What a fixture's library gave for it.
+/// Reference output of a fixture.
 pub(crate) fn expected<T: DeserializeOwned>(model: &str) -> T {
     let file = fixtures().join("models").join(model).join("expected.json");
     serde_json::from_slice(&fs::read(&file).unwrap()).unwrap()
@@ -93,17 +93,17 @@ pub(crate) fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt())
 }
 
-/// Tries a model as a helper process does, in this one.
-pub(crate) fn try_out(path: &Path) -> Result<(), String> {
+/// Probes a model as a helper process does, but in this process.
+pub(crate) fn probe(path: &Path) -> Result<(), String> {
     let library = settings(Path::new("")).library.unwrap();
-    let order = serde_json::json!({"path": path, "depth": {"run": {"optimisation": "all", "context": 4096}}});
+    let request = serde_json::json!({"path": path, "depth": {"run": {"optimization": "all", "context": 4096}}});
     // A helper process has no async runtime.
-    let trial = std::thread::spawn(move || {
-        TRIAL.load.expect("it loads ONNX Runtime")(&library);
-        let mut attempt = (TRIAL.start)(&[])?;
-        attempt(&serde_json::to_vec(&order).unwrap())
+    let probe = std::thread::spawn(move || {
+        MODEL_PROBE.load.expect("it loads ONNX Runtime")(&library);
+        let mut run = (MODEL_PROBE.start)(&[])?;
+        run(&serde_json::to_vec(&request).unwrap())
     });
-    let tried: serde_json::Value = serde_json::from_slice(&trial.join().unwrap()?).unwrap();
-    assert_eq!(tried["ran"], true);
+    let result: serde_json::Value = serde_json::from_slice(&probe.join().unwrap()?).unwrap();
+    assert_eq!(result["ran"], true);
     Ok(())
 }

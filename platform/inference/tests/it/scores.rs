@@ -1,4 +1,4 @@
-//! Relevance, labels, and models of numbers and strings.
+//! Relevance, labels and tabular models.
 
 use crate::{Rig, assert_near, expected};
 use nerve_core::{
@@ -17,7 +17,7 @@ struct Pairs {
 }
 
 #[tokio::test]
-async fn a_cross_encoder_scores_pairs_as_sentence_transformers_does() {
+async fn cross_encoder_matches_sentence_transformers() {
     let rig = Rig::start();
     let model = rig.model("cross-encoder").await;
     let Pairs { pairs, logits, scores } = expected("cross-encoder");
@@ -39,7 +39,7 @@ struct Texts {
 }
 
 #[tokio::test]
-async fn classifiers_give_each_label_the_probability_that_transformers_does() {
+async fn classifier_matches_transformers() {
     let rig = Rig::start();
     for name in ["classifier", "multi-label"] {
         let wanted: Texts = expected(name);
@@ -59,7 +59,7 @@ async fn classifiers_give_each_label_the_probability_that_transformers_does() {
 
 #[derive(Deserialize)]
 struct Table {
-    /// Columns by the graph's input; each row a list.
+    /// Columns by input name; each row is a list.
     inputs: BTreeMap<String, Vec<Value>>,
     #[serde(default)]
     classes: Vec<Value>,
@@ -84,7 +84,7 @@ fn text(value: &Value) -> String {
 }
 
 #[tokio::test]
-async fn tabular_classifiers_equal_scikit_learn_and_xgboost() {
+async fn tabular_classifier_matches_scikit_learn_and_xgboost() {
     let rig = Rig::start();
     for name in ["iris", "iris-no-zipmap", "mixed", "xgboost"] {
         let wanted: Table = expected(name);
@@ -104,7 +104,7 @@ async fn tabular_classifiers_equal_scikit_learn_and_xgboost() {
 }
 
 #[tokio::test]
-async fn label_and_score_belong_together_in_every_kind_of_output() {
+async fn label_and_score_match_in_every_output_format() {
     let rig = Rig::start();
     for name in
         ["kmeans", "linear", "network", "mixture", "svm", "svm-zipmap", "svm-pairs", "svm-pairs-zipmap", "outliers"]
@@ -117,7 +117,7 @@ async fn label_and_score_belong_together_in_every_kind_of_output() {
         for (index, one) in classified.iter().enumerate() {
             let what = format!("{name}, row {index}: {:?}", one.labels);
             assert_eq!(one.labels[0].label, text(&wanted.label[index]), "{what}");
-            // Scores of pairs of classes are of no class, and an outlier's is of the sample.
+            // Pairwise scores belong to no class, and an outlier score belongs to the sample.
             let alone = wanted.probabilities.get(index).map_or(1.0, |scores| scores[0]);
             if wanted.classes.is_empty() {
                 assert_eq!(one.labels.len(), 1, "{what}");
@@ -137,7 +137,7 @@ async fn label_and_score_belong_together_in_every_kind_of_output() {
 }
 
 #[tokio::test]
-async fn a_regressor_equals_scikit_learn_and_features_come_in_order_too() {
+async fn regressor_matches_scikit_learn() {
     let rig = Rig::start();
     let wanted: Table = expected("regressor");
     let model = rig.model("regressor").await;
@@ -148,7 +148,7 @@ async fn a_regressor_equals_scikit_learn_and_features_come_in_order_too() {
 }
 
 #[tokio::test]
-async fn features_that_do_not_fit_are_refused_with_what_would() {
+async fn unsuitable_features_are_rejected_with_the_expected_shape() {
     let rig = Rig::start();
     let model = rig.model("mixed").await;
     for (features, said) in [

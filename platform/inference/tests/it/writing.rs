@@ -1,12 +1,12 @@
-//! Causal language models, held against what transformers wrote with them (make_writers.py).
+//! Causal language models, compared with the output of transformers (make_writers.py).
 
-use crate::{Rig, expected, fixtures, models::copy_of, try_out};
+use crate::{Rig, expected, fixtures, models::copy_of, probe};
 use futures::StreamExt;
 use nerve_core::{
     Inference,
     inference::{EmbedRequest, Finish, GenerateRequest, InferenceError, Message, Model, Piece, Role, Sampling},
 };
-use nerve_inference::{ModelFolder, Onnx, Task};
+use nerve_inference::{ModelFolder, OnnxInference, Task};
 use serde::Deserialize;
 use std::{fs, path::Path, time::Duration};
 
@@ -43,7 +43,7 @@ impl Case {
     }
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Written {
     text: String,
@@ -52,12 +52,12 @@ struct Written {
     completion_tokens: usize,
 }
 
-async fn pieces(onnx: &Onnx, model: &Model, request: GenerateRequest) -> Result<Vec<Piece>, InferenceError> {
+async fn pieces(onnx: &OnnxInference, model: &Model, request: GenerateRequest) -> Result<Vec<Piece>, InferenceError> {
     let pieces: Vec<_> = onnx.generate(model, request).await?.collect().await;
     pieces.into_iter().collect()
 }
 
-async fn write(onnx: &Onnx, model: &Model, request: GenerateRequest) -> Result<Written, InferenceError> {
+async fn write(onnx: &OnnxInference, model: &Model, request: GenerateRequest) -> Result<Written, InferenceError> {
     let mut pieces = pieces(onnx, model, request).await?;
     let Some(Piece::End { finish, prompt_tokens, completion_tokens }) = pieces.pop() else { panic!("{pieces:?}") };
     let text = |piece| match piece {
@@ -74,14 +74,14 @@ fn asking(question: &str) -> Vec<Message> {
     vec![Message { role: Role::User, content: question.to_owned() }]
 }
 
-/// The longest of the cases that end because they have to.
+/// The longest case that ends at the token limit.
 fn endless(expected: &Expected) -> Case {
     let cut = expected.cases.iter().filter(|case| case.finish == Finish::Length);
     cut.max_by_key(|case| case.tokens.len()).unwrap().clone()
 }
 
 #[tokio::test]
-async fn it_writes_what_transformers_does() {
+async fn generated_text_matches_transformers() {
     let rig = Rig::start();
     for name in ["writer", "writer-spaces"] {
         let model = rig.model(name).await;
@@ -93,7 +93,7 @@ async fn it_writes_what_transformers_does() {
     rig.close().await;
 }
 
-/// A folder with another graph over the same weights.
+/// A folder with another graph for the same weights.
 fn with_graph(graph: &str) -> tempfile::TempDir {
     let folder = copy_of("writer");
     fs::rename(folder.path().join(graph), folder.path().join("model.onnx")).unwrap();
@@ -101,11 +101,11 @@ fn with_graph(graph: &str) -> tempfile::TempDir {
 }
 
 #[tokio::test]
-async fn every_kind_of_graph_writes_the_same() {
+async fn every_graph_format_generates_the_same_text() {
     for graph in ["no-cache.onnx", "merged.onnx", "half.onnx"] {
         let folder = with_graph(graph);
         assert_eq!(ModelFolder::read(folder.path()).unwrap().description.task, Task::Generate, "{graph}");
-        try_out(folder.path()).unwrap();
+        probe(folder.path()).unwrap();
         let other = Rig::with(|settings| {
             settings.bundled.insert("other".to_owned(), folder.path().to_owned());
         });
@@ -118,13 +118,13 @@ async fn every_kind_of_graph_writes_the_same() {
 }
 
 #[tokio::test]
-async fn an_answer_that_was_begun_goes_on() {
+async fn partial_answer_is_resumed() {
     let rig = Rig::start();
     let model = rig.model("writer").await;
     let expected: Expected = expected("writer");
     assert!(!expected.continued.is_empty());
     for case in &expected.continued {
-        // transformers counts what was begun with the conversation; here it is the answer's.
+        // transformers counts the existing part of an answer as conversation; here it is part of the answer.
         let begun = 25;
         let request = GenerateRequest { max_tokens: Some(begun + case.max_tokens), ..case.request() };
         let written = write(&rig.onnx, &model, request).await.unwrap();
@@ -135,7 +135,7 @@ async fn an_answer_that_was_begun_goes_on() {
         };
         assert_eq!(written, wanted, "{:?}", case.messages);
     }
-    // Cut off anywhere it becomes the same text, chance or not.
+    // Interrupted anywhere and resumed, the text is the same, also with sampling.
     let case = endless(&expected);
     let chance = Sampling { temperature: 0.4, top_p: 0.95, top_k: 0, seed: 11 };
     for sampling in [Sampling::default(), chance] {
@@ -151,7 +151,7 @@ async fn an_answer_that_was_begun_goes_on() {
             assert_eq!(Written { text: begun + &rest.text, ..rest }, whole);
         }
     }
-    // All of it is there already.
+    // The answer is already complete.
     let mut messages = case.messages.clone();
     messages.push(Message { role: Role::Assistant, content: case.text.clone() });
     let over = write(&rig.onnx, &model, GenerateRequest { messages, ..case.request() }).await.unwrap();
@@ -159,7 +159,7 @@ async fn an_answer_that_was_begun_goes_on() {
 }
 
 #[tokio::test]
-async fn chance_follows_the_seed() {
+async fn sampling_is_reproducible_by_seed() {
     let rig = Rig::start();
     let model = rig.model("writer").await;
     let case = endless(&expected("writer"));
@@ -182,11 +182,11 @@ async fn chance_follows_the_seed() {
 }
 
 #[tokio::test]
-async fn a_text_that_ends_it_is_no_part_of_it() {
+async fn stop_text_is_not_part_of_the_answer() {
     let rig = Rig::start();
     let model = rig.model("writer").await;
     let case = endless(&expected("writer"));
-    // In the middle of a token, over several tokens, and never.
+    // Stop texts within a token, across tokens, and without a match.
     let middle = case.text.char_indices().nth(40).unwrap().0;
     let over: String = case.text[middle..].chars().take(12).collect();
     for stop in [vec![over.clone()], vec!["nowhere".to_owned(), String::new(), over.clone()]] {
@@ -201,7 +201,7 @@ async fn a_text_that_ends_it_is_no_part_of_it() {
 }
 
 #[tokio::test]
-async fn answers_at_the_same_time_are_what_they_are_alone() {
+async fn concurrent_generations_match_single_ones() {
     let rig = Rig::start();
     let model = rig.model("writer").await;
     let expected: Expected = expected("writer");
@@ -213,7 +213,7 @@ async fn answers_at_the_same_time_are_what_they_are_alone() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_answered_is_refused() {
+async fn invalid_generation_request_is_rejected() {
     let rig = Rig::with(|settings| (settings.context, settings.queue) = (100, 2));
     let model = rig.model("writer").await;
     let refused = async |request| match write(&rig.onnx, &model, request).await {
@@ -236,32 +236,32 @@ async fn what_cannot_be_answered_is_refused() {
         let why = refused(wrong).await;
         assert!(why.contains(said), "{said}: {why}");
     }
-    // As long as the context holds.
+    // Up to the context limit.
     let case = endless(&expected("writer"));
     let written =
         write(&rig.onnx, &model, GenerateRequest { max_tokens: None, ..request("Tell me of old trains.") }).await;
     let written = written.unwrap();
     assert_eq!((written.prompt_tokens + written.completion_tokens, written.finish), (100, Finish::Length));
-    // Two may wait; a third is told so, until one of them leaves.
+    // Two generations may wait; a third is refused until one is dropped.
     let first = rig.onnx.generate(&model, GenerateRequest { max_tokens: None, ..request("a") }).await.unwrap();
     let second = rig.onnx.generate(&model, request("b")).await.unwrap();
     let busy = rig.onnx.generate(&model, request("c")).await.err().unwrap();
-    assert!(matches!(&busy, InferenceError::Busy(why) if why.contains("2 answers")), "{busy:?}");
+    assert!(matches!(&busy, InferenceError::Busy(why) if why.contains("2 generations")), "{busy:?}");
     drop(first);
     let short = GenerateRequest { max_tokens: Some(3), ..request("c") };
     assert_eq!(write(&rig.onnx, &model, short).await.unwrap().completion_tokens, 3);
     drop((second, case));
-    // A model is for one thing.
+    // A model has one task.
     let request = EmbedRequest { texts: vec!["a".into()], ..EmbedRequest::default() };
     let why = rig.onnx.embed(&model, request).await.unwrap_err().to_string();
     assert!(why.contains("is a model for generate, which cannot embed"), "{why}");
     let embeds = rig.model("pooling-cls").await;
     let why = rig.onnx.generate(&embeds, GenerateRequest::default()).await.err().unwrap().to_string();
-    assert!(why.contains("is a model for embed, which cannot write"), "{why}");
+    assert!(why.contains("is a model for embed, which cannot generate text"), "{why}");
 }
 
 #[tokio::test]
-async fn a_reader_that_stays_keeps_the_model_and_one_that_leaves_lets_it_go() {
+async fn stream_keeps_its_model_loaded() {
     let rig = Rig::with(|settings| settings.idle = Duration::from_millis(100));
     let model = rig.model("writer").await;
     let case = endless(&expected("writer"));
@@ -279,7 +279,7 @@ fn refusal(folder: &Path) -> String {
     ModelFolder::read(folder).unwrap_err().to_string()
 }
 
-/// A change to one of a folder's files of JSON.
+/// Changes a JSON file in a folder.
 fn change(folder: &Path, file: &str, change: impl FnOnce(&mut serde_json::Map<String, serde_json::Value>)) {
     let path = folder.join(file);
     let mut value: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
@@ -288,7 +288,7 @@ fn change(folder: &Path, file: &str, change: impl FnOnce(&mut serde_json::Map<St
 }
 
 #[test]
-fn a_writer_says_what_it_is() {
+fn language_model_is_described() {
     for (name, template) in [("writer", true), ("writer-spaces", false)] {
         let read = ModelFolder::read(&fixtures().join("models").join(name)).unwrap();
         let description = read.description;
@@ -302,7 +302,7 @@ fn a_writer_says_what_it_is() {
 }
 
 #[test]
-fn a_folder_that_cannot_write_is_refused() {
+fn unsuitable_language_model_is_rejected() {
     type Spoil = fn(&Path);
     let cases: [(Spoil, &str); 9] = [
         (|folder| fs::remove_file(folder.join("tokenizer.json")).unwrap(), "no tokenizer.json"),
@@ -318,11 +318,11 @@ fn a_folder_that_cannot_write_is_refused() {
                 change(folder, "tokenizer_config.json", |fields| drop(fields.remove("eos_token")));
                 fs::remove_file(folder.join("special_tokens_map.json")).ok();
             },
-            "which token ends a text",
+            "end-of-text token",
         ),
-        (|folder| spoil(folder, "position_ids", "pixel_values"), "wants the input `pixel_values`"),
-        (|folder| spoil(folder, "present.1.key", "parsent.1.key"), "does not give `present.1.key`"),
-        (|folder| spoil(folder, "logits", "lagits"), "gives no `logits`"),
+        (|folder| spoil(folder, "position_ids", "pixel_values"), "requires the input `pixel_values`"),
+        (|folder| spoil(folder, "present.1.key", "parsent.1.key"), "not the output `present.1.key`"),
+        (|folder| spoil(folder, "logits", "lagits"), "has no output `logits`"),
     ];
     for (spoil, said) in cases {
         let folder = copy_of("writer");
@@ -339,15 +339,15 @@ fn spoil(folder: &Path, from: &str, to: &str) {
 }
 
 #[test]
-fn what_only_a_step_shows_is_found_by_a_trial() {
-    try_out(&fixtures().join("models/writer")).unwrap();
+fn probe_detects_errors_of_a_step() {
+    probe(&fixtures().join("models/writer")).unwrap();
     let folder = copy_of("writer");
     fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
-    let why = try_out(folder.path()).unwrap_err();
+    let why = probe(folder.path()).unwrap_err();
     assert!(why.contains("tokenizer.json cannot be used"), "{why}");
     let folder = copy_of("writer");
     let file = folder.path().join("model.onnx_data");
     fs::write(&file, &fs::read(&file).unwrap()[..100]).unwrap();
-    let why = try_out(folder.path()).unwrap_err();
+    let why = probe(folder.path()).unwrap_err();
     assert!(why.contains("ONNX Runtime cannot load the model"), "{why}");
 }

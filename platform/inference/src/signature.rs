@@ -1,7 +1,7 @@
-//! The outline of an ONNX file: what its graph takes and gives, and which files hold its weights.
+//! Signature of an ONNX graph: its inputs, outputs and external weight files.
 //!
-//! Field numbers are those of onnx.proto (ONNX IR version 10). Weights and nodes are skipped, not kept, so that the
-//! outline of a file costs one pass over it and no ONNX Runtime.
+//! Field numbers are those of onnx.proto (ONNX IR version 10). Weights and nodes are skipped, so reading a signature
+//! takes one pass over the file, without ONNX Runtime.
 
 use prost::Message;
 use std::collections::HashSet;
@@ -85,51 +85,54 @@ struct DimensionProto {
     value: Option<i64>,
 }
 
-/// What an ONNX file says of itself.
+/// Signature of an ONNX graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Outline {
-    /// What is to be fed, without weights that may be overridden.
+pub(crate) struct GraphSignature {
+    /// Inputs, without weights that have a default.
     pub(crate) inputs: Vec<Port>,
-    /// What comes out.
+    /// Outputs.
     pub(crate) outputs: Vec<Port>,
-    /// The files that hold weights, relative to the ONNX file, each once.
-    pub(crate) external: Vec<String>,
+    /// Files with external weights, relative to the ONNX file, without duplicates.
+    pub(crate) external_files: Vec<String>,
 }
 
 /// An input or output of a graph.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Port {
     pub(crate) name: String,
-    /// One a dimension, none where it varies; none at all when the rank is not declared or it is no tensor.
+    /// Size of each dimension, `None` if it varies. `None` if the rank is not declared or the value is not a tensor.
     pub(crate) shape: Option<Vec<Option<usize>>>,
-    pub(crate) element: Element,
+    pub(crate) element: ElementType,
 }
 
-/// What a tensor's elements are, as far as it matters.
+/// Element type of a tensor, as far as it is relevant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Element {
+pub(crate) enum ElementType {
     Float32,
     Float16,
     Other,
 }
 
-impl Outline {
-    /// Reads an ONNX file's bytes; the error says what they are instead.
+impl GraphSignature {
+    /// Reads the bytes of an ONNX file.
+    ///
+    /// # Errors
+    /// If they are not an ONNX model.
     pub(crate) fn read(bytes: &[u8]) -> Result<Self, String> {
         let model = ModelProto::decode(bytes).map_err(|error| format!("it is not an ONNX model ({error})"))?;
         let Some(graph) = model.graph.filter(|graph| !graph.output.is_empty()) else {
             return Err("it is not an ONNX model: it has no graph with outputs".to_owned());
         };
         if model.opset_import.iter().all(|opset| opset.version <= 0) {
-            return Err("it is not an ONNX model: it names no operator set".to_owned());
+            return Err("it is not an ONNX model: it has no operator set".to_owned());
         }
         let weights: HashSet<&str> = graph.initializer.iter().map(|weight| weight.name.as_str()).collect();
         let is_fed = |port: &&ValueInfoProto| !weights.contains(port.name.as_str());
         let inputs = graph.input.iter().filter(is_fed).map(Port::of).collect();
-        let mut external: Vec<String> = graph.initializer.iter().filter_map(TensorProto::file).collect();
-        external.sort();
-        external.dedup();
-        Ok(Self { inputs, outputs: graph.output.iter().map(Port::of).collect(), external })
+        let mut external_files: Vec<String> = graph.initializer.iter().filter_map(TensorProto::file).collect();
+        external_files.sort();
+        external_files.dedup();
+        Ok(Self { inputs, outputs: graph.output.iter().map(Port::of).collect(), external_files })
     }
 }
 
@@ -146,9 +149,9 @@ impl Port {
         let shape = tensor.and_then(|tensor| tensor.shape.as_ref());
         // `TensorProto.DataType`
         let element = match tensor.map(|tensor| tensor.elem_type) {
-            Some(1) => Element::Float32,
-            Some(10) => Element::Float16,
-            _ => Element::Other,
+            Some(1) => ElementType::Float32,
+            Some(10) => ElementType::Float16,
+            _ => ElementType::Other,
         };
         let size = |dim: &DimensionProto| dim.value.and_then(|value| usize::try_from(value).ok());
         Self { name: info.name.clone(), shape: shape.map(|shape| shape.dim.iter().map(size).collect()), element }
@@ -158,7 +161,7 @@ impl Port {
         self.shape.as_ref().map(Vec::len)
     }
 
-    /// The size of the last dimension, where it is fixed.
+    /// Size of the last dimension, if it is fixed.
     pub(crate) fn width(&self) -> Option<usize> {
         *self.shape.as_ref()?.last()?
     }
@@ -169,9 +172,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_model_is_said_to_be_none() {
+    fn bytes_of_other_formats_are_rejected() {
         for bytes in [b"".as_slice(), b"GGUF\x03\0\0\0", b"{\"a\": 1}", b"PK\x03\x04", &[0x80, 4, 0x95, 1, 2, 3]] {
-            let error = Outline::read(bytes).unwrap_err();
+            let error = GraphSignature::read(bytes).unwrap_err();
             assert!(error.contains("not an ONNX model"), "{error}");
         }
     }
