@@ -47,7 +47,7 @@ impl Index {
     /// Applies changes atomically, without quotas. They are searchable when this returns.
     ///
     /// # Errors
-    /// As [`Self::apply_within`].
+    /// As [`Self::apply_with_quotas`].
     pub fn apply(&self, changes: &[Change]) -> Result<Vec<ChangeResult>, IndexError> {
         self.apply_with_quotas(changes, &Quotas::default())
     }

@@ -11,7 +11,7 @@
 //! - `analyzer`: the text analyzer of both.
 //!
 //! # Flow
-//! [`Index::apply_within`] writes a batch of [`Change`]s in one transaction; they are searchable when it returns.
+//! [`Index::apply_with_quotas`] writes a batch of [`Change`]s in one transaction; they are searchable when it returns.
 //! [`Index::search`] gets the lexical and the dense candidates of one collection, fuses both rankings and returns
 //! [`Hit`]s.
 

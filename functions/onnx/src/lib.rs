@@ -1,7 +1,7 @@
 //! The built-in functions `onnx/embed` and `onnx/score`. No NATS, no HTTP.
 //!
 //! # Layout
-//! - [`OnnxHost`], in `host`: loads the functions with the models of [`nerve_inference::Onnx`].
+//! - [`OnnxHost`], in `host`: loads the functions with the models of [`nerve_inference::OnnxInference`].
 //! - `options`: parses `with`. `payload`: parses event data and builds results. `builtin`: a loaded function.
 //!
 //! # Flow

@@ -1,7 +1,7 @@
 //! Models on ONNX Runtime, in-process, batched across events and requests. No NATS, no HTTP, no functions.
 //!
 //! # Layout
-//! - [`Onnx`], in `onnx`: the [`nerve_core::Inference`] of the gateway, and the models of built-in functions.
+//! - [`OnnxInference`], in `onnx`: the [`nerve_core::Inference`] of the gateway, and the models of built-in functions.
 //! - [`ModelFolder`], in `folder`, with `files`, `task`, `signature`, `spec`, `head`: reads a model's folder without
 //!   running it: task, required files, inputs and output head.
 //! - `library`, `session`: ONNX Runtime, loaded once per process, and its sessions.

@@ -17,7 +17,7 @@ pub fn run(data: &[u8]) {
     };
     let mut messages: Vec<Message> = turns.filter_map(turn).collect();
     if messages.is_empty() {
-        messages.push(Message { role: Role::User, content: "a trial".to_owned() });
+        messages.push(Message { role: Role::User, content: "a probe".to_owned() });
     }
     let special = ["<s>".to_owned(), "</s>".to_owned(), "<|im_start|>".to_owned()];
     drop(render_chat_template(source, &messages, &special));

@@ -141,7 +141,7 @@ impl Store {
         self.connection.query_row(select, [], |row| row.get(0)).map_err(failed("reading changes"))
     }
 
-    /// Whether [`Self::steps`] still has all changes after `position`.
+    /// Whether [`Self::for_each_change`] still has all changes after `position`.
     pub(crate) fn has_changes_since(&self, position: u64) -> Result<bool, IndexError> {
         let select = "select coalesce(min(number), 0) from changes";
         let oldest = self.connection.query_row(select, [], |row| row.get(0)).map_err(failed("reading changes"))?;
