@@ -195,8 +195,7 @@ async fn an_older_onnx_runtime_is_told_with_both_versions_and_the_fix() {
     let nerve = Nerve::up_with(Options { envs, ..Options::default() }).await;
     eventually("both versions are named", seconds(10), || async {
         let said = nerve.daemon.stderr();
-        let all =
-            ["is ONNX Runtime 1.20.1, and Nerve was built for 1.31.1 or newer", "pip install onnxruntime==1.31.1"];
+        let all = ["is ONNX Runtime 1.20.1, but 1.31.1 or newer is required", "pip install onnxruntime==1.31.1"];
         all.iter().all(|word| said.contains(word)).then_some(())
     })
     .await;
