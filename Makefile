@@ -33,14 +33,17 @@ fuzz: ## every fuzz target for so long, one after another, or the one that TARGE
 	deploy/setup.sh fuzz
 	deploy/fuzz.sh run $(SECONDS) $(TARGET)
 
-lint: ## formatting; licences, sources and versions of crates (deny.toml); clippy, warnings denied
-	deploy/setup.sh deny
+lint: ## formatting, spelling, unused crates, licenses and sources (deny.toml), clippy and rustdoc with warnings denied
+	deploy/setup.sh lint
 	cargo fmt --all --check
+	typos
+	cargo shear
 	cargo deny --locked check licenses bans sources
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
 
 advisories: ## known vulnerabilities of the crates, from a database on the network
-	deploy/setup.sh deny
+	deploy/setup.sh lint
 	cargo deny --locked check advisories
 
 sbom: ## what is in the binary and what ships beside it, as CycloneDX: target/sbom/nerve.cdx.json

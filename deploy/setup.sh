@@ -6,8 +6,8 @@
 # Parts: nats (the broker), javascript and c and python (what builds guests), tests (cargo-nextest, webhook senders from npm, and from
 # PyPI more of them, OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
 # (all-MiniLM-L6-v2, float32 and int8).
-# All of them when none is named (c brings javascript along, model brings onnxruntime). Only when named: deny (cargo-deny, for
-# `make lint`), fuzz (cargo-fuzz, for `make fuzz`), sbom (cargo-cyclonedx, for `make sbom`; compiled in some minutes), and peers: the
+# All of them when none is named (c brings javascript along, model brings onnxruntime). Only when named: lint (cargo-deny,
+# cargo-shear and typos, for `make lint`), fuzz (cargo-fuzz, for `make fuzz`), sbom (cargo-cyclonedx, for `make sbom`; compiled in some minutes), and peers: the
 # embedding servers in Python that `make bench` measures beside Nerve, which take 12 GB. A part that is already there
 # costs a few milliseconds. With --optional a part that this machine cannot have is skipped with a sentence; without,
 # it is an error.
@@ -26,9 +26,9 @@ parts=()
 for word in "$@"; do
   case $word in
     --optional) optional=yes ;;
-    nats | javascript | c | python | tests | onnxruntime | model | deny | fuzz | sbom | peers) parts+=("$word") ;;
+    nats | javascript | c | python | tests | onnxruntime | model | lint | fuzz | sbom | peers) parts+=("$word") ;;
     *)
-      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model, deny, fuzz, sbom and peers." >&2
+      echo "setup: there is no part \`$word\`: choose among nats, javascript, c, python, tests, onnxruntime, model, lint, fuzz, sbom and peers." >&2
       exit 2
       ;;
   esac
@@ -83,7 +83,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,nextest,deny,fuzz,sbom}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,nextest,deny,shear,typos,fuzz,sbom}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -190,7 +190,7 @@ onnxruntime() {
 # Made in a folder of its own, checked, and then renamed into place.
 model() {
   local scripts=$PWD/deploy/models models=$tools/models making=$tools/.making-models python=$tools/venv/bin/python pin wheel
-  pin=$(cat "$LOCKS"/{weights,model}.txt "$scripts"/{export_bert.py,quantise.py,check.py} | cksum)
+  pin=$(cat "$LOCKS"/{weights,model}.txt "$scripts"/{export_bert.py,quantize.py,check.py} | cksum)
   if done_with model "$pin" && [ -e "$models/$MODEL/model.onnx" ] && [ -e "$models/$MODEL-int8/model.onnx" ]; then return 0; fi
   onnxruntime
   done_with onnxruntime "$(cksum <"$LOCKS/onnxruntime.txt")" || return 0
@@ -206,7 +206,7 @@ model() {
   wheel=$(find "$making" -name '*.whl')
   if ! quietly "$python" -m zipfile -e "$wheel" "$making/package" ||
     ! quietly "$python" "$scripts/export_bert.py" "$making"/package/*/model "$making/$MODEL" ||
-    ! quietly "$python" "$scripts/quantise.py" "$making/$MODEL" "$making/$MODEL-int8" ||
+    ! quietly "$python" "$scripts/quantize.py" "$making/$MODEL" "$making/$MODEL-int8" ||
     ! quietly "$python" "$scripts/check.py" "$making/$MODEL" ||
     ! quietly "$python" "$scripts/check.py" "$making/$MODEL-int8"; then
     missing model "the export failed as shown" "free some disk (0.5 GB), or report it with what is shown"
@@ -224,7 +224,12 @@ with_cargo_command() {
   ln -sfn "../venv/bin/cargo-$1" "$tools/bin/cargo-$1"
 }
 
-deny() { with_cargo_command deny; }
+lint() {
+  with_cargo_command deny
+  with_cargo_command shear
+  with_pip typos typos || return 0
+  ln -sfn ../venv/bin/typos "$tools/bin/typos"
+}
 
 fuzz() { with_cargo_command fuzz; }
 

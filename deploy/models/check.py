@@ -25,7 +25,7 @@ def main(folder):
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), options, providers=["CPUExecutionProvider"])
     # The int8 one is 23 MB, the float32 one 90.
-    quantised = (folder / "model.onnx").stat().st_size < 45_000_000
+    quantized = (folder / "model.onnx").stat().st_size < 45_000_000
 
     def embed(*texts):
         rows = [[vocabulary[word] for word in ("[CLS]", *text.lower().split(), "[SEP]")] for text in texts]
@@ -42,7 +42,7 @@ def main(folder):
     alone = embed(SENTENCE)[0]
     padded = embed(SENTENCE, OTHER)[0]
     first = alone[: len(KNOWN)]
-    if quantised:
+    if quantized:
         likeness = float(first @ KNOWN / np.linalg.norm(first) / np.linalg.norm(KNOWN))
         same, padding = likeness > 0.97, float(alone @ padded) > 0.97
     else:

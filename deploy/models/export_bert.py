@@ -14,7 +14,7 @@ The graph is fixed, and so are its names and their order: the same weights give 
 17, with one choice in it: padding is taken out before the dense layers and put back only around attention. What padded
 positions hold in the output is therefore meaningless, and must be masked, as every pooling does; a batch must have at
 least one token that is not padding. On ONNX Runtime 1.31 on two cores this was 1.00 to 1.13 times the speed of a graph
-that keeps the padding for float32, and 1.2 to 1.5 times once quantised; graphs with ONNX Runtime's own fused
+that keeps the padding for float32, and 1.2 to 1.5 times once quantized; graphs with ONNX Runtime's own fused
 Attention and SkipLayerNormalization were no faster, or slower.
 """
 

@@ -32,7 +32,7 @@ def locked(part):
     return re.match(r"(\S+)==(\S+)", (LOCKS / f"{part}.in").read_text()).groups()
 
 
-def component(kind, name, part, licence, file, description):
+def component(kind, name, part, license, file, description):
     package, version = locked(part)
     purl = f"pkg:pypi/{package}@{version}"
     parts = {
@@ -41,7 +41,7 @@ def component(kind, name, part, licence, file, description):
         "name": name,
         "version": version,
         "description": description,
-        "licenses": [{"license": {"id": licence}}],
+        "licenses": [{"license": {"id": license}}],
         "purl": purl,
     }
     if file.exists():

@@ -37,7 +37,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ("tantivy", &["nerve-index"]),
     ("usearch", &["nerve-index"]),
     ("clap", &["nerve-cli"]),
-    ("anyhow", &["nerve-cli", "nerve-tests"]),
+    ("anyhow", &["nerve-cli"]),
 ];
 
 #[derive(Deserialize)]

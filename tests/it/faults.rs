@@ -1,4 +1,4 @@
-//! Functions that fail in every way: only the event that did it pays, its neighbours go on.
+//! Functions that fail in every way: only the event that did it pays, its neighbors go on.
 
 use crate::post_event;
 use nerve_tests::{Folder, Nerve, Streams, guest, seconds};
@@ -6,8 +6,8 @@ use nerve_tests::{Folder, Nerve, Streams, guest, seconds};
 /// Three quick tries.
 const RETRY: &str = "retry = { attempts = 3, backoff = [\"100ms\"] }\ntimeout = \"1s\"";
 
-/// Posts neighbours around one bad event, and waits until they are through and the bad one is dead.
-async fn one_bad_among_neighbours(nerve: &Nerve, streams: &Streams, ty: &str, bad: &str) {
+/// Posts neighbors around one bad event, and waits until they are through and the bad one is dead.
+async fn one_bad_among_neighbors(nerve: &Nerve, streams: &Streams, ty: &str, bad: &str) {
     for n in 0..10 {
         let (id, body) = if n == 4 { ("bad".to_owned(), bad) } else { (n.to_string(), "\"fine\"") };
         assert_eq!(post_event(nerve, ty, &id, body).await / 100, 2);
@@ -31,7 +31,7 @@ async fn is_dead_lettered(nerve: &Nerve, streams: &Streams, body: &str, attempts
     let tries = shown.json();
     let tries = find_attempts(&tries).unwrap_or_else(|| panic!("no list of attempts in {tries:#}"));
     assert_eq!(tries, attempts, "{errors}");
-    // The neighbours had no part in it.
+    // The neighbors had no part in it.
     assert_eq!(streams.count("EVENTS", "events.mood.done").await, 9);
 }
 
@@ -52,7 +52,7 @@ async fn retried_then_dead_then_redriven(folder: &Folder, bad: &str, said: &[&st
     let nerve = Nerve::up().await;
     let streams = Streams::connect(&nerve.nats).await;
     nerve.cli().deploy(folder.path()).await;
-    one_bad_among_neighbours(&nerve, &streams, "mood.new", bad).await;
+    one_bad_among_neighbors(&nerve, &streams, "mood.new", bad).await;
     is_dead_lettered(&nerve, &streams, bad, 3, said).await;
 
     let fixed = guest::wasm("moody", "events.mood.new", "mood.done", RETRY, &guest::echo("mood.done"));
@@ -131,7 +131,7 @@ async fn what_a_function_calls_invalid_is_not_tried_again() {
         let nerve = Nerve::up().await;
         let streams = Streams::connect(&nerve.nats).await;
         nerve.cli().deploy(folder.path()).await;
-        one_bad_among_neighbours(&nerve, &streams, "mood.new", "\"invalid\"").await;
+        one_bad_among_neighbors(&nerve, &streams, "mood.new", "\"invalid\"").await;
         is_dead_lettered(&nerve, &streams, "\"invalid\"", 1, &["said no"]).await;
     }
 }
@@ -141,7 +141,7 @@ async fn a_dead_letter_that_is_dropped_is_gone() {
     let nerve = Nerve::up().await;
     let streams = Streams::connect(&nerve.nats).await;
     nerve.cli().deploy(moody("").path()).await;
-    one_bad_among_neighbours(&nerve, &streams, "mood.new", "\"invalid\"").await;
+    one_bad_among_neighbors(&nerve, &streams, "mood.new", "\"invalid\"").await;
     let sequence = streams.read("DEAD", "dead.moody").await[0].sequence.to_string();
     nerve.cli().run(&["dlq", "drop", &sequence]).await.ok();
     assert_eq!(streams.count("DEAD", "dead.>").await, 0);
@@ -154,7 +154,7 @@ async fn a_letter_that_fails_again_after_a_redrive_is_a_letter_again() {
     let nerve = Nerve::up().await;
     let streams = Streams::connect(&nerve.nats).await;
     nerve.cli().deploy(moody("").path()).await;
-    one_bad_among_neighbours(&nerve, &streams, "mood.new", "\"invalid\"").await;
+    one_bad_among_neighbors(&nerve, &streams, "mood.new", "\"invalid\"").await;
     let first = streams.read("DEAD", "dead.moody").await[0].sequence;
     nerve.cli().run(&["dlq", "redrive", "--function", "moody"]).await.ok();
     nerve_tests::eventually("it is dead again", seconds(20), || async {

@@ -1,5 +1,5 @@
 //! Everything hostile at once: documents, models, components, manifests and requests go through one `nerve up` while good
-//! neighbours send. Each hostile one ends in a clear error, and costs nobody else anything.
+//! neighbors send. Each hostile one ends in a clear error, and costs nobody else anything.
 
 mod components;
 mod documents;
@@ -24,10 +24,10 @@ use tokio::task::JoinSet;
 
 /// What the server, its supervisor and its helpers may hold together, in bytes.
 const MEMORY: u64 = 1 << 30;
-/// How often the good neighbours send.
+/// How often the good neighbors send.
 const SEND_INTERVAL: Duration = Duration::from_millis(150);
 
-/// What good neighbours have deployed, and what hostile documents and events are given to.
+/// What good neighbors have deployed, and what hostile documents and events are given to.
 const FUNCTIONS: &str = "[source.github]\nprovider = \"github\"\nsecrets = [\"GITHUB_WEBHOOK_SECRET\"]\n\
     [function.chunk]\nruntime = \"builtin\"\nuse = \"rag/chunk\"\non = [\"events.document.uploaded\"]\n\
     emits = [\"document.chunked\"]\ntimeout = \"15s\"\nretry = { attempts = 1 }\nconcurrency = 4\n\
@@ -98,33 +98,33 @@ impl Memory {
 }
 
 /// Those who send what is right all the while.
-struct Neighbours {
+struct Neighbors {
     stop: Arc<AtomicBool>,
     /// Each ends with its number, and how much it has sent.
     senders: JoinSet<(usize, usize)>,
 }
 
-impl Neighbours {
+impl Neighbors {
     fn start(nerve: &Nerve) -> Self {
-        let mut neighbours = Self { stop: Arc::default(), senders: JoinSet::new() };
+        let mut neighbors = Self { stop: Arc::default(), senders: JoinSet::new() };
         let client = reqwest::Client::new();
         let (to, url) = (client.clone(), nerve.url("/v1/events"));
-        neighbours.send(0, move |number| {
+        neighbors.send(0, move |number| {
             let request = to.post(&url).header("ce-specversion", "1.0").header("ce-type", "good.asked");
             let request = request.header("ce-source", "/good").header("ce-id", number.to_string());
             request.header("content-type", "application/json").body(number.to_string()).send()
         });
         let (to, url) = (client, nerve.url("/v1/documents?collection=good&document="));
-        neighbours.send(1, move |number| {
+        neighbors.send(1, move |number| {
             let request = to.post(format!("{url}{number}.txt")).header("content-type", "text/plain");
             request.body(format!("Invoice {number} is paid late.")).send()
         });
         let url = nerve.url("/hooks/github");
-        neighbours.send(2, move |number| {
+        neighbors.send(2, move |number| {
             let body = r#"{"zen":"Mind your words."}"#;
             nerve_tests::github::delivery(&url, "ping", &format!("good-{number}"), body).send()
         });
-        neighbours
+        neighbors
     }
 
     fn send<S>(&mut self, sender: usize, one: impl Fn(usize) -> S + Send + 'static)
@@ -135,7 +135,7 @@ impl Neighbours {
         self.senders.spawn(async move {
             let mut sent = 0;
             while !stop.load(Ordering::Relaxed) {
-                let answer = one(sent).await.expect("the gateway answers a good neighbour");
+                let answer = one(sent).await.expect("the gateway answers a good neighbor");
                 assert!(answer.status().is_success(), "{answer:?}");
                 sent += 1;
                 tokio::time::sleep(SEND_INTERVAL).await;
@@ -199,7 +199,7 @@ async fn sixty_hostile_inputs_cost_nothing_but_themselves() {
     let lasting: Vec<i32> = before.iter().filter(|(_, command)| !is_helper(command)).map(|(pid, _)| *pid).collect();
     assert!(lasting.len() >= 5, "a supervisor, a server, a broker, a function and its parent: {before:?}");
     let memory = Memory::watch(nerve.daemon.pid());
-    let neighbours = Neighbours::start(&nerve);
+    let neighbors = Neighbors::start(&nerve);
 
     let (mut faults, mut count) = (Faults::default(), 0);
     count += requests::send(&nerve, &mut faults).await;
@@ -216,7 +216,7 @@ async fn sixty_hostile_inputs_cost_nothing_but_themselves() {
     })
     .await;
 
-    let [events, documents, webhooks] = neighbours.stop().await;
+    let [events, documents, webhooks] = neighbors.stop().await;
     assert!(events > 20, "{events}");
     streams.reaches("EVENTS", "events.good.answered", events + 1, seconds(60)).await;
     streams.reaches("EVENTS", "events.good.processed", events + 1, seconds(60)).await;

@@ -52,8 +52,8 @@ async fn documents_are_reranked_and_samples_classified() {
     assert!(results[0]["relevance_score"].as_f64() >= results[1]["relevance_score"].as_f64(), "{ranked}");
     let tei = answered(&nerve, "/v1/rerank", json!({"query": "late order", "texts": ["coffee", "late order"]})).await;
     assert!(tei[0]["score"].is_number() || tei["results"].is_array(), "{tei}");
-    let labelled = answered(&nerve, "/v1/classify", json!({"model": "classifier", "input": ["good", "bad"]})).await;
-    assert_eq!(labelled["data"].as_array().unwrap().len(), 2, "{labelled}");
+    let labeled = answered(&nerve, "/v1/classify", json!({"model": "classifier", "input": ["good", "bad"]})).await;
+    assert_eq!(labeled["data"].as_array().unwrap().len(), 2, "{labeled}");
     let iris =
         answered(&nerve, "/v1/classify", json!({"model": "iris", "features": [[1, 2, 3, 4], [0, 0, 0, 0]]})).await;
     assert_eq!(iris["data"][1]["index"], 1, "{iris}");

@@ -72,6 +72,7 @@ mod traces;
 mod trees;
 mod up;
 mod upgrade;
+mod words;
 mod workers;
 mod writer;
 

@@ -38,7 +38,7 @@ async fn a_model_that_a_function_runs_is_not_removed() {
     let folder = fixture("classifier").display().to_string();
     nerve.cli().run(&["models", "add", &folder, "--name", "mood"]).await.ok();
     let table = "[function.label]\nruntime = \"builtin\"\nuse = \"onnx/score\"\nmodel = \"mood\"\n\
-                 on = [\"events.said\"]\nemits = [\"labelled\"]\n";
+                 on = [\"events.said\"]\nemits = [\"labeled\"]\n";
     nerve.cli().deploy(Folder::new(table).path()).await;
     let refused = nerve.cli().run(&["models", "remove", "mood"]).await.failed(1);
     assert!(refused.stderr.contains("label"), "{refused:?}");

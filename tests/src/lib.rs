@@ -76,7 +76,7 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(
 
 /// Gives reqwest what it wants to have before its first client, whether that will speak TLS or not.
 pub fn install_tls() {
-    // Whoever is first installs it; that it is there already is no mistake.
+    // The first caller installs it; a second installation is not an error.
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 

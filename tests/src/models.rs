@@ -37,7 +37,7 @@ pub fn spoil(file: &Path, from: &str, to: &str) {
     for at in places {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
     }
-    fs::write(file, bytes).expect("a spoilt file");
+    fs::write(file, bytes).expect("a spoiled file");
 }
 
 /// Runs `tests/python/SCRIPT` to its end; its last line is JSON.

@@ -20,13 +20,13 @@ test("somebody else's words suggest nothing", () => {
 });
 
 test("labels that are there, and actions that change no text, are left alone", () => {
-  const labelled = issue("A typo", "");
-  labelled.issue.labels = [{ name: "Docs" }];
-  assert.deepEqual(call(labelled), []);
+  const labeled = issue("A typo", "");
+  labeled.issue.labels = [{ name: "Docs" }];
+  assert.deepEqual(call(labeled), []);
   assert.deepEqual(call(issue("A typo", "", { action: "labeled" })), []);
 });
 
-test("a body that can never be labelled is invalid", () => {
+test("a body that can never be labeled is invalid", () => {
   for (const body of ["{", "{}", "null", '"\xff']) assert.throws(() => call(body), { tag: "invalid" });
   assert.throws(() => handle({ data: Uint8Array.of(0x22, 0xc3, 0x22) }), { tag: "invalid", val: /UTF-8/ });
 });

@@ -1,7 +1,11 @@
-//! The types of events that Nerve itself makes and takes, and what their data must look like.
+//! The catalog of event types of Nerve, with JSON Schemas of their data.
 //!
-//! An event of one of these types whose data does not fit is refused when it is published: whoever made it is told, and
-//! not whoever would have taken it. Types that are not here are their makers' own.
+//! # Layout
+//! `event_types.json` is the catalog; [`known_types`] reads it, [`check`] validates an event against it.
+//!
+//! # Flow
+//! An event of a known type whose data violates the schema is refused when it is published, so that the publisher gets the error and not a
+//! consumer. Other types are unrestricted.
 
 use jsonschema::Validator;
 use nerve_core::{Event, EventType, Pattern};
@@ -13,28 +17,28 @@ use std::{
 };
 
 const CATALOGUE: &str = include_str!("event_types.json");
-/// Mistakes that are told of one event.
-const TOLD: usize = 3;
+/// Maximum number of schema violations to report per event.
+const MAX_REPORTED_VIOLATIONS: usize = 3;
 
-/// A type of events.
+/// An event type of Nerve.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct KnownType {
-    /// Its name; a pattern where the last word may be any.
+    /// Its name, or a pattern with a wildcard at the end.
     #[serde(rename = "type")]
     pub ty: String,
-    /// Whether it is about input, data, a model, control or feedback.
+    /// Its kind: input, data, model, control or feedback.
     pub kind: String,
-    /// What has happened.
+    /// What an event of this type states.
     pub about: String,
-    /// What makes it.
+    /// The functions and routes that publish it.
     pub producers: Vec<String>,
-    /// What takes it.
+    /// The functions that consume it.
     pub consumers: Vec<String>,
-    /// Its data, as JSON Schema (draft 2020-12).
+    /// The JSON Schema of its data (draft 2020-12).
     pub schema: Value,
 }
 
-/// Every type, in the order of the flow.
+/// All event types of Nerve, in pipeline order.
 pub fn known_types() -> &'static [KnownType] {
     static KNOWN: LazyLock<Vec<KnownType>> = LazyLock::new(|| {
         #[expect(clippy::expect_used, reason = "a constant that a test reads")]
@@ -43,7 +47,7 @@ pub fn known_types() -> &'static [KnownType] {
     &KNOWN
 }
 
-/// What each type's data must look like.
+/// The validators of all event types.
 struct Validators {
     by_name: HashMap<&'static str, Validator>,
     by_pattern: Vec<(Pattern, Validator)>,
@@ -72,7 +76,7 @@ fn validators() -> &'static Validators {
     &VALIDATORS
 }
 
-/// Whether the data of this type may name the collection that an event belongs to.
+/// Whether data of this type may name the event's collection.
 pub fn names_collection(ty: &EventType) -> bool {
     static NAMING: LazyLock<HashSet<&str>> = LazyLock::new(|| {
         let names = |known: &&KnownType| known.schema.pointer("/properties/collection").is_some();
@@ -81,24 +85,27 @@ pub fn names_collection(ty: &EventType) -> bool {
     NAMING.contains(ty.as_str())
 }
 
-/// Says where an event's data does not fit its type. A body that is no JSON is nothing to say anything about, and one
-/// that lies in Nerve's own store was checked when it was put there. What refers to a body elsewhere is checked as it is.
+/// Validates an event's data against the schema of its type. Skips bodies that are not JSON and bodies in Nerve's object store, which were
+/// validated when they were stored. An event with a foreign `dataref` is validated as it is.
+///
+/// # Errors
+/// A message that names the type and up to three violations.
 pub fn check(event: &Event) -> Result<(), String> {
     let Some(validator) = validators().get(&event.ty) else { return Ok(()) };
     if !event.is_json() || event.has_stored_body() {
         return Ok(());
     }
-    let told =
-        |why: String| format!("its data does not fit the type {}: {why}; GET /v1/event-types has its schema", event.ty);
-    let data: Value = serde_json::from_slice(&event.data).map_err(|error| told(format!("it is no JSON ({error})")))?;
+    let violation =
+        |why: String| format!("the data violates the schema of {}: {why}; see GET /v1/event-types", event.ty);
+    let data: Value = serde_json::from_slice(&event.data).map_err(|error| violation(format!("it is not JSON ({error})")))?;
     if validator.is_valid(&data) {
         return Ok(());
     }
-    let mistakes = validator.iter_errors(&data).take(TOLD).map(|mistake| match mistake.instance_path().as_str() {
-        "" => mistake.masked().to_string(),
-        place => format!("at {place}: {}", mistake.masked()),
+    let violations = validator.iter_errors(&data).take(MAX_REPORTED_VIOLATIONS).map(|found| match found.instance_path().as_str() {
+        "" => found.masked().to_string(),
+        location => format!("at {location}: {}", found.masked()),
     });
-    Err(told(mistakes.collect::<Vec<_>>().join("; ")))
+    Err(violation(violations.collect::<Vec<_>>().join("; ")))
 }
 
 #[cfg(test)]
@@ -111,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn every_schema_is_one_and_every_type_is_there_once() {
+    fn every_schema_is_valid_and_every_type_is_listed_once() {
         let Validators { by_name, by_pattern } = validators();
         assert_eq!(by_name.len() + by_pattern.len(), known_types().len());
         assert!(known_types().iter().all(|known| Pattern::parse(known.ty.as_str()).is_ok() && !known.about.is_empty()));
@@ -136,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_manual_has_the_table_of_all_types() {
+    fn manual_has_the_table_of_all_types() {
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../functions/README.md");
         let manual = std::fs::read_to_string(&file).unwrap();
         let start = manual.find("| type | kind |").expect("the manual has the table");
@@ -151,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn data_that_does_not_fit_is_told_with_its_place() {
+    fn schema_violation_is_reported_with_its_location() {
         assert_eq!(check(&event("answer.token", r#"{"text": "a", "more": 1}"#)), Ok(()));
         assert_eq!(check(&event("my.own", "{}")), Ok(()));
         assert_eq!(check(&event("prompt.received", r#"{"prompt": "?"}"#)), Ok(()));
@@ -161,7 +168,7 @@ mod tests {
             ("documents.retrieved", r#"{"question": "?", "documents": [{"document": "d"}]}"#, "/documents/0"),
             ("prompt.received", r#"{"q": "?"}"#, "prompt.received"),
             ("feedback.submitted", r#"{"answer": "1", "rating": 3}"#, "/rating"),
-            ("answer.generated", "nonsense", "no JSON"),
+            ("answer.generated", "nonsense", "not JSON"),
             ("tool.called.search", r#"{"tool": "search", "arguments": {}}"#, "\"call\" is a required property"),
             ("control.retry_requested", "{}", "control.retry_requested"),
         ] {
@@ -171,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn data_is_checked_beside_a_reference_to_a_body_elsewhere() {
+    fn data_with_a_foreign_dataref_is_validated() {
         let referring = |ty: &str, data: &str, to: &str| event(ty, data).with_extension("dataref", to);
         for data in [r#"{"nonsense": 1}"#, ""] {
             assert!(check(&referring("prompt.received", data, "https://x.example/y")).is_err(), "{data}");
@@ -182,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_may_be_its_own_body() {
+    fn raw_document_body_is_valid() {
         let mut event = event("document.uploaded", "# Fees");
         event.content_type = Some("text/markdown".into());
         assert_eq!(check(&event), Ok(()));

@@ -9,7 +9,7 @@ use http::{HeaderMap, StatusCode, Uri};
 use nerve_core::{Event, manifest::Network};
 use std::net::IpAddr;
 
-/// Reads the events of a request; none where it is not a CloudEvent in any mode.
+/// Parses the events of a request; `None` if it is not a CloudEvent in any mode.
 ///
 /// # Errors
 /// The status that such a request is answered with.
@@ -22,8 +22,7 @@ pub fn read_events(headers: &HeaderMap, body: &Bytes) -> Result<Option<Vec<Event
     }
 }
 
-/// Reads from where a request of `peer` comes, and to which base URL it was sent; none where its headers contradict
-/// each other.
+/// The client address and base URL of a request of `peer`; `None` if its headers contradict each other.
 pub fn read_origin(
     (peer, tls): (IpAddr, bool),
     trusted: &[Network],

@@ -67,7 +67,7 @@ pub(crate) enum CallKind {
     Request,
 }
 
-/// Fair-queueing position of one call's jobs.
+/// Fair-queuing position of one call's jobs.
 #[derive(Debug, Default)]
 pub(crate) struct CallRounds {
     kind: CallKind,

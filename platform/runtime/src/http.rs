@@ -48,7 +48,7 @@ pub struct HttpHost {
 impl HttpHost {
     /// A host with a pool of connections of its own.
     pub fn new() -> Result<Self, LoadError> {
-        // Whoever is first installs it; that it is there already is no mistake.
+        // The first caller installs it; a second installation is not an error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder().redirect(Policy::none()).build();
         Ok(Self { client: client.map_err(|error| LoadError::failed("making an HTTP client", error))? })

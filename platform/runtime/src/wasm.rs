@@ -9,7 +9,7 @@
 //! # Flow
 //! [`WasmHost::load`] finds or compiles the machine code and links it. Each event gets a fresh instance, so a trap
 //! or a timeout costs that one event, and nothing a guest leaves in memory reaches the next call. The events of a
-//! batch run in turn: each has its own full timeout, whatever its neighbours do.
+//! batch run in turn: each has its own full timeout, whatever its neighbors do.
 
 mod cache;
 mod compiler;

@@ -281,7 +281,7 @@ async fn a_process_has_a_batch_at_once_however_few_invocations_it_may_have() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guilty_event_costs_its_neighbours_nothing() {
+async fn a_guilty_event_costs_its_neighbors_nothing() {
     for (word, fault, says) in
         [("exit", Fault::Crash, "boom"), ("hang", Fault::Timeout, "timeout"), ("memory", Fault::Crash, "MemoryError")]
     {

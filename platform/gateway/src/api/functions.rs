@@ -109,20 +109,20 @@ fn plain_input(headers: &HeaderMap, path: &str, body: &Bytes) -> HttpResult<Even
 
 /// The problem of a failed call.
 fn invoke_problem(error: &InvokeError) -> Problem {
-    let told = error.to_string();
+    let message = error.to_string();
     match error {
         InvokeError::Bus(error) => broker_problem(error),
         InvokeError::NoWorker(_) => Problem::unavailable(
-            format!("{told}: start `nerve worker`, or wait for it to load the function"),
+            format!("{message}: start `nerve worker`, or wait for it to load the function"),
             RETRY_AFTER,
         ),
-        InvokeError::Timeout(..) => Problem::new(StatusCode::GATEWAY_TIMEOUT, told),
+        InvokeError::Timeout(..) => Problem::new(StatusCode::GATEWAY_TIMEOUT, message),
         InvokeError::Function(FunctionError { fault, .. }) => match fault {
-            Fault::Invalid => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, told),
-            Fault::Timeout => Problem::new(StatusCode::GATEWAY_TIMEOUT, told),
-            Fault::Crash => Problem::new(StatusCode::BAD_GATEWAY, told),
-            Fault::Retry { after } => Problem::unavailable(told, after.map_or(RETRY_AFTER, limits::clamp_wait)),
-            Fault::Interrupted => Problem::unavailable(told, RETRY_AFTER),
+            Fault::Invalid => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, message),
+            Fault::Timeout => Problem::new(StatusCode::GATEWAY_TIMEOUT, message),
+            Fault::Crash => Problem::new(StatusCode::BAD_GATEWAY, message),
+            Fault::Retry { after } => Problem::unavailable(message, after.map_or(RETRY_AFTER, limits::clamp_wait)),
+            Fault::Interrupted => Problem::unavailable(message, RETRY_AFTER),
         },
     }
 }

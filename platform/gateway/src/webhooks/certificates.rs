@@ -149,7 +149,7 @@ impl Certificates {
         held.insert(url.to_owned(), certificate.map_or_else(|| Held::Missed(Instant::now()), Held::Certificate));
     }
 
-    /// The text at a URL; none when it answers anything but success.
+    /// The text at a URL; `None` if the response is not a success.
     async fn fetch(&self, url: &str) -> Result<Option<String>, String> {
         let client = self.client.get_or_init(client).as_ref().ok_or("an HTTP client cannot be made")?;
         let mut response = client.get(url).send().await.map_err(|error| error.without_url().to_string())?;
@@ -175,7 +175,7 @@ fn host_of(url: &str) -> String {
 }
 
 fn builder() -> reqwest::ClientBuilder {
-    // Whoever is first installs it; that it is there already is no mistake.
+    // The first caller installs it; a second installation is not an error.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).redirect(reqwest::redirect::Policy::none());
     builder.https_only(true)

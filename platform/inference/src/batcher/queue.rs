@@ -52,7 +52,7 @@ type Age = (u64, u64);
 struct State<J, R> {
     waiting: BTreeMap<Key, QueuedJob<J, R>>,
     next: u64,
-    /// The current round; a new call starts in the next one (start-time fair queueing).
+    /// The current round; a new call starts in the next one (start-time fair queuing).
     round: u64,
     closed: bool,
 }

@@ -59,7 +59,7 @@ struct Pooled {
     texts: Vec<String>,
     plain: Vec<Vec<f32>>,
     query: Vec<Vec<f32>>,
-    truncated_16_normalised: Vec<Vec<f32>>,
+    truncated_16_normalized: Vec<Vec<f32>>,
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn pooling_and_prompts_match_sentence_transformers() {
             assert_near(floats(&plain[index]), &wanted.plain[index], 1e-4, &format!("{name} {text:?}"));
             assert_near(floats(&query[index]), &wanted.query[index], 1e-4, &format!("{name} query {text:?}"));
             // Without a Normalize module, truncated vectors are not normalized again.
-            let (short, wanted) = (floats(&short[index]), &wanted.truncated_16_normalised[index]);
+            let (short, wanted) = (floats(&short[index]), &wanted.truncated_16_normalized[index]);
             assert!(cosine(short, wanted) > 0.9999, "{name} shortened {text:?}");
         }
     }

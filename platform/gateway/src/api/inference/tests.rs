@@ -44,7 +44,7 @@ impl Drop for OnDrop {
 impl Fake {
     async fn as_named(&self, model: &Model) -> Result<(), InferenceError> {
         *self.files.lock().unwrap() = model.files.iter().map(|file| file.name.clone()).collect();
-        let why = || format!("told by {}", model.name);
+        let why = || format!("response by {}", model.name);
         match model.name.as_str() {
             "invalid" => Err(InferenceError::Invalid(why())),
             "busy" => Err(InferenceError::Busy(why())),
@@ -168,18 +168,18 @@ async fn embeddings_have_openais_shape() {
     let gateway = with(&fake, &[]).await;
     let asked = json!({"model": "sentence-transformers/all-MiniLM-L6-v2", "input": ["abc", "longer than that"],
         "user": "u", "input_type": "query", "dimensions": 2, "whatever": {"else": [1]}});
-    let told = post(&gateway, "/v1/embeddings", asked).await.json();
+    let response = post(&gateway, "/v1/embeddings", asked).await.json();
     let expected = json!({"object": "list", "model": "all-MiniLM-L6-v2", "data": [
         {"object": "embedding", "index": 0, "embedding": [0.25, -1.0]},
         {"object": "embedding", "index": 1, "embedding": [0.25, -1.0], "truncated": true},
     ], "usage": {"prompt_tokens": 19, "total_tokens": 19}});
-    assert_eq!(told, expected);
+    assert_eq!(response, expected);
     let request = fake.embedded.lock().unwrap().pop().unwrap();
     assert_eq!((request.purpose, request.dimensions), (Some(Purpose::Query), Some(2)));
 
     let body = r#"{"input": "\ud800\u0000", "encoding_format": "base64", "dimensions": null}"#;
-    let told = post(&gateway, "/v1/embeddings", body).await.json();
-    assert_eq!(told["data"][0]["embedding"], "AACAPgAAgL8=");
+    let response = post(&gateway, "/v1/embeddings", body).await.json();
+    assert_eq!(response["data"][0]["embedding"], "AACAPgAAgL8=");
     assert_eq!(fake.embedded.lock().unwrap().pop().unwrap().texts, ["\u{FFFD}\0"]);
     let bytes = json!({"input": "x", "output_dtype": "int8"});
     assert_eq!(post(&gateway, "/v1/embeddings", bytes).await.json()["data"][0]["embedding"], json!([-1, 2]));
@@ -221,9 +221,9 @@ async fn each_failure_has_its_status() {
             ("/v1/rerank", json!({"model": model, "query": "q", "documents": ["a"]})),
             ("/v1/classify", json!({"model": model, "input": "a"})),
         ] {
-            let told = post(&gateway, path, body).await;
-            assert_eq!(told.problem(status), format!("told by {model}"));
-            assert_eq!(told.headers.contains_key(header::RETRY_AFTER), status == 429);
+            let response = post(&gateway, path, body).await;
+            assert_eq!(response.problem(status), format!("response by {model}"));
+            assert_eq!(response.headers.contains_key(header::RETRY_AFTER), status == 429);
         }
     }
     let unknown = post(&gateway, "/v1/embeddings", json!({"model": "org/other", "input": "a"})).await.problem(404);
@@ -270,14 +270,14 @@ async fn rerank_has_coheres_shape() {
     let gateway = with(&fake, &[("ranker", "rerank")]).await;
     let body = r#"{"model": "ranker", "query": "q\udc00", "documents": ["a", {"text": "abcd", "id": 7}, "ab"],
         "top_n": 2, "return_documents": true, "max_chunks_per_doc": 3}"#;
-    let told = post(&gateway, "/v1/rerank", body).await.json();
+    let response = post(&gateway, "/v1/rerank", body).await.json();
     let results = json!([
         {"index": 1, "relevance_score": 0.5, "document": {"text": "abcd"}},
         {"index": 2, "relevance_score": 0.25, "document": {"text": "ab"}},
     ]);
-    assert_eq!((&told["results"], &told["model"]), (&results, &json!("ranker")));
-    assert!(told["id"].is_string());
-    assert_eq!(told["usage"]["total_tokens"], 6);
+    assert_eq!((&response["results"], &response["model"]), (&results, &json!("ranker")));
+    assert!(response["id"].is_string());
+    assert_eq!(response["usage"]["total_tokens"], 6);
     let request = fake.reranked.lock().unwrap().pop().unwrap();
     assert_eq!((request.query.as_str(), request.raw), ("q\u{FFFD}", false));
     for (body, said) in [
@@ -298,8 +298,8 @@ async fn rerank_has_the_shape_of_text_embeddings_inference() {
     let fake = Arc::new(Fake::default());
     let gateway = with(&fake, &[("ranker", "rerank"), ("other", "embed")]).await;
     let body = json!({"query": "q", "texts": ["a", "abcd"], "raw_scores": true, "return_text": true, "truncate": true});
-    let told = post(&gateway, "/v1/rerank", body).await.json();
-    assert_eq!(told, json!([{"index": 1, "score": 0.5, "text": "abcd"}, {"index": 0, "score": 0.125, "text": "a"}]));
+    let response = post(&gateway, "/v1/rerank", body).await.json();
+    assert_eq!(response, json!([{"index": 1, "score": 0.5, "text": "abcd"}, {"index": 0, "score": 0.125, "text": "a"}]));
     assert!(fake.reranked.lock().unwrap().pop().unwrap().raw);
     let plain = post(&gateway, "/v1/rerank", json!({"model": "ranker", "query": "q", "texts": ["a"]})).await.json();
     assert_eq!(plain, json!([{"index": 0, "score": 0.125}]));
@@ -315,10 +315,10 @@ async fn samples_are_classified() {
     let fake = Arc::new(Fake::default());
     let gateway = with(&fake, &[("mine", "classify")]).await;
     let body = json!({"model": "mine", "input": ["a", ["b", "c"], {"x": 1}], "raw_scores": true, "top_k": 1});
-    let told = post(&gateway, "/v1/classify", body).await.json();
-    assert_eq!(told["usage"], json!({"prompt_tokens": 9, "total_tokens": 9}));
+    let response = post(&gateway, "/v1/classify", body).await.json();
+    assert_eq!(response["usage"], json!({"prompt_tokens": 9, "total_tokens": 9}));
     let first = json!({"index": 0, "label": "yes", "score": 0.75, "labels": [{"label": "yes", "score": 0.75}]});
-    assert_eq!(told["data"][0], first);
+    assert_eq!(response["data"][0], first);
     let (samples, raw) = fake.classified.lock().unwrap().pop().unwrap();
     assert_eq!((samples.len(), raw), (3, true));
     let features = json!({"model": "mine", "features": [[1, 2], [3, 4]]});
@@ -354,8 +354,8 @@ async fn first_requests_share_one_fetch_and_a_failed_one_is_tried_again() {
     let gateway = gateway_of(&[], 10, catalogue(&[("mine", "embed")]), models).await;
     let body = json!({"model": "mine", "input": "a"});
     let together = futures::future::join_all((0..3).map(|_| post(&gateway, "/v1/embeddings", &body))).await;
-    for told in together {
-        assert!(told.problem(503).contains("NATS"));
+    for response in together {
+        assert!(response.problem(503).contains("NATS"));
     }
     // The one who began it leaves: it goes on for those who come after.
     let begun = tokio::time::timeout(Duration::from_millis(5), post(&gateway, "/v1/embeddings", &body)).await;

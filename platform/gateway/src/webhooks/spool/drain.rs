@@ -137,8 +137,8 @@ impl Drain {
         }
     }
 
-    /// The rows that the log has: another gateway stored them, or this one did and was not told, and JetStream may have
-    /// forgotten their ids. None when the log cannot be read now.
+    /// Rows that are in the log already: another gateway stored them, or this one did without getting the acknowledgement, and JetStream's
+    /// dedupe window may have passed. `None` if the log cannot be read.
     async fn stored_before(&self, rows: &[StoredRow]) -> Option<HashSet<i64>> {
         let accepted = |placed: &&StoredRow| {
             let (id, event) = identified(placed);
