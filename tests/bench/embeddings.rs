@@ -274,11 +274,11 @@ async fn recall(gateway: &Nerve, texts: &Texts) {
             got.iter().filter(|one| wanted.contains(one)).count()
         })
         .sum();
-    let likeness: f32 = whole.iter().zip(&small).map(|(a, b)| dot(a, b)).sum();
+    let similarity: f32 = whole.iter().zip(&small).map(|(a, b)| dot(a, b)).sum();
     let count = whole.len() as f64;
     println!("int8 against float32, {} {} texts", texts.texts.len(), texts.name);
     println!("  recall of the nearest {NEAREST}       {:>8.3}", found as f64 / (count * NEAREST as f64));
-    println!("  mean cosine                  {:>8.4}\n", f64::from(likeness) / count);
+    println!("  mean cosine                  {:>8.4}\n", f64::from(similarity) / count);
 }
 
 async fn vectors(gateway: &Nerve, model: &str, texts: &[String]) -> Vec<Vec<f32>> {
@@ -295,8 +295,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 
 fn nearest(vectors: &[Vec<f32>], index: usize) -> Vec<usize> {
     let mut others: Vec<usize> = (0..vectors.len()).filter(|&other| other != index).collect();
-    let likeness = |other: &usize| dot(&vectors[index], &vectors[*other]);
-    others.sort_by(|a, b| likeness(b).total_cmp(&likeness(a)));
+    let similarity = |other: &usize| dot(&vectors[index], &vectors[*other]);
+    others.sort_by(|a, b| similarity(b).total_cmp(&similarity(a)));
     others.truncate(NEAREST);
     others
 }

@@ -124,7 +124,7 @@ fn fill(index: &Index, random: &mut Random) -> Vec<Vec<f32>> {
 /// The ids of the chunks whose vectors are nearest, by looking at all of them.
 fn nearest(vectors: &[Vec<f32>], vector: &[f32]) -> Vec<usize> {
     let dot = |other: &Vec<f32>| other.iter().zip(vector).map(|(a, b)| a * b).sum::<f32>();
-    let mut likeness: Vec<(f32, usize)> = vectors.iter().map(dot).zip(1..).collect();
-    likeness.sort_by(|a, b| b.0.total_cmp(&a.0));
-    likeness.into_iter().take(NEAREST).map(|(_, id)| id).collect()
+    let mut similarity: Vec<(f32, usize)> = vectors.iter().map(dot).zip(1..).collect();
+    similarity.sort_by(|a, b| b.0.total_cmp(&a.0));
+    similarity.into_iter().take(NEAREST).map(|(_, id)| id).collect()
 }

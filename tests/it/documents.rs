@@ -273,7 +273,7 @@ async fn unchanged_document_is_later_than_an_upload_on_its_way() {
     file.upload_at(between, B).await;
     assert_eq!(indexed(&file.streams, 2).await[1]["stale"], true);
     assert_eq!(file.found(2).await, [A]);
-    // The clock of whoever uploads B is ahead; A is ingested later all the same.
+    // The clock of the uploader of B is ahead; A is ingested later.
     file.upload_at(between + time::Duration::hours(1), B).await;
     assert_eq!(file.found(3).await, [B]);
     assert_eq!(file.ingest(A, &["--force"]).await, [1, 0, 0, 1], "nobody asked the index");

@@ -270,7 +270,7 @@ async fn an_answer_that_was_cut_off_goes_on_and_no_token_is_lost_or_doubled() {
     let endpoint = Endpoint::before(&server, []).await;
     let asking = Asking::up(KEY, &endpoint.url, 5).await;
     endpoint.then([Reply::BreakAfter(4), Reply::BreakAfter(2)]);
-    // Whoever reads along sees what whoever comes later does.
+    // An early reader and a late reader see the same.
     let request = Client::new().post(asking.nerve.url("/v1/answers"));
     let live = request.json(&json!({"question": QUESTION})).send().await.unwrap();
     let id = id_of(&live);

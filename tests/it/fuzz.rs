@@ -87,7 +87,7 @@ fn fuzz() -> PathBuf {
     nerve_tests::checkout().join("tests/fuzz")
 }
 
-/// The files of a folder; none where there is no such folder.
+/// The files of a folder, if it exists.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).into_iter().flatten();
     entries.map(|entry| entry.unwrap().path()).collect()

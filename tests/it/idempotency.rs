@@ -56,7 +56,7 @@ impl Tenants {
         request.header("accept", "application/json").send().await.unwrap().status().as_u16()
     }
 
-    /// Whoever this key belongs to cannot see, end, retry or judge the answer.
+    /// The owner of this key cannot see, end, retry or rate the answer.
     async fn is_hidden(&self, id: &str, caller: &str) {
         let path = format!("/v1/answers/{id}");
         let feedback = json!({"answer": id, "rating": 1});

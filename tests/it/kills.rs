@@ -47,7 +47,7 @@ async fn the_nats_server_child_killed_in_the_middle_of_a_run() {
     let child = nerve.nats_child();
     kill(child, Signal::SIGKILL).unwrap();
     eventually("the child is gone", seconds(5), || async { command_name(child).is_none().then_some(()) }).await;
-    // `nerve up` either starts another child or ends, to be started again by whoever supervises it.
+    // `nerve up` either starts another child or ends, to be restarted by its service manager.
     let client = reqwest::Client::new();
     let ready = nerve.url("/readyz");
     let ended = eventually("nerve up recovers or ends", seconds(30), || {

@@ -67,7 +67,7 @@ async fn body_that_cannot_be_read_holds_up_no_other_event() {
     gateway.cli().deploy(function("\"c.*\"", extra, "say(call, events=results('c.out'))").path()).await;
     let large = String::from_utf8(body(1_030_000)).unwrap();
     post_event(&gateway, "in", "1", &large).await;
-    // As when another event stores the same body again: the chunks are gone under whoever reads them.
+    // As when another event stores the same body again: the chunks disappear while they are read.
     streams.stream("OBJ_bodies").await.purge().filter("$O.bodies.C.>").await.unwrap();
     let data = tempfile::tempdir().unwrap();
     let worker = nerve::worker(&nats.url(), data.path()).await;

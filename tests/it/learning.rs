@@ -14,7 +14,7 @@ const DOCUMENTS: [(&str, &str); 7] = [
     ("refunds", "You get your money back within a week after we have the goods that you return."),
     ("days", "Refunds are paid seven days after the parcel has arrived at our warehouse."),
     ("card", "The price of a purchase that was sent back is credited to your card within days."),
-    ("withdraw", "Whoever withdraws from a purchase is reimbursed once the parcel has been checked."),
+    ("withdraw", "A buyer who withdraws from a purchase is reimbursed once the parcel has been checked."),
     ("fees", "Reimbursements for parcels that customers send to us take about one week."),
     ("voucher", "If a purchase was paid with a voucher, its value is reimbursed as a voucher."),
 ];

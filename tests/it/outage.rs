@@ -1,4 +1,4 @@
-//! The broker is away: the gateway says so, promises nothing, and goes on when it is back.
+//! NATS is unavailable: the gateway reports it, accepts nothing, and continues when it is back.
 
 use crate::problem;
 use nerve_tests::{Cli, Folder, Nats, Nerve, Proxy, Streams, eventually, github, nerve, seconds};

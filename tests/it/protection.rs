@@ -132,7 +132,7 @@ async fn only_networks_that_are_allowed_may_post_and_only_a_trusted_proxy_is_bel
     let answer = answer_to_head(&direct, "X-Forwarded-For: 192.0.2.7\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 403"), "before the body: {answer}");
     assert!(!answer.contains("192.0.2") && answer.contains("application/problem+json"), "{answer}");
-    // The API without a key is for this machine, whoever passes the request on.
+    // The API without a key is for this machine, also through a proxy.
     let api = |client: &'static str| {
         reqwest::Client::new().get(behind.url("/v1/functions")).header("X-Forwarded-For", client).send()
     };

@@ -53,7 +53,7 @@ const SDKS: &[Provider] = &[
     provider("paddle", &["events.paddle.transaction.paid"], &[], SIGNED),
     provider("hubspot", &["events.hubspot.contact.creation", "events.hubspot.contact.creation"], &[], SIGNED),
     provider("notion", &["events.notion.page.created"], UNTIMED, SIGNED),
-    // A token signs nothing: whoever has it may send what it likes.
+    // A token signs nothing: its holder may send any body.
     provider("cloudevents", &["events.cloudevents.order.made"], &["body", "old", "future", "replay"], NO_ID),
 ];
 

@@ -1,4 +1,4 @@
-//! `control.retry_requested`: what failed is tried again, and whoever reads the answer gets it after all.
+//! `control.retry_requested`: a failed answer is generated again, and its readers get it.
 
 use crate::{answers::id_of, problem};
 use nerve_tests::{Folder, Nerve, Streams, eventually, guest, nerve::Options, seconds};
@@ -68,7 +68,7 @@ impl Told {
         (id, status, why)
     }
 
-    /// The answer, whoever asks for it now.
+    /// The answer, read anew.
     async fn answer(&self, id: &str) -> Value {
         let request =
             Client::new().get(self.nerve.url(&format!("/v1/answers/{id}"))).header("accept", "application/json");

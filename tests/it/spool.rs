@@ -1,5 +1,5 @@
-//! The broker is away, and a source says `spool = true`: its senders are answered 2xx all the same, and everything is in the
-//! log once, in order, when the broker is back.
+//! NATS is unavailable, and a source has `spool = true`: its senders get 2xx, and every event is in the log once, in order, when NATS is
+//! available again.
 
 use crate::{problem, source_is_served};
 use nerve_tests::{Folder, Nats, Nerve, Streams, eventually, github, proxy::Proxy, seconds};
@@ -71,7 +71,7 @@ async fn with_the_broker_killed_a_source_that_spools_is_answered_202_and_its_eve
     assert_eq!(status, 503, "{document}");
     let ready = reqwest::get(gateway.url("/readyz")).await.unwrap();
     assert_eq!(ready.status(), 200, "a load balancer must not take its senders away");
-    assert!(ready.text().await.unwrap().contains("wait on disk"));
+    assert!(ready.text().await.unwrap().contains("stored on disk"));
     nats.restart().await;
     are_stored(&nats, &ids).await;
     let streams = Streams::connect(&nats.url()).await;

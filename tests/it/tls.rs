@@ -137,7 +137,7 @@ async fn a_renewed_certificate_is_shown_to_new_connections_and_a_broken_one_neve
     files.write(&two.cert, &one.key);
     eventually("the log says what is wrong", seconds(20), || async {
         let log = nerve.daemon.stderr();
-        (log.contains("the certificate stays what it was") && log.contains("tls.crt")).then_some(())
+        (log.contains("the certificate is unchanged") && log.contains("tls.crt")).then_some(())
     })
     .await;
     assert_eq!(shown(&connect(&nerve, &both).await.unwrap()), one.der);

@@ -6,24 +6,34 @@ use std::{fs, path::Path, process::Command};
 
 /// Names of constants without a noun: `RETRY_INTERVAL`, `MAX_BATCH_EVENTS` instead.
 const CONSTANTS: &[&str] = &[
-    "AGAIN", "LARGEST", "LATER", "LEAST", "LONGEST", "MOST", "PATIENCE", "REMEMBERED", "REOPEN", "ROOM", "SILENCE", "SOON", "TOLD",
+    "AGAIN",
+    "LARGEST",
+    "LATER",
+    "LEAST",
+    "LONGEST",
+    "MOST",
+    "PATIENCE",
+    "REMEMBERED",
+    "REOPEN",
+    "ROOM",
+    "SILENCE",
+    "SOON",
+    "TOLD",
 ];
 /// Names of types that say only that something happened: the noun of the thing instead.
-const TYPES: &[&str] = &["Asked", "Done", "Found", "Listed", "Made", "Posted", "Said", "Shown", "Taken", "Told", "Wanted"];
+const TYPES: &[&str] =
+    &["Asked", "Done", "Found", "Listed", "Made", "Posted", "Said", "Shown", "Taken", "Told", "Wanted"];
 /// Words in comments and messages, with the word to use.
 const PHRASES: &[(&str, &str)] = &[
     ("whoever", "name the actor"),
     ("gives way", "is evicted, is shed"),
     ("give way", "are evicted, are shed"),
     ("broker is away", "NATS is unavailable"),
-    ("for good", "permanently; retries exhausted"),
+    ("failed for good", "attempts are exhausted"),
     ("likeness", "similarity"),
-    ("goes on and on", "continues"),
-    ("is taken in", "is accepted"),
-    ("dead letter letter", "dead letter"),
+    ("taken in before", "accepted before"),
     ("none when", "`None` if"),
     ("none where", "`None` if"),
-    ("have not heard", "no response from"),
     ("how-manieth", "number of"),
 ];
 

@@ -36,7 +36,7 @@ impl Broker for String {
 pub struct OfNerve {
     /// Its URL.
     pub url: String,
-    /// The operator's credentials file; none where the server is not `nerve up`'s own.
+    /// The operator's credentials file; `None` for a server that `nerve up` did not start.
     pub credentials: Option<PathBuf>,
 }
 

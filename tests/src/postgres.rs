@@ -127,7 +127,7 @@ fn program(name: &str, folder: &Path) -> Command {
     let path = installed.join("bin").join(name);
     assert!(path.is_file(), "no {}: run `make setup` or set NERVE_POSTGRES", path.display());
     let mut command = Command::new(path);
-    // psql reads files and variables of whoever runs it.
+    // psql reads files and variables of its user.
     command.env_clear().env("HOME", folder).env("LC_ALL", "C").current_dir(folder);
     if is_root(folder) || fs::metadata(folder).is_ok_and(|folder| folder.uid() == NOBODY) {
         command.uid(NOBODY).gid(NOBODY);

@@ -28,7 +28,7 @@ impl Reader {
         Self { response, buffer: Vec::new() }
     }
 
-    /// The next event; none when the response ends or breaks.
+    /// The next event; `None` if the response ends or fails.
     pub async fn next(&mut self) -> Option<Frame> {
         loop {
             while let Some(end) = self.buffer.windows(2).position(|two| two == b"\n\n") {

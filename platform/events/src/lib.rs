@@ -97,14 +97,16 @@ pub fn check(event: &Event) -> Result<(), String> {
     }
     let violation =
         |why: String| format!("the data violates the schema of {}: {why}; see GET /v1/event-types", event.ty);
-    let data: Value = serde_json::from_slice(&event.data).map_err(|error| violation(format!("it is not JSON ({error})")))?;
+    let data: Value =
+        serde_json::from_slice(&event.data).map_err(|error| violation(format!("it is not JSON ({error})")))?;
     if validator.is_valid(&data) {
         return Ok(());
     }
-    let violations = validator.iter_errors(&data).take(MAX_REPORTED_VIOLATIONS).map(|found| match found.instance_path().as_str() {
-        "" => found.masked().to_string(),
-        location => format!("at {location}: {}", found.masked()),
-    });
+    let violations =
+        validator.iter_errors(&data).take(MAX_REPORTED_VIOLATIONS).map(|found| match found.instance_path().as_str() {
+            "" => found.masked().to_string(),
+            location => format!("at {location}: {}", found.masked()),
+        });
     Err(violation(violations.collect::<Vec<_>>().join("; ")))
 }
 

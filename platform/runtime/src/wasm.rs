@@ -53,7 +53,7 @@ const KEPT_TABLE: usize = 16 << 10;
 /// Where and how components are run.
 #[derive(Debug, Clone)]
 pub struct WasmConfig {
-    /// A folder for compiled code, made with mode 0700. Whoever can write to it can run code as this process.
+    /// Directory of compiled code, created with mode 0700: write access to it is the right to run code as this process.
     pub cache_dir: PathBuf,
     /// What compiles.
     pub compiler: Compiler,

@@ -55,7 +55,7 @@ const X32: u32 = 0x4000_0000;
 pub struct CallFilter(BpfProgram);
 
 impl CallFilter {
-    /// The filter for this processor; none where there is none for it.
+    /// The filter for this processor architecture; `None` if there is none.
     ///
     /// # Errors
     /// When the filter cannot be made.

@@ -38,7 +38,7 @@ fn has_rulesets() -> bool {
 pub struct Closed(RulesetCreated);
 
 impl Closed {
-    /// Closes `paths` and what is in them, but for `own`. None where this kernel cannot.
+    /// Denies access to `paths` and their content, except `own`. `None` if this kernel cannot.
     ///
     /// Nothing is written in `/proc` and `/sys`. A restricted process also sends signals to its own descendants only, where the kernel has version 6 of Landlock, and traces
     /// no other process.

@@ -12,7 +12,7 @@ pub(crate) const ANSWER_HEAD_BYTES: usize = LENGTH_BYTES + 1;
 pub(crate) enum Status {
     /// The result.
     Done = 0,
-    /// Why there is none, for whoever sent the input.
+    /// The reason for the failure, for the sender of the input.
     Refused = 1,
 }
 

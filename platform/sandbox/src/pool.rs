@@ -231,7 +231,7 @@ impl Shared {
                     (waiter, self.leased(idle.key, Some(idle.process)))
                 }
             };
-            // Whoever waited may have gone this moment.
+            // The waiting caller may have been dropped meanwhile.
             if let Err(unwanted) = waiter.send(lease) {
                 unwanted.put_back();
             }

@@ -150,7 +150,7 @@ impl<P: HasTurn, W> Queue<P, W> {
         !self.idle.is_empty()
     }
 
-    /// The next step; none where nothing can be done now.
+    /// The next step; `None` if nothing can be done now.
     pub(crate) fn step(&mut self, now: Instant) -> Option<Step<P, W>> {
         let mut order: Vec<(usize, u64, usize)> = Vec::with_capacity(self.waiting.len());
         for (index, waiting) in self.waiting.iter().enumerate() {

@@ -153,8 +153,7 @@ fn agree<T: PartialEq>(one: Option<T>, other: Option<T>) -> Result<Option<T>, Co
     }
 }
 
-/// The right-most hop that is no trusted proxy, or the left-most one where all are; what cannot be read ends the search, as
-/// if nothing stood there.
+/// The right-most hop that is not a trusted proxy, or the left-most one if all are. An unreadable hop ends the search.
 fn sender(
     hops: impl DoubleEndedIterator<Item = Option<IpAddr>> + ExactSizeIterator,
     trusted: &[Network],
@@ -197,7 +196,7 @@ fn pairs_in(element: &str) -> Vec<(String, String)> {
     split_quoted(element, ';').filter_map(pair).collect()
 }
 
-/// Splits where `separator` stands outside of quotes.
+/// Splits at `separator` outside of quotes.
 fn split_quoted(text: &str, separator: char) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     text.split(move |c| {
@@ -237,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sender_is_the_right_most_that_is_no_proxy() {
+    fn client_is_the_right_most_untrusted_address() {
         for (forwarded, expected) in [
             ("1.1.1.1, 198.51.100.7", "198.51.100.7"),
             ("1.1.1.1, 198.51.100.7, 10.2.2.2", "198.51.100.7"),
@@ -255,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_is_read_as_its_standard_says() {
+    fn forwarded_header_follows_rfc_7239() {
         let forwarded = "for=1.1.1.1;host=evil.example, For=\"[2001:db8::7]:47\";Proto=HTTPS;host=\"n.example:8443\";by=_x, for=10.2.2.2";
         let origin = of("10.1.1.1", false, &[("forwarded", forwarded)]).unwrap();
         assert_eq!(origin.client.unwrap().to_string(), "2001:db8::7");
@@ -265,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn two_kinds_of_headers_must_agree() {
+    fn contradicting_headers_are_refused() {
         let agreed = [("x-forwarded-for", "198.51.100.7"), ("forwarded", "for=198.51.100.7;proto=https")];
         assert_eq!(of("10.1.1.1", false, &agreed).unwrap().url("/").unwrap(), "https://inner:8080/");
         let spoofed = [("x-forwarded-for", "198.51.100.7"), ("forwarded", "for=10.9.9.9")];
@@ -273,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn the_url_is_known_over_tls_or_behind_a_proxy_that_says_it() {
+    fn url_is_known_over_tls_and_behind_a_proxy() {
         let base = |peer, tls, headers: &[(&'static str, &str)]| of(peer, tls, headers).unwrap().base;
         assert_eq!(base("192.0.2.1", true, &[]).unwrap(), "https://inner:8080");
         assert_eq!(base("192.0.2.1", false, &[]), None, "something before us may speak TLS");

@@ -30,9 +30,9 @@ async fn vectors_match_sentence_transformers() {
     let embeddings = rig.onnx.embed(&model, request(&texts)).await.unwrap();
     let mut worst = (1.0, "");
     for ((embedding, vector), text) in embeddings.iter().zip(&vectors).zip(&texts) {
-        let likeness = cosine(floats(embedding), vector);
-        if likeness < worst.0 {
-            worst = (likeness, text);
+        let similarity = cosine(floats(embedding), vector);
+        if similarity < worst.0 {
+            worst = (similarity, text);
         }
     }
     assert!(worst.0 >= 0.9999, "{worst:?}");
@@ -49,8 +49,8 @@ async fn int8_model_is_similar_to_the_original() {
     let rig = Rig::start();
     let model = rig.model("all-MiniLM-L6-v2-int8").await;
     let embeddings = rig.onnx.embed(&model, request(&texts)).await.unwrap();
-    let likeness = embeddings.iter().zip(&vectors).map(|(embedding, vector)| cosine(floats(embedding), vector));
-    let mean = likeness.sum::<f64>() / 1000.0;
+    let similarity = embeddings.iter().zip(&vectors).map(|(embedding, vector)| cosine(floats(embedding), vector));
+    let mean = similarity.sum::<f64>() / 1000.0;
     assert!(mean > 0.97, "{mean}");
 }
 
@@ -59,7 +59,7 @@ struct Pooled {
     texts: Vec<String>,
     plain: Vec<Vec<f32>>,
     query: Vec<Vec<f32>>,
-    truncated_16_normalized: Vec<Vec<f32>>,
+    truncated_16_normalised: Vec<Vec<f32>>,
 }
 
 #[tokio::test]
@@ -77,7 +77,7 @@ async fn pooling_and_prompts_match_sentence_transformers() {
             assert_near(floats(&plain[index]), &wanted.plain[index], 1e-4, &format!("{name} {text:?}"));
             assert_near(floats(&query[index]), &wanted.query[index], 1e-4, &format!("{name} query {text:?}"));
             // Without a Normalize module, truncated vectors are not normalized again.
-            let (short, wanted) = (floats(&short[index]), &wanted.truncated_16_normalized[index]);
+            let (short, wanted) = (floats(&short[index]), &wanted.truncated_16_normalised[index]);
             assert!(cosine(short, wanted) > 0.9999, "{name} shortened {text:?}");
         }
     }

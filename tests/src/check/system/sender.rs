@@ -19,7 +19,7 @@ pub(super) const KEY: &str = "the-key-of-everything";
 /// The wait before an event that was answered 503 is sent again.
 const AGAIN: Duration = Duration::from_millis(200);
 
-/// Whoever sends.
+/// A sender.
 pub(super) struct Sender {
     pub(super) client: Client,
     pub(super) gateway: String,
@@ -102,7 +102,7 @@ impl Sender {
         format!("{}/v1/{path}", self.gateway)
     }
 
-    /// The request; none where there is no answer yet to give feedback on.
+    /// The request; `None` if there is no answer yet to give feedback on.
     fn request(&self, tenant: Tenant, key: u8, request: Request) -> Option<RequestBuilder> {
         let url = |path: &str| self.url(path);
         let text = request.text(tenant, key);

@@ -140,7 +140,7 @@ impl Call<'_> {
     }
 }
 
-/// Each call does what it says, for whoever called, and once under its key; nobody sees another's answer.
+/// Each call has its effect once under its key, and no caller sees the answer of another.
 pub(super) fn calls(history: &[Entry], end: &End) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut before: Vec<Call<'_>> = Vec::new();

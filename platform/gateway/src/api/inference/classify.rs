@@ -1,4 +1,4 @@
-//! `POST /v1/classify`: texts, pairs of texts or features to labels.
+//! `POST /v1/classify`: labels of texts, pairs of texts or features.
 
 use crate::api::inference::{
     ModelChoice, Usage, check_count, is_false, missing, parse, read_body, run,
@@ -23,7 +23,7 @@ use serde_json::value::RawValue;
 use std::sync::Arc;
 
 #[derive(Deserialize)]
-struct Asked<'a> {
+struct ClassifyRequest<'a> {
     model: Option<String>,
     #[serde(borrow)]
     input: Option<&'a RawValue>,
@@ -54,16 +54,16 @@ struct Item {
 /// Classifies samples.
 pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>) -> HttpResult {
     let body = read_body(&gateway, request).await?;
-    let asked: Asked<'_> = parse(&body.bytes)?;
+    let asked: ClassifyRequest<'_> = parse(&body.bytes)?;
     let (field, samples) = match (asked.input, asked.features) {
-        (Some(_), Some(_)) => return Err(Problem::bad_request("both `input` and `features` are there: send one")),
+        (Some(_), Some(_)) => return Err(Problem::bad_request("`input` and `features` are both present: send one")),
         (Some(input), None) => ("input", read_input(input)?),
         (None, Some(features)) => ("features", read_features(features)?),
         (None, None) => return Err(missing("input")),
     };
     check_count(&gateway, field, samples.len())?;
     if asked.top_k == Some(0) {
-        return Err(Problem::bad_request("`top_k` is 0: leave it out, or ask for at least one"));
+        return Err(Problem::bad_request("`top_k` must be at least 1"));
     }
     let wanted = ModelChoice::Named(asked.model.as_deref().ok_or_else(|| missing("model"))?);
     let raw = asked.raw_scores.unwrap_or_default();
@@ -117,7 +117,7 @@ fn read_sample(place: &str, item: &RawValue) -> HttpResult<Sample> {
     }
 }
 
-/// The features of one sample, as an object or a list of numbers and strings, or a list of such.
+/// The features of one sample, as an object or a list of numbers and strings, or a list of samples.
 fn read_features(features: &RawValue) -> HttpResult<Vec<Sample>> {
     match kind(features) {
         Kind::Object => Ok(vec![Sample::Features(read("features", features)?)]),
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_of_sample_is_read() {
+    fn all_kinds_of_samples_are_read() {
         assert_eq!(input(r#""a\ud800""#).unwrap(), [Sample::Text("a\u{FFFD}".into())]);
         let mixed = input(r#"["a", ["b", "c\udc00"], {"x": 1}, [1, 2.5], ["b", 1]]"#).unwrap();
         let expected = [
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn features_are_one_sample_or_many() {
+    fn features_are_one_sample_or_several() {
         assert_eq!(features(r#"{"x": 1}"#).unwrap(), [Sample::Features(json!({"x": 1}))]);
         assert_eq!(features(r#"[1, "a"]"#).unwrap(), [Sample::Features(json!([1, "a"]))]);
         assert_eq!(features(r#"["a", "b"]"#).unwrap(), [Sample::Features(json!(["a", "b"]))]);

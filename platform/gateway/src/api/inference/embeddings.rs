@@ -1,4 +1,4 @@
-//! `POST /v1/embeddings`, in OpenAI's shape.
+//! `POST /v1/embeddings`, in OpenAI's format.
 
 use crate::api::inference::{
     ModelChoice, Usage, check_count, is_false, missing, parse, read_body, run,
@@ -22,15 +22,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
 
-/// The model of a request that names none.
+/// The model of a request without `model`.
 const DEFAULT_MODEL: &str = "all-MiniLM-L6-v2";
 
 const TOKENS: &str = "`input` holds numbers of tokens, which are another model's: send the texts themselves \
                       (LangChain does with check_embedding_ctx_length=False)";
 
-/// What is asked; fields that only other services know are ignored.
+/// The request; unknown fields are ignored.
 #[derive(Deserialize)]
-struct Asked<'a> {
+struct EmbeddingsRequest<'a> {
     model: Option<String>,
     #[serde(borrow)]
     input: Option<&'a RawValue>,
@@ -59,15 +59,15 @@ struct List<'a> {
 struct Item {
     object: &'static str,
     index: usize,
-    embedding: Shown,
+    embedding: ResponseVector,
     #[serde(skip_serializing_if = "is_false")]
     truncated: bool,
 }
 
-/// A vector as the answer holds it.
+/// A vector in the response.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(untagged)]
-enum Shown {
+enum ResponseVector {
     Vector(Vector),
     Base64(String),
 }
@@ -75,7 +75,7 @@ enum Shown {
 /// Embeds texts.
 pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>) -> HttpResult {
     let body = read_body(&gateway, request).await?;
-    let asked: Asked<'_> = parse(&body.bytes)?;
+    let asked: EmbeddingsRequest<'_> = parse(&body.bytes)?;
     let texts = texts(asked.input.ok_or_else(|| missing("input"))?)?;
     check_count(&gateway, "input", texts.len())?;
     if asked.dimensions == Some(0) {
@@ -95,7 +95,7 @@ pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>)
 
 impl Item {
     fn of(index: usize, Embedding { vector, truncated, .. }: Embedding, format: EncodingFormat) -> Self {
-        Self { object: "embedding", index, embedding: shown(vector, format), truncated }
+        Self { object: "embedding", index, embedding: response_vector(vector, format), truncated }
     }
 }
 
@@ -121,10 +121,10 @@ fn texts(input: &RawValue) -> HttpResult<Vec<String>> {
     }
 }
 
-fn shown(vector: Vector, format: EncodingFormat) -> Shown {
+fn response_vector(vector: Vector, format: EncodingFormat) -> ResponseVector {
     match format {
-        EncodingFormat::Float => Shown::Vector(vector),
-        EncodingFormat::Base64 => vector.into_base64().map_or_else(Shown::Vector, Shown::Base64),
+        EncodingFormat::Float => ResponseVector::Vector(vector),
+        EncodingFormat::Base64 => vector.into_base64().map_or_else(ResponseVector::Vector, ResponseVector::Base64),
     }
 }
 
@@ -137,14 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn one_text_or_many_are_read() {
+    fn one_text_or_several_are_read() {
         assert_eq!(read(r#""a\u0000b""#).unwrap(), ["a\0b"]);
         assert_eq!(read(r#"["a", "", "\ud800"]"#).unwrap(), ["a", "", "\u{FFFD}"]);
         assert!(read("[]").unwrap().is_empty());
     }
 
     #[test]
-    fn what_is_no_text_is_told_apart() {
+    fn invalid_inputs_are_distinguished() {
         for tokens in ["[1, 2]", "[[1, 2], [3]]", "[\"a\", 1]"] {
             assert!(read(tokens).unwrap_err().contains("check_embedding_ctx_length=False"), "{tokens}");
         }

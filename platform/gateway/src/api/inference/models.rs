@@ -1,4 +1,4 @@
-//! From a model's name to its files on this machine.
+//! Finds a model by name and fetches its files.
 
 use crate::{
     http::problem::{HttpResult, Problem},
@@ -20,24 +20,24 @@ use std::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Brings one file to this machine.
+/// Fetches a file to this machine.
 pub type Fetch = Arc<dyn Fn(ArtifactRef) -> BoxFuture<'static, Result<Artifact, BusError>> + Send + Sync>;
 
-/// What [`Models`] are made of.
+/// The parts of [`Models`].
 pub struct ModelParts {
-    /// What runs models; none where this process runs none.
+    /// The model runtime; `None` if this process runs no models.
     pub inference: Option<Arc<dyn Inference>>,
-    /// Where the files of an added model come from.
+    /// Fetches the files of a deployed model.
     pub fetch: Fetch,
     /// The settings.
     pub config: OnnxConfig,
-    /// What files are fetched on: a caller that leaves must not begin it anew for the next.
+    /// Tracks fetches, which continue when the client that started one disconnects.
     pub tasks: TaskTracker,
     /// Ends fetching.
     pub stop: CancellationToken,
 }
 
-/// The models that requests can name, and what runs them.
+/// The models that requests can name, and their runtime.
 pub struct Models {
     parts: ModelParts,
     fetched: Mutex<BTreeMap<ModelName, Fetched>>,
@@ -45,7 +45,7 @@ pub struct Models {
 
 type Fetching = Shared<BoxFuture<'static, Result<Arc<Model>, Arc<BusError>>>>;
 
-/// One revision of a model, here or on its way; all who wait for it share one fetch.
+/// A revision of a model, fetched or being fetched; concurrent requests share a fetch.
 struct Fetched {
     revision: u64,
     model: Fetching,
@@ -58,7 +58,7 @@ impl fmt::Debug for Models {
 }
 
 impl Models {
-    /// The models of these parts; nothing is fetched yet.
+    /// Models of these parts; fetches nothing yet.
     pub fn new(parts: ModelParts) -> Self {
         Self { parts, fetched: Mutex::default() }
     }
@@ -67,7 +67,10 @@ impl Models {
         &self.parts.config
     }
 
-    /// What runs models here.
+    /// The model runtime.
+    ///
+    /// # Errors
+    /// 503 if this process runs no models.
     pub(crate) fn inference(&self) -> HttpResult<&Arc<dyn Inference>> {
         self.parts.inference.as_ref().ok_or_else(|| {
             let detail = "this server runs no models: it needs ONNX Runtime's library, which `make setup` installs, \
@@ -76,9 +79,10 @@ impl Models {
         })
     }
 
-    /// The model of that name: one that was added, else one that came with this installation.
+    /// The deployed or bundled model with this name, or with the last part of `org/name`, the form of Hugging Face.
     ///
-    /// Callers know models by their full names on Hugging Face; of `org/name` the last part counts.
+    /// # Errors
+    /// 404 for an unknown model, 503 if its files cannot be fetched.
     pub(crate) async fn find(&self, catalogue: &Catalogue, wanted: &str) -> HttpResult<Arc<Model>> {
         let last = wanted.rsplit('/').next().unwrap_or(wanted);
         let Ok(name) = ModelName::parse(last) else { return Err(self.unknown(catalogue, wanted)) };
@@ -91,7 +95,10 @@ impl Models {
         }
     }
 
-    /// The one model that was added for `task`.
+    /// The only deployed model for `task`.
+    ///
+    /// # Errors
+    /// 400 if there are several or none.
     pub(crate) async fn only_for(&self, catalogue: &Catalogue, task: &str) -> HttpResult<Arc<Model>> {
         let mut able = catalogue.models.values().filter(|entry| entry.record.description.task == task);
         match (able.next(), able.next()) {
@@ -109,7 +116,7 @@ impl Models {
         }
     }
 
-    /// Makes the next request look for the model's files again, which may have gone from the disk.
+    /// Makes the next request fetch the model again, whose files may have been deleted.
     pub(crate) fn forget(&self, model: &Model) {
         if let Ok(name) = ModelName::parse(model.name.as_str()) {
             self.lock().remove(&name);

@@ -1,4 +1,4 @@
-//! `POST /v1/rerank`, in Cohere's shape and, where the request has `texts`, in that of Text Embeddings Inference.
+//! `POST /v1/rerank`, in Cohere's format or, if the request has `texts`, in that of Text Embeddings Inference.
 
 use crate::api::inference::{
     ModelChoice, Usage, check_count, is_false, missing, parse, read_body, run,
@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
 
-/// What is asked, in either shape; fields that only other services know are ignored.
+/// The request in either format; unknown fields are ignored.
 #[derive(Deserialize)]
-struct Asked<'a> {
+struct RerankRequest<'a> {
     model: Option<String>,
     query: Option<Text>,
     #[serde(borrow)]
@@ -41,7 +41,7 @@ struct Document {
     text: Text,
 }
 
-/// The answer in Cohere's shape.
+/// The response in Cohere's format.
 #[derive(Serialize)]
 struct Ranked {
     id: String,
@@ -61,23 +61,23 @@ struct BilledUnits {
     search_units: usize,
 }
 
-/// A result in Cohere's shape.
+/// A result in Cohere's format.
 #[derive(Serialize)]
 struct Scored {
     index: usize,
     relevance_score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    document: Option<Shown>,
+    document: Option<ResponseDocument>,
     #[serde(skip_serializing_if = "is_false")]
     truncated: bool,
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct ResponseDocument {
     text: String,
 }
 
-/// A result in the shape of Text Embeddings Inference.
+/// A result in the format of Text Embeddings Inference.
 #[derive(Serialize)]
 struct Rank {
     index: usize,
@@ -89,16 +89,16 @@ struct Rank {
 /// Orders documents by their relevance to a query.
 pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>) -> HttpResult {
     let body = read_body(&gateway, request).await?;
-    let asked: Asked<'_> = parse(&body.bytes)?;
+    let asked: RerankRequest<'_> = parse(&body.bytes)?;
     let (documents, plain) = match (asked.documents, asked.texts) {
-        (Some(_), Some(_)) => return Err(Problem::bad_request("both `documents` and `texts` are there: send one")),
+        (Some(_), Some(_)) => return Err(Problem::bad_request("`documents` and `texts` are both present: send one")),
         (Some(documents), None) => (read_documents(&documents)?, false),
         (None, Some(texts)) => (texts.into_iter().map(|text| text.0).collect(), true),
         (None, None) => return Err(missing("documents")),
     };
     check_count(&gateway, if plain { "texts" } else { "documents" }, documents.len())?;
     if asked.top_n == Some(0) {
-        return Err(Problem::bad_request("`top_n` is 0: leave it out, or ask for at least one"));
+        return Err(Problem::bad_request("`top_n` must be at least 1"));
     }
     let wanted = match asked.model.as_deref() {
         Some(name) => ModelChoice::Named(name),
@@ -124,7 +124,7 @@ pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>)
     let results = ranking.into_iter().map(|(index, relevance)| Scored {
         index,
         relevance_score: relevance.score,
-        document: text(index).map(|text| Shown { text }),
+        document: text(index).map(|text| ResponseDocument { text }),
         truncated: relevance.truncated,
     });
     let answer = Ranked {
@@ -137,7 +137,7 @@ pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>)
     Ok(Json(answer).into_response())
 }
 
-/// The most relevant first, each with its place in the request.
+/// Sorts by relevance, highest first, with indices of the request.
 fn ranking(relevances: Vec<Relevance>, top: Option<usize>) -> Vec<(usize, Relevance)> {
     let mut ranking: Vec<_> = relevances.into_iter().enumerate().collect();
     ranking.sort_by(|(_, a), (_, b)| b.score.total_cmp(&a.score));

@@ -1,4 +1,4 @@
-//! Models as callers see them, with a stand-in for what runs them.
+//! The model routes with a fake model runtime.
 
 use super::*;
 use crate::tests::{TestResponse, ask, gateway_of, onnx, request};
@@ -23,7 +23,7 @@ use std::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Says a text's length; fails as its model is named.
+/// Embeds a text as its length, and fails as the model's name says.
 #[derive(Default)]
 struct Fake {
     embedded: Mutex<Vec<EmbedRequest>>,
@@ -163,7 +163,7 @@ impl TestResponse {
 }
 
 #[tokio::test]
-async fn embeddings_have_openais_shape() {
+async fn embeddings_have_openais_format() {
     let fake = Arc::new(Fake::default());
     let gateway = with(&fake, &[]).await;
     let asked = json!({"model": "sentence-transformers/all-MiniLM-L6-v2", "input": ["abc", "longer than that"],
@@ -186,7 +186,7 @@ async fn embeddings_have_openais_shape() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_embedded_is_refused_with_the_reason() {
+async fn invalid_input_is_refused_with_the_reason() {
     let fake = Arc::new(Fake::default());
     let models = Models::new(ModelParts {
         config: nerve_config::OnnxConfig { max_inputs: 2, max_body: 1000, ..onnx() },
@@ -195,14 +195,14 @@ async fn what_cannot_be_embedded_is_refused_with_the_reason() {
     let gateway = gateway_of(&[], 10, Catalogue::default(), models).await;
     for (body, said) in [
         (r#"{"input": []}"#, "empty"),
-        (r#"{"input": ["a", "b", "c"]}"#, "may hold 2"),
+        (r#"{"input": ["a", "b", "c"]}"#, "limit of 2"),
         (r#"{"input": [1, 2]}"#, "check_embedding_ctx_length=False"),
         (r#"{"input": "a", "dimensions": 0}"#, "dimensions"),
         (r#"{"input": "a", "encoding_format": "hex"}"#, "hex"),
         (r#"{"input": "a", "output_dtype": "int4"}"#, "int4"),
         (r#"{"model": "x"}"#, "`input` is missing"),
-        ("{", "cannot be read"),
-        ("", "cannot be read"),
+        ("{", "invalid request"),
+        ("", "invalid request"),
     ] {
         let detail = post(&gateway, "/v1/embeddings", body).await.problem(400);
         assert!(detail.contains(said), "{body}: {detail}");
@@ -234,7 +234,7 @@ async fn each_failure_has_its_status() {
 }
 
 #[tokio::test]
-async fn without_a_runtime_the_caller_is_told_what_to_install() {
+async fn missing_runtime_is_reported_with_what_to_install() {
     let models = Models::new(ModelParts { inference: None, ..parts(&Arc::default()) });
     let gateway = gateway_of(&[], 10, Catalogue::default(), models).await;
     let detail = post(&gateway, "/v1/embeddings", json!({"input": "a"})).await.problem(503);
@@ -242,7 +242,7 @@ async fn without_a_runtime_the_caller_is_told_what_to_install() {
 }
 
 #[tokio::test]
-async fn a_model_that_takes_too_long_is_given_up() {
+async fn slow_model_times_out() {
     let fake = Arc::new(Fake::default());
     let config = nerve_config::OnnxConfig { timeout: Duration::from_millis(20), ..onnx() };
     let gateway = gateway_of(&[], 10, Catalogue::default(), Models::new(ModelParts { config, ..parts(&fake) })).await;
@@ -252,7 +252,7 @@ async fn a_model_that_takes_too_long_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_caller_that_leaves_withdraws_its_texts() {
+async fn disconnected_client_cancels_its_texts() {
     let fake = Arc::new(Fake::default());
     let gateway = with(&fake, &[]).await;
     let body = json!({"model": "endless", "input": "a"});
@@ -265,7 +265,7 @@ async fn a_caller_that_leaves_withdraws_its_texts() {
 }
 
 #[tokio::test]
-async fn rerank_has_coheres_shape() {
+async fn rerank_has_coheres_format() {
     let fake = Arc::new(Fake::default());
     let gateway = with(&fake, &[("ranker", "rerank")]).await;
     let body = r#"{"model": "ranker", "query": "q\udc00", "documents": ["a", {"text": "abcd", "id": 7}, "ab"],
@@ -294,12 +294,15 @@ async fn rerank_has_coheres_shape() {
 }
 
 #[tokio::test]
-async fn rerank_has_the_shape_of_text_embeddings_inference() {
+async fn rerank_has_the_format_of_text_embeddings_inference() {
     let fake = Arc::new(Fake::default());
     let gateway = with(&fake, &[("ranker", "rerank"), ("other", "embed")]).await;
     let body = json!({"query": "q", "texts": ["a", "abcd"], "raw_scores": true, "return_text": true, "truncate": true});
     let response = post(&gateway, "/v1/rerank", body).await.json();
-    assert_eq!(response, json!([{"index": 1, "score": 0.5, "text": "abcd"}, {"index": 0, "score": 0.125, "text": "a"}]));
+    assert_eq!(
+        response,
+        json!([{"index": 1, "score": 0.5, "text": "abcd"}, {"index": 0, "score": 0.125, "text": "a"}])
+    );
     assert!(fake.reranked.lock().unwrap().pop().unwrap().raw);
     let plain = post(&gateway, "/v1/rerank", json!({"model": "ranker", "query": "q", "texts": ["a"]})).await.json();
     assert_eq!(plain, json!([{"index": 0, "score": 0.125}]));
@@ -336,7 +339,7 @@ async fn samples_are_classified() {
 }
 
 #[tokio::test]
-async fn first_requests_share_one_fetch_and_a_failed_one_is_tried_again() {
+async fn first_requests_share_a_fetch_and_retry_a_failed_one() {
     let fake = Arc::new(Fake::default());
     let fetches = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&fetches);
@@ -367,7 +370,7 @@ async fn first_requests_share_one_fetch_and_a_failed_one_is_tried_again() {
 }
 
 #[tokio::test]
-async fn a_model_that_failed_is_looked_for_again() {
+async fn failed_model_is_fetched_again() {
     let fake = Arc::new(Fake::default());
     let fetches = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&fetches);

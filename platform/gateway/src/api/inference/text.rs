@@ -1,4 +1,4 @@
-//! Strings as JSON may hold them, which is more than Unicode allows.
+//! JSON strings, which may contain what Unicode forbids.
 
 use serde::{
     Deserialize, Deserializer,
@@ -9,9 +9,7 @@ use std::fmt;
 
 const REPLACEMENT: char = '\u{FFFD}';
 
-/// A string in which what is no character, such as half a surrogate pair, is U+FFFD.
-///
-/// Texts come from everywhere, and one that was cut in the middle of an emoji must not fail the request.
+/// A string whose invalid characters, such as unpaired surrogates, are U+FFFD: a text that was cut within an emoji must not fail the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Text(pub(crate) String);
 
@@ -51,7 +49,7 @@ fn from_wtf8(bytes: &[u8]) -> String {
     text
 }
 
-/// What kind of JSON a value is.
+/// The kind of a JSON value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     String,

@@ -1,4 +1,4 @@
-//! The file and what is counted of it; the way into the log needs a broker, and is tested with one.
+//! The file and its counters; publishing is tested with a real broker in tests/it.
 
 use super::*;
 use nerve_core::{EventType, Origin};
@@ -29,7 +29,7 @@ async fn open(folder: &TempDir, room: u64) -> Result<(Spool, TaskTracker), Spool
     Ok((Spool::open(&folder.path().join("data/spool.sqlite"), room, &tasks).await?, tasks))
 }
 
-/// Lets the thread end, which frees the file.
+/// Ends the thread, which releases the file.
 async fn close(spool: Spool, tasks: TaskTracker) {
     drop(spool);
     tasks.close();
@@ -41,7 +41,7 @@ async fn ids(spool: &Spool) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn what_is_put_is_there_after_a_restart_in_order_and_as_it_was() {
+async fn events_survive_a_restart_unchanged_and_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, tasks) = open(&folder, MAX_BYTES).await.unwrap();
     assert!(!folder.path().join("data").exists(), "no file before one is needed");
@@ -74,7 +74,7 @@ async fn what_is_put_is_there_after_a_restart_in_order_and_as_it_was() {
 }
 
 #[tokio::test]
-async fn what_finds_no_room_is_refused_whole_and_counts_for_nothing() {
+async fn delivery_over_the_limit_is_refused_whole_and_not_counted() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _tasks) = open(&folder, 2 * disk::size_of(&event("1"))).await.unwrap();
     assert!(matches!(spool.put(delivery("a", &["1", "2", "3"])).await, Err(SpoolError::Full)));
@@ -86,7 +86,7 @@ async fn what_finds_no_room_is_refused_whole_and_counts_for_nothing() {
 }
 
 #[tokio::test]
-async fn many_at_once_are_all_there() {
+async fn concurrent_writes_are_all_stored() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _tasks) = open(&folder, MAX_BYTES).await.unwrap();
     let puts = (0..200).map(|n| {
@@ -103,7 +103,7 @@ async fn many_at_once_are_all_there() {
 }
 
 #[tokio::test]
-async fn a_sender_that_leaves_before_the_answer_leaves_its_events() {
+async fn events_of_a_disconnected_sender_are_stored() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _tasks) = open(&folder, MAX_BYTES).await.unwrap();
     let mut put = Box::pin(spool.put(delivery("a", &["1"])));
@@ -115,7 +115,7 @@ async fn a_sender_that_leaves_before_the_answer_leaves_its_events() {
 }
 
 #[tokio::test]
-async fn nobody_is_told_that_it_is_taken_in_before_it_is_synced() {
+async fn event_is_accepted_only_after_it_is_synced() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _tasks) = open(&folder, MAX_BYTES).await.unwrap();
     let claim = spool.claim(rows_of(delivery("a", &["1"])).into_iter().map(|row| row.entry).collect()).unwrap();
@@ -126,7 +126,7 @@ async fn nobody_is_told_that_it_is_taken_in_before_it_is_synced() {
 }
 
 #[tokio::test]
-async fn a_disk_that_cannot_be_written_promises_nothing_until_it_can() {
+async fn unwritable_disk_accepts_nothing_until_it_recovers() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, _tasks) = open(&folder, MAX_BYTES).await.unwrap();
     std::fs::write(folder.path().join("data"), "where the spool's folder should be").unwrap();
@@ -143,12 +143,12 @@ async fn a_disk_that_cannot_be_written_promises_nothing_until_it_can() {
 }
 
 #[tokio::test]
-async fn the_file_of_another_gateway_and_a_file_that_is_none_are_refused_by_name() {
+async fn file_in_use_and_invalid_file_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let (spool, tasks) = open(&folder, MAX_BYTES).await.unwrap();
     spool.put(delivery("a", &["1"])).await.unwrap();
     let error = open(&folder, MAX_BYTES).await.unwrap_err().to_string();
-    assert!(error.contains("another gateway's") && error.contains("spool.sqlite"), "{error}");
+    assert!(error.contains("another gateway") && error.contains("spool.sqlite"), "{error}");
     close(spool, tasks).await;
     std::fs::write(folder.path().join("data/spool.sqlite"), "this is no database, whatever its name says").unwrap();
     let _ = std::fs::remove_file(folder.path().join("data/spool.sqlite-wal"));
