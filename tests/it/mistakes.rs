@@ -50,7 +50,7 @@ async fn pipe_is_refused_wherever_a_command_reads_a_file() {
     let refused = nerve.cli().run(&["logs", "nope"]).await.failed(1);
     assert!(refused.stderr.contains("`nope` is deployed"), "{refused:?}");
     Cli::with(&["--data", nerve.data()]).run(&["access", "rotate"]).await.ok();
-    nerve.daemon.logs("that the connection is back", &["connected to NATS again"]).await;
+    nerve.daemon.logs("that the connection is back", &["reconnected to NATS"]).await;
 }
 
 #[tokio::test]

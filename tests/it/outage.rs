@@ -135,7 +135,7 @@ async fn a_list_is_an_error_too_when_the_broker_is_killed_on_its_way() {
     };
     let (broken, ()) = tokio::join!(cli.run(&LIST), killed);
     let broken = broken.failed(1);
-    assert!(broken.stdout.is_empty() && broken.stderr.contains("the connection was lost on the way"), "{broken:?}");
+    assert!(broken.stdout.is_empty() && broken.stderr.contains("the connection was lost meanwhile"), "{broken:?}");
 }
 
 #[tokio::test]

@@ -255,7 +255,9 @@ async fn a_consumer_that_holds_the_log_is_named_until_it_goes_on() {
     };
     let detail = problem["detail"].as_str().expect("a detail");
     assert!((50..100).contains(&taken), "{taken}");
-    for said in ["bounds it at 100000 bytes", "the consumer `audit`", &format!("{taken} events"), "the first at 2"] {
+    for said in
+        ["limits it to 100000 bytes", "the consumer `audit`", &format!("{taken} unfinished events"), "the first at 2"]
+    {
         assert!(detail.contains(said), "{said}: {detail}");
     }
     // Nothing that it has not acknowledged is gone, and what it has nothing to do with does not stay for it.

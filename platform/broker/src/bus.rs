@@ -1,119 +1,123 @@
-//! NATS JetStream, and the only place that knows it: events in, deliveries out.
+//! NATS JetStream: publishes events and delivers messages.
 //!
 //! # Layout
-//! - `streams`: the streams, made and migrated idempotently. `buckets`: the same for buckets and object stores, and which are full.
-//! - `older`: what a Nerve without identities left.
-//! - `provenance`: where a delivered message was stored first, and what copies of it say of that.
-//! - `resolve`: the stream that subjects are in.
-//! - `publish`: an event out, with its message id, acknowledged. `batches`: many of them at once.
-//! - `body`: bodies too large for a message, in the Object Store by reference.
-//! - `consumer`: the durable consumer of a function. `place`: how far it is, beyond its life. `replay`: sent back again.
-//! - `delivery`: one message to settle, by value, so that it is settled once.
-//! - `lease`: extends every delivery in flight from one timer.
-//! - `pull`: deliveries as there are free slots, and no more.
-//! - `results`: what a run returned, stored whole or not at all, by `sets`.
-//! - `runs`: what is remembered of runs that did not end well.
-//! - `space`: how full EVENTS is. `full`: what fills it. `trim`: kept within its bound in bytes. `expiry`: what its age removes. `durables`: who
-//!   has not finished what.
-//! - `seen`: webhooks that were taken in, remembered for long. `drops`: how many duplicates were dropped, and why.
-//! - `tail`: a stream read in order from anywhere, over reconnects.
-//! - `trace`: everything that one event led to.
-//! - `dead`: dead letters. `retry`: what is asked to be tried again. `timers`: what comes later. `attempts`: what sinks have
-//!   posted.
-//! - `answers`: answers while they are made. `requests`: what came with an `Idempotency-Key`. `views`: documents that last.
-//! - `erase`: everything of a tenant, found and deleted.
-//! - `invoke`: a function called directly, past the log.
-//! - `logs`: what functions say.
+//! - `streams`: creates and migrates the streams. `buckets`: the same for buckets and object stores, and their fill levels.
+//! - `legacy`: events and results of versions of Nerve without identities.
+//! - `provenance`: the original position of a delivered message. `headers`: its headers in copies.
+//! - `resolve`: the stream of a function's subjects.
+//! - `publish`: publishes an event with its message id, and waits for the ack. `fast_batch`: many of them at once.
+//! - `large_body`: bodies over the message limit, in the Object Store by reference.
+//! - `consumer`: the durable consumer of a function. `progress`: its stored progress. `replay`: moves it back.
+//! - `delivery`: a message to acknowledge, by value, so that it is acknowledged once.
+//! - `ack_extender`: extends all deliveries in flight from one timer.
+//! - `pull`: pulls as many messages as there are free slots.
+//! - `results`: stores the results of a run, all or none, by `atomic_batch`.
+//! - `run_history`: the history of unsuccessful runs.
+//! - `capacity`: the free capacity of EVENTS. `stream_full`: why it is full. `trim`: keeps it within its limit. `expiry`: counts expired events.
+//!   `durables`: the unfinished messages of all consumers.
+//! - `dedupe`: the dedupe store of webhooks. `duplicates`: counts dropped duplicates by reason.
+//! - `tail`: reads a stream in order from any position, across reconnects.
+//! - `trace`: the effects of one event.
+//! - `dead`: dead letters. `retry`: retry requests. `delayed`: delayed messages and ticks. `sink_attempts`: the outcomes of
+//!   sink requests.
+//! - `answers`: answers in progress. `idempotency`: requests with an `Idempotency-Key`. `views`: stored documents of functions.
+//! - `erase`: deletes all data of a tenant.
+//! - `invoke`: direct calls of functions.
+//! - `logs`: logs of functions. `kv`, `objects`: buckets and object stores for other crates. `error`: errors.
 
+mod ack_extender;
 mod answers;
-mod attempts;
-mod batches;
-mod body;
+mod atomic_batch;
 mod buckets;
+mod capacity;
 mod consumer;
 mod dead;
+mod dedupe;
+mod delayed;
 mod delivery;
 mod disk;
-mod drops;
+mod duplicates;
 mod durables;
 mod erase;
+mod error;
 mod expiry;
-mod full;
+mod fast_batch;
+mod headers;
+mod idempotency;
 mod invoke;
 mod kv;
-mod lease;
+mod large_body;
+mod legacy;
 mod logs;
 mod objects;
-mod older;
-mod place;
+mod progress;
 mod provenance;
 mod publish;
 mod pull;
 mod replay;
-mod requests;
 mod resolve;
 mod results;
 mod retry;
-mod runs;
-mod seen;
-mod sets;
-mod space;
+mod run_history;
+mod sink_attempts;
+mod stream_full;
 mod streams;
 mod tail;
-mod timers;
 mod trace;
 mod trim;
 mod views;
 
-pub use answers::{AnswerPart, AnswerParts, AnswerState, Ending};
-pub use attempts::{ATTEMPTS, SinkAttempt, SinkAttempts, SinkOutcome, WhichAttempts};
-pub use batches::Batches;
+pub use answers::{AnswerPart, AnswerParts, AnswerState, EndReason};
 pub use buckets::FullBucket;
-pub use consumer::Unfinished;
-pub use dead::{DeadLetter, DeadLetterState, DeadLetters};
+pub use consumer::UnfinishedMessages;
+pub use dead::{DeadLetter, DeadLetterFilter, DeadLetterState};
+pub use dedupe::DedupeStore;
 pub use delivery::{Attempt, Delivery};
-pub use drops::{DropCounts, DropReason, DropScope, Drops};
+pub use duplicates::{DuplicateCounters, DuplicateCounts, DuplicateReason, DuplicateScope};
 pub use erase::{ErasedMessages, Erasure, ErasureOutcome, StoredView};
-pub use full::{Full, FullReason};
+pub use error::BusError;
+pub use fast_batch::FastPublisher;
 pub use invoke::{Invocation, InvokeError};
 pub use kv::{Bucket, BucketChanges, BucketEntry};
 pub use logs::{LogRecord, Logs};
 pub use objects::Objects;
 pub use publish::{PublishError, Published};
-pub use pull::{Puller, Pulling, Pulse};
+pub use pull::{Liveness, PullContext, Puller};
 pub use replay::Replay;
 pub use resolve::Retention;
-pub use seen::Seen;
-pub use streams::{ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, consumer_name};
-pub use tail::{Start, Tail, Tailed};
-pub use timers::TIMERS;
-pub use trace::{Trace, Traced};
+pub use sink_attempts::{ATTEMPTS, SinkAttempt, SinkAttemptFilter, SinkAttempts, SinkOutcome};
+pub use stream_full::{StreamFull, StreamFullReason};
+pub use streams::{
+    ANSWERS, ARTIFACTS, DEAD, EVENTS, FUNCTIONS, LOGS, REDRIVE_PREFIX, SECRETS, SEEN, TIMERS, consumer_name,
+};
+pub use tail::{Start, Tail, TailedEvent};
+pub use trace::{Trace, TracedEvent};
 
-pub use answers::{Failure, Wish};
-pub use body::BodyError;
-pub use buckets::watch as watch_buckets;
-pub use consumer::{Beginning, Binding, MAX_ACK_PENDING};
-pub use disk::{size as disk_size, watch as watch_disk};
-pub use lease::Leases;
-pub use older::OlderResults;
-pub use place::Restored;
-pub use place::{Bound, Places};
+pub use ack_extender::AckExtender;
+pub use answers::{AnswerFailure, AnswerSignal};
+pub use atomic_batch::{MAX_MESSAGES as MAX_RESULTS, ResultSetOutcome, ResultSetPublisher};
+pub use buckets::watch as monitor_buckets;
+pub use consumer::{ConsumerSpec, MAX_ACK_PENDING, StartPosition};
+pub use delayed::{TICKS, TICKS_CONSUMER, due_subject};
+pub use disk::{size as disk_size, watch as monitor_disk};
+pub use idempotency::{RequestRecord, StoredRequest};
+pub use large_body::BodyError;
+pub use legacy::LegacyResults;
+pub use progress::RestoredConsumer;
+pub use progress::{BoundConsumer, ProgressRecorder};
 pub use provenance::Provenance;
-pub use requests::{RequestRecord, StoredRequest};
 pub use results::{CommittedResults, RunResult};
-pub use retry::{REQUESTS, Retried, RetryRequest, loose_ends};
-pub use runs::{Resumption, RunHistory};
-pub use sets::{MAX_MESSAGES as MAX_RESULTS, SetOutcome, Sets};
-pub use timers::{TICKS, TICKS_CONSUMER, due_subject};
+pub use retry::{RETRY_CONSUMER, RetryOutcome, RetryRequest, unfinished_leaves};
+pub use run_history::{Resumption, RunHistory};
 pub use trim::{Returns, Trimmer};
 
-use crate::{ConnectError, Connection, NatsSettings, connection::REQUEST_TIMEOUT};
+use crate::{Connection, NatsSettings, connection::REQUEST_TIMEOUT};
 use async_nats::{
     Client,
     connection::State,
     jetstream::{self, Context, kv as nats_kv},
 };
-use space::Space;
+use capacity::EventsCapacity;
 use std::sync::Arc;
 use tokio::sync::{OnceCell, watch};
 
@@ -123,84 +127,36 @@ pub struct Bus {
     // A client and a context are many handles each, and every delivery carries a bus.
     client: Arc<Client>,
     jetstream: Arc<Context>,
-    /// What subjects of JetStream's API begin with.
+    /// The subject prefix of the JetStream API.
     api_prefix: Arc<str>,
     reconnects: watch::Receiver<u64>,
-    /// The bucket of places, once it was needed.
+    /// The bucket of consumer progress, opened on first use.
     places: Arc<OnceCell<nats_kv::Store>>,
-    older: older::Older,
-    space: Arc<Space>,
-    drops: Drops,
-    /// The bucket of requests, once it was needed.
+    older: legacy::SharedLegacyEvents,
+    space: Arc<EventsCapacity>,
+    drops: DuplicateCounters,
+    /// The bucket of requests, opened on first use.
     requests: Arc<OnceCell<nats_kv::Store>>,
 }
 
-/// What went wrong with the broker, split by what the caller must do.
-#[derive(Debug, thiserror::Error)]
-pub enum BusError {
-    /// The broker cannot be reached or does not answer: try again later.
-    #[error("{what}: NATS is not available")]
-    Unavailable {
-        /// What was being done.
-        what: String,
-        /// What the client says.
-        #[source]
-        source: async_nats::Error,
-    },
-    /// The broker said no: the request itself must change.
-    #[error("{what}: {why}")]
-    Refused {
-        /// What was being done.
-        what: String,
-        /// What the broker says.
-        why: String,
-    },
-    /// A bucket has no room for what is to be written.
-    #[error("{what}: {full}")]
-    Full {
-        /// What was being done.
-        what: String,
-        /// Which bucket.
-        full: FullBucket,
-    },
-    /// The thing asked for is not there.
-    #[error("{0} does not exist")]
-    NotFound(String),
-    /// There is no connection, and none will be.
-    #[error(transparent)]
-    Connect(#[from] ConnectError),
-}
-
-impl BusError {
-    /// A failure to reach the broker, while doing `what`.
-    pub fn unavailable(what: impl Into<String>, source: impl Into<async_nats::Error>) -> Self {
-        Self::Unavailable { what: what.into(), source: source.into() }
-    }
-
-    /// A refusal by the broker, while doing `what`.
-    pub fn refused(what: impl Into<String>, why: impl std::fmt::Display) -> Self {
-        Self::Refused { what: what.into(), why: why.to_string() }
-    }
-}
-
 impl Bus {
-    /// Connects, and goes on reconnecting for as long as it lives. `name` is what the server lists it as.
+    /// Connects, and reconnects for as long as it lives. `name` identifies the client in the server's connection list.
     ///
     /// # Errors
-    /// When there is no connection within seconds.
+    /// If no connection is established within seconds.
     pub async fn connect(settings: &NatsSettings, name: &str) -> Result<Self, BusError> {
         Ok(Self::over(settings.connect(name).await?, settings))
     }
 
-    /// The same for a server, which may start before its broker: waits until that is reachable.
+    /// Connects a server, which may start before its broker: waits until that is reachable.
     ///
     /// # Errors
-    /// When waiting does not help.
+    /// If waiting cannot help.
     pub async fn connect_when_reachable(settings: &NatsSettings, name: &str) -> Result<Self, BusError> {
         Ok(Self::over(settings.connect_when_reachable(name).await?, settings))
     }
 
-    /// A bus over a connection that was made with these settings.
+    /// A bus over a connection that was established with these settings.
     pub fn over(connection: Connection, settings: &NatsSettings) -> Self {
         let Connection { client, reconnects, .. } = connection;
         let api_prefix = settings.api_prefix();
@@ -219,13 +175,13 @@ impl Bus {
             places: Arc::default(),
             older: Arc::default(),
             space: Arc::default(),
-            drops: Drops::default(),
+            drops: DuplicateCounters::default(),
             requests: Arc::default(),
         }
     }
 
-    /// Another connection, which shares what is known of the room in EVENTS, of an older Nerve's events, and what is counted.
-    pub async fn connect_beside(&self, settings: &NatsSettings, name: &str) -> Result<Self, BusError> {
+    /// Opens another connection that shares the capacity of EVENTS, the events of an earlier version, and the counters.
+    pub async fn connect_shared(&self, settings: &NatsSettings, name: &str) -> Result<Self, BusError> {
         let connected = Self::connect_when_reachable(settings, name).await?;
         let (space, older, drops) = (Arc::clone(&self.space), Arc::clone(&self.older), self.drops.clone());
         Ok(Self { space, older, drops, ..connected })
@@ -248,17 +204,17 @@ impl Bus {
             places: Arc::default(),
             older: Arc::default(),
             space: Arc::default(),
-            drops: Drops::default(),
+            drops: DuplicateCounters::default(),
             requests: Arc::default(),
         })
     }
 
-    /// Whether the connection stands at this moment.
+    /// Returns whether the client is connected.
     pub fn connected(&self) -> bool {
         self.client.connection_state() == State::Connected
     }
 
-    /// Asks JetStream for the log; an error says why it cannot be written to.
+    /// Checks that EVENTS is available.
     pub async fn ready(&self) -> Result<(), BusError> {
         if !self.connected() {
             return Err(BusError::unavailable("asking JetStream", "there is no connection"));
@@ -269,10 +225,10 @@ impl Bus {
         }
     }
 
-    /// Sends what is buffered; for the end of a process.
+    /// Sends buffered messages, before the process exits.
     ///
     /// # Errors
-    /// When there is no connection, or none comes back in time: the client alone would wait for it without end.
+    /// If there is no connection in time: the client alone would wait forever.
     pub async fn flush(&self) -> Result<(), BusError> {
         let unavailable = |error: async_nats::Error| BusError::unavailable("flushing", error);
         match tokio::time::timeout(REQUEST_TIMEOUT, self.client.flush()).await {
@@ -281,15 +237,15 @@ impl Bus {
         }
     }
 
-    /// Counts the connections made: whoever waits for an answer over an old one hears of the new one here.
+    /// The number of connections established. A change means that replies to the old connection are lost.
     pub fn reconnects(&self) -> watch::Receiver<u64> {
         let mut reconnects = self.reconnects.clone();
-        // A clone has seen what the original has, which nobody reads: the connection that stands is not news.
+        // A clone has seen what the original has, which is never read: the current connection is not a change.
         reconnects.mark_unchanged();
         reconnects
     }
 
-    /// The client, for parts of this crate that speak core NATS.
+    /// The client, for modules of this crate that use core NATS.
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }

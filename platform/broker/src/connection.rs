@@ -1,4 +1,4 @@
-//! Connects to NATS, once or until a server is reachable, and says why not.
+//! Connects to NATS, once or with retries until a server is reachable, and explains failures.
 
 use crate::{
     NatsSettings, SettingsError, Version, Violation,
@@ -18,51 +18,51 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-/// How long one server, and one request to JetStream, may take.
+/// Timeout of one server connection and of one JetStream request.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long one server of several may take, so that a list is tried in seconds.
+/// Timeout per server if several are listed, so that trying the whole list takes seconds.
 const LIST_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often, and how long apart, a server without JetStream is asked whether another one has it.
+/// Attempts, and the interval between them, to find JetStream behind a server without it.
 const JETSTREAM_TRIES: u32 = 4;
 const JETSTREAM_INTERVAL: Duration = Duration::from_millis(250);
-/// The wait between two tries of a server that starts before its broker.
+/// Interval between connection attempts of a server that starts before its broker.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// How often it is said that something is still waited for.
+/// Interval between log lines about a pending wait.
 const REPORT_INTERVAL: Duration = Duration::from_secs(30);
 
-/// A connection that goes on reconnecting for as long as its client lives.
+/// A connection that reconnects for as long as its client lives.
 #[derive(Debug, Clone)]
 pub struct Connection {
     /// The client.
     pub client: Client,
-    /// Counts the connections made, from 1 on.
+    /// The number of connections established so far, starting at 1.
     pub reconnects: watch::Receiver<u64>,
-    /// The last act that the server refused.
+    /// The last operation that the server refused.
     pub violations: watch::Receiver<Option<Violation>>,
 }
 
-/// Why there is no connection.
+/// The reason why a connection cannot be established.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// No server answers: one may later.
+    /// No server responds. Retrying can help.
     #[error("NATS at {servers} cannot be reached")]
     Unreachable {
         /// The servers.
         servers: String,
-        /// What the client says.
+        /// The client's error.
         #[source]
         source: async_nats::Error,
     },
-    /// A server refuses the credentials.
+    /// A server rejects the credentials.
     #[error("NATS at {servers} refuses {what}")]
     Refused {
         /// The servers.
         servers: String,
         /// The credentials, without secrets.
         what: String,
-        /// The credentials file, if that was shown.
+        /// The credentials file, if one was presented.
         creds: Option<PathBuf>,
-        /// What the client says.
+        /// The client's error.
         #[source]
         source: async_nats::Error,
     },
@@ -74,16 +74,16 @@ pub enum ConnectError {
     Tls {
         /// The servers.
         servers: String,
-        /// What is wrong.
+        /// The TLS error.
         #[source]
         source: async_nats::Error,
     },
-    /// TLS is asked of a server that does not speak it.
+    /// TLS is required, but the server does not support it.
     #[error("NATS at {servers} does not speak TLS on this port")]
     Plain {
         /// The servers.
         servers: String,
-        /// What the client says.
+        /// The client's error.
         #[source]
         source: async_nats::Error,
     },
@@ -107,39 +107,39 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
-    /// Whether trying again may help: what a server refuses, and what is set wrong, stays so.
+    /// Returns whether retrying can help. Rejections and wrong settings are permanent.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unreachable { .. })
     }
 }
 
-/// Says once that something is waited for, and then every 30 seconds.
+/// Limits log lines about a pending wait to one immediately and one every 30 seconds.
 #[derive(Debug, Default)]
 pub struct Waiting {
-    said: Option<Instant>,
+    last_logged: Option<Instant>,
 }
 
 impl Waiting {
-    /// Whether it is time to say it.
+    /// Returns whether a log line is due.
     pub fn is_due(&mut self) -> bool {
-        let due = self.said.is_none_or(|said| said.elapsed() >= REPORT_INTERVAL);
+        let due = self.last_logged.is_none_or(|last_logged| last_logged.elapsed() >= REPORT_INTERVAL);
         if due {
-            self.said = Some(Instant::now());
+            self.last_logged = Some(Instant::now());
         }
         due
     }
 
-    /// Whether it was said.
-    pub fn was_said(&self) -> bool {
-        self.said.is_some()
+    /// Returns whether a log line was written.
+    pub fn was_logged(&self) -> bool {
+        self.last_logged.is_some()
     }
 }
 
 impl NatsSettings {
-    /// Connects, or fails within seconds. `name` is what the server lists the client as.
+    /// Connects, or fails within seconds. `name` identifies the client in the server's connection list.
     ///
     /// # Errors
-    /// When no server can be reached, the one that was is too old or refuses this client, or the settings are wrong.
+    /// If no server is reachable, the server is too old or rejects this client, or the settings are invalid.
     pub async fn connect(&self, name: &str) -> Result<Connection, ConnectError> {
         let (options, reconnects, violations) = self.options(name)?;
         let servers: Result<Vec<ServerAddr>, _> = self.url.urls().iter().cloned().map(ServerAddr::from_url).collect();
@@ -151,7 +151,7 @@ impl NatsSettings {
             _ => return Err(ConnectError::TooOld { servers: self.url.to_string(), found: info.version }),
         }
         self.check_jetstream(&client).await?;
-        // The client tells of its first connection a moment after it has it; told later, it would pass for a new one.
+        // The `Connected` event arrives after `connect` returns. Wait for it, or it would pass for a reconnect.
         let mut told = reconnects.clone();
         let told = timeout(REQUEST_TIMEOUT, told.wait_for(|count| *count > 0)).await;
         match told {
@@ -161,10 +161,10 @@ impl NatsSettings {
         }
     }
 
-    /// Connects as soon as a server is reachable, and says in the log what it waits for.
+    /// Connects as soon as a server is reachable, and logs what it waits for.
     ///
     /// # Errors
-    /// When waiting does not help: see [`ConnectError::is_transient`].
+    /// If retrying cannot help: see [`ConnectError::is_transient`].
     pub async fn connect_when_reachable(&self, name: &str) -> Result<Connection, ConnectError> {
         let mut waiting = Waiting::default();
         loop {
@@ -176,7 +176,7 @@ impl NatsSettings {
                     }
                 }
                 done => {
-                    if waiting.was_said() && done.is_ok() {
+                    if waiting.was_logged() && done.is_ok() {
                         tracing::info!("NATS at {} is reachable", self.url);
                     }
                     return done;
@@ -186,12 +186,12 @@ impl NatsSettings {
         }
     }
 
-    /// Refuses a server without JetStream that knows of no other one with it. One of a cluster that elects its leader has it.
+    /// Rejects a server without JetStream that knows no other server with it. A cluster that elects its leader has JetStream.
     async fn check_jetstream(&self, client: &Client) -> Result<(), ConnectError> {
         if client.server_info().jetstream || self.domain.is_some() {
             return Ok(());
         }
-        // A server that is just starting may greet clients before it has JetStream.
+        // A starting server may accept clients before JetStream is ready.
         for _ in 0..JETSTREAM_TRIES {
             match client.request(format!("{}.INFO", self.api_prefix()), Bytes::new()).await {
                 Err(error) if error.kind() == RequestErrorKind::NoResponders => sleep(JETSTREAM_INTERVAL).await,
@@ -202,10 +202,10 @@ impl NatsSettings {
     }
 
     fn options(&self, name: &str) -> Result<(ConnectOptions, Reconnects, Violations), ConnectError> {
-        // Who is first installs it; that it is there already is no mistake.
+        // The first caller installs the provider; a second installation is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let credentials = self.credentials()?;
-        // Read here once, so that what is missing is said as it is.
+        // Read once here, so that a missing secret is reported directly.
         credentials.auth(&[])?;
         let anonymous = matches!(credentials, Credentials::None);
         let (reporter, reconnects, violations) = Reporter::new(credentials.secrets());
@@ -220,7 +220,7 @@ impl NatsSettings {
             .name(name)
             .connection_timeout(if self.url.len() > 1 { LIST_TIMEOUT } else { REQUEST_TIMEOUT })
             .request_timeout(Some(REQUEST_TIMEOUT))
-            // The default gives up to 4 s between attempts; a restarted broker should be found at once.
+            // The default waits up to 4 s between attempts; a restarted broker should be found immediately.
             .reconnect_delay_callback(|attempts| {
                 Duration::from_millis(50).saturating_mul(1 << attempts.min(5)).min(Duration::from_secs(1))
             })
@@ -246,7 +246,7 @@ impl NatsSettings {
     }
 
     fn with_certificates(&self, mut options: ConnectOptions) -> Result<ConnectOptions, SettingsError> {
-        // The client reads them at each connection; here it is said which cannot be read.
+        // The client reads the files at each connection; this check reports unreadable ones early.
         let files = [
             ("nats.tls_ca", &self.tls_ca),
             ("nats.tls_client_cert", &self.tls_client_cert),
@@ -285,13 +285,13 @@ impl NatsSettings {
             _ if is_of_tls => ConnectError::Tls { servers, source },
             _ if is_refused => {
                 let creds = self.creds.clone().filter(|_| matches!(self.credentials(), Ok(Credentials::Creds(_))));
-                ConnectError::Refused { servers, what: self.shown(), creds, source }
+                ConnectError::Refused { servers, what: self.credentials_kind(), creds, source }
             }
             _ => self.unreachable(source),
         }
     }
 
-    /// The same error; where a server repeats a secret in it, its text with that masked.
+    /// The same error, with secrets masked if a server repeats them in its message.
     fn without_secrets(&self, error: async_nats::ConnectError) -> async_nats::Error {
         let redaction = Redaction::new(self.credentials().map(|credentials| credentials.secrets()).unwrap_or_default());
         let mut link: Option<&dyn Error> = Some(&error);
@@ -306,8 +306,8 @@ impl NatsSettings {
         }
     }
 
-    /// What the server was shown.
-    fn shown(&self) -> String {
+    /// The kind of credentials presented to the server.
+    fn credentials_kind(&self) -> String {
         match self.credentials() {
             Ok(Credentials::User { .. }) => "this user and password".to_owned(),
             Ok(Credentials::Token(_)) => "this token".to_owned(),
@@ -319,7 +319,7 @@ impl NatsSettings {
 }
 
 impl Credentials {
-    /// What a server is sent of them and must not be repeated.
+    /// The secrets sent to the server, which must not appear in messages.
     fn secrets(&self) -> Vec<Secret> {
         match self {
             Self::User { password: secret, .. } | Self::Token(secret) => secret.read().into_iter().collect(),
@@ -327,7 +327,7 @@ impl Credentials {
         }
     }
 
-    /// What answers a server that sent this nonce.
+    /// The authentication response to a server's nonce.
     fn auth(&self, nonce: &[u8]) -> Result<Auth, SettingsError> {
         let mut auth = Auth::new();
         match self {
@@ -361,7 +361,7 @@ impl Credentials {
     }
 }
 
-/// The error of rustls in the chain, if there is one; an I/O error hides what it wraps.
+/// The rustls error in the chain, if any. I/O errors hide the error that they wrap.
 fn tls_error<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e rustls::Error> {
     if let Some(found) = error.downcast_ref() {
         return Some(found);

@@ -1,8 +1,8 @@
-//! Tokens with which a server on another machine joins, and the messages of a join.
+//! Tokens that let a server on another machine join, and the messages of a join.
 //!
-//! A token is made by the machine that has the seeds of the nats-server. It holds a secret; from that come the seed of a NATS user,
-//! who may do nothing but ask to join, and the keys with which request and response are encrypted. The machine that made it keeps
-//! the derived [`ExchangeKey`], from which the token cannot be made again. So nobody between the two reads or changes what they say,
+//! The machine that holds the seeds of the nats-server creates a token. The token holds a secret, from which three things are derived:
+//! the seed of a NATS user that may only request to join, and the keys that encrypt request and response. The creating machine keeps
+//! the derived [`ExchangeKey`], from which the token cannot be recovered. So no intermediary can read or change the messages,
 //! with TLS or without.
 
 mod exchange;
@@ -22,7 +22,7 @@ impl KeyType for Length32 {
     }
 }
 
-/// One of the keys that come from a secret.
+/// Derives a key from a secret.
 fn derive(secret: &[u8], label: &[u8]) -> Option<[u8; 32]> {
     let from: Prk = Salt::new(HKDF_SHA256, b"nerve join 1").extract(secret);
     let mut key = [0; 32];

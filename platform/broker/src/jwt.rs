@@ -1,5 +1,5 @@
-//! NATS' JWTs (version 2), for a nats-server with accounts in its configuration: an operator vouches for accounts, an account
-//! for its users.
+//! NATS JWTs (version 2) for a nats-server with accounts in its configuration: an operator signs accounts, an account
+//! signs its users.
 
 use crate::roles::Permissions;
 use data_encoding::{BASE32_NOPAD, BASE64URL_NOPAD};
@@ -11,10 +11,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// The most that a user who asks to join may send, in bytes.
+/// Maximum bytes that a joining user may send.
 const MAX_JOIN_BYTES: u32 = 4096;
 
-/// Why a JWT cannot be made: a key has no private half, or the clock stands before 1970.
+/// The reason why a JWT cannot be signed: a key without a private half, or a clock before 1970.
 #[derive(Debug, thiserror::Error)]
 #[error("a JWT cannot be signed: {0}")]
 pub struct JwtError(String);
@@ -25,23 +25,23 @@ impl JwtError {
     }
 }
 
-/// The operator of a server, who signs itself.
+/// The self-signed JWT of a server's operator.
 ///
 /// # Errors
-/// When `operator` cannot sign.
+/// If `operator` cannot sign.
 pub fn operator(operator: &KeyPair, name: &str, system_account: &str) -> Result<String, JwtError> {
     let claims = json!({"type": "operator", "version": 2, "system_account": system_account});
     sign(operator, (&operator.public_key(), name), claims, None)
 }
 
-/// A key that signs users of an account, and what all of these may do.
+/// A signing key of an account, with the permissions of all users that it signs.
 #[derive(Debug, Clone)]
 pub struct Scope {
     /// The public key.
     pub key: String,
     /// Its name.
     pub role: &'static str,
-    /// What its users may do.
+    /// The permissions of its users.
     pub permissions: Permissions,
 }
 
@@ -52,18 +52,18 @@ pub struct Account<'a> {
     pub public: &'a str,
     /// Its name.
     pub name: &'a str,
-    /// Whether it stores anything.
+    /// Whether JetStream is enabled.
     pub jetstream: bool,
-    /// The keys that sign its users, beside its own.
+    /// Additional keys that sign its users.
     pub scopes: Vec<Scope>,
-    /// Users that are refused, by public key, if they were signed until a moment in seconds since 1970.
+    /// Revoked users by public key, with the time (seconds since 1970) up to which their JWTs are invalid.
     pub revoked: BTreeMap<String, u64>,
 }
 
-/// An account that `operator` vouches for.
+/// The JWT of an account, signed by `operator`.
 ///
 /// # Errors
-/// When `operator` cannot sign.
+/// If `operator` cannot sign.
 pub fn account(operator: &KeyPair, account: &Account<'_>) -> Result<String, JwtError> {
     let stored = if account.jetstream { -1 } else { 0 };
     let scopes = account.scopes.iter().map(|Scope { key, role, permissions }| {
@@ -87,10 +87,10 @@ pub fn account(operator: &KeyPair, account: &Account<'_>) -> Result<String, JwtE
     sign(operator, (account.public, account.name), claims, None)
 }
 
-/// A user of `account` who may do everything in it, for that long if it is said.
+/// The JWT of a user of `account` with all permissions in it, for `lifetime` if given.
 ///
 /// # Errors
-/// When `account` cannot sign.
+/// If `account` cannot sign.
 pub fn user(account: &KeyPair, public: &str, name: &str, lifetime: Option<Duration>) -> Result<String, JwtError> {
     let claims = json!({
         "type": "user", "version": 2, "pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1,
@@ -98,28 +98,28 @@ pub fn user(account: &KeyPair, public: &str, name: &str, lifetime: Option<Durati
     sign(account, (public, name), claims, lifetime)
 }
 
-/// A user of `account` who may do what the account grants to users that `scope` signs. That is in the account's JWT, so the
-/// user's stays short, and what a role may do changes without new credentials.
+/// The JWT of a user of `account` with the permissions of `scope`. They are in the account's JWT, so the user's JWT stays
+/// short, and a role's permissions change without new credentials.
 ///
 /// # Errors
-/// When `scope` cannot sign.
+/// If `scope` cannot sign.
 pub fn scoped_user(scope: &KeyPair, account: &str, public: &str, name: &str) -> Result<String, JwtError> {
     sign(scope, (public, name), json!({"type": "user", "version": 2, "issuer_account": account}), None)
 }
 
-/// Where a user of the account for joins asks, by the user's public key.
+/// The subject of join requests, by the user's public key.
 pub fn join_subject(public: &str) -> String {
     format!("join.{public}")
 }
 
-/// What the subjects of answers to that user begin with.
+/// The inbox prefix of that user.
 pub fn join_inbox(public: &str) -> String {
     format!("_INBOX.{public}")
 }
 
-/// The signed part of the JWT of a user who may ask to join until `expires`, in seconds since 1970, and nothing else.
+/// The signed part of the JWT of a user that may only request to join, until `expires` (seconds since 1970).
 ///
-/// A token carries only the signature, and its reader makes this text again: so it depends on nothing but these values.
+/// A token carries only the signature, and its reader rebuilds this text. So it depends on these values only.
 pub(crate) fn join_claims(account: &str, public: &str, issued: u64, expires: u64) -> String {
     let (subject, inbox) = (join_subject(public), join_inbox(public));
     let body = format!(
@@ -129,7 +129,7 @@ pub(crate) fn join_claims(account: &str, public: &str, issued: u64, expires: u64
     format!("{}.{}", BASE64URL_NOPAD.encode(header.as_bytes()), BASE64URL_NOPAD.encode(body.as_bytes()))
 }
 
-/// A credentials file as NATS' clients read it.
+/// A credentials file in the format of the NATS clients.
 pub fn credentials(jwt: &str, seed: &str) -> String {
     format!(
         "-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n\
@@ -139,7 +139,7 @@ pub fn credentials(jwt: &str, seed: &str) -> String {
     )
 }
 
-/// The JWT and the seed of a credentials file: each is the line behind one of dashes.
+/// The JWT and the seed of a credentials file: each is on the line after a line of dashes.
 pub fn parse_credentials(text: &str) -> Option<(&str, &str)> {
     let mut lines = text.lines().map(str::trim);
     let mut part = |title: &str| {
@@ -176,7 +176,7 @@ mod tests {
     use crate::roles::Role;
 
     #[test]
-    fn user_is_vouched_for_by_its_account() {
+    fn user_jwt_is_signed_by_its_account() {
         let (issuer, subject) = (KeyPair::new_account(), KeyPair::new_user());
         let jwt = scoped_user(&issuer, "ANERVE", &subject.public_key(), "app").unwrap();
         let parts: Vec<&str> = jwt.split('.').collect();
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn account_says_what_the_users_of_a_key_may_do() {
+    fn account_jwt_holds_the_permissions_of_its_scopes() {
         let (operator, account) = (KeyPair::new_operator(), KeyPair::new_account().public_key());
         let scope = Scope { key: account.clone(), role: "app", permissions: Role::App.permissions() };
         let revoked = BTreeMap::from([("UOLD".to_owned(), 7)]);

@@ -1,24 +1,24 @@
 //! NATS: the connection, and events, streams, consumers and buckets on JetStream. No other crate names `async-nats`.
 //!
-//! It has more than 9,000 lines: what it does cannot be split without naming that client twice.
+//! It has more than 9,000 lines: splitting it would name that client in two crates.
 //!
 //! # Layout
 //! - [`bus`]: JetStream: publish, pull, acknowledge, trace, dead letters, buckets. [`streams`]: `[streams]`, its settings.
-//! - [`settings`]: `[nats]`, as `nerve-server.toml`, the environment and flags give it.
-//! - [`servers`]: a list of servers, without the credentials that its URLs carry.
-//! - [`connection`]: connects, once or until a server is reachable; says why not.
-//! - `report`: what a connection says, in the log and to callers. [`violation`]: what a server refused.
-//! - [`version`]: which nats-server is new enough.
-//! - [`pin`]: TLS with exactly one certificate.
-//! - [`roles`]: who may do what on the nats-server of `nerve up`. [`jwt`]: what says so to that server.
-//! - [`join`]: tokens for servers on other machines, and what is exchanged with one.
+//! - [`settings`]: `[nats]`, from `nerve-server.toml`, the environment and flags.
+//! - [`servers`]: the list of servers, without the credentials in its URLs.
+//! - [`connection`]: connects, once or with retries; explains failures.
+//! - `report`: events of a connection, in the log and through channels. [`violation`]: operations that a server refused.
+//! - [`version`]: the oldest supported nats-server.
+//! - [`pin`]: TLS pinned to one certificate.
+//! - [`roles`]: permissions on the nats-server of `nerve up`. [`jwt`]: the JWTs that grant them.
+//! - [`join`]: tokens for servers on other machines, and the join exchange.
 //!
 //! # Flow
-//! [`NatsSettings`] are read and checked before anything connects. [`NatsSettings::connect`] is for commands, which fail
-//! in seconds; [`NatsSettings::connect_when_reachable`] for servers, which start before their broker. Secrets are read
-//! when a connection is made, also after it was lost, so files with new ones need no restart.
+//! [`NatsSettings`] are read and checked before connecting. [`NatsSettings::connect`] is for commands, which fail
+//! within seconds; [`NatsSettings::connect_when_reachable`] for servers, which start before their broker. Secrets are read
+//! at each connection and reconnection, so replacing their files needs no restart.
 //!
-//! No secret is in a `Debug`, a `Display` or an error of this crate.
+//! No `Debug`, `Display` or error of this crate contains a secret.
 
 pub mod bus;
 pub mod connection;

@@ -1,4 +1,4 @@
-//! TLS with exactly one certificate: that of a nats-server on this machine, which may be made for any name.
+//! TLS pinned to one certificate: that of a nats-server on this machine, for any host name.
 
 use crate::SettingsError;
 use rustls::{
@@ -12,7 +12,7 @@ use std::{path::Path, sync::Arc};
 
 /// The setting that names the certificate.
 const KEY: &str = "nats.server_tls_cert";
-/// The largest file of certificates, in bytes: all CAs of a system take less than 1 MiB.
+/// Maximum size of a certificate file. All CAs of a system take less than 1 MiB.
 const MAX_PEM_BYTES: u64 = 16 << 20;
 
 #[derive(Debug)]
@@ -21,10 +21,10 @@ struct Pin {
     provider: Arc<CryptoProvider>,
 }
 
-/// The SHA-256 of the first certificate of this file, which is the one that a server with this file shows.
+/// The SHA-256 of the first certificate in a file, which is the one that the server presents.
 ///
 /// # Errors
-/// The file cannot be read, or holds no certificate.
+/// If the file cannot be read or contains no certificate.
 pub fn fingerprint(file: &Path) -> Result<[u8; 32], SettingsError> {
     let text = read_pem(KEY, file)?;
     let unusable = |_| SettingsError::Content { key: KEY, path: file.to_owned(), why: "holds no certificate in PEM" };
@@ -32,7 +32,7 @@ pub fn fingerprint(file: &Path) -> Result<[u8; 32], SettingsError> {
     Ok(Sha256::digest(&cert).into())
 }
 
-/// What connects to a server that shows the certificate with this SHA-256.
+/// The TLS configuration that accepts only the certificate with this SHA-256.
 pub(crate) fn client_config(sha256: [u8; 32]) -> Result<ClientConfig, SettingsError> {
     let provider = Arc::new(ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
@@ -41,7 +41,7 @@ pub(crate) fn client_config(sha256: [u8; 32]) -> Result<ClientConfig, SettingsEr
     Ok(config.with_custom_certificate_verifier(Arc::new(Pin { sha256, provider })).with_no_client_auth())
 }
 
-/// Checks that a file can be read and has something in PEM.
+/// Checks that a file is readable and contains PEM.
 pub(crate) fn check_pem(key: &'static str, file: &Path) -> Result<(), SettingsError> {
     read_pem(key, file).map(drop)
 }

@@ -1,4 +1,4 @@
-//! What the client of NATS says while it is connected: in the log, and as what a caller can wait for.
+//! Reports the events of a NATS client, in the log and through watch channels.
 
 use crate::{Violation, connection::Waiting};
 use async_nats::{Event, ServerError};
@@ -9,17 +9,17 @@ use std::{
 };
 use tokio::sync::watch;
 
-/// The words of nats-server for credentials that it knows and does not accept any more.
+/// Words in nats-server's messages about credentials that it no longer accepts.
 const REFUSALS: [&str; 3] = ["authorization", "authentication", "revoked"];
-/// The shortest secret that is masked, in bytes: a shorter one is part of many words.
+/// Minimum length of a masked secret. A shorter one is part of many words.
 const MIN_MASKED_BYTES: usize = 4;
 
-/// Counts the connections made, from 1 on.
+/// The number of connections established so far, starting at 1.
 pub(crate) type Reconnects = watch::Receiver<u64>;
-/// The last act that the server refused.
+/// The last operation that the server refused.
 pub(crate) type Violations = watch::Receiver<Option<Violation>>;
 
-/// Reports the events of a client.
+/// Reports the events of one client.
 pub(crate) struct Reporter {
     connected: watch::Sender<u64>,
     violated: watch::Sender<Option<Violation>>,
@@ -28,7 +28,7 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// For a client that is connected with these secrets.
+    /// A reporter for a client that connects with these secrets.
     pub(crate) fn new(secrets: Vec<Secret>) -> (Self, Reconnects, Violations) {
         let ((connected, reconnects), (violated, violations)) = (watch::channel(0), watch::channel(None));
         let reporter = Self { connected, violated, waiting: Mutex::default(), redaction: Redaction::new(secrets) };
@@ -41,14 +41,14 @@ impl Reporter {
                 self.connected.send_modify(|count| *count += 1);
                 *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Waiting::default();
                 if *self.connected.borrow() > 1 {
-                    tracing::info!("connected to NATS again");
+                    tracing::info!("reconnected to NATS");
                 }
             }
-            Event::Disconnected => tracing::warn!("the connection to NATS is lost; reconnecting"),
+            Event::Disconnected => tracing::warn!("connection to NATS lost; reconnecting"),
             Event::ClientError(error) => {
                 let error = error.to_string();
                 let error = self.redaction.apply(&error);
-                // One for each attempt to reconnect.
+                // One event per reconnect attempt.
                 if !self.is_due() {
                     return;
                 }
@@ -70,7 +70,7 @@ impl Reporter {
         if let Some(violation) = Violation::parse(&error) {
             self.violated.send_replace(Some(violation));
             if self.is_due() {
-                // A command says it itself.
+                // A command reports it itself.
                 tracing::warn!(target: "nerve_broker::violations", %error, "NATS refuses what this client sent");
             }
         } else if is_refusal(&error) {
@@ -85,13 +85,13 @@ impl Reporter {
     }
 }
 
-/// Whether nats-server says that it does not accept the credentials.
+/// Returns whether nats-server's message rejects the credentials.
 pub(crate) fn is_refusal(said: &str) -> bool {
     let said = said.to_lowercase();
     REFUSALS.iter().any(|word| said.contains(word))
 }
 
-/// Masks secrets in what a server says, which may repeat them.
+/// Masks secrets in messages of a server, which may repeat them.
 pub(crate) struct Redaction(Vec<Secret>);
 
 impl Redaction {
@@ -117,14 +117,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secret_that_a_server_repeats_is_masked() {
+    fn secret_in_a_server_message_is_masked() {
         let redaction = Redaction::new(vec![Secret::new("hunter2"), Secret::new("a")]);
         assert_eq!(redaction.apply("no hunter2 at nats://ada:x@h"), "no *** at nats://***@h");
         assert!(!redaction.changes("a plain text"));
     }
 
     #[test]
-    fn violation_is_kept_and_connection_that_is_back_counted() {
+    fn reporter_keeps_violations_and_counts_reconnects() {
         let (reporter, reconnects, violations) = Reporter::new(Vec::new());
         reporter.report(&Event::Connected);
         reporter.report(&Event::ServerError(ServerError::Other("Stale Connection".to_owned())));

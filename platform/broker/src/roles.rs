@@ -1,11 +1,11 @@
-//! Who may do what on the nats-server of `nerve up`: one user a role, with what the role needs.
+//! The permissions on the nats-server of `nerve up`: one user per role.
 //!
-//! Rights are subjects. What a client stores, it publishes to a stream's subject, and what it asks of JetStream to the API's, so
+//! Permissions are subjects. Clients publish data to a stream's subjects and JetStream requests to the API's subjects, so
 //! both are listed here. Nerve's streams and buckets are named once, in [`STREAMS`] and [`SUBJECTS`].
 
 use serde::Serialize;
 
-/// The streams of Nerve, those of buckets and object stores included.
+/// Nerve's streams, including those of buckets and object stores.
 pub const STREAMS: [&str; 16] = [
     "EVENTS",
     "ANSWERS",
@@ -25,7 +25,7 @@ pub const STREAMS: [&str; 16] = [
     "OBJ_bodies",
 ];
 
-/// What is in them, besides events.
+/// The subjects in these streams, except events.
 const SUBJECTS: [&str; 17] = [
     "empty.>",
     "answers.>",
@@ -46,53 +46,53 @@ const SUBJECTS: [&str; 17] = [
     "$O.bodies.>",
 ];
 
-/// Subjects between servers of Nerve: direct calls, cancellations.
+/// Subjects between Nerve servers: direct calls, cancellations.
 const CONTROL: &str = "nerve.>";
-/// Events that ask Nerve for something.
+/// Events that request something from Nerve.
 const CONTROL_EVENTS: &str = "events.control.>";
-/// What answers to Nerve's own clients begin with, so that no other role reads or forges them.
+/// Inbox prefix of Nerve's own clients, so that no other role can read or forge replies.
 pub const INBOX_PREFIX: &str = "_NERVE";
 
 /// A user of the nats-server of `nerve up`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// A gateway: stores events, reads answers and what is deployed.
+    /// A gateway: stores events, reads answers and deployed resources.
     Gateway,
-    /// A worker: runs what is deployed, and changes none of it.
+    /// A worker: runs deployed functions, and cannot change them.
     Worker,
-    /// Whoever deploys and operates: everything.
+    /// The operator: all permissions.
     Operator,
-    /// The user's own programs: their subjects and streams, and events.
+    /// The user's own programs: their own subjects and streams, and events.
     App,
 }
 
-/// What a user may publish and subscribe to; what is denied wins.
+/// The publish and subscribe permissions of a user. A denial takes precedence.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Permissions {
-    /// Subjects to publish to.
+    /// Publish permissions.
     #[serde(rename = "pub")]
     pub publish: Subjects,
-    /// Subjects to subscribe to.
+    /// Subscribe permissions.
     #[serde(rename = "sub")]
     pub subscribe: Subjects,
 }
 
-/// Subjects that are allowed and denied; all are allowed where none is.
+/// Allowed and denied subjects; an empty allow list allows all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Subjects {
-    /// What is allowed.
+    /// Allowed subjects.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub allow: Vec<String>,
-    /// What is not.
+    /// Denied subjects.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<String>,
 }
 
 impl Role {
-    /// All of them.
+    /// All roles.
     pub const ALL: [Self; 4] = [Self::Gateway, Self::Worker, Self::Operator, Self::App];
 
-    /// Its name.
+    /// The role's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Gateway => "gateway",
@@ -102,12 +102,12 @@ impl Role {
         }
     }
 
-    /// The file of its credentials.
+    /// The name of its credentials file.
     pub fn file(self) -> String {
         format!("{}.creds", self.name())
     }
 
-    /// What it may do.
+    /// Its permissions.
     pub fn permissions(self) -> Permissions {
         match self {
             Self::Operator => Permissions::default(),
@@ -118,17 +118,17 @@ impl Role {
     }
 }
 
-/// A server's: answers to it, and Nerve's own subjects.
+/// The permissions of a server: replies to it, and Nerve's own subjects.
 fn server(publish: Vec<String>) -> Permissions {
     let inboxes = [format!("{INBOX_PREFIX}.>"), "_INBOX.>".to_owned()];
     let subscribe = inboxes.iter().cloned().chain([CONTROL.to_owned()]).collect();
-    // Every server makes and migrates the streams when it starts, and keeps EVENTS within its bound.
+    // Every server creates and migrates the streams at startup, and keeps EVENTS within its limit.
     let making = STREAMS.iter().flat_map(|stream| ["CREATE", "UPDATE"].map(|verb| stream_api(verb, stream)));
     let common = ["$JS.API.INFO", "$JS.API.STREAM.NAMES", "$JS.API.STREAM.LIST", "$JS.API.STREAM.INFO.*"];
-    // A large body that is stored again replaces its chunks.
+    // Storing a large body again replaces its chunks.
     let purged = ["EVENTS", "OBJ_bodies"].map(|stream| stream_api("PURGE", stream));
     let common = common.into_iter().map(str::to_owned).chain(purged).chain([CONTROL.to_owned()]);
-    // Whichever server is first stores the public key that secrets are encrypted for.
+    // The first server stores the public key that secrets are encrypted for.
     let stored = ["events.>", "empty.>", "answers.>", "seen.>", "drops.>", "$JS.ACK.>", "$JS.FC.>"];
     let kept = ["$KV.requests.>", "$KV.places.>", "$KV.secrets.nerve.>", "$O.bodies.>"];
     let stored = stored.into_iter().chain(kept).map(str::to_owned);
@@ -136,14 +136,14 @@ fn server(publish: Vec<String>) -> Permissions {
     Permissions { publish: allowed(allow), subscribe: allowed(subscribe) }
 }
 
-/// Reads what Nerve stores, and stores rates only.
+/// The gateway reads everything that Nerve stores, and writes rates only.
 fn gateway() -> Vec<String> {
     let reading = STREAMS.iter().flat_map(|stream| consumers_of(stream).into_iter().chain(reads_of(stream)));
-    // How far ahead of its rate a collection is; the rest of that bucket is functions'.
+    // Stores how far a collection is ahead of its rate; the rest of the bucket belongs to functions.
     reading.chain(["$KV.views.usage.rate.>".to_owned()]).collect()
 }
 
-/// Reads any stream that a function may be bound to.
+/// The worker reads any stream that a function may be bound to.
 fn worker() -> Vec<String> {
     let any = ["$JS.API.CONSUMER.>", "$JS.API.DIRECT.GET.>", "$JS.API.STREAM.MSG.GET.*"];
     let stored = ["dead.>", "redrive.>", "logs.>", "timers.>", "attempts.>", "runs.>", "$KV.views.>"];
@@ -153,7 +153,7 @@ fn worker() -> Vec<String> {
     any.into_iter().chain(stored).map(str::to_owned).chain(kept).collect()
 }
 
-/// Everything but what is Nerve's. Of that: events, and what is read without a consumer.
+/// Apps have all permissions except on Nerve's subjects. Of those: events, and reads without a consumer.
 fn app() -> Permissions {
     let owned = SUBJECTS.into_iter().chain([CONTROL, CONTROL_EVENTS]).map(str::to_owned);
     let owned = owned.chain([format!("{INBOX_PREFIX}.>")]);
@@ -162,14 +162,14 @@ fn app() -> Permissions {
         let mut subjects: Vec<String> = changes.map(|verb| stream_api(verb, stream)).into();
         subjects.push(format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}"));
         subjects.extend(consumers_of(stream));
-        // Since nats-server 2.15 a domain and a hash of the account stand before the stream.
+        // Since nats-server 2.15 a domain and a hash of the account precede the stream.
         subjects.extend([format!("$JS.ACK.{stream}.>"), format!("$JS.ACK.*.*.{stream}.>")]);
         if !["EVENTS", "ANSWERS"].contains(stream) {
             subjects.extend(reads_of(stream));
         }
         subjects
     });
-    // Answers may be read, and so they may be followed.
+    // Answers are readable, so they can be followed as well.
     let hidden = SUBJECTS.into_iter().filter(|subject| *subject != "answers.>").map(str::to_owned);
     let hidden = hidden.chain([CONTROL, "$JS.ACK.>", "$JS.API.>"].map(str::to_owned));
     let hidden = hidden.chain([format!("{INBOX_PREFIX}.>")]).collect();
@@ -187,7 +187,7 @@ fn stream_api(verb: &str, stream: &str) -> String {
     format!("$JS.API.STREAM.{verb}.{stream}")
 }
 
-/// Everything about consumers of a stream.
+/// The API subjects of consumers of a stream.
 fn consumers_of(stream: &str) -> [String; 3] {
     // CREATE.stream[.name[.filter]], DURABLE.CREATE.stream.name, MSG.NEXT.stream.name, LIST.stream, …
     [
@@ -197,7 +197,7 @@ fn consumers_of(stream: &str) -> [String; 3] {
     ]
 }
 
-/// What reads a stream's messages without a consumer.
+/// The API subjects that read messages without a consumer.
 fn reads_of(stream: &str) -> [String; 3] {
     [stream_api("MSG.GET", stream), format!("$JS.API.DIRECT.GET.{stream}"), format!("$JS.API.DIRECT.GET.{stream}.>")]
 }
@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_subject_of_nerve_is_closed_to_apps() {
+    fn apps_cannot_access_the_subjects_of_nerve() {
         let app = Role::App.permissions();
         for subject in SUBJECTS.into_iter().chain([CONTROL]) {
             assert!(app.publish.deny.contains(&subject.to_owned()), "{subject}");

@@ -1,4 +1,4 @@
-//! A list of NATS servers, and the credentials that its URLs carry.
+//! A list of NATS servers, and the credentials in its URLs.
 
 use nerve_core::Secret;
 use percent_encoding::percent_decode_str;
@@ -6,19 +6,19 @@ use serde::{Deserialize, Deserializer};
 use std::{fmt, net::IpAddr};
 use url::{Host, Url};
 
-/// The schemes of NATS' URLs; those over WebSocket are the last two.
+/// URL schemes of NATS; the last two are WebSocket.
 const SCHEMES: [&str; 4] = ["nats", "tls", "ws", "wss"];
-/// Servers in a list.
+/// Maximum number of servers in a list.
 const MAX_SERVERS: usize = 64;
 
-/// Servers to try, in URLs without user information; shown as `nats://a:4222,nats://b:4222`.
+/// Servers to try, as URLs without user information; displayed as `nats://a:4222,nats://b:4222`.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Servers {
     urls: Vec<Url>,
     credentials: Option<UrlCredentials>,
 }
 
-/// User information out of a URL.
+/// User information from a URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum UrlCredentials {
     /// `user:password@`
@@ -27,33 +27,33 @@ pub(crate) enum UrlCredentials {
     Token(Secret),
 }
 
-/// Why a list of servers cannot be used. It never quotes the list, which may hold a password.
+/// The reason why a list of servers is invalid. It never quotes the list, which may contain a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ServersError {
-    /// One is not a URL.
+    /// An entry is not a URL.
     #[error("server {number} of the list is not a URL of NATS: {why}")]
     Url {
-        /// Which one, from 1 on.
+        /// Its position, starting at 1.
         number: usize,
-        /// What is wrong.
+        /// The reason.
         why: String,
     },
-    /// Some are reached over WebSocket and some are not, which the client does not mix.
+    /// The list mixes WebSocket and NATS URLs, which the client does not support.
     #[error("ws:// and nats:// servers cannot be mixed: name servers of one kind")]
     Mixed,
-    /// Two carry different credentials.
+    /// Two URLs carry different credentials.
     #[error("the URLs carry different credentials: all servers of a list are asked with the same")]
     Credentials,
-    /// There are too many.
+    /// The list is too long.
     #[error("there are more than 64 servers: name some, and the client learns of the others of a cluster")]
     TooMany,
 }
 
 impl Servers {
-    /// Reads a list with commas; a server without a scheme is `nats://`.
+    /// Parses a comma-separated list; a server without a scheme is `nats://`.
     ///
     /// # Errors
-    /// When one is no URL of NATS, or they do not go together.
+    /// If an entry is not a NATS URL, or the entries conflict.
     pub fn parse(list: &str) -> Result<Self, ServersError> {
         Self::of(list.split(',').map(str::trim).filter(|server| !server.is_empty()))
     }
@@ -79,17 +79,17 @@ impl Servers {
         Ok(servers)
     }
 
-    /// Whether none is named.
+    /// Returns whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.urls.is_empty()
     }
 
-    /// How many there are.
+    /// The number of servers.
     pub fn len(&self) -> usize {
         self.urls.len()
     }
 
-    /// Whether all are on this machine, by their address or as `localhost`.
+    /// Returns whether all are on this machine: by a loopback address or `localhost`.
     pub fn are_local(&self) -> bool {
         self.urls.iter().all(|url| match url.host() {
             Some(Host::Ipv4(ip)) => ip.is_loopback(),
@@ -117,7 +117,7 @@ fn parse(text: &str) -> Result<(Url, Option<UrlCredentials>), String> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err("it names no host".to_owned());
     }
-    // Such as `nats:/ada:secret@host`, which is the host `nats` with a path.
+    // For example `nats:/ada:secret@host`, which is the host `nats` with a path.
     let after_host = [Some(url.path()), url.query(), url.fragment()];
     if after_host.into_iter().flatten().any(|part| part.contains('@')) {
         let why = "an `@` comes after its host: write nats://user:password@host:4222, and a `/` in a password as %2F";
@@ -155,7 +155,7 @@ impl fmt::Debug for Servers {
     }
 }
 
-/// Reads a string with commas, or a list of strings.
+/// Deserializes a comma-separated string or a list of strings.
 impl<'de> Deserialize<'de> for Servers {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         #[derive(Deserialize)]
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn list_is_shown_without_its_credentials() {
+    fn displayed_list_has_no_credentials() {
         let servers = Servers::parse("nats://ada:p4%3Ass@a:4222, b:4223 ,tls://ada:p4%3Ass@[::1]:1").unwrap();
         assert_eq!(servers.to_string(), "nats://a:4222,nats://b:4223,tls://[::1]:1");
         assert!(!format!("{servers:?}").contains("p4"));
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn wrong_list_is_refused_without_being_quoted() {
+    fn invalid_list_is_rejected_without_being_quoted() {
         for (list, said) in [
             ("nats://ada:hunter2@h:port", "server 1"),
             ("h:1,http://ada:hunter2@h", "server 2"),

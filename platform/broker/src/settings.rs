@@ -1,4 +1,4 @@
-//! `[nats]`: where NATS is, and what this client shows it.
+//! `[nats]`: the NATS servers, and the credentials of this client.
 
 use crate::{Servers, servers::UrlCredentials};
 use nerve_core::Secret;
@@ -8,16 +8,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The largest file of a password, token, seed or credentials, in bytes.
+/// Maximum size of a file with a password, token, seed or credentials.
 const MAX_SECRET_BYTES: u64 = 64 << 10;
 
 /// `[nats]`: the servers, the credentials, TLS and the JetStream domain.
 ///
-/// At most one kind of credentials is set: a user and password, a token, an nkey, or a credentials file.
+/// At most one kind of credentials is allowed: a user and password, a token, an nkey, or a credentials file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NatsSettings {
-    /// The servers; empty for a nats-server of `nerve up`'s own.
+    /// The servers; empty for the nats-server that `nerve up` starts.
     pub url: Servers,
     /// The user.
     #[serde(deserialize_with = "text")]
@@ -43,23 +43,23 @@ pub struct NatsSettings {
     /// A credentials file: a user's JWT and the seed of its nkey.
     #[serde(deserialize_with = "path")]
     pub creds: Option<PathBuf>,
-    /// Whether TLS is required, also of a server that does not ask for it.
+    /// Whether to require TLS, even if the server does not.
     pub tls: bool,
-    /// Certificates to trust instead of the system's, in PEM.
+    /// Trusted certificates instead of the system's, in PEM.
     #[serde(deserialize_with = "path")]
     pub tls_ca: Option<PathBuf>,
-    /// This client's certificate (mTLS), in PEM.
+    /// The client certificate (mTLS), in PEM.
     #[serde(deserialize_with = "path")]
     pub tls_client_cert: Option<PathBuf>,
-    /// The private key of this client's certificate, in PEM.
+    /// The private key of the client certificate, in PEM.
     #[serde(deserialize_with = "path")]
     pub tls_client_key: Option<PathBuf>,
-    /// Whether TLS begins before NATS' protocol does.
+    /// Whether the TLS handshake precedes the NATS protocol.
     pub tls_first: bool,
-    /// The JetStream domain, where that is not the server's own.
+    /// The JetStream domain, if it is not the server's own.
     #[serde(deserialize_with = "text")]
     pub domain: Option<String>,
-    /// What the subjects of answers begin with, where the server allows only that.
+    /// The prefix of inbox subjects, if the server restricts it.
     #[serde(deserialize_with = "text")]
     pub inbox_prefix: Option<String>,
     /// The nats-server that `nerve up` starts.
@@ -71,7 +71,7 @@ pub struct NatsSettings {
     /// The private key of that certificate, in PEM.
     #[serde(deserialize_with = "path")]
     pub server_tls_key: Option<PathBuf>,
-    /// The only certificate that the server may show, whatever name it has: that of a nats-server on this machine.
+    /// The only accepted server certificate, for any host name: that of a nats-server on this machine.
     #[serde(skip)]
     pub pinned: Option<PathBuf>,
     /// The same, as the SHA-256 of the certificate.
@@ -79,57 +79,57 @@ pub struct NatsSettings {
     pub pinned_sha256: Option<[u8; 32]>,
 }
 
-/// Why the settings cannot be used.
+/// The reason why the settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// Two kinds of credentials are set, or one twice.
     #[error("{first} and {second} are both set: keep one")]
     Twice {
-        /// A setting.
+        /// One setting.
         first: &'static str,
-        /// Another.
+        /// The other setting.
         second: &'static str,
     },
-    /// A setting needs another one.
+    /// A setting requires another one.
     #[error("{key} is set without {needs}: set both")]
     Alone {
         /// The setting.
         key: &'static str,
-        /// The missing one.
+        /// The missing setting.
         needs: &'static str,
     },
-    /// A value cannot be used.
+    /// A value is invalid.
     #[error("{key}: {why}")]
     Invalid {
         /// The setting.
         key: &'static str,
-        /// What is wrong, without the value.
+        /// The reason, without the value.
         why: &'static str,
     },
     /// A file cannot be read.
     #[error("{key}: {} cannot be read", path.display())]
     File {
-        /// The setting that names it.
+        /// The setting that names the file.
         key: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A file holds something else.
+    /// A file has invalid content.
     #[error("{key}: {} {why}", path.display())]
     Content {
-        /// The setting that names it.
+        /// The setting that names the file.
         key: &'static str,
         /// The file.
         path: PathBuf,
-        /// What is wrong with it, without what it holds.
+        /// The reason, without the content.
         why: &'static str,
     },
 }
 
-/// What is shown to a server, and where it comes from.
+/// The credentials presented to a server, with their origin.
 #[derive(Debug, Clone)]
 pub(crate) enum Credentials {
     None,
@@ -139,7 +139,7 @@ pub(crate) enum Credentials {
     Creds(PathBuf),
 }
 
-/// A secret, or the file that holds it.
+/// A secret, or the file that contains it.
 #[derive(Debug, Clone)]
 pub(crate) struct Value {
     /// The setting.
@@ -154,7 +154,7 @@ enum Held {
 }
 
 impl Value {
-    /// The secret, as its file holds it now.
+    /// Returns the secret, read from its file if there is one.
     pub(crate) fn read(&self) -> Result<Secret, SettingsError> {
         match &self.held {
             Held::Here(secret) => Ok(secret.clone()),
@@ -170,10 +170,10 @@ impl Value {
 }
 
 impl NatsSettings {
-    /// Checks what can be checked without a file.
+    /// Checks the settings without reading files.
     ///
     /// # Errors
-    /// When two settings contradict each other, or one is missing.
+    /// If two settings contradict each other, or one is missing.
     pub fn check(&self) -> Result<(), SettingsError> {
         let pairs = [
             ("nats.tls_client_cert", &self.tls_client_cert, "nats.tls_client_key", &self.tls_client_key),
@@ -203,12 +203,12 @@ impl NatsSettings {
         self.credentials().map(drop)
     }
 
-    /// Whether credentials are set, in any way.
+    /// Returns whether credentials are set.
     pub fn has_credentials(&self) -> bool {
         !matches!(self.credentials(), Ok(Credentials::None))
     }
 
-    /// The same without any credentials but those of `url`.
+    /// Returns the settings without credentials, except those in `url`.
     pub fn without_credentials(self) -> Self {
         Self {
             user: None,
@@ -223,7 +223,7 @@ impl NatsSettings {
         }
     }
 
-    /// The prefix of JetStream's API.
+    /// The subject prefix of the JetStream API.
     pub fn api_prefix(&self) -> String {
         match &self.domain {
             Some(domain) => format!("$JS.{domain}.API"),
@@ -282,7 +282,7 @@ impl NatsSettings {
     }
 }
 
-/// Reads a small file that holds a secret.
+/// Reads a small file that contains a secret.
 pub(crate) fn read_file(key: &'static str, path: &Path) -> Result<String, SettingsError> {
     let failed = |source| SettingsError::File { key, path: path.to_owned(), source };
     nerve_files::read_to_string(path, MAX_SECRET_BYTES).map_err(failed)
@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn one_kind_of_credentials_is_taken_and_no_secret_shown() {
+    fn one_kind_of_credentials_is_accepted_and_not_displayed() {
         for json in [
             r#"{"url": "nats://ada:hunter2@h"}"#,
             r#"{"url": ["nats://hunter2@h"]}"#,
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn contradictions_are_named() {
+    fn contradictory_settings_are_named() {
         for (json, said) in [
             (r#"{"url": "nats://ada:hunter2@h", "token": "hunter2"}"#, "nats.url and nats.token"),
             (r#"{"token": "hunter2", "token_file": "/t"}"#, "nats.token and nats.token_file"),
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn secret_is_read_from_its_file_each_time() {
+    fn secret_file_is_read_at_each_use() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("token");
         let settings = NatsSettings { token_file: Some(file.clone()), ..NatsSettings::default() };

@@ -1,71 +1,71 @@
-//! `[streams]`: what the broker keeps, for how long, and how much of it.
+//! `[streams]`: the retention and the limits of the streams.
 
 use serde::{Deserialize, Deserializer};
 use std::time::Duration;
 
-/// How streams are kept.
+/// The configuration of the streams.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamsConfig {
-    /// Copies of each message.
+    /// Replicas of each stream.
     pub replicas: usize,
-    /// Age at which an event goes; zero for never.
+    /// Maximum age of an event; zero for no limit.
     #[serde(deserialize_with = "duration")]
     pub events_max_age: Duration,
-    /// Bytes that EVENTS may take; -1 for no bound.
+    /// Maximum size of EVENTS in bytes; -1 for no limit.
     pub events_max_bytes: i64,
-    /// What happens when it has reached them.
+    /// The behavior when EVENTS is full.
     pub events_full: EventsFull,
-    /// How long an id is remembered.
+    /// Window in which an id is deduplicated.
     #[serde(deserialize_with = "duration")]
     pub dedupe_window: Duration,
-    /// How long a webhook is remembered; zero: as long as an id.
+    /// Window in which a webhook is deduplicated; zero for `dedupe_window`.
     #[serde(deserialize_with = "duration")]
     pub seen_window: Duration,
-    /// Age at which a log line goes.
+    /// Maximum age of a log line.
     #[serde(deserialize_with = "duration")]
     pub logs_max_age: Duration,
-    /// Age at which an answer goes.
+    /// Maximum age of an answer.
     #[serde(deserialize_with = "duration")]
     pub answers_max_age: Duration,
-    /// Age at which a dead letter goes.
+    /// Maximum age of a dead letter.
     #[serde(deserialize_with = "duration")]
     pub dead_max_age: Duration,
-    /// Age at which what is due and nobody has taken goes.
+    /// Maximum age of a due message that nobody has processed.
     #[serde(deserialize_with = "duration")]
     pub timers_max_age: Duration,
-    /// Age at which an attempt of a sink is forgotten.
+    /// Maximum age of a sink attempt.
     #[serde(deserialize_with = "duration")]
     pub attempts_max_age: Duration,
-    /// Attempts that are kept; -1 for no bound.
+    /// Maximum number of sink attempts; -1 for no limit.
     pub attempts_max: i64,
-    /// Bytes that log lines may take; -1 for no bound.
+    /// Maximum size of the log lines in bytes; -1 for no limit.
     pub logs_max_bytes: i64,
-    /// Bytes that answers may take; -1 for no bound.
+    /// Maximum size of the answers in bytes; -1 for no limit.
     pub answers_max_bytes: i64,
-    /// Bytes that dead letters may take; -1 for no bound.
+    /// Maximum size of the dead letters in bytes; -1 for no limit.
     pub dead_max_bytes: i64,
-    /// Bytes that attempts of sinks may take; -1 for no bound.
+    /// Maximum size of the sink attempts in bytes; -1 for no limit.
     pub attempts_max_bytes: i64,
-    /// Bytes that deployed files and models may take; -1 for no bound.
+    /// Maximum size of deployed files and models in bytes; -1 for no limit.
     pub artifacts_max_bytes: i64,
-    /// Bytes that bodies too large for a message may take; -1 for no bound.
+    /// Maximum size of large bodies in bytes; -1 for no limit.
     pub bodies_max_bytes: i64,
-    /// Bytes that conversations and other documents of functions may take; -1 for no bound.
+    /// Maximum size of conversations and other views in bytes; -1 for no limit.
     pub views_max_bytes: i64,
-    /// Bytes that the records of requests with an `Idempotency-Key` may take; -1 for no bound.
+    /// Maximum size of the records of requests with an `Idempotency-Key` in bytes; -1 for no limit.
     pub requests_max_bytes: i64,
-    /// Free bytes of the broker's disk, where it is this machine's, below which events from outside are refused.
+    /// Free bytes on the broker's disk, if it is local, below which external events are rejected.
     pub disk_reserve: u64,
 }
 
-/// What happens when EVENTS has reached its bound in bytes.
+/// The behavior when EVENTS reaches its size limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum EventsFull {
-    /// The oldest events that all consumers have finished are removed; where there are none, events are refused.
+    /// Removes the oldest events that all consumers have finished; if there are none, rejects events.
     Trim,
-    /// Events are refused until their age removes some.
+    /// Rejects events until their maximum age removes some.
     Refuse,
 }
 

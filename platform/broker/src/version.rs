@@ -1,4 +1,4 @@
-//! Which nats-server is new enough.
+//! The minimum version of nats-server.
 
 use std::fmt;
 
@@ -7,10 +7,10 @@ use std::fmt;
 pub struct Version(u32, u32, u32);
 
 impl Version {
-    /// The oldest that has message schedules and atomic batches as the streams use them.
+    /// The oldest version with message schedules and atomic batches as the streams use them.
     pub const OLDEST: Self = Self(2, 14, 0);
 
-    /// Reads `2.15.1`, with or without a `v` before it and `-beta.1` and the like behind it.
+    /// Parses `2.15.1`, with an optional `v` prefix and an optional suffix such as `-beta.1`.
     pub fn parse(text: &str) -> Option<Self> {
         let text = text.trim();
         let mut parts = text.strip_prefix('v').unwrap_or(text).split('.').map(|part| {
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_read_and_compared_as_numbers() {
+    fn versions_are_parsed_and_compared_numerically() {
         assert_eq!(Version::parse("v2.15.1\n"), Some(Version(2, 15, 1)));
         assert_eq!(Version::parse("2.14.0-RC.3"), Some(Version::OLDEST));
         assert!(Version::parse("2.9.10").is_some_and(|version| version < Version::OLDEST));

@@ -1,29 +1,29 @@
-//! What a nats-server does not let these credentials do.
+//! Operations that a nats-server does not permit.
 
 use std::fmt;
 
-/// An act that a server refused, and did not answer.
+/// An operation that a server refused without a reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// The subject that was to be published or subscribed to.
+    /// The subject of the publish or subscribe.
     pub subject: String,
-    /// What was to be done with it.
+    /// The operation.
     pub act: Act,
-    /// What the server says.
+    /// The server's message.
     pub said: String,
 }
 
-/// What is done with a subject.
+/// An operation on a subject.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Act {
-    /// A message is published to it.
+    /// Publish a message to it.
     Publish,
-    /// It is subscribed to.
+    /// Subscribe to it.
     Subscribe,
 }
 
 impl Violation {
-    /// Reads `Permissions Violation for Publish to "subject"` and the like.
+    /// Parses `Permissions Violation for Publish to "subject"` and similar messages.
     pub(crate) fn parse(said: &str) -> Option<Self> {
         let lower = said.to_lowercase();
         let (_, of) = lower.split_once("permissions violation for ")?;
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refused_act_is_told_from_what_the_server_says() {
+    fn refused_operation_is_parsed_from_the_server_message() {
         for (said, shown) in [
             ("nats: Permissions Violation for Publish to \"$KV.functions.x\"", "may not publish to $KV.functions.x"),
             (

@@ -3,7 +3,10 @@
 use futures::FutureExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use nerve_broker::{
-    bus::{Batches, Bus, BusError, Returns, Seen, Trimmer, consumer_name, disk_size, watch_buckets, watch_disk},
+    bus::{
+        Bus, BusError, DedupeStore, FastPublisher, Returns, Trimmer, consumer_name, disk_size, monitor_buckets,
+        monitor_disk,
+    },
     connection::Waiting,
 };
 use nerve_config::{Config, GatewayConfig, HomeError, make_private};
@@ -157,7 +160,7 @@ impl Server {
     async fn start(config: Config, roles: Roles) -> Result<Self, ServerError> {
         let bus = Bus::connect_when_reachable(&config.nats, "nerve").await?;
         provision(&bus, &config).await?;
-        bus.read_older_events(config.streams.dedupe_window).await?;
+        bus.load_legacy_events(config.streams.dedupe_window).await?;
         let registry = Registry::open(&bus, config.worker.ack_wait).await?;
         let keyring = registry.keyring(&config).await?;
         let (followers, end) = (TaskTracker::new(), CancellationToken::new());
@@ -167,7 +170,7 @@ impl Server {
         bus.write_drops(end.clone(), &followers);
         let catalogue = registry.follow((keyring, config.collections), end.clone(), &followers).await?;
         let gateway_bus = match &config.gateway_nats {
-            Some(nats) if roles.gateway => bus.connect_beside(nats, "nerve gateway").await?,
+            Some(nats) if roles.gateway => bus.connect_shared(nats, "nerve gateway").await?,
             _ => bus.clone(),
         };
         let intake =
@@ -175,9 +178,9 @@ impl Server {
         let trimmer = Trimmer::new(&bus, &config.streams, returns(catalogue.clone()));
         followers.spawn(trimmer.run(end.clone()));
         if let Some(store) = broker_store(&config) {
-            followers.spawn(watch_disk(bus.clone(), store, config.streams.disk_reserve, end.clone()));
+            followers.spawn(monitor_disk(bus.clone(), store, config.streams.disk_reserve, end.clone()));
         }
-        followers.spawn(watch_buckets(bus.clone(), end.clone()));
+        followers.spawn(monitor_buckets(bus.clone(), end.clone()));
         followers.spawn(registry::evict(config.artifacts(), catalogue.clone(), end.clone()));
         let (listener, in_flight) = (None, None);
         Ok(Self {
@@ -265,8 +268,8 @@ impl Server {
 /// Webhook intake: threads, batches, dedupe keys and the spool.
 struct Intake {
     threads: ConnectionThreads,
-    batches: Batches,
-    seen: Seen,
+    batches: FastPublisher,
+    seen: DedupeStore,
     spool: Spool,
 }
 
@@ -280,8 +283,8 @@ impl Intake {
     ) -> Result<Self, ServerError> {
         let nats = config.gateway_nats.as_ref().unwrap_or(&config.nats);
         let threads = ConnectionThreads::start(config.gateway.threads(), (bus, nats), end, tasks).await?;
-        let batches = Batches::start(bus, end.clone(), tasks).await?;
-        let seen = Seen::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
+        let batches = FastPublisher::start(bus, end.clone(), tasks).await?;
+        let seen = DedupeStore::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
         let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
         let drain =
             Drain::new(spool.clone(), (bus.clone(), batches.clone()), seen.clone(), config.streams.dedupe_window);

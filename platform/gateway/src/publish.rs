@@ -100,7 +100,7 @@ pub(crate) fn publish_problem(error: PublishError) -> Problem {
 /// The same for a webhook sender, who may not learn what is deployed.
 pub(crate) fn hook_problem(error: PublishError) -> Problem {
     match error.full() {
-        Some(full) => full_problem(&full.for_strangers().to_string()),
+        Some(full) => full_problem(&full.redacted().to_string()),
         None => publish_problem(error),
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     webhooks::{certificates::Certificates, limits::SourceLimits, spool::Spool},
 };
 use metrics_exporter_prometheus::PrometheusHandle;
-use nerve_broker::bus::{Batches, Bus, Seen};
+use nerve_broker::bus::{Bus, DedupeStore, FastPublisher};
 use nerve_config::{GatewayConfig, LocalUsers};
 use nerve_registry::Catalogue;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub struct Parts {
     /// The broker.
     pub bus: Bus,
     /// Publishes webhooks in batches.
-    pub batches: Batches,
+    pub batches: FastPublisher,
     /// A snapshot of what is deployed, which [`Registry::follow`](nerve_registry::Registry::follow) updates.
     pub catalogue: watch::Receiver<Arc<Catalogue>>,
     /// The settings.
@@ -41,7 +41,7 @@ pub struct Parts {
     /// Renders `/metrics`; see [`metrics::install`].
     pub metrics: PrometheusHandle,
     /// Dedupe keys of accepted webhooks.
-    pub seen: Seen,
+    pub seen: DedupeStore,
     /// Webhooks on disk.
     pub spool: Spool,
     /// The model runtime, and the source of model files.
@@ -61,7 +61,7 @@ pub struct Gateway {
 /// A gateway on one of its threads: threads that count references to the same object wait for each other's cache lines.
 struct Handle {
     shared: Arc<Shared>,
-    batches: Batches,
+    batches: FastPublisher,
 }
 
 pub(crate) struct Shared {
@@ -100,7 +100,7 @@ impl Gateway {
     }
 
     /// The same gateway with other batches for its webhooks.
-    pub(crate) fn with(&self, batches: Batches) -> Self {
+    pub(crate) fn with(&self, batches: FastPublisher) -> Self {
         Self { handle: Arc::new(Handle { shared: Arc::clone(&self.handle.shared), batches }) }
     }
 
@@ -112,7 +112,7 @@ impl Gateway {
         &self.shared().parts.bus
     }
 
-    pub(crate) fn batches(&self) -> &Batches {
+    pub(crate) fn batches(&self) -> &FastPublisher {
         &self.handle.batches
     }
 
@@ -152,7 +152,7 @@ impl Gateway {
         &self.shared().source_limits
     }
 
-    pub(crate) fn seen(&self) -> &Seen {
+    pub(crate) fn seen(&self) -> &DedupeStore {
         &self.shared().parts.seen
     }
 

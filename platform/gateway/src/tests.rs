@@ -114,9 +114,9 @@ pub(crate) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
     };
     let bus = Bus::disconnected().await.unwrap();
     Gateway::new(Parts {
-        batches: nerve_broker::bus::Batches::for_tests(&bus),
+        batches: nerve_broker::bus::FastPublisher::for_tests(&bus),
         bus,
-        seen: nerve_broker::bus::Seen::for_tests(),
+        seen: nerve_broker::bus::DedupeStore::for_tests(),
         spool: Spool::open(std::path::Path::new("/nowhere/spool"), 1 << 20, &TaskTracker::new()).await.unwrap(),
         catalogue,
         config,

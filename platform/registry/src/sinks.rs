@@ -2,8 +2,8 @@
 
 use super::{Deployed, Entry, Registry, ScheduleRecord, SinkRecord, SinkState, taken};
 use nerve_broker::bus::{
-    Beginning, Binding, BusError, DEAD, MAX_ACK_PENDING, REDRIVE_PREFIX, TICKS, TICKS_CONSUMER, TIMERS, consumer_name,
-    due_subject,
+    BusError, ConsumerSpec, DEAD, MAX_ACK_PENDING, REDRIVE_PREFIX, StartPosition, TICKS, TICKS_CONSUMER, TIMERS,
+    consumer_name, due_subject,
 };
 use nerve_core::{Name, ScheduleSpec, SinkSpec};
 use time::OffsetDateTime;
@@ -77,8 +77,8 @@ impl Registry {
             let description = format!("Nerve's sink {name}");
             let consumer = consumer_name(name);
             let ack_wait = self.ack_wait;
-            let beginning = if stream == DEAD || stream == TIMERS { Beginning::All } else { Beginning::New };
-            let binding = Binding { stream, consumer, description, subjects, ack_wait, in_flight, beginning };
+            let beginning = if stream == DEAD || stream == TIMERS { StartPosition::All } else { StartPosition::New };
+            let binding = ConsumerSpec { stream, consumer, description, subjects, ack_wait, in_flight, beginning };
             self.bus.bind(binding).await?;
         }
         Ok(())
@@ -156,14 +156,14 @@ impl Registry {
 
     /// Makes or updates the consumer of all ticks.
     pub async fn ensure_ticks_consumer(&self) -> Result<(), BusError> {
-        let binding = Binding {
+        let binding = ConsumerSpec {
             stream: TIMERS,
             consumer: TICKS_CONSUMER.to_owned(),
             description: "Nerve's schedules".to_owned(),
             subjects: vec![TICKS.to_owned()],
             ack_wait: self.ack_wait,
             in_flight: MAX_ACK_PENDING,
-            beginning: Beginning::New,
+            beginning: StartPosition::New,
         };
         self.bus.bind(binding).await
     }

@@ -12,7 +12,8 @@ use super::{
 };
 use async_trait::async_trait;
 use nerve_broker::bus::{
-    Bus, CommittedResults, DropReason, DropScope, MAX_RESULTS, PublishError, RunResult, SetOutcome, Sets,
+    Bus, CommittedResults, DuplicateReason, DuplicateScope, MAX_RESULTS, PublishError, ResultSetOutcome,
+    ResultSetPublisher, RunResult,
 };
 use nerve_core::{
     Emission, Event, Fault, FunctionError, FunctionSpec, Identity, Name, Run,
@@ -128,7 +129,7 @@ where
 /// Publishes what the events of one batch emit, before and after their end.
 pub(super) struct Publisher {
     bus: Bus,
-    sets: Sets,
+    sets: ResultSetPublisher,
     outlet: Outlet,
     /// The function's results in the log.
     committed: Arc<tokio::sync::Mutex<CommittedResults>>,
@@ -196,9 +197,9 @@ impl Publisher {
             return Ok(());
         }
         let outcome = publish(|| self.store(input, results)).await?;
-        if outcome == SetOutcome::Duplicate {
+        if outcome == ResultSetOutcome::Duplicate {
             let function = &self.outlet.function;
-            self.bus.drops().count(DropScope::Function, function.as_str(), DropReason::Result, results.len());
+            self.bus.drops().count(DuplicateScope::Function, function.as_str(), DuplicateReason::Result, results.len());
             tracing::debug!(%function, id = input.event.id, "the results of an earlier attempt stand");
             if self.may_emit_parts() {
                 // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
@@ -210,14 +211,14 @@ impl Publisher {
 
     /// Stores a set of results, unless that of another attempt is in the log. JetStream knows the ids of attempts that stored theirs
     /// within the window; so an attempt that has taken longer looks for them.
-    async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
+    async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<ResultSetOutcome, PublishError> {
         let run = input.provenance.run(&self.outlet.function);
         if input.since.elapsed() >= self.dedupe_window / 2 {
             let asked = std::time::Instant::now();
             // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
             let found = Box::pin(async { self.committed.lock().await.find(&self.bus, run, asked).await }).await;
             if found.map_err(|error| PublishError::Unavailable(error.into()))?.is_some() {
-                return Ok(SetOutcome::Duplicate);
+                return Ok(ResultSetOutcome::Duplicate);
             }
         }
         self.bus.publish_results(&self.sets, run, results).await

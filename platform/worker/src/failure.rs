@@ -6,7 +6,7 @@ use super::{
     invocation::Taken,
     log, tools,
 };
-use nerve_broker::bus::{Attempt, Delivery, Failure, LogRecord, RunHistory};
+use nerve_broker::bus::{AnswerFailure, Attempt, Delivery, LogRecord, RunHistory};
 use nerve_core::{
     Fault, FunctionError, answer,
     function::LogLevel,
@@ -69,7 +69,7 @@ pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, take
     let Taken { delivery, mut history, slot, .. } = taken;
     let verdict = decide(Some(&error), delivery.attempt, &outlet.spec.retry);
     if error.fault == Fault::Interrupted {
-        return give_back_recorded(shared, outlet, delivery, history).await;
+        return release_recorded(shared, outlet, delivery, history).await;
     }
     let error = FunctionError { message: log::truncate(error.message, MAX_ERROR_BYTES), ..error };
     history.end_failed(&delivery, error);
@@ -86,7 +86,7 @@ pub(super) async fn settle(shared: &Shared, outlet: &Outlet, revision: u64, take
                 tracing::warn!(%function, %error, "a failed attempt is not recorded, and does not count");
             }
             let settled = match delayed {
-                true => delivery.put_off(function, OffsetDateTime::now_utc() + wait, history.failed).await,
+                true => delivery.delay_until(function, OffsetDateTime::now_utc() + wait, history.failed).await,
                 false => delivery.retry_after(wait).await,
             };
             if let Err(error) = settled {
@@ -116,8 +116,8 @@ pub(super) async fn give_back(delivery: Delivery) {
 }
 
 /// Gives a delivery back at once, and records that this was no attempt.
-pub(super) async fn give_back_recorded(shared: &Shared, outlet: &Outlet, delivery: Delivery, history: RunHistory) {
-    if let Err(error) = shared.bus.give_back_recorded(&outlet.function, delivery, history).await {
+pub(super) async fn release_recorded(shared: &Shared, outlet: &Outlet, delivery: Delivery, history: RunHistory) {
+    if let Err(error) = shared.bus.release_recorded(&outlet.function, delivery, history).await {
         tracing::warn!(%error, "an event could not be given back and comes after the ack wait");
     }
 }
@@ -147,7 +147,7 @@ async fn bury_with(shared: &Shared, outlet: &Outlet, revision: u64, delivery: De
     }
     let leads_on = shared.catalogue.borrow().leads_to(function, answer::GENERATED);
     let Some(answer) = answer.filter(|_| leads_on) else { return };
-    let failure = Failure {
+    let failure = AnswerFailure {
         function: function.as_str(),
         message: why,
         timeout: last.is_some_and(|error| error.fault == Fault::Timeout),

@@ -1,7 +1,7 @@
 //! What one event has emitted so far: it numbers what comes next, and so identifies it.
 
 use super::invocation::Taken;
-use nerve_broker::bus::{OlderResults, Provenance};
+use nerve_broker::bus::{LegacyResults, Provenance};
 use nerve_core::{Emission, Event, Fault, FunctionError, Identity, Name, Run, answer::Part};
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ pub(super) struct InputState {
     /// The identity that it was published under, where it is no copy.
     pub(super) published_as: Option<Identity>,
     /// What an older worker stored of its results.
-    older: OlderResults,
+    older: LegacyResults,
     /// Since when other attempts at the same run are not known of.
     pub(super) since: Instant,
     emitted: Mutex<Emitted>,
@@ -132,7 +132,7 @@ mod tests {
                 event,
                 provenance,
                 published_as: None,
-                older: OlderResults::default(),
+                older: LegacyResults::default(),
                 since: Instant::now(),
                 emitted: Mutex::default(),
             };

@@ -8,7 +8,7 @@ use super::{
     tools,
 };
 use futures::FutureExt;
-use nerve_broker::bus::{BodyError, CommittedResults, Delivery, OlderResults, RunHistory, RunResult};
+use nerve_broker::bus::{BodyError, CommittedResults, Delivery, LegacyResults, RunHistory, RunResult};
 use nerve_core::{Context, Event, Fault, Function, FunctionError, Name, Outcome};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
@@ -18,7 +18,7 @@ pub(super) struct Taken {
     pub(super) delivery: Delivery,
     pub(super) history: RunHistory,
     /// What an older worker stored of its results.
-    pub(super) older: OlderResults,
+    pub(super) older: LegacyResults,
     /// Since when other attempts at the same run are not known of.
     pub(super) since: Instant,
     /// `None` once its results wait to be stored, in room of their own.
@@ -30,7 +30,7 @@ pub(super) struct Taken {
 impl Taken {
     /// A delivery of which nothing is known yet.
     pub(super) fn new(delivery: Delivery, slot: OwnedSemaphorePermit) -> Self {
-        let (history, older) = (RunHistory::default(), OlderResults::default());
+        let (history, older) = (RunHistory::default(), LegacyResults::default());
         Self { delivery, history, older, since: Instant::now(), slot: Some(slot), running: None }
     }
 }
@@ -241,7 +241,7 @@ impl Invoker {
 
     /// Gives an event back that was not started, or not finished for no fault of its own.
     pub(super) async fn give_back(&self, taken: Taken) {
-        failure::give_back_recorded(&self.shared, &self.outlet, taken.delivery, taken.history).await;
+        failure::release_recorded(&self.shared, &self.outlet, taken.delivery, taken.history).await;
     }
 
     pub(super) fn count(&self, outcome: &'static str) {

@@ -36,7 +36,7 @@ mod supervisor;
 mod tools;
 
 pub use in_flight::{InFlight, InFlightEvent};
-use nerve_broker::bus::{Bus, Leases, Places, Pulling, Sets};
+use nerve_broker::bus::{AckExtender, Bus, ProgressRecorder, PullContext, ResultSetPublisher};
 use nerve_config::Config;
 use nerve_core::{Host, Name, Secret, function::Views};
 use nerve_registry::{Catalogue, Entry, FunctionRecord, MissingSecret, Registry};
@@ -62,8 +62,8 @@ pub(crate) struct Shared {
     pub(crate) registry: Registry,
     pub(crate) host: Arc<dyn Host>,
     pub(crate) helpers: Pool,
-    pub(crate) pulling: Pulling,
-    pub(crate) sets: Sets,
+    pub(crate) pulling: PullContext,
+    pub(crate) sets: ResultSetPublisher,
     isolation: isolation::Isolation,
     /// Where the events that run are recorded, if anywhere.
     in_flight: Option<InFlight>,
@@ -123,7 +123,7 @@ pub struct Statuses(Arc<Mutex<BTreeMap<Name, Slot>>>);
 #[derive(Debug)]
 enum Slot {
     Loading,
-    Running { revision: u64, pulse: nerve_broker::bus::Pulse },
+    Running { revision: u64, liveness: nerve_broker::bus::Liveness },
     Failed { error: String },
 }
 
@@ -132,8 +132,8 @@ impl Statuses {
     pub fn snapshot(&self) -> BTreeMap<Name, FunctionStatus> {
         let status = |slot: &Slot| match slot {
             Slot::Loading => FunctionStatus::Loading,
-            Slot::Running { revision, pulse } => {
-                FunctionStatus::Running { revision: *revision, alive: pulse.is_alive() }
+            Slot::Running { revision, liveness } => {
+                FunctionStatus::Running { revision: *revision, alive: liveness.is_alive() }
             }
             Slot::Failed { error } => FunctionStatus::Failed { error: error.clone() },
         };
@@ -209,14 +209,14 @@ pub async fn run(parts: Parts, config: &Config, shutdown: CancellationToken) {
     let stops = Stops { intake: shutdown.clone(), work: CancellationToken::new() };
     let timer = CancellationToken::new();
     let (tasks, timers) = (TaskTracker::new(), TaskTracker::new());
-    let sets = match Sets::start(&parts.bus, timer.clone(), &timers).await {
+    let sets = match ResultSetPublisher::start(&parts.bus, timer.clone(), &timers).await {
         Ok(sets) => sets,
         Err(error) => return tracing::error!(error = &error as &dyn std::error::Error, "the worker cannot start"),
     };
-    let pulling = Pulling {
+    let pulling = PullContext {
         bus: parts.bus.clone(),
-        leases: Leases::start(&parts.bus, config.worker.ack_wait, timer.clone(), &timers),
-        places: Places::start(&parts.bus, timer.clone(), &timers),
+        leases: AckExtender::start(&parts.bus, config.worker.ack_wait, timer.clone(), &timers),
+        places: ProgressRecorder::start(&parts.bus, timer.clone(), &timers),
     };
     let shared = Shared {
         pulling,

@@ -3,8 +3,8 @@
 use super::Shared;
 use futures::FutureExt;
 use nerve_broker::bus::{
-    BodyError, BusError, Delivery, EVENTS, PublishError, Puller, REQUESTS, Resumption, Retried, RetryRequest,
-    RunHistory, loose_ends,
+    BodyError, BusError, Delivery, EVENTS, PublishError, Puller, RETRY_CONSUMER, Resumption, RetryOutcome,
+    RetryRequest, RunHistory, unfinished_leaves,
 };
 use nerve_core::{Event, EventType, Fault, FunctionError, Identity, Name, answer};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
@@ -36,7 +36,7 @@ pub(super) async fn serve(shared: Shared) {
 async fn take(shared: &Shared) -> Result<(), BusError> {
     shared.bus.ensure_retry_requests(shared.pulling.leases.ack_wait()).await?;
     let slots = Arc::new(Semaphore::new(1));
-    let mut puller = Puller::start(&shared.pulling, &slots, (EVENTS, REQUESTS)).await?;
+    let mut puller = Puller::start(&shared.pulling, &slots, (EVENTS, RETRY_CONSUMER)).await?;
     loop {
         tokio::select! {
             biased;
@@ -99,7 +99,7 @@ impl Request {
             }
             // The broker is unavailable, which is no failure of the request.
             Ok(Err(BusError::Unavailable { .. })) => return self.postpone(shared).await,
-            Ok(Err(why)) => Retried { reason: Some(why.to_string()), ..Retried::default() },
+            Ok(Err(why)) => RetryOutcome { reason: Some(why.to_string()), ..RetryOutcome::default() },
             Err(_) => {
                 let why = "the worker panicked; its log has the message";
                 return self.fail(shared, FunctionError::new(Fault::Crash, why)).await;
@@ -109,9 +109,9 @@ impl Request {
     }
 
     /// Says what came of the request, and acknowledges it.
-    async fn answer(self, shared: &Shared, event: &Event, retried: Retried) -> Result<(), BusError> {
-        let retried = Retried { request: event.id.clone(), ..retried };
-        match shared.bus.tell_retried(event, &retried).await {
+    async fn answer(self, shared: &Shared, event: &Event, retried: RetryOutcome) -> Result<(), BusError> {
+        let retried = RetryOutcome { request: event.id.clone(), ..retried };
+        match shared.bus.publish_retry_outcome(event, &retried).await {
             Ok(()) => self.delivery.ack().await,
             Err(PublishError::Unavailable(_)) => self.delivery.retry_after(RETRY_INTERVAL).await,
             Err(error @ PublishError::Invalid(_)) => {
@@ -137,7 +137,7 @@ impl Request {
     /// Has the broker deliver the request again a moment later, which is no attempt.
     async fn postpone(mut self, shared: &Shared) -> Result<(), BusError> {
         self.history.postponed += 1;
-        self.history.end_given_back(&self.delivery);
+        self.history.end_released(&self.delivery);
         if let Err(error) = shared.bus.record_run(&function()?, &self.delivery, &self.history).await {
             tracing::debug!(%error, "a request to try again waits for the broker");
         }
@@ -153,13 +153,13 @@ impl Request {
         };
         let last = self.history.failures.last().map_or("it failed", |attempt| attempt.error.message.as_str());
         let reason = format!("it failed {} times: {last}", self.history.failed);
-        self.answer(shared, &event, Retried { reason: Some(reason), ..Retried::default() }).await
+        self.answer(shared, &event, RetryOutcome { reason: Some(reason), ..RetryOutcome::default() }).await
     }
 }
 
 /// The name that attempts at requests are recorded under, as those of a function are under its own.
 fn function() -> Result<Name, BusError> {
-    Name::parse(REQUESTS).map_err(|error| BusError::refused("trying again", error))
+    Name::parse(RETRY_CONSUMER).map_err(|error| BusError::refused("trying again", error))
 }
 
 fn with_causes(error: &BusError) -> String {
@@ -167,41 +167,41 @@ fn with_causes(error: &BusError) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-async fn retry(shared: &Shared, event: &Event) -> Result<Retried, BusError> {
+async fn retry(shared: &Shared, event: &Event) -> Result<RetryOutcome, BusError> {
     let refused = |why: &str| BusError::refused("trying again", why);
     let request: RetryRequest = serde_json::from_slice(&event.data).map_err(|error| refused(&error.to_string()))?;
     match request {
         RetryRequest { dead_letter: Some(letter), .. } => one_letter(shared, event, letter).await,
         RetryRequest { answer: Some(id), .. } => {
-            Ok(Retried { answer: Some(id.clone()), ..of_answer(shared, event, &id).await? })
+            Ok(RetryOutcome { answer: Some(id.clone()), ..of_answer(shared, event, &id).await? })
         }
         RetryRequest { .. } => Err(refused("say `dead_letter` or `answer`")),
     }
 }
 
-async fn one_letter(shared: &Shared, event: &Event, letter: u64) -> Result<Retried, BusError> {
+async fn one_letter(shared: &Shared, event: &Event, letter: u64) -> Result<RetryOutcome, BusError> {
     let dead = shared.bus.dead_letter(letter).await?;
     shared.bus.reopen_answer(answer::id_of(&dead.event), &event.id).await?;
     shared.registry.redrive(letter).await?;
-    Ok(Retried { dead_letters: vec![letter], ..Retried::default() })
+    Ok(RetryOutcome { dead_letters: vec![letter], ..RetryOutcome::default() })
 }
 
 /// What failed for an answer goes back to its functions; where nothing failed, as it was stopped, its last step is
 /// taken again.
-async fn of_answer(shared: &Shared, event: &Event, id: &str) -> Result<Retried, BusError> {
+async fn of_answer(shared: &Shared, event: &Event, id: &str) -> Result<RetryOutcome, BusError> {
     let refused = |why: &str| BusError::refused(format!("trying the answer {id} again"), why);
     let state = shared.bus.answer_state(id).await?;
     if state.is_some_and(|state| state.ended && !state.failed) {
         return Err(refused("it is done"));
     }
     let trace = shared.bus.trace(id, None).await?;
-    let (dead_letters, leaves) = loose_ends(&trace.events);
+    let (dead_letters, leaves) = unfinished_leaves(&trace.events);
     if !dead_letters.is_empty() {
         shared.bus.reopen_answer(id, &event.id).await?;
         for letter in &dead_letters {
             shared.registry.redrive(*letter).await?;
         }
-        return Ok(Retried { dead_letters, ..Retried::default() });
+        return Ok(RetryOutcome { dead_letters, ..RetryOutcome::default() });
     }
     let leads_on = |ty: &str| {
         let catalogue = shared.catalogue.borrow();
@@ -216,5 +216,5 @@ async fn of_answer(shared: &Shared, event: &Event, id: &str) -> Result<Retried, 
     shared.bus.reopen_answer(id, &event.id).await?;
     let request = format!("{}#{}", event.source, event.id);
     shared.bus.republish(last.sequence, Identity::of_copy(&request, &last.sequence.to_string())).await?;
-    Ok(Retried { event: Some(last.id.clone()), ..Retried::default() })
+    Ok(RetryOutcome { event: Some(last.id.clone()), ..RetryOutcome::default() })
 }

@@ -108,7 +108,9 @@ impl Runner {
         let mut puller = Puller::start(&self.shared.pulling, &slots, (stream, &consumer_name(&self.name))).await?;
         // A runner that was stopped meanwhile would overwrite the status of the one that replaces it.
         if stream == self.record.stream && !self.stop.is_cancelled() {
-            self.shared.statuses.set(&self.name, Slot::Running { revision: self.revision, pulse: puller.pulse() });
+            self.shared
+                .statuses
+                .set(&self.name, Slot::Running { revision: self.revision, liveness: puller.liveness() });
         }
         let mut gathered: Vec<Taken> = Vec::with_capacity(batch.size);
         let mut deadline = Instant::now();
@@ -151,7 +153,7 @@ impl Runner {
                 Err(_) => return delivery.retry_after(Duration::ZERO).await,
             },
         };
-        bus.give_back_recorded(&self.name, delivery, history).await
+        bus.release_recorded(&self.name, delivery, history).await
     }
 
     /// Takes direct calls, as many at once as the function's concurrency.

@@ -29,8 +29,8 @@ impl Invoker {
             }
         };
         // Otherwise both would run.
-        if taken.history.may_wait_beside(&taken.delivery)
-            && let Err(error) = taken.delivery.take_back_retry(function).await
+        if taken.history.may_have_delayed_copy(&taken.delivery)
+            && let Err(error) = taken.delivery.delete_delayed_retry(function).await
         {
             tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event waits for the broker");
             failure::give_back(taken.delivery).await;
@@ -38,10 +38,10 @@ impl Invoker {
         }
         let resumption = taken.history.resume(&taken.delivery, self.outlet.spec.retry.attempts);
         taken.delivery.attempt = taken.history.failed + 1;
-        if taken.delivery.may_be_of_older
+        if taken.delivery.may_be_legacy
             && let Ok(event) = taken.delivery.event().await
         {
-            match bus.older_results(function, &event).await {
+            match bus.legacy_results(function, &event).await {
                 Ok(older) => taken.older = older,
                 Err(_) => {
                     failure::give_back(taken.delivery).await;
@@ -102,7 +102,7 @@ impl Invoker {
     /// Has the broker deliver an event again a moment later, which is no attempt; others run meanwhile.
     pub(super) async fn postpone(&self, mut taken: Taken) {
         let (bus, function) = (&self.shared.bus, &self.outlet.function);
-        taken.history.end_given_back(&taken.delivery);
+        taken.history.end_released(&taken.delivery);
         let recorded = bus.record_run(function, &taken.delivery, &taken.history).await;
         if let Err(error) = recorded.and(taken.delivery.retry_after(POSTPONED).await) {
             tracing::debug!(%function, error = &error as &dyn std::error::Error, "an event comes again after the ack wait");

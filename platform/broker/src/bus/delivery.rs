@@ -1,14 +1,15 @@
-//! One message to settle. Settling takes it by value, so settling twice does not compile.
+//! A message to acknowledge. Acknowledging consumes it, so a second acknowledgement does not compile.
 
+use super::error::ResultExt as _;
 use super::{
     Bus, BusError, PublishError,
-    body::BodyError,
-    lease::Lease,
-    provenance::{Provenance, copy_headers, holds_copies},
-    streams::DEAD,
-    timers::DUE_PREFIX,
+    ack_extender::Extension,
+    headers,
+    large_body::BodyError,
+    provenance::{Provenance, holds_copies},
+    streams::{DEAD, DUE_PREFIX},
 };
-use async_nats::{HeaderMap, header, jetstream::AckKind};
+use async_nats::{header, jetstream::AckKind};
 use bytes::Bytes;
 use nerve_core::{
     Event, EventType, FunctionError, Identity, Name, Run, Subject,
@@ -25,54 +26,54 @@ use std::{
 };
 use time::OffsetDateTime;
 
-/// A message that was pulled and is not settled yet. Dropping it leaves it to the ack wait.
+/// A message that was pulled and is not acknowledged. Dropping it leaves it to the ack wait.
 #[derive(Debug)]
 pub struct Delivery {
     pub(super) bus: Bus,
     pub(super) message: async_nats::Message,
-    /// The stream that it was delivered from.
+    /// The stream that delivered it.
     pub stream: Arc<str>,
     /// Its sequence in that stream.
     pub sequence: u64,
-    /// Where it was stored first, and for which generation it is run.
+    /// Its original position and its generation.
     pub provenance: Provenance,
-    /// Which delivery of its consumer this is, from 1.
+    /// The delivery count of its consumer, starting at 1.
     pub delivered: u32,
-    /// When its consumer was created, in nanoseconds since 1970.
+    /// The creation time of its consumer, in nanoseconds since 1970.
     pub consumer_created: i64,
-    /// Whether an older Nerve may have been given it before.
-    pub may_be_of_older: bool,
-    /// Whether a consumer that is gone may have delivered it before.
+    /// Whether an earlier version of Nerve may have received it.
+    pub may_be_legacy: bool,
+    /// Whether a deleted consumer may have delivered it.
     pub may_have_run: bool,
-    /// Which attempt this is, from 1: failed attempts count, not deliveries.
+    /// The attempt, starting at 1. Failed attempts count, deliveries do not.
     pub attempt: u32,
-    /// How many more wait behind it.
+    /// Pending messages after it.
     pub pending: u64,
-    /// Raised when it is settled, so that its consumer's place is refreshed.
-    pub(super) moved: Arc<AtomicBool>,
-    pub(super) _lease: Lease,
+    /// Set when the delivery is acknowledged, to refresh the stored progress of its consumer.
+    pub(super) progress_changed: Arc<AtomicBool>,
+    pub(super) _lease: Extension,
 }
 
-/// One failed try.
+/// A failed attempt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
-    /// Which one, from 1.
+    /// Its number, starting at 1.
     pub attempt: u32,
-    /// When it failed.
+    /// The time of the failure.
     #[serde(with = "time::serde::rfc3339")]
     pub time: OffsetDateTime,
-    /// Why.
+    /// The error.
     pub error: FunctionError,
 }
 
-/// The most bytes of errors in a dead letter's headers: a header must fit into the payload limit.
-const ERRORS_MAX: usize = 16 * 1024;
+/// Maximum size of the errors in a dead letter's headers: headers count towards the payload limit.
+const MAX_ERRORS_BYTES: usize = 16 * 1024;
 
 impl Delivery {
-    /// The event that the message carries, with its whole body.
+    /// The message's event, with its complete body.
     ///
-    /// A message that is no CloudEvent becomes one: its type is the subject, its id the place in the stream. An event
-    /// without a time has the time at which the stream took it, so that of two the later one can be told.
+    /// A message that is not a CloudEvent is converted: its subject becomes the type, its position the id. An event
+    /// without a time gets the time of storage, so that two events can be ordered.
     pub async fn event(&self) -> Result<Event, BodyError> {
         let mut event = self.parsed();
         event.time.get_or_insert(self.provenance.input.stored());
@@ -82,12 +83,12 @@ impl Delivery {
         Ok(event)
     }
 
-    /// The event's id, or its place in the stream when the message is no CloudEvent.
+    /// The event's id, or the message's position if it is not a CloudEvent.
     pub fn event_id(&self) -> String {
         self.parsed().id
     }
 
-    /// The event without the body that it may refer to. A message that is no CloudEvent is named by where it first was.
+    /// The event, without a referenced body. A message that is not a CloudEvent is identified by its original position.
     fn parsed(&self) -> Event {
         let Provenance { input, subject, .. } = &self.provenance;
         match subject {
@@ -99,53 +100,54 @@ impl Delivery {
         }
     }
 
-    /// The identity that its message was published under; `None` for a copy, which has one of its own.
+    /// The identity that the message was published under; `None` for a copy, which has its own.
     pub fn published_as(&self) -> Option<Identity> {
         let headers = self.message.headers.as_ref().filter(|_| !self.is_copy());
         headers.and_then(|headers| Identity::parse(headers.get(header::NATS_MESSAGE_ID)?.as_str()))
     }
 
-    /// The run of `function` on it.
+    /// The run of `function` on this input.
     pub fn run<'r>(&'r self, function: &'r Name) -> Run<'r> {
         self.provenance.run(function)
     }
 
-    /// Whether it is a copy that Nerve made: delayed, redelivered or redriven, and so in no order any more.
+    /// Returns whether this is a copy made by Nerve (delayed, redelivered or redriven), which is out of order.
     pub fn is_copy(&self) -> bool {
         holds_copies(&self.stream)
     }
 
-    /// Acknowledges it: it is done. A copy, redriven or delayed, is then removed.
+    /// Acknowledges the message, and deletes it if it is a copy.
     pub async fn ack(self) -> Result<(), BusError> {
         self.settle(AckKind::Ack).await?;
         if self.is_copy() {
-            // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
-            Box::pin(self.forget_copy()).await;
+            // Boxed: rare, and far larger than the rest of this future, which is moved for every event.
+            Box::pin(self.delete_copy()).await;
         }
         Ok(())
     }
 
-    /// Removes a copy that is done, which nobody else takes.
-    async fn forget_copy(&self) {
+    /// Deletes a finished copy, which has no other consumer.
+    async fn delete_copy(&self) {
         if self.is_redriven() {
-            self.bus.forget_redriven(self.sequence).await;
+            self.bus.delete_redriven(self.sequence).await;
         } else if self.message.subject.starts_with(DUE_PREFIX) {
-            self.bus.forget_due(self.sequence).await;
+            self.bus.delete_due(self.sequence).await;
         }
     }
 
-    /// Has it delivered again after `wait`.
+    /// Requests redelivery after `wait`.
     pub async fn retry_after(self, wait: Duration) -> Result<(), BusError> {
         self.settle(AckKind::Nak(Some(wait).filter(|wait| !wait.is_zero()))).await
     }
 
-    /// Copies it whole to the dead letters of `function`, waits for the copy's acknowledgement, then terminates it.
+    /// Copies the message to the dead letters of `function`, waits for the acknowledgement of the copy, then terminates it.
     ///
-    /// When the copy is not acknowledged the message is left to come again, so nothing is lost.
+    /// If the copy is not acknowledged, the message is redelivered, so nothing is lost.
     pub async fn dead_letter(self, function: &Name, revision: u64, attempts: &[Attempt]) -> Result<u64, BusError> {
         let what = || format!("dead-lettering an event of {function}");
-        let headers = self.dead_headers(function, revision, attempts);
-        let subject = Subject::parse(format!("dead.{function}")).map_err(|error| BusError::refused(what(), error))?;
+        let mut headers = self.provenance.copied(self.message.headers.as_ref(), &self.message.subject);
+        headers::insert_failure(&mut headers, (function, revision), self.attempt, &errors_header(attempts));
+        let subject = Subject::parse(format!("dead.{function}")).refused(what)?;
         let id = self.run(function).dead_letter(self.attempt);
         let store = async |id: Identity| {
             let stored = self.bus.publish_message(&subject, headers.clone(), self.message.payload.clone(), id).await;
@@ -156,42 +158,33 @@ impl Delivery {
         };
         let mut stored = store(id).await?;
         if stored.duplicate && !self.bus.has_dead_letter(stored.sequence).await? {
-            // It was stored, and dropped or redriven since; this message is terminated, so it needs one of its own.
+            // An earlier copy was dropped or redriven; this message is terminated, so it requires its own copy.
             stored = store(Identity::of_copy(&id.to_string(), &self.delivered.to_string())).await?;
         }
         self.settle(AckKind::Term).await?;
-        self.forget_copy().await;
+        self.delete_copy().await;
         Ok(stored.sequence)
     }
 
-    /// The answer that its event belongs to.
+    /// The id of the answer that the event belongs to.
     pub fn answer_id(&self) -> Option<String> {
         let event = self.parsed();
         Some(nerve_core::answer::id_of(&event).to_owned()).filter(|id| !id.is_empty())
     }
 
-    /// Whether it came from a redriven dead letter.
+    /// Returns whether it is a redriven dead letter.
     pub fn is_redriven(&self) -> bool {
         self.stream.as_ref() == DEAD
     }
 
-    fn dead_headers(&self, function: &Name, revision: u64, attempts: &[Attempt]) -> HeaderMap {
-        let mut headers = self.provenance.copied(self.message.headers.as_ref(), &self.message.subject);
-        headers.insert(copy_headers::FUNCTION, function.as_str());
-        headers.insert(copy_headers::REVISION, revision.to_string());
-        headers.insert(copy_headers::ATTEMPTS, self.attempt.to_string());
-        headers.insert(copy_headers::ERRORS, errors_header(attempts).as_str());
-        headers
-    }
-
     async fn settle(&self, kind: AckKind) -> Result<(), BusError> {
-        let what = || format!("settling message {} of {}", self.sequence, self.stream);
+        let what = || format!("acknowledging message {} of {}", self.sequence, self.stream);
         let Some(reply) = self.message.reply.clone() else {
             return Err(BusError::refused(what(), "it has no reply subject"));
         };
         let sent = self.bus.client.publish(reply, Bytes::from(kind)).await;
-        self.moved.store(true, Ordering::Relaxed);
-        sent.map_err(|error| BusError::unavailable(what(), error))
+        self.progress_changed.store(true, Ordering::Relaxed);
+        sent.unavailable(what)
     }
 }
 
@@ -202,14 +195,14 @@ fn errors_header(attempts: &[Attempt]) -> String {
         let json = serde_json::to_string(newest).unwrap_or_default();
         let text = encode_value(&json);
         match newest.split_first() {
-            Some((_, rest)) if text.len() > ERRORS_MAX && !rest.is_empty() => newest = rest,
-            _ if text.len() > ERRORS_MAX => return "[]".to_owned(),
+            Some((_, rest)) if text.len() > MAX_ERRORS_BYTES && !rest.is_empty() => newest = rest,
+            _ if text.len() > MAX_ERRORS_BYTES => return "[]".to_owned(),
             _ => return text.into_owned(),
         }
     }
 }
 
-/// Reads a message as an event; see [`Delivery::event`].
+/// Converts a message to an event; see [`Delivery::event`].
 pub(super) fn event_of(message: &async_nats::Message, stream: &str, sequence: u64) -> Event {
     let pairs: Vec<(&str, &str)> = message
         .headers
@@ -231,7 +224,7 @@ pub(super) fn event_of(message: &async_nats::Message, stream: &str, sequence: u6
     }
 }
 
-/// The type of a message whose subject is longer than a type may be.
+/// The type for a message whose subject is too long for a type.
 fn plain_message() -> EventType {
     #[expect(clippy::expect_used, reason = "a constant that a test parses")]
     EventType::parse("nats.message").expect("a valid type")
@@ -243,7 +236,7 @@ mod tests {
     use nerve_core::Fault;
 
     #[test]
-    fn a_plain_message_becomes_an_event() {
+    fn plain_message_becomes_an_event() {
         let message = async_nats::Message {
             subject: "orders.created".into(),
             reply: None,
@@ -260,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_stay_within_their_bound_and_the_newest_win() {
+    fn errors_header_keeps_the_newest_within_its_limit() {
         let attempt = |attempt, message: &str| Attempt {
             attempt,
             time: OffsetDateTime::UNIX_EPOCH,
@@ -268,7 +261,7 @@ mod tests {
         };
         let many: Vec<_> = (1..100).map(|n| attempt(n, &"x".repeat(1000))).collect();
         let header = errors_header(&many);
-        assert!(header.len() <= ERRORS_MAX && header.contains("%22attempt%22:99"));
+        assert!(header.len() <= MAX_ERRORS_BYTES && header.contains("%22attempt%22:99"));
         assert_eq!(errors_header(&[attempt(1, &"x".repeat(100_000))]), "[]");
     }
 }

@@ -1,12 +1,12 @@
-//! How much room the broker's disk has, where it is this machine's: intake ends before JetStream has none left.
+//! Free space on the broker's disk, if it is local: intake stops before JetStream runs out of space.
 //!
-//! nats-server turns JetStream off when a write finds no room, and does not turn it on again by itself. So gateways take nothing in
-//! while less than a reserve is free, and go on when there is more again. What functions return is stored all the same: it is
-//! what finishes events.
+//! nats-server disables JetStream when a write finds no space, and does not enable it again. Gateways therefore reject events
+//! while less than a reserve is free. Results of functions are stored nevertheless, because they let
+//! events finish.
 
 use super::{
     Bus,
-    full::{Full, FullReason},
+    stream_full::{StreamFull, StreamFullReason},
 };
 use nix::sys::statvfs::statvfs;
 use std::{
@@ -15,13 +15,13 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// How often the disk is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval of the check.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a look at the disk finds.
+/// The fill level of the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Level {
-    /// There is room.
+enum DiskLevel {
+    /// Enough space is free.
     Enough,
     /// Less than twice the reserve is free.
     Low,
@@ -29,8 +29,8 @@ enum Level {
     Full,
 }
 
-impl Level {
-    /// The level at so many free bytes after `self`. One that was left is reached again only a quarter further on.
+impl DiskLevel {
+    /// The next level for `free` bytes. Leaving a level requires a quarter of the reserve more than entering it.
     fn after(self, free: u64, reserve: u64) -> Self {
         let least = |mark: u64, level: Self| if self >= level { mark.saturating_add(reserve / 4) } else { mark };
         if free < least(reserve, Self::Full) {
@@ -43,15 +43,15 @@ impl Level {
     }
 }
 
-impl PartialOrd for Level {
+impl PartialOrd for DiskLevel {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some((*self as u8).cmp(&(*other as u8)))
     }
 }
 
-/// Looks at the disk that `folder` is on until `end`, and has intake refused while less than `reserve` bytes are free.
+/// Monitors the disk of `folder` until `end`, and stops intake while less than `reserve` bytes are free.
 pub async fn watch(bus: Bus, folder: PathBuf, reserve: u64, end: CancellationToken) {
-    let mut level = Level::Enough;
+    let mut level = DiskLevel::Enough;
     while !end.is_cancelled() {
         let looked = folder.clone();
         if let Ok(Ok(free)) = tokio::task::spawn_blocking(move || free(&looked)).await {
@@ -59,34 +59,35 @@ pub async fn watch(bus: Bus, folder: PathBuf, reserve: u64, end: CancellationTok
             level = before.after(free, reserve);
             report(&bus, &folder, (before, level), (free, reserve));
         }
-        end.run_until_cancelled(tokio::time::sleep(LOOK_INTERVAL)).await;
+        end.run_until_cancelled(tokio::time::sleep(CHECK_INTERVAL)).await;
     }
 }
 
-fn report(bus: &Bus, folder: &Path, (before, level): (Level, Level), (free, reserve): (u64, u64)) {
-    let full = (level == Level::Full).then_some(Full { max_bytes: None, reason: FullReason::Disk { free, reserve } });
+fn report(bus: &Bus, folder: &Path, (before, level): (DiskLevel, DiskLevel), (free, reserve): (u64, u64)) {
+    let full = (level == DiskLevel::Full)
+        .then_some(StreamFull { max_bytes: None, reason: StreamFullReason::Disk { free, reserve } });
     match (before, level, &full) {
-        (Level::Enough | Level::Low, Level::Full, Some(full)) => {
-            tracing::error!(folder = %folder.display(), "events from outside are answered 503: {full}");
+        (DiskLevel::Enough | DiskLevel::Low, DiskLevel::Full, Some(full)) => {
+            tracing::error!(folder = %folder.display(), "rejecting external events with 503: {full}");
         }
-        (Level::Enough, Level::Low, _) => {
-            tracing::warn!(folder = %folder.display(), free, reserve, "the broker's disk is nearly full: below streams.disk_reserve free bytes events from outside are refused");
+        (DiskLevel::Enough, DiskLevel::Low, _) => {
+            tracing::warn!(folder = %folder.display(), free, reserve, "the broker's disk is nearly full: below streams.disk_reserve free bytes external events are rejected");
         }
-        (Level::Full, Level::Low | Level::Enough, _) => {
-            tracing::info!(folder = %folder.display(), free, "the broker's disk has room again: events are accepted");
+        (DiskLevel::Full, DiskLevel::Low | DiskLevel::Enough, _) => {
+            tracing::info!(folder = %folder.display(), free, "the broker's disk has space again; accepting events");
         }
         _ => {}
     }
     bus.space().report_disk(full);
 }
 
-/// The bytes of the disk that `folder` is on, where they are known.
+/// The size of the disk of `folder`, if known.
 pub fn size(folder: &Path) -> Option<u64> {
     let disk = statvfs(folder).ok()?;
     Some(disk.blocks().saturating_mul(disk.fragment_size()))
 }
 
-/// Bytes that may be written by a process without privileges.
+/// Free bytes for a process without privileges.
 fn free(folder: &Path) -> nix::Result<u64> {
     let disk = statvfs(folder)?;
     Ok(disk.blocks_available().saturating_mul(disk.fragment_size()))
@@ -97,14 +98,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn level_falls_at_its_mark_and_rises_a_quarter_later() {
-        let mut level = Level::Enough;
+    fn level_has_hysteresis() {
+        let mut level = DiskLevel::Enough;
         let mut at = |free| {
             level = level.after(free, 100);
             level
         };
-        assert_eq!([at(1000), at(200), at(199), at(100)], [Level::Enough, Level::Enough, Level::Low, Level::Low]);
-        assert_eq!([at(99), at(110), at(124)], [Level::Full, Level::Full, Level::Full]);
-        assert_eq!([at(125), at(210), at(225), at(210)], [Level::Low, Level::Low, Level::Enough, Level::Enough]);
+        assert_eq!(
+            [at(1000), at(200), at(199), at(100)],
+            [DiskLevel::Enough, DiskLevel::Enough, DiskLevel::Low, DiskLevel::Low]
+        );
+        assert_eq!([at(99), at(110), at(124)], [DiskLevel::Full, DiskLevel::Full, DiskLevel::Full]);
+        assert_eq!(
+            [at(125), at(210), at(225), at(210)],
+            [DiskLevel::Low, DiskLevel::Low, DiskLevel::Enough, DiskLevel::Enough]
+        );
     }
 }

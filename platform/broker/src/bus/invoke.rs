@@ -1,5 +1,6 @@
-//! A function called directly, past the log: a request to whichever worker is free.
+//! Direct calls of functions, by request-reply to any worker.
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError};
 use async_nats::{HeaderMap, Subscriber};
 use futures::StreamExt;
@@ -7,34 +8,34 @@ use nerve_core::{Event, FunctionError, Name};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What a direct call came to.
+/// The reply to a direct call.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Answer {
-    /// The events that the function returned; they were not published.
+enum InvokeReply {
+    /// The function's output events, which were not published.
     Events(Vec<serde_json::Value>),
     /// The function failed.
     Failed(FunctionError),
 }
 
-/// Why a direct call has no result, split by whose turn it is.
+/// The reason why a direct call has no result.
 #[derive(Debug, thiserror::Error)]
 pub enum InvokeError {
-    /// No worker runs the function now.
+    /// No worker runs the function.
     #[error("no worker is running the function `{0}`")]
     NoWorker(Name),
-    /// No answer came in time; the function may still be at work.
+    /// The function did not reply in time; it may still be running.
     #[error("the function `{0}` did not answer within {wait}", wait = humantime::format_duration(*.1))]
     Timeout(Name, Duration),
-    /// The function answered that it failed.
+    /// The function failed.
     #[error(transparent)]
     Function(#[from] FunctionError),
-    /// The broker failed, or refused.
+    /// The broker failed or refused.
     #[error(transparent)]
     Bus(#[from] BusError),
 }
 
-/// A direct call that waits for its answer.
+/// A direct call that waits for its reply.
 pub struct Invocation {
     bus: Bus,
     message: async_nats::Message,
@@ -45,7 +46,7 @@ fn subject(function: &Name) -> String {
 }
 
 impl Bus {
-    /// Calls a function with `event` and returns the events it answers with; they are not published.
+    /// Calls a function with `event` and returns its output events, which are not published.
     pub async fn invoke(&self, function: &Name, event: &Event, wait: Duration) -> Result<Vec<Event>, InvokeError> {
         let what = || format!("invoking {function}");
         let (headers, body) = self.to_message(event).await.map_err(|error| match error {
@@ -58,23 +59,25 @@ impl Bus {
             async_nats::RequestErrorKind::TimedOut => InvokeError::Timeout(function.clone(), wait),
             _ => BusError::unavailable(what(), error).into(),
         })?;
-        match serde_json::from_slice(&reply.payload).map_err(|error| BusError::refused(what(), error))? {
-            Answer::Failed(error) => Err(error.into()),
-            Answer::Events(events) => {
+        match serde_json::from_slice(&reply.payload).refused(what)? {
+            InvokeReply::Failed(error) => Err(error.into()),
+            InvokeReply::Events(events) => {
                 let read = |event: serde_json::Value| Event::from_json(event.to_string().as_bytes());
                 let events: Result<Vec<_>, _> = events.into_iter().map(read).collect();
-                Ok(events.map_err(|error| BusError::refused(what(), error))?)
+                Ok(events.refused(what)?)
             }
         }
     }
 
-    /// The direct calls of a function that this worker takes, one of all workers each.
+    /// Subscribes to the direct calls of a function; each call goes to one worker.
     pub async fn invocations(&self, function: &Name) -> Result<Subscriber, BusError> {
-        let subscribed = self.client.queue_subscribe(subject(function), format!("nerve-{function}")).await;
-        subscribed.map_err(|error| BusError::unavailable(format!("taking direct calls of {function}"), error))
+        self.client
+            .queue_subscribe(subject(function), format!("nerve-{function}"))
+            .await
+            .unavailable(|| format!("subscribing to direct calls of {function}"))
     }
 
-    /// The next direct call; `None` when the subscription has ended.
+    /// The next direct call; `None` if the subscription has ended.
     pub async fn next_invocation(&self, calls: &mut Subscriber) -> Option<Invocation> {
         let message = calls.next().await?;
         Some(Invocation { bus: self.clone(), message })
@@ -82,7 +85,7 @@ impl Bus {
 }
 
 impl Invocation {
-    /// The event that the function is called with.
+    /// The input event of the call.
     pub async fn event(&self) -> Result<Event, FunctionError> {
         let invalid = |why: String| FunctionError::new(nerve_core::Fault::Invalid, why);
         let mut event = super::delivery::event_of(&self.message, "invoke", 0);
@@ -90,24 +93,24 @@ impl Invocation {
         Ok(event)
     }
 
-    /// Sends the answer to whoever called.
+    /// Sends the reply to the caller.
     pub async fn answer(self, outcome: Result<Vec<Event>, FunctionError>) {
         let Some(reply) = self.message.reply else { return };
         let body = match outcome {
             Ok(events) => {
                 let events: Result<Vec<_>, _> = events.iter().map(serde_json::to_value).collect();
-                events.and_then(|events| serde_json::to_vec(&Answer::Events(events)))
+                events.and_then(|events| serde_json::to_vec(&InvokeReply::Events(events)))
             }
-            Err(error) => serde_json::to_vec(&Answer::Failed(error)),
+            Err(error) => serde_json::to_vec(&InvokeReply::Failed(error)),
         };
         let mut body = body.unwrap_or_default();
-        if body.len() > self.bus.largest_body() {
-            let message = format!("the answer has {} bytes: more than fits into one message", body.len());
+        if body.len() > self.bus.max_body_bytes() {
+            let message = format!("the reply has {} bytes, which exceeds the maximum message size", body.len());
             let error = FunctionError::new(nerve_core::Fault::Invalid, message);
-            body = serde_json::to_vec(&Answer::Failed(error)).unwrap_or_default();
+            body = serde_json::to_vec(&InvokeReply::Failed(error)).unwrap_or_default();
         }
         if let Err(error) = self.bus.client.publish_with_headers(reply, HeaderMap::new(), body.into()).await {
-            tracing::warn!(%error, "the answer to a direct call was lost");
+            tracing::warn!(%error, "cannot send the reply to a direct call");
         }
     }
 }

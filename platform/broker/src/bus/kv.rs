@@ -1,5 +1,6 @@
 //! Key-value buckets, for crates that do not name the NATS client.
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError};
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
 use bytes::Bytes;
@@ -8,7 +9,7 @@ use time::OffsetDateTime;
 
 /// A key-value bucket; cheap to clone.
 ///
-/// Each method takes what it is called for (`"reading source.github"`), which begins the error's message.
+/// Each method accepts the name of the operation (`"reading source.github"`), which begins the error message.
 #[derive(Debug, Clone)]
 pub struct Bucket {
     name: &'static str,
@@ -20,7 +21,7 @@ pub struct Bucket {
 pub struct BucketEntry {
     /// The key.
     pub key: String,
-    /// The value; empty where the key was deleted.
+    /// The value; empty if the key was deleted.
     pub value: Bytes,
     /// The revision, which each change of the bucket increments.
     pub revision: u64,
@@ -28,7 +29,7 @@ pub struct BucketEntry {
     pub created: OffsetDateTime,
     /// Whether this revision deleted the key.
     pub is_deleted: bool,
-    /// Entries after this one that a watch has yet to deliver of those that existed when it began.
+    /// Entries that follow this one in the initial state of a watch.
     pub pending: u64,
 }
 
@@ -40,7 +41,7 @@ impl From<kv::Entry> for BucketEntry {
     }
 }
 
-/// The changes of a bucket, in order, from the oldest revision that it keeps.
+/// The changes of a bucket, in order, from its oldest revision on.
 pub type BucketChanges = BoxStream<'static, Result<BucketEntry, BusError>>;
 
 impl Bus {
@@ -49,8 +50,7 @@ impl Bus {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached or has no such bucket.
     pub async fn bucket(&self, name: &'static str) -> Result<Bucket, BusError> {
-        let store = self.jetstream.get_key_value(name).await;
-        let store = store.map_err(|error| BusError::unavailable(format!("opening the bucket {name}"), error))?;
+        let store = self.jetstream.get_key_value(name).await.unavailable(|| format!("opening the bucket {name}"))?;
         Ok(Bucket { name, store })
     }
 }
@@ -61,7 +61,7 @@ impl Bucket {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached.
     pub async fn entry(&self, key: &str, what: impl Into<String>) -> Result<Option<BucketEntry>, BusError> {
-        let entry = self.store.entry(key).await.map_err(|error| BusError::unavailable(what, error))?;
+        let entry = self.store.entry(key).await.unavailable(|| what.into())?;
         Ok(entry.map(BucketEntry::from).filter(|entry| !entry.is_deleted))
     }
 
@@ -78,8 +78,8 @@ impl Bucket {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached.
     pub async fn keys(&self, what: &str) -> Result<Vec<String>, BusError> {
-        let keys = self.store.keys().await.map_err(|error| BusError::unavailable(what, error))?;
-        keys.try_collect().await.map_err(|error| BusError::unavailable(what, error))
+        let keys = self.store.keys().await.unavailable(|| what.into())?;
+        keys.try_collect().await.unavailable(|| what.into())
     }
 
     /// Writes a value and returns its revision.
@@ -90,7 +90,7 @@ impl Bucket {
         self.store.put(key, value.into()).await.map_err(|error| BusError::of_bucket(self.name, what, error))
     }
 
-    /// Writes a value where the key has none, and returns its revision; `None` if it has one.
+    /// Writes a value if the key has none, and returns its revision; `None` if it has one.
     ///
     /// # Errors
     /// [`BusError::Full`] if the bucket is full, [`BusError::Unavailable`] if the broker cannot be reached.
@@ -102,7 +102,7 @@ impl Bucket {
         }
     }
 
-    /// Replaces the value that has this revision, and returns the new revision; `None` if the key has changed since.
+    /// Replaces the value of this revision, and returns the new revision; `None` if the key has changed.
     ///
     /// # Errors
     /// [`BusError::Full`] if the bucket is full, [`BusError::Unavailable`] if the broker cannot be reached.
@@ -124,10 +124,10 @@ impl Bucket {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached.
     pub async fn delete(&self, key: &str, what: impl Into<String>) -> Result<(), BusError> {
-        self.store.delete(key).await.map_err(|error| BusError::unavailable(what, error))
+        self.store.delete(key).await.unavailable(|| what.into())
     }
 
-    /// Deletes the value that has this revision; `false` if the key has changed since.
+    /// Deletes the value of this revision; `false` if the key has changed.
     ///
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached.
@@ -144,10 +144,10 @@ impl Bucket {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached.
     pub async fn purge(&self, key: &str, what: impl Into<String>) -> Result<(), BusError> {
-        self.store.purge(key).await.map_err(|error| BusError::unavailable(what, error))
+        self.store.purge(key).await.unavailable(|| what.into())
     }
 
-    /// Follows the bucket: every entry that it keeps, then every change. Returns the number of entries that it keeps now, too: a
+    /// Follows the bucket: every existing entry, then every change. Returns the number of existing entries as well, because a
     /// watch of an empty bucket delivers nothing.
     ///
     /// # Errors
@@ -155,7 +155,7 @@ impl Bucket {
     pub async fn follow(&self, what: &'static str) -> Result<(u64, BucketChanges), BusError> {
         let unavailable = move |error: async_nats::Error| BusError::unavailable(what, error);
         let watch = self.store.watch_with_history(">").await.map_err(|error| unavailable(error.into()))?;
-        // Requested anew: the store's own information is of the time when the bucket was opened.
+        // Requested again: the store's own information dates from when the bucket was opened.
         let info = self.store.stream.get_info().await.map_err(|error| unavailable(error.into()))?;
         let changes = watch.map(move |entry| entry.map(BucketEntry::from).map_err(|error| unavailable(error.into())));
         Ok((info.state.messages, changes.boxed()))

@@ -1,4 +1,4 @@
-//! What functions say: one stream, a subject a function.
+//! Logs of functions, in one stream, by the subject of the function.
 
 use super::{Attempt, Bus, BusError, Delivery, LOGS, Start, Tail};
 use nerve_core::{Name, function::LogLevel};
@@ -9,30 +9,30 @@ use time::OffsetDateTime;
 /// One line of a function's log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogRecord {
-    /// When it was said.
+    /// The time of the line.
     #[serde(with = "time::serde::rfc3339")]
     pub time: OffsetDateTime,
     /// The function.
     pub function: Name,
-    /// How bad it is.
+    /// The severity.
     pub level: LogLevel,
     /// The text.
     pub message: String,
     /// For a failed attempt: the event's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event: Option<String>,
-    /// For a failed attempt: every attempt so far, this one last.
+    /// For a failed attempt: all attempts so far, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attempts: Vec<Attempt>,
 }
 
-/// A function's log being read.
+/// A live view of function logs.
 pub struct Logs {
     tail: Tail,
 }
 
 impl Logs {
-    /// The next line; waits for it for ever.
+    /// Waits for the next line.
     pub async fn next(&mut self) -> LogRecord {
         loop {
             let (message, ..) = self.tail.next_message().await;
@@ -56,7 +56,7 @@ impl Bus {
         Ok(Logs { tail: self.tail_stream(LOGS, filters(function), start).await? })
     }
 
-    /// The last lines since `start` that there are, oldest first, `limit` at most.
+    /// Reads the last lines since `start`, oldest first, at most `limit`.
     pub async fn read_logs(
         &self,
         function: Option<&Name>,
@@ -64,7 +64,7 @@ impl Bus {
         limit: usize,
     ) -> Result<Vec<LogRecord>, BusError> {
         let mut last = VecDeque::new();
-        self.each(LOGS, filters(function), start, |message, _, _| {
+        self.for_each(LOGS, filters(function), start, |message, _, _| {
             last.extend(serde_json::from_slice(&message.payload).ok());
             if last.len() > limit {
                 last.pop_front();
@@ -75,16 +75,16 @@ impl Bus {
         Ok(last.into())
     }
 
-    /// Writes a line without waiting for it to be stored: a log never holds up what it tells of.
+    /// Writes a line without waiting for its acknowledgement, so that logging never delays a function.
     pub async fn log(&self, record: &LogRecord) {
         let Ok(body) = serde_json::to_vec(record) else { return };
         if let Err(error) = self.client.publish(format!("logs.{}", record.function), body.into()).await {
-            tracing::debug!(%error, "a log line was lost");
+            tracing::debug!(%error, "cannot write a log line");
         }
     }
 
-    /// The failed attempts at an event that an older Nerve wrote down.
-    pub(super) async fn old_attempts(&self, function: &Name, delivery: &Delivery) -> Vec<Attempt> {
+    /// The failed attempts at an event that an earlier version of Nerve recorded.
+    pub(super) async fn legacy_attempts(&self, function: &Name, delivery: &Delivery) -> Vec<Attempt> {
         let Ok(logs) = self.jetstream.get_stream_no_info(LOGS).await else { return Vec::new() };
         let subject = format!("logs.{function}.{}.{}", delivery.stream, delivery.sequence);
         let last = logs.direct_get_last_for_subject(subject).await;

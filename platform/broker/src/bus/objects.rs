@@ -1,12 +1,13 @@
 //! Object stores, for crates that do not name the NATS client.
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError};
 use async_nats::jetstream::object_store::{DeleteErrorKind, InfoErrorKind, ObjectStore};
 use tokio::io::AsyncRead;
 
 /// An object store; cheap to clone.
 ///
-/// Each method takes what it is called for (`"uploading model.onnx"`), which begins the error's message.
+/// Each method accepts the name of the operation (`"uploading model.onnx"`), which begins the error message.
 #[derive(Clone)]
 pub struct Objects {
     name: &'static str,
@@ -19,8 +20,8 @@ impl Bus {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached or has no such store.
     pub async fn object_store(&self, name: &'static str) -> Result<Objects, BusError> {
-        let store = self.jetstream.get_object_store(name).await;
-        let store = store.map_err(|error| BusError::unavailable(format!("opening the object store {name}"), error))?;
+        let store =
+            self.jetstream.get_object_store(name).await.unavailable(|| format!("opening the object store {name}"))?;
         Ok(Objects { name, store })
     }
 }
@@ -40,7 +41,7 @@ impl Objects {
         }
     }
 
-    /// Stores what `content` yields.
+    /// Stores the bytes of `content`.
     ///
     /// # Errors
     /// [`BusError::Full`] if the store is full, [`BusError::Unavailable`] if the broker cannot be reached.
@@ -59,10 +60,10 @@ impl Objects {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached or has no such object.
     pub async fn get(&self, object: &str, what: String) -> Result<impl AsyncRead + Unpin + Send + use<>, BusError> {
-        self.store.get(object).await.map_err(|error| BusError::unavailable(what, error))
+        self.store.get(object).await.unavailable(|| what.into())
     }
 
-    /// Deletes an object, if there is one.
+    /// Deletes an object if it exists.
     ///
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached.

@@ -1,4 +1,4 @@
-//! An event out, acknowledged by JetStream before anybody is told that it is stored.
+//! Publishes an event, and waits for JetStream's acknowledgement before it counts as stored.
 
 use super::{Bus, answers};
 use async_nats::{
@@ -13,28 +13,28 @@ use nerve_core::{Event, Identity, Origin, Subject};
 use nerve_events as event_types;
 use std::borrow::Cow;
 
-/// Where an event was stored.
+/// The stored position of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Published {
-    /// Its sequence in the stream; for a duplicate, that of the first one.
+    /// Its sequence in the stream; for a duplicate, that of the original.
     pub sequence: u64,
-    /// Whether the stream already had it.
+    /// Whether the stream had it already.
     pub duplicate: bool,
 }
 
-/// Why an event was not stored, or not known to be.
+/// The reason why an event was not stored, or may not be stored.
 #[derive(Debug, thiserror::Error)]
 pub enum PublishError {
     /// The broker did not acknowledge: publish it again, under the same id.
     #[error("JetStream did not acknowledge the event")]
     Unavailable(#[source] async_nats::Error),
-    /// This event cannot be published as it is.
+    /// The event is invalid.
     #[error("the event cannot be published: {0}")]
     Invalid(String),
 }
 
 impl Bus {
-    /// The message of an event whose data fits its type, with its message id.
+    /// Validates an event's data against its type, and converts it to a message with its message id.
     pub(super) async fn to_checked_message(
         &self,
         event: &Event,
@@ -46,23 +46,23 @@ impl Bus {
         Ok((headers, body))
     }
 
-    /// Publishes an event that Nerve itself makes; its `source` and `id` identify it.
+    /// Publishes an event made by Nerve, which its `source` and `id` identify.
     pub async fn publish_own(&self, event: &Event) -> Result<Published, PublishError> {
         self.publish(event, Origin::nerve().identify(event)).await
     }
 
-    /// Publishes an event to `events.<type>`; a part of an answer to its answer. One identity is stored once within the dedupe
+    /// Publishes an event to `events.<type>`, and parts of an answer to their answer. An identity is stored once within the dedupe
     /// window.
     pub async fn publish(&self, event: &Event, id: Identity) -> Result<Published, PublishError> {
         event_types::check(event).map_err(PublishError::Invalid)?;
-        if let Some(published) = self.stored_by_older(event) {
+        if let Some(published) = self.legacy_publication(event) {
             return Ok(published);
         }
         let (headers, body) = self.to_message(event).await?;
         let Some(answer) = answers::answer_subject(event)? else {
             return self.publish_message(&event.ty.subject(), headers, body, id).await;
         };
-        // The log first: what it has, no other run can replace.
+        // The log first: no other run can replace its content.
         let logged = match answers::is_logged(event) {
             true => {
                 let subject = event.ty.subject();
@@ -74,7 +74,7 @@ impl Bus {
         Ok(logged.unwrap_or(part))
     }
 
-    /// The headers and body that carry `event`; a body over the limit is stored and referred to.
+    /// The headers and body of an event; a body over the limit is stored and referenced.
     pub(super) async fn to_message(&self, event: &Event) -> Result<(HeaderMap, Bytes), PublishError> {
         let mut headers = HeaderMap::new();
         for (name, value) in event.to_headers() {
@@ -86,12 +86,12 @@ impl Bus {
                 Cow::Owned(name) => headers.insert(name.as_str(), value),
             }
         }
-        if event.data.len() <= self.largest_body() {
+        if event.data.len() <= self.max_body_bytes() {
             return Ok((headers, event.data.clone()));
         }
-        // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
+        // Boxed: rare, and far larger than the rest of this future, which is moved for every event.
         let reference = Box::pin(self.store_body(&event.data)).await?;
-        headers.insert(super::body::HEADER, reference.as_str());
+        headers.insert(super::large_body::DATAREF_HEADER, reference.as_str());
         Ok((headers, Bytes::new()))
     }
 
@@ -102,9 +102,9 @@ impl Bus {
         body: Bytes,
         id: Identity,
     ) -> Result<Published, PublishError> {
-        // While the connection is down the client would buffer, and the caller wait for nothing.
+        // While disconnected the client would buffer, and the caller would wait in vain.
         if !self.connected() {
-            return Err(PublishError::Unavailable("there is no connection to NATS".into()));
+            return Err(PublishError::Unavailable("not connected to NATS".into()));
         }
         headers.insert(header::NATS_MESSAGE_ID, id.to_string());
         let mut reconnects = self.reconnects();
@@ -113,8 +113,8 @@ impl Bus {
             Ok(acknowledgement) => tokio::select! {
                 biased;
                 acknowledged = acknowledgement.into_future() => acknowledged,
-                // An acknowledgement over the old connection does not come over the new one: better try again now
-                // than wait it out.
+                // An acknowledgement for the old connection does not arrive on the new one: retry now
+                // instead of waiting for the timeout.
                 Ok(()) = reconnects.changed() => {
                     return Err(PublishError::Unavailable("the connection was lost before the acknowledgement".into()));
                 }
@@ -130,19 +130,19 @@ impl Bus {
                 Err(PublishError::Invalid("its attributes are larger than the broker's payload limit".to_owned()))
             }
             Err(error) if is_too_large(&error) => {
-                Err(PublishError::Invalid("it is larger than its stream takes: max_msg_size bounds that".to_owned()))
+                Err(PublishError::Invalid("it exceeds max_msg_size of its stream".to_owned()))
             }
             Err(error) => Err(self.refusal(subject, error)),
         }
     }
 }
 
-/// Whether an event goes elsewhere too, or only elsewhere.
-pub(super) fn has_other_place(event: &Event) -> bool {
+/// Returns whether an event goes to another stream too, or only there.
+pub(super) fn has_other_destination(event: &Event) -> bool {
     !matches!(answers::answer_subject(event), Ok(None))
 }
 
-/// Whether the stream will never take it, however often it is tried.
+/// Returns whether the stream can never store the message.
 fn is_too_large(error: &context::PublishError) -> bool {
     let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
     let too_large = [ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM];

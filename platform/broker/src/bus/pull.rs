@@ -1,10 +1,11 @@
-//! Deliveries as there are free slots: the broker holds the queue, never the worker.
+//! Pulls as many messages as there are free slots: the queue stays in the broker, never in the worker.
 //!
-//! A [`Puller`] asks for exactly as many messages as it holds slots that nobody uses. Each delivery takes its
-//! slot along and gives it back when it is dropped, which is what lets the next one be asked for.
+//! A [`Puller`] requests exactly as many messages as it holds free slots. Each delivery owns its
+//! slot and releases it when dropped, which permits the next request.
 
+use super::error::ResultExt as _;
 use super::{
-    Bound, Bus, BusError, Delivery, Leases, Places,
+    AckExtender, BoundConsumer, Bus, BusError, Delivery, ProgressRecorder,
     provenance::{Provenance, holds_copies},
 };
 use async_nats::{StatusCode, Subscriber, jetstream};
@@ -22,52 +23,52 @@ use tokio::{
     time::Instant,
 };
 
-/// How long one request for messages stands at the server.
-const EXPIRES: Duration = Duration::from_secs(30);
-/// How often the server shows that a request still stands.
-const HEARTBEAT: Duration = Duration::from_secs(5);
-/// The wait after an answer that asks for one.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Answers in a row that say that nobody is there, after which the consumer is looked at again.
-const NOBODY_MAX: u32 = 10;
+/// Lifetime of a pull request at the server.
+const REQUEST_LIFETIME: Duration = Duration::from_secs(30);
+/// Interval of the server's heartbeats for a pull request.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(5);
+/// Delay before the next request after a response that requires one.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// Consecutive "no responders" replies before the consumer is checked.
+const MAX_NO_RESPONDERS: u32 = 10;
 
-/// What every puller of a process shares.
+/// Dependencies shared by all pullers of a process.
 #[derive(Debug, Clone)]
-pub struct Pulling {
+pub struct PullContext {
     /// The broker.
     pub bus: Bus,
     /// Extends the acknowledgement deadlines of deliveries in flight.
-    pub leases: Leases,
+    pub leases: AckExtender,
     /// Stores the progress of each consumer.
-    pub places: Places,
+    pub places: ProgressRecorder,
 }
 
 /// Pulls one consumer's messages into free slots.
 pub struct Puller {
     bus: Bus,
-    leases: Leases,
-    bound: Bound,
+    leases: AckExtender,
+    bound: BoundConsumer,
     consumer: String,
-    /// Raised when an event is taken or settled, so that the consumer's place is refreshed.
-    moved: Arc<AtomicBool>,
+    /// Set when an event is received or acknowledged, to store the consumer's progress.
+    progress_changed: Arc<AtomicBool>,
     slots: Arc<Semaphore>,
     capacity: usize,
     inbox: String,
     answers: Subscriber,
     reconnects: watch::Receiver<u64>,
-    /// Slots that this puller holds for messages to come.
+    /// Slots reserved for expected messages.
     held: OwnedSemaphorePermit,
-    /// Messages asked for and not yet here; never more than `held`.
+    /// Requested messages that have not arrived; at most `held`.
     asked: usize,
     nobody: u32,
     heard: Instant,
     not_before: Instant,
-    pulse: Pulse,
-    /// Reads reply subjects; one for all, since each would carry a whole context.
+    liveness: Liveness,
+    /// Parses reply subjects; shared, since each would own a whole context.
     place: jetstream::Message,
 }
 
-fn nothing() -> async_nats::Message {
+fn empty_message() -> async_nats::Message {
     async_nats::Message {
         subject: async_nats::Subject::from_static(""),
         reply: None,
@@ -79,27 +80,27 @@ fn nothing() -> async_nats::Message {
     }
 }
 
-/// When a puller last showed that it is at work, for readiness.
+/// The liveness of a puller, for readiness.
 #[derive(Debug, Clone)]
-pub struct Pulse {
+pub struct Liveness {
     started: Instant,
     last_ms: Arc<AtomicU64>,
 }
 
-impl Pulse {
+impl Liveness {
     fn new() -> Self {
         Self { started: Instant::now(), last_ms: Arc::default() }
     }
 
-    fn beat(&self) {
+    fn touch(&self) {
         let ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last_ms.store(ms, Ordering::Relaxed);
     }
 
-    /// Whether the puller showed itself lately.
+    /// Returns whether the puller was active recently.
     pub fn is_alive(&self) -> bool {
         let last = Duration::from_millis(self.last_ms.load(Ordering::Relaxed));
-        self.started.elapsed().saturating_sub(last) < HEARTBEAT * 4
+        self.started.elapsed().saturating_sub(last) < HEARTBEAT_INTERVAL * 4
     }
 }
 
@@ -111,21 +112,20 @@ struct PullRequest {
 }
 
 impl Puller {
-    /// A puller that fills `slots`, which it may share with others, from the consumer `base` of `stream`.
+    /// Starts a puller that fills `slots`, which it may share with others, from the consumer `base` of `stream`.
     ///
     /// # Errors
-    /// [`BusError::NotFound`] where there is no such consumer: bind it.
+    /// [`BusError::NotFound`] if the consumer does not exist: bind it.
     pub async fn start(
-        pulling: &Pulling,
+        pulling: &PullContext,
         slots: &Arc<Semaphore>,
         (stream, base): (&str, &str),
     ) -> Result<Self, BusError> {
-        let Pulling { bus, leases, places } = pulling;
+        let PullContext { bus, leases, places } = pulling;
         let what = || format!("pulling from {base} of {stream}");
         let bound = bus.bound(stream, base).await?;
         let inbox = bus.client.new_inbox();
-        let answers = bus.client.subscribe(inbox.clone()).await;
-        let answers = answers.map_err(|error| BusError::unavailable(what(), error))?;
+        let answers = bus.client.subscribe(inbox.clone()).await.unavailable(what)?;
         let held = slots.clone().try_acquire_many_owned(0);
         Ok(Self {
             bus: bus.clone(),
@@ -135,36 +135,36 @@ impl Puller {
             inbox,
             answers,
             reconnects: bus.reconnects(),
-            held: held.map_err(|error| BusError::unavailable(what(), error))?,
+            held: held.unavailable(what)?,
             asked: 0,
             nobody: 0,
             heard: Instant::now(),
             not_before: Instant::now(),
-            pulse: Pulse::new(),
-            place: jetstream::Message { message: nothing(), context: bus.jetstream().clone() },
+            liveness: Liveness::new(),
+            place: jetstream::Message { message: empty_message(), context: bus.jetstream().clone() },
             consumer: bound.consumer(),
-            moved: places.watch(&bound),
+            progress_changed: places.watch(&bound),
             bound,
         })
     }
 
-    /// The next delivery, and the slot that it occupies until it is dropped.
+    /// Waits for the next delivery and returns it with its slot, which is occupied until dropped.
     ///
-    /// An error says that the consumer is gone or cannot be asked: make it again, and start a new puller.
+    /// An error means that the consumer is deleted or cannot be reached: recreate it, and start a new puller.
     /// Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<(Delivery, OwnedSemaphorePermit), BusError> {
         loop {
-            self.ask().await?;
+            self.request_messages().await?;
             let wake = self.wake_at();
             tokio::select! {
-                // Messages that are here go before asking for more.
+                // Arrived messages before further requests.
                 biased;
                 answer = self.answers.next() => {
                     let Some(answer) = answer else {
                         return Err(BusError::unavailable("pulling", "the subscription ended"));
                     };
                     self.heard = Instant::now();
-                    self.pulse.beat();
+                    self.liveness.touch();
                     if let Some(found) = self.take(answer).await? {
                         return Ok(found);
                     }
@@ -173,7 +173,7 @@ impl Puller {
                     if changed.is_err() {
                         return Err(BusError::unavailable("pulling", "the connection ended"));
                     }
-                    // What was asked for over the old connection will not come over this one.
+                    // Messages requested on the old connection will not arrive on this one.
                     self.asked = 0;
                 }
                 slot = self.slots.clone().acquire_owned(), if self.held.num_permits() < self.capacity => {
@@ -181,9 +181,9 @@ impl Puller {
                 }
                 () = tokio::time::sleep_until(wake) => {
                     if self.asked == 0 {
-                        // Every slot is at work: that is life, too.
-                        self.pulse.beat();
-                    } else if self.heard.elapsed() > HEARTBEAT * 2 {
+                        // All slots are busy, which also proves that the consumer is alive.
+                        self.liveness.touch();
+                    } else if self.heard.elapsed() > HEARTBEAT_INTERVAL * 2 {
                         self.asked = 0;
                         self.heard = Instant::now();
                     }
@@ -192,15 +192,14 @@ impl Puller {
         }
     }
 
-    /// Tells whether this puller goes on.
-    pub fn pulse(&self) -> Pulse {
-        self.pulse.clone()
+    /// The liveness of this puller.
+    pub fn liveness(&self) -> Liveness {
+        self.liveness.clone()
     }
 
-    /// Stops asking, and returns what came and was not taken, to be given back.
+    /// Stops pulling, and returns the deliveries that arrived and were not started, to be released.
     pub async fn stop(mut self) -> Result<Vec<Delivery>, BusError> {
-        let unsubscribed = self.answers.unsubscribe().await;
-        unsubscribed.map_err(|error| BusError::unavailable("ending a pull", error))?;
+        self.answers.unsubscribe().await.unavailable("ending a pull")?;
         let mut untaken = Vec::new();
         while let Some(answer) = self.answers.next().await {
             if answer.status.is_none() {
@@ -210,7 +209,7 @@ impl Puller {
         Ok(untaken)
     }
 
-    /// Stops, and gives back at once what came and was not taken.
+    /// Stops pulling, and immediately releases the deliveries that arrived and were not started.
     pub async fn give_back(self) -> Result<(), BusError> {
         for delivery in self.stop().await? {
             delivery.retry_after(Duration::ZERO).await?;
@@ -219,23 +218,23 @@ impl Puller {
     }
 
     fn hold(&mut self, slot: Result<OwnedSemaphorePermit, tokio::sync::AcquireError>) -> Result<(), BusError> {
-        let slot = slot.map_err(|error| BusError::unavailable("pulling", error))?;
+        let slot = slot.unavailable("pulling")?;
         self.held.merge(slot);
         Ok(())
     }
 
     fn wake_at(&self) -> Instant {
         if self.asked > 0 {
-            self.heard + HEARTBEAT * 2 + PAUSE
+            self.heard + HEARTBEAT_INTERVAL * 2 + RETRY_INTERVAL
         } else if self.held.num_permits() > 0 {
-            self.not_before.max(Instant::now() + PAUSE)
+            self.not_before.max(Instant::now() + RETRY_INTERVAL)
         } else {
-            Instant::now() + HEARTBEAT
+            Instant::now() + HEARTBEAT_INTERVAL
         }
     }
 
-    /// Asks for as many messages as there are slots held and not asked for yet, in few requests.
-    async fn ask(&mut self) -> Result<(), BusError> {
+    /// Requests a message for each held slot without a pending request, in few requests.
+    async fn request_messages(&mut self) -> Result<(), BusError> {
         while let Ok(slot) = self.slots.clone().try_acquire_owned() {
             self.held.merge(slot);
         }
@@ -245,11 +244,11 @@ impl Puller {
             return Ok(());
         }
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let request = PullRequest { batch: free, expires: nanos(EXPIRES), idle_heartbeat: nanos(HEARTBEAT) };
-        let body = serde_json::to_vec(&request).map_err(|error| BusError::refused("pulling", error))?;
+        let request =
+            PullRequest { batch: free, expires: nanos(REQUEST_LIFETIME), idle_heartbeat: nanos(HEARTBEAT_INTERVAL) };
+        let body = serde_json::to_vec(&request).refused("pulling")?;
         let subject = format!("{}.CONSUMER.MSG.NEXT.{}.{}", self.bus.api_prefix, self.bound.stream, self.consumer);
-        let sent = self.bus.client.publish_with_reply(subject, self.inbox.clone(), body.into()).await;
-        sent.map_err(|error| BusError::unavailable("pulling", error))?;
+        self.bus.client.publish_with_reply(subject, self.inbox.clone(), body.into()).await.unavailable("pulling")?;
         if self.asked == 0 {
             self.heard = Instant::now();
         }
@@ -262,7 +261,7 @@ impl Puller {
         answer: async_nats::Message,
     ) -> Result<Option<(Delivery, OwnedSemaphorePermit)>, BusError> {
         if let Some(status) = answer.status {
-            self.take_status(status, &answer)?;
+            self.handle_status(status, &answer)?;
             return Ok(None);
         }
         self.nobody = 0;
@@ -270,26 +269,26 @@ impl Puller {
         let Some(delivery) = self.deliver(answer) else { return Ok(None) };
         let slot = match self.held.split(1) {
             Some(slot) => slot,
-            // Only after requests were given up as lost and answered all the same.
+            // Only after requests were presumed lost and answered nevertheless.
             None => {
                 let slot = self.slots.clone().acquire_owned().await;
-                slot.map_err(|error| BusError::unavailable("pulling", error))?
+                slot.unavailable("pulling")?
             }
         };
         Ok(Some((delivery, slot)))
     }
 
-    /// The delivery that a message is.
+    /// Converts a message to a delivery.
     fn deliver(&mut self, answer: async_nats::Message) -> Option<Delivery> {
         self.place.message.reply.clone_from(&answer.reply);
         let place =
             self.place.info().map(|info| (info.stream_sequence, info.published, (info.delivered, info.pending)));
         let (Ok((sequence, stored, (delivered, pending))), Some(reply)) = (place, answer.reply.clone()) else {
-            tracing::warn!(subject = %answer.subject, "a message without a JetStream reply subject was passed over");
+            tracing::warn!(subject = %answer.subject, "skipping a message without a JetStream reply subject");
             return None;
         };
         let lease = self.leases.take(reply);
-        self.moved.store(true, Ordering::Relaxed);
+        self.progress_changed.store(true, Ordering::Relaxed);
         let stream = &self.bound.stream;
         let copied = || Provenance::of_copy(answer.headers.as_ref());
         let here = || Provenance::here(stream.clone(), sequence, stored, self.bound.generation(sequence));
@@ -301,18 +300,18 @@ impl Puller {
             provenance,
             delivered: u32::try_from(delivered).unwrap_or(u32::MAX),
             consumer_created: self.bound.created,
-            may_be_of_older: self.bound.may_be_of_older(sequence),
-            may_have_run: self.bound.may_have_delivered(sequence),
-            // Whoever runs it counts.
+            may_be_legacy: self.bound.may_be_legacy(sequence),
+            may_have_run: self.bound.may_be_redelivery(sequence),
+            // The worker counts attempts.
             attempt: 1,
             pending,
-            moved: self.moved.clone(),
+            progress_changed: self.progress_changed.clone(),
             message: answer,
             _lease: lease,
         })
     }
 
-    fn take_status(&mut self, status: StatusCode, answer: &async_nats::Message) -> Result<(), BusError> {
+    fn handle_status(&mut self, status: StatusCode, answer: &async_nats::Message) -> Result<(), BusError> {
         let left = answer
             .headers
             .as_ref()
@@ -323,9 +322,9 @@ impl Puller {
             StatusCode::NO_RESPONDERS => {
                 self.asked = 0;
                 self.nobody += 1;
-                self.not_before = Instant::now() + PAUSE;
-                if self.nobody >= NOBODY_MAX {
-                    return Err(self.gone("nobody answers for it"));
+                self.not_before = Instant::now() + RETRY_INTERVAL;
+                if self.nobody >= MAX_NO_RESPONDERS {
+                    return Err(self.consumer_gone("no responders"));
                 }
             }
             StatusCode::TIMEOUT | StatusCode::NOT_FOUND => self.asked -= left.unwrap_or(self.asked).min(self.asked),
@@ -333,16 +332,16 @@ impl Puller {
                 let why = answer.description.clone().unwrap_or_default();
                 self.asked -= left.unwrap_or(self.asked).min(self.asked);
                 if why.contains("Consumer Deleted") || why.contains("Consumer is push based") {
-                    return Err(self.gone(&why));
+                    return Err(self.consumer_gone(&why));
                 }
-                self.not_before = Instant::now() + PAUSE;
-                tracing::debug!(consumer = self.consumer, code = %status, why, "the server ended a pull");
+                self.not_before = Instant::now() + RETRY_INTERVAL;
+                tracing::debug!(consumer = self.consumer, code = %status, why, "the server ended a pull request");
             }
         }
         Ok(())
     }
 
-    fn gone(&self, why: &str) -> BusError {
+    fn consumer_gone(&self, why: &str) -> BusError {
         BusError::NotFound(format!("consumer {} of stream {} ({why})", self.consumer, self.bound.stream))
     }
 }

@@ -1,6 +1,7 @@
-//! A function sent back to an earlier place of its stream, to get its events again.
+//! Moves a function back to an earlier sequence of its stream, to receive its events again.
 
-use super::{Bus, BusError, Start, consumer::consumer_of, consumer_name, place::name_of, resolve::filters_of};
+use super::error::ResultExt as _;
+use super::{Bus, BusError, Start, consumer::consumer_of, consumer_name, progress::name_of, resolve::filters_of};
 use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, Info, pull},
     stream::Stream,
@@ -12,36 +13,36 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// How long the broker keeps the consumer that only looks, if it is not deleted.
-const LOOKED: Duration = Duration::from_secs(30);
-/// How often a place is written that others write at the same time.
+/// Lifetime of a probe consumer that was not deleted.
+const PROBE_LIFETIME: Duration = Duration::from_secs(30);
+/// Attempts to write progress that other processes write concurrently.
 const MAX_TRIES: usize = 5;
 
-/// What a function gets again.
+/// A planned replay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Replay {
     /// The function.
     pub function: Name,
-    /// The stream that its events are in.
+    /// The stream of its events.
     pub stream: String,
-    /// How many of its events come again, as the stream is now.
+    /// The number of its events to replay, as the stream is now.
     pub events: u64,
-    /// The first of them: its sequence in the stream.
+    /// The sequence of the first one.
     pub from: Option<u64>,
-    /// When that was stored.
+    /// The storage time of the first one.
     #[serde(with = "time::serde::rfc3339::option")]
     pub time: Option<OffsetDateTime>,
-    /// The first and last sequence that were asked for and are no longer in the stream.
+    /// The first and last requested sequence that are no longer in the stream.
     pub gone: Option<(u64, u64)>,
-    /// Whether it begins earlier than asked for, since the function has not finished what is before.
+    /// Whether it begins earlier than requested, because the function has unfinished events before.
     pub unfinished: bool,
-    /// The first of those that were asked for: they are run for a generation of their own.
+    /// The sequence of the first requested event; from there on events run in a new generation.
     #[serde(skip)]
     pub asked: Option<u64>,
 }
 
 impl Bus {
-    /// Finds what `function` would get again of a stream's events on `subjects`, and changes nothing.
+    /// Plans a replay of a stream's events on `subjects` for `function`, and changes nothing.
     pub async fn plan_replay(
         &self,
         function: &Name,
@@ -49,7 +50,7 @@ impl Bus {
         subjects: &[Pattern],
         start: Start,
     ) -> Result<Replay, BusError> {
-        let what = || format!("looking for the events of {function} in {stream}");
+        let what = || format!("finding the events of {function} in {stream}");
         let handle = self.stream(stream, what).await?;
         let info = self.function_consumer(&handle, function, what).await?;
         let state = &handle.cached_info().state;
@@ -67,14 +68,15 @@ impl Bus {
             _ => None,
         };
         let subjects: Vec<String> = subjects.iter().map(ToString::to_string).collect();
-        let mut found = look(&handle, &subjects, policy, what).await?;
+        let mut found = count_from(&handle, &subjects, policy, what).await?;
         let mut unfinished = false;
-        // All before the place it is sent to counts as done: what it has not finished there would be passed over.
+        // Everything before the new start counts as finished: unfinished events before it would be skipped.
         let asked = found.first.map(|(sequence, _)| sequence);
         let waits = info.num_pending > 0 || info.num_ack_pending > 0;
         let undone = info.ack_floor.stream_sequence + 1;
         if let Some((wanted, _)) = found.first.filter(|(wanted, _)| waits && undone < *wanted) {
-            found = look(&handle, &subjects, DeliverPolicy::ByStartSequence { start_sequence: undone }, what).await?;
+            found =
+                count_from(&handle, &subjects, DeliverPolicy::ByStartSequence { start_sequence: undone }, what).await?;
             unfinished = found.first.is_some_and(|(from, _)| from < wanted);
         }
         Ok(Replay {
@@ -89,13 +91,13 @@ impl Bus {
         })
     }
 
-    /// Sends a function back to where `replay` begins, by a consumer of its own; what it has in hand comes again too.
+    /// Moves a function back to the start of `replay`, with a new consumer; events in progress are delivered again, too.
     ///
-    /// The new consumer exists before the old one is deleted, so no event is passed over. Workers that pull from the old one are
-    /// told that it is gone, and read from the function's place which one has followed it.
+    /// The new consumer is created before the old one is deleted, so no event is skipped. Workers that pull from the old one
+    /// learn of its deletion, and find its successor in the function's progress.
     pub async fn replay(&self, replay: &Replay) -> Result<(), BusError> {
         let (Some(from), Some(asked)) = (replay.from, replay.asked) else { return Ok(()) };
-        let what = || format!("sending {} back to {from} of {}", replay.function, replay.stream);
+        let what = || format!("moving {} back to {from} of {}", replay.function, replay.stream);
         let base = consumer_name(&replay.function);
         let handle = self.stream(&replay.stream, what).await?;
         let old = self.function_consumer(&handle, &replay.function, what).await?;
@@ -112,28 +114,27 @@ impl Bus {
             filter_subjects: old.config.filter_subjects.clone(),
             ..<_>::default()
         };
-        let made = handle.create_consumer_strict(config).await;
-        made.map_err(|error| BusError::unavailable(what(), error))?;
+        handle.create_consumer_strict(config).await.unavailable(what)?;
         let last = handle.cached_info().state.last_sequence;
         for _ in 0..MAX_TRIES {
-            let Some((place, revision)) = self.place(&replay.stream, &base).await? else { break };
-            let (old, generation) = (name_of(&base, &place.consumer), Generation::replayed(&id));
+            let Some((progress, revision)) = self.progress(&replay.stream, &base).await? else { break };
+            let (old, generation) = (name_of(&base, &progress.consumer), Generation::replayed(&id));
             if self.has_unfinished_before(&handle, &old, from, what).await? {
                 handle.delete_consumer(&name_of(&base, &id)).await.ok();
-                let why = "another replay has sent it back further meanwhile: run the command again";
+                let why = "a concurrent replay has moved it further back: run the command again";
                 return Err(BusError::refused(what(), why));
             }
-            let place = place.replayed((from, asked), last, id.clone(), generation);
-            if self.put_place((&replay.stream, &base), &place, Some(revision)).await? {
+            let progress = progress.replayed((from, asked), last, id.clone(), generation);
+            if self.put_progress((&replay.stream, &base), &progress, Some(revision)).await? {
                 let deleted = handle.delete_consumer(&old).await;
-                return deleted.map(drop).map_err(|error| BusError::unavailable(what(), error));
+                return deleted.map(drop).unavailable(what);
             }
         }
         handle.delete_consumer(&name_of(&base, &id)).await.ok();
-        Err(BusError::unavailable(what(), "its place is written by others at the same time"))
+        Err(BusError::unavailable(what(), "other processes write its progress concurrently"))
     }
 
-    /// Whether a consumer has messages before `from` to finish.
+    /// Returns whether a consumer has unfinished messages before `from`.
     async fn has_unfinished_before(
         &self,
         stream: &Stream,
@@ -147,11 +148,11 @@ impl Bus {
             return Ok(false);
         }
         let policy = DeliverPolicy::ByStartSequence { start_sequence: undone };
-        let found = look(stream, &filters_of(&info.config), policy, what).await?;
+        let found = count_from(stream, &filters_of(&info.config), policy, what).await?;
         Ok(found.first.is_some_and(|(first, _)| first < from))
     }
 
-    /// The function's consumer as it is now.
+    /// The function's current consumer.
     async fn function_consumer(
         &self,
         stream: &Stream,
@@ -159,26 +160,26 @@ impl Bus {
         what: impl Fn() -> String,
     ) -> Result<Info, BusError> {
         let base = consumer_name(function);
-        let place = self.place(&stream.cached_info().config.name, &base).await?;
-        let suffix = place.map(|(place, _)| place.consumer).unwrap_or_default();
+        let progress = self.progress(&stream.cached_info().config.name, &base).await?;
+        let suffix = progress.map(|(progress, _)| progress.consumer).unwrap_or_default();
         let info = consumer_of(stream, &name_of(&base, &suffix), &what).await?;
         info.ok_or_else(|| BusError::NotFound(format!("the consumer of {function}")))
     }
 }
 
-/// Messages that are in a stream.
-struct Found {
+/// A range of messages in a stream.
+struct MessageRange {
     count: u64,
     first: Option<(u64, OffsetDateTime)>,
 }
 
-/// Counts the messages from a place on, and reads where the first of them is.
-async fn look(
+/// Counts the messages from a sequence on, and reads the position of the first.
+async fn count_from(
     stream: &Stream,
     subjects: &[String],
     deliver_policy: DeliverPolicy,
     what: impl Fn() -> String,
-) -> Result<Found, BusError> {
+) -> Result<MessageRange, BusError> {
     let unavailable = |error: async_nats::Error| BusError::unavailable(what(), error);
     let config = pull::Config {
         deliver_policy,
@@ -187,7 +188,7 @@ async fn look(
         headers_only: true,
         memory_storage: true,
         num_replicas: 1,
-        inactive_threshold: LOOKED,
+        inactive_threshold: PROBE_LIFETIME,
         ..<_>::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(|error| unavailable(error.into()))?;
@@ -198,13 +199,13 @@ async fn look(
         let mut messages = messages.map_err(|error| unavailable(error.into()))?;
         if let Some(message) = messages.next().await {
             let message = message.map_err(unavailable)?;
-            let place = message.info().map_err(unavailable)?;
-            first = Some((place.stream_sequence, place.published));
+            let progress = message.info().map_err(unavailable)?;
+            first = Some((progress.stream_sequence, progress.published));
         }
     }
     if let Err(error) = stream.delete_consumer(&consumer.cached_info().name).await {
-        tracing::debug!(%error, "a consumer that only looked goes by itself");
+        tracing::debug!(%error, "cannot delete a probe consumer; it expires");
     }
-    // What was counted and is not there any more was deleted in between.
-    Ok(Found { count: if first.is_some() { count } else { 0 }, first })
+    // Counted messages that are missing now were deleted meanwhile.
+    Ok(MessageRange { count: if first.is_some() { count } else { 0 }, first })
 }

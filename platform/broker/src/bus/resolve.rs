@@ -1,8 +1,9 @@
-//! The stream that a function's or a sink's subjects are in, and what its retention means for them.
+//! Resolves the stream of a function's or a sink's subjects, and its retention.
 //!
-//! A consumer reads one stream. So a deploy finds every stream whose subjects overlap those of `on`, and goes on only where
-//! that is one and it has all of them: a stream that the broker happens to list first is no answer.
+//! A consumer reads one stream. A deploy therefore finds every stream whose subjects overlap those of `on`, and continues only
+//! if there is exactly one and it has all of them.
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError, consumer_name, streams};
 use async_nats::jetstream::{
     consumer,
@@ -12,8 +13,8 @@ use async_nats::jetstream::{
 use futures::TryStreamExt;
 use nerve_core::{Name, Pattern};
 
-/// The streams of Nerve's own, besides those of buckets. EVENTS is the one that functions are bound to.
-const INTERNAL: [&str; 8] = [
+/// Nerve's own streams, except those of buckets. Functions can be bound to EVENTS only.
+const INTERNAL_STREAMS: [&str; 8] = [
     streams::ANSWERS,
     streams::DEAD,
     streams::LOGS,
@@ -21,27 +22,27 @@ const INTERNAL: [&str; 8] = [
     streams::SEEN,
     super::ATTEMPTS,
     super::TIMERS,
-    super::drops::DROPS,
+    super::duplicates::DROPS,
 ];
-/// How the streams of buckets begin, Nerve's and the user's.
-const BUCKETS: [&str; 2] = ["KV_", "OBJ_"];
+/// Prefixes of the streams of buckets, Nerve's and the user's.
+const BUCKET_PREFIXES: [&str; 2] = ["KV_", "OBJ_"];
 
-/// What a stream keeps, as a deploy and a replay have to know it.
+/// The retention of a stream, as relevant for a deploy and a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retention {
-    /// Messages stay until a limit of the stream removes them.
+    /// Messages are kept until a limit of the stream removes them.
     Limits,
-    /// A message goes once every consumer that it is for has acknowledged it.
+    /// A message is removed once all its consumers have acknowledged it.
     Interest,
-    /// A message is for one consumer, and goes once that has acknowledged it.
+    /// A message has one consumer, and is removed once that has acknowledged it.
     WorkQueue,
 }
 
 impl Bus {
-    /// The stream that `name` is bound to for the subjects `on`: the one that it names, or the only one that has them.
+    /// Resolves the stream of `name` for the subjects `on`: the named one, or the only one that has them.
     ///
     /// # Errors
-    /// The stream does not exist, is Nerve's own or has none of the subjects; or none is named, and the subjects are in
+    /// If the stream does not exist, is Nerve's own or has none of the subjects; or if none is named, and the subjects are in
     /// several streams, in none, or only partly in one.
     pub async fn resolve_stream(&self, name: &Name, named: Option<&str>, on: &[Pattern]) -> Result<String, BusError> {
         let what = || format!("deploying {name}");
@@ -52,12 +53,7 @@ impl Bus {
                 config
             }
             None => {
-                let streams: Vec<_> = self
-                    .jetstream
-                    .streams()
-                    .try_collect()
-                    .await
-                    .map_err(|error| BusError::unavailable(what(), error))?;
+                let streams: Vec<_> = self.jetstream.streams().try_collect().await.unavailable(what)?;
                 let streams: Vec<Config> = streams.into_iter().map(|info| without_own_subjects(info.config)).collect();
                 choose(&streams, on).map_err(|why| BusError::refused(what(), why))?.clone()
             }
@@ -68,9 +64,9 @@ impl Bus {
         Ok(config.name)
     }
 
-    /// What a stream keeps.
+    /// The retention of a stream.
     pub async fn retention_of(&self, stream: &str) -> Result<Retention, BusError> {
-        let config = self.config_of(stream, || format!("looking at the stream {stream}")).await?;
+        let config = self.config_of(stream, || format!("inspecting the stream {stream}")).await?;
         Ok(match config.retention {
             RetentionPolicy::Limits => Retention::Limits,
             RetentionPolicy::Interest => Retention::Interest,
@@ -93,12 +89,11 @@ impl Bus {
         }
     }
 
-    /// A work queue gives each message to one consumer, so the subjects of two may not overlap.
+    /// A work queue gives each message to one consumer, so the subjects of two consumers must not overlap.
     async fn check_work_queue(&self, name: &Name, stream: &str, on: &[Pattern]) -> Result<(), BusError> {
         let what = || format!("deploying {name}");
         let handle = self.stream(stream, what).await?;
-        let consumers: Vec<consumer::Info> =
-            handle.consumers().try_collect().await.map_err(|error| BusError::unavailable(what(), error))?;
+        let consumers: Vec<consumer::Info> = handle.consumers().try_collect().await.unavailable(what)?;
         let own = consumer_name(name);
         for other in consumers.iter().filter(|other| other.name != own) {
             let filters = filters_of(&other.config);
@@ -117,7 +112,7 @@ impl Bus {
     }
 }
 
-/// The subjects that a consumer takes.
+/// The filter subjects of a consumer.
 pub(super) fn filters_of(config: &consumer::Config) -> Vec<String> {
     match (&config.filter_subject, &config.filter_subjects) {
         (one, several) if !several.is_empty() => {
@@ -128,12 +123,12 @@ pub(super) fn filters_of(config: &consumer::Config) -> Vec<String> {
     }
 }
 
-/// Whether a subject of the broker's and a pattern have messages in common; what is no pattern of ours has none.
+/// Returns whether a broker subject and a pattern can match the same message; an invalid pattern matches none.
 fn overlaps(subject: &str, on: &Pattern) -> bool {
     Pattern::parse(subject).is_ok_and(|subject| subject.overlaps(on))
 }
 
-/// Whether `subject` has every message that `on` can match.
+/// Returns whether `subject` covers every message that `on` can match.
 fn contains(subject: &str, on: &Pattern) -> bool {
     let (mut ours, mut theirs) = (subject.split('.'), on.as_str().split('.'));
     loop {
@@ -146,7 +141,7 @@ fn contains(subject: &str, on: &Pattern) -> bool {
     }
 }
 
-/// A stream as functions may be bound to it: what EVENTS holds besides events is Nerve's own.
+/// The stream as functions see it: subjects of EVENTS other than events are internal.
 fn without_own_subjects(mut config: Config) -> Config {
     if config.name == streams::EVENTS {
         config.subjects.retain(|subject| !subject.starts_with(streams::EMPTY_PREFIX));
@@ -155,10 +150,10 @@ fn without_own_subjects(mut config: Config) -> Config {
 }
 
 fn is_internal(stream: &str) -> bool {
-    INTERNAL.contains(&stream) || BUCKETS.iter().any(|prefix| stream.starts_with(prefix))
+    INTERNAL_STREAMS.contains(&stream) || BUCKET_PREFIXES.iter().any(|prefix| stream.starts_with(prefix))
 }
 
-/// Whether a stream has messages on subjects that it does not list.
+/// Returns whether a stream has messages on subjects that it does not list.
 fn has_other_subjects(config: &Config) -> bool {
     config.mirror.is_some()
         || config.sources.as_ref().is_some_and(|sources| !sources.is_empty())
@@ -185,7 +180,7 @@ fn check_named(config: &Config, on: &[Pattern]) -> Result<(), String> {
     }
 }
 
-/// The only stream that has all the subjects of `on`.
+/// The only stream that has all subjects of `on`.
 fn choose<'s>(streams: &'s [Config], on: &[Pattern]) -> Result<&'s Config, String> {
     let candidates = || streams.iter().filter(|stream| !is_internal(&stream.name));
     let has = |stream: &Config, on: &Pattern| stream.subjects.iter().any(|subject| overlaps(subject, on));
@@ -240,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn the_only_stream_with_all_subjects_is_chosen_and_others_are_named() {
+    fn only_stream_with_all_subjects_is_chosen() {
         let streams = [
             stream("EVENTS", &["events.>"]),
             stream("TIMERS", &["timers.>"]),
@@ -271,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_stream_must_have_each_subject_and_be_no_internal_one() {
+    fn named_stream_has_each_subject_and_is_not_internal() {
         let named = stream("OA", &["orders.a.>"]);
         assert_eq!(check_named(&named, &patterns(&["orders.>"])), Ok(()));
         let missing = check_named(&named, &patterns(&["orders.>", "orders.b.x"])).unwrap_err();
@@ -284,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subject_contains_what_it_matches_whole() {
+    fn subject_contains_the_patterns_that_it_covers() {
         for (subject, on, expected) in [
             ("a.>", "a.b", true),
             ("a.>", "a.>", true),

@@ -1,12 +1,13 @@
-//! The results of one run: stored as a set, and found again.
+//! Stores the results of a run as one set, and finds them again.
 //!
-//! EVENTS is the commit. Every set holds a message with the id of the result of index 0, so the first set that is stored keeps any
-//! other of its run out. Of an empty set that is a message without a body, on a subject that no function can take. What belongs to
-//! an answer is copied to ANSWERS after the commit; a reader sees nothing that another run could replace.
+//! EVENTS is the commit. Every set contains a message with the id of result 0, so the first stored set rejects any
+//! other set of its run. An empty set stores a message without a body, on a subject that no function can subscribe to. Parts of
+//! an answer are copied to ANSWERS after the commit, so a reader sees nothing that another run could replace.
 
+use super::error::ResultExt as _;
 use super::{
-    Bus, BusError, EVENTS, PublishError, Published, SetOutcome, Sets, Start, answers, delivery::event_of,
-    sets::SetMessage, streams::EMPTY_PREFIX,
+    Bus, BusError, EVENTS, PublishError, Published, ResultSetOutcome, ResultSetPublisher, Start, answers,
+    atomic_batch::SetMessage, delivery::event_of, streams::EMPTY_PREFIX,
 };
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
@@ -18,31 +19,31 @@ use std::{
 };
 use time::OffsetDateTime;
 
-/// How much earlier than its input a result may seem to be stored: clocks of a cluster's servers differ.
-const SKEW: Duration = Duration::from_secs(60);
-/// Results that are remembered of the log for looking them up.
-const MAX_REMEMBERED: usize = 1 << 20;
+/// Maximum clock difference between the servers of a cluster.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
+/// Maximum results cached for lookups.
+const MAX_CACHED_RESULTS: usize = 1 << 20;
 
-/// A result, with the identity under which it is published.
+/// A result with its identity.
 #[derive(Debug, Clone)]
 pub struct RunResult {
     /// The identity, which decides whether it is a duplicate.
     pub id: Identity,
-    /// The event to publish.
+    /// The event.
     pub event: Event,
 }
 
 impl Bus {
-    /// Publishes the results of `run`, all or none; a set that was published before stands instead, also an empty one.
+    /// Publishes the results of `run`, all or none; an earlier set of the same run takes precedence, even an empty one.
     ///
     /// # Errors
-    /// [`PublishError::Unavailable`] where it is not known whether they are stored: publish them again.
+    /// [`PublishError::Unavailable`] if it is unknown whether they are stored: publish them again.
     pub async fn publish_results(
         &self,
-        sets: &Sets,
+        sets: &ResultSetPublisher,
         run: Run<'_>,
         results: &[RunResult],
-    ) -> Result<SetOutcome, PublishError> {
+    ) -> Result<ResultSetOutcome, PublishError> {
         for result in results {
             event_types::check(&result.event).map_err(PublishError::Invalid)?;
         }
@@ -67,32 +68,32 @@ impl Bus {
                 sets.publish(messages).await?
             }
         };
-        if outcome == SetOutcome::Stored {
+        if outcome == ResultSetOutcome::Stored {
             for RunResult { id, event } in results.iter().filter(|result| Part::of(&result.event.ty).is_some()) {
-                // Boxed: most events are no part of an answer, and this future is moved for each of them.
+                // Boxed: most events are not part of an answer, and this future is moved for each of them.
                 Box::pin(self.copy_to_answer(event, *id)).await?;
             }
         }
         Ok(outcome)
     }
 
-    /// Publishes a part of an answer to its answer; any other event nowhere.
+    /// Publishes a part of an answer to its answer. No-op for other events.
     pub async fn copy_to_answer(&self, event: &Event, id: Identity) -> Result<(), PublishError> {
         let Some(subject) = answers::answer_subject(event)? else { return Ok(()) };
         let (headers, body) = self.to_message(event).await?;
         self.publish_message(&subject, headers, body, id).await.map(drop)
     }
 
-    /// Copies what a committed set holds of an answer to that answer; a worker may have died before it did.
+    /// Copies the answer parts of a committed set to their answer; a worker may have crashed before it did.
     pub async fn copy_committed(&self, run: Run<'_>, first: u64) -> Result<(), BusError> {
         let what = || format!("reading the results of {}", run.function);
         let stream = self.stream(EVENTS, what).await?;
-        for index in 0..super::sets::MAX_MESSAGES {
+        for index in 0..super::atomic_batch::MAX_MESSAGES {
             let sequence = first + u64::try_from(index).unwrap_or(u64::MAX);
             let Ok(stored) = stream.get_raw_message(sequence).await else { return Ok(()) };
             let id = run.result(index);
             let found = stored.headers.get(header::NATS_MESSAGE_ID).map(|value| value.as_str().to_owned());
-            // A set is stored without anything in between, and an empty one has no event.
+            // A set is stored contiguously, and an empty one has no event.
             if found != Some(id.to_string()) || !stored.subject.starts_with(EVENTS_PREFIX) {
                 return Ok(());
             }
@@ -109,23 +110,23 @@ impl Bus {
             if answers::answer_subject(&event).is_ok_and(|subject| subject.is_none()) {
                 continue;
             }
-            self.restore_body(&mut event).await.map_err(|error| BusError::unavailable(what(), error))?;
-            self.copy_to_answer(&event, id).await.map_err(|error| BusError::unavailable(what(), error))?;
+            self.restore_body(&mut event).await.unavailable(what)?;
+            self.copy_to_answer(&event, id).await.unavailable(what)?;
         }
         Ok(())
     }
 }
 
-/// The results of one function in the log, read as far as it was needed.
+/// The results of one function in the log, read incrementally.
 ///
-/// JetStream knows ids for the dedupe window only. A delivery whose earlier attempt may be older is looked up here before it is run.
+/// JetStream knows ids within the dedupe window only. A delivery with a possibly older attempt is looked up here before it runs.
 #[derive(Debug, Default)]
 pub struct CommittedResults {
-    /// From when on the log was read.
+    /// The start of the range read.
     since: Option<OffsetDateTime>,
-    /// When the last reading of it began.
+    /// The start time of the last read.
     read: Option<Instant>,
-    /// The sequence to go on from.
+    /// The sequence at which to continue.
     next: u64,
     /// The sequence of each result.
     sequences: HashMap<Identity, u64>,
@@ -134,11 +135,11 @@ pub struct CommittedResults {
 impl CommittedResults {
     /// The sequence of the first result of a run, if one was stored before `asked`.
     ///
-    /// The results of all versions of the function are read, whatever types they have. Lookups that waited for one that began after
-    /// they were asked for share it.
+    /// Results of all versions of the function are read, of any type. Lookups requested before a read began
+    /// share it.
     pub async fn find(&mut self, bus: &Bus, run: Run<'_>, asked: Instant) -> Result<Option<u64>, BusError> {
         let stored = run.input.stored();
-        if self.since.is_none_or(|since| stored < since) || self.sequences.len() > MAX_REMEMBERED {
+        if self.since.is_none_or(|since| stored < since) || self.sequences.len() > MAX_CACHED_RESULTS {
             *self = Self { since: Some(stored), ..Self::default() };
         }
         if self.read.is_none_or(|read| read < asked) {
@@ -150,12 +151,12 @@ impl CommittedResults {
     async fn read_on(&mut self, bus: &Bus, run: Run<'_>, stored: OffsetDateTime) -> Result<(), BusError> {
         let began = Instant::now();
         let start = match self.next {
-            0 => Start::Time(stored - SKEW),
+            0 => Start::Time(stored - MAX_CLOCK_SKEW),
             next => Start::Sequence(next),
         };
         let (source, empty) = (source_of(run.function), empty_subject(run.function));
         let subjects = vec![format!("{EVENTS_PREFIX}>"), empty.clone()];
-        bus.each_head(EVENTS, subjects, start, |message, sequence, _| {
+        bus.for_each_header(EVENTS, subjects, start, |message, sequence, _| {
             self.next = sequence + 1;
             let header = |name| message.headers.as_ref().and_then(|headers| headers.get(name));
             if (message.subject.as_str() == empty || header("ce-source").is_some_and(|found| found.as_str() == source))
@@ -171,13 +172,13 @@ impl CommittedResults {
     }
 }
 
-/// The subject of the empty sets of a function.
+/// The subject of a function's empty sets.
 fn empty_subject(function: &Name) -> String {
     format!("{EMPTY_PREFIX}{function}")
 }
 
-fn outcome_of(published: Published) -> SetOutcome {
-    if published.duplicate { SetOutcome::Duplicate } else { SetOutcome::Stored }
+fn outcome_of(published: Published) -> ResultSetOutcome {
+    if published.duplicate { ResultSetOutcome::Duplicate } else { ResultSetOutcome::Stored }
 }
 
 /// The `source` of a function's events.

@@ -1,6 +1,6 @@
-//! The streams and buckets, made where they are missing and brought up to date where they are older.
+//! Creates the streams and buckets, and migrates older ones.
 
-use super::{ATTEMPTS, Bus, BusError, TIMERS, buckets::Bucket};
+use super::{ATTEMPTS, Bus, BusError, buckets::Bucket};
 use crate::streams::{EventsFull, StreamsConfig};
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -14,52 +14,56 @@ use std::time::Duration;
 pub const EVENTS: &str = "EVENTS";
 /// Streamed answers.
 pub const ANSWERS: &str = "ANSWERS";
-/// Dead letters, and those on their way back to a function.
+/// Dead letters, including redriven ones.
 pub const DEAD: &str = "DEAD";
-/// What functions say.
+/// Log lines of functions.
 pub const LOGS: &str = "LOGS";
-/// Marks of the webhooks that were taken in.
+/// Dedupe keys of accepted webhooks.
 pub const SEEN: &str = "SEEN";
-/// KV: what is deployed.
+/// Delayed messages, and messages that are due.
+pub const TIMERS: &str = "TIMERS";
+/// Prefix of the subjects of due messages.
+pub(super) const DUE_PREFIX: &str = "timers.due.";
+/// KV: deployed resources.
 pub const FUNCTIONS: &str = "functions";
-/// KV: sealed secrets.
+/// KV: encrypted secrets.
 pub const SECRETS: &str = "secrets";
-/// KV: how far each durable consumer is.
+/// KV: the progress of each durable consumer.
 pub(super) const PLACES: &str = "places";
-/// Stream: what is remembered of runs that did not end well.
+/// Stream: the history of unsuccessful runs.
 pub(super) const RUNS: &str = "RUNS";
-/// KV: projections.
+/// KV: views.
 pub(super) const VIEWS: &str = "views";
 /// Object Store: deployed files.
 pub const ARTIFACTS: &str = "artifacts";
 /// Object Store: bodies too large for a message.
 pub(super) const BODIES: &str = "bodies";
 
-/// A dead letter on its way back to one function is on this and the function's name.
+/// Prefix of the subjects of redriven dead letters; the function's name follows.
 ///
-/// It stands in DEAD rather than in EVENTS, so that no other function sees the event a second time.
+/// They are in DEAD instead of EVENTS, so that no other function receives the event a second time.
 pub const REDRIVE_PREFIX: &str = "redrive.";
 
-/// In EVENTS: that a run of a function had no results is on this and the function's name.
+/// Prefix of the subjects of empty result sets; the function's name follows.
 ///
-/// It stands in EVENTS as results do, so that the broker compares its id with theirs.
+/// They are in EVENTS as results are, so that the broker compares their ids.
 pub(super) const EMPTY_PREFIX: &str = "empty.";
 
-/// Messages in SEEN: with one mark each they are as many as a gateway holds.
+/// Maximum messages in SEEN: with one key each, as many as a gateway holds.
 const SEEN_MESSAGES: i64 = 1 << 20;
 
-/// Bytes that SEEN may take: its messages are small.
+/// Maximum size of SEEN: its messages are small.
 const SEEN_BYTES: i64 = 256 << 20;
-/// Bytes that RUNS may take: one record a run that did not end well.
+/// Maximum size of RUNS: one record per unsuccessful run.
 const RUNS_BYTES: i64 = 256 << 20;
-/// The least that a stream is bounded by where the broker has no more to set aside.
-const LEAST_BYTES: i64 = 16 << 20;
+/// Minimum limit of a stream if the broker cannot reserve more.
+const MIN_STREAM_BYTES: i64 = 16 << 20;
 
-/// The bytes that a stream may take; -1 for no bound.
+/// The size limit of a stream; -1 for none.
 ///
-/// Of EVENTS the trimmer keeps it unless events are refused. Results come behind the events that they are of, which are
-/// acknowledged only once these are stored: a broker that refused both would never have room again. TIMERS has none: the broker can
-/// refuse nothing there, and would remove events that are to be delivered. Intake bounds what is there.
+/// The trimmer keeps EVENTS within its limit, unless events are rejected. Results are stored after their input events, which are
+/// acknowledged only afterwards: a broker that rejected both would never have space again. TIMERS has no limit: the broker cannot
+/// reject messages there, and would remove pending events. Intake limits its size.
 fn max_bytes_of(name: &str, config: &StreamsConfig) -> i64 {
     match name {
         EVENTS if config.events_full == EventsFull::Refuse => config.events_max_bytes,
@@ -73,35 +77,35 @@ fn max_bytes_of(name: &str, config: &StreamsConfig) -> i64 {
     }
 }
 
-/// Whether the broker has not so many bytes to set aside.
+/// Returns whether the broker cannot reserve enough bytes.
 pub(super) fn lacks_storage(error: &BusError) -> bool {
     let causes = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source());
     let lacking = [ErrorCode::STORAGE_RESOURCES_EXCEEDED, ErrorCode::INSUFFICIENT_RESOURCES];
     causes.into_iter().any(|cause| {
         let refused = cause.downcast_ref::<jetstream::Error>().map(jetstream::Error::error_code);
-        refused.is_some_and(|code| lacking.contains(&code)) || says_lacking(&cause.to_string())
+        refused.is_some_and(|code| lacking.contains(&code)) || is_storage_shortage(&cause.to_string())
     })
 }
 
-fn says_lacking(text: &str) -> bool {
+fn is_storage_shortage(text: &str) -> bool {
     ["insufficient storage", "resource limits exceeded"].iter().any(|lacking| text.contains(lacking))
 }
 
-/// Versions of a manifest that are kept.
-const HISTORY: i64 = 32;
+/// History of a manifest.
+const FUNCTION_REVISIONS: i64 = 32;
 
-/// The durable consumer of a function, on whichever stream it is bound to.
+/// The name of a function's durable consumer, on any stream.
 pub fn consumer_name(function: &Name) -> String {
     format!("nerve-{function}")
 }
 
 impl Bus {
-    /// Makes and migrates every stream and bucket. Running it twice, or on two machines at once, changes nothing more.
+    /// Creates and migrates all streams and buckets. Idempotent, even if two machines run it concurrently.
     ///
-    /// `disk` is the size of the broker's disk, where it is known.
+    /// `disk` is the size of the broker's disk, if known.
     pub async fn provision(&self, config: &StreamsConfig, disk: Option<u64>) -> Result<(), BusError> {
-        // First, as it tells whether the streams are an older Nerve's.
-        self.ensure_places(config).await?;
+        // First, because it determines whether an earlier version of Nerve created the streams.
+        self.ensure_progress_bucket(config).await?;
         let keep = [
             (EVENTS, vec!["events.>".to_owned(), format!("{EMPTY_PREFIX}>")], config.events_max_age),
             (ANSWERS, vec!["answers.>".to_owned()], config.answers_max_age),
@@ -109,32 +113,37 @@ impl Bus {
             (LOGS, vec!["logs.>".to_owned()], config.logs_max_age),
             (TIMERS, vec!["timers.>".to_owned()], config.timers_max_age),
             (ATTEMPTS, vec!["attempts.>".to_owned()], config.attempts_max_age),
-            // An event that fails may wait for its next attempt as long as one that is delayed.
+            // A failed event may wait for its next attempt as long as a delayed one.
             (RUNS, vec!["runs.>".to_owned()], config.timers_max_age),
-            // Without a window nothing is written there.
+            // Unused without a window.
             (SEEN, vec!["seen.>".to_owned()], config.seen_window.max(config.dedupe_window)),
         ];
         for (name, subjects, max_age) in keep {
             let mut max_bytes = max_bytes_of(name, config);
-            // The broker sets them aside at once, and may have less.
+            // The broker reserves the bytes immediately, and may have fewer.
             while let Err(error) = self.ensure_stream(name, subjects.clone(), (max_age, max_bytes), config).await {
                 if !lacks_storage(&error) || name == EVENTS || max_bytes <= 0 {
                     return Err(error);
                 }
                 let half = max_bytes / 2;
-                max_bytes = if half >= LEAST_BYTES { half } else { -1 };
+                max_bytes = if half >= MIN_STREAM_BYTES { half } else { -1 };
             }
             let asked = max_bytes_of(name, config);
             if max_bytes != asked {
-                tracing::info!(stream = name, asked, max_bytes, "the broker has fewer bytes to set aside than asked");
+                tracing::info!(
+                    stream = name,
+                    asked,
+                    max_bytes,
+                    "the broker cannot reserve the requested bytes; using a smaller limit"
+                );
             }
         }
         self.ensure_drops(config).await?;
         let bucket = |name, history| Bucket { name, history, max_age: Duration::ZERO, config, disk };
-        for (name, history) in [(FUNCTIONS, HISTORY), (SECRETS, 1), (VIEWS, 1)] {
+        for (name, history) in [(FUNCTIONS, FUNCTION_REVISIONS), (SECRETS, 1), (VIEWS, 1)] {
             self.ensure_bucket(bucket(name, history)).await?;
         }
-        // A body outlives the event that refers to it, and its dead letter.
+        // A body outlives the event with its reference, and its dead letter.
         let bodies_max_age = if config.events_max_age.is_zero() || config.dead_max_age.is_zero() {
             Duration::ZERO
         } else {
@@ -151,8 +160,8 @@ impl Bus {
         (max_age, max_bytes): (Duration, i64),
         config: &StreamsConfig,
     ) -> Result<(), BusError> {
-        let what = || format!("making the stream {name}");
-        // A dead letter is never removed for another one, and what the broker does not take stays with its function.
+        let what = || format!("creating the stream {name}");
+        // A dead letter is never evicted for another one; if the broker rejects it, its function keeps the event.
         let refuses = max_bytes > 0 && matches!(name, EVENTS | DEAD);
         let wanted = stream::Config {
             name: name.to_owned(),
@@ -171,7 +180,7 @@ impl Bus {
             allow_message_ttl: true,
             allow_atomic_publish: true,
             allow_batch_publish: name == EVENTS,
-            // The broker refuses nothing (`discard = new`) in a stream with schedules.
+            // In a stream with schedules the broker rejects nothing (`discard = new`).
             allow_message_schedules: name == TIMERS,
             storage: stream::StorageType::File,
             discard: if refuses { stream::DiscardPolicy::New } else { stream::DiscardPolicy::Old },
@@ -179,10 +188,10 @@ impl Bus {
         };
         match self.jetstream.get_stream(name).await {
             Ok(existing) => {
-                // What an operator placed, compressed or mirrored stays as it is; what the contracts need is set.
+                // Placement, compression and mirroring by an operator are kept; required settings are enforced.
                 let current = existing.cached_info().config.clone();
-                // An older Nerve made EVENTS with schedules, which cannot be taken away, nor go with `discard = new`. There
-                // the broker has no bound, since it would drop events that nobody has finished: the trimmer keeps it.
+                // An earlier version created EVENTS with schedules, which cannot be removed and exclude `discard = new`. The
+                // broker has no limit there, since it would drop unfinished events: the trimmer enforces it.
                 let (max_bytes, discard) = match (name, current.allow_message_schedules) {
                     (EVENTS, true) => (-1, stream::DiscardPolicy::Old),
                     (EVENTS | DEAD, _) => (wanted.max_bytes, wanted.discard),
@@ -224,7 +233,7 @@ impl Bus {
 }
 
 impl BusError {
-    /// A change of a stream that failed: what JetStream refuses stays refused, and all else may pass.
+    /// The error of a failed stream change: a refusal by JetStream is permanent, all else is transient.
     pub(super) fn of_jetstream(what: impl Into<String>, error: impl Into<async_nats::Error>) -> Self {
         let error = error.into();
         match refusal_of(error.as_ref()) {
@@ -233,7 +242,7 @@ impl BusError {
         }
     }
 
-    /// What JetStream itself says.
+    /// The error for a refusal by JetStream.
     pub(super) fn of_refusal(what: impl Into<String>, refusal: jetstream::Error) -> Self {
         let code = refusal.error_code();
         let stays = [
@@ -241,7 +250,7 @@ impl BusError {
             ErrorCode::JETSTREAM_NOT_ENABLED,
             ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
         ];
-        // Servers of a cluster that are still to come would be peers.
+        // Cluster servers that have not joined yet would be peers.
         let of_request = (400..500).contains(&refusal.code()) && code != ErrorCode::CLUSTER_NO_PEERS;
         if of_request || stays.contains(&code) {
             Self::refused(what, refusal)
@@ -251,7 +260,7 @@ impl BusError {
     }
 }
 
-/// JetStream's own error, anywhere in the chain.
+/// JetStream's own error in the chain, if any.
 fn refusal_of(error: &(dyn std::error::Error + 'static)) -> Option<jetstream::Error> {
     let mut next = Some(error);
     while let Some(error) = next {

@@ -1,5 +1,6 @@
-//! A stream read in order from anywhere, over reconnects, each message once.
+//! Reads a stream in order from any position, across reconnects, each message once.
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError, delivery::event_of};
 use async_nats::jetstream::{
     self,
@@ -11,21 +12,21 @@ use std::time::Duration;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-/// Where a reader starts.
+/// The start position of a reader.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// With what comes from now on.
+    /// New messages only.
     New,
-    /// With the oldest that there is.
+    /// The oldest message.
     First,
-    /// With this sequence.
+    /// The message with this sequence.
     Sequence(u64),
-    /// With the first since this moment.
+    /// The first message since this time.
     Time(OffsetDateTime),
 }
 
 impl Start {
-    /// For a reader of what is there now.
+    /// The delivery policy for reading the existing messages.
     pub(super) fn policy(self) -> DeliverPolicy {
         match self {
             Self::First | Self::New => DeliverPolicy::All,
@@ -35,18 +36,18 @@ impl Start {
     }
 }
 
-/// An event and its place in the log.
+/// An event and its position in the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tailed {
+pub struct TailedEvent {
     /// Its sequence in EVENTS.
     pub sequence: u64,
-    /// When it was stored.
+    /// The time of storage.
     pub time: OffsetDateTime,
-    /// The event; a body too large for a message stays a reference (`dataref`).
+    /// The event; a large body stays a reference (`dataref`).
     pub event: Event,
 }
 
-/// A reader of one stream. Slow readers slow nobody else: messages wait in the stream.
+/// A reader of one stream. Slow readers do not affect others: messages wait in the stream.
 pub struct Tail {
     bus: Bus,
     stream: String,
@@ -58,31 +59,31 @@ pub struct Tail {
     reconnects: watch::Receiver<u64>,
 }
 
-/// The wait before a broken reader is opened again.
-const REOPEN: Duration = Duration::from_millis(250);
+/// Delay before a failed reader is reopened.
+const REOPEN_INTERVAL: Duration = Duration::from_millis(250);
 
 impl Bus {
-    /// Reads the events on `pattern`.
+    /// Follows the events that match `pattern`.
     pub async fn tail(&self, pattern: &Pattern, start: Start) -> Result<Tail, BusError> {
         self.tail_stream(super::EVENTS, vec![pattern.to_string()], start).await
     }
 
     pub(super) async fn tail_stream(&self, stream: &str, filters: Vec<String>, start: Start) -> Result<Tail, BusError> {
         let what = || format!("reading {stream}");
-        let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let handle = self.jetstream.get_stream(stream).await.unavailable(what)?;
         let state = &handle.cached_info().state;
         let (first, end) = (state.first_sequence.max(1), state.last_sequence + 1);
         let mut gap = None;
         let policy = match start {
             Start::First => DeliverPolicy::ByStartSequence { start_sequence: first },
-            // Named by its sequence, so that a reconnect before the first message skips nothing.
+            // Positioned by sequence, so that a reconnect before the first message skips nothing.
             Start::New => DeliverPolicy::ByStartSequence { start_sequence: end },
             Start::Time(moment) => DeliverPolicy::ByStartTime { start_time: moment },
             Start::Sequence(wanted) if wanted < first => {
                 gap = Some((wanted, first - 1));
                 DeliverPolicy::ByStartSequence { start_sequence: first }
             }
-            // The log is younger than the reader: its sequences began anew.
+            // The log is newer than the reader: its sequences restarted.
             Start::Sequence(wanted) if wanted > end => {
                 gap = Some((wanted, wanted));
                 DeliverPolicy::ByStartSequence { start_sequence: first }
@@ -105,7 +106,7 @@ impl Bus {
 }
 
 impl Tail {
-    /// The first and last sequence that were asked for and are gone, if any; told once.
+    /// The first and last requested sequence that are no longer stored, if any; reported once.
     pub fn take_gap(&mut self) -> Option<(u64, u64)> {
         self.gap.take()
     }
@@ -114,25 +115,25 @@ impl Tail {
         &self.bus
     }
 
-    /// The next event; waits for it for ever. Dropping the future loses nothing.
-    pub async fn next(&mut self) -> Tailed {
+    /// Waits for the next event. Cancel-safe.
+    pub async fn next(&mut self) -> TailedEvent {
         let (message, sequence, time) = self.next_message().await;
-        Tailed { sequence, time, event: event_of(&message, &self.stream, sequence) }
+        TailedEvent { sequence, time, event: event_of(&message, &self.stream, sequence) }
     }
 
     pub(super) async fn next_message(&mut self) -> (async_nats::Message, u64, OffsetDateTime) {
         loop {
             let Some(messages) = &mut self.messages else {
-                tokio::time::sleep(REOPEN).await;
+                tokio::time::sleep(REOPEN_INTERVAL).await;
                 if let Err(error) = self.open().await {
-                    tracing::debug!(%error, "a reader waits for the broker");
+                    tracing::debug!(%error, "the broker is unavailable; the reader will retry");
                 }
                 continue;
             };
             let next = tokio::select! {
                 biased;
                 next = messages.next() => next,
-                // The reader's consumer lived in the old server's memory; left alone, its heartbeats take 15 s to miss.
+                // The reader's consumer was in the old server's memory; detecting that by heartbeats takes 15 s.
                 Ok(()) = self.reconnects.changed() => None,
             };
             match next {
@@ -142,7 +143,7 @@ impl Tail {
                     }
                 }
                 Some(Err(error)) => {
-                    tracing::debug!(%error, stream = self.stream, "a reader is opened again");
+                    tracing::debug!(%error, stream = self.stream, "reopening a reader");
                     self.messages = None;
                 }
                 None => self.messages = None,
@@ -167,20 +168,16 @@ impl Tail {
             last => DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
         };
         let config = pull::OrderedConfig { deliver_policy, filter_subjects: self.filters.clone(), ..<_>::default() };
-        let consumer: jetstream::consumer::Consumer<pull::OrderedConfig> = self
-            .bus
-            .jetstream
-            .create_consumer_on_stream(config, self.stream.as_str())
-            .await
-            .map_err(|error| BusError::unavailable(what(), error))?;
-        let messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;
+        let consumer: jetstream::consumer::Consumer<pull::OrderedConfig> =
+            self.bus.jetstream.create_consumer_on_stream(config, self.stream.as_str()).await.unavailable(what)?;
+        let messages = consumer.messages().await.unavailable(what)?;
         self.messages = Some(messages);
         Ok(())
     }
 }
 
 impl Bus {
-    /// The messages of a stream that are there now, oldest first, `limit` at most.
+    /// Reads the existing messages of a stream, oldest first, at most `limit`.
     pub(super) async fn read(
         &self,
         stream: &str,
@@ -194,13 +191,13 @@ impl Bus {
                 found.push((message, sequence, time));
                 found.len() < limit
             };
-            self.each(stream, filters, start, keep).await?;
+            self.for_each(stream, filters, start, keep).await?;
         }
         Ok(found)
     }
 
-    /// Shows each message of a stream that is there now, oldest first, for as long as `show` says to go on.
-    pub(super) async fn each(
+    /// Calls `show` for each existing message of a stream, oldest first, until it returns `false`.
+    pub(super) async fn for_each(
         &self,
         stream: &str,
         filters: Vec<String>,
@@ -211,8 +208,8 @@ impl Bus {
         self.each_of(stream, config, show).await
     }
 
-    /// The same, but of each message only what is in its headers.
-    pub(super) async fn each_head(
+    /// The same, with the headers of each message only.
+    pub(super) async fn for_each_header(
         &self,
         stream: &str,
         filter_subjects: Vec<String>,
@@ -231,13 +228,13 @@ impl Bus {
         show: impl FnMut(async_nats::Message, u64, OffsetDateTime) -> bool,
     ) -> Result<(), BusError> {
         let what = || format!("reading {stream}");
-        let handle = self.jetstream.get_stream(stream).await.map_err(|error| BusError::unavailable(what(), error))?;
-        let consumer = handle.create_consumer(config).await.map_err(|error| BusError::unavailable(what(), error))?;
+        let handle = self.jetstream.get_stream(stream).await.unavailable(what)?;
+        let consumer = handle.create_consumer(config).await.unavailable(what)?;
         let name = consumer.cached_info().name.clone();
         let read = self.each_message(stream, consumer, show).await;
-        // The broker would keep it for a while, and a stream has a thousand at most.
+        // The broker would keep it for a while, and a stream allows a thousand.
         if let Err(error) = handle.delete_consumer(&name).await {
-            tracing::debug!(%error, stream, "the consumer of a reader is left to the broker");
+            tracing::debug!(%error, stream, "cannot delete the consumer of a reader; it expires");
         }
         read
     }
@@ -251,7 +248,7 @@ impl Bus {
         let what = || format!("reading {stream}");
         let reconnects = self.reconnects();
         let mut left = consumer.cached_info().num_pending;
-        let mut messages = consumer.messages().await.map_err(|error| BusError::unavailable(what(), error))?;
+        let mut messages = consumer.messages().await.unavailable(what)?;
         while left > 0 {
             let next = tokio::time::timeout(super::REQUEST_TIMEOUT, messages.next()).await;
             let message = match next {
@@ -259,16 +256,16 @@ impl Bus {
                 Ok(Some(Err(error))) => return Err(BusError::unavailable(what(), error)),
                 Ok(None) => break,
                 Err(_) if !self.connected() || reconnects.has_changed().unwrap_or(true) => {
-                    return Err(BusError::unavailable(what(), "the connection was lost on the way"));
+                    return Err(BusError::unavailable(what(), "the connection was lost meanwhile"));
                 }
-                // A broker that answers and sends no more has deleted since what was counted.
+                // A responsive broker that sends no more has deleted some of the counted messages.
                 Err(_) => {
                     let answer = self.jetstream.get_stream(stream).await;
-                    return answer.map(drop).map_err(|error| BusError::unavailable(what(), error));
+                    return answer.map(drop).unavailable(what);
                 }
             };
             let place = message.info().map(|info| (info.stream_sequence, info.published, info.pending));
-            let (sequence, time, pending) = place.map_err(|error| BusError::unavailable(what(), error))?;
+            let (sequence, time, pending) = place.unavailable(what)?;
             if !show(message.message, sequence, time) {
                 break;
             }

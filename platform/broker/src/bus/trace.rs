@@ -1,7 +1,8 @@
-//! Everything that one event led to, as a tree: what the log, the dead letters and the answer's parts say of it.
+//! The effects of one event as a tree, from the log, the dead letters and the parts of the answer.
 //!
-//! Causes come from outside too, so the tree is built without recursion, and its depth, its events and their bytes are bounded.
+//! Senders can set causes, so the tree is built without recursion, and its depth, events and bytes are limited.
 
+use super::error::ResultExt as _;
 use super::{ANSWERS, Bus, BusError, DEAD, EVENTS, Start, delivery::event_of};
 use async_nats::header;
 use nerve_core::{
@@ -17,114 +18,114 @@ use std::{
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-/// The most events of one trace, and the most dead letters and parts of an answer that are counted for it.
+/// Maximum events of a trace, and maximum dead letters and parts of an answer counted for it.
 const MAX_EVENTS: usize = 10_000;
-/// The most bytes of headers that are kept of each of these.
+/// Maximum size of the headers kept of each of these.
 const MAX_HEADER_BYTES: usize = 16 << 20;
-/// The most levels of a tree. Readers of JSON refuse about 128 nested values, and a level is two of them: an object and a list.
+/// Maximum levels of a tree. JSON parsers reject about 128 nested values, and a level has two: an object and a list.
 const MAX_DEPTH: usize = 48;
-/// How much earlier than its id says an event may have been stored: clocks differ.
-const SKEW: Duration = Duration::from_secs(60);
+/// Maximum time by which an event may be older than its id: clocks differ.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// What one event led to.
+/// The effects of one event.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Trace {
-    /// The events that no event of the trace caused, the oldest first.
-    pub events: Vec<Traced>,
-    /// Whether there are more events than a trace holds; then the newest are missing.
+    /// The events without a cause in the trace, oldest first.
+    pub events: Vec<TracedEvent>,
+    /// Whether the trace exceeds its limits; then the newest events are missing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
 }
 
 /// One event of a trace.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Traced {
+pub struct TracedEvent {
     /// Its id.
     pub id: String,
     /// Its type.
     #[serde(rename = "type")]
     pub ty: String,
-    /// Its source; `/functions/NAME` for what a function published.
+    /// Its source; `/functions/NAME` for output events of a function.
     pub source: String,
-    /// The event that caused it.
+    /// The id of the event that caused it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// When it was stored.
+    /// The time of storage.
     #[serde(with = "time::serde::rfc3339")]
     pub time: OffsetDateTime,
     /// Milliseconds since the first event.
     pub offset_ms: i64,
     /// Its sequence in EVENTS.
     pub sequence: u64,
-    /// Parts of an answer that were streamed for it.
-    #[serde(skip_serializing_if = "is_none")]
+    /// Number of streamed answer parts.
+    #[serde(skip_serializing_if = "is_zero")]
     pub parts: usize,
-    /// Functions that gave it up, by the number of their dead letter.
+    /// Functions that dead-lettered it, by the id of the dead letter.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub dead: BTreeMap<u64, String>,
-    /// What it led to, the oldest first. On the deepest level of the tree: all that came of it, as `cause` says in which order.
+    /// Its effects, oldest first. On the deepest level all further effects, in the order given by `cause`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub led_to: Vec<Traced>,
+    pub led_to: Vec<TracedEvent>,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
-fn is_none(count: &usize) -> bool {
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &usize) -> bool {
     *count == 0
 }
 
-/// A message as far as its headers tell.
-struct Seen {
+/// The headers of a message.
+struct TraceMessage {
     event: Event,
     sequence: u64,
     time: OffsetDateTime,
     subject: String,
 }
 
-/// Messages that were looked for.
+/// The messages of a search.
 #[derive(Default)]
-struct Found {
-    messages: Vec<Seen>,
+struct FoundMessages {
+    messages: Vec<TraceMessage>,
     bytes: usize,
 }
 
-impl Found {
-    /// Whether another message is within the bounds.
+impl FoundMessages {
+    /// Returns whether another message is within the limits.
     fn has_room(&self) -> bool {
         self.messages.len() < MAX_EVENTS && self.bytes < MAX_HEADER_BYTES
     }
 }
 
 impl Bus {
-    /// The workflow that this id names: its own, as `correlationid`, or that of an event. `since` says from where the
-    /// log is looked through; where none is said, from the moment that the id itself tells (UUID version 7), else from
+    /// Traces the workflow with this id, or that of the event with this id. `since` is the start of the
+    /// search in the log; by default the time in the id (UUID version 7), or else
     /// the beginning.
     pub async fn trace(&self, id: &str, since: Option<Start>) -> Result<Trace, BusError> {
-        let start = since.or_else(|| told_by(id)).unwrap_or(Start::First);
+        let start = since.or_else(|| start_from_id(id)).unwrap_or(Start::First);
         let belongs = |event: &Event, id: &str| event.id == id || event.extension(CORRELATION_ID) == Some(id);
         let mut found = self.headers(EVENTS, vec!["events.>".to_owned()], start, |event| belongs(event, id)).await?;
-        // An event of the middle names its workflow, whose beginning is earlier.
+        // An event in the middle names its workflow, which begins earlier.
         let workflow =
             found.messages.iter().find(|seen| seen.event.id == id).map(|seen| answer::id_of(&seen.event).to_owned());
         let workflow = workflow.unwrap_or_else(|| id.to_owned());
         if workflow != id {
-            let start = told_by(&workflow).unwrap_or(Start::First);
+            let start = start_from_id(&workflow).unwrap_or(Start::First);
             found = self.headers(EVENTS, vec!["events.>".to_owned()], start, |event| belongs(event, &workflow)).await?;
         }
         let first = found.messages.first().map(|seen| Start::Time(seen.time)).unwrap_or(start);
         let dead = self.headers(DEAD, vec!["dead.*".to_owned()], first, |event| belongs(event, &workflow)).await?;
-        let subject = super::answers::subject_of(&workflow).map_err(|error| BusError::refused("tracing", error))?;
+        let subject = super::answers::subject_of(&workflow).refused("tracing")?;
         let parts = self.headers(ANSWERS, vec![subject.to_string()], Start::First, is_streamed).await?;
         let truncated = !found.has_room();
         Ok(Trace { events: tree(found.messages, &dead.messages, &parts.messages), truncated })
     }
 
-    /// Which of these events the log has, if they were stored at `since` or later.
+    /// Returns the events that are in the log, stored at `since` or later.
     pub async fn stored_since(
         &self,
         events: &[(Identity, &Event)],
         since: OffsetDateTime,
     ) -> Result<Vec<bool>, BusError> {
-        // An older Nerve published an event under its source and id.
+        // An earlier version of Nerve published an event under its source and id.
         let ids = |(id, event): &(Identity, &Event)| [id.to_string(), format!("{}#{}", event.source, event.id)];
         let wanted: BTreeSet<String> = events.iter().flat_map(ids).collect();
         let subjects: BTreeSet<String> = events.iter().map(|(_, event)| event.ty.subject().to_string()).collect();
@@ -134,28 +135,28 @@ impl Bus {
             found.extend(id.map(|id| decode_value(id.as_str())).filter(|id| wanted.contains(id)));
             true
         };
-        self.each_head(EVENTS, subjects.into_iter().collect(), Start::Time(since - SKEW), look).await?;
+        self.for_each_header(EVENTS, subjects.into_iter().collect(), Start::Time(since - MAX_CLOCK_SKEW), look).await?;
         Ok(events.iter().map(|event| ids(event).iter().any(|id| found.contains(id))).collect())
     }
 
-    /// The messages from `start` on that `keep` keeps, without their bodies.
+    /// Reads the headers of the messages from `start` on that `keep` accepts.
     async fn headers(
         &self,
         stream: &str,
         filters: Vec<String>,
         start: Start,
         keep: impl Fn(&Event) -> bool,
-    ) -> Result<Found, BusError> {
-        let mut found = Found::default();
+    ) -> Result<FoundMessages, BusError> {
+        let mut found = FoundMessages::default();
         let look = |message: async_nats::Message, sequence, time| {
             let event = event_of(&message, stream, sequence);
             if keep(&event) {
                 found.bytes += message.length;
-                found.messages.push(Seen { event, sequence, time, subject: message.subject.to_string() });
+                found.messages.push(TraceMessage { event, sequence, time, subject: message.subject.to_string() });
             }
             found.has_room()
         };
-        self.each_head(stream, filters, start, look).await?;
+        self.for_each_header(stream, filters, start, look).await?;
         Ok(found)
     }
 }
@@ -164,16 +165,16 @@ fn is_streamed(event: &Event) -> bool {
     matches!(Part::of(&event.ty), Some(Part::Token | Part::Citation))
 }
 
-/// The moment that an id tells, and a little before it.
-fn told_by(id: &str) -> Option<Start> {
+/// The time in an id, minus the clock skew.
+fn start_from_id(id: &str) -> Option<Start> {
     let (seconds, _) = Uuid::parse_str(id).ok()?.get_timestamp()?.to_unix();
     let moment = OffsetDateTime::from_unix_timestamp(i64::try_from(seconds).ok()?).ok()?;
-    (moment <= OffsetDateTime::now_utc() + SKEW).then_some(Start::Time(moment - SKEW))
+    (moment <= OffsetDateTime::now_utc() + MAX_CLOCK_SKEW).then_some(Start::Time(moment - MAX_CLOCK_SKEW))
 }
 
-/// Puts each event below the one that caused it. An event is placed once, whatever the causes say, and never below
-/// [`MAX_DEPTH`]: what follows from the deepest level stands on it.
-fn tree(found: Vec<Seen>, dead: &[Seen], parts: &[Seen]) -> Vec<Traced> {
+/// Places each event once below its cause, even for circular causes, and never below
+/// [`MAX_DEPTH`]: the deepest level also contains all further effects.
+fn tree(found: Vec<TraceMessage>, dead: &[TraceMessage], parts: &[TraceMessage]) -> Vec<TracedEvent> {
     let Some(begin) = found.first().map(|seen| seen.time) else { return Vec::new() };
     let mut counted: HashMap<&str, usize> = HashMap::new();
     for cause in parts.iter().filter_map(|part| part.event.extension(CAUSATION_ID)) {
@@ -185,7 +186,7 @@ fn tree(found: Vec<Seen>, dead: &[Seen], parts: &[Seen]) -> Vec<Traced> {
         letters.entry(&letter.event.id).or_default().insert(letter.sequence, function);
     }
     let levels = Levels::of(&found);
-    let traced = |seen: Seen| Traced {
+    let traced = |seen: TraceMessage| TracedEvent {
         parts: counted.get(seen.event.id.as_str()).copied().unwrap_or_default(),
         dead: letters.remove(seen.event.id.as_str()).unwrap_or_default(),
         offset_ms: i64::try_from((seen.time - begin).whole_milliseconds()).unwrap_or_default(),
@@ -200,15 +201,15 @@ fn tree(found: Vec<Seen>, dead: &[Seen], parts: &[Seen]) -> Vec<Traced> {
     levels.assemble(found.into_iter().map(traced).collect())
 }
 
-/// Which event stands below which, by their indexes, in an order in which each comes after the one it stands below.
+/// The parent of each event by index, in an order in which children follow their parents.
 struct Levels {
     order: Vec<usize>,
     above: Vec<Option<usize>>,
 }
 
 impl Levels {
-    fn of(found: &[Seen]) -> Self {
-        // The first of several events with one id has what it caused.
+    fn of(found: &[TraceMessage]) -> Self {
+        // Of several events with one id the first one has the effects.
         let mut known: HashMap<&str, usize> = HashMap::new();
         for (index, seen) in found.iter().enumerate() {
             known.entry(&seen.event.id).or_insert(index);
@@ -223,7 +224,7 @@ impl Levels {
             }
         }
         let mut levels = Self { order: Vec::with_capacity(found.len()), above: vec![None; found.len()] };
-        // Depth first, with the deepest levels flattened. Events that cause each other in a circle are never reached.
+        // Depth first, with the deepest levels flattened. Circular causes are never reached.
         let mut next: Vec<(usize, usize, Option<usize>)> =
             roots.into_iter().rev().map(|root| (root, 1, None)).collect();
         while let Some((index, depth, above)) = next.pop() {
@@ -238,9 +239,9 @@ impl Levels {
         levels
     }
 
-    /// The tree of these events, made from its leaves.
-    fn assemble(self, events: Vec<Traced>) -> Vec<Traced> {
-        let mut events: Vec<Option<Traced>> = events.into_iter().map(Some).collect();
+    /// Builds the tree of these events from its leaves.
+    fn assemble(self, events: Vec<TracedEvent>) -> Vec<TracedEvent> {
+        let mut events: Vec<Option<TracedEvent>> = events.into_iter().map(Some).collect();
         let mut roots = Vec::new();
         for index in self.order.into_iter().rev() {
             let Some(mut event) = events.get_mut(index).and_then(Option::take) else { continue };
@@ -261,17 +262,17 @@ mod tests {
     use super::*;
     use nerve_core::EventType;
 
-    fn seen(id: &str, cause: Option<&str>, sequence: u64) -> Seen {
+    fn seen(id: &str, cause: Option<&str>, sequence: u64) -> TraceMessage {
         let mut event = Event::new(id, "/s", EventType::parse("a.b").unwrap());
         if let Some(cause) = cause {
             event = event.with_extension(CAUSATION_ID, cause);
         }
         let time = OffsetDateTime::UNIX_EPOCH + Duration::from_millis(10 * sequence);
-        Seen { event, sequence, time, subject: "dead.f".into() }
+        TraceMessage { event, sequence, time, subject: "dead.f".into() }
     }
 
     #[test]
-    fn each_event_stands_below_its_cause_once() {
+    fn event_is_placed_once_below_its_cause() {
         let found = vec![
             seen("1", None, 1),
             seen("2", Some("1"), 2),
@@ -281,7 +282,7 @@ mod tests {
             seen("6", Some("6"), 6),
         ];
         let made = tree(found, &[seen("3", None, 9)], &[seen("x", Some("2"), 1), seen("y", Some("2"), 2)]);
-        let ids = |nodes: &[Traced]| nodes.iter().map(|node| node.id.clone()).collect::<Vec<_>>();
+        let ids = |nodes: &[TracedEvent]| nodes.iter().map(|node| node.id.clone()).collect::<Vec<_>>();
         assert_eq!(ids(&made), ["1", "5", "6"]);
         assert_eq!(ids(&made[0].led_to), ["2", "4"]);
         let second = &made[0].led_to[0];
@@ -291,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn trace_of_a_long_chain_has_a_bounded_depth_and_every_event() {
+    fn trace_of_a_long_chain_has_a_limited_depth_and_every_event() {
         let chain = |count: u64| {
             let caused = (1..count).map(|n| seen(&n.to_string(), Some(&(n - 1).to_string()), n));
             std::iter::once(seen("0", None, 0)).chain(caused).collect::<Vec<_>>()
@@ -310,16 +311,16 @@ mod tests {
     }
 
     #[test]
-    fn events_that_cause_each_other_end_a_trace() {
+    fn circular_causes_end_a_trace() {
         let found = vec![seen("1", None, 1), seen("2", Some("3"), 2), seen("3", Some("2"), 3), seen("1", Some("1"), 4)];
         let made = tree(found, &[], &[]);
         assert_eq!(made.iter().map(|event| event.sequence).collect::<Vec<_>>(), [1, 4]);
     }
 
     #[test]
-    fn a_version_7_uuid_tells_when_to_begin() {
+    fn version_7_uuid_determines_the_start() {
         let now = Uuid::now_v7().to_string();
-        assert!(matches!(told_by(&now), Some(Start::Time(moment)) if moment < OffsetDateTime::now_utc()));
-        assert_eq!((told_by("x"), told_by("6a1c1f4e-0000-4000-8000-000000000000")), (None, None));
+        assert!(matches!(start_from_id(&now), Some(Start::Time(moment)) if moment < OffsetDateTime::now_utc()));
+        assert_eq!((start_from_id("x"), start_from_id("6a1c1f4e-0000-4000-8000-000000000000")), (None, None));
     }
 }

@@ -1,4 +1,4 @@
-//! Against servers that say what a test wants.
+//! Connects to fake servers with scripted responses.
 
 use super::*;
 use crate::Servers;
@@ -8,7 +8,7 @@ use tokio::{
     task::JoinSet,
 };
 
-/// A server that greets every client with `info` and answers its first ping with `answer`.
+/// A server that greets every client with `info` and responds to its first ping with `answer`.
 async fn server(info: &'static str, answer: &'static str) -> (NatsSettings, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = Servers::parse(&listener.local_addr().unwrap().to_string()).unwrap();
@@ -20,7 +20,7 @@ async fn server(info: &'static str, answer: &'static str) -> (NatsSettings, Join
             let mut line = String::new();
             while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) && !line.contains("PING") {}
             stream.write_all(answer.as_bytes()).await.unwrap();
-            // Until the client goes.
+            // Until the client disconnects.
             while stream.read_line(&mut line).await.is_ok_and(|read| read > 0) {}
         }
     });
@@ -34,7 +34,7 @@ async fn refused(settings: NatsSettings) -> String {
 }
 
 #[tokio::test]
-async fn older_server_is_refused_with_its_version() {
+async fn older_server_is_rejected_with_its_version() {
     let (older, _tasks) = server(r#"{"version": "2.9.10"}"#, "PONG\r\n").await;
     let error = refused(older).await;
     assert!(error.contains("2.9.10") && error.contains("2.14.0"), "{error}");
@@ -43,7 +43,7 @@ async fn older_server_is_refused_with_its_version() {
 }
 
 #[tokio::test]
-async fn refused_credentials_are_not_tried_again() {
+async fn refused_credentials_are_not_retried() {
     let (settings, _tasks) = server(r#"{"version": "2.15.1"}"#, "-ERR 'Authorization Violation'\r\n").await;
     let error = refused(settings).await;
     assert!(error.contains("a client without credentials"), "{error}");
@@ -53,7 +53,7 @@ async fn refused_credentials_are_not_tried_again() {
 }
 
 #[tokio::test]
-async fn password_that_a_server_repeats_is_masked() {
+async fn password_in_a_server_message_is_masked() {
     let (settings, _tasks) = server(r#"{"version": "2.15.1"}"#, "-ERR 'Authentication of hunter2 failed'\r\n").await;
     let password = Some(nerve_core::Secret::new("hunter2"));
     let error = refused(NatsSettings { user: Some("ada".to_owned()), password, ..settings }).await;
@@ -61,14 +61,14 @@ async fn password_that_a_server_repeats_is_masked() {
 }
 
 #[tokio::test]
-async fn server_without_tls_is_named_as_that() {
+async fn server_without_tls_is_reported() {
     let (settings, _tasks) = server(r#"{"version": "2.15.1", "jetstream": true}"#, "-ERR 'Parser Error'\r\n").await;
     let error = refused(NatsSettings { tls_first: true, tls: true, ..settings }).await;
     assert!(error.contains("does not speak TLS on this port"), "{error}");
 }
 
 #[tokio::test]
-async fn files_that_are_missing_are_named() {
+async fn missing_files_are_named() {
     let absent = |settings: NatsSettings| async move {
         refused(NatsSettings { url: Servers::parse("127.0.0.1:1").unwrap(), ..settings }).await
     };
@@ -82,7 +82,7 @@ async fn files_that_are_missing_are_named() {
 }
 
 #[tokio::test]
-async fn server_that_comes_later_is_waited_for() {
+async fn client_waits_for_a_server_that_starts_later() {
     let (port, settings) = {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = free.local_addr().unwrap();
@@ -98,7 +98,7 @@ async fn server_that_comes_later_is_waited_for() {
 }
 
 #[test]
-fn credentials_file_is_read_as_nats_writes_it() {
+fn credentials_file_of_nats_is_parsed() {
     let text = "-----BEGIN NATS USER JWT-----\neyJ0.a-b_c\n------END NATS USER JWT------\n\n\
                 ************************* IMPORTANT *************************\nNKEY Seed printed below\n\n\
                 -----BEGIN USER NKEY SEED-----\nSUAX\n------END USER NKEY SEED------\n";

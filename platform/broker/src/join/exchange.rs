@@ -1,4 +1,4 @@
-//! What a machine that wants to join and the one that made its token say to each other.
+//! The request of a joining machine, and the response of the machine that created its token.
 
 use super::derive;
 use crate::jwt::JwtError;
@@ -11,24 +11,24 @@ use ring::{
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The first byte of a response: it is encrypted, or says only that the token is not known.
+/// The first byte of an encrypted response; the other kind reports an unknown token.
 const ENCRYPTED: u8 = 1;
 
-/// Why a message of a join cannot be read or written.
+/// The reason why a join message cannot be read or written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ExchangeError {
-    /// It was not encrypted with this token's key, or was changed.
+    /// It was not encrypted with this token's key, or was altered.
     #[error("it was not encrypted with the key of this token")]
     Key,
-    /// It is no message of this version.
-    #[error("it is no message of this version of Nerve")]
+    /// It is not a message of this version.
+    #[error("it is not a message of this version of Nerve")]
     Format,
-    /// The system gives no random bytes.
-    #[error("the system gives no random bytes")]
+    /// The system provides no random bytes.
+    #[error("the system provides no random bytes")]
     Random,
 }
 
-/// What the machine that made a token keeps of it: the key of request and response.
+/// The key of request and response, kept by the machine that created the token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ExchangeKey([u8; 32]);
 
@@ -43,12 +43,12 @@ impl ExchangeKey {
         Self(key)
     }
 
-    /// The key as it is kept.
+    /// The key as stored text.
     pub fn text(&self) -> String {
         HEXLOWER.encode(&self.0)
     }
 
-    /// The key as it was kept.
+    /// Parses a stored key.
     pub fn parse(text: &str) -> Option<Self> {
         Some(Self(HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()?))
     }
@@ -56,15 +56,15 @@ impl ExchangeKey {
     /// Encrypts a request for the token with this id.
     ///
     /// # Errors
-    /// When the system gives no random bytes.
+    /// If the system provides no random bytes.
     pub fn encrypt_request(&self, id: &str, request: &Request) -> Result<Vec<u8>, ExchangeError> {
         self.encrypt(b"request", id, request)
     }
 
-    /// Reads a request for the token with this id.
+    /// Decrypts a request for the token with this id.
     ///
     /// # Errors
-    /// When it was not encrypted for that, or is of another version.
+    /// If it was not encrypted for that token, or is of another version.
     pub fn decrypt_request(&self, id: &str, request: &[u8]) -> Result<Request, ExchangeError> {
         self.decrypt(b"request", id, request)
     }
@@ -72,17 +72,17 @@ impl ExchangeKey {
     /// Encrypts a response.
     ///
     /// # Errors
-    /// When the system gives no random bytes.
+    /// If the system provides no random bytes.
     pub fn encrypt_response(&self, id: &str, response: &Response) -> Result<Vec<u8>, ExchangeError> {
         let mut sent = self.encrypt(b"response", id, response)?;
         sent.insert(0, ENCRYPTED);
         Ok(sent)
     }
 
-    /// Reads a response; none where the other side does not know the token.
+    /// Decrypts a response; `None` if the other side does not know the token.
     ///
     /// # Errors
-    /// When it was not encrypted for this token, or is of another version.
+    /// If it was not encrypted for this token, or is of another version.
     pub fn decrypt_response(&self, id: &str, response: &[u8]) -> Result<Option<Response>, ExchangeError> {
         match response.split_first() {
             Some((&ENCRYPTED, encrypted)) => self.decrypt(b"response", id, encrypted).map(Some),
@@ -116,20 +116,20 @@ impl ExchangeKey {
     }
 }
 
-/// What a machine that wants to join says.
+/// The request of a joining machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Request {
-    /// The name under which it is to be known.
+    /// The requested name.
     pub name: String,
-    /// The public key of the NATS user that it has made; the seed stays there.
+    /// The public key of its new NATS user; the seed stays there.
     pub public: String,
-    /// The public key, in hexadecimal digits, that later secrets keys are encrypted for.
+    /// The public key, in hexadecimal digits, for the encryption of later secrets keys.
     pub machine_key: String,
-    /// The user that it was before, if it is one.
+    /// The user to replace, if the machine has joined before.
     pub replaces: Option<Replaced>,
 }
 
-/// A user whose credentials are replaced, and the proof that the one who asks has them.
+/// A user whose credentials are replaced, with proof that the requester owns them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Replaced {
     /// The public key.
@@ -139,7 +139,7 @@ pub struct Replaced {
 }
 
 impl Replaced {
-    /// What is signed: the new public key, and the token's id.
+    /// The signed text: the new public key, and the token's id.
     fn proof(id: &str, new: &str) -> String {
         format!("nerve join: {new} by {id}")
     }
@@ -147,13 +147,13 @@ impl Replaced {
     /// Signs with the old seed.
     ///
     /// # Errors
-    /// When `old` has no seed.
+    /// If `old` has no seed.
     pub fn sign(old: &KeyPair, id: &str, new: &str) -> Result<Self, JwtError> {
         let signature = old.sign(Self::proof(id, new).as_bytes()).map_err(|error| JwtError::new(&error))?;
         Ok(Self { public: old.public_key(), signature: BASE64URL_NOPAD.encode(&signature) })
     }
 
-    /// Whether who asks with the token of this id for the user `new` has the old seed.
+    /// Returns whether the request with this token's id for the user `new` was signed with the old seed.
     pub fn is_proven(&self, id: &str, new: &str) -> bool {
         let signature = BASE64URL_NOPAD.decode(self.signature.as_bytes());
         let (Ok(old), Ok(signature)) = (KeyPair::from_public_key(&self.public), signature) else { return false };
@@ -161,38 +161,38 @@ impl Replaced {
     }
 }
 
-/// What a machine that asked is answered.
+/// The response to a joining machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     /// It has joined.
     Joined(Grant),
-    /// It has not, and why.
+    /// It was rejected, with the reason.
     Refused(String),
 }
 
-/// What a machine that has joined is given.
+/// The data for a machine that has joined.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Grant {
-    /// The name under which it is known.
+    /// Its name.
     pub name: String,
-    /// What it may do: `worker` or `gateway`.
+    /// Its role: `worker` or `gateway`.
     pub role: String,
     /// The JWT of its user.
     pub jwt: String,
-    /// The secrets keys in hexadecimal digits: the current one, and the next one while it is replaced.
+    /// The secrets keys in hexadecimal digits: the current one, and the next one during a rotation.
     pub secrets_keys: Vec<String>,
-    /// The certificate that the servers show, or that of their CA, in PEM.
+    /// The certificate of the servers, or that of their CA, in PEM.
     pub trust: Option<Trust>,
 }
 
-/// How the servers are recognized, in PEM.
+/// How the servers are authenticated, in PEM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Trust {
-    /// By this certificate, whatever name it has.
+    /// By this certificate, for any name.
     Certificate(String),
-    /// By a certificate of this CA, for the name by which they are reached.
+    /// By a certificate of this CA, for their host name.
     Ca(String),
 }
 
@@ -202,7 +202,7 @@ impl fmt::Debug for Grant {
     }
 }
 
-/// The answer to a request with a token that is not known, which cannot be encrypted.
+/// The response to a request with an unknown token, which cannot be encrypted.
 pub const UNKNOWN_TOKEN: &[u8] = &[0];
 
 #[cfg(test)]
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_open_with_the_key_of_their_token_and_direction_only() {
+    fn message_is_decrypted_only_for_its_token_and_direction() {
         let (token, other) = (token(), token());
         let (id, key) = (token.id().unwrap(), token.exchange_key().unwrap());
         let kept = ExchangeKey::parse(&key.text()).unwrap();

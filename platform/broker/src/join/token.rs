@@ -1,4 +1,4 @@
-//! A token: where NATS is, how it is recognized, and a secret.
+//! A join token: the NATS servers, their certificate, and a secret.
 
 use super::{ExchangeKey, derive};
 use crate::jwt::{self, JwtError};
@@ -12,29 +12,29 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// What a token begins with, so that people and scanners of secrets recognize it.
+/// The prefix of tokens, by which people and secret scanners recognize them.
 const PREFIX: &str = "nerve-join-";
-/// The version of the format, and of all that is derived from a token.
+/// The version of the format, and of all values derived from a token.
 const VERSION: u8 = 1;
-/// Bytes of the secret, of a public key of NATS as its text decodes, of a signature, of a certificate's SHA-256, of the checksum.
+/// Sizes in bytes: secret, decoded public key of NATS, signature, certificate SHA-256, checksum.
 const SECRET: usize = 32;
 const PUBLIC: usize = 35;
 const SIGNATURE: usize = 64;
 const SHA256: usize = 32;
 const CHECKSUM: usize = 4;
-/// The longest token that is read, in characters.
+/// Maximum length of a token.
 const MAX_TOKEN_CHARS: usize = 4096;
 
-/// A token.
+/// A join token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    /// When it was made, in seconds since 1970.
+    /// The time of creation, in seconds since 1970.
     pub issued: u64,
-    /// Until when it can be used, in seconds since 1970.
+    /// The time of expiry, in seconds since 1970.
     pub expires: u64,
-    /// The servers, with commas.
+    /// The servers, comma-separated.
     pub servers: String,
-    /// The SHA-256 of the certificate that they show, where they use TLS.
+    /// The SHA-256 of their certificate, if they use TLS.
     pub certificate: Option<[u8; SHA256]>,
     secret: [u8; SECRET],
     account: String,
@@ -47,36 +47,36 @@ impl fmt::Debug for Token {
     }
 }
 
-/// What a token is for.
+/// The parameters of a new token.
 #[derive(Debug, Clone)]
 pub struct Offer {
-    /// The servers, with commas.
+    /// The servers, comma-separated.
     pub servers: String,
-    /// The SHA-256 of the certificate that they show, where they use TLS.
+    /// The SHA-256 of their certificate, if they use TLS.
     pub certificate: Option<[u8; SHA256]>,
-    /// How long it can be used.
+    /// The validity period.
     pub lifetime: Duration,
 }
 
-/// Why a text is no token.
+/// The reason why a text is not a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It is something else.
+    /// It has another prefix.
     #[error("it does not begin with `{PREFIX}`")]
     Other,
-    /// A part of it is missing or changed.
+    /// It is incomplete or was altered.
     #[error("it is not whole: a part is missing or was changed on the way")]
     Damaged,
-    /// Another version of Nerve made it.
+    /// It was created by another version of Nerve.
     #[error("it has the format {0}, which this version of Nerve does not read: use the version that made it")]
     Version(u8),
 }
 
 impl Token {
-    /// Makes a token whose NATS user `account` vouches for.
+    /// Creates a token whose NATS user is signed by `account`.
     ///
     /// # Errors
-    /// When `account` cannot sign, or the system gives no random bytes.
+    /// If `account` cannot sign, or the system provides no random bytes.
     pub fn create(account: &KeyPair, offer: Offer) -> Result<Self, JwtError> {
         let issued = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|error| JwtError::new(&error))?.as_secs();
         let mut secret = [0; SECRET];
@@ -95,10 +95,10 @@ impl Token {
         Ok(token)
     }
 
-    /// Reads a token, white space around and in it left out.
+    /// Parses a token, ignoring white space around and in it.
     ///
     /// # Errors
-    /// When it is no token of this version, or not whole.
+    /// If it is not a token of this version, or incomplete.
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let text: String = text.chars().filter(|c| !c.is_whitespace()).take(MAX_TOKEN_CHARS).collect();
         let text = text.strip_prefix(PREFIX).ok_or(TokenError::Other)?;
@@ -136,10 +136,10 @@ impl Token {
         })
     }
 
-    /// The token as it is handed over.
+    /// The token as text.
     ///
     /// # Errors
-    /// When its account's key is none.
+    /// If its account's public key is invalid.
     pub fn text(&self) -> Result<Secret, JwtError> {
         let lifetime = u32::try_from(self.expires.saturating_sub(self.issued)).unwrap_or(u32::MAX);
         let account = BASE32_NOPAD.decode(self.account.as_bytes()).map_err(|error| JwtError::new(&error))?;
@@ -164,13 +164,13 @@ impl Token {
     /// The NATS user of this token.
     ///
     /// # Errors
-    /// Never, in practice: a seed of the right length makes a key.
+    /// None in practice: a seed of the right length is always valid.
     pub fn user(&self) -> Result<KeyPair, JwtError> {
         let seed = derive(&self.secret, b"user").ok_or(JwtError::new(&"no seed can be derived"))?;
         KeyPair::new_from_raw(KeyPairType::User, seed).map_err(|error| JwtError::new(&error))
     }
 
-    /// The public key of that user, by which the token is known.
+    /// The public key of that user, which identifies the token.
     ///
     /// # Errors
     /// See [`user`](Self::user).
@@ -188,10 +188,10 @@ impl Token {
         Ok(Secret::new(jwt::credentials(&jwt, &seed)))
     }
 
-    /// The key with which request and response are encrypted.
+    /// The encryption key of request and response.
     ///
     /// # Errors
-    /// Never, in practice.
+    /// None in practice.
     pub fn exchange_key(&self) -> Result<ExchangeKey, JwtError> {
         derive(&self.secret, b"exchange").map(ExchangeKey::new).ok_or(JwtError::new(&"no key can be derived"))
     }
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn token_is_read_as_it_was_made_and_shown_by_no_debug() {
+    fn token_is_parsed_as_created_and_hidden_in_debug() {
         let token = token();
         let text = token.text().unwrap();
         assert!(text.expose().len() < 360, "{}", text.expose().len());
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_token_is_refused_before_it_is_used() {
+    fn damaged_token_is_rejected_before_use() {
         let text = token().text().unwrap().expose().to_owned();
         for at in [PREFIX.len() + 5, PREFIX.len() + 60, text.len() - 2] {
             let other = if text.as_bytes()[at] == b'A' { "B" } else { "A" };
@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn account_vouches_for_the_user_of_a_token() {
+    fn token_user_is_signed_by_its_account() {
         let account = KeyPair::new_account();
         let offer = Offer { servers: String::new(), certificate: None, lifetime: Duration::from_secs(60) };
         let token = Token::create(&account, offer).unwrap();

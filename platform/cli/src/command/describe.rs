@@ -9,7 +9,7 @@ use crate::{
     output,
 };
 use clap::Args;
-use nerve_broker::bus::{DropCounts, DropScope, Restored, consumer_name};
+use nerve_broker::bus::{DuplicateCounts, DuplicateScope, RestoredConsumer, consumer_name};
 use nerve_core::{Name, manifest::did_you_mean};
 use nerve_registry::{Entry, FunctionRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord};
 use serde::Serialize;
@@ -35,13 +35,13 @@ struct Description {
     source: Option<Entry<SourceRecord>>,
     /// Duplicates that the source dropped, by reason; a lower bound.
     #[serde(skip_serializing_if = "Option::is_none")]
-    source_duplicates: Option<DropCounts>,
+    source_duplicates: Option<DuplicateCounts>,
     /// Results of the function that were dropped as duplicates of an earlier attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
-    function_duplicates: Option<DropCounts>,
+    function_duplicates: Option<DuplicateCounts>,
     /// Time and position of the last re-creation of its consumer.
     #[serde(skip_serializing_if = "Option::is_none")]
-    restored: Option<Restored>,
+    restored: Option<RestoredConsumer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     sink: Option<Entry<SinkRecord>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,13 +57,13 @@ impl Describe {
         let name = &self.name;
         let source = registry.source(name).await?;
         let source_duplicates = match &source {
-            Some(_) => Some(connection.bus.dropped_by(DropScope::Source, name.as_str()).await?),
+            Some(_) => Some(connection.bus.dropped_by(DuplicateScope::Source, name.as_str()).await?),
             None => None,
         };
         let function = registry.function(name).await?;
         let (function_duplicates, restored) = match &function {
             Some(Entry { record, .. }) => (
-                Some(connection.bus.dropped_by(DropScope::Function, name.as_str()).await?),
+                Some(connection.bus.dropped_by(DuplicateScope::Function, name.as_str()).await?),
                 connection.bus.restored(&record.stream, &consumer_name(name)).await?,
             ),
             None => (None, None),
@@ -100,7 +100,7 @@ pub(super) async fn no_function(name: &Name, registry: &Registry) -> Failure {
 }
 
 /// Formats the dropped duplicates.
-fn duplicates(dropped: Option<&DropCounts>) -> String {
+fn duplicates(dropped: Option<&DuplicateCounts>) -> String {
     let by_reason = |(reason, number): (&String, &u64)| format!("{number} by {reason}");
     let counts: Vec<String> = dropped.into_iter().flatten().map(by_reason).collect();
     match counts.is_empty() {
@@ -119,7 +119,7 @@ fn text(found: &Description) -> String {
         rows.push(("stream", record.stream.clone()));
         rows.push(("duplicates", duplicates(found.function_duplicates.as_ref())));
         rows.extend(found.restored.as_ref().map(|restored| {
-            let Restored { time, from, reason } = restored;
+            let RestoredConsumer { time, from, reason } = restored;
             ("consumer", format!("{reason}: from {from}, {} UTC", output::timestamp(*time)))
         }));
         rows.push(("revision", revision.to_string()));

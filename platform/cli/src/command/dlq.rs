@@ -7,7 +7,7 @@ use crate::{
     output::{self, truncated},
 };
 use clap::{Args, Subcommand};
-use nerve_broker::bus::{Bus, BusError, DeadLetter, DeadLetterState, DeadLetters};
+use nerve_broker::bus::{Bus, BusError, DeadLetter, DeadLetterFilter, DeadLetterState};
 use nerve_core::Name;
 use nerve_registry::Registry;
 use serde_json::json;
@@ -197,7 +197,7 @@ impl DeadLetterAction {
     async fn apply_to_all(
         self,
         target: Target<'_>,
-        selector: DeadLetters<'_>,
+        selector: DeadLetterFilter<'_>,
         done: &mut Vec<u64>,
     ) -> Result<(), Failure> {
         let started = OffsetDateTime::now_utc();
@@ -254,6 +254,6 @@ impl DeadLetterAction {
     }
 }
 
-fn selector(function: Option<&Name>) -> DeadLetters<'_> {
-    function.map_or(DeadLetters::All, DeadLetters::Of)
+fn selector(function: Option<&Name>) -> DeadLetterFilter<'_> {
+    function.map_or(DeadLetterFilter::All, DeadLetterFilter::Of)
 }

@@ -29,7 +29,7 @@ impl Publish {
         let folder = DataFolder { data: self.event.data_dir.take() };
         let event = self.event.into_event(self.ty)?;
         let connection = Connection::open(globals, &folder).await?;
-        let stored = connection.bus.publish_of_cli(&event).await?;
+        let stored = connection.bus.publish_from_cli(&event).await?;
         let result =
             json!({"id": event.id, "type": event.ty, "sequence": stored.sequence, "duplicate": stored.duplicate});
         globals.output.show(&result, |_| {

@@ -7,7 +7,7 @@ use crate::{
     globals::{DataFolder, Globals},
 };
 use clap::{Args, ValueEnum};
-use nerve_broker::bus::{Bus, BusError, Unfinished, consumer_name};
+use nerve_broker::bus::{Bus, BusError, UnfinishedMessages, consumer_name};
 use nerve_core::Name;
 use nerve_registry::Registry;
 use serde_json::json;
@@ -66,7 +66,12 @@ impl ResourceKind {
     }
 
     /// Returns the unfinished messages of its consumer.
-    async fn unfinished(self, registry: &Registry, bus: &Bus, name: &Name) -> Result<Option<Unfinished>, BusError> {
+    async fn unfinished(
+        self,
+        registry: &Registry,
+        bus: &Bus,
+        name: &Name,
+    ) -> Result<Option<UnfinishedMessages>, BusError> {
         let stream = match self {
             Self::Function => registry.function(name).await?.map(|entry| entry.record.stream),
             Self::Sink => registry.sink(name).await?.map(|entry| entry.record.stream),
@@ -123,12 +128,12 @@ impl Remove {
     }
 }
 
-fn text(kind: ResourceKind, name: &Name, (unfinished, delayed): (Option<Unfinished>, u64)) -> String {
+fn text(kind: ResourceKind, name: &Name, (unfinished, delayed): (Option<UnfinishedMessages>, u64)) -> String {
     let mut removed = format!("removed {} {name}", kind.name());
     if delayed > 0 {
         removed += &format!("\n  {delayed} events were waiting for a retry, which is canceled");
     }
-    let Some(Unfinished { messages, from }) = unfinished else { return removed };
+    let Some(UnfinishedMessages { messages, from }) = unfinished else { return removed };
     let next = match kind {
         ResourceKind::Function => format!("after a deploy, `nerve replay {name} --since {from}` delivers them again"),
         _ => "a sink that is added again starts with new events".to_owned(),

@@ -12,7 +12,7 @@ use crate::{
     output,
 };
 use clap::Subcommand;
-use nerve_broker::bus::{DropCounts, DropScope};
+use nerve_broker::bus::{DuplicateCounts, DuplicateScope};
 use nerve_core::{
     Name, SourceSpec,
     manifest::{Dedupe, Ids, Network, Rate},
@@ -43,7 +43,7 @@ struct SourceOverview {
     dedupe: Dedupe,
     ids: Ids,
     /// Dropped duplicates, by reason; a lower bound.
-    duplicates: DropCounts,
+    duplicates: DuplicateCounts,
     tolerance_ms: u128,
     rate: Option<Rate>,
     concurrency: Option<usize>,
@@ -85,7 +85,7 @@ impl Source {
 async fn list(globals: &Globals, folder: &DataFolder) -> anyhow::Result<()> {
     let connection = Connection::open(globals, folder).await?;
     let registry = connection.registry().await?;
-    let mut dropped = connection.bus.dropped(DropScope::Source).await?;
+    let mut dropped = connection.bus.dropped(DuplicateScope::Source).await?;
     let set: BTreeSet<String> = registry.secrets().await?.into_iter().map(|secret| secret.name).collect();
     let sources = registry.sources().await?.into_iter().map(|entry| {
         let spec = Arc::unwrap_or_clone(entry.record.spec);

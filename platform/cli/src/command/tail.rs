@@ -7,7 +7,7 @@ use crate::{
     time_arg::Position,
 };
 use clap::Args;
-use nerve_broker::bus::Tailed;
+use nerve_broker::bus::TailedEvent;
 use nerve_core::{Event, Pattern, subject::EVENTS_PREFIX};
 use serde::Serialize;
 
@@ -56,11 +56,11 @@ impl Tail {
     }
 }
 
-fn json(tailed: &Tailed) -> serde_json::Result<String> {
+fn json(tailed: &TailedEvent) -> serde_json::Result<String> {
     serde_json::to_string(&TailRecord { sequence: tailed.sequence, event: &tailed.event })
 }
 
-fn text(tailed: &Tailed) -> String {
+fn text(tailed: &TailedEvent) -> String {
     format!("{}  {}  {}", output::timestamp(tailed.time), tailed.sequence, event_text(&tailed.event))
 }
 
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn json_line_is_the_event_with_its_sequence() {
         let event = Event::new("1", "/s", EventType::parse("a.b").unwrap()).with_data("application/json", "{\"n\":1}");
-        let tailed = Tailed { sequence: 7, time: time::OffsetDateTime::UNIX_EPOCH, event };
+        let tailed = TailedEvent { sequence: 7, time: time::OffsetDateTime::UNIX_EPOCH, event };
         let line: serde_json::Value = serde_json::from_str(&json(&tailed).unwrap()).unwrap();
         assert_eq!((line["sequence"].as_u64(), line["data"]["n"].as_u64()), (Some(7), Some(1)));
         assert_eq!(line["specversion"], "1.0");

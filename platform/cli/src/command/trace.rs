@@ -8,7 +8,7 @@ use crate::{
     time_arg::Position,
 };
 use clap::Args;
-use nerve_broker::bus::{self, Traced};
+use nerve_broker::bus::{self, TracedEvent};
 use serde::Serialize;
 
 /// Show the causal tree of events for an event, answer or correlation ID
@@ -54,7 +54,7 @@ impl Trace {
 }
 
 /// Formats one event per line, with its effects below it.
-fn text(events: &[Traced]) -> String {
+fn text(events: &[TracedEvent]) -> String {
     let mut lines = Vec::new();
     for event in events {
         lines.push(line(event, ""));
@@ -66,7 +66,7 @@ fn text(events: &[Traced]) -> String {
 }
 
 /// The depth of a trace is limited, and so is this recursion.
-fn below(events: &[Traced], indent: &str, lines: &mut Vec<(String, String)>) {
+fn below(events: &[TracedEvent], indent: &str, lines: &mut Vec<(String, String)>) {
     for (index, event) in events.iter().enumerate() {
         let last = index + 1 == events.len();
         let (branch, deeper) = if last { ("└ ", "  ") } else { ("├ ", "│ ") };
@@ -76,7 +76,7 @@ fn below(events: &[Traced], indent: &str, lines: &mut Vec<(String, String)>) {
 }
 
 /// Returns the branch of the tree and the description of the event.
-fn line(event: &Traced, branch: &str) -> (String, String) {
+fn line(event: &TracedEvent, branch: &str) -> (String, String) {
     let by = event.source.strip_prefix("/functions/").unwrap_or(&event.source);
     let mut rest = format!("{:>7} ms  {by}", event.offset_ms);
     if event.parts > 0 {
@@ -94,17 +94,28 @@ mod tests {
     use std::collections::BTreeMap;
     use time::OffsetDateTime;
 
-    fn traced(ty: &str, source: &str, led_to: Vec<Traced>) -> Traced {
+    fn traced(ty: &str, source: &str, led_to: Vec<TracedEvent>) -> TracedEvent {
         let time = OffsetDateTime::UNIX_EPOCH;
         let (id, ty, source) = (ty.to_owned(), ty.to_owned(), source.to_owned());
-        Traced { id, ty, source, cause: None, time, offset_ms: 7, sequence: 1, parts: 0, dead: BTreeMap::new(), led_to }
+        TracedEvent {
+            id,
+            ty,
+            source,
+            cause: None,
+            time,
+            offset_ms: 7,
+            sequence: 1,
+            parts: 0,
+            dead: BTreeMap::new(),
+            led_to,
+        }
     }
 
     #[test]
     fn trace_is_drawn_as_a_tree() {
         let mut second = traced("b", "/functions/f", vec![traced("c", "/functions/g", vec![])]);
         second.dead.insert(3, "g".into());
-        let third = Traced { parts: 2, ..traced("d", "/functions/f", vec![]) };
+        let third = TracedEvent { parts: 2, ..traced("d", "/functions/f", vec![]) };
         let drawn = text(&[traced("a", "/s", vec![second, third])]);
         let expected = "a            7 ms  /s\n├ b          7 ms  f  dead-lettered by g: nerve dlq show 3\n│ └ c        7 ms  g\n\
                       └ d          7 ms  f  (2 answer parts streamed)";

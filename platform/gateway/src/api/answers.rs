@@ -31,7 +31,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
-use nerve_broker::bus::{AnswerState, Ending};
+use nerve_broker::bus::{AnswerState, EndReason};
 use nerve_core::{Event, EventType, Origin, event::CORRELATION_ID};
 use prompt::{Prompt, Question, QuestionRequest};
 use serde_json::Value;
@@ -158,7 +158,7 @@ pub(crate) async fn delete(
 ) -> HttpResult {
     check_connected(gateway.bus())?;
     if !state_of(&gateway, &caller, &id).await?.ended {
-        gateway.bus().end_answer(&id, Ending::Cancelled).await.map_err(publish_problem)?;
+        gateway.bus().end_answer(&id, EndReason::Cancelled).await.map_err(publish_problem)?;
     }
     Ok(StatusCode::NO_CONTENT.into_response())
 }

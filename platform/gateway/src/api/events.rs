@@ -15,7 +15,7 @@ use axum::{
     extract::{Extension, Request, State},
     response::IntoResponse,
 };
-use nerve_broker::bus::{DropReason, DropScope};
+use nerve_broker::bus::{DuplicateReason, DuplicateScope};
 use nerve_core::{FunctionSpec, Name, Origin, subject::EVENTS_PREFIX};
 use nerve_events::{KnownType, known_types};
 use nerve_registry::Catalogue;
@@ -84,6 +84,6 @@ pub(crate) async fn post(
 fn count_duplicates(gateway: &Gateway, caller: &Origin, receipts: &[Receipt]) {
     let duplicates = receipts.iter().filter(|receipt| receipt.is_duplicate()).count();
     if duplicates > 0 {
-        gateway.bus().drops().count(DropScope::Caller, &caller.to_string(), DropReason::Window, duplicates);
+        gateway.bus().drops().count(DuplicateScope::Caller, &caller.to_string(), DuplicateReason::Window, duplicates);
     }
 }

@@ -120,7 +120,7 @@ async fn checks(gateway: &Gateway) -> Vec<Check> {
     }
     if let Some(full) = gateway.bus().space().disk_full() {
         // A full disk of the broker affects all gateways.
-        checks.push(Check { name: "disk".into(), ok: spools || !full.is_here(), detail: Some(full.to_string()) });
+        checks.push(Check { name: "disk".into(), ok: spools || !full.is_local_disk(), detail: Some(full.to_string()) });
     }
     let buckets = gateway.bus().space().buckets();
     if !buckets.is_empty() {

@@ -11,7 +11,7 @@ use crate::{
 };
 use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request};
-use nerve_broker::bus::{Bus, DropReason, DropScope, RequestRecord, StoredRequest};
+use nerve_broker::bus::{Bus, DuplicateReason, DuplicateScope, RequestRecord, StoredRequest};
 use nerve_core::{Event, Identity, Origin};
 use sha2::{Digest, Sha256};
 use std::time::Duration;
@@ -109,7 +109,7 @@ impl<'g> Once<'g> {
     /// Counts the request if the receipt is that of an earlier one.
     fn count_duplicate(&self, receipt: Option<&Receipt>) {
         if let (Some(recorded), Some(true)) = (&self.recorded, receipt.map(Receipt::is_duplicate)) {
-            self.bus.drops().count(DropScope::Caller, &recorded.caller.to_string(), DropReason::Key, 1);
+            self.bus.drops().count(DuplicateScope::Caller, &recorded.caller.to_string(), DuplicateReason::Key, 1);
         }
     }
 

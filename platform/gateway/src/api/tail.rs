@@ -13,7 +13,7 @@ use axum::extract::{Extension, Query, State, rejection::QueryRejection};
 use bytes::Bytes;
 use futures::Stream;
 use http::HeaderMap;
-use nerve_broker::bus::{Start, Tail, Tailed};
+use nerve_broker::bus::{Start, Tail, TailedEvent};
 use nerve_core::{Pattern, shares::Slot};
 use serde::Deserialize;
 use std::time::Duration;
@@ -134,7 +134,7 @@ impl EventStream {
     }
 }
 
-fn event_frame(tailed: &Tailed) -> Bytes {
+fn event_frame(tailed: &TailedEvent) -> Bytes {
     let data = serde_json::to_string(&tailed.event).unwrap_or_default();
     Frame { id: Some(tailed.sequence), name: None, data: &data }.to_bytes()
 }

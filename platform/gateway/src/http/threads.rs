@@ -8,7 +8,7 @@
 
 use crate::Gateway;
 use nerve_broker::NatsSettings;
-use nerve_broker::bus::{Batches, Bus, BusError};
+use nerve_broker::bus::{Bus, BusError, FastPublisher};
 use std::{io, sync::Arc, thread, time::Duration};
 use tokio::{
     net::TcpStream,
@@ -35,7 +35,7 @@ pub struct ConnectionThreads {
 struct ConnectionThread {
     handle: ThreadHandle,
     bus: Bus,
-    batches: Batches,
+    batches: FastPublisher,
     thread: thread::JoinHandle<()>,
 }
 
@@ -97,8 +97,8 @@ impl ConnectionThreads {
             let (runtime, thread) = start_thread(number, stop.clone()).map_err(ThreadError::Thread)?;
             let (bus, nats, end, followers) = (bus.clone(), nats.clone(), end.clone(), tasks.clone());
             let connect = async move {
-                let bus = bus.connect_beside(&nats, "nerve gateway").await?;
-                let batches = Batches::start(&bus, end, &followers).await?;
+                let bus = bus.connect_shared(&nats, "nerve gateway").await?;
+                let batches = FastPublisher::start(&bus, end, &followers).await?;
                 Ok::<_, BusError>((bus, batches))
             };
             let connected = tasks.spawn_on(connect, &runtime).await;

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 use http::StatusCode;
-use nerve_broker::bus::{DropReason, DropScope, PublishError};
+use nerve_broker::bus::{DuplicateReason, DuplicateScope, PublishError};
 use nerve_core::{Event, Identity, Name, Origin, SourceSpec, manifest::Dedupe};
 use nerve_events as event_types;
 use nerve_webhooks::{IdNames, Recognition};
@@ -55,7 +55,7 @@ impl Ingest<'_> {
         } else {
             if signed.is_some_and(|key| self.has(key)) {
                 tracing::debug!(source = %self.source, "webhook refused: the same signed bytes were accepted under another id");
-                self.count(DropReason::Signed, fresh.len());
+                self.count(DuplicateReason::Signed, fresh.len());
                 return Err(Problem::new(
                     StatusCode::CONFLICT,
                     "a delivery with the same signed bytes was accepted before under another id, so this one may be a recording; if the \
@@ -72,8 +72,8 @@ impl Ingest<'_> {
             let _slot = self.gateway.source_limits().admit(self.source, self.spec)?;
             self.store(fresh, signed, &mut receipts).await?;
         }
-        self.count(DropReason::Id, known.len() - known_by_bytes);
-        self.count(DropReason::Body, known_by_bytes);
+        self.count(DuplicateReason::Id, known.len() - known_by_bytes);
+        self.count(DuplicateReason::Body, known_by_bytes);
         Ok(match <[Receipt; 1]>::try_from(receipts) {
             Ok([receipt]) => accepted(&receipt),
             Err(receipts) => accepted(&receipts),
@@ -98,8 +98,8 @@ impl Ingest<'_> {
         sorted
     }
 
-    fn count(&self, reason: DropReason, number: usize) {
-        self.gateway.bus().drops().count(DropScope::Source, self.source.as_str(), reason, number);
+    fn count(&self, reason: DuplicateReason, number: usize) {
+        self.gateway.bus().drops().count(DuplicateScope::Source, self.source.as_str(), reason, number);
     }
 
     /// Whether the delivery with this key was accepted.
@@ -157,7 +157,7 @@ impl Ingest<'_> {
             let (count, place) = batches.publish_some(left).await?;
             let (stored, rest) = left.split_at(count);
             // JetStream reports duplicates of single events only, not of batches.
-            self.count(DropReason::Window, usize::from(place.is_some_and(|place| place.duplicate)));
+            self.count(DuplicateReason::Window, usize::from(place.is_some_and(|place| place.duplicate)));
             receipts.extend(stored.iter().map(|(_, event)| Receipt::stored(event, place)));
             left = rest;
         }

@@ -10,7 +10,7 @@ use super::{
     verdict::{Answer, Verdict, decide},
 };
 use nerve_broker::bus::{
-    Attempt, BodyError, BusError, Delivery, RunHistory, SinkAttempt, SinkOutcome, Start, WhichAttempts,
+    Attempt, BodyError, BusError, Delivery, RunHistory, SinkAttempt, SinkAttemptFilter, SinkOutcome, Start,
 };
 use nerve_core::{Event, Fault, FunctionError, Identity, Name, SinkSpec};
 use std::{sync::Arc, time::Duration};
@@ -92,7 +92,7 @@ impl Poster {
             started: started.0,
             took: started.1.elapsed(),
         };
-        if delivery.is_trial() {
+        if delivery.is_sink_test() {
             let outcome = if answer.is_good() { SinkOutcome::Delivered } else { SinkOutcome::Failed };
             self.shared.bus.record_attempt(&self.record(&attempted, &answer, outcome, None)).await;
             self.acknowledge(delivery).await;
@@ -112,12 +112,12 @@ impl Poster {
         match verdict {
             Verdict::Delivered => {
                 // A worker that died between putting it off and saying so has left a retry behind.
-                if again && let Err(error) = delivery.take_back_retry(&self.name).await {
+                if again && let Err(error) = delivery.delete_delayed_retry(&self.name).await {
                     tracing::debug!(sink = %self.name, %error, "an event may be posted once more");
                 }
                 self.acknowledge(delivery).await;
             }
-            Verdict::RetryAfter(wait) => self.put_off(delivery, wait, &record).await,
+            Verdict::RetryAfter(wait) => self.delay_until(delivery, wait, &record).await,
             Verdict::DeadLetter => self.bury(delivery, &record.id).await,
         }
         drop(slot);
@@ -131,7 +131,7 @@ impl Poster {
         started: (OffsetDateTime, Instant),
     ) -> Option<(Answer, (OffsetDateTime, Instant))> {
         let work = &self.shared.stops.work;
-        if delivery.is_trial() {
+        if delivery.is_sink_test() {
             return Some((work.run_until_cancelled(self.endpoint.send(post)).await?, started));
         }
         let _running = self.stop.run_until_cancelled(self.running.acquire()).await?.ok()?;
@@ -148,7 +148,7 @@ impl Poster {
     /// order, they are recorded.
     async fn failed(&self, delivery: &Delivery) -> Option<u32> {
         if !self.waits_in_line(delivery) {
-            return Some(delivery.tried());
+            return Some(delivery.attempts_made());
         }
         if delivery.delivered == 1 && !delivery.may_have_run {
             return Some(0);
@@ -173,13 +173,13 @@ impl Poster {
         }
     }
 
-    async fn put_off(&self, delivery: Delivery, wait: Duration, attempt: &SinkAttempt) {
-        let put_off = match self.waits_in_line(&delivery) {
+    async fn delay_until(&self, delivery: Delivery, wait: Duration, attempt: &SinkAttempt) {
+        let delayed = match self.waits_in_line(&delivery) {
             // It stays at the head, and the broker holds what is behind it.
             true => self.retry_in_order(delivery, wait, attempt).await,
-            false => delivery.put_off(&self.name, OffsetDateTime::now_utc() + wait, attempt.attempt).await,
+            false => delivery.delay_until(&self.name, OffsetDateTime::now_utc() + wait, attempt.attempt).await,
         };
-        if let Err(error) = put_off {
+        if let Err(error) = delayed {
             tracing::warn!(sink = %self.name, %error, "a retry comes after the ack wait instead");
         }
     }
@@ -207,11 +207,11 @@ impl Poster {
         };
         let (error, body) = (Some(why.to_owned()), String::new());
         let answer = Answer { status: None, retry_after: None, error, timed_out: false, body };
-        let outcome = if delivery.is_trial() { SinkOutcome::Failed } else { SinkOutcome::Dead };
+        let outcome = if delivery.is_sink_test() { SinkOutcome::Failed } else { SinkOutcome::Dead };
         let record = self.record(&attempted, &answer, outcome, None);
         self.shared.bus.record_attempt(&record).await;
         self.count(outcome);
-        match delivery.is_trial() {
+        match delivery.is_sink_test() {
             true => self.acknowledge(delivery).await,
             false => self.bury(delivery, &record.id).await,
         }
@@ -226,7 +226,7 @@ impl Poster {
     }
 
     async fn bury(&self, delivery: Delivery, id: &str) {
-        let which = WhichAttempts { sink: &self.name, id: Some(id), since: Start::First, limit: REMEMBERED };
+        let which = SinkAttemptFilter { sink: &self.name, id: Some(id), since: Start::First, limit: REMEMBERED };
         let known = self.shared.bus.sink_attempts(which, |_| true).await;
         let known = known.unwrap_or_else(|error| {
             tracing::debug!(sink = %self.name, %error, "a dead letter goes without its attempts");

@@ -76,7 +76,7 @@ impl Runner {
         let consumer = consumer_name(&self.entry.name);
         let mut puller = Puller::start(&self.shared.pulling, &slots, (stream, &consumer)).await?;
         if stream == self.entry.record.stream {
-            let running = Slot::Running { revision: self.entry.revision, pulse: puller.pulse() };
+            let running = Slot::Running { revision: self.entry.revision, liveness: puller.liveness() };
             self.shared.sink_statuses.set(&self.entry.name, running);
         }
         while let Some(taken) = self.stop.run_until_cancelled(puller.next()).await {

@@ -1,16 +1,16 @@
-//! Which messages are a tenant's: a pure decision over what their headers and their data say.
+//! Decides which messages are a tenant's, as a pure function of their headers and data.
 //!
 //! A message whose data names a collection belongs to it. All others belong to their workflow (`correlationid`): they are the
-//! tenant's where every collection that is named there is the tenant's. Where a workflow is of several tenants, a message
-//! belongs to whom the event belongs that caused it; where no cause says, it stays.
+//! tenant's if all collections named in the workflow are the tenant's. In a workflow of several tenants, a message
+//! has the owner of the event that caused it; without a known cause it is kept.
 
 use nerve_core::Identity;
 use std::collections::{HashMap, HashSet};
 
-/// Where a message is. In this order the messages of a tenant are deleted: the log, which connects them, comes last, so that an
-/// erasure that was cut off is completed by the next one.
+/// The location of a message. Messages are deleted in this order: the log, which connects them, is last, so that the next
+/// erasure completes an aborted one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Place {
+pub(super) enum Location {
     Runs,
     Timers,
     Dead,
@@ -18,64 +18,64 @@ pub(super) enum Place {
     Events,
 }
 
-/// Whom a message belongs to, by itself.
+/// The owner of a message, by its own data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
     /// It names no collection.
     Nobody,
     /// It names one of the tenant's.
     Tenant,
-    /// It names another one.
+    /// It names another tenant's.
     Other,
 }
 
 /// The SHA-256 of a body in the Object Store.
 pub(super) type BodyDigest = [u8; 32];
 
-/// One message: its place, and digests of what connects it with others.
+/// A message: its location, and digests of its links to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Row {
-    pub(super) place: Place,
+pub(super) struct MessageRecord {
+    pub(super) place: Location,
     pub(super) sequence: u64,
     pub(super) owner: Owner,
-    /// Of its workflow.
+    /// The workflow.
     pub(super) workflow: Identity,
-    /// Of its event's id.
+    /// The event's id.
     pub(super) event: Identity,
-    /// Of the id of the event that caused it.
+    /// The id of the event that caused it.
     pub(super) cause: Option<Identity>,
-    /// The body that it refers to.
+    /// The referenced body.
     pub(super) body: Option<BodyDigest>,
 }
 
-/// Whose collections are named in a workflow.
+/// The owners of the collections named in a workflow.
 #[derive(Debug, Clone, Copy, Default)]
-struct Named {
+struct WorkflowOwners {
     tenant: bool,
     other: bool,
 }
 
-/// Every message that was read and not erased since.
+/// All messages that were read and not erased.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    /// In the order in which they were read: the log first, where causes come before their effects.
-    rows: Vec<Row>,
-    workflows: HashMap<Identity, Named>,
-    /// Whether the events of workflows of several tenants are the tenant's, by workflow and event.
+    /// In reading order: the log first, where causes precede their effects.
+    rows: Vec<MessageRecord>,
+    workflows: HashMap<Identity, WorkflowOwners>,
+    /// Ownership of events in workflows of several tenants, by workflow and event.
     lineage: HashMap<(Identity, Identity), bool>,
-    /// Bodies that erased messages referred to.
+    /// Bodies referenced by erased messages.
     bodies: HashSet<BodyDigest>,
 }
 
 impl Ledger {
-    /// Adds a message, and returns by which number its owner can be named later.
-    pub(super) fn add(&mut self, row: Row) -> usize {
+    /// Adds a message, and returns the number by which its owner can be set later.
+    pub(super) fn add(&mut self, row: MessageRecord) -> usize {
         self.note(row.workflow, row.owner);
         self.rows.push(row);
         self.rows.len() - 1
     }
 
-    /// Says whom a message belongs to whose data was not at hand.
+    /// Sets the owner of a message whose data was not available before.
     pub(super) fn set_owner(&mut self, number: usize, owner: Owner) {
         let Some(row) = self.rows.get_mut(number) else { return };
         row.owner = owner;
@@ -91,21 +91,22 @@ impl Ledger {
         }
     }
 
-    /// Whether a workflow is the tenant's and nobody else's.
-    pub(super) fn is_tenants(&self, workflow: Identity) -> bool {
+    /// Returns whether a workflow is the tenant's only.
+    pub(super) fn belongs_to_tenant(&self, workflow: Identity) -> bool {
         self.workflows.get(&workflow).is_some_and(|named| named.tenant && !named.other)
     }
 
-    /// Takes out the messages of the tenant.
-    pub(super) fn take_tenants(&mut self) -> Vec<Row> {
+    /// Removes and returns the tenant's messages.
+    pub(super) fn take_tenant_messages(&mut self) -> Vec<MessageRecord> {
         let rows = std::mem::take(&mut self.rows);
-        let (taken, kept): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| self.decide(row));
+        let (taken, kept): (Vec<MessageRecord>, Vec<MessageRecord>) =
+            rows.into_iter().partition(|row| self.decide(row));
         self.rows = kept;
         self.bodies.extend(taken.iter().filter_map(|row| row.body));
         taken
     }
 
-    fn decide(&mut self, row: &Row) -> bool {
+    fn decide(&mut self, row: &MessageRecord) -> bool {
         let named = self.workflows.get(&row.workflow).copied().unwrap_or_default();
         if !(named.tenant && named.other) {
             return named.tenant;
@@ -115,23 +116,23 @@ impl Ledger {
             Owner::Other => Some(false),
             Owner::Nobody => row.cause.and_then(|cause| self.lineage.get(&(row.workflow, cause)).copied()),
         };
-        if let Some(is_tenants) = decided {
-            self.lineage.insert((row.workflow, row.event), is_tenants);
+        if let Some(belongs_to_tenant) = decided {
+            self.lineage.insert((row.workflow, row.event), belongs_to_tenant);
         }
         decided == Some(true)
     }
 
-    /// Messages that stay, as their workflow is of another tenant too and nothing says whose they are.
+    /// Messages that are kept, because their workflow has another tenant too and their owner is unknown.
     pub(super) fn undecided(&self) -> usize {
-        let is_undecided = |row: &&Row| {
+        let is_undecided = |row: &&MessageRecord| {
             let named = self.workflows.get(&row.workflow).copied().unwrap_or_default();
             named.tenant && named.other && !self.lineage.contains_key(&(row.workflow, row.event))
         };
         self.rows.iter().filter(is_undecided).count()
     }
 
-    /// The ids of `erased` events that no message has which stays.
-    pub(super) fn ids_of(&self, erased: &[Row]) -> HashSet<Identity> {
+    /// The ids of `erased` events that no kept message has.
+    pub(super) fn ids_of(&self, erased: &[MessageRecord]) -> HashSet<Identity> {
         let mut ids: HashSet<Identity> = erased.iter().map(|row| row.event).collect();
         for row in &self.rows {
             ids.remove(&row.event);
@@ -139,7 +140,7 @@ impl Ledger {
         ids
     }
 
-    /// Bodies that erased messages referred to, and that no message refers to which stays.
+    /// Bodies referenced by erased messages and by no kept message.
     pub(super) fn unreferenced_bodies(&self) -> Vec<BodyDigest> {
         let kept: HashSet<BodyDigest> = self.rows.iter().filter_map(|row| row.body).collect();
         self.bodies.difference(&kept).copied().collect()
@@ -154,17 +155,17 @@ mod tests {
         Identity::of_copy("test", text)
     }
 
-    fn row(sequence: u64, owner: Owner, workflow: &str, event: &str, cause: Option<&str>) -> Row {
+    fn row(sequence: u64, owner: Owner, workflow: &str, event: &str, cause: Option<&str>) -> MessageRecord {
         let (workflow, event, cause) = (id(workflow), id(event), cause.map(id));
-        Row { place: Place::Events, sequence, owner, workflow, event, cause, body: None }
+        MessageRecord { place: Location::Events, sequence, owner, workflow, event, cause, body: None }
     }
 
     fn taken(ledger: &mut Ledger) -> Vec<u64> {
-        ledger.take_tenants().iter().map(|row| row.sequence).collect()
+        ledger.take_tenant_messages().iter().map(|row| row.sequence).collect()
     }
 
     #[test]
-    fn workflow_of_one_tenant_is_erased_whole() {
+    fn workflow_of_one_tenant_is_erased_completely() {
         let mut ledger = Ledger::default();
         for row in [
             row(1, Owner::Nobody, "w", "before", None),
@@ -177,15 +178,19 @@ mod tests {
             ledger.add(row);
         }
         assert_eq!((taken(&mut ledger), ledger.undecided()), (vec![1, 2, 3], 0));
-        assert!(ledger.is_tenants(id("w")) && !ledger.is_tenants(id("v")) && !ledger.is_tenants(id("u")));
-        // What comes later of the same workflow belongs to it.
+        assert!(
+            ledger.belongs_to_tenant(id("w"))
+                && !ledger.belongs_to_tenant(id("v"))
+                && !ledger.belongs_to_tenant(id("u"))
+        );
+        // Later messages of the same workflow belong to it.
         ledger.add(row(7, Owner::Nobody, "w", "late", Some("notified")));
         ledger.add(row(8, Owner::Nobody, "v", "late", Some("notified")));
         assert_eq!((taken(&mut ledger), taken(&mut ledger)), (vec![7], vec![]));
     }
 
     #[test]
-    fn shared_workflow_is_erased_by_causes_and_the_rest_stays() {
+    fn shared_workflow_is_erased_by_causes_only() {
         let mut ledger = Ledger::default();
         for row in [
             row(1, Owner::Nobody, "w", "root", None),
@@ -206,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn owner_that_is_known_later_decides() {
+    fn owner_that_is_set_later_decides() {
         let mut ledger = Ledger::default();
         let large = ledger.add(row(1, Owner::Nobody, "w", "large", None));
         ledger.add(row(2, Owner::Nobody, "w", "next", Some("large")));
@@ -215,13 +220,13 @@ mod tests {
     }
 
     #[test]
-    fn body_and_id_that_a_staying_message_has_too_stay() {
+    fn body_and_id_shared_with_a_kept_message_are_kept() {
         let mut ledger = Ledger::default();
-        let with = |row: Row, body: u8| Row { body: Some([body; 32]), ..row };
+        let with = |row: MessageRecord, body: u8| MessageRecord { body: Some([body; 32]), ..row };
         ledger.add(with(row(1, Owner::Tenant, "w", "a", None), 1));
         ledger.add(with(row(2, Owner::Tenant, "w", "b", None), 2));
         ledger.add(with(row(3, Owner::Other, "v", "b", None), 2));
-        let erased = ledger.take_tenants();
+        let erased = ledger.take_tenant_messages();
         assert_eq!(ledger.ids_of(&erased), HashSet::from([id("a")]));
         assert_eq!(ledger.unreferenced_bodies(), [[1; 32]]);
     }

@@ -1,7 +1,7 @@
-//! Reads the streams, and finds out of each message what connects it with others.
+//! Reads the streams, and extracts the links between messages.
 //!
-//! Of each message some digests are kept, about 100 bytes: a million messages fit into memory. Bodies that lie in the Object
-//! Store are read one after the other, and only where the event's type says that they may name a collection.
+//! About 100 bytes of digests are kept per message, so a million messages fit in memory. Bodies in the Object
+//! Store are read one by one, and only if the event's type can name a collection.
 
 use super::{
     super::{
@@ -10,7 +10,7 @@ use super::{
         provenance::{Provenance, holds_copies},
         streams::RUNS,
     },
-    ledger::{BodyDigest, Ledger, Owner, Place, Row},
+    ledger::{BodyDigest, Ledger, Location, MessageRecord, Owner},
 };
 use crate::bus::BodyError;
 use data_encoding::HEXLOWER;
@@ -23,27 +23,27 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Type: a tenant was erased. It names the collection, and is nothing that the tenant has.
+/// Type: a tenant was erased. It names the collection, and is not the tenant's data.
 pub(super) const ERASED: &str = "collection.erased";
-/// The extension attribute by which an event of a type that Nerve does not know names its collection.
+/// The extension attribute by which an event of a type unknown to Nerve names its collection.
 const COLLECTION: &str = "collection";
-/// The collection of what names none.
+/// The collection of events that name none.
 const DEFAULT_COLLECTION: &str = "default";
-/// The types whose takers fill in that collection.
-const WITH_DEFAULT: [&str; 5] =
+/// The types whose consumers assume that collection.
+const TYPES_WITH_DEFAULT: [&str; 5] =
     ["document.uploaded", "document.deleted", "prompt.received", "agent.asked", "weights.rollback_requested"];
-/// The types whose data names the answer that they are about.
-const ABOUT_ANSWERS: [&str; 5] =
+/// The types whose data names an answer.
+const TYPES_ABOUT_ANSWERS: [&str; 5] =
     ["feedback.submitted", "control.cancelled", "control.timeout", "control.retry_requested", "control.retried"];
 
-/// Where messages are looked for, in the order in which they are read.
-const PLACES: [(Place, &str, &[&str]); 5] = [
-    (Place::Events, EVENTS, &["events.>"]),
-    (Place::Answers, ANSWERS, &["answers.>"]),
-    (Place::Dead, DEAD, &["dead.>", "redrive.>"]),
-    // Not what schedules have there.
-    (Place::Timers, TIMERS, &["timers.wait.>", "timers.due.>"]),
-    (Place::Runs, RUNS, &["runs.>"]),
+/// The subjects to read, in reading order.
+const LOCATIONS: [(Location, &str, &[&str]); 5] = [
+    (Location::Events, EVENTS, &["events.>"]),
+    (Location::Answers, ANSWERS, &["answers.>"]),
+    (Location::Dead, DEAD, &["dead.>", "redrive.>"]),
+    // Without the ticks of schedules.
+    (Location::Timers, TIMERS, &["timers.wait.>", "timers.due.>"]),
+    (Location::Runs, RUNS, &["runs.>"]),
 ];
 
 /// The digest of an id.
@@ -51,17 +51,17 @@ pub(super) fn key(id: &str) -> Identity {
     Identity::from_bytes(&Sha256::digest(id))
 }
 
-/// What was read so far.
+/// The messages read so far.
 pub(super) struct Survey<'t> {
     bus: Bus,
     owns: &'t (dyn Fn(&str) -> bool + Sync),
     pub(super) ledger: Ledger,
-    /// The sequences that are read next, of each place.
-    next: [u64; PLACES.len()],
+    /// The next sequence to read, per location.
+    next: [u64; LOCATIONS.len()],
 }
 
 /// A message whose body is in the Object Store.
-struct Large {
+struct LargeMessage {
     number: usize,
     ty: EventType,
     content_type: Option<String>,
@@ -71,12 +71,12 @@ struct Large {
 impl<'t> Survey<'t> {
     /// A survey for the tenant whose collections `owns` names.
     pub(super) fn new(bus: &Bus, owns: &'t (dyn Fn(&str) -> bool + Sync)) -> Self {
-        Self { bus: bus.clone(), owns, ledger: Ledger::default(), next: [0; PLACES.len()] }
+        Self { bus: bus.clone(), owns, ledger: Ledger::default(), next: [0; LOCATIONS.len()] }
     }
 
-    /// Reads what was stored since the last time.
+    /// Reads the messages stored since the last pass.
     pub(super) async fn read(&mut self) -> Result<(), BusError> {
-        for (number, (place, stream, filters)) in PLACES.into_iter().enumerate() {
+        for (number, (place, stream, filters)) in LOCATIONS.into_iter().enumerate() {
             let next = self.next.get(number).copied().unwrap_or_default();
             let start = if next == 0 { Start::First } else { Start::Sequence(next) };
             let filters = filters.iter().map(|filter| (*filter).to_owned()).collect();
@@ -88,9 +88,9 @@ impl<'t> Survey<'t> {
                 true
             };
             match place {
-                // What failed may be said there, and not to whom it belongs.
-                Place::Runs => bus.each_head(stream, filters, start, look).await?,
-                _ => bus.each(stream, filters, start, look).await?,
+                // A dead letter names its failure there, not its owner.
+                Location::Runs => bus.for_each_header(stream, filters, start, look).await?,
+                _ => bus.for_each(stream, filters, start, look).await?,
             }
             if let Some(next) = self.next.get_mut(number) {
                 *next = end;
@@ -105,20 +105,20 @@ impl<'t> Survey<'t> {
 
     fn add(
         &mut self,
-        place: Place,
+        place: Location,
         stream: &str,
         (message, sequence): (&async_nats::Message, u64),
-        large: &mut Vec<Large>,
+        large: &mut Vec<LargeMessage>,
     ) {
         let event = match Provenance::of_copy(message.headers.as_ref()) {
-            Some(original) if holds_copies(stream) || place == Place::Runs => original_event(message, &original),
+            Some(original) if holds_copies(stream) || place == Location::Runs => original_event(message, &original),
             _ => event_of(message, stream, sequence),
         };
         let reference = event.extension(DATA_REF).map(str::to_owned);
-        let is_large = event.has_stored_body() && place != Place::Runs;
+        let is_large = event.has_stored_body() && place != Location::Runs;
         let is_unread = is_large && event_types::names_collection(&event.ty);
-        let owner = if is_unread || place == Place::Runs { Owner::Nobody } else { self.owner_of(&event) };
-        let row = Row {
+        let owner = if is_unread || place == Location::Runs { Owner::Nobody } else { self.owner_of(&event) };
+        let row = MessageRecord {
             place,
             sequence,
             owner,
@@ -129,11 +129,11 @@ impl<'t> Survey<'t> {
         };
         let number = self.ledger.add(row);
         if let Some(reference) = reference.filter(|_| is_unread) {
-            large.push(Large { number, ty: event.ty, content_type: event.content_type, reference });
+            large.push(LargeMessage { number, ty: event.ty, content_type: event.content_type, reference });
         }
     }
 
-    async fn owner_of_large(&self, large: &Large) -> Result<Owner, BusError> {
+    async fn owner_of_large(&self, large: &LargeMessage) -> Result<Owner, BusError> {
         let event = Event::new("body", "/nerve/collections", large.ty.clone());
         let mut event = event.with_extension(DATA_REF, large.reference.as_str());
         event.content_type.clone_from(&large.content_type);
@@ -153,7 +153,7 @@ impl<'t> Survey<'t> {
     }
 }
 
-/// The event of a copy, as it was where it was stored first.
+/// The event of a copy, at its original position.
 fn original_event(message: &async_nats::Message, original: &Provenance) -> Event {
     let subject = original.subject.as_deref().unwrap_or(message.subject.as_str());
     let message = async_nats::Message { subject: subject.into(), ..message.clone() };
@@ -162,7 +162,7 @@ fn original_event(message: &async_nats::Message, original: &Provenance) -> Event
 
 /// The collection that an event names.
 ///
-/// Of the types that Nerve knows the data counts, as their takers read it; of all others the extension attribute.
+/// For types known to Nerve the data decides, as their consumers read it; for all others the extension attribute.
 fn collection_of(event: &Event) -> Option<String> {
     #[derive(Deserialize)]
     struct Data {
@@ -180,19 +180,19 @@ fn collection_of(event: &Event) -> Option<String> {
     let named = data.and_then(|data| data.collection);
     match named {
         Some(Value::String(collection)) => Some(collection),
-        _ if WITH_DEFAULT.contains(&event.ty.as_str()) => Some(DEFAULT_COLLECTION.to_owned()),
+        _ if TYPES_WITH_DEFAULT.contains(&event.ty.as_str()) => Some(DEFAULT_COLLECTION.to_owned()),
         _ => of_extension(),
     }
 }
 
-/// The workflow that an event belongs to: the one that it says, or the answer that it is about, or one of its own.
+/// The workflow of an event: its `correlationid`, the answer that it is about, or its own id.
 fn workflow_of(event: &Event) -> String {
     #[derive(Deserialize)]
     struct Data {
         answer: String,
     }
     if event.extension(CORRELATION_ID).is_none()
-        && ABOUT_ANSWERS.contains(&event.ty.as_str())
+        && TYPES_ABOUT_ANSWERS.contains(&event.ty.as_str())
         && let Ok(Data { answer }) = serde_json::from_slice(&event.data)
     {
         return answer;
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn collection_is_what_the_takers_of_an_event_read() {
+    fn collection_is_read_as_the_consumers_of_the_event_do() {
         let named = |ty: &str, data: Value| collection_of(&event(ty, &data));
         let acme = Some("acme".to_owned());
         for ty in ["document.uploaded", "embedding.created", "documents.retrieved", "memory.updated", "answer.opened"] {
@@ -225,8 +225,8 @@ mod tests {
         assert_eq!(named("document.uploaded", json!({})).as_deref(), Some("default"));
         let raw = event("document.uploaded", &json!(null)).with_data("text/plain", "acme");
         assert_eq!(collection_of(&raw).as_deref(), Some("default"));
-        assert_eq!(named("documents.retrieved", json!({})), None, "it goes by its workflow");
-        // What a tool is asked, and what others say, is no collection of Nerve's.
+        assert_eq!(named("documents.retrieved", json!({})), None, "its workflow decides");
+        // Arguments of tools, and foreign events, do not name a collection of Nerve.
         assert_eq!(named("tool.called.search", json!({"collection": "acme"})), None);
         assert_eq!(named("shop.sold", json!({"collection": "acme"})), None);
         let claims = |ty: &str, data: Value| collection_of(&event(ty, &data).with_extension(COLLECTION, "acme"));
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn body_is_known_by_the_digest_in_its_reference() {
+    fn body_digest_is_parsed_from_its_reference() {
         let digest = HEXLOWER.encode(&[7; 32]);
         assert_eq!(body_digest(&format!("nats-object:bodies/{digest}")), Some([7; 32]));
         assert_eq!((body_digest("nats-object:bodies/short"), body_digest("")), (None, None));

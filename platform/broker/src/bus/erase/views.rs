@@ -1,4 +1,4 @@
-//! Documents in the bucket `views`, listed by their keys and deleted.
+//! Lists and deletes documents in the bucket `views`.
 
 use super::{
     super::{Bus, BusError, Start, streams::VIEWS},
@@ -18,11 +18,11 @@ pub struct StoredView {
 }
 
 impl Bus {
-    /// Shows each document whose key matches `pattern`, oldest first.
+    /// Calls `show` for each document whose key matches `pattern`, oldest first.
     pub async fn each_view(&self, pattern: &str, mut show: impl FnMut(StoredView)) -> Result<(), BusError> {
         let prefix = format!("$KV.{VIEWS}.");
         let filters = vec![format!("{prefix}{pattern}")];
-        self.each(&format!("KV_{VIEWS}"), filters, Start::First, |message, revision, _| {
+        self.for_each(&format!("KV_{VIEWS}"), filters, Start::First, |message, revision, _| {
             let key = message.subject.strip_prefix(&prefix).unwrap_or_default().to_owned();
             show(StoredView { key, revision, data: message.payload });
             true
@@ -30,7 +30,7 @@ impl Bus {
         .await
     }
 
-    /// Deletes documents, by their keys and revisions: one that was written since stays.
+    /// Deletes documents by key and revision, except those that were updated since.
     pub async fn erase_views(&self, views: impl IntoIterator<Item = (String, u64)>) -> Result<(), BusError> {
         let entry = |(key, revision)| BucketEntry { subject: format!("$KV.{VIEWS}.{key}"), revision };
         let entries: Vec<BucketEntry> = views.into_iter().map(entry).collect();

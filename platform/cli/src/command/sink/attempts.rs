@@ -8,7 +8,7 @@ use crate::{
     time_arg::Since,
 };
 use clap::Args;
-use nerve_broker::bus::{SinkAttempt, SinkOutcome, WhichAttempts};
+use nerve_broker::bus::{SinkAttempt, SinkAttemptFilter, SinkOutcome};
 use nerve_core::Name;
 
 #[derive(Debug, Args)]
@@ -40,7 +40,7 @@ impl Attempts {
         deployed(&connection.registry().await?, &self.name).await?;
         let bus = &connection.bus;
         let id = self.event.as_deref().filter(|id| id.starts_with("msg_"));
-        let which = WhichAttempts { sink: &self.name, id, since: self.since.start(), limit: self.limit };
+        let which = SinkAttemptFilter { sink: &self.name, id, since: self.since.start(), limit: self.limit };
         let keep = |attempt: &SinkAttempt| {
             let of_event = self.event.as_ref().is_none_or(|event| attempt.event == *event || attempt.id == *event);
             of_event && !(self.failed && attempt.outcome == SinkOutcome::Delivered)

@@ -8,7 +8,7 @@ use crate::{
     time_arg::Since,
 };
 use clap::Args;
-use nerve_broker::bus::{Bus, BusError, SinkAttempt, SinkOutcome, Start, TIMERS, WhichAttempts};
+use nerve_broker::bus::{Bus, BusError, SinkAttempt, SinkAttemptFilter, SinkOutcome, Start, TIMERS};
 use nerve_core::Name;
 use nerve_registry::Registry;
 use serde::Serialize;
@@ -70,8 +70,12 @@ impl Redeliver {
         let bus = &connection.bus;
         let locations = match self.since {
             Some(since) => {
-                let which =
-                    WhichAttempts { sink: &self.name, id: None, since: since.start(), limit: MAX_SEARCHED_ATTEMPTS };
+                let which = SinkAttemptFilter {
+                    sink: &self.name,
+                    id: None,
+                    since: since.start(),
+                    limit: MAX_SEARCHED_ATTEMPTS,
+                };
                 let attempts = bus.sink_attempts(which, |_| true).await?;
                 select(&attempts, self.all)
             }
@@ -113,7 +117,7 @@ impl Redeliver {
                 Err(_) => {
                     let msg = Some(id.as_str()).filter(|id| id.starts_with("msg_"));
                     let matches = |attempt: &SinkAttempt| attempt.id == *id || attempt.event == *id;
-                    let which = WhichAttempts { sink: &self.name, id: msg, since: Start::First, limit: 1 };
+                    let which = SinkAttemptFilter { sink: &self.name, id: msg, since: Start::First, limit: 1 };
                     bus.sink_attempts(which, matches).await?.first().map(location_of)
                 }
             };

@@ -44,7 +44,7 @@ impl Test {
         }
         let event = self.event()?;
         let mut attempts = connection.bus.follow_sink_attempts(name, None).await?;
-        connection.bus.try_sink(name, &event).await?;
+        connection.bus.test_sink(name, &event).await?;
         let attempt = async {
             loop {
                 let attempt = attempts.next().await;

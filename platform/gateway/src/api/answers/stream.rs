@@ -12,7 +12,7 @@ use crate::{
 use bytes::Bytes;
 use futures::Stream;
 use http::StatusCode;
-use nerve_broker::bus::{AnswerPart, AnswerParts, Bus, Ending};
+use nerve_broker::bus::{AnswerPart, AnswerParts, Bus, EndReason};
 use nerve_core::answer::Part;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -104,7 +104,7 @@ impl AnswerStream {
     /// Ends the answer with a timeout for all clients.
     async fn give_up(&mut self) {
         self.deadline = Instant::now() + self.timeout;
-        if let Err(error) = self.bus.end_answer(&self.id, Ending::Timeout).await {
+        if let Err(error) = self.bus.end_answer(&self.id, EndReason::Timeout).await {
             tracing::warn!(%error, answer = self.id, "an answer that timed out could not be ended");
             self.deadline = Instant::now() + RETRY_INTERVAL;
         }

@@ -5,7 +5,7 @@ use crate::webhooks::spool::{
     disk::{Row, StoredRow},
 };
 use futures::future::join_all;
-use nerve_broker::bus::{Batches, Bus, PublishError, Seen};
+use nerve_broker::bus::{Bus, DedupeStore, FastPublisher, PublishError};
 use nerve_core::{Event, Identity, Name, Origin};
 use std::{
     collections::{BTreeMap, HashSet, VecDeque},
@@ -24,8 +24,8 @@ const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Drain {
     spool: Spool,
     bus: Bus,
-    batches: Batches,
-    seen: Seen,
+    batches: FastPublisher,
+    seen: DedupeStore,
     /// JetStream's dedupe window.
     window: Duration,
     /// Rows that may have been published already.
@@ -44,7 +44,7 @@ enum Outcome {
 
 impl Drain {
     /// `window` is JetStream's dedupe window.
-    pub fn new(spool: Spool, (bus, batches): (Bus, Batches), seen: Seen, window: Duration) -> Self {
+    pub fn new(spool: Spool, (bus, batches): (Bus, FastPublisher), seen: DedupeStore, window: Duration) -> Self {
         Self { spool, bus, batches, seen, window, uncertain: HashSet::new() }
     }
 

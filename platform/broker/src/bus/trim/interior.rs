@@ -1,29 +1,29 @@
-//! Removes what is finished behind an event that is not.
+//! Removes finished events behind an unfinished one.
 //!
-//! An event that waits for its next attempt would otherwise keep everything that came after it. Messages go by subject, each
-//! up to the first event that concerns the subject and is not finished: one that a consumer of the subject has left, or one
+//! Otherwise an event that waits for a retry would keep all later events. Messages are removed by subject, each
+//! up to the first unfinished event that concerns the subject: one for a consumer of the subject, or one
 //! of a function that may return events there. The results of a function are kept from its first unfinished event on, since
-//! that event may be run again, and its results are then looked for.
+//! that event may run again, and its results are looked up then.
 
-use super::super::{Bus, BusError, EVENTS, durables::Durable, resolve::filters_of};
+use super::super::{Bus, BusError, EVENTS, durables::DurableConsumer, resolve::filters_of};
 use async_nats::jetstream::stream::{Info, Stream};
 use futures::StreamExt;
 use nerve_core::{Pattern, subject::EVENTS_PREFIX};
 use std::{collections::HashMap, fmt, sync::Arc};
 
-/// Subjects of which messages are removed in one go, those with the most messages.
+/// Maximum subjects per trim, those with the most messages.
 const MAX_SUBJECTS: usize = 1000;
-/// Steps from the oldest messages to the newest.
+/// Steps from the oldest to the newest messages.
 const STEPS: u64 = 4;
-/// How the names of Nerve's own consumers begin.
-const OWN: &str = "nerve";
+/// Prefix of Nerve's own consumers.
+const OWN_PREFIX: &str = "nerve";
 
-/// What each deployed function may return (types), by the name of its consumer.
+/// The output types of each deployed function, by the name of its consumer.
 #[derive(Clone)]
 pub struct Returns(Arc<dyn Fn() -> HashMap<String, Vec<Pattern>> + Send + Sync>);
 
 impl Returns {
-    /// As `look` says, whenever it is asked.
+    /// Calls `look` for the current types.
     pub fn new(look: impl Fn() -> HashMap<String, Vec<Pattern>> + Send + Sync + 'static) -> Self {
         Self(Arc::new(look))
     }
@@ -35,25 +35,25 @@ impl fmt::Debug for Returns {
     }
 }
 
-/// A consumer that has not finished all.
+/// A consumer with unfinished events.
 #[derive(Debug)]
-struct Unfinished {
-    /// The first event that it has not finished.
+struct UnfinishedConsumer {
+    /// The sequence of its first unfinished event.
     first: u64,
-    /// The subjects that it concerns: those it takes, and those it may return events on.
+    /// The subjects that concern it: its filters, and those of its output events.
     concerns: Vec<Pattern>,
 }
 
-/// Removes, oldest first, what is finished behind unfinished events, down to `target` bytes; tells how many are left.
-pub(super) async fn trim_within(
+/// Removes finished events behind unfinished ones, oldest first, down to `target` bytes. Returns the remaining bytes.
+pub(super) async fn trim_interior(
     bus: &Bus,
     stream: &Stream,
-    (consumers, returns): (&[Durable], &Returns),
+    (consumers, returns): (&[DurableConsumer], &Returns),
     target: u64,
 ) -> Result<u64, BusError> {
     let what = || format!("trimming {EVENTS}");
     let unavailable = |error: async_nats::Error| BusError::unavailable(what(), error);
-    // First the end, then who has not finished what is before it.
+    // First the last sequence, then the consumers with unfinished events before it.
     let mut info: Info = stream.get_info().await.map_err(|error| unavailable(error.into()))?;
     let (first, end) = (info.state.first_sequence, info.state.last_sequence + 1);
     let unfinished = unfinished(consumers, stream, &returns.0()).await?;
@@ -78,30 +78,30 @@ pub(super) async fn trim_within(
     Ok(info.state.bytes)
 }
 
-/// What each consumer has not finished; those that have finished all are left out.
+/// The consumers with unfinished events.
 async fn unfinished(
-    consumers: &[Durable],
+    consumers: &[DurableConsumer],
     stream: &Stream,
     returns: &HashMap<String, Vec<Pattern>>,
-) -> Result<Vec<Unfinished>, BusError> {
+) -> Result<Vec<UnfinishedConsumer>, BusError> {
     let mut unfinished = Vec::new();
     for consumer in consumers {
         if let Some(next) = consumer.next_from(stream, consumer.floor()).await? {
             let takes = filters_of(&consumer.info.config);
             let concerns = concerns(consumer.name(), &takes, returns.get(consumer.name()));
-            unfinished.push(Unfinished { first: next.sequence, concerns });
+            unfinished.push(UnfinishedConsumer { first: next.sequence, concerns });
         }
     }
     Ok(unfinished)
 }
 
-/// The subjects that a consumer takes and returns events on; any where that is not known.
+/// The filter and output subjects of a consumer; all if unknown.
 fn concerns(consumer: &str, takes: &[String], returns: Option<&Vec<Pattern>>) -> Vec<Pattern> {
     let takes = takes.iter().cloned();
     let all = || vec![">".to_owned()];
     let returns = match returns {
         Some(types) => types.iter().map(|types| format!("{EVENTS_PREFIX}{types}")).collect(),
-        None if consumer.starts_with(OWN) => all(),
+        None if consumer.starts_with(OWN_PREFIX) => all(),
         None => Vec::new(),
     };
     let parsed: Option<Vec<Pattern>> = takes.chain(returns).map(|subject| Pattern::parse(subject).ok()).collect();
@@ -109,13 +109,13 @@ fn concerns(consumer: &str, takes: &[String], returns: Option<&Vec<Pattern>>) ->
 }
 
 /// The first unfinished event that concerns a subject.
-fn kept_from(unfinished: &[Unfinished], subject: &str) -> Option<u64> {
+fn kept_from(unfinished: &[UnfinishedConsumer], subject: &str) -> Option<u64> {
     let concerned = unfinished.iter().filter(|one| one.concerns.iter().any(|pattern| pattern.covers(subject)));
     concerned.map(|one| one.first).min()
 }
 
 impl Bus {
-    /// The subjects in a stream, those with the most messages first.
+    /// The subjects of a stream, those with the most messages first.
     async fn subjects_of(&self, stream: &Stream) -> Result<Vec<String>, async_nats::Error> {
         let mut listed = stream.info_with_subjects(">").await?;
         let mut subjects = Vec::new();
@@ -132,12 +132,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_subject_is_kept_from_the_first_unfinished_event_that_concerns_it() {
+    fn subject_is_kept_from_the_first_unfinished_event_that_concerns_it() {
         let takes = |subject: &str| vec![subject.to_owned()];
         let types = vec![Pattern::parse("b.*").unwrap()];
         let unfinished = [
-            Unfinished { first: 5, concerns: concerns("nerve-f", &takes("events.a"), Some(&types)) },
-            Unfinished { first: 9, concerns: concerns("audit", &takes("events.c"), None) },
+            UnfinishedConsumer { first: 5, concerns: concerns("nerve-f", &takes("events.a"), Some(&types)) },
+            UnfinishedConsumer { first: 9, concerns: concerns("audit", &takes("events.c"), None) },
         ];
         for (subject, expected) in [
             ("events.a", Some(5)),
@@ -148,9 +148,9 @@ mod tests {
         ] {
             assert_eq!(kept_from(&unfinished, subject), expected, "{subject}");
         }
-        // What it returns is not known, or what it takes is no pattern of ours.
+        // Unknown output types, or an invalid filter.
         for concerns in [concerns("nerve-g", &takes("events.a"), None), concerns("audit", &takes("ä"), None)] {
-            assert_eq!(kept_from(&[Unfinished { first: 3, concerns }], "events.z"), Some(3));
+            assert_eq!(kept_from(&[UnfinishedConsumer { first: 3, concerns }], "events.z"), Some(3));
         }
     }
 }

@@ -1,6 +1,7 @@
-//! Bodies too large for a message lie in the Object Store, by their digest, and the message refers to them
+//! Large bodies: stored in the Object Store by digest, with a reference in the message
 //! (the claim-check pattern; the reference is CloudEvents' `dataref` extension).
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError, PublishError, streams::BODIES};
 use bytes::{Bytes, BytesMut};
 use data_encoding::HEXLOWER;
@@ -9,48 +10,48 @@ use sha2::{Digest, Sha256};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 
-/// The header that refers to a body.
-pub(super) const HEADER: &str = "ce-dataref";
+/// The header with the reference.
+pub(super) const DATAREF_HEADER: &str = "ce-dataref";
 
-const SCHEME: &str = "nats-object:bodies/";
+const REFERENCE_PREFIX: &str = "nats-object:bodies/";
 
-/// What is left of a message's limit for its subject and headers, in bytes.
-const HEADROOM: usize = 32 * 1024;
+/// Bytes of the payload limit that are reserved for subject and headers.
+const HEADROOM_BYTES: usize = 32 * 1024;
 
-/// The largest body that is put back into an event, in bytes: a bound on what one reference can cost.
-const LARGEST: u64 = 64 << 20;
+/// Maximum size of a body that is restored into an event: a limit on the cost of one reference.
+const MAX_BODY_BYTES: u64 = 64 << 20;
 
-/// How long the next bytes of a body may take.
+/// Timeout for the next bytes of a body.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
-/// How often a body is read again, before its event is given back.
+/// Attempts to read a body before its event is released.
 const MAX_READS: u32 = 4;
 
-/// Why a body that an event refers to is not there.
+/// The reason why the body of an event is missing.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// It is gone, or never was: nothing brings it back.
+    /// The body was deleted or never existed. This is permanent.
     #[error("the event's body is no longer in the Object Store: {0}")]
     Gone(String),
-    /// The broker did not hand it over: try again.
+    /// The broker did not deliver it. Retrying can help.
     #[error(transparent)]
     Bus(#[from] BusError),
 }
 
 impl Bus {
-    /// The largest body that goes into a message, in bytes.
-    pub(super) fn largest_body(&self) -> usize {
-        self.client.max_payload().saturating_sub(HEADROOM)
+    /// Maximum size of a body in a message.
+    pub(super) fn max_body_bytes(&self) -> usize {
+        self.client.max_payload().saturating_sub(HEADROOM_BYTES)
     }
 
-    /// Stores a body and returns the reference to it. The same body is stored once.
+    /// Stores a body and returns its reference. Equal bodies are stored once.
     pub(super) async fn store_body(&self, body: &Bytes) -> Result<String, PublishError> {
         let unavailable = |error: async_nats::Error| PublishError::Unavailable(error);
         if !self.connected() {
-            return Err(unavailable("there is no connection to NATS".into()));
+            return Err(unavailable("not connected to NATS".into()));
         }
         let digest = HEXLOWER.encode(&Sha256::digest(body));
         let store = self.jetstream.get_object_store(BODIES).await.map_err(|error| unavailable(error.into()))?;
-        // A later event starts the body's age anew, so a body that is there is written again all the same.
+        // Stored again even if present, because a later event renews the body's age.
         let full = |error| match error {
             BusError::Full { full, .. } => unavailable(full.into()),
             error => unavailable(error.into()),
@@ -58,19 +59,20 @@ impl Bus {
         self.check_room(BODIES, u64::try_from(body.len()).unwrap_or(u64::MAX)).await.map_err(full)?;
         let stored = store.put(digest.as_str(), &mut body.as_ref()).await;
         stored.map_err(|error| full(BusError::of_bucket(BODIES, "storing a large body", error)))?;
-        Ok(format!("{SCHEME}{digest}"))
+        Ok(format!("{REFERENCE_PREFIX}{digest}"))
     }
 
-    /// Puts the body that `event` refers to into it; an event with its body aboard is left alone.
+    /// Restores the referenced body of an event. No-op for an event with its body inline.
     pub async fn restore_body(&self, event: &mut Event) -> Result<(), BodyError> {
-        let reference = event.extension(nerve_core::event::DATA_REF).and_then(|text| text.strip_prefix(SCHEME));
+        let reference =
+            event.extension(nerve_core::event::DATA_REF).and_then(|text| text.strip_prefix(REFERENCE_PREFIX));
         let Some(digest) = reference.map(str::to_owned) else { return Ok(()) };
         let mut tries = 1..=MAX_READS;
         let body = loop {
             match self.read_body(&digest).await {
-                // Another event with the same body stores it again, and its old chunks are deleted under whoever reads them.
+                // Another event with the same body stores it again, and deletes the old chunks while they are read.
                 Err(BodyError::Bus(error)) if self.connected() && tries.next().is_some() => {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "a body is read again");
+                    tracing::debug!(error = &error as &dyn std::error::Error, "retrying to read a body");
                 }
                 read => break read?,
             }
@@ -82,8 +84,7 @@ impl Bus {
 
     async fn read_body(&self, digest: &str) -> Result<Bytes, BodyError> {
         let what = || format!("reading the body {digest}");
-        let store = self.jetstream.get_object_store(BODIES).await;
-        let store = store.map_err(|error| BusError::unavailable(what(), error))?;
+        let store = self.jetstream.get_object_store(BODIES).await.unavailable(what)?;
         let mut object = match store.get(digest).await {
             Ok(object) => object,
             Err(error) if error.kind() == async_nats::jetstream::object_store::GetErrorKind::NotFound => {
@@ -92,20 +93,20 @@ impl Bus {
             Err(error) => return Err(BusError::unavailable(what(), error).into()),
         };
         let size = object.info().size;
-        if u64::try_from(size).unwrap_or(u64::MAX) > LARGEST {
-            return Err(BodyError::Gone(format!("{digest} is larger than {LARGEST} bytes")));
+        if u64::try_from(size).unwrap_or(u64::MAX) > MAX_BODY_BYTES {
+            return Err(BodyError::Gone(format!("{digest} is larger than {MAX_BODY_BYTES} bytes")));
         }
         let mut body = BytesMut::with_capacity(size);
         loop {
-            // A reader whose chunks were deleted would wait for them without end.
+            // A reader whose chunks were deleted would wait for them forever.
             let read = tokio::time::timeout(READ_TIMEOUT, object.read_buf(&mut body)).await;
-            let read = read.map_err(|_| BusError::unavailable(what(), "the broker sends no more of it"))?;
-            if read.map_err(|error| BusError::unavailable(what(), error))? == 0 {
+            let read = read.map_err(|_| BusError::unavailable(what(), "timed out while reading"))?;
+            if read.unavailable(what)? == 0 {
                 break;
             }
         }
         if body.len() != size {
-            return Err(BusError::unavailable(what(), "the broker sent a part of it").into());
+            return Err(BusError::unavailable(what(), "the body is incomplete").into());
         }
         Ok(body.freeze())
     }

@@ -1,4 +1,4 @@
-//! What came of each post of a sink: one stream, a subject an event.
+//! The outcome of each request of a sink, in one stream, by the subject of the event.
 
 use super::{Bus, BusError, Start, Tail};
 use nerve_core::Name;
@@ -6,83 +6,83 @@ use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use time::OffsetDateTime;
 
-/// What sinks have posted, and what they were answered.
+/// Stream: the requests of sinks and their responses.
 pub const ATTEMPTS: &str = "ATTEMPTS";
 
-/// One post of an event to a sink.
+/// One request of a sink, for one event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkAttempt {
     /// The sink.
     pub sink: Name,
-    /// What the endpoint knows the event by: `webhook-id`, the same at each attempt.
+    /// The `webhook-id` header: the same at each attempt.
     pub id: String,
     /// The event's id.
     pub event: String,
     /// The event's type.
     #[serde(rename = "type")]
     pub ty: String,
-    /// The stream that the event is in.
+    /// The stream of the event.
     pub stream: String,
     /// Its sequence there.
     pub sequence: u64,
-    /// Which attempt, from 1.
+    /// The attempt, starting at 1.
     pub attempt: u32,
-    /// When it was made.
+    /// The start of the attempt.
     #[serde(with = "time::serde::rfc3339")]
     pub time: OffsetDateTime,
-    /// How long it took.
+    /// Its duration.
     pub duration_ms: u64,
-    /// The answer's status; none without an answer.
+    /// The response's status; `None` without a response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// The answer's first bytes.
+    /// The first bytes of the response.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub answer: String,
-    /// What went wrong.
+    /// The error.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Whether it was the time that ran out.
+    /// Whether the attempt timed out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub timed_out: bool,
-    /// What became of the event.
+    /// The consequence for the event.
     pub outcome: SinkOutcome,
-    /// When it is tried again.
+    /// The time of the next attempt.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub next: Option<OffsetDateTime>,
 }
 
-/// What became of an event after an attempt.
+/// The consequence of an attempt for its event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SinkOutcome {
-    /// The endpoint has it.
+    /// The endpoint accepted it.
     Delivered,
-    /// It is tried again.
+    /// It will be retried.
     Retry,
-    /// It was given up.
+    /// Its retries are exhausted.
     Dead,
-    /// It was a trial, which failed.
+    /// A test delivery failed.
     Failed,
 }
 
-/// Which of a sink's attempts.
+/// Selects attempts of a sink.
 #[derive(Debug, Clone, Copy)]
-pub struct WhichAttempts<'a> {
+pub struct SinkAttemptFilter<'a> {
     /// The sink.
     pub sink: &'a Name,
-    /// Those at one event, by the id that the endpoint knows, or at all.
+    /// Only the attempts of one event, by `webhook-id`.
     pub id: Option<&'a str>,
-    /// Since when.
+    /// The start of the time range.
     pub since: Start,
-    /// The newest so many.
+    /// Maximum number of attempts, the newest.
     pub limit: usize,
 }
 
-/// A sink's attempts being followed.
+/// A live view of a sink's attempts.
 pub struct SinkAttempts(Tail);
 
 impl SinkAttempts {
-    /// The next one; waits for it for ever.
+    /// Waits for the next attempt.
     pub async fn next(&mut self) -> SinkAttempt {
         loop {
             let (message, ..) = self.0.next_message().await;
@@ -93,14 +93,14 @@ impl SinkAttempts {
     }
 }
 
-/// Ids hold nothing that a subject may not.
+/// Ids contain only characters that are valid in a subject.
 fn subject(sink: &Name, id: Option<&str>) -> String {
     let plain = |id: &&str| !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
     format!("attempts.{sink}.{}", id.filter(plain).unwrap_or("*"))
 }
 
 impl Bus {
-    /// Writes an attempt down; a log never holds up what it tells of for long.
+    /// Records an attempt, without delaying the delivery for long.
     pub async fn record_attempt(&self, attempt: &SinkAttempt) {
         let Ok(body) = serde_json::to_vec(attempt) else { return };
         let stored = match self.jetstream.publish(subject(&attempt.sink, Some(&attempt.id)), body.into()).await {
@@ -108,18 +108,18 @@ impl Bus {
             Err(error) => Err(error),
         };
         if let Err(error) = stored {
-            tracing::warn!(%error, sink = %attempt.sink, "an attempt could not be written down");
+            tracing::warn!(%error, sink = %attempt.sink, "cannot record a sink attempt");
         }
     }
 
-    /// The attempts that `which` asks for and `keep` keeps, the oldest first.
+    /// Reads the attempts that `which` selects and `keep` accepts, oldest first.
     pub async fn sink_attempts(
         &self,
-        which: WhichAttempts<'_>,
+        which: SinkAttemptFilter<'_>,
         keep: impl Fn(&SinkAttempt) -> bool,
     ) -> Result<Vec<SinkAttempt>, BusError> {
         let mut newest = VecDeque::new();
-        self.each(ATTEMPTS, vec![subject(which.sink, which.id)], which.since, |message, _, _| {
+        self.for_each(ATTEMPTS, vec![subject(which.sink, which.id)], which.since, |message, _, _| {
             let attempt = serde_json::from_slice::<SinkAttempt>(&message.payload);
             if let Some(attempt) = attempt.ok().filter(&keep) {
                 newest.push_back(attempt);
@@ -133,7 +133,7 @@ impl Bus {
         Ok(newest.into())
     }
 
-    /// Follows a sink's attempts at one event, or at all.
+    /// Follows the attempts of a sink, or those for one event.
     pub async fn follow_sink_attempts(&self, sink: &Name, id: Option<&str>) -> Result<SinkAttempts, BusError> {
         Ok(SinkAttempts(self.tail_stream(ATTEMPTS, vec![subject(sink, id)], Start::New).await?))
     }

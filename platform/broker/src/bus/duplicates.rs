@@ -1,12 +1,13 @@
-//! Duplicates that were dropped, counted by where and why.
+//! Counts dropped duplicates by owner and reason.
 //!
-//! Each drop is counted in this process's metrics (`nerve_duplicates_total`) and, in a moment, in the stream DROPS: one subject
-//! per counter, to which JetStream adds (ADR-49), so that any number of processes write the same counters and the command line
+//! Each dropped duplicate is counted in this process's metrics (`nerve_duplicates_total`) and shortly afterwards in the stream DROPS:
+//! one subject per counter, which JetStream increments (ADR-49), so that all processes share the counters and the command line
 //! reads them.
 //!
-//! A count is a lower bound. What a process counted within [`WRITE_INTERVAL`] before it is killed is not in DROPS, and JetStream
-//! does not say how many messages of a batch it dropped.
+//! A count is a lower bound. A killed process loses what it counted within the last [`WRITE_INTERVAL`], and JetStream
+//! does not report how many messages of a batch it dropped.
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError, PublishError, Published, streams::lacks_storage};
 use crate::streams::StreamsConfig;
 use async_nats::{
@@ -34,35 +35,35 @@ use uuid::Uuid;
 /// Stream: the counters.
 pub(super) const DROPS: &str = "DROPS";
 const PREFIX: &str = "drops.";
-/// What JetStream is to add.
+/// The header with JetStream's counter increment.
 const INCREMENT: &str = "Nats-Incr";
-/// How long counts are gathered before they are written.
+/// Time for which counts are aggregated before they are written.
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
-/// The wait before a failed write is tried again.
+/// Interval between attempts of a failed write.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a process that stops waits for its last counts to be written.
+/// Timeout of the last write at shutdown.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Counters that wait to be written at most; what is counted beyond that is in the metrics only.
+/// Maximum counters that wait to be written; further drops are counted in the metrics only.
 const MAX_WAITING_COUNTERS: usize = 4096;
-/// Counters in DROPS at most; those that were added to least recently are deleted first.
+/// Maximum counters in DROPS; the least recently incremented are deleted first.
 const MAX_COUNTERS: i64 = 1 << 16;
-/// Bytes that they may take.
+/// Maximum size of DROPS.
 const DROPS_BYTES: i64 = 16 << 20;
-/// What stands in a subject's token as it is.
+/// Characters that are not encoded in a subject token.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_');
 
-/// What dropped a duplicate.
+/// The kind of owner of a counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DropScope {
+pub enum DuplicateScope {
     /// A webhook source.
     Source,
     /// A function.
     Function,
-    /// The API, for a caller.
+    /// A caller of the API.
     Caller,
 }
 
-impl DropScope {
+impl DuplicateScope {
     fn as_str(self) -> &'static str {
         match self {
             Self::Source => "source",
@@ -72,24 +73,24 @@ impl DropScope {
     }
 }
 
-/// Why something was dropped as a duplicate.
+/// The reason why a duplicate was dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DropReason {
-    /// Its id was accepted before; where ids are reused, with the same body.
+pub enum DuplicateReason {
+    /// Its id was accepted before; for reused ids also with the same body.
     Id,
-    /// It has no id, and the same bytes were accepted before.
+    /// It has no id, and the same body was accepted before.
     Body,
     /// The same signed bytes were accepted before, under another id.
     Signed,
-    /// JetStream had its message id within the dedupe window.
+    /// JetStream knew its message id (dedupe window).
     Window,
-    /// The results of an earlier attempt at the same event stand.
+    /// An earlier attempt at the same event has committed its results.
     Result,
-    /// The same request was done before under its `Idempotency-Key`.
+    /// A request with the same `Idempotency-Key` was completed before.
     Key,
 }
 
-impl DropReason {
+impl DuplicateReason {
     fn as_str(self) -> &'static str {
         match self {
             Self::Id => "id",
@@ -102,33 +103,33 @@ impl DropReason {
     }
 }
 
-/// What was dropped, by reason.
-pub type DropCounts = BTreeMap<String, u64>;
+/// Dropped duplicates by reason.
+pub type DuplicateCounts = BTreeMap<String, u64>;
 
-/// The counters of a process; clones are the same.
+/// The duplicate counters of this process; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Drops {
-    shared: Arc<Shared>,
+pub struct DuplicateCounters {
+    shared: Arc<SharedCounters>,
 }
 
 #[derive(Debug, Default)]
-struct Shared {
-    unwritten: Mutex<Unwritten>,
+struct SharedCounters {
+    unwritten: Mutex<PendingCounts>,
     counted: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Unwritten {
+struct PendingCounts {
     counts: BTreeMap<Counter, u64>,
-    /// What is being written; written again under the same message id until it is acknowledged.
+    /// The increment in flight; resent under the same message id until it is acknowledged.
     writing: Option<Increment>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Counter {
-    scope: DropScope,
+    scope: DuplicateScope,
     name: String,
-    reason: DropReason,
+    reason: DuplicateReason,
 }
 
 impl fmt::Display for Counter {
@@ -138,6 +139,7 @@ impl fmt::Display for Counter {
     }
 }
 
+/// One counter increment.
 #[derive(Debug, Clone)]
 struct Increment {
     counter: Counter,
@@ -145,7 +147,7 @@ struct Increment {
     message_id: String,
 }
 
-/// The body that JetStream gives a counter's message.
+/// The body of a counter message, written by JetStream.
 #[derive(Deserialize)]
 struct Total {
     val: String,
@@ -155,16 +157,16 @@ fn token(name: &str) -> String {
     utf8_percent_encode(name, ENCODED).to_string()
 }
 
-/// The name and the reason in a counter's subject.
+/// Parses name and reason from a counter's subject.
 fn parts_of(subject: &str) -> Option<(String, &str)> {
     let mut tokens = subject.strip_prefix(PREFIX)?.split('.').skip(1);
     let (name, reason) = (tokens.next()?, tokens.next()?);
     Some((percent_decode_str(name).decode_utf8_lossy().into_owned(), reason))
 }
 
-impl Drops {
-    /// Counts what was dropped as duplicates by a source, a function or for a caller.
-    pub fn count(&self, scope: DropScope, name: &str, reason: DropReason, number: usize) {
+impl DuplicateCounters {
+    /// Counts duplicates dropped by a source, by a function or for a caller.
+    pub fn count(&self, scope: DuplicateScope, name: &str, reason: DuplicateReason, number: usize) {
         let number = u64::try_from(number).unwrap_or(u64::MAX);
         if number == 0 {
             return;
@@ -180,12 +182,12 @@ impl Drops {
         self.shared.counted.notify_one();
     }
 
-    fn unwritten(&self) -> MutexGuard<'_, Unwritten> {
-        // A panic elsewhere leaves no count half added.
+    fn unwritten(&self) -> MutexGuard<'_, PendingCounts> {
+        // A panic elsewhere leaves every count complete.
         self.shared.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is to be written next.
+    /// The next increment to write.
     fn next(&self) -> Option<Increment> {
         let mut unwritten = self.unwritten();
         if unwritten.writing.is_none() {
@@ -201,14 +203,14 @@ impl Drops {
                 self.shared.counted.notified().await;
                 tokio::time::sleep(WRITE_INTERVAL).await;
                 while let Err(error) = self.write(&bus).await {
-                    tracing::debug!(%error, "counts of dropped duplicates wait for the broker");
+                    tracing::debug!(%error, "cannot write duplicate counts; retrying");
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
             }
         };
         end.run_until_cancelled(writing).await;
         if !matches!(tokio::time::timeout(LAST_WRITE_TIMEOUT, self.write(&bus)).await, Ok(Ok(()))) {
-            tracing::warn!("the last counts of dropped duplicates were not written: those in DROPS are too low");
+            tracing::warn!("the last duplicate counts were not written; DROPS is too low");
         }
     }
 
@@ -225,7 +227,7 @@ impl Increment {
     async fn publish(self, bus: &Bus) -> Result<(), BusError> {
         let unavailable = |error: async_nats::Error| BusError::unavailable("counting dropped duplicates", error);
         if !bus.connected() {
-            return Err(unavailable("there is no connection".into()));
+            return Err(unavailable("not connected to NATS".into()));
         }
         let mut headers = HeaderMap::new();
         headers.insert(INCREMENT, format!("+{}", self.number));
@@ -238,42 +240,42 @@ impl Increment {
 }
 
 impl Bus {
-    /// The counters of this process.
-    pub fn drops(&self) -> &Drops {
+    /// The duplicate counters of this process.
+    pub fn drops(&self) -> &DuplicateCounters {
         &self.drops
     }
 
-    /// Publishes an event of the command line; one that is dropped as a duplicate is counted.
+    /// Publishes an event of the command line, and counts it if it is a duplicate.
     ///
     /// # Errors
-    /// [`PublishError::Unavailable`] where it is not known whether it is stored: publish it again.
-    pub async fn publish_of_cli(&self, event: &Event) -> Result<Published, PublishError> {
+    /// [`PublishError::Unavailable`] if it is unknown whether the event is stored: publish it again.
+    pub async fn publish_from_cli(&self, event: &Event) -> Result<Published, PublishError> {
         let published = self.publish(event, Origin::cli().identify(event)).await?;
         if published.duplicate {
-            self.drops.count(DropScope::Caller, "cli", DropReason::Window, 1);
+            self.drops.count(DuplicateScope::Caller, "cli", DuplicateReason::Window, 1);
             if let Err(error) = self.drops.write(self).await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a dropped duplicate is not counted");
+                tracing::warn!(error = &error as &dyn std::error::Error, "cannot count a dropped duplicate");
             }
         }
         Ok(published)
     }
 
-    /// Writes the counters of this process, until `end`.
+    /// Writes the counters of this process until `end`.
     pub fn write_drops(&self, end: CancellationToken, tasks: &TaskTracker) {
         tasks.spawn(self.drops.clone().write_until(self.clone(), end));
     }
 
-    /// Makes the stream of the counters; one that is there keeps what it has counted.
+    /// Creates the stream of the counters; an existing one keeps its counts.
     pub(super) async fn ensure_drops(&self, config: &StreamsConfig) -> Result<(), BusError> {
         match self.set_drops(config, DROPS_BYTES).await {
-            // The broker has not so many bytes to set aside; the number of counters bounds it, too.
+            // The broker cannot reserve as many bytes; the number of counters is a limit, too.
             Err(error) if lacks_storage(&error) => self.set_drops(config, -1).await,
             set => set,
         }
     }
 
     async fn set_drops(&self, config: &StreamsConfig, max_bytes: i64) -> Result<(), BusError> {
-        let what = || format!("making the stream {DROPS}");
+        let what = || format!("creating the stream {DROPS}");
         let wanted = jetstream::stream::Config {
             name: DROPS.to_owned(),
             subjects: vec![format!("{PREFIX}>")],
@@ -307,35 +309,34 @@ impl Bus {
         }
     }
 
-    /// What was dropped as duplicates in all, by source, function or caller, and by reason. These are lower bounds.
+    /// All dropped duplicates by owner and reason. These are lower bounds.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
-    pub async fn dropped(&self, scope: DropScope) -> Result<BTreeMap<String, DropCounts>, BusError> {
+    /// If the broker cannot be reached.
+    pub async fn dropped(&self, scope: DuplicateScope) -> Result<BTreeMap<String, DuplicateCounts>, BusError> {
         self.counters(format!("{PREFIX}{}.>", scope.as_str())).await
     }
 
-    /// The same of one source, function or caller.
+    /// The dropped duplicates of one owner.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
-    pub async fn dropped_by(&self, scope: DropScope, name: &str) -> Result<DropCounts, BusError> {
+    /// If the broker cannot be reached.
+    pub async fn dropped_by(&self, scope: DuplicateScope, name: &str) -> Result<DuplicateCounts, BusError> {
         let counters = self.counters(format!("{PREFIX}{}.{}.*", scope.as_str(), token(name))).await?;
         Ok(counters.into_values().next().unwrap_or_default())
     }
 
-    async fn counters(&self, filter: String) -> Result<BTreeMap<String, DropCounts>, BusError> {
+    async fn counters(&self, filter: String) -> Result<BTreeMap<String, DuplicateCounts>, BusError> {
         let what = "reading what was dropped as duplicates";
-        let mut found: BTreeMap<String, DropCounts> = BTreeMap::new();
+        let mut found: BTreeMap<String, DuplicateCounts> = BTreeMap::new();
         let stream = match self.stream(DROPS, || what.to_owned()).await {
             Ok(stream) => stream,
-            // No server that counts has run here.
+            // No server has counted yet.
             Err(BusError::NotFound(_)) => return Ok(found),
             Err(error) => return Err(error),
         };
-        let subjects = stream.info_with_subjects(filter).await.map_err(|error| BusError::unavailable(what, error))?;
-        let subjects: Vec<(String, usize)> =
-            subjects.try_collect().await.map_err(|error| BusError::unavailable(what, error))?;
+        let subjects = stream.info_with_subjects(filter).await.unavailable(|| what.into())?;
+        let subjects: Vec<(String, usize)> = subjects.try_collect().await.unavailable(|| what.into())?;
         for (subject, _) in subjects {
             let Some((name, reason)) = parts_of(&subject) else { continue };
             let message = match stream.direct_get_last_for_subject(subject.as_str()).await {

@@ -1,55 +1,56 @@
-//! What is remembered of runs that did not end well: failures, deliveries that were given back, crashes.
+//! The history of unsuccessful runs: failures, released deliveries, crashes.
 //!
-//! JetStream counts deliveries, and not what became of them. So each delivery that ends otherwise than well is written to the
-//! stream RUNS, the newest record per run. A delivery that nothing is written about ended without a word: its worker died, or
-//! its acknowledgement was lost. An event that goes well is never written about.
+//! JetStream counts deliveries, not their outcomes. Each unsuccessful delivery is therefore recorded in the
+//! stream RUNS, the newest record per run. A delivery without a record ended with a crash of its worker or
+//! a lost acknowledgement. Successful events have no record.
 
+use super::error::ResultExt as _;
 use super::{Attempt, Bus, BusError, Delivery, TIMERS, streams::RUNS};
 use async_nats::{HeaderMap, jetstream::stream::LastRawMessageErrorKind};
 use nerve_core::{Fault, FunctionError, Name};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-/// Failures that are kept with a run.
+/// Maximum failures kept per run.
 const MAX_FAILURES: usize = 20;
 
-/// What is known of the deliveries of one run so far.
+/// The known deliveries of one run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunHistory {
-    /// Attempts that failed.
+    /// Failed attempts.
     pub failed: u32,
-    /// The newest of them, oldest first.
+    /// The newest failures, oldest first.
     pub failures: Vec<Attempt>,
-    /// Which consumer the deliveries below are of: when it was created, in nanoseconds since 1970.
+    /// The consumer of the deliveries below, by its creation time in nanoseconds since 1970.
     consumer: i64,
-    /// Deliveries whose end is known, from the first on.
+    /// Deliveries with a known outcome, from the first on.
     accounted: u32,
-    /// The delivery that was started while nothing else ran in its worker.
+    /// The delivery that was started alone in its worker.
     alone: Option<u32>,
-    /// Whether a delivery ended without a word, and none has ended with one since.
+    /// Whether a delivery ended without an outcome, and no later one with an outcome.
     suspect: bool,
-    /// How often it was given back as its worker was never idle.
+    /// Releases because the worker was never idle.
     pub postponed: u32,
     /// Whether the last failure was to leave a copy in TIMERS.
     #[serde(default)]
     delayed: bool,
 }
 
-/// How a delivery goes on.
+/// How to continue with a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Resumption {
-    /// It runs as any other.
+    /// Run it normally.
     Run,
-    /// It was in flight when a worker died: it runs while nothing else does, so that a crash is its own.
+    /// Run it alone: it was in flight when a worker crashed, and another crash must be attributable.
     RunAlone,
-    /// All its attempts have failed.
+    /// All attempts have failed.
     Exhausted,
 }
 
 impl RunHistory {
-    /// Takes note of a delivery that begins, and says how it goes on if `attempts` are allowed.
+    /// Records the start of a delivery, and decides how to continue if `attempts` are allowed.
     ///
-    /// Of the deliveries that ended without a word only one that ran alone counts as a failed attempt.
+    /// Of the deliveries without an outcome, only one that ran alone counts as a failed attempt.
     pub fn resume(&mut self, delivery: &Delivery, attempts: u32) -> Resumption {
         self.resume_at(delivery.consumer_created, delivery.delivered, attempts)
     }
@@ -57,13 +58,13 @@ impl RunHistory {
     fn resume_at(&mut self, consumer: i64, delivered: u32, attempts: u32) -> Resumption {
         let before = delivered.saturating_sub(1);
         if self.consumer != consumer {
-            // A consumer that is made again counts from 1. What the old one delivered last has ended somehow.
+            // A recreated consumer counts from 1. The last delivery of the old one has ended in some way.
             self.suspect |= self.alone.is_some();
             (self.consumer, self.accounted, self.alone) = (consumer, 0, None);
         }
         if before > self.accounted {
             if self.alone == Some(before) {
-                let message = "the worker process died while it ran this event, and no other";
+                let message = "the worker process crashed while it ran this event alone";
                 self.fail(FunctionError::new(Fault::Crash, message));
             }
             self.suspect = true;
@@ -77,17 +78,17 @@ impl RunHistory {
         }
     }
 
-    /// Takes note that this delivery is started while nothing else runs in its worker.
+    /// Records that this delivery is started alone in its worker.
     pub fn start_alone(&mut self, delivery: &Delivery) {
         self.alone = Some(delivery.delivered);
     }
 
-    /// Whether the delivery was started while nothing else ran in its worker.
+    /// Returns whether the delivery was started alone in its worker.
     pub fn is_alone(&self) -> bool {
         self.alone.is_some()
     }
 
-    /// Takes note that this delivery failed.
+    /// Records the failure of this delivery.
     pub fn end_failed(&mut self, delivery: &Delivery, error: FunctionError) {
         self.fail(error);
         self.end(delivery);
@@ -95,19 +96,19 @@ impl RunHistory {
         self.postponed = 0;
     }
 
-    /// Takes note of whether its next attempt waits in TIMERS.
+    /// Records whether its next attempt waits in TIMERS.
     pub fn set_delayed(&mut self, delayed: bool) {
         self.delayed = delayed;
     }
 
-    /// Whether a worker that ended before it acknowledged this delivery may have left a copy of it in TIMERS.
-    pub fn may_wait_beside(&self, delivery: &Delivery) -> bool {
+    /// Returns whether a worker that crashed before acknowledging this delivery may have left a copy in TIMERS.
+    pub fn may_have_delayed_copy(&self, delivery: &Delivery) -> bool {
         // The first delivery from TIMERS is that copy.
         self.delayed && (delivery.stream.as_ref() != TIMERS || delivery.delivered > 1)
     }
 
-    /// Takes note that this delivery was given back, which is no attempt.
-    pub fn end_given_back(&mut self, delivery: &Delivery) {
+    /// Records the release of this delivery, which is not an attempt.
+    pub fn end_released(&mut self, delivery: &Delivery) {
         self.end(delivery);
     }
 
@@ -124,58 +125,62 @@ impl RunHistory {
 }
 
 impl Bus {
-    /// What is remembered of the run of `function` on a delivery.
+    /// The history of the run of `function` on a delivery.
     pub async fn run_history(&self, function: &Name, delivery: &Delivery) -> Result<RunHistory, BusError> {
         let subject = subject(function, delivery);
         let what = || format!("reading {subject}");
-        // From the leader, as a follower may not have yet what was written a moment ago.
-        let stream = self.jetstream.get_stream_no_info(RUNS).await;
-        let stream = stream.map_err(|error| BusError::unavailable(what(), error))?;
+        // From the leader, since a follower may lag behind the last write.
+        let stream = self.jetstream.get_stream_no_info(RUNS).await.unavailable(what)?;
         match stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => serde_json::from_slice(&message.payload).map_err(|error| BusError::refused(what(), error)),
+            Ok(message) => serde_json::from_slice(&message.payload).refused(what),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                Ok(self.old_history(function, delivery).await)
+                Ok(self.legacy_history(function, delivery).await)
             }
             Err(error) => Err(BusError::unavailable(what(), error)),
         }
     }
 
-    /// Writes down what is known of a run.
+    /// Records the history of a run.
     pub async fn record_run(&self, function: &Name, delivery: &Delivery, history: &RunHistory) -> Result<(), BusError> {
         let subject = subject(function, delivery);
         let what = || format!("writing {subject}");
-        let body = serde_json::to_vec(history).map_err(|error| BusError::refused(what(), error))?;
-        let sent = self.jetstream.publish_with_headers(subject.clone(), headers(delivery), body.into()).await;
-        let sent = sent.map_err(|error| BusError::unavailable(what(), error))?;
-        sent.await.map(drop).map_err(|error| BusError::unavailable(what(), error))
+        let body = serde_json::to_vec(history).refused(what)?;
+        let sent = self
+            .jetstream
+            .publish_with_headers(subject.clone(), headers(delivery), body.into())
+            .await
+            .unavailable(what)?;
+        sent.await.map(drop).unavailable(what)
     }
 
-    /// Gives a delivery back at once, and writes down that this was no attempt; neither is waited for.
-    pub async fn give_back_recorded(
+    /// Releases a delivery immediately, and records that this was not an attempt; waits for neither.
+    pub async fn release_recorded(
         &self,
         function: &Name,
         delivery: Delivery,
         mut history: RunHistory,
     ) -> Result<(), BusError> {
-        history.end_given_back(&delivery);
+        history.end_released(&delivery);
         if let Ok(body) = serde_json::to_vec(&history) {
             let subject = subject(function, &delivery);
-            let sent = self.client.publish_with_headers(subject, headers(&delivery), body.into()).await;
-            sent.map_err(|error| BusError::unavailable("giving back an event", error))?;
+            self.client
+                .publish_with_headers(subject, headers(&delivery), body.into())
+                .await
+                .unavailable("giving back an event")?;
         }
         delivery.retry_after(std::time::Duration::ZERO).await
     }
 
-    /// The failures that an older Nerve wrote to LOGS, by the event's place.
-    async fn old_history(&self, function: &Name, delivery: &Delivery) -> RunHistory {
-        let failures = self.old_attempts(function, delivery).await;
+    /// The failures that an earlier version of Nerve recorded in LOGS, by the event's position.
+    async fn legacy_history(&self, function: &Name, delivery: &Delivery) -> RunHistory {
+        let failures = self.legacy_attempts(function, delivery).await;
         let failed = failures.iter().map(|attempt| attempt.attempt).max().unwrap_or_default();
         let consumer = if failed > 0 { delivery.consumer_created } else { 0 };
         RunHistory { failed, failures, consumer, accounted: failed, ..RunHistory::default() }
     }
 }
 
-/// What the event says of itself: by that a record is found whose workflow is erased.
+/// The event's attributes, by which an erasure of its workflow finds the record.
 fn headers(delivery: &Delivery) -> HeaderMap {
     delivery.provenance.copied(delivery.message.headers.as_ref(), &delivery.message.subject)
 }
@@ -188,7 +193,7 @@ fn subject(function: &Name, delivery: &Delivery) -> String {
 mod tests {
     use super::*;
 
-    /// Resumes deliveries one after the other, each of which ends without a word unless `alone` says that it was started alone.
+    /// Resumes deliveries in order, each of which ends without an outcome; the flag says whether it was started alone.
     fn resumed(history: &mut RunHistory, deliveries: impl IntoIterator<Item = (u32, bool)>) -> Vec<Resumption> {
         let resume = |(delivered, alone)| {
             let resumption = history.resume_at(1, delivered, 2);
@@ -199,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn only_an_event_that_ran_alone_pays_for_a_crash() {
+    fn only_an_event_that_ran_alone_is_blamed_for_a_crash() {
         use Resumption::{Exhausted, Run, RunAlone};
         let mut history = RunHistory::default();
         let deliveries = [(1, false), (2, false), (3, true), (4, true), (5, false)];
@@ -209,11 +214,11 @@ mod tests {
     }
 
     #[test]
-    fn delivery_with_a_known_end_is_no_crash() {
+    fn delivery_with_a_known_outcome_is_not_a_crash() {
         let mut history = RunHistory { accounted: 3, consumer: 1, ..RunHistory::default() };
         assert_eq!(history.resume_at(1, 4, 5), Resumption::Run);
         assert_eq!((history.failed, history.suspect), (0, false));
-        // The consumer was made again, and counts anew; failures stay.
+        // The consumer was recreated, and counts from 1; failures are kept.
         let mut history = RunHistory { accounted: 3, consumer: 1, failed: 4, ..RunHistory::default() };
         assert_eq!(history.resume_at(2, 1, 5), Resumption::Run);
         assert_eq!(history.resume_at(2, 2, 5), Resumption::RunAlone);
@@ -221,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_bounded_and_the_newest_are_kept() {
+    fn number_of_failures_is_limited_to_the_newest() {
         let mut history = RunHistory::default();
         for n in 0..100 {
             history.fail(FunctionError::new(Fault::Timeout, n.to_string()));

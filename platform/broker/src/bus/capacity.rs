@@ -1,12 +1,12 @@
-//! How full EVENTS is: what a publisher asks before it accepts an event from outside.
+//! The free capacity of EVENTS, which publishers check before they accept an external event.
 //!
-//! The trimmer ([`super::trim`]) looks at the stream and reports; gateways ask. What functions return is stored without asking:
-//! an event is acknowledged only once its results are stored, so a log that refused these could never drain.
+//! The trimmer ([`super::trim`]) measures the stream and reports; gateways check. Results of functions are stored without a check:
+//! an event is acknowledged only once its results are stored, so rejecting them would prevent the stream from draining.
 
 use super::{
     Bus, PublishError,
     buckets::BucketLevel,
-    full::{Full, FullReason},
+    stream_full::{StreamFull, StreamFullReason},
 };
 use async_nats::jetstream::{
     self, ErrorCode,
@@ -22,48 +22,48 @@ use std::{
 };
 use tokio::sync::{Notify, watch};
 
-/// Bytes that an event takes besides its data, as an estimate.
+/// Estimated bytes per event besides its data.
 const OVERHEAD_BYTES: usize = 512;
-/// A refusal counts for so long, until it is worth another look.
-const FRESH: Duration = Duration::from_millis(200);
-/// How long a refusal of the broker's says that its disk is full, where nothing was stored since.
-const REFUSAL_COUNTS: Duration = Duration::from_secs(60);
-/// The longest that a publisher waits for the trimmer.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for which a refusal is reused before another check.
+const REFUSAL_LIFETIME: Duration = Duration::from_millis(200);
+/// Time for which a broker's refusal counts as a full disk, if nothing was stored since.
+const DISK_REFUSAL_LIFETIME: Duration = Duration::from_secs(60);
+/// Maximum time that a publisher waits for the trimmer.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What is known of the room in EVENTS; all connections of one server share it.
+/// The known capacity of EVENTS, shared by all connections of a server.
 #[derive(Debug)]
-pub struct Space {
-    /// Bytes that may be taken in until the next look.
+pub struct EventsCapacity {
+    /// Bytes that may be accepted until the next check.
     room: AtomicI64,
-    last: watch::Sender<Look>,
+    last: watch::Sender<LastCheck>,
     wanted: Notify,
-    /// Whether `disk` says that something is full: it is asked for each event.
+    /// Whether `disk` reports a full disk: checked for each event.
     disk_is_full: AtomicBool,
     disk: Mutex<DiskState>,
     /// The buckets that are nearly full.
     buckets: Mutex<Vec<BucketLevel>>,
 }
 
-/// What is known of the broker's disk.
+/// The state of the broker's disk.
 #[derive(Debug, Default)]
 struct DiskState {
-    /// What a look at the disk found.
-    looked: Option<Full>,
-    /// What the broker said at the last refusal, and when.
-    refused: Option<(Full, Instant)>,
+    /// The result of the last disk check.
+    looked: Option<StreamFull>,
+    /// The message and the time of the broker's last refusal.
+    refused: Option<(StreamFull, Instant)>,
 }
 
-/// What the last look found.
+/// The result of the last check.
 #[derive(Debug, Clone, Default)]
-struct Look {
+struct LastCheck {
     number: u64,
     at: Option<Instant>,
-    full: Option<Full>,
+    full: Option<StreamFull>,
 }
 
-impl Default for Space {
-    /// Without a bound, until a look says otherwise.
+impl Default for EventsCapacity {
+    /// Unlimited, until a check reports otherwise.
     fn default() -> Self {
         Self {
             room: AtomicI64::new(i64::MAX),
@@ -76,54 +76,54 @@ impl Default for Space {
     }
 }
 
-impl Space {
-    /// Reports a look: the bytes that may be taken in, or none where nothing bounds them; and what is full, if it is.
-    pub(super) fn report(&self, room: Option<u64>, full: Option<Full>) {
+impl EventsCapacity {
+    /// Reports a check: the bytes that may be accepted (`None` if unlimited), and the full stream, if any.
+    pub(super) fn report(&self, room: Option<u64>, full: Option<StreamFull>) {
         let room = room.map_or(i64::MAX, |room| i64::try_from(room).unwrap_or(i64::MAX));
         self.room.store(room, Ordering::Relaxed);
-        self.last.send_modify(|last| *last = Look { number: last.number + 1, at: Some(Instant::now()), full });
+        self.last.send_modify(|last| *last = LastCheck { number: last.number + 1, at: Some(Instant::now()), full });
     }
 
-    /// Waits until a look is wanted at once.
+    /// Waits until a publisher requests a check.
     pub(super) async fn wanted(&self) {
         self.wanted.notified().await;
     }
 
-    /// Reports a look at the disk that the broker writes to.
-    pub(super) fn report_disk(&self, full: Option<Full>) {
+    /// Reports a check of the broker's disk.
+    pub(super) fn report_disk(&self, full: Option<StreamFull>) {
         self.disk().looked = full;
         self.update_disk();
     }
 
-    /// Takes note that the broker refused an event since it has no room for it.
-    fn refused_by_broker(&self, said: String) -> Full {
-        let full = Full { max_bytes: None, reason: FullReason::Broker { said } };
+    /// Records that the broker refused an event for lack of space.
+    fn record_refusal(&self, message: String) -> StreamFull {
+        let full = StreamFull { max_bytes: None, reason: StreamFullReason::Broker { message } };
         self.disk().refused = Some((full.clone(), Instant::now()));
         self.update_disk();
         full
     }
 
-    /// Takes note that the broker acknowledges nothing although it is connected, as where a write of its has failed.
-    pub(super) fn unanswered(&self) {
-        self.refused_by_broker("it does not acknowledge what is published; its log says why".to_owned());
+    /// Records that the broker is connected but acknowledges nothing, as after a failed write.
+    pub(super) fn record_missing_ack(&self) {
+        self.record_refusal("it does not acknowledge messages; see its log".to_owned());
     }
 
-    /// Takes note that the broker stored something.
+    /// Records that the broker stored a message.
     pub(super) fn stored(&self) {
         if self.disk_is_full.load(Ordering::Relaxed) && self.disk().refused.take().is_some() {
             self.update_disk();
-            tracing::info!("the broker has room again");
+            tracing::info!("the broker has space again");
         }
     }
 
-    /// How the disk is full, if it is.
-    pub fn disk_full(&self) -> Option<Full> {
+    /// The full disk, if it is full.
+    pub fn disk_full(&self) -> Option<StreamFull> {
         if !self.disk_is_full.load(Ordering::Relaxed) {
             return None;
         }
         let disk = self.disk();
-        // A refusal tells nothing once nobody has tried for a while.
-        let refused = disk.refused.as_ref().filter(|(_, at)| at.elapsed() < REFUSAL_COUNTS);
+        // A refusal is meaningless once nobody has tried for a while.
+        let refused = disk.refused.as_ref().filter(|(_, at)| at.elapsed() < DISK_REFUSAL_LIFETIME);
         disk.looked.clone().or_else(|| refused.map(|(full, _)| full.clone()))
     }
 
@@ -136,28 +136,28 @@ impl Space {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reports a look at the buckets: those that are nearly full.
+    /// Reports a check of the buckets: those that are nearly full.
     pub(super) fn report_buckets(&self, levels: Vec<BucketLevel>) {
         *self.buckets.lock().unwrap_or_else(PoisonError::into_inner) = levels;
     }
 
-    /// The buckets that are nearly full, as of the last look.
+    /// The buckets that are nearly full, as of the last check.
     pub fn buckets(&self) -> Vec<BucketLevel> {
         self.buckets.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What fills EVENTS, as of the last look.
-    pub fn full(&self) -> Option<Full> {
+    /// The full stream, as of the last check.
+    pub fn full(&self) -> Option<StreamFull> {
         self.last.borrow().full.clone()
     }
 
-    /// What the broker's refusal says; the trimmer is called.
-    fn refused(&self) -> Full {
+    /// The error for a refusal by the broker; requests a check by the trimmer.
+    fn refused(&self) -> StreamFull {
         self.wanted.notify_one();
-        self.full().unwrap_or(Full { max_bytes: None, reason: FullReason::Unknown })
+        self.full().unwrap_or(StreamFull { max_bytes: None, reason: StreamFullReason::Unknown })
     }
 
-    async fn admit(&self, bytes: usize) -> Result<(), Full> {
+    async fn admit(&self, bytes: usize) -> Result<(), StreamFull> {
         if self.disk_is_full.load(Ordering::Relaxed)
             && let Some(full) = self.disk().looked.clone()
         {
@@ -169,17 +169,17 @@ impl Space {
         }
         let mut looks = self.last.subscribe();
         let before = looks.borrow_and_update().clone();
-        let fresh = before.at.is_some_and(|at| at.elapsed() < FRESH);
+        let fresh = before.at.is_some_and(|at| at.elapsed() < REFUSAL_LIFETIME);
         if let Some(full) = before.full.filter(|_| fresh) {
             return Err(full);
         }
         self.wanted.notify_one();
         let looked = looks.wait_for(|look| look.number > before.number);
-        // Without a look the broker has the last word.
-        let Ok(Ok(look)) = tokio::time::timeout(LOOK_TIMEOUT, looked).await else { return Ok(()) };
+        // Without a check the broker decides.
+        let Ok(Ok(look)) = tokio::time::timeout(CHECK_TIMEOUT, looked).await else { return Ok(()) };
         match look.full.clone() {
             None if self.take(bytes) => Ok(()),
-            full => Err(full.unwrap_or(Full { max_bytes: None, reason: FullReason::Unknown })),
+            full => Err(full.unwrap_or(StreamFull { max_bytes: None, reason: StreamFullReason::Unknown })),
         }
     }
 
@@ -193,43 +193,43 @@ impl Space {
 }
 
 impl Bus {
-    /// Whether EVENTS has room for an event from outside; waits for a look at the stream where that is in doubt.
+    /// Checks that EVENTS has capacity for an external event, and waits for a check of the stream if in doubt.
     ///
     /// # Errors
-    /// EVENTS is full: [`PublishError::full`] says of what.
+    /// If EVENTS is full: see [`PublishError::full`].
     pub async fn admit(&self, event: &Event) -> Result<(), PublishError> {
         Ok(self.space.admit(event.data.len() + OVERHEAD_BYTES).await?)
     }
 
-    /// What is known of the room in EVENTS.
-    pub fn space(&self) -> &Space {
+    /// The known capacity of EVENTS.
+    pub fn space(&self) -> &EventsCapacity {
         &self.space
     }
 
-    /// What a refused publish is to its caller; EVENTS that is full is told from a broker that is away.
+    /// Converts a failed publish; a full stream is distinguished from an unavailable broker.
     pub(super) fn refusal(&self, subject: &Subject, error: context::PublishError) -> PublishError {
         if error.kind() == PublishErrorKind::TimedOut && self.connected() {
-            self.space.unanswered();
+            self.space.record_missing_ack();
         }
-        if let Some(said) = lacks_room(&error) {
-            return self.space.refused_by_broker(said).into();
+        if let Some(message) = lacks_room(&error) {
+            return self.space.record_refusal(message).into();
         }
         let full = subject.as_str().starts_with(EVENTS_PREFIX) && is_full(&error);
         if full { self.space.refused().into() } else { PublishError::Unavailable(error.into()) }
     }
 }
 
-/// What the broker says of its disk, where that is why it refuses something.
+/// The broker's message about its disk, if that is the reason of a refusal.
 fn lacks_room(error: &context::PublishError) -> Option<String> {
     let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>())?;
-    let said = refused.to_string();
+    let message = refused.to_string();
     let resources = [ErrorCode::INSUFFICIENT_RESOURCES, ErrorCode::STORAGE_RESOURCES_EXCEEDED];
     let disk = ["no space left on device", "insufficient resources", "resource limits exceeded"];
-    let lacks = resources.contains(&refused.error_code()) || disk.iter().any(|text| said.contains(text));
-    lacks.then_some(said)
+    let lacks = resources.contains(&refused.error_code()) || disk.iter().any(|text| message.contains(text));
+    lacks.then_some(message)
 }
 
-/// Whether the stream refuses it because of its bound in bytes; the code alone also stands for a disk that fails.
+/// Returns whether the stream has reached its size limit; the code alone can also mean a failing disk.
 fn is_full(error: &context::PublishError) -> bool {
     let refused = std::error::Error::source(error).and_then(|source| source.downcast_ref::<jetstream::Error>());
     refused.is_some_and(|refused| {
@@ -241,41 +241,41 @@ fn is_full(error: &context::PublishError) -> bool {
 mod tests {
     use super::*;
 
-    fn held() -> Full {
-        let reason = FullReason::Held { consumer: "nerve-slow".to_owned(), unfinished: 7, first: 3 };
-        Full { max_bytes: Some(1000), reason }
+    fn held() -> StreamFull {
+        let reason = StreamFullReason::Held { consumer: "nerve-slow".to_owned(), unfinished: 7, first: 3 };
+        StreamFull { max_bytes: Some(1000), reason }
     }
 
     #[tokio::test]
-    async fn full_disk_refuses_events_and_the_brokers_word_only_tells_of_it() {
-        let space = Space::default();
-        let disk = Full { max_bytes: None, reason: FullReason::Disk { free: 1, reserve: 2 } };
+    async fn full_disk_rejects_events_but_a_refusal_does_not() {
+        let space = EventsCapacity::default();
+        let disk = StreamFull { max_bytes: None, reason: StreamFullReason::Disk { free: 1, reserve: 2 } };
         space.report_disk(Some(disk.clone()));
         assert_eq!((space.admit(1).await, space.disk_full()), (Err(disk.clone()), Some(disk.clone())));
-        assert!(disk.to_string().contains("disk is full") && !disk.for_strangers().to_string().contains("reserve"));
+        assert!(disk.to_string().contains("disk is full") && !disk.redacted().to_string().contains("reserve"));
         space.report_disk(None);
         assert_eq!((space.admit(1).await, space.disk_full()), (Ok(()), None));
-        // The next event may find room, so it is tried.
-        let refused = space.refused_by_broker("insufficient resources".to_owned());
+        // The next event may find space, so it is tried.
+        let refused = space.record_refusal("insufficient resources".to_owned());
         assert_eq!((space.admit(1).await, space.disk_full()), (Ok(()), Some(refused)));
         space.stored();
         assert_eq!(space.disk_full(), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn admission_ends_with_the_room_and_waits_for_a_look() {
-        let space = Space::default();
-        assert_eq!(space.admit(1 << 30).await, Ok(()), "nothing bounds it");
+    async fn admission_ends_with_the_capacity_and_waits_for_a_check() {
+        let space = EventsCapacity::default();
+        assert_eq!(space.admit(1 << 30).await, Ok(()), "unlimited");
         space.report(Some(100), None);
         assert_eq!(space.admit(90).await, Ok(()));
-        assert_eq!(space.admit(90).await, Ok(()), "the last one may go over");
+        assert_eq!(space.admit(90).await, Ok(()), "the last event may exceed the limit");
         let look = async {
             space.wanted().await;
             space.report(Some(0), Some(held()));
         };
         let (refused, ()) = tokio::join!(space.admit(1), look);
         assert_eq!(refused, Err(held()));
-        assert_eq!(space.admit(1).await, Err(held()), "it was looked a moment ago");
+        assert_eq!(space.admit(1).await, Err(held()), "the last check is recent");
         space.report(Some(10), None);
         assert_eq!(space.admit(1).await, Ok(()));
     }

@@ -1,18 +1,19 @@
-//! The dedupe cache of webhooks: accepted deliveries, remembered for longer than JetStream does.
+//! The dedupe store of webhooks: accepted deliveries, remembered for longer than JetStream does.
 //!
-//! A dedupe key is an [`Identity`]. Every gateway appends its keys to the stream SEEN, many in one message, and follows that
-//! stream, so each knows within milliseconds what the others have accepted, and all of it after a restart. A lookup costs no
-//! round trip.
+//! A dedupe key is an [`Identity`]. Every gateway appends its keys to the stream SEEN, many per message, and follows that
+//! stream, so each gateway knows within milliseconds what the others have accepted, and all of it after a restart. A lookup requires
+//! no round trip.
 //!
 //! A key is recorded after the event's acknowledgement, so none can drop an event that was never stored. A gateway that is
-//! killed loses the keys of its last moment: until [`streams.dedupe_window`] is over JetStream itself knows those ids, and then
-//! a delivery that comes again is stored again.
+//! killed loses its most recent keys: within [`streams.dedupe_window`] JetStream itself knows those ids, after that
+//! a redelivery is stored again.
 //!
-//! Keys that an older Nerve wrote have another form, and stand on another subject. While such keys are remembered, a delivery is
-//! looked up under both forms ([`Seen::has_either`]).
+//! Keys of an earlier version of Nerve have another form and another subject. While there are such keys, a delivery is
+//! looked up under both forms ([`DedupeStore::has_either`]).
 //!
 //! [`streams.dedupe_window`]: crate::streams::StreamsConfig::dedupe_window
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError, streams::SEEN, tail::Start};
 use async_nats::Message;
 use bytes::Bytes;
@@ -26,65 +27,65 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Keys that are held at most; the oldest are dropped first. About 64 bytes of memory each.
+/// Maximum keys held, at about 64 bytes of memory each; the oldest are dropped first.
 const MAX_KEYS: usize = 1 << 20;
-/// How long keys are gathered before they are written.
+/// Delay before keys are written, to combine them.
 const WRITE_DELAY: Duration = Duration::from_millis(20);
-/// The wait before a failed write is tried again.
+/// Interval between attempts of a failed write.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Keys in one message.
 const MAX_MESSAGE_KEYS: usize = 4096;
-/// Keys that wait for the broker at most.
+/// Maximum keys that wait for the broker.
 const MAX_WAITING_KEYS: usize = 64 * MAX_MESSAGE_KEYS;
-/// How long the broker may be silent while the keys of before are read; however many they are, all are read.
+/// Timeout between messages while the existing keys are read.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a server that stops waits for its last keys to be written.
+/// Timeout of the last write at shutdown.
 const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Where keys are written.
+/// The subject of keys.
 const SUBJECT: &str = "seen.ids";
-/// Where an older Nerve wrote its keys; see [`Identity::of_legacy_webhook`].
-const OLD_SUBJECT: &str = "seen.hooks";
+/// The subject of an earlier version's keys; see [`Identity::of_legacy_webhook`].
+const LEGACY_SUBJECT: &str = "seen.hooks";
 
-/// What was accepted within the window; clones share it.
+/// The keys accepted within the window; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Seen {
-    shared: Arc<Shared>,
+pub struct DedupeStore {
+    shared: Arc<SharedDedupe>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SharedDedupe {
     window: Duration,
-    memory: Mutex<Memory>,
+    index: Mutex<DedupeIndex>,
     written: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Memory {
+struct DedupeIndex {
     keys: HashSet<Identity, foldhash::fast::RandomState>,
-    /// The same, oldest first, each with the second it was made in.
+    /// The same keys, oldest first, each with its second.
     order: VecDeque<(i64, Identity)>,
-    /// What is being stored at this moment.
+    /// Keys being stored.
     claimed: HashSet<Identity>,
-    /// What is still to be written.
+    /// Keys that are not written yet.
     unwritten: Vec<Identity>,
-    /// Until when, in seconds since 1970, keys of an older Nerve are remembered; 0 without any.
+    /// The expiry of an earlier version's keys, in seconds since 1970; 0 if there are none.
     old_keys_until: i64,
 }
 
-/// A delivery that is being stored; given up when it is dropped.
+/// The reservation of a key while its delivery is stored; released on drop.
 #[derive(Debug)]
 pub struct Claim {
-    seen: Seen,
+    seen: DedupeStore,
     key: Identity,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        self.seen.memory().claimed.remove(&self.key);
+        self.seen.index().claimed.remove(&self.key);
     }
 }
 
-impl Memory {
+impl DedupeIndex {
     fn insert(&mut self, key: Identity, at: i64, oldest: i64) {
         while self.order.len() >= MAX_KEYS || self.order.front().is_some_and(|(made, _)| *made < oldest) {
             if let Some((_, gone)) = self.order.pop_front() {
@@ -97,37 +98,37 @@ impl Memory {
     }
 }
 
-impl Seen {
+impl DedupeStore {
     /// A cache that is not shared with other gateways.
-    fn alone(window: Duration) -> Self {
-        Self { shared: Arc::new(Shared { window, memory: Mutex::default(), written: Notify::new() }) }
+    fn local(window: Duration) -> Self {
+        Self { shared: Arc::new(SharedDedupe { window, index: Mutex::default(), written: Notify::new() }) }
     }
 
-    /// For tests without a broker.
+    /// A store without a broker, for tests.
     #[doc(hidden)]
     pub fn for_tests() -> Self {
-        Self::alone(Duration::from_secs(60))
+        Self::local(Duration::from_secs(60))
     }
 
-    /// What any gateway has accepted within `window`, and will until `end`; nothing for a window of zero.
+    /// Loads the keys that any gateway has accepted within `window`, and follows new ones until `end`; no-op for a window of zero.
     pub async fn follow(
         bus: &Bus,
         window: Duration,
         end: CancellationToken,
         tasks: &TaskTracker,
     ) -> Result<Self, BusError> {
-        let seen = Self::alone(window);
+        let seen = Self::local(window);
         if window.is_zero() {
             return Ok(seen);
         }
-        let what = "reading accepted deliveries";
-        let stream = bus.jetstream().get_stream(SEEN).await.map_err(|error| BusError::unavailable(what, error))?;
+        let what = "reading dedupe keys";
+        let stream = bus.jetstream().get_stream(SEEN).await.unavailable(|| what.into())?;
         let (held, last) = (stream.cached_info().state.messages, stream.cached_info().state.last_sequence);
         let mut tail = bus.tail_stream(SEEN, vec!["seen.>".to_owned()], Start::First).await?;
         let mut sequence = 0;
         while held > 0 && sequence < last {
             let next = tokio::time::timeout(READ_TIMEOUT, tail.next_message()).await;
-            let (message, at, time) = next.map_err(|error| BusError::unavailable(what, error))?;
+            let (message, at, time) = next.unavailable(|| what.into())?;
             sequence = at;
             seen.read(&message, time);
         }
@@ -145,43 +146,43 @@ impl Seen {
         Ok(seen)
     }
 
-    /// Whether this was accepted.
+    /// Returns whether the key was accepted.
     pub fn has(&self, key: Identity) -> bool {
-        self.memory().keys.contains(&key)
+        self.index().keys.contains(&key)
     }
 
-    /// Whether this was accepted by this Nerve, or by an older one, which knew it by the key that `old` makes.
+    /// Returns whether the key was accepted, or its form in an earlier version of Nerve, which `old` computes.
     pub fn has_either(&self, key: Identity, old: impl FnOnce() -> Identity) -> bool {
-        let memory = self.memory();
-        let old_counts = memory.old_keys_until > OffsetDateTime::now_utc().unix_timestamp();
-        memory.keys.contains(&key) || old_counts && memory.keys.contains(&old())
+        let index = self.index();
+        let old_counts = index.old_keys_until > OffsetDateTime::now_utc().unix_timestamp();
+        index.keys.contains(&key) || old_counts && index.keys.contains(&old())
     }
 
     /// Reserves `key` for storing. Returns `None` while another request holds it.
     pub fn claim(&self, key: Identity) -> Option<Claim> {
-        self.memory().claimed.insert(key).then(|| Claim { seen: self.clone(), key })
+        self.index().claimed.insert(key).then(|| Claim { seen: self.clone(), key })
     }
 
-    /// Remembers what is stored: here at once, and elsewhere in a moment.
+    /// Records stored keys: here immediately, for other gateways shortly afterwards.
     pub fn remember(&self, keys: impl IntoIterator<Item = Identity>) {
         if self.shared.window.is_zero() {
             return;
         }
         let now = OffsetDateTime::now_utc().unix_timestamp();
-        let mut memory = self.memory();
+        let mut index = self.index();
         for key in keys {
-            memory.insert(key, now, self.oldest(now));
-            if memory.unwritten.len() < MAX_WAITING_KEYS {
-                memory.unwritten.push(key);
+            index.insert(key, now, self.oldest(now));
+            if index.unwritten.len() < MAX_WAITING_KEYS {
+                index.unwritten.push(key);
             }
         }
-        drop(memory);
+        drop(index);
         self.shared.written.notify_one();
     }
 
-    fn memory(&self) -> std::sync::MutexGuard<'_, Memory> {
-        // A panic elsewhere leaves no key half recorded.
-        self.shared.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    fn index(&self) -> std::sync::MutexGuard<'_, DedupeIndex> {
+        // A panic elsewhere leaves every key complete.
+        self.shared.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn oldest(&self, now: i64) -> i64 {
@@ -190,13 +191,13 @@ impl Seen {
 
     fn read(&self, message: &Message, time: OffsetDateTime) {
         let (oldest, at) = (self.oldest(OffsetDateTime::now_utc().unix_timestamp()), time.unix_timestamp());
-        let mut memory = self.memory();
-        if message.subject.as_str() == OLD_SUBJECT {
+        let mut index = self.index();
+        if message.subject.as_str() == LEGACY_SUBJECT {
             let window = i64::try_from(self.shared.window.as_secs()).unwrap_or(i64::MAX);
-            memory.old_keys_until = memory.old_keys_until.max(at.saturating_add(window));
+            index.old_keys_until = index.old_keys_until.max(at.saturating_add(window));
         }
         for bytes in message.payload.chunks_exact(identity::BYTES) {
-            memory.insert(Identity::from_bytes(bytes), at, oldest);
+            index.insert(Identity::from_bytes(bytes), at, oldest);
         }
     }
 
@@ -206,7 +207,7 @@ impl Seen {
                 self.shared.written.notified().await;
                 tokio::time::sleep(WRITE_DELAY).await;
                 while let Err(error) = self.write(&bus).await {
-                    tracing::debug!(%error, "accepted deliveries wait for the broker to be recorded");
+                    tracing::debug!(%error, "cannot write dedupe keys; retrying");
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
             }
@@ -219,24 +220,24 @@ impl Seen {
         }
     }
 
-    /// Writes what is unwritten; what cannot be written waits for the next time.
+    /// Writes the unwritten keys; a failed write is retried later.
     async fn write(&self, bus: &Bus) -> Result<(), BusError> {
         let unavailable = |error: async_nats::Error| BusError::unavailable("recording accepted deliveries", error);
         loop {
             let chunk: Vec<Identity> = {
-                let unwritten = &self.memory().unwritten;
+                let unwritten = &self.index().unwritten;
                 unwritten.iter().take(MAX_MESSAGE_KEYS).copied().collect()
             };
             if chunk.is_empty() {
                 return Ok(());
             }
             if !bus.connected() {
-                return Err(unavailable("there is no connection".into()));
+                return Err(unavailable("not connected to NATS".into()));
             }
             let body: Bytes = chunk.iter().flat_map(|key| key.to_bytes()).collect();
             let sent = bus.jetstream().publish(SUBJECT, body).await.map_err(|error| unavailable(error.into()))?;
             sent.await.map_err(|error| unavailable(error.into()))?;
-            self.memory().unwritten.drain(..chunk.len());
+            self.index().unwritten.drain(..chunk.len());
         }
     }
 }
@@ -257,37 +258,37 @@ mod tests {
     }
 
     #[test]
-    fn accepted_key_is_forgotten_after_the_window() {
-        let seen = Seen::for_tests();
+    fn accepted_key_expires_after_the_window() {
+        let seen = DedupeStore::for_tests();
         seen.remember([key("a")]);
         assert!(seen.has(key("a")) && !seen.has(key("b")));
         let now = OffsetDateTime::now_utc();
         seen.read(&message(SUBJECT, &[key("old")]), now - Duration::from_secs(61));
         seen.read(&message(SUBJECT, &[key("b"), key("c")]), now - Duration::from_secs(59));
         assert!(!seen.has(key("old")) && seen.has(key("b")) && seen.has(key("c")));
-        let mut memory = Memory::default();
-        memory.insert(key("a"), 10, 0);
-        memory.insert(key("b"), 75, 15);
-        assert_eq!((memory.keys.len(), memory.order.len()), (1, 1));
+        let mut index = DedupeIndex::default();
+        index.insert(key("a"), 10, 0);
+        index.insert(key("b"), 75, 15);
+        assert_eq!((index.keys.len(), index.order.len()), (1, 1));
     }
 
     #[test]
-    fn old_keys_count_while_there_are_any() {
-        let seen = Seen::for_tests();
+    fn legacy_keys_are_checked_while_there_are_any() {
+        let seen = DedupeStore::for_tests();
         let now = OffsetDateTime::now_utc();
         assert!(!seen.has_either(key("a"), || panic!("there are no old keys")));
-        seen.read(&message(OLD_SUBJECT, &[key("old-a")]), now);
+        seen.read(&message(LEGACY_SUBJECT, &[key("old-a")]), now);
         assert!(seen.has_either(key("a"), || key("old-a")) && !seen.has_either(key("b"), || key("old-b")));
     }
 
     #[test]
     fn key_can_be_reserved_once() {
-        let seen = Seen::for_tests();
+        let seen = DedupeStore::for_tests();
         let claim = seen.claim(key("a")).unwrap();
         assert!(seen.claim(key("a")).is_none() && seen.claim(key("b")).is_some());
         drop(claim);
         assert!(seen.claim(key("a")).is_some());
-        let forgetful = Seen::alone(Duration::ZERO);
+        let forgetful = DedupeStore::local(Duration::ZERO);
         forgetful.remember([key("a")]);
         assert!(!forgetful.has(key("a")));
     }

@@ -1,11 +1,12 @@
-//! Sets of results: all of a set are stored, or none, by JetStream's atomic batch publishing.
+//! Stores result sets, all or nothing, by JetStream's atomic batch publishing.
 //!
-//! An atomic batch costs milliseconds whatever it holds, and a stream stores one after the other. So sets that arrive while a batch
-//! is in flight share the next one. JetStream refuses a batch that holds an id it knows, and does not say which; then each of its
-//! sets is sent by itself, and one that is refused again was stored before.
+//! An atomic batch takes milliseconds regardless of its size, and a stream stores them one after the other. So sets that arrive while
+//! a batch is in flight share the next one. JetStream rejects a batch with a known id, and does not say which; then each of its
+//! sets is sent alone, and one that is rejected again was stored before.
 //!
 //! Source: ADR-50 of nats-architecture-and-design, "Atomic Batch Publishing".
 
+use super::error::ResultExt as _;
 use super::{Bus, BusError, PublishError, REQUEST_TIMEOUT};
 use async_nats::{HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
@@ -23,22 +24,22 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
-/// Messages of one atomic batch, as nats-server bounds them.
+/// Maximum messages of an atomic batch, as limited by nats-server.
 pub const MAX_MESSAGES: usize = 1000;
-/// Bytes of one batch from which on no further set is added.
-const FULL_BATCH_BYTES: usize = 8 << 20;
-/// The most bytes of one set: the broker holds a batch until it is whole.
+/// Target size of a batch.
+const TARGET_BATCH_BYTES: usize = 8 << 20;
+/// Maximum size of a set: the broker holds a batch in memory until it is complete.
 pub(crate) const MAX_SET_BYTES: usize = 64 << 20;
 /// Batches in flight. A stream stores one after the other, so a second would only make both smaller: with two, a quarter fewer
 /// results are stored per second.
-const MAX_IN_FLIGHT: usize = 1;
-/// Sets that wait to be sent.
-const QUEUE: usize = 1024;
-/// The most memory of sets whose events no longer hold a slot of their function, in KiB.
-const ROOM_KIB: usize = 32 << 10;
-/// What a set takes of that room at least, in KiB: so there are as many such sets as the queue holds, at most.
-const MIN_SET_KIB: usize = ROOM_KIB / QUEUE;
-/// How often batches are looked at that the broker may never answer.
+const MAX_IN_FLIGHT_BATCHES: usize = 1;
+/// Maximum sets that wait to be sent.
+const MAX_QUEUED_SETS: usize = 1024;
+/// Maximum memory of sets whose events no longer hold a slot of their function.
+const MAX_WAITING_KIB: usize = 32 << 10;
+/// Minimum share of that memory per set, which limits their number to the length of the queue.
+const MIN_SET_KIB: usize = MAX_WAITING_KIB / MAX_QUEUED_SETS;
+/// Interval of the check for overdue batches.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// nats-server's error codes for a batch that cannot be stored.
@@ -63,12 +64,12 @@ impl SetMessage {
     }
 }
 
-/// What became of a set.
+/// The outcome of a set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SetOutcome {
-    /// All of it is stored.
+pub enum ResultSetOutcome {
+    /// The whole set is stored.
     Stored,
-    /// A set of the same run was stored before; nothing of this one is.
+    /// A set of the same run was stored before; this one is discarded.
     Duplicate,
 }
 
@@ -76,29 +77,29 @@ pub enum SetOutcome {
 struct Set {
     messages: Vec<SetMessage>,
     size: usize,
-    reply: oneshot::Sender<Result<SetOutcome, PublishError>>,
+    reply: oneshot::Sender<Result<ResultSetOutcome, PublishError>>,
 }
 
-/// Publishes sets; clones share the batches.
+/// Publishes result sets in shared batches; cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Sets {
+pub struct ResultSetPublisher {
     queue: mpsc::Sender<Set>,
     room: Arc<Semaphore>,
 }
 
-impl Sets {
+impl ResultSetPublisher {
     /// Starts the task that sends batches until `stop`.
     pub async fn start(bus: &Bus, stop: CancellationToken, tasks: &TaskTracker) -> Result<Self, BusError> {
-        let (queue, sets) = mpsc::channel(QUEUE);
+        let (queue, sets) = mpsc::channel(MAX_QUEUED_SETS);
         let inbox = bus.client.new_inbox();
-        let acks = bus.client.subscribe(format!("{inbox}.*")).await;
-        let acks = acks.map_err(|error| BusError::unavailable("subscribing to acknowledgements", error))?;
-        let sender = Sender { bus: bus.clone(), inbox, sent: 0, in_flight: BTreeMap::new(), waiting: VecDeque::new() };
+        let acks = bus.client.subscribe(format!("{inbox}.*")).await.unavailable("subscribing to acknowledgements")?;
+        let sender =
+            BatchSender { bus: bus.clone(), inbox, sent: 0, in_flight: BTreeMap::new(), waiting: VecDeque::new() };
         tasks.spawn(async move { stop.run_until_cancelled(sender.run(sets, acks)).await });
-        Ok(Self { queue, room: Arc::new(Semaphore::new(ROOM_KIB)) })
+        Ok(Self { queue, room: Arc::new(Semaphore::new(MAX_WAITING_KIB)) })
     }
 
-    /// Room for a set of so many bytes while it waits to be stored, if there is some: hold it until then.
+    /// Reserves memory for a set of this size while it waits to be stored, if available.
     pub fn try_reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
         let kib = u32::try_from(bytes.div_ceil(1024).max(MIN_SET_KIB)).ok()?;
         Arc::clone(&self.room).try_acquire_many_owned(kib).ok()
@@ -107,8 +108,8 @@ impl Sets {
     /// Publishes a set, all or nothing.
     ///
     /// # Errors
-    /// [`PublishError::Unavailable`] where it is not known whether the set is stored: publish it again.
-    pub(super) async fn publish(&self, messages: Vec<SetMessage>) -> Result<SetOutcome, PublishError> {
+    /// [`PublishError::Unavailable`] if it is unknown whether the set is stored: publish it again.
+    pub(super) async fn publish(&self, messages: Vec<SetMessage>) -> Result<ResultSetOutcome, PublishError> {
         let size = messages.iter().map(SetMessage::size).sum();
         if messages.len() > MAX_MESSAGES || size > MAX_SET_BYTES {
             let why = format!(
@@ -126,13 +127,13 @@ impl Sets {
 }
 
 /// The task that sends batches.
-struct Sender {
+struct BatchSender {
     bus: Bus,
     inbox: String,
     sent: u64,
-    /// By number, which is the last token of the subject that the broker answers to.
+    /// By number, which is the last token of the reply subject.
     in_flight: BTreeMap<u64, (Vec<Set>, Instant)>,
-    /// Sets that are sent by themselves next.
+    /// Sets to send alone next.
     waiting: VecDeque<Set>,
 }
 
@@ -150,13 +151,13 @@ struct AckError {
     description: String,
 }
 
-impl Sender {
+impl BatchSender {
     async fn run(mut self, mut queue: mpsc::Receiver<Set>, mut acks: Subscriber) {
         let mut reconnects = self.bus.reconnects();
         let mut check = tokio::time::interval(CHECK_INTERVAL);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            while self.in_flight.len() < MAX_IN_FLIGHT
+            while self.in_flight.len() < MAX_IN_FLIGHT_BATCHES
                 && let Some(set) = self.waiting.pop_front()
             {
                 self.send(vec![set]).await;
@@ -167,10 +168,10 @@ impl Sender {
                     Some(ack) => self.acknowledged(&ack),
                     None => return,
                 },
-                // An acknowledgement over the old connection does not come over the new one.
+                // An acknowledgement for the old connection does not arrive on the new one.
                 Ok(()) = reconnects.changed() => self.lose(|_| true),
                 _ = check.tick() => self.lose(|since| since.elapsed() >= REQUEST_TIMEOUT),
-                set = queue.recv(), if self.in_flight.len() < MAX_IN_FLIGHT => match set {
+                set = queue.recv(), if self.in_flight.len() < MAX_IN_FLIGHT_BATCHES => match set {
                     Some(first) => {
                         let sets = gather(first, &mut queue, &mut self.waiting);
                         self.send(sets).await;
@@ -182,10 +183,10 @@ impl Sender {
     }
 
     async fn send(&mut self, sets: Vec<Set>) {
-        // While the connection is down the client would buffer, and the callers wait for nothing.
+        // While disconnected the client would buffer, and the callers would wait in vain.
         if !self.bus.connected() {
             for set in sets {
-                let _ = set.reply.send(Err(PublishError::Unavailable("there is no connection to NATS".into())));
+                let _ = set.reply.send(Err(PublishError::Unavailable("not connected to NATS".into())));
             }
             return;
         }
@@ -206,11 +207,11 @@ impl Sender {
                 client.publish_with_headers(subject, headers, body).await
             };
             if let Err(error) = sent {
-                tracing::debug!(%error, "a batch of results is not sent whole");
+                tracing::debug!(%error, "cannot send a complete batch of results");
                 break;
             }
         }
-        // One that was not sent whole is never acknowledged, and sent again.
+        // An incomplete batch is never acknowledged, and sent again.
         self.in_flight.insert(self.sent, (sets, Instant::now()));
     }
 
@@ -220,7 +221,7 @@ impl Sender {
         match serde_json::from_slice::<Ack>(&message.payload) {
             Ok(Ack { error: None, seq: Some(_) }) => {
                 for set in sets {
-                    let _ = set.reply.send(Ok(SetOutcome::Stored));
+                    let _ = set.reply.send(Ok(ResultSetOutcome::Stored));
                 }
             }
             Ok(Ack { error: Some(error), .. }) => self.refused(sets, &error),
@@ -228,7 +229,7 @@ impl Sender {
         }
     }
 
-    /// Sends sets by themselves that were refused together; tells the caller of a single one.
+    /// Sends rejected sets again one by one, or reports the error to the caller of a single one.
     fn refused(&mut self, mut sets: Vec<Set>, error: &AckError) {
         let alone = sets.len() == 1;
         for set in sets.drain(..) {
@@ -237,17 +238,17 @@ impl Sender {
                 continue;
             }
             let outcome = match error.err_code {
-                codes::DUPLICATE => Ok(SetOutcome::Duplicate),
-                codes::MESSAGE_TOO_LARGE | codes::HEADERS_TOO_LARGE => Err(PublishError::Invalid(
-                    "one is larger than its stream takes: max_msg_size bounds that".to_owned(),
-                )),
+                codes::DUPLICATE => Ok(ResultSetOutcome::Duplicate),
+                codes::MESSAGE_TOO_LARGE | codes::HEADERS_TOO_LARGE => {
+                    Err(PublishError::Invalid("one exceeds max_msg_size of its stream".to_owned()))
+                }
                 _ => Err(PublishError::Unavailable(format!("{} ({})", error.description, error.err_code).into())),
             };
             let _ = set.reply.send(outcome);
         }
     }
 
-    /// Tells the callers of batches that are not acknowledged.
+    /// Fails batches that are not acknowledged.
     fn lose(&mut self, is_lost: impl Fn(Instant) -> bool) {
         for (_, (sets, _)) in self.in_flight.extract_if(.., |_, (_, since)| is_lost(*since)) {
             for set in sets {
@@ -257,11 +258,11 @@ impl Sender {
     }
 }
 
-/// The sets of one batch: those that are there, as far as they fit.
+/// Combines the queued sets that fit in one batch.
 fn gather(first: Set, queue: &mut mpsc::Receiver<Set>, waiting: &mut VecDeque<Set>) -> Vec<Set> {
     let (mut count, mut size) = (first.messages.len(), first.size);
     let mut sets = vec![first];
-    while count < MAX_MESSAGES && size < FULL_BATCH_BYTES {
+    while count < MAX_MESSAGES && size < TARGET_BATCH_BYTES {
         let Ok(next) = queue.try_recv() else { break };
         if count + next.messages.len() > MAX_MESSAGES {
             waiting.push_back(next);
@@ -278,7 +279,7 @@ fn gather(first: Set, queue: &mut mpsc::Receiver<Set>, waiting: &mut VecDeque<Se
 mod tests {
     use super::*;
 
-    type Outcome = oneshot::Receiver<Result<SetOutcome, PublishError>>;
+    type Outcome = oneshot::Receiver<Result<ResultSetOutcome, PublishError>>;
 
     fn set(messages: usize) -> (Set, Outcome) {
         let message =
@@ -287,9 +288,9 @@ mod tests {
         (Set { messages: vec![message; messages], size: messages, reply }, outcome)
     }
 
-    async fn sender() -> Sender {
+    async fn sender() -> BatchSender {
         let bus = Bus::disconnected().await.unwrap();
-        Sender { bus, inbox: "_INBOX.a".to_owned(), sent: 0, in_flight: BTreeMap::new(), waiting: VecDeque::new() }
+        BatchSender { bus, inbox: "_INBOX.a".to_owned(), sent: 0, in_flight: BTreeMap::new(), waiting: VecDeque::new() }
     }
 
     fn ack(number: u64, payload: &'static str) -> Message {
@@ -302,30 +303,30 @@ mod tests {
         r#"{"error":{"code":400,"err_code":10201,"description":"duplicate"},"stream":"EVENTS","seq":0}"#;
 
     #[tokio::test]
-    async fn batch_refused_for_a_duplicate_is_split_set_by_set() {
+    async fn batch_rejected_for_a_duplicate_is_sent_set_by_set() {
         let mut sender = sender().await;
         let ((one, _one), (two, mut second)) = (set(2), set(3));
         sender.in_flight.insert(7, (vec![one, two], Instant::now()));
         sender.acknowledged(&ack(8, DUPLICATE));
-        assert_eq!(sender.in_flight.len(), 1, "another batch's answer");
+        assert_eq!(sender.in_flight.len(), 1, "the ack of another batch");
         sender.acknowledged(&ack(7, DUPLICATE));
         assert!(sender.in_flight.is_empty() && second.try_recv().is_err());
         assert_eq!(sender.waiting.len(), 2);
         let two = sender.waiting.pop_back().unwrap();
         sender.in_flight.insert(9, (vec![two], Instant::now()));
         sender.acknowledged(&ack(9, DUPLICATE));
-        assert!(matches!(second.try_recv(), Ok(Ok(SetOutcome::Duplicate))));
+        assert!(matches!(second.try_recv(), Ok(Ok(ResultSetOutcome::Duplicate))));
     }
 
     #[tokio::test]
-    async fn each_set_hears_what_became_of_its_batch() {
+    async fn each_set_receives_the_outcome_of_its_batch() {
         let mut sender = sender().await;
         for (payload, stored) in [(r#"{"stream":"EVENTS","seq":9,"batch":"b","count":2}"#, true), ("?", false)] {
             let (one, mut outcome) = set(2);
             sender.in_flight.insert(1, (vec![one], Instant::now()));
             sender.acknowledged(&ack(1, payload));
             let outcome = outcome.try_recv().unwrap();
-            assert_eq!(matches!(outcome, Ok(SetOutcome::Stored)), stored);
+            assert_eq!(matches!(outcome, Ok(ResultSetOutcome::Stored)), stored);
             assert!(stored || matches!(outcome, Err(PublishError::Unavailable(_))));
         }
         let (lost, mut outcome) = set(2);
@@ -338,7 +339,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sets_share_a_batch_as_far_as_they_fit() {
+    async fn sets_that_fit_share_a_batch() {
         let (queue, mut sets) = mpsc::channel(8);
         for count in [400, 500, 200] {
             queue.send(set(count).0).await.unwrap();
