@@ -1,26 +1,26 @@
-//! What of the file system a helper may use beside its pipes.
+//! The files that a helper may use besides its pipes.
 
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
 };
 
-/// What of the file system a helper may use beside its pipes. Paths are absolute, and without symbolic links.
+/// The files that a helper may use besides its pipes. Paths are absolute, without symbolic links.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Access {
-    /// A shared library that the helper loads before it is confined: its code is trusted.
+    /// A trusted shared library, which the helper loads before it is confined.
     pub library: Option<PathBuf>,
-    /// Files and folders that the helper may read. A kernel without Landlock does not keep it from others.
+    /// Readable files and folders. Without Landlock in the kernel, others are readable too.
     pub readable: Vec<PathBuf>,
 }
 
 impl Access {
-    /// Whether the helper opens no file of its own.
+    /// Returns whether the helper opens no files.
     pub(crate) fn is_none(&self) -> bool {
         self.readable.is_empty()
     }
 
-    /// The arguments that [`Access::read`] reads.
+    /// The command-line arguments that [`Access::read`] parses.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         if *self == Self::default() {
             return Vec::new();
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn access_survives_the_command_line() {
+    fn access_round_trips_through_the_command_line() {
         let readable = vec![PathBuf::from("/a"), PathBuf::from("/b c")];
         for access in [
             Access::default(),

@@ -1,6 +1,6 @@
-//! System calls by which a program reaches processes that are not its own, or changes what its paths lead to: they fail with EPERM.
+//! System calls by which a program affects foreign processes or changes its mounts: they fail with EPERM.
 //!
-//! Landlock decides about signals and traces, and about mounts. It does not decide about limits, priorities and scheduling.
+//! Landlock restricts signals, traces and mounts, but not limits, priorities and scheduling.
 
 use nix::errno::Errno;
 use seccompiler::{
@@ -9,7 +9,7 @@ use seccompiler::{
 };
 use std::{collections::BTreeMap, io};
 
-/// Calls that reach other processes, or mounts.
+/// Calls that affect other processes, or mounts.
 const REFUSED: &[i64] = &[
     libc::SYS_ptrace,
     libc::SYS_process_vm_readv,
@@ -26,14 +26,14 @@ const REFUSED: &[i64] = &[
     libc::SYS_fsmount,
     libc::SYS_fspick,
     libc::SYS_mount_setattr,
-    // The namespaces of other processes. Its own new ones, which browsers have, lead nowhere that it is not.
+    // Namespaces of other processes. New ones of its own, as browsers use, give access to nothing more.
     libc::SYS_setns,
-    // A file by its number, whatever covers its path. Root may do it.
+    // Opening a file by handle bypasses covers of its path. Root may do it.
     libc::SYS_open_by_handle_at,
 ];
 
-/// Calls whose first argument is a process, or 0 for the caller. `sched_setaffinity` is none of them: libraries call it with the ids
-/// of their own threads, which a filter cannot tell from others.
+/// Calls whose first argument is a process, or 0 for the caller. Without `sched_setaffinity`: libraries call it with the ids
+/// of their own threads, which a filter cannot distinguish from others.
 const OF_A_PROCESS: &[i64] = &[
     libc::SYS_sched_setscheduler,
     libc::SYS_sched_setparam,
@@ -42,23 +42,23 @@ const OF_A_PROCESS: &[i64] = &[
     libc::SYS_migrate_pages,
 ];
 
-/// `PRIO_USER` and `IOPRIO_WHO_USER` of the kernel: all processes of a user.
+/// The kernel's `PRIO_USER` and `IOPRIO_WHO_USER`: all processes of a user.
 const PRIORITY_OF_USER: u64 = 2;
 const IO_PRIORITY_OF_USER: u64 = 3;
 
-/// The bit in the number of a call of x32, the other interface of x86_64, which other filters would have to know too.
+/// The bit that marks x32 calls, the other ABI of x86_64, which all filters would have to cover.
 #[cfg(target_arch = "x86_64")]
 const X32: u32 = 0x4000_0000;
 
-/// A filter of system calls that is ready to be applied.
+/// A compiled filter of system calls.
 #[derive(Debug)]
 pub struct CallFilter(BpfProgram);
 
 impl CallFilter {
-    /// The filter for this processor architecture; `None` if there is none.
+    /// The filter for this processor; `None` if unsupported.
     ///
     /// # Errors
-    /// When the filter cannot be made.
+    /// If the filter cannot be compiled.
     pub fn new() -> io::Result<Option<Self>> {
         let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(None) };
         let filter = refused().and_then(|refused| {
@@ -68,16 +68,16 @@ impl CallFilter {
         Ok(Some(Self(without_x32(program))))
     }
 
-    /// Filters the calls of this thread and of all that it starts. Whether the kernel does that.
+    /// Filters the calls of this thread and its descendants. Returns whether the kernel supports that.
     ///
     /// # Errors
-    /// When the kernel, which has filters, refuses this one.
+    /// If the kernel supports filters, but refuses this one.
     pub fn apply(&self) -> io::Result<bool> {
         apply(&self.0).map_err(io::Error::other)
     }
 }
 
-/// Whether the kernel has filters, and no policy of a container keeps them from this process; it then has this one.
+/// Applies the filter; returns whether the kernel supports filters and no container policy forbids them.
 pub(crate) fn apply(program: &BpfProgram) -> Result<bool, seccompiler::Error> {
     match seccompiler::apply_filter(program) {
         Ok(()) => Ok(true),
@@ -93,7 +93,7 @@ fn is_missing(error: &io::Error) -> bool {
 
 fn refused() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let is = |argument: u8, operator, value| {
-        // A process and a user are 32 bits to the kernel, whatever is in the others.
+        // The kernel reads 32 bits of a process and a user id, and ignores the rest.
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
     };
     let another = |argument: u8| is(argument, SeccompCmpOp::Ne, 0);
@@ -105,14 +105,14 @@ fn refused() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     calls.insert(libc::SYS_prlimit64, vec![SeccompRule::new(vec![another(0)?, new_limit])?]);
     let users = [(libc::SYS_setpriority, PRIORITY_OF_USER), (libc::SYS_ioprio_set, IO_PRIORITY_OF_USER)];
     for (call, user) in users {
-        // The user that is 0 is this one.
+        // User 0 means the current user.
         let rules = [another(1)?, is(0, SeccompCmpOp::Eq, user)?].map(|condition| SeccompRule::new(vec![condition]));
         calls.insert(call, rules.into_iter().collect::<Result<_, _>>()?);
     }
     Ok(calls)
 }
 
-/// Has calls of x32 fail with ENOSYS, as on the many kernels that have none.
+/// Makes x32 calls fail with ENOSYS, as on the many kernels without them.
 #[cfg(target_arch = "x86_64")]
 fn without_x32(program: BpfProgram) -> BpfProgram {
     use seccompiler::sock_filter;

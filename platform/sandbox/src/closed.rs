@@ -1,7 +1,7 @@
-//! Files and folders that a program of this user's cannot open, as a Landlock ruleset.
+//! Denies a program of this user access to files and folders, by a Landlock ruleset.
 //!
-//! Landlock has rules that allow, and none that deny. So everything that lies beside a closed path is allowed: its siblings, and
-//! those of each folder above it. What appears in one of these folders later is closed too.
+//! Landlock rules can only allow. So everything next to a closed path is allowed: its siblings, and
+//! those of each ancestor. Files created in the ancestors later are closed too.
 
 use crate::confine::works;
 use landlock::{
@@ -13,17 +13,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The oldest Landlock that does: an older one refuses every move of a file to another folder.
+/// The minimum Landlock ABI: older ones refuse every move of a file to another folder.
 const OLDEST: ABI = ABI::V2;
-/// What a rule allows: all that concerns files. Devices are not Nerve's to close.
+/// The allowed operations: all on files. Devices are not restricted.
 const FILES: ABI = ABI::V3;
-/// Where files stand for processes and devices. A process function reads there and writes nothing: what it may write of its own, such as
-/// `oom_score_adj`, it could write of the broker too.
+/// File systems that represent processes and devices. A process function reads them and writes nothing: permission to write its own
+/// `oom_score_adj` would include that of the broker.
 const READ_ONLY: [&str; 2] = ["/proc", "/sys"];
-/// The most entries of folders that are looked at: a rule takes the kernel some hundred bytes.
+/// Maximum folder entries examined: each rule takes some hundred bytes in the kernel.
 const MAX_ENTRIES: usize = 100_000;
 
-/// Whether this kernel can close folders to a program, and no policy of a container keeps it from that: a thread tries it.
+/// Returns whether this kernel supports closing folders and no container policy forbids it, by a test in a thread.
 pub fn can_close() -> bool {
     works(|| Closed::new(&[], Path::new("/")).ok().flatten().is_some_and(|closed| closed.apply().is_ok()))
 }
@@ -33,18 +33,18 @@ fn has_rulesets() -> bool {
     ruleset.handle_access(AccessFs::from_all(OLDEST)).and_then(Ruleset::create).is_ok()
 }
 
-/// A ruleset that is ready to be applied.
+/// A ruleset ready to apply.
 #[derive(Debug)]
 pub struct Closed(RulesetCreated);
 
 impl Closed {
-    /// Denies access to `paths` and their content, except `own`. `None` if this kernel cannot.
+    /// Closes `paths` and their contents, except `own`. `None` if the kernel does not support it.
     ///
-    /// Nothing is written in `/proc` and `/sys`. A restricted process also sends signals to its own descendants only, where the kernel has version 6 of Landlock, and traces
+    /// `/proc` and `/sys` become read-only. With Landlock ABI 6 a restricted process can also signal only its own descendants, and trace
     /// no other process.
     ///
     /// # Errors
-    /// When a folder above one of the paths cannot be read, or the kernel refuses a rule.
+    /// If an ancestor of a path cannot be read, or the kernel refuses a rule.
     pub fn new(paths: &[PathBuf], own: &Path) -> io::Result<Option<Self>> {
         if !has_rulesets() {
             return Ok(None);
@@ -56,7 +56,7 @@ impl Closed {
         };
         let mut ruleset = ruleset().map_err(io::Error::other)?;
         for path in open.iter().map(PathBuf::as_path).chain([own]) {
-            // One that has gone needs no rule.
+            // A path that was deleted meanwhile requires no rule.
             let Ok(file) = PathFd::new(path) else { continue };
             let is_read_only = READ_ONLY.iter().any(|read_only| path == Path::new(read_only));
             let rights = if is_read_only { AccessFs::from_read(FILES) } else { AccessFs::from_all(FILES) };
@@ -66,18 +66,18 @@ impl Closed {
         Ok(Some(Self(ruleset)))
     }
 
-    /// Restricts this thread, and all that it starts.
+    /// Restricts this thread and its descendants.
     ///
     /// # Errors
-    /// When the kernel refuses.
+    /// If the kernel refuses.
     pub fn apply(self) -> io::Result<()> {
         self.0.restrict_self().map(drop).map_err(io::Error::other)
     }
 }
 
-/// What is neither in `closed` nor above it, in as few paths as possible.
+/// The paths that are neither in `closed` nor ancestors of it, as few as possible.
 fn beside(closed: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
-    // One that does not exist cannot be told from what will be made later, which is closed.
+    // Missing paths cannot be distinguished from files created later, which are closed.
     let closed: Vec<PathBuf> = closed.iter().filter_map(|path| fs::canonicalize(path).ok()).collect();
     let (mut open, mut folders, mut left) = (Vec::new(), vec![PathBuf::from("/")], MAX_ENTRIES);
     while let Some(folder) = folders.pop() {
@@ -92,7 +92,7 @@ fn beside(closed: &[PathBuf]) -> io::Result<Vec<PathBuf>> {
             left = left.checked_sub(1).ok_or_else(|| {
                 io::Error::other(format!("the folders above {} hold too many files", folder.display()))
             })?;
-            // What a link leads to is open by its own path, or it is not.
+            // The target of a link is open by its own path, or closed.
             if entry.file_type()?.is_symlink() {
                 continue;
             }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn siblings_are_open_and_links_into_a_closed_folder_are_not() {
+    fn siblings_are_open_and_links_into_a_closed_folder_are_closed() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().canonicalize().unwrap();
         for folder in ["a/data/own", "a/other", "b"] {

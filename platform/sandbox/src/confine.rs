@@ -1,4 +1,4 @@
-//! What a helper process may use and reach. All of it is set before the process reads any input.
+//! Confines a helper process before it reads any input.
 
 use crate::{access::Access, calls};
 use landlock::{
@@ -15,14 +15,14 @@ use seccompiler::{
 };
 use std::{collections::BTreeMap, path::PathBuf};
 
-/// The files that a helper has open: its three pipes, and the one that its answers go to.
+/// Open files of a helper: its three pipes, and the copy for its answers.
 const OPEN_FILES: u64 = 4;
-/// The files that a helper has open which may read some.
+/// Open files of a helper that may read files.
 const OPEN_FILES_WITH_ACCESS: u64 = 64;
-/// The newest Landlock that this knows; an older kernel enforces what it has.
+/// The newest supported Landlock ABI; an older kernel enforces what it supports.
 const LANDLOCK: ABI = ABI::V6;
 
-/// What the kernel, or the policy of a container, lacks of what confines helpers; empty where it has all of it. Threads try it.
+/// The confinement features that the kernel or a container policy lacks, by tests in threads; empty if none.
 pub fn missing() -> Vec<&'static str> {
     let mut missing = Vec::new();
     if !works(|| has_landlock() && shut_off(&[]).is_ok()) {
@@ -34,13 +34,13 @@ pub fn missing() -> Vec<&'static str> {
     missing
 }
 
-/// Whether the system calls of a program can be filtered here.
+/// Returns whether system calls of a program can be filtered.
 pub fn can_filter() -> bool {
     // It allows a thread to end, unlike the filter of helpers.
     works(|| calls::CallFilter::new().ok().flatten().is_some_and(|filter| filter.apply().unwrap_or(false)))
 }
 
-/// Whether it works, in a thread that ends with what this does to it.
+/// Runs a test in a thread of its own, which confines only that thread.
 pub(crate) fn works(act: impl FnOnce() -> bool + Send + 'static) -> bool {
     std::thread::spawn(act).join().unwrap_or(false)
 }
@@ -50,14 +50,14 @@ fn has_landlock() -> bool {
     ruleset.handle_access(AccessFs::from_all(ABI::V1)).and_then(Ruleset::create).is_ok()
 }
 
-/// Bounds this process, and shuts it off from files, network and other processes, as far as the kernel can.
+/// Limits this process, and denies it files, network and other processes, as far as the kernel supports it.
 ///
-/// The threads that are started afterwards are confined too.
+/// Threads started afterwards are confined too.
 pub(crate) fn confine(memory: u64, cpu: u64, access: &Access) -> Result<(), String> {
     let failed = |what: &str, error: &dyn std::fmt::Display| format!("{what} cannot be limited: {error}");
     let limits = [
         (Resource::RLIMIT_DATA, memory, memory, "memory"),
-        // SIGXCPU at the first says why; SIGKILL at the second ends what ignores it.
+        // SIGXCPU at the soft limit gives the reason; SIGKILL at the hard limit ends processes that ignore it.
         (Resource::RLIMIT_CPU, cpu, cpu.saturating_add(1), "CPU time"),
         (Resource::RLIMIT_FSIZE, 0, 0, "the size of files"),
         (Resource::RLIMIT_CORE, 0, 0, "core dumps"),
@@ -73,7 +73,7 @@ pub(crate) fn confine(memory: u64, cpu: u64, access: &Access) -> Result<(), Stri
     filter_calls(access).map_err(|error| failed("system calls", &error))
 }
 
-/// No file but those to read, no TCP, no abstract socket and no signal outside of this process.
+/// Denies all files but the readable ones, TCP, abstract sockets and signals to other processes.
 fn shut_off(readable: &[PathBuf]) -> Result<(), Box<dyn std::error::Error>> {
     let ruleset = Ruleset::default().handle_access(AccessFs::from_all(LANDLOCK))?;
     let ruleset = ruleset.handle_access(AccessNet::from_all(LANDLOCK))?.scope(Scope::from_all(LANDLOCK))?;
@@ -89,11 +89,11 @@ fn shut_off(readable: &[PathBuf]) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Allows what computing takes: memory, threads, clocks, and the pipes. All else fails with EPERM, so that libraries that
-/// ask for something dispensable do without it. Where there are no filters, [`missing`] has said so.
+/// Allows the calls required for computing: memory, threads, clocks, and the pipes. All others fail with EPERM, so that libraries
+/// can continue without optional features. [`missing`] reports kernels without filters.
 fn filter_calls(access: &Access) -> Result<(), seccompiler::Error> {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else { return Ok(()) };
-    // clone3 hides its flags from filters. Told that it is missing, libc uses clone.
+    // Filters cannot inspect the flags of clone3. If it fails with ENOSYS, libc uses clone.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, vec![])]);
     let errno = |error: Errno| SeccompAction::Errno(error as u32);
     let first = SeccompFilter::new(clone3, SeccompAction::Allow, errno(Errno::ENOSYS), arch)?;
@@ -107,7 +107,7 @@ fn filter_calls(access: &Access) -> Result<(), seccompiler::Error> {
     Ok(())
 }
 
-/// What reading files takes, which Landlock decides about one by one.
+/// The calls required for reading files, which Landlock restricts by path.
 const READING: &[i64] = &[
     libc::SYS_openat,
     libc::SYS_newfstatat,
@@ -135,7 +135,7 @@ const READING: &[i64] = &[
 
 fn allowed(access: &Access) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let plain = [
-        // The pipes that are open.
+        // The open pipes.
         libc::SYS_read,
         libc::SYS_readv,
         libc::SYS_write,
@@ -159,13 +159,13 @@ fn allowed(access: &Access) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendEr
         libc::SYS_gettid,
         libc::SYS_exit,
         libc::SYS_exit_group,
-        // Signals of this process to itself.
+        // Signals to this process.
         libc::SYS_rt_sigaction,
         libc::SYS_rt_sigprocmask,
         libc::SYS_rt_sigreturn,
         libc::SYS_sigaltstack,
         libc::SYS_restart_syscall,
-        // Time and chance.
+        // Time and randomness.
         libc::SYS_clock_gettime,
         libc::SYS_clock_nanosleep,
         libc::SYS_nanosleep,
@@ -179,10 +179,10 @@ fn allowed(access: &Access) -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendEr
         let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
         Ok::<_, BackendError>(vec![SeccompRule::new(vec![condition])?])
     };
-    // A thread, and no process.
+    // A thread, not a process.
     let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
     calls.insert(libc::SYS_clone, when(0, SeccompCmpOp::MaskedEq(thread), thread)?);
-    // No code but this binary's.
+    // Only the code of this binary.
     let executable = u64::from(libc::PROT_EXEC.unsigned_abs());
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         calls.insert(call, when(2, SeccompCmpOp::MaskedEq(executable), 0)?);

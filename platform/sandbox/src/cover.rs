@@ -1,6 +1,6 @@
-//! Files and folders that a program does not reach by path, whatever it would do there: a mount namespace that covers them.
+//! Hides files and folders from a program by path: a mount namespace with covers over them.
 //!
-//! Landlock decides about opening, and not about modes, owners, times and extended attributes. What a path does not lead to has none
+//! Landlock restricts opening, but not modes, owners, times and extended attributes. A hidden path protects these as well.
 //! of these.
 
 use nix::{
@@ -18,30 +18,30 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The flags of a mount that has nothing to run.
+/// The flags of a mount without executables.
 const INERT: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
-/// What the covers may hold: a few folders and one empty file.
+/// The size of the covers: a few folders and one empty file.
 const COVER_OPTIONS: &str = "mode=0700,size=64k,nr_inodes=256";
-/// A folder that can be passed and not listed.
+/// A folder that can be traversed but not listed.
 const PASSED: u32 = 0o111;
 
-/// Moves this process into a mount namespace in which an empty folder or an empty file covers each of `closed`, and `own`, which may
-/// be inside one of these, is where it was. Nobody can change the covers. `own` becomes the current folder.
+/// Moves this process into a mount namespace in which an empty folder or an empty file covers each of `closed`, except for `own`, which
+/// may be inside one of them. The covers cannot be changed. `own` becomes the current folder.
 ///
-/// A closed file that is replaced in the meantime, by a file that is renamed to its name, is not covered from then on.
+/// A closed file that is replaced later, by a rename to its name, is no longer covered.
 ///
-/// To be called while this process has one thread. Without `CAP_SYS_ADMIN` the process gets a user namespace too, in which it is the
-/// user that it was; other users and groups are `nobody` there.
+/// The process must have one thread. Without `CAP_SYS_ADMIN` it gets a user namespace too, in which its
+/// user is unchanged; other users and groups are `nobody` there.
 ///
 /// # Errors
-/// When the kernel, or the policy of a container, refuses namespaces or mounts. The process is then of no use: it may be in new
+/// If the kernel or a container policy refuses namespaces or mounts. The process must then exit: it may be in new
 /// namespaces without covers.
 pub fn cover(closed: &[PathBuf], own: &Path) -> io::Result<()> {
     enter_namespaces()?;
     let (closed, own) = (outermost(closed), own.canonicalize()?);
     let flags = libc::O_PATH | libc::O_DIRECTORY;
     let original = File::options().read(true).custom_flags(flags).open(&own)?;
-    // All covers are of one file system, which lies over the own folder until they are in their places.
+    // All covers are in one file system, mounted over the own folder until they are in position.
     let source = Some("none");
     mount(source, &own, Some("tmpfs"), INERT, Some(COVER_OPTIONS)).map_err(|error| failed("a tmpfs", &own, error))?;
     let (file, folder, around) = (own.join("file"), own.join("folder"), own.join("around"));
@@ -67,7 +67,7 @@ pub fn cover(closed: &[PathBuf], own: &Path) -> io::Result<()> {
         }
         None => umount2(&own, MntFlags::MNT_DETACH).map_err(|error| failed("unmounting", &own, error))?,
     }
-    // The current folder was the one under the covers, whose parents are not covered.
+    // The current folder was below the covers, where parents are not covered.
     std::env::set_current_dir(&own)
 }
 
@@ -80,7 +80,7 @@ fn enter_namespaces() -> io::Result<()> {
         fs::write("/proc/self/uid_map", format!("{user} {user} 1")).map_err(refused)?;
         fs::write("/proc/self/gid_map", format!("{group} {group} 1")).map_err(refused)?;
     }
-    // What is mounted here stays here.
+    // Mounts do not propagate out of the namespace.
     let flags = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     let root = Path::new("/");
     mount(None::<&str>, root, None::<&str>, flags, None::<&str>).map_err(|error| failed("a namespace", root, error))
@@ -95,10 +95,10 @@ fn failed(what: &str, path: &Path, error: nix::errno::Errno) -> io::Error {
     io::Error::other(format!("mounting {what} at {} is refused: {error}", path.display()))
 }
 
-/// Those that exist, by their canonical paths, without what is in another one of them.
+/// The existing paths in canonical form, without those inside another one.
 fn outermost(closed: &[PathBuf]) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = closed.iter().filter_map(|path| path.canonicalize().ok()).collect();
-    // What is in a folder comes after it.
+    // The contents of a folder follow it.
     paths.sort();
     let mut outermost: Vec<PathBuf> = Vec::new();
     for path in paths {
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_a_closed_folder_contains_is_covered_with_it() {
+    fn contents_of_a_closed_folder_are_covered_with_it() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path().canonicalize().unwrap();
         fs::create_dir_all(root.join("data/nats")).unwrap();

@@ -1,28 +1,28 @@
-//! Why a request has no result.
+//! Errors of requests to helpers.
 
 use nix::sys::signal::Signal;
 use std::{os::unix::process::ExitStatusExt, process::ExitStatus, time::Duration};
 
-/// What Rust's runtime writes when a thread's stack is full.
+/// Rust's message about a stack overflow.
 const STACK_FULL: &str = "has overflowed its stack";
-/// What allocators write that get no memory: Rust's, and those of C and C++ libraries.
+/// Messages of allocators without memory: Rust's, and those of C and C++ libraries.
 const OUT_OF_MEMORY: [&str; 3] = ["memory allocation of", "failed to allocate", "bad_alloc"];
-/// The bytes of a helper's last words that an error quotes.
+/// Maximum length of stderr quoted in an error.
 const QUOTED_BYTES: usize = 300;
 
-/// Why a request has no result.
+/// The reason why a request has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SandboxError {
-    /// The work says what is wrong with its input.
+    /// The work rejects its input.
     #[error("{0}")]
     Refused(String),
-    /// The helper process died of the request.
+    /// The helper process died while it handled the request.
     #[error("{0}")]
     Died(Death),
     /// The helper process was killed at the deadline.
     #[error("it took longer than {0:?}")]
     Timeout(Duration),
-    /// The request or its result is larger than a frame may be.
+    /// The request or its result exceeds the frame limit.
     #[error("{what} is larger than {} MiB", .limit >> 20)]
     TooLarge {
         /// The request, or the result.
@@ -30,16 +30,16 @@ pub enum SandboxError {
         /// The limit, in bytes.
         limit: u64,
     },
-    /// No helper process can be started: the same request may succeed later.
+    /// No helper process can be started. Retrying can help.
     #[error("no helper process can be started: {0}")]
     Unavailable(String),
 }
 
 impl SandboxError {
-    /// Whether the same request would fail again.
+    /// Returns whether the same request would fail again.
     pub fn is_permanent(&self) -> bool {
         match self {
-            // The time counts from when it has a helper: the same request would take as long again.
+            // The time starts when a helper is assigned: the same request would take as long again.
             Self::Refused(_) | Self::TooLarge { .. } | Self::Timeout(_) => true,
             Self::Died(death) => !matches!(death, Death::Killed(_) | Death::Exited(_)),
             Self::Unavailable(_) => false,
@@ -47,31 +47,31 @@ impl SandboxError {
     }
 }
 
-/// What a helper process died of.
+/// The cause of a helper's death.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Death {
-    /// It reached its limit of memory, in bytes.
+    /// It reached its memory limit, in bytes.
     #[error("it needed more than {} MiB of memory", .0 >> 20)]
     Memory(u64),
-    /// It reached the end of its stack, whose size this is in bytes.
+    /// It overflowed its stack of this size, in bytes.
     #[error("it is nested too deeply: a stack of {} MiB was full", .0 >> 20)]
     Stack(u64),
     /// It reached its limit of CPU time, in seconds.
     #[error("it needed more than {0} s of CPU time")]
     Cpu(u64),
-    /// It crashed: the signal, and its last words.
+    /// It crashed: the signal, and the end of its stderr.
     #[error("its helper process was ended by {0}")]
     Crashed(String),
-    /// Something outside killed it: the signal, and its last words.
+    /// An external signal killed it: the signal, and the end of its stderr.
     #[error("its helper process was ended by {0}")]
     Killed(String),
-    /// It exited: the exit status, and its last words.
+    /// It exited: the exit status, and the end of its stderr.
     #[error("its helper process exited with {0}")]
     Exited(String),
 }
 
 impl Death {
-    /// Reads an exit status and what the process wrote to stderr before it, under the limits that it had.
+    /// Determines the cause from the exit status, the end of stderr and the limits.
     pub(crate) fn of(status: ExitStatus, stderr: &str, limits: DeathLimits) -> Self {
         let words: String = stderr.trim().chars().take(QUOTED_BYTES).collect();
         let told = |what: String| if words.is_empty() { what } else { format!("{what}: {words}") };
@@ -95,7 +95,7 @@ impl Death {
     }
 }
 
-/// The limits that a process died under.
+/// The limits of a dead process.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DeathLimits {
     pub(crate) memory: u64,
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn death_is_told_in_words() {
+    fn cause_of_death_is_described() {
         let limits = DeathLimits { memory: 256 << 20, stack: 64 << 20, cpu: 30 };
         let told = |raw: i32, stderr: &str| Death::of(ExitStatus::from_raw(raw), stderr, limits).to_string();
         let overflow = "thread 'work' (7) has overflowed its stack\nfatal runtime error: stack overflow, aborting";
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn killed_helper_does_not_condemn_its_request() {
+    fn killed_helper_does_not_make_its_request_permanent_failure() {
         let limits = DeathLimits { memory: 1, stack: 1, cpu: 1 };
         let died = |raw: i32| SandboxError::Died(Death::of(ExitStatus::from_raw(raw), "", limits));
         assert!(!died(9).is_permanent() && died(11).is_permanent());

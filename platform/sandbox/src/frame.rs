@@ -1,35 +1,35 @@
-//! What goes over the pipes: a length and so many bytes, and before an answer its status. Both ends bound the length.
+//! The frames on the pipes: a length and the bytes, preceded by a status in answers. Both ends limit the length.
 
 use std::io::{self, Read, Write};
 
-/// A length on the pipe, in bytes.
+/// Size of a length field.
 pub(crate) const LENGTH_BYTES: usize = 8;
-/// The status and the length of an answer.
+/// Size of status and length of an answer.
 pub(crate) const ANSWER_HEAD_BYTES: usize = LENGTH_BYTES + 1;
 
-/// What an answer holds.
+/// The content of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Status {
     /// The result.
     Done = 0,
-    /// The reason for the failure, for the sender of the input.
+    /// The reason why there is no result, for the sender of the input.
     Refused = 1,
 }
 
 impl Status {
-    /// The status that a byte on the pipe stands for.
+    /// Parses the status byte.
     pub(crate) fn read(byte: u8) -> Option<Self> {
         [Self::Done, Self::Refused].into_iter().find(|status| *status as u8 == byte)
     }
 }
 
-/// The head of an answer.
+/// Parses the head of an answer.
 pub(crate) fn answer_head(head: [u8; ANSWER_HEAD_BYTES]) -> Option<(Status, u64)> {
     let (status, length) = head.split_first()?;
     Some((Status::read(*status)?, u64::from_le_bytes(length.try_into().ok()?)))
 }
 
-/// The next request; none once the pipe has ended.
+/// Reads the next request; `None` at the end of the pipe.
 pub(crate) fn read_request(pipe: &mut impl Read, limit: u64) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; LENGTH_BYTES];
     match pipe.read_exact(&mut length) {
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_are_bounded_and_whole() {
+    fn frames_are_limited_and_complete() {
         let mut pipe = Vec::new();
         pipe.extend(3_u64.to_le_bytes());
         pipe.extend(b"abc");

@@ -1,7 +1,7 @@
-//! One helper process, seen from within.
+//! The inside of a helper process.
 //!
-//! The main thread reads requests, so that it sees the end of the pipe while the other thread works, and ends the process
-//! then, whatever that is doing. The other thread has the stack that the work needs.
+//! The main thread reads requests, so that it notices the end of the pipe while the other thread works, and then ends the process
+//! immediately. The other thread has the stack that the work requires.
 
 use crate::{
     access::Access,
@@ -23,43 +23,43 @@ use std::{
 /// The first argument of a helper process.
 pub const COMMAND: &str = "sandbox";
 
-/// The bytes of a refusal that are sent.
+/// Maximum size of a refusal.
 const MAX_REFUSAL_BYTES: usize = 16 << 10;
 
-/// What a helper process can do.
+/// A kind of work for helper processes.
 #[derive(Clone, Copy)]
 pub struct Work {
-    /// The name by which requests ask for it.
+    /// Its name in requests.
     pub name: &'static str,
-    /// Prepares it, once a process, with what all its requests share. The error says what is wrong with that.
+    /// Initializes it once per process, with the setup shared by all requests. The error describes what is wrong with the setup.
     pub start: fn(setup: &[u8]) -> Result<Job, String>,
-    /// Loads the library of the [`Access`], before the process is confined and reads anything. It starts no thread.
+    /// Loads the library of the [`Access`], before the process is confined and reads input. Starts no threads.
     pub load: Option<fn(library: &Path)>,
 }
 
-/// Turns a request into its result. The error says what is wrong with the request.
+/// Converts a request to its result. The error describes what is wrong with the request.
 pub type Job = Box<dyn FnMut(&[u8]) -> Result<Vec<u8>, String>>;
 
-/// The numbers of [`Bounds`].
+/// The number of [`Bounds`].
 const BOUNDS: usize = 5;
 
-/// What a helper process is started with.
+/// The limits of a helper process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     /// Memory, in bytes.
     pub(crate) memory: u64,
-    /// The stack of the thread that works, in bytes. It is part of the memory.
+    /// The stack of the working thread, in bytes; a part of the memory.
     pub(crate) stack: u64,
     /// CPU time, in seconds.
     pub(crate) cpu: u64,
-    /// The largest request, in bytes.
+    /// Maximum size of a request.
     pub(crate) input: u64,
-    /// The largest result, in bytes.
+    /// Maximum size of a result.
     pub(crate) output: u64,
 }
 
 impl Bounds {
-    /// The arguments that [`Bounds::read`] reads.
+    /// The command-line arguments that [`Bounds::read`] parses.
     pub(crate) fn arguments(self) -> [String; BOUNDS] {
         [self.memory, self.stack, self.cpu, self.input, self.output].map(|number| number.to_string())
     }
@@ -72,7 +72,7 @@ impl Bounds {
     }
 }
 
-/// Does the work of a helper process, where the arguments say that this is one, and says how it ended. To be called first in
+/// Runs a helper process, if the arguments say that this is one, and returns its exit code. Must be called first in
 /// `main`: before this process has threads, open files or anything in memory.
 pub fn serve(arguments: impl IntoIterator<Item = OsString>, works: &[Work]) -> Option<ExitCode> {
     let mut arguments = arguments.into_iter().skip(1);
@@ -91,7 +91,7 @@ pub fn serve(arguments: impl IntoIterator<Item = OsString>, works: &[Work]) -> O
 }
 
 fn fail(why: &str) -> ExitCode {
-    // Where stderr is closed there is nobody to tell.
+    // A closed stderr cannot be reported.
     let _ = writeln!(io::stderr(), "{why}");
     ExitCode::from(2)
 }
@@ -100,11 +100,11 @@ fn run(work: Work, bounds: Bounds, access: &Access) -> Result<(), String> {
     close_inherited();
     let mut answers = take_stdout().map_err(|error| format!("stdout cannot be set apart: {error}"))?;
     prefer_as_victim();
-    // A name for `ps` and no more.
+    // Only for `ps`.
     let _ = nix::sys::prctl::set_name(c"nerve-sandbox");
     if let (Some(load), Some(library)) = (work.load, &access.library) {
         load(library);
-        // What confines this process confines the threads that it starts from then on.
+        // The confinement of this process also applies to the threads that it starts later.
         if std::fs::read_dir("/proc/self/task").is_ok_and(|threads| threads.count() > 1) {
             return Err(format!("{} starts threads where it is loaded: they cannot be confined", library.display()));
         }
@@ -114,7 +114,7 @@ fn run(work: Work, bounds: Bounds, access: &Access) -> Result<(), String> {
     let stack = usize::try_from(bounds.stack).map_err(|error| error.to_string())?;
     let worker = std::thread::Builder::new().name(work.name.to_owned()).stack_size(stack);
     let worker = worker.spawn(move || {
-        // The pipe's other end is closed: nobody waits for this process.
+        // The server has closed the pipe.
         let _ = answer_all(work, bounds.output, &received, &mut answers);
         exit_now();
     });
@@ -129,7 +129,7 @@ fn run(work: Work, bounds: Bounds, access: &Access) -> Result<(), String> {
     exit_now()
 }
 
-/// Answers requests, of which the first is what all of them share.
+/// Answers requests; the first one is the setup shared by the others.
 fn answer_all(work: Work, limit: u64, requests: &Receiver<Vec<u8>>, answers: &mut File) -> io::Result<()> {
     let mut job = None;
     for request in requests {
@@ -157,7 +157,7 @@ fn answer_all(work: Work, limit: u64, requests: &Receiver<Vec<u8>>, answers: &mu
     Ok(())
 }
 
-/// A panic is a refusal: libraries that read untrusted bytes panic on some of them.
+/// Converts a panic to a refusal: parsing libraries panic on some inputs.
 fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| Err(format!("its reader gave up: {}", words(&*panic))))
 }
@@ -167,7 +167,7 @@ fn words(panic: &(dyn Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked")
 }
 
-/// The pipe for answers. What libraries print goes nowhere.
+/// The pipe for answers. Output of libraries to stdout is discarded.
 fn take_stdout() -> io::Result<File> {
     let answers = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let nowhere = File::options().write(true).open("/dev/null")?;
@@ -183,13 +183,13 @@ fn replace_stdout(with: &File) -> io::Result<()> {
     nix::errno::Errno::result(replaced).map(drop).map_err(io::Error::from)
 }
 
-/// Where memory runs out on the machine, this process goes before the server.
+/// Makes the kernel's OOM killer prefer this process over the server.
 fn prefer_as_victim() {
-    // Without /proc the kernel chooses as it likes.
+    // Without /proc the kernel decides alone.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
 }
 
-/// Closes what the server had open without close-on-exec.
+/// Closes inherited descriptors without close-on-exec.
 #[allow(unsafe_code)]
 fn close_inherited() {
     // SAFETY: the call closes descriptors from 3 on and touches no memory. `serve` is called before this process opens
@@ -199,7 +199,7 @@ fn close_inherited() {
     }
 }
 
-/// Ends the process at once: nothing in it is worth an orderly end, and libraries may hang in theirs while a thread works.
+/// Exits immediately: no cleanup is required, and exit handlers of libraries may hang while a thread works.
 #[allow(unsafe_code)]
 fn exit_now() -> ! {
     // SAFETY: `_exit` takes an integer, runs no handlers and does not return.
@@ -211,14 +211,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_its_own_command_makes_a_helper() {
+    fn only_its_own_command_starts_a_helper() {
         let serve = |line: &str| serve(line.split(' ').map(OsString::from), &[]);
         assert!(serve("nerve up").is_none() && serve("nerve").is_none());
         assert!(serve("nerve sandbox").is_some() && serve("nerve sandbox text 1 2 3").is_some());
     }
 
     #[test]
-    fn bounds_survive_the_command_line() {
+    fn bounds_round_trip_through_the_command_line() {
         let bounds = Bounds { memory: 1, stack: 2, cpu: 3, input: 4, output: 5 };
         assert_eq!(Bounds::read(bounds.arguments().into_iter().map(OsString::from)), Some(bounds));
         assert_eq!(Bounds::read(["1", "2"].into_iter().map(OsString::from)), None);

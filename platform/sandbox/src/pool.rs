@@ -1,4 +1,4 @@
-//! Helper processes out of one budget: which request gets which, and what becomes of both.
+//! A pool of helper processes within one budget: assigns helpers to requests, and ends them.
 
 use crate::{
     access::Access,
@@ -17,48 +17,48 @@ use std::{
 use tokio::{io::AsyncWrite, runtime::Handle, sync::oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// This binary, also when its file has been replaced since.
+/// This binary, even if its file was replaced.
 const THIS_BINARY: &str = "/proc/self/exe";
-/// How long a helper waits for the next request of its tenant.
+/// Maximum idle time of a helper.
 const IDLE: Duration = Duration::from_secs(5);
-/// The least CPU time of a helper, in seconds.
+/// Minimum CPU time of a helper, in seconds.
 const MIN_CPU: u64 = 10;
 
-/// What a pool may take.
+/// The limits of a pool.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// The binary whose `main` begins with [`serve`](crate::serve).
     pub program: PathBuf,
-    /// The memory of all helpers together, in bytes.
+    /// Memory of all helpers, in bytes.
     pub memory: u64,
-    /// The most helpers at once.
+    /// Maximum number of helpers.
     pub helpers: usize,
-    /// How long a helper without work is kept.
+    /// Maximum idle time of a helper.
     pub idle: Duration,
 }
 
 impl Settings {
-    /// Helpers that are this binary.
+    /// Settings for helpers of this binary.
     pub fn new(memory: u64, helpers: usize) -> Self {
         Self { program: THIS_BINARY.into(), memory, helpers, idle: IDLE }
     }
 }
 
-/// What one helper may take.
+/// The limits of one helper.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Memory, in bytes: its share of the pool's. A helper that needs more than the pool has is started alone: once no other
-    /// helper runs, and until it has ended.
+    /// Memory, in bytes, reserved from the pool. A helper that requires more than the pool has runs alone: it starts when no other
+    /// helper runs, and blocks others until it has ended.
     pub memory: u64,
-    /// The stack of the thread that works, in bytes. It is part of the memory where it is used.
+    /// The stack of the working thread, in bytes; a part of the memory when used.
     pub stack: u64,
-    /// The largest request, in bytes.
+    /// Maximum size of a request.
     pub input: u64,
-    /// The largest result, in bytes.
+    /// Maximum size of a result.
     pub output: u64,
 }
 
-/// What all requests to one helper share, such as a tokenizer. It is sent once, when the helper is started.
+/// The setup shared by all requests to a helper, such as a tokenizer. It is sent once, when the helper starts.
 #[derive(Debug, Clone, Default)]
 pub struct Setup {
     digest: u64,
@@ -67,12 +67,12 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// A setup of these bytes.
+    /// A setup with these bytes.
     pub fn new(bytes: Bytes) -> Self {
         Self::with_access(bytes, Access::default())
     }
 
-    /// A setup of these bytes, for a helper that may use these files.
+    /// A setup with these bytes, for a helper that may use these files.
     pub fn with_access(bytes: Bytes, access: Access) -> Self {
         let mut hasher = DefaultHasher::new();
         (&bytes, &access).hash(&mut hasher);
@@ -80,24 +80,24 @@ impl Setup {
     }
 }
 
-/// Work for a helper.
+/// A request to a helper.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The name of the [`Work`](crate::Work).
     pub work: &'static str,
-    /// Whose bytes these are: no helper serves two tenants.
+    /// The owner of the bytes: no helper serves two tenants.
     pub tenant: String,
-    /// What the helper is prepared with.
+    /// The setup of the helper.
     pub setup: Setup,
-    /// The request's bytes, one after the other.
+    /// The request's bytes, in parts.
     pub parts: Vec<Bytes>,
-    /// What the helper may take.
+    /// The limits of the helper.
     pub limits: Limits,
-    /// How long it may take, once it has a helper: then that is killed.
+    /// Timeout from the assignment of a helper; then the helper is killed.
     pub timeout: Duration,
 }
 
-/// A pool of helper processes. Clones share it.
+/// A pool of helper processes; cheap to clone.
 #[derive(Clone)]
 pub struct Pool(Arc<Shared>);
 
@@ -111,12 +111,12 @@ struct Shared {
 
 struct State {
     queue: Queue<Process, oneshot::Sender<Lease>>,
-    /// Whether a task looks for helpers that have been idle for too long.
+    /// Whether a task ends idle helpers.
     sweeping: bool,
 }
 
 impl Pool {
-    /// A pool without helpers; they are started on the Tokio runtime that this is called in.
+    /// A pool without helpers, which are started on the current Tokio runtime.
     pub fn new(settings: Settings) -> Self {
         let queue = Queue::new(settings.memory, settings.helpers);
         Self(Arc::new(Shared {
@@ -128,20 +128,20 @@ impl Pool {
         }))
     }
 
-    /// Has a helper do the work. Dropping the future kills that helper.
+    /// Runs the request in a helper. Dropping the future kills that helper.
     ///
     /// # Errors
-    /// Says what the work refuses, or what the helper died of.
+    /// If the work rejects the request, or the helper died.
     pub async fn run(&self, request: &Request) -> Result<Vec<u8>, SandboxError> {
         let mut result = Vec::new();
         self.run_into(request, &mut result).await?;
         Ok(result)
     }
 
-    /// The same, with the result written to `output` piece by piece.
+    /// Runs the request, and writes the result to `output` in pieces.
     ///
     /// # Errors
-    /// As [`run`](Self::run), or that `output` cannot be written to. Then it may have a part of the result.
+    /// As [`run`](Self::run), or if `output` cannot be written to. It may then contain a part of the result.
     pub async fn run_into(
         &self,
         request: &Request,
@@ -153,7 +153,7 @@ impl Pool {
         }
         loop {
             let mut lease = self.0.lease(request).await?;
-            // What died may have died of what requests before this one left in memory.
+            // The cause may be memory left over from earlier requests.
             let used = lease.process.as_ref().is_some_and(|process| process.answered > 1);
             let working = tokio::time::timeout(request.timeout, lease.work(request, output));
             let failure = match working.await {
@@ -174,7 +174,7 @@ impl Pool {
                     if !used || written {
                         return Err(SandboxError::Died(death));
                     }
-                    tracing::debug!(%death, work = request.work, "a helper process that had served before died");
+                    tracing::debug!(%death, work = request.work, "a reused helper process died");
                 }
                 Failure::Bad(error) => return Err(error),
                 Failure::Unwritten(error) => return Err(SandboxError::Unavailable(error.to_string())),
@@ -182,7 +182,7 @@ impl Pool {
         }
     }
 
-    /// Ends all helpers without work, and waits until all have ended. Requests that still run go on until then.
+    /// Ends all idle helpers, and waits until all have ended. Running requests continue until then.
     pub async fn close(&self) {
         self.0.stop.cancel();
         self.0.end_idle(Duration::ZERO);
@@ -196,7 +196,7 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A helper for the request, or its share of the budget to start one with.
+    /// A helper for the request, or its share of the budget to start one.
     async fn lease(self: &Arc<Self>, request: &Request) -> Result<Lease, SandboxError> {
         let key = Arc::new(Key {
             work: request.work,
@@ -211,7 +211,7 @@ impl Shared {
         granted.await.map_err(|_| SandboxError::Unavailable("the server is stopping".to_owned()))
     }
 
-    /// Does what can be done for the requests that wait.
+    /// Makes progress for waiting requests.
     fn advance(self: &Arc<Self>) {
         loop {
             let step = {
@@ -231,7 +231,7 @@ impl Shared {
                     (waiter, self.leased(idle.key, Some(idle.process)))
                 }
             };
-            // The waiting caller may have been dropped meanwhile.
+            // The waiter may have been cancelled at this moment.
             if let Err(unwanted) = waiter.send(lease) {
                 unwanted.put_back();
             }
@@ -260,7 +260,7 @@ impl Shared {
         self.tasks.spawn_on(ending, &self.runtime);
     }
 
-    /// Ends helpers that get no more work, as long as there are some.
+    /// Starts the task that ends idle helpers, until there are none.
     fn sweep(self: &Arc<Self>) {
         {
             let mut state = self.lock();
@@ -286,12 +286,12 @@ impl Shared {
     }
 }
 
-/// A share of the budget, and the helper that has it. Dropped with a helper, it kills that: the request was given up.
+/// A share of the budget, with its helper. Dropping it kills the helper: the request was cancelled.
 struct Lease {
     shared: Arc<Shared>,
     key: Arc<Key>,
     process: Option<Process>,
-    /// Whether the queue counts it as at work.
+    /// Whether the queue counts it as busy.
     held: bool,
 }
 
@@ -304,7 +304,7 @@ impl Lease {
             Some(process) => process,
             None => {
                 let Limits { stack, input, output, .. } = request.limits;
-                // What is set up goes the same way as requests.
+                // The setup is sent like a request.
                 let setup = u64::try_from(request.setup.bytes.len()).unwrap_or(u64::MAX);
                 let bounds =
                     Bounds { memory: self.key.memory, stack, cpu: self.key.cpu, input: input.max(setup), output };
@@ -314,7 +314,7 @@ impl Lease {
                 let process = self.process.insert(started);
                 let setup = [request.setup.bytes.clone()];
                 match process.exchange(&setup, &mut Vec::new()).await {
-                    // Without its setup it can do nothing.
+                    // A helper without setup is useless.
                     Err(Failure::Refused(why)) => return Err(Failure::Bad(SandboxError::Refused(why))),
                     ready => ready?,
                 }
@@ -324,7 +324,7 @@ impl Lease {
         process.exchange(&request.parts, output).await
     }
 
-    /// The helper is ready for the next request.
+    /// Returns the helper for the next request.
     fn give_back(self) {
         let shared = self.shared.clone();
         self.put_back();
@@ -339,7 +339,7 @@ impl Lease {
         }
     }
 
-    /// What the helper died of, once it has ended.
+    /// Waits for the end of the helper, and returns the cause.
     async fn bury(mut self) -> Death {
         match self.process.take() {
             Some(process) => process.end(true).await,

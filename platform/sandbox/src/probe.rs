@@ -1,4 +1,4 @@
-//! Work that tries what a helper process cannot do, and dies of what it may die of. Tests and operators ask for it by a word.
+//! Work that tries forbidden operations and fatal conditions, for tests and operators.
 
 use crate::helper::{Job, Work};
 use std::{
@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-/// Tries what the request says: `echo TEXT`, `read FILE`, `write FILE`, `socket`, `run PROGRAM`, `pid`, or `nest`, `allocate`,
+/// Tries the request: `echo TEXT`, `read FILE`, `write FILE`, `socket`, `run PROGRAM`, `pid`, or `nest`, `allocate`,
 /// `spin`, `panic`, which end the process or the request.
 pub const PROBE: Work = Work { name: "probe", start: |_| Ok(Box::new(probe) as Job), load: None };
 
@@ -36,20 +36,20 @@ fn probe(request: &[u8]) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Succeeds where any kind of socket can be had.
+/// Succeeds if any kind of socket can be created.
 fn sockets() -> io::Result<()> {
     let tcp = TcpListener::bind("127.0.0.1:0").map(drop);
     tcp.or_else(|_| UdpSocket::bind("127.0.0.1:0").map(drop)).or_else(|_| UnixStream::pair().map(drop))
 }
 
-/// Calls itself until the stack is full.
+/// Recurses until the stack overflows.
 fn nest(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
     let below = if depth == u64::MAX { 0 } else { nest(depth + 1) };
     below.wrapping_add(frame.iter().sum::<u64>())
 }
 
-/// Takes memory until there is none.
+/// Allocates memory until none is left.
 fn allocate() -> usize {
     let mut held = Vec::new();
     loop {
@@ -57,7 +57,7 @@ fn allocate() -> usize {
     }
 }
 
-/// Computes for ever.
+/// Computes forever.
 fn spin() -> io::Result<()> {
     loop {
         black_box(0);

@@ -1,4 +1,4 @@
-//! One helper process, seen from the server: started, asked and ended.
+//! A helper process from the server's side: starts it, sends requests and ends it.
 
 use crate::{
     LATE_COMMIT,
@@ -22,49 +22,49 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-/// The last bytes of stderr that are kept.
+/// Maximum length of stderr kept.
 const STDERR_BYTES: usize = 4 << 10;
-/// How long the last words of a process that has ended are read.
+/// Timeout for reading stderr after the end of a process.
 const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
-/// The longest refusal that is read, in bytes.
+/// Maximum size of a refusal.
 const MAX_REFUSAL_BYTES: u64 = 64 << 10;
-/// Threads that libraries may compute with in a helper: what it needs must not depend on the machine's cores.
+/// Threads of libraries in a helper: its requirements must not depend on the machine's cores.
 const THREADS: &str = "1";
-/// The bytes that are moved at a time.
+/// Copy buffer size.
 const COPY_BYTES: usize = 64 << 10;
 
-/// A helper process that runs.
+/// A running helper process.
 pub(crate) struct Process {
     child: Child,
     stdin: ChildStdin,
     stdout: ChildStdout,
     stderr: Arc<Mutex<Vec<u8>>>,
-    /// Ends with the pipe of stderr.
+    /// Ends with the stderr pipe.
     stderr_read: JoinHandle<()>,
     bounds: Bounds,
-    /// When its tenant was given it.
+    /// When it was assigned to its tenant.
     pub(crate) turn: Instant,
-    /// The requests that it has answered.
+    /// Number of answered requests.
     pub(crate) answered: u64,
 }
 
-/// Why there is no answer.
+/// The reason why there is no answer.
 pub(crate) enum Failure {
-    /// The process goes on.
+    /// The process can continue.
     Refused(String),
-    /// The pipe has ended: the process is dead or dying. Whether a part of the result has been written.
+    /// The pipe has ended: the process is dead or dying.
     Broken {
         /// Whether the output has a part of the result.
         written: bool,
     },
-    /// The process breaks the protocol, or its answer is too large.
+    /// The process violates the protocol, or its answer is too large.
     Bad(SandboxError),
-    /// The result cannot be written where it should go.
+    /// The result cannot be written to its destination.
     Unwritten(io::Error),
 }
 
 impl Process {
-    /// Starts a process that does `work`. Its stderr is read by a task of `tracker`.
+    /// Starts a process for `work`. A task of `tracker` reads its stderr.
     pub(crate) fn start(
         program: &Path,
         work: &str,
@@ -74,9 +74,9 @@ impl Process {
     ) -> Result<Self, SandboxError> {
         let mut command = Command::new(program);
         command.arg(COMMAND).arg(work).args(bounds.arguments()).args(access.arguments()).current_dir("/").env_clear();
-        // Memory that the allocator reserves and does not use would count against the process.
+        // Reserved but unused memory of the allocator would count against the process.
         command.env(LATE_COMMIT.0, LATE_COMMIT.1).env("RAYON_NUM_THREADS", THREADS);
-        // A terminal's Ctrl-C is for the server.
+        // A terminal's Ctrl-C is for the server only.
         command.process_group(0).kill_on_drop(true);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let unavailable = |why: String| SandboxError::Unavailable(why);
@@ -90,7 +90,7 @@ impl Process {
         Ok(Self { child, stdin, stdout, stderr, stderr_read, bounds, turn: Instant::now(), answered: 0 })
     }
 
-    /// Whether it still runs.
+    /// Returns whether it is running.
     pub(crate) fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -135,13 +135,13 @@ impl Process {
         self.stdin.flush().await
     }
 
-    /// Kills it and waits until it has ended; what it died of, if it was dead or dying before.
+    /// Kills it and waits for its end; returns the cause if it was dead or dying before.
     pub(crate) async fn end(self, dying: bool) -> Death {
         let Self { mut child, stdin, stdout, stderr, stderr_read, bounds, .. } = self;
-        // A process whose pipes have ended ends by itself, and says in its status why.
+        // A process whose pipes have ended exits, with the reason in its status.
         drop((stdin, stdout));
         if !dying || tokio::time::timeout(STDERR_TIMEOUT, child.wait()).await.is_err() {
-            // It has ended already where it cannot be killed.
+            // Killing fails if it has ended already.
             let _ = child.start_kill();
         }
         let status = child.wait().await.unwrap_or_default();
@@ -152,7 +152,7 @@ impl Process {
     }
 }
 
-/// Moves so many bytes, a few at a time: the largest results go to files.
+/// Copies a number of bytes in small steps: the largest results go to files.
 async fn copy(
     from: &mut (impl AsyncRead + Unpin),
     length: u64,
@@ -172,7 +172,7 @@ async fn copy(
     to.flush().await.map_err(Failure::Unwritten)
 }
 
-/// Reads a pipe to its end, and keeps the last of it.
+/// Reads a pipe to its end, and keeps its last bytes.
 async fn keep_last(mut pipe: ChildStderr, kept: Arc<Mutex<Vec<u8>>>) {
     let mut piece = [0; 1024];
     while let Ok(read @ 1..) = pipe.read(&mut piece).await {

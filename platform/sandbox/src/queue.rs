@@ -1,13 +1,13 @@
-//! Which waiting request gets a helper next, and which idle helper makes room for it. Decisions only: nothing here starts or
-//! ends a process.
+//! Decides which waiting request gets a helper next, and which idle helper is ended for it. Pure: it starts and ends no
+//! processes.
 //!
-//! A request is served by an idle helper of its own tenant, or by a new one where the budget has room. Tenants with the
-//! fewest helpers at work come first, then those that were served longest ago. Where a tenant has no helper and there is no
-//! room for one, the idle helpers of others are ended, and so is one that has served its own tenant for a whole turn. A helper
+//! A request is served by an idle helper of its own tenant, or by a new one if the budget permits. Tenants with the
+//! fewest busy helpers are served first, then the least recently served. If a tenant has no helper and the budget is
+//! exhausted, the idle helpers of others are ended, including one that has served its own tenant for a full turn. A helper
 //! that is larger than the budget runs alone.
 //!
-//! A helper at work cannot be taken from its tenant before its timeout. So a tenant that has one at work gets another only where
-//! room for one more of that size is left: one tenant never holds the whole budget, and the next one starts at once.
+//! A busy helper cannot be taken from its tenant before its timeout. So a tenant with a busy helper gets another only if
+//! the budget leaves one more of that size: one tenant never holds the whole budget, and the next one starts immediately.
 
 use crate::process::Process;
 use std::{
@@ -16,15 +16,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a helper serves one tenant while another one has none.
+/// Maximum time that a helper serves one tenant while another tenant has none.
 const TURN: Duration = Duration::from_millis(500);
 
-/// What a helper is for: it serves no request of another key.
+/// The identity of a helper, which serves only requests with the same key.
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     pub(crate) work: &'static str,
     pub(crate) tenant: String,
-    /// A digest of what the process was set up with.
+    /// A digest of the setup.
     pub(crate) setup: u64,
     /// Its share of the budget, in bytes.
     pub(crate) memory: u64,
@@ -32,7 +32,7 @@ pub(crate) struct Key {
     pub(crate) cpu: u64,
 }
 
-/// A helper without work.
+/// An idle helper.
 pub(crate) struct Idle<P> {
     pub(crate) key: Arc<Key>,
     pub(crate) process: P,
@@ -40,7 +40,7 @@ pub(crate) struct Idle<P> {
 }
 
 impl Idle<Process> {
-    /// A tenant that comes back after a pause begins a new turn.
+    /// Begins a new turn for a tenant that returns after a pause.
     pub(crate) fn begin_turn_if_rested(&mut self, now: Instant) {
         if now.saturating_duration_since(self.since) >= TURN {
             self.process.turn = now;
@@ -48,7 +48,7 @@ impl Idle<Process> {
     }
 }
 
-/// When a helper was given to its tenant.
+/// The time when a helper was assigned to its tenant.
 pub(crate) trait HasTurn {
     fn turn(&self) -> Instant;
 }
@@ -64,30 +64,30 @@ struct Waiting<W> {
     waiter: W,
 }
 
-/// What is to be done next.
+/// The next action.
 pub(crate) enum Step<P, W> {
-    /// Give this helper to this request.
+    /// Assign this helper to this request.
     Reuse(W, Idle<P>),
-    /// Start a helper for this request; its share is taken.
+    /// Start a helper for this request; its share is reserved.
     Start(W, Arc<Key>),
     /// End this helper, and report it by [`Queue::ended`].
     End(Idle<P>),
 }
 
-/// Helpers and requests. `P` is a process, `W` who waits for one.
+/// Helpers and requests. `P` is a process, `W` a waiter.
 pub(crate) struct Queue<P, W> {
     memory: u64,
     helpers: usize,
-    /// The shares of all that run, those that are being ended too.
+    /// The shares of all running helpers, including those being ended.
     used: (u64, usize),
     ending: (u64, usize),
-    /// How many helpers of a key are at work.
+    /// Busy helpers per key.
     busy: HashMap<Arc<Key>, usize>,
-    /// How many helpers of a tenant are at work.
+    /// Busy helpers per tenant.
     busy_of_tenant: HashMap<String, usize>,
     idle: VecDeque<Idle<P>>,
     waiting: Vec<Waiting<W>>,
-    /// When a key was served, counted in grants. Forgotten with its last helper.
+    /// When a key was last served, counted in grants. Deleted with its last helper.
     served: HashMap<Arc<Key>, u64>,
     grants: u64,
 }
@@ -112,18 +112,18 @@ impl<P: HasTurn, W> Queue<P, W> {
         self.waiting.push(Waiting { key, waiter });
     }
 
-    /// Drops those that wait no more.
+    /// Removes cancelled waiters.
     pub(crate) fn keep_waiting(&mut self, waits: impl Fn(&W) -> bool) {
         self.waiting.retain(|waiting| waits(&waiting.waiter));
     }
 
-    /// A helper has answered and can be used again.
+    /// A helper has answered and is idle.
     pub(crate) fn returned(&mut self, key: Arc<Key>, process: P, now: Instant) {
         self.rest(&key);
         self.idle.push_back(Idle { key, process, since: now });
     }
 
-    /// A helper that was at work has ended.
+    /// A busy helper has ended.
     pub(crate) fn lost(&mut self, key: &Arc<Key>) {
         self.rest(key);
         self.used = (self.used.0.saturating_sub(key.memory), self.used.1.saturating_sub(1));
@@ -137,7 +137,7 @@ impl<P: HasTurn, W> Queue<P, W> {
         self.forget(key);
     }
 
-    /// Takes out the helpers that have been idle since before `then`; all of them are to be ended.
+    /// Removes the helpers that have been idle since before `then`, to be ended.
     pub(crate) fn expire(&mut self, then: Instant) -> Vec<Idle<P>> {
         let mut expired = Vec::new();
         while self.idle.front().is_some_and(|idle| idle.since <= then) {
@@ -150,7 +150,7 @@ impl<P: HasTurn, W> Queue<P, W> {
         !self.idle.is_empty()
     }
 
-    /// The next step; `None` if nothing can be done now.
+    /// The next action; `None` if nothing can be done now.
     pub(crate) fn step(&mut self, now: Instant) -> Option<Step<P, W>> {
         let mut order: Vec<(usize, u64, usize)> = Vec::with_capacity(self.waiting.len());
         for (index, waiting) in self.waiting.iter().enumerate() {
@@ -179,7 +179,7 @@ impl<P: HasTurn, W> Queue<P, W> {
             first.get_or_insert(key);
             starving |= busy == 0;
         }
-        // No room: the helper that has been idle longest goes, unless enough is going already.
+        // No capacity: the helper that has been idle longest is ended, unless enough are ending already.
         let first = first.filter(|first| !self.fits(first.memory, self.ending))?;
         let idle = self.pop_idle()?;
         tracing::trace!(ended = idle.key.work, wanted = first.work, "an idle helper makes room");
@@ -204,7 +204,7 @@ impl<P: HasTurn, W> Queue<P, W> {
         self.busy_of_tenant.get(&key.tenant).copied().unwrap_or_default()
     }
 
-    /// Whether another tenant could start a helper of this size beside all that are at work and one more. Idle helpers make room.
+    /// Returns whether another tenant could start a helper of this size besides all busy ones and one more. Idle helpers can be ended.
     fn leaves_room_beside(&self, key: &Arc<Key>) -> bool {
         let memory_of =
             |(key, count): (&Arc<Key>, &usize)| key.memory.saturating_mul(u64::try_from(*count).unwrap_or(u64::MAX));
@@ -298,7 +298,7 @@ mod tests {
         queue.wait(b.clone(), 9);
         assert_eq!(step(&mut queue, now), "start 0");
         queue.returned(a.clone(), Started(now), now);
-        assert_eq!(step(&mut queue, now), "reuse 1", "its turn goes on");
+        assert_eq!(step(&mut queue, now), "reuse 1", "its turn continues");
         let later = now + TURN;
         queue.returned(a.clone(), Started(now), later);
         assert_eq!([step(&mut queue, later), step(&mut queue, later)], ["end a", "wait"]);
@@ -316,7 +316,7 @@ mod tests {
         assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 1", "start 2"]);
         queue.wait(large.clone(), 3);
         queue.wait(key("c", 1), 4);
-        assert_eq!(step(&mut queue, now), "wait", "who came later does not start before it");
+        assert_eq!(step(&mut queue, now), "wait", "a later request does not start before it");
         queue.returned(a.clone(), Started(now), now);
         assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["end a", "wait"]);
         queue.ended(&a);
@@ -338,7 +338,7 @@ mod tests {
         assert_eq!(step(&mut queue, now), "wait", "one share is left for another tenant");
         queue.wait(b.clone(), 20);
         assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["start 20", "wait"]);
-        // What is given back goes to the tenant that has none.
+        // A returned helper goes to the tenant without one.
         queue.wait(c.clone(), 30);
         queue.returned(a.clone(), Started(now), now);
         assert_eq!([step(&mut queue, now), step(&mut queue, now)], ["end a", "wait"]);
