@@ -2,18 +2,18 @@
 //!
 //! # The exchange
 //! Each event is posted to the manifest's `url` as a CloudEvent in HTTP binary mode: attributes in `ce-*` headers,
-//! the body as it is. What the answer says settles the event:
+//! the body unchanged. The response determines the outcome of the event:
 //!
-//! | answer | means |
+//! | response | outcome |
 //! |---|---|
-//! | 2xx, no body and no `ce-` header | done, nothing to publish |
+//! | 2xx, no body and no `ce-` header | finished, nothing to publish |
 //! | 2xx, a CloudEvent (binary, structured or batch mode) | publish it; id, source and time are set by Nerve |
-//! | 408, 425, 429, 5xx, or no connection | try again by the schedule, or after `Retry-After`, a day at most |
+//! | 408, 425, 429, 5xx, or no connection | retry by the schedule, or after `Retry-After`, a day at most |
 //! | anything else | the event can never succeed: it is dead-lettered |
-//! | nothing within `timeout` | a timeout: try again by the schedule |
+//! | nothing within `timeout` | a timeout: retry by the schedule |
 //!
-//! Redirects are not followed. The events of a batch are posted side by side. `memory`, `env` and `secrets` do not
-//! reach a service, which has its own.
+//! Redirects are not followed. The events of a batch are posted concurrently. `memory`, `env` and `secrets` do not
+//! apply to a service, which has its own.
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
@@ -35,20 +35,20 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// The largest answer that is read, in bytes.
-const ANSWER_MAX: usize = 16 << 20;
-/// Bytes of a refusal's body that are told.
-const TOLD: usize = 200;
+/// Maximum size of a response.
+const MAX_RESPONSE_BYTES: usize = 16 << 20;
+/// Maximum length of an error response quoted in a message.
+const MAX_QUOTED_BYTES: usize = 200;
 
-/// Posts events to services; connections are kept and shared.
+/// Posts events to services; connections are pooled.
 pub struct HttpHost {
     client: Client,
 }
 
 impl HttpHost {
-    /// A host with a pool of connections of its own.
+    /// A host with its own connection pool.
     pub fn new() -> Result<Self, LoadError> {
-        // The first caller installs it; a second installation is not an error.
+        // The first caller installs the provider; a second installation is no error.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = Client::builder().redirect(Policy::none()).build();
         Ok(Self { client: client.map_err(|error| LoadError::failed("making an HTTP client", error))? })
@@ -71,7 +71,7 @@ impl Host for HttpHost {
 struct Service {
     client: Client,
     url: String,
-    /// The URL without credentials, for people.
+    /// The URL without credentials, for messages.
     shown: String,
     timeout: Duration,
 }
@@ -100,7 +100,7 @@ impl Service {
         for (name, value) in event.to_headers() {
             request = request.header(name.as_ref(), value.as_ref());
         }
-        let answer = request.send().await.map_err(|error| self.away(error))?;
+        let answer = request.send().await.map_err(|error| self.unreachable(error))?;
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = self.read(answer).await?;
         if !status.is_success() {
@@ -117,9 +117,9 @@ impl Service {
 
     async fn read(&self, mut answer: Response) -> Result<Bytes, FunctionError> {
         let mut body = BytesMut::new();
-        while let Some(chunk) = answer.chunk().await.map_err(|error| self.away(error))? {
-            if body.len() + chunk.len() > ANSWER_MAX {
-                let message = format!("{} answered more than {} MiB", self.shown, ANSWER_MAX >> 20);
+        while let Some(chunk) = answer.chunk().await.map_err(|error| self.unreachable(error))? {
+            if body.len() + chunk.len() > MAX_RESPONSE_BYTES {
+                let message = format!("{} answered more than {} MiB", self.shown, MAX_RESPONSE_BYTES >> 20);
                 return Err(FunctionError::new(Fault::Invalid, message));
             }
             body.extend_from_slice(&chunk);
@@ -127,7 +127,7 @@ impl Service {
         Ok(body.freeze())
     }
 
-    fn away(&self, error: reqwest::Error) -> FunctionError {
+    fn unreachable(&self, error: reqwest::Error) -> FunctionError {
         let error = error.without_url();
         let mut message = format!("{} could not be asked: {error}", self.shown);
         let mut cause = std::error::Error::source(&error);
@@ -139,7 +139,7 @@ impl Service {
     }
 
     fn refusal(&self, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> FunctionError {
-        let told = String::from_utf8_lossy(body.get(..TOLD.min(body.len())).unwrap_or_default());
+        let told = String::from_utf8_lossy(body.get(..MAX_QUOTED_BYTES.min(body.len())).unwrap_or_default());
         let message = format!("{} answered {status}: {told}", self.shown);
         let later = matches!(status.as_u16(), 408 | 425 | 429) || status.is_server_error();
         let asked = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok());
@@ -148,15 +148,15 @@ impl Service {
     }
 }
 
-/// Whether an answer without a body is meant as a CloudEvent: one that has no `ce-type` is a mistake, not an answer
-/// without results.
+/// Returns whether a response without a body is intended as a CloudEvent: one without `ce-type` is an error, not an empty
+/// result.
 fn announces_event(headers: &HeaderMap) -> bool {
     let media = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     headers.keys().any(|name| name.as_str().starts_with("ce-")) || media.starts_with(b"application/cloudevents")
 }
 
-/// What an answer wants published. Only type, body, media type, subject and partition key count, so an answer in
-/// binary mode need not name an id or a source.
+/// The output events of a response. Only type, body, media type, subject and partition key count, so a response in
+/// binary mode requires neither id nor source.
 fn emissions(headers: &HeaderMap, body: Bytes) -> Result<Vec<Emission>, String> {
     let unreadable = |(name, value): (&HeaderName, &HeaderValue)| {
         let is_attribute = name.as_str().starts_with("ce-") || name == CONTENT_TYPE;

@@ -1,13 +1,13 @@
-//! Runs one function: a WebAssembly component, a long-lived process or an HTTP service. Never sees NATS.
+//! Runs one function: a WebAssembly component, a long-lived process or an HTTP service. Independent of NATS.
 //!
 //! # Layout
-//! - [`wasm`]: components, a fresh instance an event.
-//! - [`process`]: a child that speaks one JSON object a line.
-//! - [`http`]: a service that events are posted to.
+//! - [`wasm`]: components, with a fresh instance per event.
+//! - [`process`]: a child process that exchanges one JSON object per line.
+//! - [`http`]: a service that receives events as requests.
 //!
 //! # Flow
-//! A worker hands [`Runtimes`] a deployment; the host that its `runtime` names prepares it, and the function that
-//! comes back takes batches of events.
+//! A worker passes a deployment to [`Runtimes`]; the host of its `runtime` loads it, and returns a function that
+//! processes batches of events.
 
 #[doc(hidden)]
 pub mod fuzzing;

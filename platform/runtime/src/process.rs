@@ -1,4 +1,4 @@
-//! Runs a long-lived child process that speaks one JSON object a line.
+//! Runs a long-lived child process that exchanges one JSON object per line.
 //!
 //! # Protocol
 //! In: `{"id": 7, "event": {…CloudEvents JSON…}}`. Out, in any order:
@@ -8,20 +8,20 @@
 //!
 //! stderr is the function's log. EOF on stdin means finish and exit.
 //!
-//! A line that is meant as an answer and is not one of these fails its event at once, with the line quoted. It is the
-//! code that is wrong: running the same code again cannot mend it, so the event is a dead letter until the next deploy.
-//! An answer that names no event in flight fails the only one there is; where there are several, they are run again one
+//! A line that is intended as an answer but malformed fails its event immediately, with the line quoted. The code is
+//! wrong, so running it again cannot help, and the event is dead-lettered until the next deploy.
+//! An answer that names no event in flight fails the only one there is; if there are several, they run again one
 //! at a time. Any other text on stdout is logged as a warning.
 //!
-//! A process is **not** sandboxed: it has this user's files and network, but for what [`Shim::closed`] names and for other processes,
-//! where the kernel has Landlock, mount namespaces and filters of system calls. Its environment is only PATH, HOME and TMPDIR (its own folder), LANG and what the manifest names; its data
-//! memory is bounded.
+//! A process is **not** sandboxed: it has this user's files and network, except for [`Shim::closed`] and other processes,
+//! if the kernel supports Landlock, mount namespaces and seccomp filters. Its environment is only PATH, HOME and TMPDIR (its own folder), LANG and the variables in the manifest; its data
+//! memory is limited.
 //!
 //! # Layout
-//! - `actor`: owns the child, and decides who is guilty when it dies.
+//! - `actor`: owns the child process and attributes a crash to an event.
 //! - `child`: starts, feeds, reads and kills one child.
-//! - `folder`: the working folder of each load. `shim`: the parent of a function, with which all that it started ends.
-//! - `wire`: the lines.
+//! - `folder`: the working folder of each load. `shim`: the parent of a function, which ends all its descendants.
+//! - `wire`: the protocol's lines.
 
 mod actor;
 mod child;
@@ -48,17 +48,17 @@ use std::{
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Emissions of one event that may wait to be stored.
-const PENDING: usize = 1024;
+/// Maximum output events per event that wait to be stored.
+const MAX_PENDING_EVENTS: usize = 1024;
 
-/// Where processes live.
+/// The configuration of process functions.
 #[derive(Debug, Clone)]
 pub struct ProcessConfig {
-    /// Each load of each function has a folder of its own in here, for as long as it runs. Workers may share it.
+    /// The parent of the working folders. Each load of each function has its own until it ends. Workers may share it.
     pub work_dir: PathBuf,
-    /// How long a process may take to finish once its stdin is closed.
+    /// Grace period for a process after its stdin is closed.
     pub grace: Duration,
-    /// The parent of each process. Without one, what a process leaves behind in sessions of its own outlives it, and nothing is
+    /// The parent of each process. Without one, descendants in other sessions outlive the process, and no files are
     /// closed to it.
     pub shim: Option<Shim>,
 }
@@ -66,24 +66,24 @@ pub struct ProcessConfig {
 /// The parent of a process function.
 #[derive(Debug, Clone)]
 pub struct Shim {
-    /// The program, which is that parent when its first argument is [`SHIM`].
+    /// The program, which acts as that parent if its first argument is [`SHIM`].
     pub program: PathBuf,
-    /// Files and folders that a process may not open, but for its own folder.
+    /// Files and folders that a process cannot open, except its own folder.
     pub closed: Vec<PathBuf>,
-    /// Whether these are covered in a mount namespace of the process. Where they cannot be, no process starts.
+    /// Whether these are covered in a mount namespace of the process. If that fails, no process starts.
     pub covers: bool,
 }
 
 impl Shim {
-    /// A parent of processes that covers nothing.
+    /// A shim without covers.
     pub fn new(program: impl Into<PathBuf>, closed: Vec<PathBuf>) -> Self {
         Self { program: program.into(), closed, covers: false }
     }
 
-    /// Has what is closed covered, if a process that tries it, with `folder` for its own, can; `folder` is made.
+    /// Enables covers, if a test process with `folder` as its own succeeds; `folder` is created.
     ///
     /// # Errors
-    /// When it cannot, as where a container has no user namespaces.
+    /// If covers are not supported, such as in a container without user namespaces.
     pub fn covering(self, folder: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let mut command = Command::new(&self.program);
@@ -99,7 +99,7 @@ impl Shim {
 }
 
 impl ProcessConfig {
-    /// A grace of 5 s, and no shim.
+    /// A configuration with a grace period of 5 s and no shim.
     pub fn new(work_dir: impl Into<PathBuf>) -> Self {
         Self { work_dir: work_dir.into(), grace: Duration::from_secs(5), shim: None }
     }
@@ -113,7 +113,7 @@ pub struct ProcessHost {
 }
 
 impl ProcessHost {
-    /// A host that keeps its processes' folders as `config` says. Folders of hosts that were killed are removed.
+    /// A host with this configuration. Folders of killed hosts are removed.
     pub fn new(config: ProcessConfig) -> Self {
         let shim = config.shim.map(Arc::new);
         Self { folders: folder::Folders::open(config.work_dir), grace: config.grace, shim }
@@ -173,9 +173,9 @@ impl ProcessFunction {
         let event = serde_json::value::to_raw_value(&event).map_err(|error| {
             FunctionError::new(Fault::Invalid, format!("the event cannot be written as JSON: {error}"))
         })?;
-        let (progress, mut steps) = mpsc::channel(PENDING);
+        let (progress, mut steps) = mpsc::channel(MAX_PENDING_EVENTS);
         self.requests.send(Request { event, progress }).await.map_err(|_| interrupted())?;
-        // A run again emits again from the start: what is stored already is passed over.
+        // A rerun emits again from the start: events that are already stored are skipped.
         let (mut stored, mut seen) = (0_usize, 0_usize);
         while let Some(step) = steps.recv().await {
             match step {

@@ -1,15 +1,15 @@
 //! Runs a WebAssembly component of the world `nerve:function/function` (`functions/wit/nerve.wit`).
 //!
 //! # Layout
-//! - `guest`: what one instance sees: WASI without files or network, `emit`, `log`, and its memory limit.
-//! - `cache`: compiles a component once and keeps the machine code on disk. `compiler`: does it in a helper process.
-//! - `output`: standard output and error as bounded log lines, and the tail that explains a trap.
-//! - `inspect`: says at deploy whether a file is a component that Nerve can run.
+//! - `guest`: the environment of an instance: WASI without files or network, `emit`, `log`, and its memory limit.
+//! - `cache`: compiles a component once and keeps the machine code on disk. `compiler`: compiles in a helper process.
+//! - `output`: standard output and error as limited log lines, and the tail that explains a trap.
+//! - `inspect`: checks at deploy whether a file is a component that Nerve can run.
 //!
 //! # Flow
 //! [`WasmHost::load`] finds or compiles the machine code and links it. Each event gets a fresh instance, so a trap
-//! or a timeout costs that one event, and nothing a guest leaves in memory reaches the next call. The events of a
-//! batch run in turn: each has its own full timeout, whatever its neighbors do.
+//! or a timeout affects only that event, and no memory of an instance is visible to the next. The events of a
+//! batch run one after the other, each with its own full timeout.
 
 mod cache;
 mod compiler;
@@ -40,26 +40,26 @@ use wasmtime::{
     component::{HasSelf, Linker},
 };
 
-/// How often a running guest gives its thread back, and so how late a timeout can be seen.
+/// Interval at which a running component yields its thread, which is also the precision of timeouts.
 const TICK: Duration = Duration::from_millis(5);
-/// Instances alive at once in one host, which functions share; what comes later waits. The pool has room for as many.
+/// Live instances of one host, shared by its functions; further events wait. The pool has the same capacity.
 const LIVE_INSTANCES: u32 = 256;
 
-/// Bytes of each memory and table that are cleared by writing rather than given back to the system: giving back
-/// interrupts every core, which costs a small guest more than its work. Bounded by `LIVE_INSTANCES`.
+/// Bytes of each memory and table that are cleared by writing instead of released to the system: releasing
+/// interrupts every core, which costs more than the work of a small function. Limited by `LIVE_INSTANCES`.
 const KEPT_MEMORY: usize = 256 << 10;
 const KEPT_TABLE: usize = 16 << 10;
 
-/// Where and how components are run.
+/// The configuration of components.
 #[derive(Debug, Clone)]
 pub struct WasmConfig {
-    /// Directory of compiled code, created with mode 0700: write access to it is the right to run code as this process.
+    /// A folder for compiled code, created with mode 0700. Write access to it allows running code as this process.
     pub cache_dir: PathBuf,
-    /// What compiles.
+    /// The compiler.
     pub compiler: Compiler,
 }
 
-/// Runs components. One engine and one pool of instances serve every function.
+/// Runs components. All functions share one engine and one pool of instances.
 pub struct WasmHost {
     engine: Engine,
     linker: Linker<Guest>,
@@ -70,7 +70,7 @@ pub struct WasmHost {
 }
 
 impl WasmHost {
-    /// Makes the engine: pooled instances, or instances on demand where the pool's address space cannot be had.
+    /// Creates the engine, with pooled instances if the pool's address space is available, or else on demand.
     pub fn new(config: WasmConfig) -> Result<Self, LoadError> {
         let engine = match Engine::new(&engine_config(true)) {
             Ok(engine) => engine,
@@ -139,7 +139,7 @@ impl Function for WasmFunction {
 
 impl WasmFunction {
     async fn call(&self, index: usize, event: Event, context: &Context) -> Outcome {
-        // Waiting for a free instance is not the guest's time.
+        // Waiting for a free instance does not count as execution time.
         let _slot = self.live.acquire().await;
         let guest = Guest::new(&self.deployment, context.emitter.clone(), index);
         let output = guest.output();
@@ -161,7 +161,7 @@ impl WasmFunction {
                 output.explain(format!("`{name}` did not answer within {timeout:?} (`timeout` in nerve.toml)")),
             )),
             Ok(Err(error)) => {
-                // The limiter's own sentence says the size; the trap around it is only a backtrace.
+                // The limiter's message contains the size; the trap around it is only a backtrace.
                 let why = match store.data().refused() {
                     Some(refused) => refused.to_owned(),
                     None => error.root_cause().to_string(),
@@ -174,7 +174,7 @@ impl WasmFunction {
     }
 }
 
-/// Checks what a guest wants published.
+/// Validates an output event of a component.
 fn from_guest(emission: guest::WitEmission) -> Result<Emission, FunctionError> {
     let ty = EventType::parse(emission.type_).map_err(|error| {
         FunctionError::new(Fault::Invalid, format!("the function emitted an event that cannot be published: {error}"))
@@ -193,7 +193,7 @@ fn engine_config(pooled: bool) -> Config {
     config.epoch_interruption(true);
     if pooled {
         let mut pool = PoolingAllocationConfig::default();
-        // A JavaScript or Python guest is a component of many core modules that share one or two memories.
+        // A JavaScript or Python component has many core modules that share one or two memories.
         pool.total_component_instances(LIVE_INSTANCES)
             .total_stacks(LIVE_INSTANCES)
             .total_core_instances(LIVE_INSTANCES * 64)
@@ -217,7 +217,7 @@ fn failed(message: &str, error: wasmtime::Error) -> LoadError {
     LoadError::failed(message, Box::<dyn std::error::Error + Send + Sync>::from(error))
 }
 
-/// Moves the engine's epoch on every [`TICK`], so that running guests yield; ends when dropped.
+/// Advances the engine's epoch on every [`TICK`], so that running components yield; ends when dropped.
 struct Ticker {
     stop: Arc<AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,

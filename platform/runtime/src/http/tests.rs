@@ -34,7 +34,7 @@ async fn service(headers: axum::http::HeaderMap, body: String) -> Reply<String> 
         "hollow" => reply.header("content-type", STRUCTURED_MEDIA_TYPE).body(String::new()),
         "umlaut" => reply.header("ce-type", "a").header("ce-subject", "\u{fc}").body(String::new()),
         "json" => reply.header("content-type", "application/json").body(r#"{"type":"a","payload":{}}"#.to_owned()),
-        "long" => reply.header("ce-type", "a").body("x".repeat(ANSWER_MAX + 1)),
+        "long" => reply.header("ce-type", "a").body("x".repeat(MAX_RESPONSE_BYTES + 1)),
         "slow" => {
             tokio::time::sleep(Duration::from_secs(30)).await;
             reply.body(String::new())

@@ -1,8 +1,8 @@
-//! Owns the child, and decides who is guilty when it dies.
+//! Owns the child process and attributes a crash to an event.
 //!
-//! When the process exits, or one event passes its timeout, while several are in flight, nobody knows whose fault
-//! it is. Then all of them are suspects: they run one at a time, and only one that fails alone is blamed. New
-//! events wait until the suspects are done. The same goes for an answer that names none of several events in flight.
+//! If the process exits, or one event exceeds its timeout, while several are in flight, the culprit is
+//! unknown. Then all of them are suspects: they run one at a time, and only one that fails alone is blamed. New
+//! events wait until the suspects are finished. The same applies to an answer that names none of several events in flight.
 
 use super::{
     child::{Child, Launch},
@@ -21,19 +21,19 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// One event to run, and where to say what becomes of it.
+/// An event to run, and the channel for its progress.
 pub(super) struct Request {
     pub(super) event: Box<RawValue>,
     pub(super) progress: mpsc::Sender<Progress>,
 }
 
-/// What becomes of a request.
+/// The progress of a request.
 pub(super) enum Progress {
-    /// It is run again from the start.
+    /// It runs again from the start.
     Again,
-    /// Publish this.
+    /// Publish this output event.
     Emit(Emission),
-    /// It is over.
+    /// It is finished.
     Done(Outcome),
 }
 
@@ -51,11 +51,11 @@ enum Step {
     Overdue(u64),
 }
 
-/// Why a child is ended.
+/// The reason to end a child.
 enum Death {
     Exited,
     Overdue(u64),
-    /// It made this mistake in an answer to one of the events in flight.
+    /// It violated the protocol in an answer to one of the events in flight.
     Mistaken(String),
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Actor {
     in_flight: BTreeMap<u64, InFlight>,
     suspects: VecDeque<Request>,
     next_id: u64,
-    /// The first id that this child was given.
+    /// The first id given to this child.
     first_id: u64,
     failures: u32,
 }
@@ -84,7 +84,7 @@ impl Actor {
         grace: Duration,
     ) -> Self {
         let (in_flight, suspects) = (BTreeMap::new(), VecDeque::new());
-        // Ids begin anywhere, so that one that a function makes up is hardly ever one that it was given.
+        // Ids start at a random number, so that an id invented by a function is unlikely to match.
         let next_id = RandomState::new().hash_one(()) >> 32;
         let (child, failures) = (Some(child), 0);
         Self { launch, child, intake, stop, tracker, grace, in_flight, suspects, next_id, first_id: next_id, failures }
@@ -116,7 +116,7 @@ impl Actor {
     async fn step(&mut self) -> Step {
         let alone = !self.suspects.is_empty() || self.in_flight.values().any(|running| running.suspect);
         let room = !alone && self.in_flight.len() < self.launch.room();
-        // All have one timeout, and ids grow: the first is due first.
+        // All have the same timeout and ids grow, so the first is due first.
         let first = self.in_flight.first_key_value();
         let overdue = first.map(|(id, running)| (*id, running.deadline));
         let (first, deadline) = overdue.unwrap_or((0, Instant::now()));
@@ -136,7 +136,7 @@ impl Actor {
         }
     }
 
-    /// Sends a request to the child, starting one if there is none.
+    /// Sends a request to the child, which is started if necessary.
     async fn start(&mut self, request: Request, suspect: bool) {
         while self.child.is_none() {
             let wait = match self.failures {
@@ -144,7 +144,7 @@ impl Actor {
                 failures => FIRST_WAIT.saturating_mul(2_u32.saturating_pow(failures - 1)).min(LONGEST_WAIT),
             };
             tokio::select! {
-                // Dropping the request tells its caller that it was interrupted.
+                // Dropping the request reports it as interrupted.
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(wait) => {}
             }
@@ -171,7 +171,7 @@ impl Actor {
         self.in_flight.insert(id, InFlight { request, deadline, suspect });
     }
 
-    /// Takes a line of stdout; returns the mistake in it, if it was made in an answer to one of several events in flight.
+    /// Handles a line of stdout; returns the mistake in it, if it was made in an answer to one of several events in flight.
     async fn line(&mut self, line: &Line) -> Option<String> {
         let mut unattributed = None;
         for reading in line.read() {
@@ -203,7 +203,7 @@ impl Actor {
         }
     }
 
-    /// Fails the events that a mistaken line is about; returns what to say of it where nobody knows which these are.
+    /// Fails the events that a malformed line names; returns the message if these are unknown.
     async fn mistake(&mut self, Mistake { mut ids, why }: Mistake, line: &Line) -> Option<String> {
         let quote = line.quote();
         let given = !ids.is_empty() && ids.iter().all(|id| (self.first_id..self.next_id).contains(id));
@@ -238,7 +238,7 @@ impl Actor {
         }
     }
 
-    /// Ends the process, unless it has ended, and decides what becomes of the events in flight.
+    /// Ends the process, if it is running, and decides the outcome of the events in flight.
     async fn died(&mut self, death: Death) {
         let Some(mut child) = self.child.take() else { return };
         if matches!(death, Death::Exited) {
@@ -246,7 +246,7 @@ impl Actor {
         }
         let (rest, what) = child.end().await;
         for line in rest {
-            // If several events are in flight after this, they are suspects in any case.
+            // If several events are in flight after this, they are suspects.
             let _ = self.line(&line).await;
         }
         self.failures = self.failures.saturating_add(1);
@@ -274,8 +274,8 @@ impl Actor {
         }
     }
 
-    /// Lets the child finish what it has, for as long as the grace; the rest is interrupted by being dropped. Its folder
-    /// ends with it.
+    /// Lets the child finish its events within the grace period; the rest is interrupted by being dropped. Its folder
+    /// is removed with it.
     async fn close(mut self) {
         self.intake.close();
         self.suspects.clear();
@@ -299,7 +299,7 @@ impl Actor {
     }
 }
 
-/// A caller that is gone does not want to know.
+/// A caller that is gone needs no result.
 async fn tell(request: &Request, progress: Progress) {
     let _ = request.progress.send(progress).await;
 }

@@ -1,4 +1,4 @@
-//! One child process: started, fed, read and killed.
+//! A child process: starts, feeds, reads and kills it.
 
 use super::{
     Shim,
@@ -35,13 +35,13 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-/// Bytes of one stderr line that are logged.
+/// Maximum length of a logged stderr line.
 const LOG_LINE: usize = 8 * 1024;
-/// Lines of stderr that explain a crash.
+/// Lines of stderr quoted in a crash report.
 const TAIL: usize = 20;
-/// How long the pipes of a process that is gone are read; a grandchild may hold them open.
+/// Timeout for reading the pipes of an exited process; a grandchild may hold them open.
 const DRAIN: Duration = Duration::from_millis(200);
-/// How long the parent of a process takes to end all that it has started.
+/// Time within which the shim ends all descendants.
 const SHIM_END: Duration = Duration::from_secs(6);
 
 /// How to start the process.
@@ -54,7 +54,7 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    /// The most events that a process has at once: every event of every batch that is in flight.
+    /// Maximum concurrent events of a process: all events of all batches in flight.
     pub(super) fn room(&self) -> usize {
         let spec = &self.deployment.spec;
         spec.concurrency.max(1).saturating_mul(spec.batch.size.max(1))
@@ -69,12 +69,12 @@ pub(super) struct Child {
     feed: Option<mpsc::UnboundedSender<String>>,
     lines: mpsc::Receiver<Line>,
     tail: Arc<Mutex<VecDeque<String>>>,
-    /// Ends with the pipe of stderr: then the tail is whole.
+    /// Ends with the stderr pipe: then the tail is complete.
     logged: Option<JoinHandle<()>>,
 }
 
 impl Child {
-    /// Starts the process; its pipes are served by tasks of `tracker`.
+    /// Starts the process; tasks of `tracker` serve its pipes.
     pub(super) fn start(launch: &Launch, tracker: &TaskTracker) -> Result<Self, LoadError> {
         let name = &launch.deployment.name;
         let Some((program, arguments)) = launch.command.split_first() else {
@@ -105,19 +105,19 @@ impl Child {
         Ok(Self { os, group, has_shim, feed: Some(feed), lines, tail, logged })
     }
 
-    /// Hands over a line; its number is bounded by the requests in flight. A dead process shows in [`step`](Self::step).
+    /// Sends a line; their number is limited by the requests in flight. A dead process is detected in [`step`](Self::step).
     pub(super) fn send(&self, line: String) {
         if let Some(feed) = &self.feed {
             let _ = feed.send(line);
         }
     }
 
-    /// Ends its stdin: it should finish and exit.
+    /// Closes its stdin, which tells it to finish and exit.
     pub(super) fn finish(&mut self) {
         self.feed = None;
     }
 
-    /// The next line of its stdout; none once it has exited or closed it. Cancel safe.
+    /// The next line of its stdout; `None` once it has exited or closed it. Cancel-safe.
     pub(super) async fn step(&mut self) -> Option<Line> {
         tokio::select! {
             biased;
@@ -126,19 +126,19 @@ impl Child {
         }
     }
 
-    /// Waits a moment for a process that has closed its stdout, which most do when they end.
+    /// Waits briefly for a process that has closed its stdout, which most do when they exit.
     pub(super) async fn await_exit(&mut self) {
         let _ = tokio::time::timeout(DRAIN, self.os.wait()).await;
     }
 
-    /// Kills it and all that it has started, and takes the lines it had still written.
+    /// Kills it and all its descendants, and collects the lines that it had written.
     pub(super) async fn end(mut self) -> (Vec<Line>, String) {
         self.ask_shim();
         if self.has_shim && tokio::time::timeout(SHIM_END, self.os.wait()).await.is_err() {
             tracing::debug!("the processes of a function do not end; their parent is killed");
         }
         if let Some(group) = self.group {
-            // Gone already is as good as killed.
+            // An exited process counts as killed.
             let _ = killpg(Pid::from_raw(group), Signal::SIGKILL);
         }
         let status = self.os.wait().await;
@@ -164,7 +164,7 @@ impl Child {
         (rest, what)
     }
 
-    /// Has the parent of the process end all of them, if they have not ended.
+    /// Asks the shim to end all processes that are still running.
     fn ask_shim(&self) {
         if self.has_shim
             && let Some(shim) = self.os.id().and_then(|id| i32::try_from(id).ok())
@@ -180,7 +180,7 @@ impl Drop for Child {
     }
 }
 
-/// Finds out here what the parent of a process would find out later.
+/// Detects errors here that the shim would detect later.
 fn check_program(program: &str, folder: &Path) -> std::io::Result<()> {
     let runs = |path: PathBuf| access(&path, AccessFlags::X_OK).is_ok() && !path.is_dir();
     let found = match program.contains('/') {
@@ -229,7 +229,7 @@ fn command(launch: &Launch, program: &str, arguments: &[String]) -> Command {
     command
 }
 
-/// Makes a child die with this process, whatever kills it, and keeps a terminal's Ctrl-C from the child.
+/// Makes a child die with this process, however that ends, and keeps a terminal's Ctrl-C from the child.
 ///
 /// The kernel ties the death to the *thread* that spawns: spawn from async code, never from `spawn_blocking`, whose
 /// threads end when idle.
@@ -237,7 +237,7 @@ pub fn die_with_parent(command: &mut Command) {
     die_with(command.as_std_mut(), nix::unistd::getpid());
 }
 
-/// The same for a command that `parent`, which is this process, starts.
+/// The same for a command started by `parent`, which is this process.
 #[allow(unsafe_code)]
 pub(super) fn die_with(command: &mut std::process::Command, parent: Pid) {
     use std::os::unix::process::CommandExt;
@@ -248,9 +248,9 @@ pub(super) fn die_with(command: &mut std::process::Command, parent: Pid) {
     unsafe {
         command.pre_exec(move || {
             prctl::set_pdeathsig(Signal::SIGKILL)?;
-            // A supervisor does without huge pages, which its children would inherit.
+            // A supervisor disables huge pages, which its children would inherit.
             prctl::set_thp_disable(false).ok();
-            // The parent may have died before the call above, and then no signal comes.
+            // The parent may have died before the call above; then no signal is sent.
             if nix::unistd::getppid() != parent { Err(nix::errno::Errno::ESRCH.into()) } else { Ok(()) }
         });
     }
@@ -266,7 +266,7 @@ fn limit_memory(command: &mut Command, bytes: u64) {
 
 async fn write(mut stdin: ChildStdin, mut fed: mpsc::UnboundedReceiver<String>) {
     while let Some(line) = fed.recv().await {
-        // A process that has closed its stdin is found by its exit or by the timeout.
+        // A process that has closed its stdin is detected by its exit or by the timeout.
         if stdin.write_all(line.as_bytes()).await.is_err() {
             return;
         }
@@ -295,7 +295,7 @@ async fn log(mut pipe: impl AsyncBufRead + Unpin, logs: LogSink, tail: Arc<Mutex
     }
 }
 
-/// The next line, of which at most `limit` bytes are kept; none at the end of the pipe.
+/// The next line, truncated to `limit` bytes; `None` at the end of the pipe.
 async fn next_line(pipe: &mut (impl AsyncBufRead + Unpin), limit: usize) -> Option<Line> {
     let (mut bytes, mut end, mut any) = (Vec::new(), LineEnd::Newline, false);
     loop {

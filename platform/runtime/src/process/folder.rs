@@ -1,7 +1,7 @@
-//! Working folders: each load of a function has one of its own, which ends with that load.
+//! Working folders: each load of a function has its own, which is removed with that load.
 //!
-//! The folder of a load lies in that of its host, which the host holds locked for as long as it has functions. The
-//! kernel releases the lock of a host that is killed, so the next host knows which folders nobody uses.
+//! The folder of a load is inside that of its host, which the host keeps locked while it has functions. The
+//! kernel releases the lock of a killed host, so the next host can identify unused folders.
 
 use nerve_core::{Deployment, LoadError};
 use std::{
@@ -13,17 +13,17 @@ use std::{
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-/// The name of a lock: of all hosts, in the folder that they share, and of each host, in its own.
+/// The name of the lock files: one shared by all hosts, and one per host in its own folder.
 const LOCK: &str = "lock";
 
 /// The folders of one host.
 pub(super) struct Folders {
     work_dir: PathBuf,
-    /// Made when it is first needed.
+    /// Created on first use.
     host: OnceCell<Arc<HostFolder>>,
 }
 
-/// The folder of one host. The lock is released after the folder is gone.
+/// The folder of one host. The lock is released after the folder is removed.
 struct HostFolder {
     dir: TempDir,
     _lock: File,
@@ -36,7 +36,7 @@ pub(super) struct Folder {
 }
 
 impl Folders {
-    /// Prepares `work_dir`: what hosts that were killed left there is removed.
+    /// Prepares `work_dir`: removes the folders of killed hosts.
     pub(super) fn open(work_dir: PathBuf) -> Self {
         if work_dir.exists()
             && let Err(error) = remove_leftovers(&work_dir)
@@ -46,7 +46,7 @@ impl Folders {
         Self { work_dir, host: OnceCell::new() }
     }
 
-    /// Makes the folder of a load, with the deployed files in it.
+    /// Creates the folder of a load, with the deployed files in it.
     pub(super) async fn make(&self, deployment: &Deployment) -> Result<Folder, LoadError> {
         let host = self.host.get_or_try_init(|| async {
             let work_dir = self.work_dir.clone();
@@ -68,7 +68,7 @@ impl Folders {
 impl HostFolder {
     fn make(work_dir: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(work_dir)?;
-        // A host that removes what is left would take a folder without its lock for such.
+        // A host that cleans up would treat a folder without its lock as unused.
         let _all = lock(work_dir)?;
         let dir = tempfile::Builder::new().prefix("host-").tempdir_in(work_dir)?;
         let lock = lock(dir.path())?;
@@ -77,17 +77,17 @@ impl HostFolder {
 }
 
 impl Folder {
-    /// Where it is.
+    /// Its path.
     pub(super) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Lays the deployed files out again, if somebody has removed the folder.
+    /// Restores the deployed files if the folder was removed.
     pub(super) async fn restore(&self, deployment: &Deployment) -> Result<(), LoadError> {
         if self.path().is_dir() { Ok(()) } else { self.lay_out(deployment).await }
     }
 
-    /// Copies the artifacts to their names: copies, so that what a process writes stays its own.
+    /// Copies the artifacts to their names, so that changes by a process do not affect others.
     async fn lay_out(&self, deployment: &Deployment) -> Result<(), LoadError> {
         let home = self.path();
         let failed = |error| LoadError::failed(format!("the folder {} could not be laid out", home.display()), error);
@@ -105,14 +105,14 @@ impl Folder {
                 tokio::fs::create_dir_all(parent).await.map_err(failed)?;
             }
             tokio::fs::copy(&artifact.file, &target).await.map_err(failed)?;
-            // A deployed program must be one that can be run, and its folder one that can be removed.
+            // A deployed program must be executable, and its folder removable.
             let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
             tokio::fs::set_permissions(&target, mode).await.map_err(failed)?;
         }
         Ok(())
     }
 
-    /// Removes it with all that the process has written.
+    /// Removes the folder with all files of the process.
     pub(super) async fn remove(self) {
         let path = self.path().to_owned();
         if let Err(error) = blocking(move || self.dir.close()).await
@@ -134,7 +134,7 @@ fn lock(folder: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// Removes every folder in `work_dir` that no running host holds.
+/// Removes every folder in `work_dir` that no running host has locked.
 fn remove_leftovers(work_dir: &Path) -> io::Result<()> {
     let _all = lock(work_dir)?;
     for entry in std::fs::read_dir(work_dir)? {
@@ -152,7 +152,7 @@ fn remove_leftovers(work_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a running host holds this folder. One without a lock is of a version that laid folders out otherwise.
+/// Returns whether a running host uses this folder. One without a lock is from a version with another layout.
 fn is_held(folder: &Path) -> bool {
     match OpenOptions::new().write(true).open(folder.join(LOCK)) {
         Ok(lock) => lock.try_lock().is_err(),

@@ -1,8 +1,8 @@
-//! The parent of a process function: a program of this binary's, between the worker and the function.
+//! The shim: the parent of a process function, between the worker and the function.
 //!
-//! Descendants of the function that leave its session and its process group become children of this one (a subreaper), and end
-//! with it. A worker could not be that itself: it would reap children that its own runtime waits for. The memory of the
-//! tree is counted here, since a limit of the system's is for one process.
+//! Descendants of the function that leave its session and its process group become children of the shim (a subreaper), and end
+//! with it. A worker cannot be a subreaper: it would reap children that its own runtime waits for. The shim also measures the memory of the
+//! tree, because the system's limits apply to one process.
 
 use super::child::die_with;
 use nerve_sandbox::{CallFilter, Closed, LATE_COMMIT};
@@ -25,33 +25,33 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The first argument by which this binary is the parent of a process function. Then come the options, `--`, and the command.
+/// The first argument that makes this binary a shim. It is followed by the options, `--`, and the command.
 pub const SHIM: &str = "process-shim";
-/// The bytes of memory that the tree may hold.
+/// Option: the memory limit of the tree in bytes.
 pub(super) const MEMORY: &str = "--memory";
-/// A file or folder that the tree may not open; more than once for several.
+/// Option, repeatable: a file or folder that the tree cannot open.
 const CLOSED: &str = "--closed";
-/// The folder in a closed one that the tree may open.
+/// Option: the folder inside a closed one that the tree may open.
 const OWN: &str = "--own";
-/// The closed files and folders are covered; see [`super::Shim::covers`].
+/// Option: cover the closed files and folders; see [`super::Shim::covers`].
 pub(super) const COVER: &str = "--cover";
-/// They are covered, and that is all.
+/// Option: cover them, and exit.
 pub(super) const TRY_COVER: &str = "--try-cover";
 
-/// How often the memory of a tree is looked at.
+/// Interval of the memory check.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// How long a tree is ended, in case it makes new processes faster than they are killed.
+/// Timeout for ending a tree that starts processes faster than they are killed.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 const END_PAUSE: Duration = Duration::from_millis(2);
-/// The most processes of a tree that are looked at.
+/// Maximum processes of a tree that are examined.
 const MAX_PROCESSES: usize = 10_000;
-/// What a shell says of a command that it cannot run.
+/// A shell's exit status for a command that it cannot run.
 const CANNOT_RUN: u8 = 127;
 
-/// Whether the tree was ended as it held too much memory.
+/// Whether the tree was ended because it exceeded its memory limit.
 static TOO_LARGE: AtomicBool = AtomicBool::new(false);
 
-/// What the parent of a function is to do.
+/// The options of a shim.
 #[derive(Debug, Default)]
 struct Orders {
     memory: u64,
@@ -87,15 +87,15 @@ impl Orders {
     }
 }
 
-/// The first arguments of every parent: what is closed to its tree, and the folder that is not.
+/// The first arguments of every shim: the files closed to its tree, and the folder that is not.
 pub(super) fn options<'a>(closed: &'a [PathBuf], own: &'a Path) -> impl Iterator<Item = &'a OsStr> {
     let closed = closed.iter().flat_map(|path| [OsStr::new(CLOSED), path.as_os_str()]);
     [OsStr::new(SHIM)].into_iter().chain(closed).chain([OsStr::new(OWN), own.as_os_str()])
 }
 
-/// Runs the command in `arguments`, and ends as it ends, with all that it has started.
+/// Runs the command in `arguments`, and exits as it does, after ending all its descendants.
 ///
-/// To be called at the very beginning of a process, before it has a second thread.
+/// Must be called at the very beginning of a process, before it has a second thread.
 #[expect(clippy::print_stderr, reason = "stderr is the function's log")]
 pub fn run_shim(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(orders) = Orders::parse(arguments) else {
@@ -121,7 +121,7 @@ pub fn run_shim(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn supervise(orders: &Orders) -> std::io::Result<ExitCode> {
-    // Before there is a second thread, and before the rules of Landlock, which forbids mounts.
+    // Before there is a second thread, and before applying Landlock, which forbids mounts.
     if orders.cover {
         nerve_sandbox::cover(&orders.closed, &orders.own)?;
     }
@@ -133,14 +133,14 @@ fn supervise(orders: &Orders) -> std::io::Result<ExitCode> {
     }
     awaited.thread_block()?;
     prctl::set_child_subreaper(true)?;
-    // Unlike a killed process, one that is asked to end can end the others first.
+    // Unlike a killed process, one that receives SIGTERM can end the others first.
     prctl::set_pdeathsig(Signal::SIGTERM)?;
     // For this process only.
     command.env_remove(LATE_COMMIT.0);
     confine(&mut command, bytes, Closed::new(&orders.closed, &orders.own)?, CallFilter::new()?);
     die_with(&mut command, getpid());
     let child = Pid::from_raw(i32::try_from(command.spawn()?.id()).map_err(std::io::Error::other)?);
-    // The pipes are the function's: they end with it, or when it closes them.
+    // The pipes belong to the function: they end with it, or when it closes them.
     if let Ok(null) = fs::File::options().read(true).write(true).open("/dev/null") {
         dup2_stdin(&null)?;
         dup2_stdout(&null)?;
@@ -148,35 +148,35 @@ fn supervise(orders: &Orders) -> std::io::Result<ExitCode> {
     std::thread::spawn(move || watch_memory(bytes));
     let ended = loop {
         let signal = awaited.wait()?;
-        // Of signals that wait together SIGTERM comes before SIGCHLD.
+        // Of pending signals SIGTERM is delivered before SIGCHLD.
         let ended = reap(child);
         if ended.is_some() || signal != Signal::SIGCHLD {
             break ended;
         }
     };
-    // One that is ending when it is killed ends with the status that it has already.
+    // A process that is already exiting keeps its status when it is killed.
     let killed = end_all(child);
     Ok(exit_as(ended.or(killed)))
 }
 
-/// Limits the function, and not this process, which looks into /proc and ends the whole tree.
+/// Limits the function, but not the shim, which reads /proc and ends the whole tree.
 #[allow(unsafe_code)]
 fn confine(command: &mut Command, bytes: u64, mut closed: Option<Closed>, filter: Option<CallFilter>) {
     // SAFETY: this process has one thread, so the child of the fork holds no lock that another thread had taken, and may do what
     // any process does before exec. The closure unblocks signals, sets a limit and applies a ruleset and a filter that are made already.
     unsafe {
         command.pre_exec(move || {
-            // This process waits for signals that it blocks; the function is to be ended by them, or to handle them.
+            // The shim waits for signals that it blocks; the function must receive them.
             SigSet::empty().thread_set_mask()?;
             setrlimit(Resource::RLIMIT_DATA, bytes, bytes)?;
             closed.take().map_or(Ok(()), Closed::apply)?;
-            // Without filters in the kernel the function runs all the same: the worker has said what that means.
+            // Without seccomp the function runs unfiltered, as the worker has reported.
             filter.as_ref().map_or(Ok(false), CallFilter::apply).map(drop)
         });
     }
 }
 
-/// Takes note of all children that have ended; how the function has, if it is one of them.
+/// Reaps all exited children, and records the status of the function if it is one of them.
 fn reap(function: Pid) -> Option<WaitStatus> {
     let mut ended = None;
     while let Ok(status) = waitpid(None, Some(WaitPidFlag::WNOHANG)) {
@@ -190,7 +190,7 @@ fn reap(function: Pid) -> Option<WaitStatus> {
     ended
 }
 
-/// Kills every descendant, however often it has changed its parent; how the function has ended, if it had not before.
+/// Kills every descendant, however often it has changed its parent, and returns the function's status.
 fn end_all(function: Pid) -> Option<WaitStatus> {
     let mut ended = None;
     let deadline = Instant::now() + END_TIMEOUT;
@@ -208,7 +208,7 @@ fn end_all(function: Pid) -> Option<WaitStatus> {
     ended
 }
 
-/// The processes below this one.
+/// The descendants of this process.
 fn descendants(of: Pid) -> Vec<Pid> {
     let (mut found, mut next) = (Vec::new(), vec![of]);
     while let Some(pid) = next.pop() {
@@ -226,13 +226,13 @@ fn descendants(of: Pid) -> Vec<Pid> {
     found
 }
 
-/// Ends the tree once its processes together hold more than one of them may.
+/// Ends the tree once its processes together exceed the limit of one.
 #[expect(clippy::print_stderr, reason = "stderr is the function's log")]
 fn watch_memory(bytes: u64) {
     loop {
         std::thread::sleep(LOOK_INTERVAL);
         let tree = descendants(getpid());
-        // A single process has its limit already.
+        // A single process is limited by the system.
         let held = if tree.len() > 1 { tree.iter().map(|pid| private_bytes(*pid)).sum() } else { 0 };
         if held > bytes {
             eprintln!(
@@ -246,7 +246,7 @@ fn watch_memory(bytes: u64) {
     }
 }
 
-/// What a process holds and does not share.
+/// The unshared memory of a process.
 fn private_bytes(pid: Pid) -> u64 {
     let pages = fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let mut pages = pages.split_ascii_whitespace().skip(1).filter_map(|pages| pages.parse::<u64>().ok());
@@ -254,22 +254,22 @@ fn private_bytes(pid: Pid) -> u64 {
     resident.saturating_sub(shared).saturating_mul(PAGE_BYTES)
 }
 
-/// Pages are at least this large.
+/// The minimum page size.
 const PAGE_BYTES: u64 = 4096;
 
-/// Ends as the function has ended, so that the worker reads its end.
+/// Exits as the function did, so that the worker reads its status.
 fn exit_as(status: Option<WaitStatus>) -> ExitCode {
     let signal = match status {
         Some(WaitStatus::Exited(_, code)) => return ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
         Some(WaitStatus::Signaled(_, signal, _)) => signal,
         _ => Signal::SIGKILL,
     };
-    // Its core, if any, was written already.
+    // A core dump, if any, was already written.
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     let mut only = SigSet::empty();
     only.add(signal);
     let _ = only.thread_unblock();
     let _ = raise(signal);
-    // A signal that ends nothing by itself.
+    // A signal that is not fatal by default.
     ExitCode::from(u8::MAX)
 }

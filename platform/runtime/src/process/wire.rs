@@ -1,7 +1,7 @@
-//! The lines of the protocol.
+//! The protocol's lines.
 //!
-//! A line of stdout is an answer, a mistake in one, or other text. A mistake is never read as an answer with less in
-//! it: an event that is acknowledged although its results were misread would lose them.
+//! A line of stdout is an answer, a malformed answer, or other text. A malformed answer is never read as a partial one:
+//! acknowledging an event whose results were misread would lose them.
 
 mod keys;
 
@@ -11,22 +11,22 @@ use nerve_core::{Emission, EventType, Fault, FunctionError, Outcome, event::is_m
 use serde::{Deserialize, Serialize, de::IgnoredAny};
 use serde_json::value::RawValue;
 
-/// The longest line, in bytes: an event of 25 MB as base64, with room.
+/// Maximum length of a line: an event of 25 MB as base64, with a margin.
 pub(super) const MAX_LINE_BYTES: usize = 40 << 20;
-/// The most objects of one line: an event each of those that may be in flight, and their emissions.
+/// Maximum objects per line: one event for each that may be in flight, and their output events.
 const MAX_OBJECTS: usize = 4096;
-/// The most events of one answer that are read; fewer are published.
+/// Maximum events parsed per answer; fewer are published.
 const MAX_EVENTS: usize = 10_000;
-/// Bytes of a line that an error quotes.
+/// Maximum length of a line quoted in an error.
 const QUOTE_BYTES: usize = 200;
-/// Members of an answer, of an event, and of what other protocols call them: an object that has one of them is meant
+/// Members of an answer, of an event, and their names in other protocols: an object with one of them is intended
 /// as an answer.
 const ANSWER_KEYS: [&str; 11] =
     ["id", "events", "event", "error", "emit", "type", "data", "data_base64", "payload", "result", "results"];
 /// Members of a log record as JSON.
 const LOG_KEYS: [&str; 3] = ["level", "levelname", "severity"];
 
-/// One event to run.
+/// An event to run.
 #[derive(Serialize)]
 pub(super) struct Call<'e> {
     pub(super) id: u64,
@@ -40,59 +40,59 @@ pub(super) struct Line {
     pub(super) end: LineEnd,
 }
 
-/// How a line ended.
+/// The end of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LineEnd {
     /// With a newline.
     Newline,
-    /// It is longer than may be read: this is its beginning.
+    /// It exceeds the maximum length: this is its beginning.
     Limit,
-    /// With the pipe, so its writer may have died in the middle of it.
+    /// With the pipe, so its writer may have died while writing it.
     Pipe,
 }
 
-/// What a part of a line is.
+/// A part of a line.
 #[derive(Debug, PartialEq)]
 pub(super) enum Reading {
     /// An answer to the event of this id.
     Answer(u64, Answer),
-    /// An answer that breaks the protocol.
+    /// A malformed answer.
     Mistake(Mistake),
-    /// Text that is no answer.
+    /// Other text.
     Text,
 }
 
-/// What an answer says.
+/// The content of an answer.
 #[derive(Debug, PartialEq)]
 pub(super) enum Answer {
-    /// The event is done, or has failed.
+    /// The event is finished, or has failed.
     Done(Outcome),
     /// Publish this before the end.
     Emit(Emission),
 }
 
-/// Why a line is not the answer that it is meant as.
+/// The reason why an intended answer is malformed.
 #[derive(Debug, PartialEq)]
 pub(super) struct Mistake {
-    /// The ids that it names, if any.
+    /// The ids that it names.
     pub(super) ids: Vec<u64>,
     pub(super) why: String,
 }
 
-/// What a line is read as.
+/// The classification of a line.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LineReading {
     /// The ids of the answers.
     pub answers: Vec<u64>,
-    /// The ids that each mistaken answer names.
+    /// The ids that each malformed answer names.
     pub mistakes: Vec<Vec<u64>>,
-    /// Whether some of it is text that is no answer.
+    /// Whether a part of it is other text.
     pub has_text: bool,
-    /// Its beginning, as people see it.
+    /// Its beginning, for display.
     pub quote: String,
 }
 
-/// Reads a line of stdout.
+/// Classifies a line of stdout.
 pub fn read_line(bytes: Vec<u8>, end: LineEnd) -> LineReading {
     let line = Line { bytes, end };
     let mut read = LineReading { quote: line.quote(), ..LineReading::default() };
@@ -107,7 +107,7 @@ pub fn read_line(bytes: Vec<u8>, end: LineEnd) -> LineReading {
 }
 
 impl Line {
-    /// The answers in this line, or what it is instead. Two answers in one line are both taken: threads that print
+    /// Parses the answers in this line. Two answers in one line are both accepted: threads that print
     /// without a lock write such lines.
     pub(super) fn read(&self) -> Vec<Reading> {
         let mut rest = self.text();
@@ -118,7 +118,7 @@ impl Line {
                 readings.push(Reading::Mistake(Mistake { ids: Vec::new(), why }));
                 break;
             }
-            // A list would be read as the members in their order.
+            // A list would be deserialized as the members in order.
             if !rest.starts_with(b"{") {
                 readings.push(self.unread(rest, None));
                 break;
@@ -145,10 +145,10 @@ impl Line {
         readings
     }
 
-    /// What a line is whose `rest` is not an answer.
+    /// Classifies a line whose `rest` is not an answer.
     fn unread(&self, rest: &[u8], error: Option<serde_json::Error>) -> Reading {
         let keys = Keys::of(rest);
-        // The event of an answer that was not written to its end fails with the process.
+        // The event of a truncated answer fails with the process.
         if self.end == LineEnd::Pipe || !keys.are_of_an_answer() {
             return Reading::Text;
         }
@@ -162,13 +162,13 @@ impl Line {
         Reading::Mistake(Mistake { ids: keys.ids, why })
     }
 
-    /// The line without the space around it, and without the byte order mark that some runtimes write first.
+    /// The line without surrounding space, and without the byte order mark that some runtimes write first.
     fn text(&self) -> &[u8] {
         let bytes = self.bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&self.bytes);
         bytes.trim_ascii()
     }
 
-    /// The beginning of the line, for people.
+    /// The beginning of the line, for display.
     pub(super) fn quote(&self) -> String {
         let text = self.text();
         match text.get(..QUOTE_BYTES) {
@@ -179,8 +179,8 @@ impl Line {
 }
 
 impl Keys<'_> {
-    /// Whether an object with these members is meant as an answer. A log record as JSON is not, although it may have
-    /// an `id` or an `error` of its own.
+    /// Returns whether an object with these members is intended as an answer. A log record as JSON is not, although it may have
+    /// its own `id` or `error`.
     fn are_of_an_answer(&self) -> bool {
         let has = |names: &[&str]| names.iter().any(|name| self.has(name));
         let answers = has(&["events", "emit"]) || (self.has("id") && self.has("error"));
@@ -223,8 +223,8 @@ impl Members {
     }
 }
 
-/// What a function wants published: members of a CloudEvent. Those that Nerve sets itself may be there, as in an event
-/// that is passed on with another type, and are ignored.
+/// An output event: members of a CloudEvent. Those that Nerve sets are accepted, as in a forwarded
+/// event with another type, and ignored.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an event, as {\"type\": \"…\", \"data\": …}")]
 struct Emitted {
@@ -255,7 +255,7 @@ struct Emitted {
     _hops: Option<IgnoredAny>,
 }
 
-/// How a function says that it failed.
+/// A failure reported by a function.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, expecting = "an object, as {\"kind\": \"invalid\", \"message\": \"…\"}")]
 struct Failure {

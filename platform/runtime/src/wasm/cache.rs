@@ -16,18 +16,18 @@ use std::{
 use tokio::sync::Mutex;
 use wasmtime::{Engine, component::Component};
 
-/// Locks that components share by their digests.
+/// Locks per component digest.
 const LOCKS: usize = 16;
 
 /// A folder of compiled components.
 pub(super) struct Cache {
     dir: PathBuf,
     compiler: Compiler,
-    // Of functions that share a component, one compiles it and the others find it.
+    // Of functions that share a component, one compiles it and the others reuse the result.
     locks: [Mutex<()>; LOCKS],
 }
 
-/// A component that is read and checked, and where its code is kept.
+/// A validated component, and the path of its code.
 struct Entry {
     bytes: Vec<u8>,
     digest: String,
@@ -35,7 +35,7 @@ struct Entry {
 }
 
 impl Cache {
-    /// Opens the folder, making it if need be, for this user alone.
+    /// Opens the folder, and creates it for this user only if it is missing.
     pub(super) fn open(dir: PathBuf, compiler: Compiler) -> Result<Self, LoadError> {
         std::fs::create_dir_all(&dir)
             .and_then(|()| std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o700)))
@@ -46,7 +46,7 @@ impl Cache {
         Ok(Self { dir, compiler, locks: std::array::from_fn(|_| Mutex::new(())) })
     }
 
-    /// The component of `artifact`, from the cache or compiled now.
+    /// The component of `artifact`, cached or newly compiled.
     pub(super) async fn component(&self, engine: &Engine, artifact: &Artifact) -> Result<Component, LoadError> {
         let number = artifact.sha256.bytes().fold(0_usize, |sum, byte| sum.wrapping_add(usize::from(byte)));
         let lock = self.locks.get(number % LOCKS).map(Mutex::lock);
@@ -91,18 +91,18 @@ fn read(engine: &Engine, artifact: &Artifact, dir: &Path) -> Result<Entry, LoadE
     Ok(Entry { bytes, digest, path })
 }
 
-/// Code of one engine runs on those of the same number: same wasmtime, settings and target.
+/// Code is compatible with engines of the same hash: same wasmtime, settings and target.
 pub(super) fn compatibility(engine: &Engine) -> u64 {
     let mut hasher = DefaultHasher::new();
     engine.precompile_compatibility_hash().hash(&mut hasher);
     hasher.finish()
 }
 
-/// Keeps code that was compiled now, and loads it.
+/// Stores newly compiled code, and loads it.
 fn kept(engine: &Engine, code: &[u8], entry: &Path) -> Result<Component, LoadError> {
     let loaded = match keep(code, entry) {
         Ok(()) => load(engine, entry),
-        // A full disk costs the next start some seconds, not this one its function.
+        // A full disk costs seconds at the next start, but does not fail the function.
         Err(error) => {
             tracing::warn!(%error, entry = %entry.display(), "the compiled component could not be kept");
             from_memory(engine, code)
@@ -123,7 +123,7 @@ fn cached(engine: &Engine, entry: &Path) -> Option<Component> {
     } else {
         tracing::warn!(entry = %entry.display(), "a compiled component is damaged; compiling it again");
     }
-    // What cannot be removed is written over.
+    // An entry that cannot be removed is overwritten.
     let _ = std::fs::remove_file(entry);
     None
 }
@@ -146,7 +146,7 @@ fn from_memory(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
 
 fn keep(code: &[u8], entry: &Path) -> std::io::Result<()> {
     let digest = HEXLOWER.encode(&Sha256::digest(code));
-    // The digest second: an entry without one is compiled again, never trusted.
+    // The digest second: an entry without one is recompiled, never trusted.
     write(entry, code)?;
     write(&entry.with_extension("sha256"), digest.as_bytes())
 }

@@ -1,15 +1,15 @@
-//! Compiles components in helper processes: some that are small take gigabytes and minutes.
+//! Compiles components in helper processes: even small ones can take gigabytes and minutes.
 
 use super::{cache, engine_config, inspect};
 use nerve_sandbox::{Limits, Pool, Request, SandboxError, Setup, Work};
 use std::time::Duration;
 use wasmtime::Engine;
 
-/// What a helper process does that compiles components. It is set up with the number of the engine that the code is for.
+/// The work of a compiling helper process. Its setup is the compatibility hash of the target engine.
 pub const COMPILER: Work = Work {
     name: "components",
     start: |wanted| {
-        // Nothing is run here, so there is no pool of instances.
+        // Nothing is executed here, so there is no pool of instances.
         let engine = Engine::new(&engine_config(false)).map_err(|error| format!("there is no compiler: {error:#}"))?;
         if !wanted.is_empty() && wanted != cache::compatibility(&engine).to_le_bytes() {
             return Err("the compiler is of another version than what runs its code".to_owned());
@@ -22,21 +22,21 @@ pub const COMPILER: Work = Work {
     load: None,
 };
 
-/// The stack of a compiler, in bytes.
+/// Stack size of a compiler.
 const STACK_BYTES: u64 = 16 << 20;
-/// The largest component, in bytes.
+/// Maximum size of a component.
 const MAX_COMPONENT_BYTES: u64 = 128 << 20;
-/// The largest code of one, in bytes. It is read into the server's memory.
+/// Maximum size of compiled code, which is read into the server's memory.
 const MAX_CODE_BYTES: u64 = 192 << 20;
 
 /// Helper processes that compile components.
 #[derive(Clone)]
 pub struct Compiler {
-    /// Where they come from.
+    /// Their pool.
     pub pool: Pool,
-    /// The memory of one, in bytes.
+    /// Memory per process, in bytes.
     pub memory: u64,
-    /// How long one may take.
+    /// Timeout of one compilation.
     pub timeout: Duration,
 }
 
@@ -47,27 +47,27 @@ impl std::fmt::Debug for Compiler {
     }
 }
 
-/// Why a component was not compiled.
+/// The reason why a component was not compiled.
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
-    /// It is no component that can be run here.
+    /// It is not a valid component.
     #[error("{0}")]
     Invalid(String),
-    /// It may be compiled later.
+    /// Retrying can help.
     #[error(transparent)]
     Failed(SandboxError),
 }
 
 impl Compiler {
-    /// Finds out whether a component compiles.
+    /// Checks whether a component compiles.
     ///
     /// # Errors
-    /// Says why it does not.
+    /// If it does not.
     pub async fn check(&self, component: Vec<u8>, sha256: &str) -> Result<(), CompileError> {
         self.run(component, sha256, Setup::default()).await.map(drop)
     }
 
-    /// The code of a component, for this engine.
+    /// Compiles a component for this engine.
     pub(super) async fn compile(
         &self,
         engine: &Engine,

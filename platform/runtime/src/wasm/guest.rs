@@ -1,4 +1,4 @@
-//! What one instance of a guest sees.
+//! The environment of one component instance.
 
 use super::output::Output;
 use nerve_core::{
@@ -24,7 +24,7 @@ use bindings::nerve::function::{host, types};
 pub(super) use bindings::{Function as FunctionWorld, FunctionPre};
 pub(super) use types::Emission as WitEmission;
 
-/// The most elements one table may have; the pool's tables are no larger.
+/// Maximum elements of a table, as in the pool.
 const TABLE_ELEMENTS: usize = 100_000;
 
 /// The state of one call.
@@ -38,7 +38,7 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// A guest with the manifest's environment and secrets, no files, no network and no arguments.
+    /// A component with the manifest's environment and secrets, without files, network and arguments.
     pub(super) fn new(deployment: &Deployment, emitter: Arc<dyn Emitter>, index: usize) -> Self {
         let logs: LogSink = deployment.logs.clone();
         let output = Output::new(logs);
@@ -63,7 +63,7 @@ impl Guest {
         &mut self.memory
     }
 
-    /// Why memory was refused, where it was.
+    /// The reason why memory was refused, if it was.
     pub(super) fn refused(&self) -> Option<&str> {
         self.memory.refused.as_deref()
     }
@@ -100,7 +100,7 @@ impl host::Host for Guest {
     }
 }
 
-/// Sums the linear memories of all the component's modules against one limit.
+/// Limits the sum of the linear memories of all the component's modules.
 struct Memory {
     limit: u64,
     held: u64,
@@ -128,7 +128,7 @@ impl ResourceLimiter for Memory {
     }
 }
 
-/// The event as the guest's world has it.
+/// The event in the types of the WIT world.
 pub(super) fn to_guest(event: Event) -> types::Event {
     types::Event {
         id: event.id,
@@ -142,7 +142,7 @@ pub(super) fn to_guest(event: Event) -> types::Event {
     }
 }
 
-/// The guest's own verdict on the event.
+/// The component's own error.
 pub(super) fn from_failure(failure: types::Failure) -> FunctionError {
     match failure {
         types::Failure::Invalid(message) => FunctionError::new(Fault::Invalid, message),

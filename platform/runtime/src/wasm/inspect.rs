@@ -1,11 +1,11 @@
-//! Says whether a file is a component that Nerve can run, without compiling it.
+//! Checks whether a file is a component that Nerve can run, without compiling it.
 
 use wasmparser::{Encoding, Parser, Payload, Validator};
 
-/// Why a file cannot be deployed as a component.
+/// The reason why a file cannot be deployed as a component.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InspectError {
-    /// It does not start as WebAssembly does.
+    /// It has no WebAssembly header.
     #[error("this is not WebAssembly; build a component and name its .wasm file as `source`")]
     NotWasm,
     /// A core module, which has no interface types.
@@ -14,10 +14,10 @@ pub enum InspectError {
          or build for wasm32-wasip2"
     )]
     CoreModule,
-    /// It starts well and is broken later.
+    /// It is damaged after a valid header.
     #[error("this component is not valid: {0}; build it again")]
     Broken(String),
-    /// A component of some other world.
+    /// A component of another world.
     #[error(
         "this component does not export the function `handle` (it exports {0}); build it for the world `function` \
          of nerve:function@0.1.0"
@@ -27,7 +27,7 @@ pub enum InspectError {
 
 /// Checks that `bytes` is a valid component that exports a function `handle`.
 ///
-/// Whether the types of `handle` and all imports fit is checked when it is loaded.
+/// The types of `handle` and all imports are checked at load.
 pub fn inspect(bytes: &[u8]) -> Result<(), InspectError> {
     if !bytes.starts_with(b"\0asm") {
         return Err(InspectError::NotWasm);
@@ -42,7 +42,7 @@ pub fn inspect(bytes: &[u8]) -> Result<(), InspectError> {
         match payload.map_err(broken)? {
             Payload::Version { encoding: Encoding::Module | Encoding::Component, .. } => depth += 1,
             Payload::End(_) => depth = depth.saturating_sub(1),
-            // Only the outermost component's exports are its world's.
+            // Only the outermost component's exports are those of its world.
             Payload::ComponentExportSection(section) if depth == 1 => {
                 for export in section {
                     let export = export.map_err(broken)?;

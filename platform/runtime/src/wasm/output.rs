@@ -1,4 +1,4 @@
-//! A guest's standard output and error, as bounded log lines.
+//! Standard output and error of a component, as limited log lines.
 
 use bytes::Bytes;
 use nerve_core::function::{LogLevel, LogSink};
@@ -14,16 +14,16 @@ use wasmtime_wasi::{
     p2::{OutputStream, Pollable, StreamError},
 };
 
-/// Lines one call may log; one more says that the rest is dropped.
+/// Maximum log lines per call; one more reports that the rest is dropped.
 const LINES: usize = 1000;
-/// Bytes of one line; the rest of a longer one is dropped.
+/// Maximum length of a line; the rest is dropped.
 const LINE: usize = 8 * 1024;
-/// Lines of stderr that explain a trap.
+/// Lines of stderr quoted for a trap.
 const TAIL: usize = 20;
-/// Bytes a guest may write at once.
+/// Maximum bytes per write of a component.
 const CHUNK: usize = 64 * 1024;
 
-/// Takes one call's output; clones share it.
+/// Collects the output of one call; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Output {
     logs: LogSink,
@@ -48,12 +48,12 @@ impl Output {
         Stream { output: self.clone(), stderr }
     }
 
-    /// Logs one line, within the call's bounds.
+    /// Logs one line, within the limits of the call.
     pub(super) fn log(&self, level: LogLevel, message: &str) {
         self.line(&mut self.lock(), level, message);
     }
 
-    /// Logs what is left of a line without its end.
+    /// Logs an incomplete last line.
     pub(super) fn finish(&self) {
         let mut state = self.lock();
         for stderr in [false, true] {
@@ -64,7 +64,7 @@ impl Output {
         }
     }
 
-    /// `message`, with the last lines of stderr where there are any.
+    /// `message`, followed by the last lines of stderr, if any.
     pub(super) fn explain(&self, mut message: String) -> String {
         let state = self.lock();
         if !state.tail.is_empty() {
@@ -114,12 +114,12 @@ impl Output {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is only lines of text: what a panicking thread left is as good as any.
+        // The state is only lines of text, so it is valid even after a panic of another thread.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One of the two streams. Writing never waits, so that nothing is lost when the guest traps next.
+/// One of the two streams. Writes never block, so that nothing is lost if the component traps next.
 pub(super) struct Stream {
     output: Output,
     stderr: bool,

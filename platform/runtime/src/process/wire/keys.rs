@@ -1,6 +1,6 @@
-//! The members of the objects in a line, also where the line is not valid JSON.
+//! Finds the members of the objects in a line, even if the line is not valid JSON.
 
-/// The names of the members of the outermost objects, and the numbers that `id` has there.
+/// The member names of the outermost objects, and the numeric values of `id`.
 #[derive(Debug, Default)]
 pub(super) struct Keys<'l> {
     names: Vec<&'l [u8]>,
@@ -8,7 +8,7 @@ pub(super) struct Keys<'l> {
 }
 
 impl<'l> Keys<'l> {
-    /// Looks through `line`, which is an object, or a list of objects, as far as its braces and quotes say.
+    /// Scans `line`, an object or a list of objects, by its braces and quotes.
     pub(super) fn of(line: &'l [u8]) -> Self {
         let mut keys = Self::default();
         let within = line.strip_prefix(b"[").unwrap_or(line).trim_ascii_start();
@@ -37,7 +37,7 @@ impl<'l> Keys<'l> {
         keys
     }
 
-    /// Whether one of the objects has a member of this name.
+    /// Returns whether one of the objects has a member of this name.
     pub(super) fn has(&self, name: &str) -> bool {
         self.names.contains(&name.as_bytes())
     }
@@ -46,14 +46,14 @@ impl<'l> Keys<'l> {
         if name == b"id" {
             self.ids.extend(number(value));
         }
-        // A line may have millions of members; each name counts once.
+        // A line may have millions of members; each name is stored once.
         if name.len() <= 16 && !self.names.contains(&name) && self.names.len() < 64 {
             self.names.push(name);
         }
     }
 }
 
-/// The text up to the closing `quote`, and what follows that.
+/// The text up to the closing `quote`, and the rest.
 fn quoted(text: &[u8], quote: u8) -> (&[u8], &[u8]) {
     let mut escaped = false;
     let end = text.iter().position(|&byte| {
@@ -67,7 +67,7 @@ fn quoted(text: &[u8], quote: u8) -> (&[u8], &[u8]) {
     }
 }
 
-/// The whole number at the start of `value`, also as `7.0` or in quotes.
+/// The integer at the start of `value`, also as `7.0` or in quotes.
 fn number(value: &[u8]) -> Option<u64> {
     let value = match value.split_first() {
         Some((&quote @ (b'"' | b'\''), text)) => quoted(text, quote).0,
