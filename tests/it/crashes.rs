@@ -53,7 +53,7 @@ async fn event_that_kills_its_worker_alone_is_a_dead_letter_and_costs_no_other()
     is_done(&streams).await;
     let dead = gateway.cli().run(&["dlq", "list", "--output", "json"]).await.ok().json();
     assert_eq!((dead.as_array().map(Vec::len), &dead[0]["attempts"]), (Some(1), &2.into()), "{dead}");
-    assert!(dead.to_string().contains("the worker process died while it ran this event"), "{dead}");
+    assert!(dead.to_string().contains("the worker process crashed while it ran this event"), "{dead}");
     // Once beside another event, which is no attempt, and twice alone.
     assert_eq!(runs(&file, "kill"), 3);
     eventually("each death is logged", seconds(20), || async {

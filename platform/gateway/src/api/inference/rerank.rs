@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 /// The request in either format; unknown fields are ignored.
 #[derive(Deserialize)]
-struct RerankRequest<'a> {
+struct RerankBody<'a> {
     model: Option<String>,
     query: Option<Text>,
     #[serde(borrow)]
@@ -89,7 +89,7 @@ struct Rank {
 /// Orders documents by their relevance to a query.
 pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>) -> HttpResult {
     let body = read_body(&gateway, request).await?;
-    let asked: RerankRequest<'_> = parse(&body.bytes)?;
+    let asked: RerankBody<'_> = parse(&body.bytes)?;
     let (documents, plain) = match (asked.documents, asked.texts) {
         (Some(_), Some(_)) => return Err(Problem::bad_request("`documents` and `texts` are both present: send one")),
         (Some(documents), None) => (read_documents(&documents)?, false),
@@ -106,7 +106,7 @@ pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>)
     };
     let shows = if plain { asked.return_text } else { asked.return_documents }.unwrap_or_default();
     let mut kept = if shows { documents.clone() } else { Vec::new() };
-    let request = RerankRequest {
+    let request = RerankBody {
         query: asked.query.ok_or_else(|| missing("query"))?.0,
         documents,
         raw: asked.raw_scores.unwrap_or_default(),
