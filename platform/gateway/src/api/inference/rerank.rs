@@ -106,7 +106,7 @@ pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>)
     };
     let shows = if plain { asked.return_text } else { asked.return_documents }.unwrap_or_default();
     let mut kept = if shows { documents.clone() } else { Vec::new() };
-    let request = RerankBody {
+    let request = RerankRequest {
         query: asked.query.ok_or_else(|| missing("query"))?.0,
         documents,
         raw: asked.raw_scores.unwrap_or_default(),
