@@ -46,7 +46,7 @@ async fn pipe_is_refused_wherever_a_command_reads_a_file() {
     // A sink's template is read before anything is deployed, and a name without a log is none.
     let sink = "[sink.pay]\nurl = \"https://h.example/\"\non = [\"events.a\"]\ntemplate = \"{{ oops\"\n";
     let refused = nerve.cli().run(&["deploy", &Folder::new(sink).path().display().to_string()]).await.failed(1);
-    assert!(refused.stderr.contains("the sink pay") && refused.stderr.contains("`template` is wrong"), "{refused:?}");
+    assert!(refused.stderr.contains("the sink pay") && refused.stderr.contains("invalid `template`"), "{refused:?}");
     let refused = nerve.cli().run(&["logs", "nope"]).await.failed(1);
     assert!(refused.stderr.contains("`nope` is deployed"), "{refused:?}");
     Cli::with(&["--data", nerve.data()]).run(&["access", "rotate"]).await.ok();

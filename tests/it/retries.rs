@@ -132,8 +132,8 @@ async fn a_dead_letter_is_tried_again_by_an_event_and_what_is_not_there_is_refus
     assert_eq!(told.answer(&id).await["answer"], "Here.");
     for (data, said) in [
         (json!({"dead_letter": letter}), "does not exist"),
-        (json!({"answer": id}), "it is done"),
-        (json!({"answer": "nobody-asked"}), "never asked for"),
+        (json!({"answer": id}), "the answer is complete"),
+        (json!({"answer": "nobody-asked"}), "not found or expired"),
     ] {
         let count = told.streams.count("EVENTS", "events.control.retry_refused").await;
         cli.run(&["publish", "control.retry_requested", "--data", &data.to_string()]).await.ok();

@@ -26,7 +26,7 @@ async fn sink_template_that_does_not_end_costs_its_own_event() {
     let hostile = [
         ("nest", format!("{NEST}done"), "nested too deeply"),
         ("itself", CONTAIN_ITSELF.to_owned(), "nested too deeply"),
-        ("double", DOUBLE.to_owned(), "`template` cannot be filled in: it "),
+        ("double", DOUBLE.to_owned(), "`template` cannot be rendered: it "),
     ];
     let (nerve, endpoint) = (Nerve::up().await, Receiver::start([]).await);
     let (server, streams) = (nerve.server(), Streams::connect(&nerve.nats).await);

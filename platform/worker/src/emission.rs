@@ -1,13 +1,13 @@
-//! What a function publishes, as events whose ids do not change from one attempt to the next.
+//! Output events of functions, with ids that are stable across attempts.
 //!
-//! What it returns is a set: all of it is stored or nothing, and the first set that is stored stands for its run. What it emits
-//! before it returns is stored at once: events under ids of their content, parts of an answer under ids of their index.
+//! Returned events are a set: all are stored or none, and the first stored set is the result of the run. Events emitted
+//! before the function returns are stored immediately: events with ids by content, parts of an answer with ids by index.
 
 use super::{
-    Shared,
+    WorkerShared,
     failure::WaitingRetries,
-    input_state::{InputState, MAX_EMISSIONS, too_many},
-    invocation::Taken,
+    input_state::{InputState, MAX_EMISSIONS, too_many_emissions},
+    invocation::ActiveDelivery,
     tools,
 };
 use async_trait::async_trait;
@@ -31,30 +31,30 @@ use std::{
 use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 
-/// How long a result waits for the broker before its event is retried: running a function again costs more.
+/// Maximum wait of a result for the broker before its event is retried. A second run costs more than the wait.
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(120);
 /// The wait between two attempts to publish.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Turns emissions into events: knows the function, and what it may publish.
+/// Builds output events of a function and checks that it may publish them.
 #[derive(Debug, Clone)]
-pub(super) struct Outlet {
+pub(super) struct EmissionPolicy {
     pub(super) function: Name,
     pub(super) spec: Arc<FunctionSpec>,
-    /// The most results that may lead to one; see [`Event::hops`].
+    /// Maximum hops of an output event; see [`Event::hops`].
     pub(super) max_hops: u32,
-    /// Its events that wait with its consumer for their next attempt.
+    /// The count of retries that wait with its consumer.
     pub(super) retries: Arc<WaitingRetries>,
 }
 
-impl Outlet {
-    /// The source of its events.
+impl EmissionPolicy {
+    /// Returns the CloudEvents `source` of its output events.
     fn source(&self) -> String {
         format!("/functions/{}", self.function)
     }
 
-    /// How many results lead to an emission of `input`: one more than to the input. The steps of an agent do not count, as its budget
-    /// bounds them, and neither do the answers of its tools.
+    /// Returns the hops of an emission: one more than its input has. Steps of an agent do not count, as its budget
+    /// limits them, and neither do results of its tools.
     fn hops(&self, input: &Event, emission: &Emission) -> u32 {
         let is_agent =
             matches!(&self.spec.run, manifest::RuntimeSpec::Builtin { function, .. } if function == tool::AGENT);
@@ -62,13 +62,15 @@ impl Outlet {
         input.hops().saturating_add(u32::from(!is_step && !tools::is_call(&self.spec, input)))
     }
 
-    /// The event for an emission of `input`; refuses a type that the manifest does not let it publish, and one too many in a
-    /// circle of functions.
+    /// Builds the event for an emission of `input`.
+    ///
+    /// # Errors
+    /// [`Fault::Invalid`] for a type that the manifest does not allow, and for more than `max_hops` hops.
     pub(super) fn event(&self, input: &Event, id: Identity, emission: Emission) -> Result<Event, FunctionError> {
         let function = &self.function;
         if !self.spec.may_emit(&emission.ty) {
             let message = format!(
-                "it emitted `{}`, which its manifest does not allow: add it to emits of [function.{function}]",
+                "event type `{}` is not allowed by the manifest: add it to emits of [function.{function}]",
                 emission.ty
             );
             return Err(FunctionError::new(Fault::Invalid, message));
@@ -76,8 +78,8 @@ impl Outlet {
         let hops = self.hops(input, &emission);
         if hops > self.max_hops {
             let message = format!(
-                "`{}` would be the result number {hops} in a row, each of the one before, and worker.max_hops allows {}: \
-                 functions that lead to each other go on without end, and `nerve deploy --dry-run` names them",
+                "hop limit reached: `{}` would be hop {hops}, and worker.max_hops is {}; \
+                 `nerve deploy --dry-run` names functions that trigger each other in a loop",
                 emission.ty, self.max_hops
             );
             return Err(FunctionError::new(Fault::Invalid, message));
@@ -102,7 +104,7 @@ impl Outlet {
     }
 }
 
-/// Publishes what `store` stores; while the broker is unavailable it waits, as only the result of finished work is at stake.
+/// Calls `store` until it succeeds. Waits up to [`PUBLISH_TIMEOUT`] while the broker is unavailable.
 pub(super) async fn publish<T, F>(mut store: impl FnMut() -> F) -> Result<T, FunctionError>
 where
     F: Future<Output = Result<T, PublishError>>,
@@ -112,26 +114,26 @@ where
         match store().await {
             Ok(stored) => return Ok(stored),
             Err(PublishError::Invalid(why)) => {
-                return Err(FunctionError::new(Fault::Invalid, format!("it emitted what cannot be published: {why}")));
+                return Err(FunctionError::new(Fault::Invalid, format!("output event cannot be published: {why}")));
             }
             Err(PublishError::Unavailable(cause)) if Instant::now() >= deadline => {
-                let message = format!("its result could not be stored: JetStream did not acknowledge it ({cause})");
+                let message = format!("result could not be stored: JetStream did not acknowledge it ({cause})");
                 return Err(FunctionError::new(Fault::Retry { after: None }, message));
             }
             Err(PublishError::Unavailable(cause)) => {
-                tracing::debug!(%cause, "a result waits for the broker");
+                tracing::debug!(%cause, "result waits for the broker");
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
         }
     }
 }
 
-/// Publishes what the events of one batch emit, before and after their end.
+/// Publishes the output events of one batch, both emitted and returned.
 pub(super) struct Publisher {
     bus: Bus,
-    sets: ResultSetPublisher,
-    outlet: Outlet,
-    /// The function's results in the log.
+    sets: Sets,
+    policy: EmissionPolicy,
+    /// The function's results in EVENTS.
     committed: Arc<tokio::sync::Mutex<CommittedResults>>,
     dedupe_window: Duration,
     inputs: Vec<InputState>,
@@ -140,16 +142,16 @@ pub(super) struct Publisher {
 
 impl Publisher {
     pub(super) fn new<'t>(
-        shared: &Shared,
-        outlet: &Outlet,
+        shared: &WorkerShared,
+        policy: &EmissionPolicy,
         committed: &Arc<tokio::sync::Mutex<CommittedResults>>,
-        inputs: impl IntoIterator<Item = (Event, &'t mut Taken)>,
+        inputs: impl IntoIterator<Item = (Event, &'t mut ActiveDelivery)>,
     ) -> Self {
-        let state = |(event, taken): (Event, &mut Taken)| InputState::new(event, taken);
+        let state = |(event, active): (Event, &mut ActiveDelivery)| InputState::new(event, active);
         Self {
             bus: shared.bus.clone(),
             sets: shared.sets.clone(),
-            outlet: outlet.clone(),
+            policy: policy.clone(),
             committed: committed.clone(),
             dedupe_window: shared.dedupe_window,
             inputs: inputs.into_iter().map(state).collect(),
@@ -157,65 +159,66 @@ impl Publisher {
         }
     }
 
-    /// The results of the event at `index`, with their identities.
+    /// Builds the results of the event at `index`, with their identities.
     ///
     /// # Errors
-    /// [`Fault::Invalid`] where there are too many, or some that the function may not publish.
+    /// [`Fault::Invalid`] if there are too many results, or one that the function may not publish.
     pub(super) fn prepare(&self, index: usize, emissions: Vec<Emission>) -> Result<Vec<RunResult>, FunctionError> {
         let input = self.input(index)?;
-        let emissions = match tools::is_call(&self.outlet.spec, &input.event) {
-            true => tools::answered(&input.event, emissions)?,
+        let emissions = match tools::is_call(&self.policy.spec, &input.event) {
+            true => tools::complete_results(&input.event, emissions)?,
             false => emissions,
         };
         if emissions.len() > MAX_RESULTS {
-            let message = format!("it returned {} events for one, and {MAX_RESULTS} is the most", emissions.len());
+            let message =
+                format!("the function returned {} events for one; the maximum is {MAX_RESULTS}", emissions.len());
             return Err(FunctionError::new(Fault::Invalid, message));
         }
-        let run = input.provenance.run(&self.outlet.function);
+        let run = input.provenance.run(&self.policy.function);
         let mut logged = 0..;
         let mut results = Vec::with_capacity(emissions.len());
         for emission in emissions {
-            if input.older_has(&self.outlet.function) {
+            if input.older_has(&self.policy.function) {
                 continue;
             }
-            // Parts that are in no log are numbered with the other parts.
+            // Parts that are stored in ANSWERS only share the numbering of emitted parts.
             let id = match Part::of(&emission.ty) {
                 Some(part) if !part.is_logged() => run.part(input.next_part()),
                 _ => run.result(logged.next().unwrap_or_default()),
             };
-            results.push(RunResult { id, event: self.outlet.event(&input.event, id, emission)? });
+            results.push(RunResult { id, event: self.policy.event(&input.event, id, emission)? });
         }
         Ok(results)
     }
 
-    /// Publishes the results of the event at `index`, all or none. Where another attempt at the same run has published its
-    /// results, those stand.
+    /// Publishes the results of the event at `index`, all or none. Results that another attempt at the same run has already
+    /// published are kept instead.
     pub(super) async fn publish(&self, index: usize, results: &[RunResult]) -> Result<(), FunctionError> {
         let input = self.input(index)?;
         // No attempt of a function that may emit nothing can add results.
-        if self.outlet.spec.emits.is_empty() {
+        if self.policy.spec.emits.is_empty() {
             return Ok(());
         }
         let outcome = publish(|| self.store(input, results)).await?;
-        if outcome == ResultSetOutcome::Duplicate {
-            let function = &self.outlet.function;
-            self.bus.drops().count(DuplicateScope::Function, function.as_str(), DuplicateReason::Result, results.len());
-            tracing::debug!(%function, id = input.event.id, "the results of an earlier attempt stand");
+        if outcome == SetOutcome::Duplicate {
+            let function = &self.policy.function;
+            self.bus.drops().count(DropScope::Function, function.as_str(), DropReason::Result, results.len());
+            tracing::debug!(%function, id = input.event.id, "results of an earlier attempt are kept");
             if self.may_emit_parts() {
-                // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
+                // Boxed: it is rare and far larger than the rest of this future, which is moved for every event.
                 Box::pin(self.copy_committed(input.provenance.run(function))).await?;
             }
         }
         Ok(())
     }
 
-    /// Stores a set of results, unless that of another attempt is in the log. JetStream knows the ids of attempts that stored theirs
-    /// within the window; so an attempt that has taken longer looks for them.
-    async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<ResultSetOutcome, PublishError> {
-        let run = input.provenance.run(&self.outlet.function);
+    /// Stores a set of results unless EVENTS has that of another attempt. JetStream rejects repeated ids within the dedupe window
+    /// only, so a longer attempt reads the log first.
+    async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
+        let run = input.provenance.run(&self.policy.function);
         if input.since.elapsed() >= self.dedupe_window / 2 {
             let asked = std::time::Instant::now();
-            // Boxed, since it is rare and far larger than the rest of this future, which is moved for every event.
+            // Boxed: it is rare and far larger than the rest of this future, which is moved for every event.
             let found = Box::pin(async { self.committed.lock().await.find(&self.bus, run, asked).await }).await;
             if found.map_err(|error| PublishError::Unavailable(error.into()))?.is_some() {
                 return Ok(ResultSetOutcome::Duplicate);
@@ -224,13 +227,13 @@ impl Publisher {
         self.bus.publish_results(&self.sets, run, results).await
     }
 
-    /// Whether the function may publish what is both a step of the pipeline and a part of an answer.
+    /// Whether the function may publish events that are also parts of an answer.
     fn may_emit_parts(&self) -> bool {
-        let covers = |ty: &str| self.outlet.spec.emits.iter().any(|pattern| pattern.covers(ty));
+        let covers = |ty: &str| self.policy.spec.emits.iter().any(|pattern| pattern.covers(ty));
         covers(answer::GENERATED) || covers(answer::RETRIEVED)
     }
 
-    /// Copies the results that stand to their answer, where the worker that stored them may have died before it did.
+    /// Copies stored results to their answer, as the worker that stored them may have crashed before it copied them.
     async fn copy_committed(&self, run: Run<'_>) -> Result<(), FunctionError> {
         let asked = std::time::Instant::now();
         let copied = async {
@@ -244,12 +247,13 @@ impl Publisher {
     }
 
     fn input(&self, index: usize) -> Result<&InputState, FunctionError> {
-        let missing = || FunctionError::new(Fault::Invalid, "it emitted for an event that is not in the batch");
+        let missing = || {
+            FunctionError::new(Fault::Invalid, "the function emitted an event for an index that is not in the batch")
+        };
         self.inputs.get(index).ok_or_else(missing)
     }
 
-    /// Sees to it that the event that a part follows from stands in ANSWERS before the part: whoever published it may still be
-    /// about to copy it there.
+    /// Copies the input event to ANSWERS before its first part, as its publisher may not have copied it yet.
     async fn copy_input(&self, input: &InputState) -> Result<(), FunctionError> {
         if input.is_copied() {
             return Ok(());
@@ -268,11 +272,11 @@ impl Publisher {
 impl Emitter for Publisher {
     async fn emit(&self, index: usize, emission: Emission) -> Result<(), FunctionError> {
         let input = self.input(index)?;
-        if input.older_has(&self.outlet.function) {
+        if input.older_has(&self.policy.function) {
             return Ok(());
         }
-        let id = input.identify(input.provenance.run(&self.outlet.function), &emission)?;
-        let event = self.outlet.event(&input.event, id, emission)?;
+        let id = input.identify(input.provenance.run(&self.policy.function), &emission)?;
+        let event = self.policy.event(&input.event, id, emission)?;
         if Part::of(&event.ty).is_some() {
             self.copy_input(input).await?;
         }
@@ -281,10 +285,10 @@ impl Emitter for Publisher {
 
     async fn emitted(&self, index: usize) -> Result<Vec<Emission>, FunctionError> {
         let Some(state) = self.inputs.get(index) else { return Ok(Vec::new()) };
-        let (input, from) = (&state.event, self.outlet.source());
+        let (input, from) = (&state.event, self.policy.source());
         let events = self.bus.emitted(answer::id_of(input), &from, &input.id).await;
         let events = events.map_err(|error| FunctionError::new(Fault::Retry { after: None }, error.to_string()))?;
-        // The last emission may be on the way still: its index stays free for the one that comes next.
+        // The last emission may still be in flight: its index stays free for the next one.
         state.skip_parts(
             events.iter().filter(|event| Part::of(&event.ty).is_some_and(|part| !part.is_logged())).count(),
         );
@@ -301,9 +305,9 @@ fn emission_of(event: Event) -> Emission {
     Emission { ty: event.ty, data: event.data, content_type: event.content_type, subject: event.subject, partition_key }
 }
 
-/// Keeps what a directly called function emits, for the answer.
+/// Collects the output events of a direct call for its response.
 pub(super) struct Collector {
-    pub(super) outlet: Outlet,
+    pub(super) policy: EmissionPolicy,
     pub(super) input: Event,
     pub(super) events: Mutex<Vec<Event>>,
     pub(super) catalogue: watch::Receiver<Arc<Catalogue>>,
@@ -320,10 +324,10 @@ impl Collector {
     fn keep(&self, emission: Emission) -> Result<(), FunctionError> {
         let mut events = self.lock();
         if events.len() >= MAX_EMISSIONS {
-            return Err(too_many());
+            return Err(too_many_emissions());
         }
         let id = Identity::of_copy(&self.input.id, &events.len().to_string());
-        events.push(self.outlet.event(&self.input, id, emission)?);
+        events.push(self.policy.event(&self.input, id, emission)?);
         Ok(())
     }
 
@@ -348,10 +352,15 @@ mod tests {
     use super::*;
     use nerve_core::{EventType, Manifest};
 
-    fn outlet() -> Outlet {
+    fn policy() -> EmissionPolicy {
         let manifest = "[function.f]\nruntime=\"wasm\"\nsource=\"f\"\non=[\"events.in\"]\nemits=[\"out.*\"]";
         let spec = Manifest::parse(manifest).unwrap().functions.into_values().next().unwrap();
-        Outlet { function: Name::parse("f").unwrap(), spec: Arc::new(spec), max_hops: 2, retries: Arc::default() }
+        EmissionPolicy {
+            function: Name::parse("f").unwrap(),
+            spec: Arc::new(spec),
+            max_hops: 2,
+            retries: Arc::default(),
+        }
     }
 
     fn emission(ty: &str) -> Emission {
@@ -364,9 +373,9 @@ mod tests {
     }
 
     #[test]
-    fn only_declared_types_may_be_emitted() {
+    fn undeclared_event_type_is_invalid() {
         let input = Event::new("1", "/s", EventType::parse("in").unwrap());
-        let error = outlet().event(&input, id("0"), emission("other")).unwrap_err();
+        let error = policy().event(&input, id("0"), emission("other")).unwrap_err();
         assert_eq!(error.fault, Fault::Invalid);
         assert!(error.message.contains("emits of [function.f]"));
     }
@@ -375,25 +384,25 @@ mod tests {
     fn result_after_too_many_in_a_row_is_invalid() {
         let mut event = Event::new("1", "/s", EventType::parse("in").unwrap());
         for hops in 1..=2 {
-            event = outlet().event(&event, id("0"), emission("out.a")).unwrap();
+            event = policy().event(&event, id("0"), emission("out.a")).unwrap();
             assert_eq!(event.hops(), hops);
         }
-        let error = outlet().event(&event, id("0"), emission("out.a")).unwrap_err();
+        let error = policy().event(&event, id("0"), emission("out.a")).unwrap_err();
         assert_eq!(error.fault, Fault::Invalid);
         assert!(error.message.contains("worker.max_hops"), "{}", error.message);
     }
 
     #[test]
-    fn an_emission_inherits_its_conversation() {
+    fn output_event_inherits_correlation_trace_and_partition_key() {
         let input = Event::new("1", "/s", EventType::parse("in").unwrap())
             .with_extension(TRACEPARENT, "00-a-b-01")
             .with_extension(PARTITION_KEY, "k");
-        let first = outlet().event(&input, id("0"), emission("out.a")).unwrap();
+        let first = policy().event(&input, id("0"), emission("out.a")).unwrap();
         assert_eq!(first.extension(CORRELATION_ID), Some("1"));
         assert_eq!(first.extension(CAUSATION_ID), Some("1"));
         assert_eq!(first.extension(TRACEPARENT), Some("00-a-b-01"));
         assert_eq!(first.extension(PARTITION_KEY), Some("k"));
-        let second = outlet().event(&first, id("1"), emission("out.b")).unwrap();
+        let second = policy().event(&first, id("1"), emission("out.b")).unwrap();
         assert_eq!(second.extension(CORRELATION_ID), Some("1"));
         assert_eq!(second.extension(CAUSATION_ID), Some(first.id.as_str()));
     }

@@ -1,7 +1,7 @@
-//! Which events are being run, in memory that outlives this process.
+//! The running events, in shared memory that outlives this process.
 //!
-//! A process that is killed cannot say what it was doing. So each event that runs stands in a slot of a file in memory, which the
-//! process that started this one holds as well, and reads when this one has died.
+//! A killed process cannot report what it was running. So each running event is recorded in a slot of an in-memory file, which the
+//! parent process reads after this process has died.
 
 use memmap2::MmapMut;
 use nerve_core::Name;
@@ -11,55 +11,55 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Bytes of a slot: a function's name, a stream's name and a sequence, filled up with zeros.
+/// Bytes of a slot: function name, stream name and sequence, padded with zeros.
 const SLOT_BYTES: usize = 128;
-/// Events that are recorded at once; more are run, and not named.
-const SLOTS: usize = 1024;
+/// Maximum number of recorded events. Events beyond it run unrecorded.
+const MAX_RECORDED_EVENTS: usize = 1024;
 
-/// The events that are being run; cheap to clone.
+/// The running events. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct InFlight(Arc<Mutex<Slots>>);
 
 #[derive(Debug)]
 struct Slots {
     memory: MmapMut,
-    /// The last one to be freed is taken first, so that few pages of the memory are in use.
+    /// A stack: the slot freed last is used first, so that few pages of the memory are in use.
     free: Vec<usize>,
 }
 
 impl InFlight {
-    /// Records events in `file`, which is made as large as that takes.
+    /// Records events in `file`, which is cleared and resized.
     ///
     /// # Errors
-    /// What the system says where the file cannot be mapped.
+    /// The I/O error if the file cannot be resized or mapped.
     #[allow(unsafe_code)]
     pub fn in_file(file: &File) -> io::Result<Self> {
         file.set_len(0)?;
-        file.set_len((SLOTS * SLOT_BYTES) as u64)?;
+        file.set_len((MAX_RECORDED_EVENTS * SLOT_BYTES) as u64)?;
         // SAFETY: the map must not be read while another process writes or shrinks the file. This process never reads the map, and
-        // the file has no name: its only other holder is the process that made it, which reads it once this one has ended.
+        // the file has no name: its only other holder is the parent process, which reads it after this one has ended.
         let memory = unsafe { MmapMut::map_mut(file) }?;
-        Ok(Self(Arc::new(Mutex::new(Slots { memory, free: (0..SLOTS).rev().collect() }))))
+        Ok(Self(Arc::new(Mutex::new(Slots { memory, free: (0..MAX_RECORDED_EVENTS).rev().collect() }))))
     }
 
     /// Records that `function` runs the event at `sequence` of `stream`, until the returned value is dropped.
-    pub(super) fn enter(&self, function: &Name, stream: &str, sequence: u64) -> Option<Running> {
+    pub(super) fn enter(&self, function: &Name, stream: &str, sequence: u64) -> Option<InFlightRecord> {
         let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.free.pop()?;
         let text = format!("{function} {stream} {sequence}");
         let bytes = text.as_bytes().get(..SLOT_BYTES).unwrap_or(text.as_bytes());
         slots.write(slot, bytes);
-        Some(Running { slots: Arc::clone(&self.0), slot })
+        Some(InFlightRecord { slots: Arc::clone(&self.0), slot })
     }
 
-    /// The events that a process which has ended was running, as far as they were recorded in `file`.
+    /// Returns the events in `file`, which a process that has ended was running.
     ///
     /// # Errors
-    /// What the system says where the file cannot be read.
+    /// The I/O error if the file cannot be read.
     pub fn read(mut file: &File) -> io::Result<Vec<InFlightEvent>> {
         let mut bytes = Vec::new();
         file.rewind()?;
-        file.take((SLOTS * SLOT_BYTES) as u64).read_to_end(&mut bytes)?;
+        file.take((MAX_RECORDED_EVENTS * SLOT_BYTES) as u64).read_to_end(&mut bytes)?;
         let mut events: Vec<_> = bytes.chunks(SLOT_BYTES).filter_map(InFlightEvent::parse).collect();
         events.sort_unstable();
         Ok(events)
@@ -77,14 +77,14 @@ impl Slots {
     }
 }
 
-/// An event that is being run.
+/// The record of a running event. Dropping it frees its slot.
 #[derive(Debug)]
-pub(super) struct Running {
+pub(super) struct InFlightRecord {
     slots: Arc<Mutex<Slots>>,
     slot: usize,
 }
 
-impl Drop for Running {
+impl Drop for InFlightRecord {
     fn drop(&mut self) {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.write(self.slot, &[]);
@@ -97,9 +97,9 @@ impl Drop for Running {
 pub struct InFlightEvent {
     /// The function that ran it.
     pub function: String,
-    /// The stream that it is in.
+    /// The stream of the event.
     pub stream: String,
-    /// Its sequence there.
+    /// Its sequence in the stream.
     pub sequence: u64,
 }
 
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_names_what_is_running_and_not_what_has_ended() {
+    fn file_lists_running_events_and_no_finished_ones() {
         let file = tempfile::tempfile().unwrap();
         let in_flight = InFlight::in_file(&file).unwrap();
         let name = |text: &str| Name::parse(text).unwrap();
@@ -133,14 +133,14 @@ mod tests {
     }
 
     #[test]
-    fn events_beyond_the_slots_are_run_unrecorded() {
+    fn events_beyond_the_limit_run_unrecorded() {
         let file = tempfile::tempfile().unwrap();
         let in_flight = InFlight::in_file(&file).unwrap();
         let name = Name::parse("f").unwrap();
         let running: Vec<_> =
-            (0..SLOTS as u64 + 1).map(|sequence| in_flight.enter(&name, "EVENTS", sequence)).collect();
-        assert_eq!(running.iter().flatten().count(), SLOTS);
-        assert_eq!(InFlight::read(&file).unwrap().len(), SLOTS);
+            (0..MAX_RECORDED_EVENTS as u64 + 1).map(|sequence| in_flight.enter(&name, "EVENTS", sequence)).collect();
+        assert_eq!(running.iter().flatten().count(), MAX_RECORDED_EVENTS);
+        assert_eq!(InFlight::read(&file).unwrap().len(), MAX_RECORDED_EVENTS);
         drop(running);
         assert!(in_flight.enter(&name, "EVENTS", 1).is_some());
     }

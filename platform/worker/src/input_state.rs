@@ -1,7 +1,7 @@
-//! What one event has emitted so far: it numbers what comes next, and so identifies it.
+//! The emissions of one input event: their count determines the ids of the next ones.
 
-use super::invocation::Taken;
-use nerve_broker::bus::{LegacyResults, Provenance};
+use super::invocation::ActiveDelivery;
+use nerve_broker::bus::{OlderResults, Provenance};
 use nerve_core::{Emission, Event, Fault, FunctionError, Identity, Name, Run, answer::Part};
 use std::{
     collections::HashMap,
@@ -9,48 +9,48 @@ use std::{
     time::Instant,
 };
 
-/// The most events that a function may emit for one event before it returns.
+/// Maximum events that a function may emit for one event before it returns.
 pub(super) const MAX_EMISSIONS: usize = 10_000;
 
-/// An event that a function was given, and what it has emitted for it so far.
+/// An input event of a function, and the emissions for it so far.
 #[derive(Debug)]
 pub(super) struct InputState {
     pub(super) event: Event,
     pub(super) provenance: Provenance,
-    /// The identity that it was published under, where it is no copy.
+    /// The identity under which it was published; `None` for a copy.
     pub(super) published_as: Option<Identity>,
-    /// What an older worker stored of its results.
-    older: LegacyResults,
-    /// Since when other attempts at the same run are not known of.
+    /// The results that an older Nerve stored for it.
+    older: OlderResults,
+    /// The time of the last lookup of results of other attempts at the same run.
     pub(super) since: Instant,
-    emitted: Mutex<Emitted>,
+    emitted: Mutex<EmissionCounts>,
 }
 
 #[derive(Debug, Default)]
-struct Emitted {
-    /// All that was emitted or returned, as an older worker numbered it.
+struct EmissionCounts {
+    /// EmissionCounts and returned events, in the numbering of an older Nerve.
     all: usize,
     /// Parts of the answer.
     parts: usize,
-    /// How often each event was emitted, by its identity as if it were the first.
+    /// Emission count of each event, by the identity of its first emission.
     events: HashMap<Identity, usize>,
-    /// Whether the event itself is in ANSWERS, where it is a part of the answer.
+    /// Whether the input event is in ANSWERS, if it is a part of the answer.
     is_copied: bool,
 }
 
 impl InputState {
-    pub(super) fn new(event: Event, taken: &mut Taken) -> Self {
+    pub(super) fn new(event: Event, active: &mut ActiveDelivery) -> Self {
         Self {
             event,
-            provenance: taken.delivery.provenance.clone(),
-            published_as: taken.delivery.published_as(),
-            older: std::mem::take(&mut taken.older),
-            since: taken.since,
+            provenance: active.delivery.provenance.clone(),
+            published_as: active.delivery.published_as(),
+            older: std::mem::take(&mut active.older),
+            since: active.since,
             emitted: Mutex::default(),
         }
     }
 
-    /// Whether the event itself is known to be in ANSWERS, or needs not be.
+    /// Whether the input event is known to be in ANSWERS, or is no part of an answer.
     pub(super) fn is_copied(&self) -> bool {
         self.lock().is_copied
     }
@@ -59,53 +59,53 @@ impl InputState {
         self.lock().is_copied = true;
     }
 
-    /// Goes on after so many parts that are published already.
+    /// Continues the numbering of parts after `count` published ones.
     pub(super) fn skip_parts(&self, count: usize) {
         let mut emitted = self.lock();
         emitted.parts = emitted.parts.max(count);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Emitted> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, EmissionCounts> {
         self.emitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an older worker has stored the next emission.
+    /// Whether an older Nerve has stored the next emission. Advances the numbering.
     pub(super) fn older_has(&self, function: &Name) -> bool {
         let mut emitted = self.lock();
         emitted.all += 1;
         self.older.has(function, &self.event, emitted.all - 1)
     }
 
-    /// The index of the next part of the answer.
+    /// Returns the index of the next part of the answer.
     pub(super) fn next_part(&self) -> usize {
         let mut emitted = self.lock();
         emitted.parts += 1;
         emitted.parts - 1
     }
 
-    /// The identity of the next emission.
+    /// Returns the identity of the next emission.
     pub(super) fn identify(&self, run: Run<'_>, emission: &Emission) -> Result<Identity, FunctionError> {
         if Part::of(&emission.ty).is_some_and(|part| !part.is_logged()) {
             let index = self.next_part();
-            return if index < MAX_EMISSIONS { Ok(run.part(index)) } else { Err(too_many()) };
+            return if index < MAX_EMISSIONS { Ok(run.part(index)) } else { Err(too_many_emissions()) };
         }
         let first = run.emission(emission.ty.as_str(), &emission.data, 0);
         let mut emitted = self.lock();
         if emitted.events.len() >= MAX_EMISSIONS {
-            return Err(too_many());
+            return Err(too_many_emissions());
         }
         let count = emitted.events.entry(first).or_default();
         *count += 1;
         match *count {
             1 => Ok(first),
-            count if count > MAX_EMISSIONS => Err(too_many()),
+            count if count > MAX_EMISSIONS => Err(too_many_emissions()),
             count => Ok(run.emission(emission.ty.as_str(), &emission.data, count - 1)),
         }
     }
 }
 
-pub(super) fn too_many() -> FunctionError {
-    FunctionError::new(Fault::Invalid, format!("it emitted more than {MAX_EMISSIONS} events for one"))
+pub(super) fn too_many_emissions() -> FunctionError {
+    FunctionError::new(Fault::Invalid, format!("the function emitted more than {MAX_EMISSIONS} events for one"))
 }
 
 #[cfg(test)]
@@ -140,7 +140,7 @@ mod tests {
         };
         let (a, b) = (emission("out.a"), emission("out.b"));
         let first = ids(&[a.clone(), a.clone(), b.clone()]);
-        assert_eq!(ids(&[b, a.clone(), a]), [first[2], first[0], first[1]], "another branch, the same events");
+        assert_eq!(ids(&[b, a.clone(), a]), [first[2], first[0], first[1]], "the order does not change the ids");
         let token = |text: &'static str| Emission { data: text.into(), ..emission(answer::TOKEN) };
         assert_eq!(ids(&[token("x"), token("y")]), [run.part(0), run.part(1)]);
     }

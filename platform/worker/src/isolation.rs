@@ -1,27 +1,28 @@
-//! Isolation: an event that was in flight when a worker died runs while nothing else does.
+//! Isolation: an event that was in flight when a worker crashed is rerun alone.
 //!
-//! A crash takes down everything that a worker runs, and nobody knows which event it was. So what was in flight runs alone, one
-//! event at a time, and only an event that ran alone pays for a crash.
+//! A crash ends all events of a worker, and its cause among them is unknown. So the events in flight are rerun alone, one
+//! at a time, and a crash counts as a failed attempt only for an event that ran alone.
 
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
-/// How long an event waits for the others to end; meanwhile none begins.
-const MAX_WAIT: Duration = Duration::from_secs(2);
+/// Maximum wait of an event for the others to end. Meanwhile no other event starts.
+const EXCLUSIVE_RUN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a worker runs at once: many invocations, or one alone.
+/// A lock for running many invocations concurrently, or one alone.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Isolation(Arc<RwLock<()>>);
 
 impl Isolation {
-    /// Waits until no event runs alone, and keeps any from it.
+    /// Waits until no event runs alone. No event can run alone while the guard is held.
     pub(super) async fn share(&self) -> OwnedRwLockReadGuard<()> {
         Arc::clone(&self.0).read_owned().await
     }
 
-    /// Waits until nothing runs, and keeps anything from it; `None` where something runs for too long.
+    /// Waits until no event runs. No other event can run while the guard is held. Returns `None` after
+    /// [`EXCLUSIVE_RUN_TIMEOUT`].
     pub(super) async fn alone(&self) -> Option<OwnedRwLockWriteGuard<()>> {
-        tokio::time::timeout(MAX_WAIT, Arc::clone(&self.0).write_owned()).await.ok()
+        tokio::time::timeout(EXCLUSIVE_RUN_TIMEOUT, Arc::clone(&self.0).write_owned()).await.ok()
     }
 }
 
@@ -30,10 +31,10 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn an_event_runs_alone_or_not_at_all() {
+    async fn exclusive_run_waits_for_others_and_blocks_them() {
         let isolation = Isolation::default();
         let shared = isolation.share().await;
-        assert!(isolation.alone().await.is_none(), "another one runs");
+        assert!(isolation.alone().await.is_none(), "another event runs");
         drop(shared);
         let alone = isolation.alone().await.unwrap();
         assert!(tokio::time::timeout(Duration::from_secs(60), isolation.share()).await.is_err());

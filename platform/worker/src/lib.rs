@@ -1,25 +1,24 @@
-//! Runs what is deployed: pulls events into free slots, hands them to functions, publishes what those return,
-//! and settles each by its verdict.
+//! Runs deployed functions and sinks: pulls events into free slots, invokes functions, publishes their results, and acknowledges
+//! each event by its verdict.
 //!
 //! # Layout
-//! - `supervisor`: one a function: loads each revision, and swaps it in while the old one finishes.
-//! - `runner`: one a revision: the intake, from the stream, from redriven letters and from direct calls.
-//! - `invocation`: one batch from delivery to verdict. `settle`: deliveries that came before. `isolation`: one that runs alone.
-//! - `emission`: what a function returns, as events with ids that do not change from one try to the next. `input_state`: what one
-//!   event has emitted so far.
-//! - `in_flight`: which events are being run, told to the process that started this one.
-//! - `cancels`: answers that nobody wants any more. `retries`: what is asked to be tried again.
+//! - `supervisor`: one per function. Loads each revision and swaps it in while the old one finishes.
+//! - `runner`: one per revision. Pulls from the stream, from delayed retries and from redriven dead letters, and accepts direct calls.
+//! - `invocation`: one batch from delivery to verdict. `redelivery`: repeated deliveries. `isolation`: exclusive runs.
+//! - `emission`: output events, with ids that are stable across attempts. `input_state`: the emissions of one input event.
+//! - `in_flight`: the running events, in memory shared with the parent process.
+//! - `cancellations`: cancelled answers. `retries`: retry requests.
 //! - `tools`: functions that an agent calls by events.
 //! - `failure`: attempts, retries, dead letters.
-//! - `sinks`: outbound webhooks. `schedules`: events at certain times.
-//! - `log`: what functions say, on its way to LOGS.
+//! - `sinks`: outbound webhooks. `schedules`: scheduled events.
+//! - `log`: log lines of functions, sent to LOGS.
 //!
 //! # Flow
 //! The catalogue changes → a supervisor loads the function → its runner pulls → an invocation runs the function,
-//! publishes its results, and only then settles the deliveries. The worker keeps no state: whatever it has not
-//! settled comes again, here or elsewhere.
+//! publishes its results, and only then acknowledges the deliveries. The worker keeps no state: an event that it has not
+//! acknowledged is redelivered to this worker or another one.
 
-mod cancels;
+mod cancellations;
 mod emission;
 mod failure;
 mod in_flight;
@@ -27,10 +26,10 @@ mod input_state;
 mod invocation;
 mod isolation;
 mod log;
+mod redelivery;
 mod retries;
 mod runner;
 mod schedules;
-mod settle;
 mod sinks;
 mod supervisor;
 mod tools;
@@ -52,12 +51,12 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// The wait before a broken intake is opened again.
-const REOPEN: Duration = Duration::from_millis(500);
+/// The wait before a failed consumer is reopened.
+const REOPEN_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What every part of a worker shares.
+/// The state that all parts of a worker share.
 #[derive(Clone)]
-pub(crate) struct Shared {
+pub(crate) struct WorkerShared {
     pub(crate) bus: Bus,
     pub(crate) registry: Registry,
     pub(crate) host: Arc<dyn Host>,
@@ -65,12 +64,12 @@ pub(crate) struct Shared {
     pub(crate) pulling: PullContext,
     pub(crate) sets: ResultSetPublisher,
     isolation: isolation::Isolation,
-    /// Where the events that run are recorded, if anywhere.
+    /// The record of running events, if one is kept.
     in_flight: Option<InFlight>,
     log_budgets: log::Budgets,
-    /// How long JetStream itself knows an id.
+    /// The period in which JetStream rejects a repeated message id.
     pub(crate) dedupe_window: Duration,
-    /// The most results of functions in a row, each of the one before.
+    /// Maximum length of a chain of function results.
     max_hops: u32,
     pub(crate) artifacts: PathBuf,
     pub(crate) statuses: Statuses,
@@ -78,69 +77,69 @@ pub(crate) struct Shared {
     pub(crate) stops: Stops,
     pub(crate) catalogue: watch::Receiver<Arc<Catalogue>>,
     pub(crate) views: Arc<dyn Views>,
-    cancels: cancels::Cancels,
+    cancellations: cancellations::Cancellations,
     pub(crate) tasks: TaskTracker,
 }
 
-/// The two steps of an end: first nothing new is taken, then what still runs is given back.
+/// The two steps of a shutdown: `intake` stops pulling, `work` releases the events that still run.
 #[derive(Debug, Clone)]
 pub(crate) struct Stops {
     pub(crate) intake: CancellationToken,
     pub(crate) work: CancellationToken,
 }
 
-/// How a function is doing on this worker.
+/// The status of a function on this worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum FunctionStatus {
-    /// It is being fetched, compiled or started.
+    /// The worker is fetching, compiling or starting it.
     Loading,
-    /// It takes events.
+    /// It receives events.
     Running {
-        /// The revision that does.
+        /// The running revision.
         revision: u64,
-        /// Whether its consumer answered lately.
+        /// Whether its consumer responded recently.
         alive: bool,
     },
-    /// It cannot be loaded, or its consumer cannot be asked.
+    /// It cannot be loaded, or its consumer cannot be created.
     Failed {
-        /// Why.
+        /// The cause.
         error: String,
     },
 }
 
 impl FunctionStatus {
-    /// Whether events are being taken.
+    /// Whether the function receives events.
     pub fn is_ready(&self) -> bool {
         matches!(self, Self::Running { alive: true, .. })
     }
 }
 
-/// How every function on this worker is doing.
+/// The status of every function on this worker.
 #[derive(Debug, Clone, Default)]
-pub struct Statuses(Arc<Mutex<BTreeMap<Name, Slot>>>);
+pub struct Statuses(Arc<Mutex<BTreeMap<Name, StatusEntry>>>);
 
 #[derive(Debug)]
-enum Slot {
+enum StatusEntry {
     Loading,
     Running { revision: u64, liveness: nerve_broker::bus::Liveness },
     Failed { error: String },
 }
 
 impl Statuses {
-    /// The state at this moment.
+    /// Returns the current status of each function.
     pub fn snapshot(&self) -> BTreeMap<Name, FunctionStatus> {
-        let status = |slot: &Slot| match slot {
-            Slot::Loading => FunctionStatus::Loading,
-            Slot::Running { revision, liveness } => {
-                FunctionStatus::Running { revision: *revision, alive: liveness.is_alive() }
+        let status = |slot: &StatusEntry| match slot {
+            StatusEntry::Loading => FunctionStatus::Loading,
+            StatusEntry::Running { revision, pulse } => {
+                FunctionStatus::Running { revision: *revision, alive: pulse.is_alive() }
             }
-            Slot::Failed { error } => FunctionStatus::Failed { error: error.clone() },
+            StatusEntry::Failed { error } => FunctionStatus::Failed { error: error.clone() },
         };
         self.lock().iter().map(|(name, slot)| (name.clone(), status(slot))).collect()
     }
 
-    fn set(&self, name: &Name, slot: Slot) {
+    fn set(&self, name: &Name, slot: StatusEntry) {
         self.lock().insert(name.clone(), slot);
     }
 
@@ -148,43 +147,43 @@ impl Statuses {
         self.lock().remove(name);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, Slot>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, StatusEntry>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What does the work of a worker.
+/// The executors of a worker.
 #[derive(Clone)]
 pub struct Runners {
     /// Runs functions.
     pub host: Arc<dyn Host>,
-    /// Helper processes, which fill in the templates of sinks: [`SINK_TEMPLATES`].
+    /// Helper processes, which render the templates of sinks ([`SINK_TEMPLATES`]).
     pub helpers: Pool,
 }
 
-/// What a worker is made of.
+/// The parts of a worker.
 pub struct Parts {
     /// The broker.
     pub bus: Bus,
-    /// What is deployed.
+    /// The deployed resources.
     pub registry: Registry,
-    /// What runs functions.
+    /// The executors of functions and templates.
     pub runners: Runners,
-    /// A snapshot of what is deployed, which follows each change.
+    /// A snapshot of the deployed resources, updated at each change.
     pub catalogue: watch::Receiver<Arc<Catalogue>>,
     /// The status of each function, which the worker writes.
     pub statuses: Statuses,
     /// The status of each sink, which the worker writes.
     pub sink_statuses: Statuses,
-    /// Where the worker records events in flight, if anywhere.
+    /// The record of running events, if one is kept.
     pub in_flight: Option<InFlight>,
 }
 
-/// What one function should be running: a change in any of it is a new load.
+/// The desired state of one function. A change of any field causes a reload.
 #[derive(Debug, Clone)]
 struct Desired {
     entry: Entry<FunctionRecord>,
-    /// Revisions of the secrets, so that a rotated one is picked up.
+    /// Revisions of the secrets. A rotated secret causes a reload.
     secret_revisions: Vec<Option<u64>>,
     secrets: Result<BTreeMap<String, Secret>, MissingSecret>,
 }
@@ -204,21 +203,21 @@ impl Desired {
     }
 }
 
-/// Runs functions until `shutdown`, then drains within the configured grace and returns.
+/// Runs functions and sinks until `shutdown`, then drains within `worker.grace` and returns.
 pub async fn run(parts: Parts, config: &Config, shutdown: CancellationToken) {
     let stops = Stops { intake: shutdown.clone(), work: CancellationToken::new() };
     let timer = CancellationToken::new();
     let (tasks, timers) = (TaskTracker::new(), TaskTracker::new());
     let sets = match ResultSetPublisher::start(&parts.bus, timer.clone(), &timers).await {
         Ok(sets) => sets,
-        Err(error) => return tracing::error!(error = &error as &dyn std::error::Error, "the worker cannot start"),
+        Err(error) => return tracing::error!(error = &error as &dyn std::error::Error, "worker cannot start"),
     };
     let pulling = PullContext {
         bus: parts.bus.clone(),
         leases: AckExtender::start(&parts.bus, config.worker.ack_wait, timer.clone(), &timers),
         places: ProgressRecorder::start(&parts.bus, timer.clone(), &timers),
     };
-    let shared = Shared {
+    let shared = WorkerShared {
         pulling,
         sets,
         isolation: isolation::Isolation::default(),
@@ -228,7 +227,7 @@ pub async fn run(parts: Parts, config: &Config, shutdown: CancellationToken) {
         max_hops: config.worker.max_hops,
         views: Arc::new(parts.bus.clone()),
         catalogue: parts.catalogue.clone(),
-        cancels: cancels::Cancels::default(),
+        cancellations: cancellations::Cancellations::default(),
         bus: parts.bus,
         registry: parts.registry,
         host: parts.runners.host,
@@ -239,15 +238,15 @@ pub async fn run(parts: Parts, config: &Config, shutdown: CancellationToken) {
         stops: stops.clone(),
         tasks: tasks.clone(),
     };
-    timers.spawn(cancels::follow(shared.clone()));
+    timers.spawn(cancellations::follow(shared.clone()));
     shared.tasks.spawn(retries::serve(shared.clone()));
     let functions = reconcile(&shared, parts.catalogue);
     tokio::join!(functions, sinks::reconcile(&shared, &config.sinks.allow), schedules::run(&shared));
     tasks.close();
     if tokio::time::timeout(config.worker.grace, tasks.wait()).await.is_err() {
-        tracing::warn!("the grace is over: what still runs is given back");
+        tracing::warn!("shutdown grace period (worker.grace) expired; releasing running events");
         stops.work.cancel();
-        // Giving back is one message each; a guest that does not end is left behind.
+        // Releasing takes one message per event. A function that does not return is abandoned.
         tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.ok();
     }
     stops.work.cancel();
@@ -255,12 +254,12 @@ pub async fn run(parts: Parts, config: &Config, shutdown: CancellationToken) {
     timers.close();
     timers.wait().await;
     if let Err(error) = shared.bus.flush().await {
-        tracing::warn!(%error, "the last acknowledgements may not have left");
+        tracing::warn!(%error, "the last acknowledgements may not have been sent; their events will be redelivered");
     }
 }
 
-/// Keeps one supervisor a function, told of every change, until the intake stops.
-async fn reconcile(shared: &Shared, mut catalogue: watch::Receiver<Arc<Catalogue>>) {
+/// Keeps one supervisor per function and sends it each change, until the intake stops.
+async fn reconcile(shared: &WorkerShared, mut catalogue: watch::Receiver<Arc<Catalogue>>) {
     let mut supervised: BTreeMap<Name, watch::Sender<Option<Desired>>> = BTreeMap::new();
     loop {
         let now = catalogue.borrow_and_update().clone();

@@ -1,6 +1,6 @@
-//! What functions say, on its way to LOGS: bounded, and never in the way of the work.
+//! Log lines of functions, sent to LOGS: rate-limited, and never blocking the function.
 
-use super::Shared;
+use super::WorkerShared;
 use nerve_broker::bus::LogRecord;
 use nerve_config::WorkerConfig;
 use nerve_core::{
@@ -18,14 +18,14 @@ use tokio::{
     time::Instant,
 };
 
-/// Lines of one function that may wait to be sent.
-const CAPACITY: usize = 1024;
-/// The longest line, in bytes.
+/// Maximum queued lines of one function.
+const MAX_QUEUED_LINES: usize = 1024;
+/// Maximum bytes of a line.
 const MAX_LINE_BYTES: usize = 16 * 1024;
-/// What the bounds are for.
-const SECOND: Duration = Duration::from_secs(1);
+/// The period of the limits.
+const BUDGET_PERIOD: Duration = Duration::from_secs(1);
 
-/// A record of this moment.
+/// Creates a record with the current time.
 pub(super) fn record(function: &Name, level: LogLevel, message: String) -> LogRecord {
     LogRecord {
         time: OffsetDateTime::now_utc(),
@@ -37,7 +37,7 @@ pub(super) fn record(function: &Name, level: LogLevel, message: String) -> LogRe
     }
 }
 
-/// What each function may log; its revisions share it.
+/// The log budget of each function, which its revisions share.
 #[derive(Debug, Clone)]
 pub(super) struct Budgets {
     lines: u32,
@@ -57,13 +57,13 @@ impl Budgets {
     }
 }
 
-/// What one function may log in a second, and what it has dropped since that was said last.
+/// The log budget of one function per second, and the lines dropped since the last summary.
 #[derive(Debug)]
 struct Budget {
     lines: u32,
     bytes: usize,
     state: Mutex<BudgetState>,
-    /// Told when a line is dropped.
+    /// Notified when a line is dropped.
     overrun: Notify,
 }
 
@@ -72,26 +72,26 @@ struct BudgetState {
     second: Instant,
     lines: u32,
     bytes: usize,
-    dropped: Dropped,
+    dropped: DroppedLines,
 }
 
-/// Lines that are in no log.
+/// Counts of dropped lines and their bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Dropped {
+struct DroppedLines {
     lines: u64,
     bytes: u64,
 }
 
 impl Budget {
     fn new(lines: u32, bytes: usize) -> Self {
-        let state = BudgetState { second: Instant::now(), lines: 0, bytes: 0, dropped: Dropped::default() };
+        let state = BudgetState { second: Instant::now(), lines: 0, bytes: 0, dropped: DroppedLines::default() };
         Self { lines, bytes, state: Mutex::new(state), overrun: Notify::new() }
     }
 
-    /// Whether a line of so many bytes is within what is left of this second; it is counted in any case.
+    /// Whether the remaining budget of this second covers a line of this size. Counts the line as logged or dropped.
     fn take(&self, bytes: usize) -> bool {
         let mut state = self.lock();
-        if state.second.elapsed() >= SECOND {
+        if state.second.elapsed() >= BUDGET_PERIOD {
             (state.second, state.lines, state.bytes) = (Instant::now(), 0, 0);
         }
         let fits = state.lines < self.lines && state.bytes.saturating_add(bytes) <= self.bytes;
@@ -114,14 +114,14 @@ impl Budget {
         self.overrun.notify_one();
     }
 
-    /// What is to be said of dropped lines, if any were.
+    /// Returns a summary of the dropped lines, if any, and resets their counts.
     fn summary(&self) -> Option<String> {
-        let Dropped { lines, bytes } = std::mem::take(&mut self.lock().dropped);
-        let (most, most_bytes) = (self.lines, self.bytes);
+        let DroppedLines { lines, bytes } = std::mem::take(&mut self.lock().dropped);
+        let (max_lines, max_bytes) = (self.lines, self.bytes);
         (lines > 0).then(|| {
             format!(
-                "{lines} lines ({bytes} bytes) were dropped: a function may log worker.log_lines ({most}) and \
-                 worker.log_bytes ({most_bytes}) in a second"
+                "{lines} lines ({bytes} bytes) were dropped: the limits per function and second are \
+                 worker.log_lines ({max_lines}) and worker.log_bytes ({max_bytes})"
             )
         })
     }
@@ -131,30 +131,30 @@ impl Budget {
     }
 }
 
-/// Writes a record of the worker's own about a function, within the function's budget.
-pub(super) async fn write(shared: &Shared, record: &LogRecord) {
+/// Writes a record of the worker about a function, within the function's budget.
+pub(super) async fn write(shared: &WorkerShared, record: &LogRecord) {
     let of_attempts = record.attempts.iter().map(|attempt| attempt.error.message.len()).sum::<usize>();
     if shared.log_budgets.of(&record.function).take(record.message.len() + of_attempts) {
         shared.bus.log(record).await;
     }
 }
 
-/// A sink for one loaded function; its task ends when the function is gone.
-pub(super) fn sink(shared: &Shared, function: &Name) -> LogSink {
-    let (sender, lines) = mpsc::channel::<LogRecord>(CAPACITY);
+/// Creates the log sink of one loaded function. Its task ends when the function is dropped.
+pub(super) fn sink(shared: &WorkerShared, function: &Name) -> LogSink {
+    let (sender, lines) = mpsc::channel::<LogRecord>(MAX_QUEUED_LINES);
     let budget = shared.log_budgets.of(function);
     shared.tasks.spawn(send(shared.bus.clone(), function.clone(), lines, Arc::clone(&budget)));
     let function = function.clone();
     LogSink::new(move |line| {
         let bytes = line.message.len().min(MAX_LINE_BYTES);
-        // The cheapest first: a line that is dropped is not copied.
+        // The budget is checked first, so that a dropped line is not copied.
         if budget.take(bytes) && sender.try_send(record(&function, line.level, line.message)).is_err() {
             budget.dropped(bytes);
         }
     })
 }
 
-/// Sends lines until their function is gone, and says once a second at most how many were dropped.
+/// Sends lines until their function is dropped, and at most once per second a summary of dropped ones.
 async fn send(bus: nerve_broker::bus::Bus, function: Name, mut lines: mpsc::Receiver<LogRecord>, budget: Arc<Budget>) {
     let mut due: Option<Instant> = None;
     loop {
@@ -163,7 +163,7 @@ async fn send(bus: nerve_broker::bus::Bus, function: Name, mut lines: mpsc::Rece
                 Some(line) => bus.log(&line).await,
                 None => break,
             },
-            () = budget.overrun.notified(), if due.is_none() => due = Some(Instant::now() + SECOND),
+            () = budget.overrun.notified(), if due.is_none() => due = Some(Instant::now() + BUDGET_PERIOD),
             () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                 due = None;
                 if let Some(summary) = budget.summary() {
@@ -177,10 +177,10 @@ async fn send(bus: nerve_broker::bus::Bus, function: Name, mut lines: mpsc::Rece
     }
 }
 
-/// Cuts a text at `longest` bytes, at a character's boundary.
-pub(super) fn truncate(mut text: String, longest: usize) -> String {
-    if text.len() > longest {
-        let mut end = longest;
+/// Truncates a text to `max_bytes`, at a character boundary, and appends an ellipsis.
+pub(super) fn truncate(mut text: String, max_bytes: usize) -> String {
+    if text.len() > max_bytes {
+        let mut end = max_bytes;
         while !text.is_char_boundary(end) {
             end -= 1;
         }
@@ -195,20 +195,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_lines_are_cut_between_characters() {
+    fn long_line_is_truncated_between_characters() {
         let cut = truncate("ü".repeat(MAX_LINE_BYTES), MAX_LINE_BYTES);
         assert!(cut.len() <= MAX_LINE_BYTES + "…".len() && cut.ends_with('…'));
         assert_eq!(truncate("short".into(), MAX_LINE_BYTES), "short");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn lines_and_bytes_of_a_second_are_bounded_and_the_rest_is_counted() {
+    async fn lines_beyond_the_budget_of_a_second_are_dropped_and_counted() {
         let budget = Budget::new(3, 100);
         assert!(budget.take(10) && budget.take(90) && !budget.take(1), "bytes");
-        assert_eq!(budget.lock().dropped, Dropped { lines: 1, bytes: 1 });
-        tokio::time::advance(SECOND).await;
+        assert_eq!(budget.lock().dropped, DroppedLines { lines: 1, bytes: 1 });
+        tokio::time::advance(BUDGET_PERIOD).await;
         assert!(budget.take(1) && budget.take(1) && budget.take(1) && !budget.take(1), "lines");
-        assert!(budget.summary().is_some_and(|said| said.starts_with("2 lines (2 bytes) were dropped")));
+        assert!(budget.summary().is_some_and(|summary| summary.starts_with("2 lines (2 bytes) were dropped")));
         assert_eq!(budget.summary(), None);
     }
 }

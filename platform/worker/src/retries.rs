@@ -1,6 +1,6 @@
-//! `control.retry_requested`: a dead letter goes back to its function, or the last step of an answer is taken again.
+//! Retry requests (`control.retry_requested`): redrives a dead letter, or repeats the last step of an answer.
 
-use super::Shared;
+use super::WorkerShared;
 use futures::FutureExt;
 use nerve_broker::bus::{
     BodyError, BusError, Delivery, EVENTS, PublishError, Puller, RETRY_CONSUMER, Resumption, RetryOutcome,
@@ -10,30 +10,30 @@ use nerve_core::{Event, EventType, Fault, FunctionError, Identity, Name, answer}
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
-/// The wait before a broken intake is opened again, and before a request is delivered again that nothing is known of.
+/// The wait before a failed consumer is reopened, and before a request is redelivered whose history cannot be read.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-/// The wait before a request is delivered again that did not run.
-const POSTPONED: Duration = Duration::from_secs(1);
-/// How often a request waits for its worker to be idle before it runs beside others.
+/// The wait before a postponed request is redelivered.
+const POSTPONE_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum postponements of a request that must run alone. After them it runs beside others.
 const MAX_POSTPONED: u32 = 30;
-/// The waits between attempts at a request: somebody waits for what comes of it.
+/// The waits between attempts at a request. They are short, as a user waits for the outcome.
 const BACKOFF: [Duration; 4] =
     [Duration::from_millis(500), Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
-/// Attempts at a request.
+/// Maximum attempts at a request.
 const MAX_ATTEMPTS: u32 = 5;
 
-/// Takes requests until the worker stops.
-pub(super) async fn serve(shared: Shared) {
+/// Serves requests until the worker stops.
+pub(super) async fn serve(shared: WorkerShared) {
     let stop = shared.stops.intake.clone();
     while !stop.is_cancelled() {
-        if let Err(error) = take(&shared).await {
-            tracing::warn!(%error, "requests to try again are not heard of");
+        if let Err(error) = pull(&shared).await {
+            tracing::warn!(%error, "cannot pull retry requests; retrying");
         }
         stop.run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL)).await;
     }
 }
 
-async fn take(shared: &Shared) -> Result<(), BusError> {
+async fn pull(shared: &WorkerShared) -> Result<(), BusError> {
     shared.bus.ensure_retry_requests(shared.pulling.leases.ack_wait()).await?;
     let slots = Arc::new(Semaphore::new(1));
     let mut puller = Puller::start(&shared.pulling, &slots, (EVENTS, RETRY_CONSUMER)).await?;
@@ -41,23 +41,23 @@ async fn take(shared: &Shared) -> Result<(), BusError> {
         tokio::select! {
             biased;
             () = shared.stops.intake.cancelled() => return puller.give_back().await,
-            taken = puller.next() => {
-                let (delivery, _slot) = taken?;
+            pulled = puller.next() => {
+                let (delivery, _slot) = pulled?;
                 settle(shared, delivery).await?;
             }
         }
     }
 }
 
-/// A request that was delivered, and what is known of its earlier attempts.
+/// A delivered request and its run history.
 struct Request {
     delivery: Delivery,
     history: RunHistory,
 }
 
-/// Takes a request to its end, as the invocation of a function would be: one that fails, or ends a worker, is tried
-/// [`MAX_ATTEMPTS`] times, and then refused.
-async fn settle(shared: &Shared, delivery: Delivery) -> Result<(), BusError> {
+/// Processes a request like an event of a function. One that fails, or crashes a worker, is rejected after [`MAX_ATTEMPTS`]
+/// attempts.
+async fn settle(shared: &WorkerShared, delivery: Delivery) -> Result<(), BusError> {
     let mut request = Request { delivery, history: RunHistory::default() };
     if request.delivery.delivered > 1 || request.delivery.may_have_run {
         request.history = match shared.bus.run_history(&function()?, &request.delivery).await {
@@ -83,13 +83,13 @@ async fn settle(shared: &Shared, delivery: Delivery) -> Result<(), BusError> {
 }
 
 impl Request {
-    async fn run(self, shared: &Shared) -> Result<(), BusError> {
+    async fn run(self, shared: &WorkerShared) -> Result<(), BusError> {
         let event = match self.delivery.event().await {
             Ok(event) => event,
             Err(BodyError::Gone(_)) => return self.delivery.ack().await,
             Err(BodyError::Bus(_)) => return self.delivery.retry_after(RETRY_INTERVAL).await,
         };
-        // A panic costs this attempt, and not the requests of this worker.
+        // A panic fails this attempt only.
         let outcome = AssertUnwindSafe(retry(shared, &event)).catch_unwind().await;
         let retried = match outcome {
             Ok(Ok(retried)) => retried,
@@ -97,7 +97,7 @@ impl Request {
                 let why = with_causes(&error);
                 return self.fail(shared, FunctionError::new(Fault::Retry { after: None }, why)).await;
             }
-            // The broker is unavailable, which is no failure of the request.
+            // An unavailable broker is no failure of the request.
             Ok(Err(BusError::Unavailable { .. })) => return self.postpone(shared).await,
             Ok(Err(why)) => RetryOutcome { reason: Some(why.to_string()), ..RetryOutcome::default() },
             Err(_) => {
@@ -108,44 +108,44 @@ impl Request {
         self.answer(shared, &event, retried).await
     }
 
-    /// Says what came of the request, and acknowledges it.
-    async fn answer(self, shared: &Shared, event: &Event, retried: RetryOutcome) -> Result<(), BusError> {
-        let retried = RetryOutcome { request: event.id.clone(), ..retried };
-        match shared.bus.publish_retry_outcome(event, &retried).await {
+    /// Publishes the outcome of the request and acknowledges it.
+    async fn answer(self, shared: &WorkerShared, event: &Event, retried: Retried) -> Result<(), BusError> {
+        let retried = Retried { request: event.id.clone(), ..retried };
+        match shared.bus.tell_retried(event, &retried).await {
             Ok(()) => self.delivery.ack().await,
             Err(PublishError::Unavailable(_)) => self.delivery.retry_after(RETRY_INTERVAL).await,
             Err(error @ PublishError::Invalid(_)) => {
-                tracing::error!(%error, "what came of a request to try again cannot be told");
+                tracing::error!(%error, "outcome of a retry request cannot be published");
                 self.delivery.ack().await
             }
         }
     }
 
-    async fn fail(mut self, shared: &Shared, error: FunctionError) -> Result<(), BusError> {
-        tracing::warn!(error = error.message, "a request to try again failed");
+    async fn fail(mut self, shared: &WorkerShared, error: FunctionError) -> Result<(), BusError> {
+        tracing::warn!(error = error.message, "retry request failed");
         self.history.end_failed(&self.delivery, error);
         let failed = usize::try_from(self.history.failed).unwrap_or(usize::MAX);
         let Some(wait) = BACKOFF.get(failed.saturating_sub(1)) else {
             return self.refuse(shared).await;
         };
         if let Err(error) = shared.bus.record_run(&function()?, &self.delivery, &self.history).await {
-            tracing::warn!(%error, "a failed attempt is not recorded, and does not count");
+            tracing::warn!(%error, "failed attempt could not be recorded and does not count");
         }
         self.delivery.retry_after(*wait).await
     }
 
-    /// Has the broker deliver the request again a moment later, which is no attempt.
-    async fn postpone(mut self, shared: &Shared) -> Result<(), BusError> {
+    /// Returns the request to the broker for redelivery after [`POSTPONE_INTERVAL`]. This is no attempt.
+    async fn postpone(mut self, shared: &WorkerShared) -> Result<(), BusError> {
         self.history.postponed += 1;
         self.history.end_released(&self.delivery);
         if let Err(error) = shared.bus.record_run(&function()?, &self.delivery, &self.history).await {
-            tracing::debug!(%error, "a request to try again waits for the broker");
+            tracing::debug!(%error, "retry request waits for the broker");
         }
-        self.delivery.retry_after(POSTPONED).await
+        self.delivery.retry_after(POSTPONE_INTERVAL).await
     }
 
-    /// Gives the request up, as its last attempt failed.
-    async fn refuse(self, shared: &Shared) -> Result<(), BusError> {
+    /// Rejects the request after its last attempt failed.
+    async fn refuse(self, shared: &WorkerShared) -> Result<(), BusError> {
         let event = match self.delivery.event().await {
             Ok(event) => event,
             Err(BodyError::Gone(_)) => return self.delivery.ack().await,
@@ -157,9 +157,9 @@ impl Request {
     }
 }
 
-/// The name that attempts at requests are recorded under, as those of a function are under its own.
+/// The function name under which attempts at requests are recorded.
 fn function() -> Result<Name, BusError> {
-    Name::parse(RETRY_CONSUMER).map_err(|error| BusError::refused("trying again", error))
+    Name::parse(REQUESTS).map_err(|error| BusError::refused("retrying", error))
 }
 
 fn with_causes(error: &BusError) -> String {
@@ -167,39 +167,39 @@ fn with_causes(error: &BusError) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-async fn retry(shared: &Shared, event: &Event) -> Result<RetryOutcome, BusError> {
-    let refused = |why: &str| BusError::refused("trying again", why);
+async fn retry(shared: &WorkerShared, event: &Event) -> Result<Retried, BusError> {
+    let refused = |why: &str| BusError::refused("retrying", why);
     let request: RetryRequest = serde_json::from_slice(&event.data).map_err(|error| refused(&error.to_string()))?;
     match request {
-        RetryRequest { dead_letter: Some(letter), .. } => one_letter(shared, event, letter).await,
+        RetryRequest { dead_letter: Some(id), .. } => retry_dead_letter(shared, event, id).await,
         RetryRequest { answer: Some(id), .. } => {
-            Ok(RetryOutcome { answer: Some(id.clone()), ..of_answer(shared, event, &id).await? })
+            Ok(Retried { answer: Some(id.clone()), ..retry_answer(shared, event, &id).await? })
         }
-        RetryRequest { .. } => Err(refused("say `dead_letter` or `answer`")),
+        RetryRequest { .. } => Err(refused("`dead_letter` or `answer` is required")),
     }
 }
 
-async fn one_letter(shared: &Shared, event: &Event, letter: u64) -> Result<RetryOutcome, BusError> {
-    let dead = shared.bus.dead_letter(letter).await?;
+async fn retry_dead_letter(shared: &WorkerShared, event: &Event, id: u64) -> Result<Retried, BusError> {
+    let dead = shared.bus.dead_letter(id).await?;
     shared.bus.reopen_answer(answer::id_of(&dead.event), &event.id).await?;
-    shared.registry.redrive(letter).await?;
-    Ok(RetryOutcome { dead_letters: vec![letter], ..RetryOutcome::default() })
+    shared.registry.redrive(id).await?;
+    Ok(Retried { dead_letters: vec![id], ..Retried::default() })
 }
 
-/// What failed for an answer goes back to its functions; where nothing failed, as it was stopped, its last step is
-/// taken again.
-async fn of_answer(shared: &Shared, event: &Event, id: &str) -> Result<RetryOutcome, BusError> {
-    let refused = |why: &str| BusError::refused(format!("trying the answer {id} again"), why);
+/// Redrives the dead letters of an answer. Without dead letters, as after a cancellation, republishes its last event that leads
+/// to an answer.
+async fn retry_answer(shared: &WorkerShared, event: &Event, id: &str) -> Result<Retried, BusError> {
+    let refused = |why: &str| BusError::refused(format!("retrying the answer {id}"), why);
     let state = shared.bus.answer_state(id).await?;
     if state.is_some_and(|state| state.ended && !state.failed) {
-        return Err(refused("it is done"));
+        return Err(refused("the answer is complete"));
     }
     let trace = shared.bus.trace(id, None).await?;
     let (dead_letters, leaves) = unfinished_leaves(&trace.events);
     if !dead_letters.is_empty() {
         shared.bus.reopen_answer(id, &event.id).await?;
-        for letter in &dead_letters {
-            shared.registry.redrive(*letter).await?;
+        for id in &dead_letters {
+            shared.registry.redrive(*id).await?;
         }
         return Ok(RetryOutcome { dead_letters, ..RetryOutcome::default() });
     }
@@ -209,9 +209,7 @@ async fn of_answer(shared: &Shared, event: &Event, id: &str) -> Result<RetryOutc
             .is_ok_and(|ty| catalogue.takers(&ty).any(|name| catalogue.leads_to(name, answer::GENERATED)))
     };
     let Some(last) = leaves.into_iter().rev().find(|leaf| leads_on(&leaf.ty)) else {
-        return Err(refused(
-            "no event of it leads to an answer: it was never asked for, or so long ago that it is gone",
-        ));
+        return Err(refused("answer not found or expired: no event of it leads to an answer"));
     };
     shared.bus.reopen_answer(id, &event.id).await?;
     let request = format!("{}#{}", event.source, event.id);

@@ -1,9 +1,9 @@
-//! One revision of a function at work: four intakes, one function.
+//! The runner of one revision of a function: three consumers and direct calls, one function.
 
 use super::{
-    REOPEN, Shared, Slot,
-    emission::{Collector, Outlet},
-    invocation::{Invoker, Meters, Taken},
+    REOPEN_INTERVAL, StatusEntry, WorkerShared,
+    emission::{Collector, EmissionPolicy},
+    invocation::{ActiveDelivery, Invoker, Meters},
 };
 use nerve_broker::bus::{BusError, DEAD, Puller, RunHistory, TIMERS, consumer_name};
 use nerve_core::{Context, Fault, Function, FunctionError, Name, manifest::Batch};
@@ -15,21 +15,21 @@ use std::{
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// One revision of a function, taking events until its `stop`.
+/// One revision of a function. It receives events until `stop`.
 pub(super) struct Runner {
-    shared: Shared,
+    shared: WorkerShared,
     name: Name,
     revision: u64,
     record: FunctionRecord,
     invoker: Arc<Invoker>,
     stop: CancellationToken,
-    /// What this revision still has; the function is closed when all of it is done.
+    /// Unfinished work of this revision. The function is closed after it.
     work: TaskTracker,
 }
 
 impl Runner {
     pub(super) fn new(
-        shared: &Shared,
+        shared: &WorkerShared,
         name: &Name,
         entry: &Entry<FunctionRecord>,
         function: Arc<dyn Function>,
@@ -38,7 +38,7 @@ impl Runner {
         let spec = Arc::new(entry.record.spec.clone());
         let invoker = Invoker {
             shared: shared.clone(),
-            outlet: Outlet {
+            policy: EmissionPolicy {
                 function: name.clone(),
                 spec: spec.clone(),
                 max_hops: shared.max_hops,
@@ -61,14 +61,14 @@ impl Runner {
         }
     }
 
-    /// Takes events until `stop`, finishes what it has, and closes the function.
+    /// Receives events until `stop`, finishes the running ones, and closes the function.
     pub(super) async fn run(self) {
         let spec = &self.record.spec;
         let capacity = spec.concurrency * spec.batch.size;
         let stream = self.intake(&self.record.stream, capacity, spec.batch);
-        // Delayed retries have slots of their own, as many as new events: neither makes the other wait.
+        // Delayed retries have as many slots as new events, so neither delays the other.
         let due = self.intake(TIMERS, capacity, spec.batch);
-        // Redriven letters have one slot of their own, so that a backlog of new events does not hold them up.
+        // Redriven dead letters have one separate slot, so that a backlog of new events does not delay them.
         let redriven = self.intake(DEAD, 1, Batch { size: 1, wait: Duration::ZERO });
         tokio::join!(stream, due, redriven, self.direct_calls());
         self.work.close();
@@ -80,39 +80,39 @@ impl Runner {
     async fn intake(&self, stream: &str, capacity: usize, batch: Batch) {
         while !self.stop.is_cancelled() {
             let Err(error) = self.pull(stream, capacity, batch).await else { return };
-            tracing::warn!(function = %self.name, stream, %error, "the consumer is opened again");
+            tracing::warn!(function = %self.name, stream, %error, "consumer failed; reopening it");
             if matches!(error, BusError::NotFound(_)) {
                 self.restore_consumers().await;
             }
-            self.stop.run_until_cancelled(tokio::time::sleep(REOPEN)).await;
+            self.stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await;
         }
     }
 
-    /// Makes the consumers again, which somebody deleted under a function that is still deployed.
+    /// Recreates the deleted consumers of a function that is still deployed.
     async fn restore_consumers(&self) {
         match self.shared.registry.function(&self.name).await {
             Ok(Some(entry)) if entry.revision == self.revision => {}
-            // Removed or replaced: the supervisor is about to hear of it.
+            // Removed or replaced: the supervisor is about to receive the change.
             Ok(_) | Err(_) => return,
         }
         if let Err(error) = self.shared.registry.ensure_consumers(&self.name, &self.record).await {
-            let error = format!("its consumer cannot be made: {error}");
+            let error = format!("consumer cannot be created: {error}");
             tracing::error!(function = %self.name, error);
-            self.shared.statuses.set(&self.name, Slot::Failed { error });
+            self.shared.statuses.set(&self.name, StatusEntry::Failed { error });
         }
     }
 
-    /// Pulls until `stop`, which is the only end that is no error.
+    /// Pulls until `stop`. Any other end is an error.
     async fn pull(&self, stream: &str, capacity: usize, batch: Batch) -> Result<(), BusError> {
         let slots = Arc::new(Semaphore::new(capacity));
         let mut puller = Puller::start(&self.shared.pulling, &slots, (stream, &consumer_name(&self.name))).await?;
-        // A runner that was stopped meanwhile would overwrite the status of the one that replaces it.
+        // A runner that has been stopped must not overwrite the status of its successor.
         if stream == self.record.stream && !self.stop.is_cancelled() {
             self.shared
                 .statuses
-                .set(&self.name, Slot::Running { revision: self.revision, liveness: puller.liveness() });
+                .set(&self.name, StatusEntry::Running { revision: self.revision, pulse: puller.pulse() });
         }
-        let mut gathered: Vec<Taken> = Vec::with_capacity(batch.size);
+        let mut gathered: Vec<ActiveDelivery> = Vec::with_capacity(batch.size);
         let mut deadline = Instant::now();
         loop {
             let full = gathered.len() >= batch.size;
@@ -124,17 +124,17 @@ impl Runner {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => break,
-                taken = puller.next() => {
-                    let (delivery, slot) = taken?;
+                pulled = puller.next() => {
+                    let (delivery, slot) = pulled?;
                     if gathered.is_empty() {
                         deadline = Instant::now() + batch.wait;
                     }
-                    gathered.push(Taken::new(delivery, slot));
+                    gathered.push(ActiveDelivery::new(delivery, slot));
                 }
                 () = tokio::time::sleep_until(deadline), if !gathered.is_empty() => {}
             }
         }
-        for Taken { delivery, .. } in gathered {
+        for ActiveDelivery { delivery, .. } in gathered {
             self.give_back(delivery).await?;
         }
         for delivery in puller.stop().await? {
@@ -143,7 +143,7 @@ impl Runner {
         Ok(())
     }
 
-    /// Gives back what was not started: that is no attempt.
+    /// Returns an unstarted delivery to the broker. This is no attempt.
     async fn give_back(&self, delivery: nerve_broker::bus::Delivery) -> Result<(), BusError> {
         let bus = &self.shared.bus;
         let history = match delivery.delivered {
@@ -156,15 +156,15 @@ impl Runner {
         bus.release_recorded(&self.name, delivery, history).await
     }
 
-    /// Takes direct calls, as many at once as the function's concurrency.
+    /// Serves direct calls, concurrently up to the function's concurrency.
     async fn direct_calls(&self) {
         let slots = Arc::new(Semaphore::new(self.record.spec.concurrency));
         while !self.stop.is_cancelled() {
             let mut calls = match self.shared.bus.invocations(&self.name).await {
                 Ok(calls) => calls,
                 Err(error) => {
-                    tracing::warn!(function = %self.name, %error, "direct calls cannot be taken");
-                    self.stop.run_until_cancelled(tokio::time::sleep(REOPEN)).await;
+                    tracing::warn!(function = %self.name, %error, "cannot subscribe to direct calls; retrying");
+                    self.stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await;
                     continue;
                 }
             };
@@ -187,10 +187,10 @@ impl Runner {
 }
 
 impl Invoker {
-    /// Runs the function once and returns what it emitted, unpublished.
+    /// Runs the function once and returns its output events without publishing them.
     async fn call(&self, event: nerve_core::Event) -> Result<Vec<nerve_core::Event>, FunctionError> {
         let collector = Arc::new(Collector {
-            outlet: self.outlet.clone(),
+            policy: self.policy.clone(),
             input: event.clone(),
             events: Mutex::default(),
             catalogue: self.shared.catalogue.clone(),

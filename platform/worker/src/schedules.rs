@@ -1,30 +1,30 @@
-//! Schedules: each tick that the broker makes becomes one event, whichever worker takes it.
+//! Schedules: publishes one event for each tick of the broker. Workers share the ticks.
 
-use super::{REOPEN, Shared};
+use super::{REOPEN_INTERVAL, WorkerShared};
 use nerve_broker::bus::{BusError, Delivery, PublishError, Puller, TICKS_CONSUMER, TIMERS};
 use nerve_core::{Event, Name, ScheduleSpec};
 use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 
-/// Ticks in hand at once.
-const SLOTS: usize = 16;
-/// The wait of a tick for a broker that is away.
-const AGAIN: Duration = Duration::from_secs(1);
+/// Maximum ticks that are processed concurrently.
+const MAX_CONCURRENT_TICKS: usize = 16;
+/// The wait before a tick is retried while the broker is unavailable.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes ticks until the intake stops.
-pub(super) async fn run(shared: &Shared) {
+/// Serves ticks until the intake stops.
+pub(super) async fn run(shared: &WorkerShared) {
     let stop = shared.stops.intake.clone();
     while !stop.is_cancelled() {
         if let Err(error) = serve(shared).await {
-            tracing::debug!(%error, "the schedules wait for the broker");
+            tracing::debug!(%error, "schedules wait for the broker");
         }
-        stop.run_until_cancelled(tokio::time::sleep(REOPEN)).await;
+        stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await;
     }
 }
 
-/// Follows what is deployed, so that a worker without schedules asks for nothing.
-async fn serve(shared: &Shared) -> Result<(), BusError> {
+/// Waits until a schedule is deployed, then pulls ticks.
+async fn serve(shared: &WorkerShared) -> Result<(), BusError> {
     let (stop, mut catalogue) = (&shared.stops.intake, shared.catalogue.clone());
     let any = async { catalogue.wait_for(|catalogue| !catalogue.schedules.is_empty()).await.is_ok() };
     if stop.run_until_cancelled(any).await != Some(true) {
@@ -35,34 +35,34 @@ async fn serve(shared: &Shared) -> Result<(), BusError> {
     for (name, entry) in &deployed.schedules {
         shared.registry.ensure_schedule(name, &entry.record.spec).await?;
     }
-    let slots = Arc::new(Semaphore::new(SLOTS));
+    let slots = Arc::new(Semaphore::new(MAX_CONCURRENT_TICKS));
     let mut puller = Puller::start(&shared.pulling, &slots, (TIMERS, TICKS_CONSUMER)).await?;
-    while let Some(taken) = stop.run_until_cancelled(puller.next()).await {
-        let (delivery, _slot) = taken?;
+    while let Some(pulled) = stop.run_until_cancelled(puller.next()).await {
+        let (delivery, _slot) = pulled?;
         tick(shared, delivery).await?;
     }
     puller.give_back().await
 }
 
-async fn tick(shared: &Shared, delivery: Delivery) -> Result<(), BusError> {
+async fn tick(shared: &WorkerShared, delivery: Delivery) -> Result<(), BusError> {
     let Some(name) = delivery.tick() else { return delivery.ack().await };
     let spec = shared.catalogue.borrow().schedules.get(&name).map(|entry| entry.record.spec.clone());
-    // Removed a moment ago.
+    // The schedule has just been removed.
     let Some(spec) = spec else { return delivery.ack().await };
     match shared.bus.publish_own(&event_of(&name, &spec, delivery.sequence)).await {
         Ok(_) => delivery.ack().await,
         Err(PublishError::Invalid(why)) => {
-            tracing::error!(schedule = %name, why, "its event cannot be published: correct its `data`");
+            tracing::error!(schedule = %name, why, "scheduled event cannot be published: correct `data` of the schedule");
             delivery.ack().await
         }
         Err(PublishError::Unavailable(error)) => {
-            tracing::debug!(schedule = %name, %error, "a tick waits for the broker");
-            delivery.retry_after(AGAIN).await
+            tracing::debug!(schedule = %name, %error, "tick waits for the broker");
+            delivery.retry_after(RETRY_INTERVAL).await
         }
     }
 }
 
-/// The event of a tick; a tick that is delivered twice has one id.
+/// Builds the event of a tick. Its id is the same at each delivery of the tick.
 fn event_of(name: &Name, spec: &ScheduleSpec, tick: u64) -> Event {
     let data = spec.data.as_ref().map_or_else(|| "{}".to_owned(), ToString::to_string);
     let event = Event::new(format!("{name}-{tick}"), format!("/schedules/{name}"), spec.emit.clone());

@@ -1,38 +1,39 @@
 //! Sinks: outbound webhooks, signed as Standard Webhooks defines it.
 //!
 //! # Layout
-//! - `runner`: one a revision: the intake, from the stream, from what is due, and from redriven letters.
+//! - `runner`: one per revision. Pulls from the stream, from delayed retries and from redriven dead letters.
 //! - `delivery`: one event, from its delivery to its verdict.
-//! - `gate`, `breaker`: what a post waits for. `health`: endpoints that fail for long are disabled.
-//! - `endpoint`: the post itself. `body`: what is posted, `template`: what a sink's template makes of an event; `signature`: how it is signed; `guard`: where to.
-//! - `verdict`: what becomes of an event, as one pure function.
+//! - `permit`: send permits, limited by the sink's rate and by `breaker`, the circuit breaker. `health`: disables endpoints that
+//!   fail for long.
+//! - `endpoint`: the HTTP request. `body`: its body; `template`: a body rendered from a template; `signature`: its signature;
+//!   `egress`: the addresses that it may reach.
+//! - `verdict`: the outcome of an attempt, as one pure function.
 //!
 //! # Flow
-//! A delivery is posted, the attempt is written down, and only then the delivery is settled: acknowledged, put off until
-//! its next attempt is due (`bus::timers`, which holds no slot), or copied to the dead letters. A sink in order is the
-//! exception: there an event that failed stays at the head of its stream.
+//! A delivery is posted, the attempt is recorded, and only then the delivery is acknowledged, scheduled for its next attempt
+//! (`bus::timers`, which holds no slot), or dead-lettered. With `order` a failed event stays at the head of its stream instead.
 
 mod body;
 mod breaker;
 mod delivery;
+mod egress;
 mod endpoint;
-mod gate;
-mod guard;
 mod health;
+mod permit;
 mod runner;
 mod signature;
 mod template;
 mod verdict;
 
-use super::{Shared, Slot, log};
+use super::{StatusEntry, WorkerShared, log};
 use body::Composer;
-use delivery::Poster;
+use delivery::Dispatcher;
+use egress::{EgressPolicy, EgressResolver};
 use endpoint::Endpoint;
-use gate::Gate;
-use guard::{Guard, GuardedResolver};
 use health::Health;
 use nerve_core::{Name, function::LogLevel, manifest::Network};
 use nerve_registry::{Catalogue, Entry, SinkRecord};
+use permit::SendLimiter;
 use runner::Runner;
 use std::{collections::BTreeMap, sync::Arc};
 pub use template::{SINK_TEMPLATES, check_template};
@@ -40,16 +41,16 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// What a running sink was made of: a change in any of it is a new start.
+/// The desired state of a sink. A change of any field causes a restart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Wanted {
+struct DesiredSink {
     revision: u64,
-    /// Of the secrets, so that a rotated one is picked up.
+    /// Revisions of the secrets. A rotated secret causes a restart.
     secret_revisions: Vec<Option<u64>>,
     disabled: bool,
 }
 
-impl Wanted {
+impl DesiredSink {
     fn of(catalogue: &Catalogue, entry: &Entry<SinkRecord>) -> Self {
         let names = entry.record.spec.secret_names();
         let state = catalogue.sink_states.get(&entry.name);
@@ -61,15 +62,15 @@ impl Wanted {
     }
 }
 
-/// Keeps every sink that is deployed and enabled running, until the intake stops. All may reach what `allow` says.
-pub(super) async fn reconcile(shared: &Shared, allow: &[Network]) {
+/// Keeps every deployed and enabled sink running until the intake stops. All of them may reach the networks in `allow`.
+pub(super) async fn reconcile(shared: &WorkerShared, allow: &[Network]) {
     let sinks = Sinks { shared, allow };
-    let mut running: BTreeMap<Name, (Wanted, CancellationToken)> = BTreeMap::new();
+    let mut running: BTreeMap<Name, (DesiredSink, CancellationToken)> = BTreeMap::new();
     let mut catalogue = shared.catalogue.clone();
     loop {
         let now = catalogue.borrow_and_update().clone();
-        running.retain(|name, (wanted, stop)| {
-            let stays = now.sinks.get(name).is_some_and(|entry| Wanted::of(&now, entry) == *wanted);
+        running.retain(|name, (desired, stop)| {
+            let stays = now.sinks.get(name).is_some_and(|entry| DesiredSink::of(&now, entry) == *desired);
             if !stays {
                 stop.cancel();
                 shared.sink_statuses.remove(name);
@@ -80,13 +81,13 @@ pub(super) async fn reconcile(shared: &Shared, allow: &[Network]) {
             if running.contains_key(name) {
                 continue;
             }
-            let (wanted, stop) = (Wanted::of(&now, entry), shared.stops.intake.child_token());
-            if wanted.disabled {
-                tracing::info!(sink = %name, "disabled: its events wait until `nerve sink enable {name}`");
+            let (desired, stop) = (DesiredSink::of(&now, entry), shared.stops.intake.child_token());
+            if desired.disabled {
+                tracing::info!(sink = %name, "sink is disabled; its events wait until `nerve sink enable {name}`");
             } else if let Err(error) = sinks.start(&now, entry, &stop).await {
                 sinks.report(name, error).await;
             }
-            running.insert(name.clone(), (wanted, stop));
+            running.insert(name.clone(), (desired, stop));
         }
         tokio::select! {
             changed = catalogue.changed() => if changed.is_err() { return },
@@ -95,9 +96,9 @@ pub(super) async fn reconcile(shared: &Shared, allow: &[Network]) {
     }
 }
 
-/// What every sink of a worker shares.
+/// The state that all sinks of a worker share.
 struct Sinks<'w> {
-    shared: &'w Shared,
+    shared: &'w WorkerShared,
     allow: &'w [Network],
 }
 
@@ -112,9 +113,9 @@ impl Sinks<'_> {
         let (name, spec) = (&entry.name, &entry.record.spec);
         let names = spec.secret_names();
         let secrets = catalogue.secrets_of(&names).map_err(|missing| missing.to_string())?;
-        let guard = Guard::new(spec.allow.iter().chain(self.allow).copied());
+        let policy = EgressPolicy::new(spec.allow.iter().chain(self.allow).copied());
         let composer = Composer::new(&spec.body, name, &shared.helpers).await?;
-        let resolver = GuardedResolver { guard, lookup: guard::system() };
+        let resolver = EgressResolver { policy, lookup: egress::system() };
         let endpoint = Endpoint::new(spec, &secrets, composer, resolver)?;
         let health = Health {
             shared: shared.clone(),
@@ -122,13 +123,13 @@ impl Sinks<'_> {
             host: endpoint.host().to_owned(),
             disable_after: spec.disable_after,
         };
-        let poster = Poster {
+        let dispatcher = Dispatcher {
             shared: shared.clone(),
             name: name.clone(),
             revision: entry.revision,
             spec: spec.clone(),
             endpoint,
-            gate: Gate::new(spec.rate),
+            limiter: SendLimiter::new(spec.rate),
             health,
             running: Semaphore::new(spec.concurrency),
             stop: stop.clone(),
@@ -136,27 +137,27 @@ impl Sinks<'_> {
         let runner = Runner {
             shared: shared.clone(),
             entry: entry.clone(),
-            poster: Arc::new(poster),
+            dispatcher: Arc::new(dispatcher),
             stop: stop.clone(),
             work: TaskTracker::new(),
         };
-        shared.sink_statuses.set(name, Slot::Loading);
+        shared.sink_statuses.set(name, StatusEntry::Loading);
         shared.tasks.spawn(runner.run());
         tracing::info!(sink = %name, revision = entry.revision, "running");
         Ok(())
     }
 
-    /// Tells why a sink does not run; a change of it, or of its secrets, is tried again.
+    /// Reports the reason why a sink does not run. A change of the sink or of its secrets starts it again.
     async fn report(&self, name: &Name, error: String) {
         let shared = self.shared;
-        let error = format!("it cannot run: {error}");
+        let error = format!("sink cannot run: {error}");
         tracing::error!(sink = %name, "{error}");
         log::write(shared, &log::record(name, LogLevel::Error, error.clone())).await;
-        shared.sink_statuses.set(name, Slot::Failed { error });
+        shared.sink_statuses.set(name, StatusEntry::Failed { error });
     }
 }
 
-/// A time in an event or a sentence.
-fn shown(time: OffsetDateTime) -> String {
+/// Formats a time for an event or a message.
+fn format_time(time: OffsetDateTime) -> String {
     time.format(&Rfc3339).unwrap_or_else(|_| time.to_string())
 }

@@ -1,48 +1,50 @@
-//! One a function: loads what is deployed, and swaps it in while the old revision finishes what it has.
+//! The supervisor of one function: loads each deployed revision and swaps it in while the old one finishes its events.
 
-use super::{Desired, Shared, Slot, log, runner::Runner};
+use super::{Desired, StatusEntry, WorkerShared, log, runner::Runner};
 use nerve_core::{Deployment, Function, LoadError, Name};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// The wait before a failed load is tried again, doubled each time.
-const RELOAD: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The wait before the first retry of a failed load. It doubles each time.
+const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
+/// Maximum wait between two loads.
+const MAX_RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 
-/// A revision that takes events.
-struct Running {
+/// A revision that receives events.
+struct RunningRevision {
     desired: Desired,
     stop: CancellationToken,
 }
 
-pub(super) async fn supervise(shared: Shared, name: Name, mut desired: watch::Receiver<Option<Desired>>) {
-    let mut running: Option<Running> = None;
+pub(super) async fn supervise(shared: WorkerShared, name: Name, mut desired: watch::Receiver<Option<Desired>>) {
+    let mut running: Option<RunningRevision> = None;
     let mut failures = 0;
     loop {
-        let wanted = desired.borrow_and_update().clone();
-        let Some(wanted) = wanted else { break };
+        let target = desired.borrow_and_update().clone();
+        let Some(target) = target else { break };
         let mut retry = false;
-        if running.as_ref().is_none_or(|running| !running.desired.is_same_load(&wanted)) {
+        if running.as_ref().is_none_or(|running| !running.desired.is_same_load(&target)) {
             if running.is_none() {
-                shared.statuses.set(&name, Slot::Loading);
+                shared.statuses.set(&name, StatusEntry::Loading);
             }
-            match load(&shared, &name, &wanted).await {
+            match load(&shared, &name, &target).await {
                 Ok(function) => {
                     failures = 0;
-                    // The old one goes on with what it has, and takes nothing more.
+                    // The old revision finishes its events and pulls no new ones.
                     if let Some(old) = running.take() {
                         old.stop.cancel();
                     }
-                    running = Some(start(&shared, &name, wanted, function));
+                    running = Some(start(&shared, &name, target, function));
                 }
                 Err(error) => {
                     retry = !matches!(error, LoadError::Invalid(_));
                     failures += 1;
-                    report(&shared, &name, &wanted, &error).await;
+                    report(&shared, &name, &target, &error).await;
                 }
             }
         }
-        let wait = RELOAD.0.saturating_mul(1 << failures.min(6)).min(RELOAD.1);
+        let wait = RELOAD_INTERVAL.saturating_mul(1 << failures.min(6)).min(MAX_RELOAD_INTERVAL);
         tokio::select! {
             changed = desired.changed() => if changed.is_err() { break },
             () = shared.stops.intake.cancelled() => break,
@@ -55,20 +57,20 @@ pub(super) async fn supervise(shared: Shared, name: Name, mut desired: watch::Re
     shared.statuses.remove(&name);
 }
 
-fn start(shared: &Shared, name: &Name, desired: Desired, function: Arc<dyn Function>) -> Running {
+fn start(shared: &WorkerShared, name: &Name, desired: Desired, function: Arc<dyn Function>) -> RunningRevision {
     let stop = shared.stops.intake.child_token();
     let runner = Runner::new(shared, name, &desired.entry, function, stop.clone());
     shared.tasks.spawn(runner.run());
     tracing::info!(function = %name, revision = desired.entry.revision, "running");
-    Running { desired, stop }
+    RunningRevision { desired, stop }
 }
 
-async fn load(shared: &Shared, name: &Name, desired: &Desired) -> Result<Arc<dyn Function>, LoadError> {
+async fn load(shared: &WorkerShared, name: &Name, desired: &Desired) -> Result<Arc<dyn Function>, LoadError> {
     let record = &desired.entry.record;
     let secrets = desired.secrets.clone().map_err(|missing| LoadError::Invalid(missing.to_string()))?;
-    // Whoever deployed may have had another ack wait; it is this worker that extends.
+    // The deploying process may have used another ack wait; this worker extends the acks.
     let ensured = shared.registry.ensure_consumers(name, record).await;
-    ensured.map_err(|error| LoadError::failed("making its consumers", error))?;
+    ensured.map_err(|error| LoadError::failed("creating its consumers", error))?;
     let mut artifacts = Vec::with_capacity(record.artifacts.len());
     for reference in &record.artifacts {
         let fetched = shared.registry.fetch(reference, &shared.artifacts).await;
@@ -85,7 +87,7 @@ async fn load(shared: &Shared, name: &Name, desired: &Desired) -> Result<Arc<dyn
     shared.host.load(deployment).await
 }
 
-async fn report(shared: &Shared, name: &Name, desired: &Desired, error: &LoadError) {
+async fn report(shared: &WorkerShared, name: &Name, desired: &Desired, error: &LoadError) {
     let mut message = format!("revision {} could not be loaded: {error}", desired.entry.revision);
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
@@ -94,5 +96,5 @@ async fn report(shared: &Shared, name: &Name, desired: &Desired, error: &LoadErr
     }
     tracing::error!(function = %name, "{message}");
     log::write(shared, &log::record(name, nerve_core::function::LogLevel::Error, message.clone())).await;
-    shared.statuses.set(name, Slot::Failed { error: message });
+    shared.statuses.set(name, StatusEntry::Failed { error: message });
 }

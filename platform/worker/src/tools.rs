@@ -1,7 +1,7 @@
 //! Tools: functions that an agent calls by events.
 //!
-//! The function is handed a call's arguments and nothing else; what it returns goes back with the call's id, and with
-//! what the agent sent along for itself. A function that fails for good answers all the same, by its error.
+//! The function receives only the arguments of a call. Its result is published with the call's id and the agent's state.
+//! If its retries are exhausted, the error is published as the result.
 
 use nerve_core::{
     Emission, Event, EventType, Fault, FunctionError, FunctionSpec,
@@ -10,7 +10,7 @@ use nerve_core::{
 use nerve_registry::Catalogue;
 use serde_json::Value;
 
-/// The tools that are deployed.
+/// Returns the deployed tools.
 pub(super) fn deployed(catalogue: &Catalogue) -> Vec<Tool> {
     catalogue.functions.values().filter_map(|entry| entry.record.spec.as_tool()).collect()
 }
@@ -20,21 +20,24 @@ pub(super) fn is_call(spec: &FunctionSpec, event: &Event) -> bool {
     spec.tool.is_some() && tool::called_tool(&event.ty).is_some()
 }
 
-/// What the function is handed of a call: the arguments, as the event's data. What is no call is handed as it is.
-pub(super) fn given(event: Event) -> Event {
+/// Replaces the data of a call by its arguments. An event that is no call is unchanged.
+pub(super) fn arguments_of(event: Event) -> Event {
     let Ok(call) = serde_json::from_slice::<ToolCall>(&event.data) else { return event };
     let arguments = Value::Object(call.arguments).to_string().into_bytes();
     event.with_data("application/json", arguments)
 }
 
-/// What the function returned for a call, with the call's id; that it returned nothing is an answer too.
-pub(super) fn answered(call: &Event, mut emissions: Vec<Emission>) -> Result<Vec<Emission>, FunctionError> {
+/// Adds the call's id and the agent's state to a result. Without a result, adds a result that is `null`.
+///
+/// # Errors
+/// [`Fault::Invalid`] for more than one result.
+pub(super) fn complete_results(call: &Event, mut emissions: Vec<Emission>) -> Result<Vec<Emission>, FunctionError> {
     let count = emissions.iter().filter(|emission| emission.ty.as_str() == RETURNED).count();
     match count {
         0 => emissions.push(emission(&Value::Null)?),
         1 => {}
-        more => {
-            let message = format!("a tool answers a call once, and it emitted {more} events of type {RETURNED}");
+        count => {
+            let message = format!("a tool returns a call once; the function emitted {count} events of type {RETURNED}");
             return Err(FunctionError::new(Fault::Invalid, message));
         }
     }
@@ -48,8 +51,8 @@ pub(super) fn answered(call: &Event, mut emissions: Vec<Emission>) -> Result<Vec
     Ok(emissions)
 }
 
-/// The answer of a tool that failed for good; none where the event is no call.
-pub(super) fn failed(call: &Event, why: &str) -> Option<Emission> {
+/// Builds the result of a tool whose retries are exhausted. Returns `None` if the event is no call.
+pub(super) fn failed_result(call: &Event, why: &str) -> Option<Emission> {
     let call: ToolCall = serde_json::from_slice(&call.data).ok()?;
     let returned = serde_json::to_value(call.into_result(Err(why.to_owned()))).ok()?;
     emission(&returned).ok()
@@ -82,23 +85,23 @@ mod tests {
     }
 
     #[test]
-    fn a_function_sees_the_arguments_and_its_result_goes_back_to_the_call() {
-        assert_eq!(value(&given(call()).data), json!({"what": "fees"}));
+    fn tool_receives_arguments_and_its_result_has_the_call_id() {
+        assert_eq!(value(&arguments_of(call()).data), json!({"what": "fees"}));
         let found = emission(&json!({"price": 3})).unwrap();
-        let answer = answered(&call(), vec![found.clone()]).unwrap();
+        let answer = complete_results(&call(), vec![found.clone()]).unwrap();
         let expected = json!({"call": "1", "tool": "find", "result": {"price": 3}, "agent": {"steps": 2}});
         assert_eq!(value(&answer[0].data), expected);
-        let nothing = answered(&call(), vec![]).unwrap();
+        let nothing = complete_results(&call(), vec![]).unwrap();
         assert_eq!((nothing.len(), &value(&nothing[0].data)["result"]), (1, &Value::Null));
-        assert!(answered(&call(), vec![found.clone(), found]).unwrap_err().message.contains("once"));
+        assert!(complete_results(&call(), vec![found.clone(), found]).unwrap_err().message.contains("once"));
     }
 
     #[test]
-    fn a_function_that_fails_answers_too() {
-        let answer = failed(&call(), "no such thing").unwrap();
+    fn failed_tool_returns_its_error() {
+        let answer = failed_result(&call(), "no such thing").unwrap();
         let expected = json!({"call": "1", "tool": "find", "error": "no such thing", "agent": {"steps": 2}});
         assert_eq!((answer.ty.as_str(), value(&answer.data)), (RETURNED, expected));
         let other = Event::new("1", "/s", EventType::parse("a").unwrap()).with_data("application/json", "{}");
-        assert!(failed(&other, "x").is_none());
+        assert!(failed_result(&other, "x").is_none());
     }
 }

@@ -31,7 +31,7 @@ async fn whatever_an_endpoint_does_its_event_comes_again_under_one_id() {
     let retried = [json!(500), json!(429), Value::Null, json!(200), json!(302), json!(404)].map(retry);
     assert_eq!(told[..6], retried, "{attempts:#?}");
     assert_eq!(told[6], (json!(204), json!("delivered")));
-    for (number, said) in [(0, "500"), (2, "did not answer within"), (3, "in the middle"), (4, "not followed")] {
+    for (number, said) in [(0, "500"), (2, "no response within"), (3, "incomplete"), (4, "not followed")] {
         assert!(attempts[number]["error"].as_str().unwrap().contains(said), "{:#?}", attempts[number]);
     }
     assert_eq!((&attempts[0]["answer"], &attempts[3]["answer"]), (&json!("said 500"), &json!("half")));

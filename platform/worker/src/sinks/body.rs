@@ -1,4 +1,4 @@
-//! What is posted for an event.
+//! Request bodies of sinks.
 
 use super::template::{ComposeError, Template};
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 const JSON: &str = "application/json";
 
-/// Makes bodies by a sink's format.
+/// Builds bodies in a sink's format.
 pub(super) enum Composer {
     Standard,
     CloudEvents,
@@ -36,13 +36,16 @@ struct Standard<'e> {
     timestamp: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'e RawValue>,
-    /// A body that is no text, in CloudEvents' way.
+    /// A binary body, as in CloudEvents.
     #[serde(skip_serializing_if = "Option::is_none")]
     data_base64: Option<String>,
 }
 
 impl Composer {
-    /// Reads the format of `sink`, whose template the helpers in `pool` fill in; the error is about the template.
+    /// Creates the composer of `sink`. Helper processes of `pool` render its template.
+    ///
+    /// # Errors
+    /// The error in the template.
     pub(super) async fn new(body: &SinkBody, sink: &Name, pool: &Pool) -> Result<Self, String> {
         Ok(match body {
             SinkBody::Standard => Self::Standard,
@@ -55,14 +58,14 @@ impl Composer {
         })
     }
 
-    /// What is posted for `event`.
+    /// Builds the body for `event`.
     pub(super) async fn compose(&self, event: &Event) -> Result<Composed, ComposeError> {
         let composed =
             |content_type: &str, body: Vec<u8>| Composed { content_type: content_type.to_owned(), body: body.into() };
         match self {
             Self::Standard => standard(event).map(|body| composed(JSON, body)),
             Self::CloudEvents => {
-                let body = serde_json::to_vec(event).map_err(|error| unwritten(&error))?;
+                let body = serde_json::to_vec(event).map_err(|error| not_serializable(&error))?;
                 Ok(composed(STRUCTURED_MEDIA_TYPE, body))
             }
             Self::Data => {
@@ -70,26 +73,25 @@ impl Composer {
                 Ok(Composed { content_type: content_type.to_owned(), body: event.data.clone() })
             }
             Self::Template { template, content_type } => {
-                let body = template.fill_in(event).await?;
-                check_made(content_type, &body)?;
+                let body = template.render(event).await?;
+                check_media_type(content_type, &body)?;
                 Ok(composed(content_type, body))
             }
         }
     }
 }
 
-/// Refuses what a template made if it is not of its type.
-fn check_made(content_type: &str, body: &[u8]) -> Result<(), ComposeError> {
+/// Rejects a rendered body that does not match its media type.
+fn check_media_type(content_type: &str, body: &[u8]) -> Result<(), ComposeError> {
     if !is_json(content_type) || serde_json::from_slice::<serde::de::IgnoredAny>(body).is_ok() {
         return Ok(());
     }
-    let why =
-        "`template` made what is no JSON: values are written as JSON by themselves, so leave out quotes around {{ … }}";
-    Err(ComposeError::Impossible(why.to_owned()))
+    let why = "`template` rendered invalid JSON: values are written as JSON, so leave out quotes around {{ … }}";
+    Err(ComposeError::Invalid(why.to_owned()))
 }
 
-fn unwritten(error: &dyn std::fmt::Display) -> ComposeError {
-    ComposeError::Impossible(format!("it cannot be written as JSON: {error}"))
+fn not_serializable(error: &dyn std::fmt::Display) -> ComposeError {
+    ComposeError::Invalid(format!("event cannot be written as JSON: {error}"))
 }
 
 fn standard(event: &Event) -> Result<Vec<u8>, ComposeError> {
@@ -97,20 +99,20 @@ fn standard(event: &Event) -> Result<Vec<u8>, ComposeError> {
     let data = match text {
         Some("") => None,
         Some(text) if event.is_json() => {
-            Some(serde_json::from_str::<Box<RawValue>>(text).map_err(|error| unwritten(&error))?)
+            Some(serde_json::from_str::<Box<RawValue>>(text).map_err(|error| not_serializable(&error))?)
         }
-        Some(text) => Some(serde_json::value::to_raw_value(text).map_err(|error| unwritten(&error))?),
+        Some(text) => Some(serde_json::value::to_raw_value(text).map_err(|error| not_serializable(&error))?),
         None => None,
     };
     let binary = text.is_none().then(|| base64::Engine::encode(&base64::prelude::BASE64_STANDARD, &event.data));
     let time = event.time.unwrap_or_else(OffsetDateTime::now_utc);
     let standard = Standard {
         ty: event.ty.as_str(),
-        timestamp: time.format(&Rfc3339).map_err(|error| unwritten(&error))?,
+        timestamp: time.format(&Rfc3339).map_err(|error| not_serializable(&error))?,
         data: data.as_deref(),
         data_base64: binary,
     };
-    serde_json::to_vec(&standard).map_err(|error| unwritten(&error))
+    serde_json::to_vec(&standard).map_err(|error| not_serializable(&error))
 }
 
 #[cfg(test)]
@@ -131,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_standard_body_keeps_the_data_as_it_is() {
+    async fn standard_body_keeps_the_data_unchanged() {
         let (content_type, body) =
             composed(Composer::Standard, &event(JSON, br#"{"n":12345678901234567890123}"#)).await;
         assert_eq!(content_type, JSON);
@@ -145,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_event_as_it_is() {
+    async fn cloudevents_and_data_bodies_keep_the_event_unchanged() {
         let (content_type, body) = composed(Composer::CloudEvents, &event(JSON, b"{}")).await;
         assert_eq!(content_type, "application/cloudevents+json");
         assert_eq!(Event::from_json(body.as_bytes()).unwrap(), event(JSON, b"{}"));
@@ -154,10 +156,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_refused_where_it_should_be() {
-        check_made("text/plain", b"\"\"a.b\"\"").unwrap();
-        check_made(JSON, b"\"a.b\"").unwrap();
-        let refused = check_made(JSON, b"\"\"a.b\"\"").unwrap_err();
+    fn rendered_body_must_be_json_if_its_media_type_is() {
+        check_media_type("text/plain", b"\"\"a.b\"\"").unwrap();
+        check_media_type(JSON, b"\"a.b\"").unwrap();
+        let refused = check_media_type(JSON, b"\"\"a.b\"\"").unwrap_err();
         assert!(refused.to_string().contains("leave out quotes"));
     }
 }

@@ -1,79 +1,81 @@
-//! A circuit breaker: an endpoint that only fails is left alone for a while, and then tried with one event.
+//! A circuit breaker: after repeated failures it opens for a while, then probes the endpoint with one event.
 //!
-//! Nothing is posted meanwhile, so no attempt is spent, and what waits stays in the broker.
+//! While it is open nothing is posted, so no attempt is consumed, and waiting events stay in the broker.
 
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Failures in a row after which an endpoint is left alone.
-const FAILURES: u32 = 10;
-/// How long at first, and at most: each failed trial doubles it.
-const REST: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
+/// Consecutive failures that open the breaker.
+const FAILURE_THRESHOLD: u32 = 10;
+/// The first open interval. Each failed probe doubles it.
+const OPEN_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum open interval.
+const MAX_OPEN_INTERVAL: Duration = Duration::from_secs(300);
 
-/// Whether a post may go.
+/// The decision about one post.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Admission {
-    /// Now.
-    Go,
-    /// Not before this moment.
-    At(Instant),
-    /// Once the trial that is under way has ended.
-    AfterTrial,
+    /// Post now.
+    Allowed,
+    /// Post at this time or later.
+    NotBefore(Instant),
+    /// Wait for the end of the running probe.
+    AfterProbe,
 }
 
-/// What is known of one endpoint by one worker.
+/// The breaker of one endpoint in one worker.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
-    /// In a row.
+    /// Consecutive failures.
     failures: u32,
-    /// The rest that it has now, if it has one.
-    rest: Option<Duration>,
+    /// The current open interval; `None` while the breaker is closed.
+    open_interval: Option<Duration>,
     not_before: Option<Instant>,
-    trying: bool,
+    is_probing: bool,
 }
 
 impl Breaker {
-    /// Asks for one post; a [`Go`](Admission::Go) must be told how it ended.
+    /// Requests one post. The outcome of an [`Allowed`](Admission::Allowed) post must be reported.
     pub(super) fn admit(&mut self, now: Instant) -> Admission {
         if let Some(at) = self.not_before.filter(|at| *at > now) {
-            return Admission::At(at);
+            return Admission::NotBefore(at);
         }
-        match (self.rest, self.trying) {
-            (None, _) => Admission::Go,
-            (Some(_), true) => Admission::AfterTrial,
+        match (self.open_interval, self.is_probing) {
+            (None, _) => Admission::Allowed,
+            (Some(_), true) => Admission::AfterProbe,
             (Some(_), false) => {
-                self.trying = true;
-                Admission::Go
+                self.is_probing = true;
+                Admission::Allowed
             }
         }
     }
 
-    /// A post went well.
+    /// Reports a successful post.
     pub(super) fn succeeded(&mut self) {
         *self = Self { not_before: self.not_before, ..Self::default() };
     }
 
-    /// A post failed.
+    /// Reports a failed post.
     pub(super) fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
-        if self.failures < FAILURES {
+        if self.failures < FAILURE_THRESHOLD {
             return;
         }
-        // Of posts that went out together before the rest began, only the first begins it.
-        if self.rest.is_none() || self.trying {
-            let rest = self.rest.map_or(REST.0, |rest| (rest * 2).min(REST.1));
-            self.rest = Some(rest);
-            self.hold(now + rest);
+        // Of posts that were sent concurrently before it opened, only the first failure opens it.
+        if self.open_interval.is_none() || self.is_probing {
+            let interval = self.open_interval.map_or(OPEN_INTERVAL, |interval| (interval * 2).min(MAX_OPEN_INTERVAL));
+            self.open_interval = Some(interval);
+            self.hold(now + interval);
         }
-        self.trying = false;
+        self.is_probing = false;
     }
 
-    /// A post was dropped before it had an answer.
+    /// Reports a post that was dropped before its response.
     pub(super) fn abandoned(&mut self) {
-        self.trying = false;
+        self.is_probing = false;
     }
 
-    /// The endpoint asked for a pause until then.
+    /// Holds all posts until a time, as the endpoint requested.
     pub(super) fn hold(&mut self, until: Instant) {
         self.not_before = self.not_before.max(Some(until));
     }
@@ -84,53 +86,53 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_opens_tries_one_and_closes() {
+    fn breaker_opens_probes_once_and_closes() {
         let (mut breaker, start) = (Breaker::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        for _ in 1..FAILURES {
-            assert_eq!(breaker.admit(start), Admission::Go);
+        for _ in 1..FAILURE_THRESHOLD {
+            assert_eq!(breaker.admit(start), Admission::Allowed);
             breaker.failed(start);
         }
-        assert_eq!(breaker.admit(start), Admission::Go);
+        assert_eq!(breaker.admit(start), Admission::Allowed);
         breaker.failed(start);
-        // Late failures of what went out before change nothing.
+        // Late failures of posts that were sent before it opened change nothing.
         breaker.failed(start);
-        assert_eq!(breaker.admit(at(9)), Admission::At(at(10)));
-        assert_eq!(breaker.admit(at(10)), Admission::Go);
-        assert_eq!(breaker.admit(at(10)), Admission::AfterTrial);
+        assert_eq!(breaker.admit(at(9)), Admission::NotBefore(at(10)));
+        assert_eq!(breaker.admit(at(10)), Admission::Allowed);
+        assert_eq!(breaker.admit(at(10)), Admission::AfterProbe);
         breaker.failed(at(11));
-        assert_eq!(breaker.admit(at(12)), Admission::At(at(31)));
-        assert_eq!(breaker.admit(at(31)), Admission::Go);
+        assert_eq!(breaker.admit(at(12)), Admission::NotBefore(at(31)));
+        assert_eq!(breaker.admit(at(31)), Admission::Allowed);
         breaker.abandoned();
-        assert_eq!(breaker.admit(at(31)), Admission::Go);
+        assert_eq!(breaker.admit(at(31)), Admission::Allowed);
         breaker.succeeded();
-        assert_eq!((breaker.admit(at(31)), breaker.admit(at(31))), (Admission::Go, Admission::Go));
+        assert_eq!((breaker.admit(at(31)), breaker.admit(at(31))), (Admission::Allowed, Admission::Allowed));
     }
 
     #[test]
-    fn a_rest_has_a_longest_and_a_success_starts_anew() {
+    fn open_interval_has_a_maximum_and_is_reset_by_a_success() {
         let (mut breaker, mut now) = (Breaker::default(), Instant::now());
-        for _ in 0..FAILURES + 20 {
-            if let Admission::At(at) = breaker.admit(now) {
-                assert!(at - now <= REST.1);
+        for _ in 0..FAILURE_THRESHOLD + 20 {
+            if let Admission::NotBefore(at) = breaker.admit(now) {
+                assert!(at - now <= MAX_OPEN_INTERVAL);
                 now = at;
-                assert_eq!(breaker.admit(now), Admission::Go);
+                assert_eq!(breaker.admit(now), Admission::Allowed);
             }
             breaker.failed(now);
         }
-        assert_eq!(breaker.admit(now), Admission::At(now + REST.1));
-        assert_eq!(breaker.admit(now + REST.1), Admission::Go);
+        assert_eq!(breaker.admit(now), Admission::NotBefore(now + MAX_OPEN_INTERVAL));
+        assert_eq!(breaker.admit(now + MAX_OPEN_INTERVAL), Admission::Allowed);
         breaker.succeeded();
         breaker.failed(now);
-        assert_eq!(breaker.admit(now + REST.1), Admission::Go);
+        assert_eq!(breaker.admit(now + MAX_OPEN_INTERVAL), Admission::Allowed);
     }
 
     #[test]
-    fn a_pause_that_was_asked_for_holds_all() {
+    fn requested_pause_holds_all_posts() {
         let (mut breaker, now) = (Breaker::default(), Instant::now());
         breaker.hold(now + Duration::from_secs(5));
         breaker.hold(now + Duration::from_secs(3));
-        assert_eq!(breaker.admit(now), Admission::At(now + Duration::from_secs(5)));
-        assert_eq!(breaker.admit(now + Duration::from_secs(5)), Admission::Go);
+        assert_eq!(breaker.admit(now), Admission::NotBefore(now + Duration::from_secs(5)));
+        assert_eq!(breaker.admit(now + Duration::from_secs(5)), Admission::Allowed);
     }
 }

@@ -1,13 +1,13 @@
-//! One event, from its delivery to its verdict: wait, post, write the attempt down, then settle.
+//! One event, from its delivery to its verdict: wait, post, record the attempt, then acknowledge or retry.
 
 use super::{
-    super::{Shared, failure},
+    super::{WorkerShared, failure},
     endpoint::{Endpoint, Post},
-    gate::Gate,
     health::Health,
+    permit::SendLimiter,
     signature::old_message_id,
     template::ComposeError,
-    verdict::{Answer, Verdict, decide},
+    verdict::{PostResult, Verdict, decide},
 };
 use nerve_broker::bus::{
     Attempt, BodyError, BusError, Delivery, RunHistory, SinkAttempt, SinkAttemptFilter, SinkOutcome, Start,
@@ -21,28 +21,28 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Deliveries of one event beyond its attempts: what workers gave back at their end is no attempt, but it is bounded.
-const MAX_UNFINISHED: u32 = 1000;
-/// Attempts whose errors go with a dead letter.
-const REMEMBERED: usize = 20;
+/// Maximum deliveries of one event beyond its attempts. Deliveries that workers returned at shutdown are no attempts, but limited.
+const MAX_UNFINISHED_DELIVERIES: u32 = 1000;
+/// Maximum attempts whose errors a dead letter lists.
+const MAX_LISTED_ATTEMPTS: usize = 20;
 
-/// Posts one revision of a sink.
-pub(super) struct Poster {
-    pub(super) shared: Shared,
+/// Posts the events of one revision of a sink.
+pub(super) struct Dispatcher {
+    pub(super) shared: WorkerShared,
     pub(super) name: Name,
     pub(super) revision: u64,
     pub(super) spec: SinkSpec,
     pub(super) endpoint: Endpoint,
-    pub(super) gate: Gate,
+    pub(super) limiter: SendLimiter,
     pub(super) health: Health,
-    /// Posts at once, whichever intake they come by.
+    /// Limits concurrent posts over all intakes.
     pub(super) running: Semaphore,
-    /// The end of this revision: what has not been posted yet is given back.
+    /// Cancelled at the end of this revision. Events that have not been posted are returned to the broker.
     pub(super) stop: CancellationToken,
 }
 
-/// What one attempt was, and how it is settled.
-struct Attempted<'a> {
+/// The details of one attempt.
+struct AttemptInfo<'a> {
     delivery: &'a Delivery,
     event: &'a Event,
     id: String,
@@ -51,21 +51,21 @@ struct Attempted<'a> {
     took: Duration,
 }
 
-impl Poster {
-    /// Takes a delivery to its end: it is settled, or left to come again.
+impl Dispatcher {
+    /// Processes a delivery. It is acknowledged, retried, or left for redelivery.
     pub(super) async fn handle(self: Arc<Self>, mut delivery: Delivery, slot: OwnedSemaphorePermit) {
         let event = match delivery.event().await {
             Ok(event) => event,
-            Err(BodyError::Gone(why)) => return self.hopeless(delivery, &why).await,
+            Err(BodyError::Gone(why)) => return self.reject(delivery, &why).await,
             Err(BodyError::Bus(error)) => {
-                tracing::debug!(sink = %self.name, %error, "an event's body waits for the broker");
+                tracing::debug!(sink = %self.name, %error, "event body waits for the broker");
                 return failure::give_back(delivery).await;
             }
         };
-        let again = delivery.delivered > 1;
-        let Some(failed) = self.failed(&delivery).await else { return failure::give_back(delivery).await };
-        if delivery.delivered > self.spec.retry.attempts.saturating_add(MAX_UNFINISHED) {
-            return self.hopeless(delivery, "its deliveries ended without a word: workers died with them").await;
+        let is_redelivery = delivery.delivered > 1;
+        let Some(failed) = self.failed_attempts(&delivery).await else { return failure::give_back(delivery).await };
+        if delivery.delivered > self.spec.retry.attempts.saturating_add(MAX_UNFINISHED_DELIVERIES) {
+            return self.reject(delivery, "all deliveries ended with a worker crash").await;
         }
         let number = failed + 1;
         delivery.attempt = number;
@@ -73,18 +73,18 @@ impl Poster {
         let composed = self.shared.stops.work.run_until_cancelled(self.endpoint.post_of(&event, id)).await;
         let post = match composed {
             Some(Ok(post)) => post,
-            Some(Err(ComposeError::Impossible(why))) => return self.impossible(delivery, &event, &why).await,
+            Some(Err(ComposeError::Invalid(why))) => return self.reject_unrendered(delivery, &event, &why).await,
             Some(Err(ComposeError::Unavailable(why))) => {
-                tracing::warn!(sink = %self.name, why, "an event is given back");
+                tracing::warn!(sink = %self.name, why, "body cannot be rendered now; returning the event");
                 return failure::give_back(delivery).await;
             }
             None => return failure::give_back(delivery).await,
         };
         let started = (OffsetDateTime::now_utc(), Instant::now());
-        let Some((answer, started)) = self.post(&delivery, &post, started).await else {
+        let Some((result, started)) = self.post(&delivery, &post, started).await else {
             return failure::give_back(delivery).await;
         };
-        let attempted = Attempted {
+        let info = AttemptInfo {
             delivery: &delivery,
             event: &event,
             id: post.id,
@@ -92,63 +92,63 @@ impl Poster {
             started: started.0,
             took: started.1.elapsed(),
         };
-        if delivery.is_sink_test() {
-            let outcome = if answer.is_good() { SinkOutcome::Delivered } else { SinkOutcome::Failed };
-            self.shared.bus.record_attempt(&self.record(&attempted, &answer, outcome, None)).await;
+        if delivery.is_trial() {
+            let outcome = if result.is_success() { SinkOutcome::Delivered } else { SinkOutcome::Failed };
+            self.shared.bus.record_attempt(&self.record(&info, &result, outcome, None)).await;
             self.acknowledge(delivery).await;
             return;
         }
         let jitter = |wait| failure::with_jitter(wait, delivery.sequence);
-        let verdict = decide(&answer, number, &self.spec.retry, jitter);
+        let verdict = decide(&result, number, &self.spec.retry, jitter);
         let (outcome, next) = match verdict {
             Verdict::Delivered => (SinkOutcome::Delivered, None),
             Verdict::RetryAfter(wait) => (SinkOutcome::Retry, Some(OffsetDateTime::now_utc() + wait)),
             Verdict::DeadLetter => (SinkOutcome::Dead, None),
         };
         self.count(outcome);
-        let record = self.record(&attempted, &answer, outcome, next);
+        let record = self.record(&info, &result, outcome, next);
         self.shared.bus.record_attempt(&record).await;
-        self.health.note(&answer).await;
+        self.health.update(&result).await;
         match verdict {
             Verdict::Delivered => {
-                // A worker that died between putting it off and saying so has left a retry behind.
-                if again && let Err(error) = delivery.delete_delayed_retry(&self.name).await {
-                    tracing::debug!(sink = %self.name, %error, "an event may be posted once more");
+                // A worker that crashed after it scheduled a retry, and before it acknowledged, has left that retry.
+                if is_redelivery && let Err(error) = delivery.take_back_retry(&self.name).await {
+                    tracing::debug!(sink = %self.name, %error, "delayed retry could not be deleted; the event may be posted again");
                 }
                 self.acknowledge(delivery).await;
             }
-            Verdict::RetryAfter(wait) => self.delay_until(delivery, wait, &record).await,
-            Verdict::DeadLetter => self.bury(delivery, &record.id).await,
+            Verdict::RetryAfter(wait) => self.schedule_retry(delivery, wait, &record).await,
+            Verdict::DeadLetter => self.dead_letter_with_attempts(delivery, &record.id).await,
         }
         drop(slot);
     }
 
-    /// Posts once the gate lets it; none if this revision ends first.
+    /// Posts once it has a permit. Returns `None` if this revision ends first.
     async fn post(
         &self,
         delivery: &Delivery,
         post: &Post,
         started: (OffsetDateTime, Instant),
-    ) -> Option<(Answer, (OffsetDateTime, Instant))> {
+    ) -> Option<(PostResult, (OffsetDateTime, Instant))> {
         let work = &self.shared.stops.work;
         if delivery.is_sink_test() {
             return Some((work.run_until_cancelled(self.endpoint.send(post)).await?, started));
         }
         let _running = self.stop.run_until_cancelled(self.running.acquire()).await?.ok()?;
-        let pass = self.stop.run_until_cancelled(self.gate.pass()).await?;
+        let permit = self.stop.run_until_cancelled(self.limiter.acquire()).await?;
         let started = (OffsetDateTime::now_utc(), Instant::now());
-        let answer = work.run_until_cancelled(self.endpoint.send(post)).await?;
+        let result = work.run_until_cancelled(self.endpoint.send(post)).await?;
         metrics::histogram!("nerve_sink_seconds", "sink" => self.name.to_string()).record(started.1.elapsed());
-        let pause = answer.retry_after.filter(|_| matches!(answer.status, Some(429 | 503)));
-        pass.ended(answer.is_good(), pause);
-        Some((answer, started))
+        let pause = result.retry_after.filter(|_| matches!(result.status, Some(429 | 503)));
+        permit.complete(result.is_success(), pause);
+        Some((result, started))
     }
 
-    /// Attempts that failed before; `None` where the broker does not say. A delayed copy says it itself; of one that keeps the
-    /// order, they are recorded.
-    async fn failed(&self, delivery: &Delivery) -> Option<u32> {
-        if !self.waits_in_line(delivery) {
-            return Some(delivery.attempts_made());
+    /// Returns the count of failed attempts, or `None` if it cannot be read. A delayed copy carries it; with `order` it is
+    /// recorded in RUNS.
+    async fn failed_attempts(&self, delivery: &Delivery) -> Option<u32> {
+        if !self.blocks_stream(delivery) {
+            return Some(delivery.tried());
         }
         if delivery.delivered == 1 && !delivery.may_have_run {
             return Some(0);
@@ -156,31 +156,31 @@ impl Poster {
         match self.shared.bus.run_history(&self.name, delivery).await {
             Ok(history) => Some(history.failed),
             Err(error) => {
-                tracing::debug!(sink = %self.name, error = &error as &dyn std::error::Error, "an event waits for the broker");
+                tracing::debug!(sink = %self.name, error = &error as &dyn std::error::Error, "event waits for the broker");
                 None
             }
         }
     }
 
-    /// Whether the event behind it waits for this one.
-    fn waits_in_line(&self, delivery: &Delivery) -> bool {
+    /// Whether the next event of the stream waits for this one.
+    fn blocks_stream(&self, delivery: &Delivery) -> bool {
         self.spec.order && !delivery.is_copy()
     }
 
     async fn acknowledge(&self, delivery: Delivery) {
         if let Err(error) = delivery.ack().await {
-            tracing::warn!(sink = %self.name, %error, "an event is delivered and will be posted again");
+            tracing::warn!(sink = %self.name, %error, "ack failed; the delivered event will be posted again");
         }
     }
 
-    async fn delay_until(&self, delivery: Delivery, wait: Duration, attempt: &SinkAttempt) {
-        let delayed = match self.waits_in_line(&delivery) {
-            // It stays at the head, and the broker holds what is behind it.
+    async fn schedule_retry(&self, delivery: Delivery, wait: Duration, attempt: &SinkAttempt) {
+        let scheduled = match self.blocks_stream(&delivery) {
+            // The event stays at the head of the stream, and the broker holds the events behind it.
             true => self.retry_in_order(delivery, wait, attempt).await,
             false => delivery.delay_until(&self.name, OffsetDateTime::now_utc() + wait, attempt.attempt).await,
         };
-        if let Err(error) = delayed {
-            tracing::warn!(sink = %self.name, %error, "a retry comes after the ack wait instead");
+        if let Err(error) = scheduled {
+            tracing::warn!(sink = %self.name, %error, "retry could not be scheduled; the event is redelivered after the ack wait");
         }
     }
 
@@ -195,9 +195,9 @@ impl Poster {
         delivery.retry_after(wait).await
     }
 
-    /// Gives an event up that cannot be made into a post.
-    async fn impossible(&self, delivery: Delivery, event: &Event, why: &str) {
-        let attempted = Attempted {
+    /// Dead-letters an event whose body cannot be rendered.
+    async fn reject_unrendered(&self, delivery: Delivery, event: &Event, why: &str) {
+        let info = AttemptInfo {
             delivery: &delivery,
             event,
             id: webhook_id(&delivery, event),
@@ -206,33 +206,33 @@ impl Poster {
             took: Duration::ZERO,
         };
         let (error, body) = (Some(why.to_owned()), String::new());
-        let answer = Answer { status: None, retry_after: None, error, timed_out: false, body };
-        let outcome = if delivery.is_sink_test() { SinkOutcome::Failed } else { SinkOutcome::Dead };
-        let record = self.record(&attempted, &answer, outcome, None);
+        let result = PostResult { status: None, retry_after: None, error, timed_out: false, body };
+        let outcome = if delivery.is_trial() { SinkOutcome::Failed } else { SinkOutcome::Dead };
+        let record = self.record(&info, &result, outcome, None);
         self.shared.bus.record_attempt(&record).await;
         self.count(outcome);
         match delivery.is_sink_test() {
             true => self.acknowledge(delivery).await,
-            false => self.bury(delivery, &record.id).await,
+            false => self.dead_letter_with_attempts(delivery, &record.id).await,
         }
     }
 
-    /// Gives an event up about which nothing more is known than this.
-    async fn hopeless(&self, delivery: Delivery, why: &str) {
+    /// Dead-letters an event without its recorded attempts.
+    async fn reject(&self, delivery: Delivery, why: &str) {
         let error = FunctionError::new(Fault::Invalid, why);
         let attempt = Attempt { attempt: delivery.attempt, time: OffsetDateTime::now_utc(), error };
         self.count(SinkOutcome::Dead);
         self.dead_letter(delivery, &[attempt]).await;
     }
 
-    async fn bury(&self, delivery: Delivery, id: &str) {
-        let which = SinkAttemptFilter { sink: &self.name, id: Some(id), since: Start::First, limit: REMEMBERED };
+    async fn dead_letter_with_attempts(&self, delivery: Delivery, id: &str) {
+        let which = WhichAttempts { sink: &self.name, id: Some(id), since: Start::First, limit: MAX_LISTED_ATTEMPTS };
         let known = self.shared.bus.sink_attempts(which, |_| true).await;
         let known = known.unwrap_or_else(|error| {
-            tracing::debug!(sink = %self.name, %error, "a dead letter goes without its attempts");
+            tracing::debug!(sink = %self.name, %error, "attempts cannot be read; the dead letter has none");
             Vec::new()
         });
-        // An event that was sent again has attempts of more than one round.
+        // A redriven event has attempts of more than one round.
         let last_round = known.iter().rposition(|attempt| attempt.attempt == 1).unwrap_or_default();
         let attempts: Vec<Attempt> = known.iter().skip(last_round).map(attempt_of).collect();
         self.dead_letter(delivery, &attempts).await;
@@ -242,36 +242,36 @@ impl Poster {
         match delivery.dead_letter(&self.name, self.revision, attempts).await {
             Ok(id) => {
                 metrics::counter!("nerve_dead_letters_total", "function" => self.name.to_string()).increment(1);
-                tracing::warn!(sink = %self.name, id, "an event could not be delivered: nerve dlq show {id}");
+                tracing::warn!(sink = %self.name, id, "retries exhausted, event moved to the dead-letter queue: nerve dlq show {id}");
             }
             Err(error) => {
-                tracing::error!(sink = %self.name, %error, "a dead letter could not be written; its event comes again");
+                tracing::error!(sink = %self.name, %error, "dead letter could not be stored; its event will be redelivered");
             }
         }
     }
 
     fn record(
         &self,
-        attempted: &Attempted<'_>,
-        answer: &Answer,
+        info: &AttemptInfo<'_>,
+        result: &PostResult,
         outcome: SinkOutcome,
         next: Option<OffsetDateTime>,
     ) -> SinkAttempt {
-        let input = &attempted.delivery.provenance.input;
+        let input = &info.delivery.provenance.input;
         SinkAttempt {
             sink: self.name.clone(),
-            id: attempted.id.clone(),
-            event: attempted.event.id.clone(),
-            ty: attempted.event.ty.to_string(),
+            id: info.id.clone(),
+            event: info.event.id.clone(),
+            ty: info.event.ty.to_string(),
             stream: input.stream.to_string(),
             sequence: input.sequence,
-            attempt: attempted.number,
-            time: attempted.started,
-            duration_ms: u64::try_from(attempted.took.as_millis()).unwrap_or(u64::MAX),
-            status: answer.status,
-            answer: answer.body.clone(),
-            error: answer.error.clone(),
-            timed_out: answer.timed_out,
+            attempt: info.number,
+            time: info.started,
+            duration_ms: u64::try_from(info.took.as_millis()).unwrap_or(u64::MAX),
+            status: result.status,
+            answer: result.body.clone(),
+            error: result.error.clone(),
+            timed_out: result.timed_out,
             outcome,
             next,
         }
@@ -289,7 +289,7 @@ impl Poster {
     }
 }
 
-/// What the endpoint knows an event by. A copy that an older Nerve delayed keeps the id that the endpoint may have seen.
+/// Returns the `webhook-id` of an event. A copy that an older Nerve delayed keeps the id of its earlier posts.
 fn webhook_id(delivery: &Delivery, event: &Event) -> String {
     match &delivery.provenance.input {
         input if input.stored_ns == 0 => old_message_id(event),
@@ -297,7 +297,7 @@ fn webhook_id(delivery: &Delivery, event: &Event) -> String {
     }
 }
 
-/// An attempt as a dead letter tells it.
+/// Converts a sink attempt for a dead letter.
 fn attempt_of(attempt: &SinkAttempt) -> Attempt {
     let fault = match attempt.timed_out {
         true => Fault::Timeout,

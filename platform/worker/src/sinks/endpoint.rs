@@ -1,11 +1,11 @@
-//! One endpoint: how a sink's events are signed and posted, and what comes back.
+//! One endpoint: signs and posts events, and reads the responses.
 
 use super::{
     body::{Composed, Composer},
-    guard::{Guard, GuardedResolver},
+    egress::{EgressPolicy, EgressResolver},
     signature::Signer,
     template::ComposeError,
-    verdict::Answer,
+    verdict::PostResult,
 };
 use bytes::Bytes;
 use nerve_core::{Event, Secret, SinkSpec, limits};
@@ -21,27 +21,28 @@ use std::{
 };
 use time::OffsetDateTime;
 
-/// The longest that connecting may take.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long a connection that nobody uses is kept: after that a name is looked up again.
-const IDLE: Duration = Duration::from_secs(30);
-/// Bytes of an answer that are kept, and that are read to see whether it ends well.
-const KEPT: usize = 1024;
-const READ: usize = 64 * 1024;
-const AGENT: &str = concat!("Nerve/", env!("CARGO_PKG_VERSION"), " (webhooks)");
+/// Timeout of a connection attempt.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Timeout of an idle connection. A new connection looks its name up again.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// Maximum recorded bytes of a response body.
+const MAX_RECORDED_BYTES: usize = 1024;
+/// Maximum bytes of a response body that are read to check that it is complete.
+const MAX_READ_BYTES: usize = 64 * 1024;
+const USER_AGENT: &str = concat!("Nerve/", env!("CARGO_PKG_VERSION"), " (webhooks)");
 
-/// Posts to one URL.
+/// An HTTP client for one URL.
 pub(super) struct Endpoint {
     client: Client,
     url: Url,
-    guard: Guard,
+    policy: EgressPolicy,
     signer: Signer,
     composer: Composer,
     headers: HeaderMap,
     timeout: Duration,
 }
 
-/// What is posted for one event, but for its signature, which has a time.
+/// The request for one event, without its signature, which depends on the time.
 #[derive(Debug, Clone)]
 pub(super) struct Post {
     /// The same at each attempt.
@@ -50,31 +51,34 @@ pub(super) struct Post {
 }
 
 impl Endpoint {
-    /// Reads a sink; the error says what it lacks.
+    /// Creates the endpoint of a sink.
+    ///
+    /// # Errors
+    /// The invalid setting or secret of the sink.
     pub(super) fn new(
         spec: &SinkSpec,
         secrets: &BTreeMap<String, Secret>,
         composer: Composer,
-        resolver: GuardedResolver,
+        resolver: EgressResolver,
     ) -> Result<Self, String> {
-        let guard = resolver.guard.clone();
-        // Whoever is first installs it; that it is there already is no mistake.
+        let policy = resolver.policy.clone();
+        // Fails if it is already installed, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let signing = spec.secrets.iter().filter_map(|name| Some((name.as_str(), secrets.get(name)?)));
         let client = Client::builder()
             .dns_resolver(resolver)
-            // A proxy would look names up itself, past the guard.
+            // A proxy would resolve names without the egress policy.
             .no_proxy()
             .redirect(Policy::none())
-            .connect_timeout(CONNECT)
-            .pool_idle_timeout(IDLE)
-            .user_agent(AGENT)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .user_agent(USER_AGENT)
             .build()
-            .map_err(|error| format!("an HTTP client cannot be made: {error}"))?;
+            .map_err(|error| format!("HTTP client cannot be created: {error}"))?;
         Ok(Self {
             client,
-            url: Url::parse(&spec.url).map_err(|error| format!("its url is wrong: {error}"))?,
-            guard,
+            url: Url::parse(&spec.url).map_err(|error| format!("invalid `url`: {error}"))?,
+            policy,
             signer: Signer::new(signing)?,
             composer,
             headers: headers(spec, secrets)?,
@@ -82,33 +86,33 @@ impl Endpoint {
         })
     }
 
-    /// What people are told of where it posts: a path may hold a key.
+    /// Returns the host of the URL, for messages. The path is not shown, as it may contain a key.
     pub(super) fn host(&self) -> &str {
         self.url.host_str().unwrap_or_default()
     }
 
-    /// What is posted for `event`, which the endpoint knows by `id`.
+    /// Builds the request for `event` with the `webhook-id` `id`.
     pub(super) async fn post_of(&self, event: &Event, id: String) -> Result<Post, ComposeError> {
         Ok(Post { id, composed: self.composer.compose(event).await? })
     }
 
-    /// Posts it once, signed as of now.
-    pub(super) async fn send(&self, post: &Post) -> Answer {
+    /// Posts it once, signed with the current time.
+    pub(super) async fn send(&self, post: &Post) -> PostResult {
         match tokio::time::timeout(self.timeout, self.exchange(post)).await {
-            Ok(answer) => answer,
+            Ok(result) => result,
             Err(_) => {
-                let error = format!("it did not answer within {:?} (`timeout`)", self.timeout);
-                Answer { timed_out: true, ..failed(None, error) }
+                let error = format!("no response within {:?} (`timeout`)", self.timeout);
+                PostResult { timed_out: true, ..failed(None, error) }
             }
         }
     }
 
-    async fn exchange(&self, post: &Post) -> Answer {
-        // A client asks its resolver for names only.
-        if let Some(address) = literal(&self.url)
-            && let Err(refused) = self.guard.check(address)
+    async fn exchange(&self, post: &Post) -> PostResult {
+        // The client's resolver is not called for a literal address.
+        if let Some(address) = literal_address(&self.url)
+            && let Err(blocked) = self.policy.check(address)
         {
-            return failed(None, refused.to_string());
+            return failed(None, blocked.to_string());
         }
         let Composed { content_type, body } = &post.composed;
         let timestamp = OffsetDateTime::now_utc().unix_timestamp();
@@ -122,43 +126,43 @@ impl Endpoint {
             .headers(self.headers.clone())
             .body(body.clone());
         match request.send().await {
-            Ok(response) => answer_of(response).await,
-            Err(error) => failed(None, told(error)),
+            Ok(response) => read_response(response).await,
+            Err(error) => failed(None, error_chain(error)),
         }
     }
 }
 
-async fn answer_of(mut response: Response) -> Answer {
+async fn read_response(mut response: Response) -> PostResult {
     let status = response.status();
-    let asked = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
-    let retry_after = asked.and_then(|value| limits::retry_after(value, SystemTime::now()));
+    let header = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok());
+    let retry_after = header.and_then(|value| limits::retry_after(value, SystemTime::now()));
     let mut body = Vec::new();
     let mut error = match status.as_u16() {
         200..300 => None,
-        300..400 => Some(format!("it answered {status}, and redirects are not followed")),
-        _ => Some(format!("it answered {status}")),
+        300..400 => Some(format!("response {status}; redirects are not followed")),
+        _ => Some(format!("response {status}")),
     };
-    while body.len() < READ {
+    while body.len() < MAX_READ_BYTES {
         match response.chunk().await {
-            Ok(Some(chunk)) => body.extend_from_slice(chunk.get(..READ.min(chunk.len())).unwrap_or_default()),
+            Ok(Some(chunk)) => body.extend_from_slice(chunk.get(..MAX_READ_BYTES.min(chunk.len())).unwrap_or_default()),
             Ok(None) => break,
             Err(broken) => {
-                error.get_or_insert_with(|| format!("its answer ended in the middle: {}", told(broken)));
+                error.get_or_insert_with(|| format!("response body is incomplete: {}", error_chain(broken)));
                 break;
             }
         }
     }
-    body.truncate(KEPT);
+    body.truncate(MAX_RECORDED_BYTES);
     let body = String::from_utf8_lossy(&Bytes::from(body)).into_owned();
-    Answer { status: Some(status.as_u16()), retry_after, error, timed_out: false, body }
+    PostResult { status: Some(status.as_u16()), retry_after, error, timed_out: false, body }
 }
 
-fn failed(status: Option<u16>, error: String) -> Answer {
-    Answer { status, retry_after: None, error: Some(error), timed_out: false, body: String::new() }
+fn failed(status: Option<u16>, error: String) -> PostResult {
+    PostResult { status, retry_after: None, error: Some(error), timed_out: false, body: String::new() }
 }
 
-/// An error with its causes, and without the URL.
-fn told(error: reqwest::Error) -> String {
+/// Formats an error with its causes and without the URL.
+fn error_chain(error: reqwest::Error) -> String {
     let error = error.without_url();
     let mut message = error.to_string();
     let mut cause = std::error::Error::source(&error);
@@ -172,8 +176,8 @@ fn told(error: reqwest::Error) -> String {
     message
 }
 
-/// The address that a URL names itself.
-fn literal(url: &Url) -> Option<IpAddr> {
+/// Returns the IP address in a URL, if its host is one.
+fn literal_address(url: &Url) -> Option<IpAddr> {
     let host = url.host_str()?;
     host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host).parse().ok()
 }
@@ -181,13 +185,13 @@ fn literal(url: &Url) -> Option<IpAddr> {
 fn headers(spec: &SinkSpec, secrets: &BTreeMap<String, Secret>) -> Result<HeaderMap, String> {
     let mut headers = HeaderMap::new();
     for (name, value) in &spec.headers {
-        let wrong = |what: &str| format!("its header {name} {what}");
+        let wrong = |what: &str| format!("header {name} {what}");
         let mut filled = value.clone();
         for (secret, text) in secrets {
             filled = filled.replace(&format!("${{{secret}}}"), text.expose());
         }
-        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong("is no header"))?;
-        let mut value = HeaderValue::from_str(&filled).map_err(|_| wrong("holds what no header may"))?;
+        let header = HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong("has an invalid name"))?;
+        let mut value = HeaderValue::from_str(&filled).map_err(|_| wrong("has an invalid value"))?;
         value.set_sensitive(true);
         headers.insert(header, value);
     }
@@ -196,7 +200,7 @@ fn headers(spec: &SinkSpec, secrets: &BTreeMap<String, Secret>) -> Result<Header
 
 #[cfg(test)]
 mod tests {
-    use super::{super::guard::Lookup, *};
+    use super::{super::egress::Lookup, *};
     use nerve_core::{EventType, Manifest};
     use std::{
         io,
@@ -217,23 +221,23 @@ mod tests {
         let count = AtomicUsize::new(0);
         let lookup: Lookup = Arc::new(move |_| {
             let answer = answers.get(count.fetch_add(1, Ordering::Relaxed)).cloned();
-            Box::pin(async move { answer.ok_or_else(|| io::Error::other("no more look-ups were expected")) })
+            Box::pin(async move { answer.ok_or_else(|| io::Error::other("unexpected lookup")) })
         });
-        let resolver = GuardedResolver { guard: Guard::new(spec.allow.iter().copied()), lookup };
+        let resolver = EgressResolver { policy: EgressPolicy::new(spec.allow.iter().copied()), lookup };
         Endpoint::new(&spec, &secrets, Composer::Standard, resolver).unwrap()
     }
 
-    async fn post(endpoint: &Endpoint) -> Answer {
+    async fn post(endpoint: &Endpoint) -> PostResult {
         let event = Event::new("1", "/s", EventType::parse("a").unwrap());
         endpoint.send(&endpoint.post_of(&event, "msg_1".to_owned()).await.unwrap()).await
     }
 
-    /// Answers each connection with this and closes it; counts them.
+    /// Starts a server that sends `answer` to each connection and counts them.
     async fn server(answer: &'static str) -> (u16, Arc<AtomicUsize>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (port, count) = (listener.local_addr().unwrap().port(), Arc::new(AtomicUsize::new(0)));
         let counted = count.clone();
-        #[expect(clippy::disallowed_methods, reason = "it ends with the test")]
+        #[expect(clippy::disallowed_methods, reason = "the task ends with the test")]
         tokio::spawn(async move {
             loop {
                 let (mut socket, _) = listener.accept().await.unwrap();
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_turns_private_is_refused_at_its_next_look_up() {
+    async fn rebound_private_address_is_refused_at_the_next_lookup() {
         let (port, count) = server("HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").await;
         let (allowed, rebound): (IpAddr, IpAddr) = ("127.0.0.1".parse().unwrap(), "127.0.0.2".parse().unwrap());
         let url = format!("http://rebind.example:{port}/");
@@ -255,32 +259,32 @@ mod tests {
         assert_eq!(post(&endpoint).await.body, "ok");
         let refused = post(&endpoint).await;
         assert!(refused.error.as_deref().is_some_and(|why| why.contains("loopback")), "{refused:?}");
-        assert!(post(&endpoint).await.is_good());
-        assert_eq!(count.load(Ordering::Relaxed), 2, "nothing was sent to the address that was refused");
+        assert!(post(&endpoint).await.is_success());
+        assert_eq!(count.load(Ordering::Relaxed), 2, "nothing was sent to the refused address");
     }
 
     #[tokio::test]
-    async fn addresses_in_a_url_are_checked_in_every_spelling() {
+    async fn address_in_a_url_is_checked_in_every_notation() {
         let (port, count) = server("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
         for host in ["127.0.0.1", "2130706433", "0x7f.1", "[::ffff:127.0.0.1]", "0177.0.0.1", "127.1"] {
             let refused = post(&endpoint(&format!("http://{host}:{port}/"), "", vec![])).await;
             assert!(refused.error.as_deref().is_some_and(|why| why.contains("may not reach")), "{host}: {refused:?}");
         }
         assert_eq!(count.load(Ordering::Relaxed), 0);
-        assert!(post(&endpoint(&format!("http://127.1:{port}/"), "\"127.0.0.0/8\"", vec![])).await.is_good());
+        assert!(post(&endpoint(&format!("http://127.1:{port}/"), "\"127.0.0.0/8\"", vec![])).await.is_success());
     }
 
     #[tokio::test]
-    async fn redirects_and_broken_answers_are_failures() {
+    async fn redirect_and_incomplete_response_are_failures() {
         let redirect = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/\r\ncontent-length: 0\r\n\r\n";
         let (port, _) = server(redirect).await;
         let url = format!("http://127.0.0.1:{port}/");
         let answer = post(&endpoint(&url, "\"127.0.0.1\"", vec![])).await;
         assert_eq!(answer.status, Some(302));
-        assert!(!answer.is_good() && answer.error.unwrap().contains("not followed"));
+        assert!(!answer.is_success() && answer.error.unwrap().contains("not followed"));
         let (port, _) = server("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
         let answer = post(&endpoint(&format!("http://127.0.0.1:{port}/"), "\"127.0.0.1\"", vec![])).await;
         assert_eq!((answer.status, answer.body.as_str()), (Some(200), "half"));
-        assert!(!answer.is_good() && answer.error.unwrap().contains("in the middle"));
+        assert!(!answer.is_success() && answer.error.unwrap().contains("incomplete"));
     }
 }

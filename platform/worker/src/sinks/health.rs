@@ -1,6 +1,6 @@
-//! An endpoint that fails for long is disabled, and an event says so.
+//! Endpoint health: disables an endpoint that fails for long, and publishes an event.
 
-use super::{super::Shared, verdict::Answer};
+use super::{super::WorkerShared, verdict::PostResult};
 use nerve_broker::bus::BusError;
 use nerve_core::{Event, EventType, Name};
 use nerve_registry::{Disabled, SinkState};
@@ -8,77 +8,77 @@ use serde_json::json;
 use std::time::Duration;
 use time::OffsetDateTime;
 
-/// What is to be written of an endpoint after a post.
+/// The change of an endpoint's state after a post.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Change {
-    Nothing,
-    Failing,
-    Well,
+enum StateChange {
+    None,
+    SetFailing,
+    Clear,
     Disable,
 }
 
-/// Decides it from what stands there, as a pure function.
-fn change(state: Option<&SinkState>, answer: &Answer, now: OffsetDateTime, after: Duration) -> Change {
+/// Decides the change from the current state, as a pure function.
+fn change(state: Option<&SinkState>, result: &PostResult, now: OffsetDateTime, after: Duration) -> StateChange {
     let disabled = state.is_some_and(|state| state.disabled.is_some());
     let since = state.and_then(|state| state.failing_since);
-    match (answer.is_good(), since) {
-        _ if disabled => Change::Nothing,
-        (true, None) => Change::Nothing,
-        (true, Some(_)) => Change::Well,
-        (false, _) if answer.is_gone() => Change::Disable,
-        (false, None) => Change::Failing,
-        (false, Some(since)) if now - since >= after => Change::Disable,
-        (false, Some(_)) => Change::Nothing,
+    match (result.is_success(), since) {
+        _ if disabled => StateChange::None,
+        (true, None) => StateChange::None,
+        (true, Some(_)) => StateChange::Clear,
+        (false, _) if result.is_gone() => StateChange::Disable,
+        (false, None) => StateChange::SetFailing,
+        (false, Some(since)) if now - since >= after => StateChange::Disable,
+        (false, Some(_)) => StateChange::None,
     }
 }
 
-/// How one sink is doing, as all workers together know it.
+/// The health of one sink, shared by all workers.
 pub(super) struct Health {
-    pub(super) shared: Shared,
+    pub(super) shared: WorkerShared,
     pub(super) sink: Name,
     pub(super) host: String,
     pub(super) disable_after: Duration,
 }
 
 impl Health {
-    /// Takes note of a post's end.
-    pub(super) async fn note(&self, answer: &Answer) {
+    /// Updates the state after a post.
+    pub(super) async fn update(&self, result: &PostResult) {
         let (state, revision) = match self.shared.catalogue.borrow().sink_states.get(&self.sink) {
             Some(entry) => (Some(entry.record.clone()), Some(entry.revision)),
             None => (None, None),
         };
         let now = OffsetDateTime::now_utc();
         let since = state.as_ref().and_then(|state| state.failing_since);
-        let written = match (change(state.as_ref(), answer, now, self.disable_after), revision) {
-            (Change::Nothing, _) | (Change::Well, None) => return,
-            (Change::Failing, _) => self.failing(now, revision).await.map(drop),
-            (Change::Well, Some(revision)) => {
+        let written = match (change(state.as_ref(), result, now, self.disable_after), revision) {
+            (StateChange::None, _) | (StateChange::Clear, None) => return,
+            (StateChange::SetFailing, _) => self.failing(now, revision).await.map(drop),
+            (StateChange::Clear, Some(revision)) => {
                 self.shared.registry.clear_sink_state(&self.sink, revision).await.map(drop)
             }
-            (Change::Disable, _) => {
+            (StateChange::Disable, _) => {
                 let reason = match since {
-                    Some(since) if !answer.is_gone() => {
-                        let why = answer.error.as_deref().unwrap_or_default();
-                        format!("it has failed since {} without a success: {why}", super::shown(since))
+                    Some(since) if !result.is_gone() => {
+                        let why = result.error.as_deref().unwrap_or_default();
+                        format!("the endpoint has failed since {} without a success: {why}", super::format_time(since))
                     }
-                    _ => "its endpoint answered 410 Gone".to_owned(),
+                    _ => "the endpoint responded 410 Gone".to_owned(),
                 };
                 self.disable(reason, since.unwrap_or(now), revision).await
             }
         };
         if let Err(error) = written {
-            tracing::warn!(sink = %self.sink, %error, "how an endpoint is doing could not be written");
+            tracing::warn!(sink = %self.sink, %error, "state of the sink could not be stored");
         }
     }
 
-    /// Writes since when it fails; none if somebody else wrote something.
+    /// Stores the time of the first failure. Returns `None` if another worker changed the state meanwhile.
     async fn failing(&self, since: OffsetDateTime, revision: Option<u64>) -> Result<Option<u64>, BusError> {
         let failing = SinkState { failing_since: Some(since), disabled: None };
         self.shared.registry.put_sink_state(&self.sink, &failing, revision).await
     }
 
     async fn disable(&self, reason: String, since: OffsetDateTime, revision: Option<u64>) -> Result<(), BusError> {
-        // A state is disabled once, whoever does it, so there must be one.
+        // Disabling replaces a revision of the state, so that only one worker disables it.
         let revision = match revision {
             Some(revision) => revision,
             None => match self.failing(since, None).await? {
@@ -87,17 +87,17 @@ impl Health {
             },
         };
         let disabled = Disabled { since: OffsetDateTime::now_utc(), reason: reason.clone() };
-        // First the event: of two workers, or of two tries, it is stored once.
+        // The event first: its id deduplicates it among workers and attempts.
         let announced = self.shared.bus.publish_own(&self.disabled_event(&disabled, since, revision)?).await;
         announced.map_err(|error| BusError::unavailable("publishing sink.disabled", error))?;
         let state = SinkState { failing_since: Some(since), disabled: Some(disabled) };
         if self.shared.registry.put_sink_state(&self.sink, &state, Some(revision)).await?.is_some() {
-            tracing::warn!(sink = %self.sink, reason, "disabled: nerve sink enable {}", self.sink);
+            tracing::warn!(sink = %self.sink, reason, "sink disabled: nerve sink enable {}", self.sink);
         }
         Ok(())
     }
 
-    /// The event `sink.disabled`; its id is of the state that it ends.
+    /// Builds the event `sink.disabled`. Its id contains the replaced revision of the state.
     fn disabled_event(
         &self,
         disabled: &Disabled,
@@ -111,7 +111,7 @@ impl Health {
             "sink": sink,
             "host": self.host,
             "reason": disabled.reason,
-            "failing_since": super::shown(failing_since),
+            "failing_since": super::format_time(failing_since),
         });
         let mut event = Event::new(format!("{sink}-disabled-{revision}"), format!("/sinks/{sink}"), ty)
             .with_data("application/json", data.to_string());
@@ -125,12 +125,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_endpoint_is_disabled_once_it_has_failed_for_long() {
+    fn endpoint_is_disabled_after_long_failure_or_gone() {
         let (start, day) = (OffsetDateTime::UNIX_EPOCH, Duration::from_secs(86_400));
         let failing = SinkState { failing_since: Some(start), disabled: None };
         let disabled = Disabled { since: start, reason: String::new() };
         let off = SinkState { disabled: Some(disabled), ..failing.clone() };
-        let answered = |status| Answer {
+        let answered = |status| PostResult {
             status: Some(status),
             retry_after: None,
             error: None,
@@ -138,14 +138,14 @@ mod tests {
             body: String::new(),
         };
         for (state, status, after, expected) in [
-            (None, 200, day, Change::Nothing),
-            (None, 500, day, Change::Failing),
-            (None, 410, day, Change::Disable),
-            (Some(&failing), 200, day, Change::Well),
-            (Some(&failing), 500, day / 2, Change::Nothing),
-            (Some(&failing), 500, 5 * day, Change::Disable),
-            (Some(&off), 500, 9 * day, Change::Nothing),
-            (Some(&off), 200, 9 * day, Change::Nothing),
+            (None, 200, day, StateChange::None),
+            (None, 500, day, StateChange::SetFailing),
+            (None, 410, day, StateChange::Disable),
+            (Some(&failing), 200, day, StateChange::Clear),
+            (Some(&failing), 500, day / 2, StateChange::None),
+            (Some(&failing), 500, 5 * day, StateChange::Disable),
+            (Some(&off), 500, 9 * day, StateChange::None),
+            (Some(&off), 200, 9 * day, StateChange::None),
         ] {
             assert_eq!(
                 change(state, &answered(status), start + after, 5 * day),

@@ -1,8 +1,8 @@
-//! One revision of a sink at work: three intakes, one endpoint.
+//! The runner of one revision of a sink: three consumers, one endpoint.
 
 use super::{
-    super::{REOPEN, Shared, Slot},
-    delivery::Poster,
+    super::{REOPEN_INTERVAL, StatusEntry, WorkerShared},
+    delivery::Dispatcher,
 };
 use nerve_broker::bus::{BusError, DEAD, Puller, TIMERS, consumer_name};
 use nerve_registry::{Entry, SinkRecord};
@@ -10,22 +10,22 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Takes events for a sink until its `stop`.
+/// Receives the events of a sink until `stop`.
 pub(super) struct Runner {
-    pub(super) shared: Shared,
+    pub(super) shared: WorkerShared,
     pub(super) entry: Entry<SinkRecord>,
-    pub(super) poster: Arc<Poster>,
+    pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) stop: CancellationToken,
-    /// What this revision still has.
+    /// Unfinished work of this revision.
     pub(super) work: TaskTracker,
 }
 
 impl Runner {
-    /// Takes events until `stop`, and ends what it has.
+    /// Receives events until `stop`, and finishes the running ones.
     pub(super) async fn run(self) {
         while let Err(error) = self.shared.registry.ensure_sink_consumers(&self.entry.name, &self.entry.record).await {
             self.failed(&error);
-            if self.stop.run_until_cancelled(tokio::time::sleep(REOPEN)).await.is_none() {
+            if self.stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await.is_none() {
                 return;
             }
         }
@@ -33,7 +33,7 @@ impl Runner {
         let in_stream = if spec.order { 1 } else { spec.concurrency };
         let stream = self.intake(&self.entry.record.stream, in_stream);
         let due = self.intake(TIMERS, spec.concurrency);
-        // Redriven letters have one slot of their own, so that a backlog of new events does not hold them up.
+        // Redriven dead letters have one separate slot, so that a backlog of new events does not delay them.
         tokio::join!(stream, due, self.intake(DEAD, 1));
         self.work.close();
         self.work.wait().await;
@@ -43,45 +43,45 @@ impl Runner {
     async fn intake(&self, stream: &str, capacity: usize) {
         while !self.stop.is_cancelled() {
             let Err(error) = self.pull(stream, capacity).await else { return };
-            tracing::warn!(sink = %self.entry.name, stream, %error, "the consumer is opened again");
+            tracing::warn!(sink = %self.entry.name, stream, %error, "consumer failed; reopening it");
             if matches!(error, BusError::NotFound(_)) {
                 self.restore_consumers().await;
             }
-            self.stop.run_until_cancelled(tokio::time::sleep(REOPEN)).await;
+            self.stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await;
         }
     }
 
-    /// Makes the consumers again, which somebody deleted under a sink that is still deployed.
+    /// Recreates the deleted consumers of a sink that is still deployed.
     async fn restore_consumers(&self) {
         match self.shared.registry.sink(&self.entry.name).await {
             Ok(Some(entry)) if entry.revision == self.entry.revision => {}
-            // Removed or replaced: the reconciler is about to hear of it.
+            // Removed or replaced: the reconciler is about to receive the change.
             Ok(_) | Err(_) => return,
         }
-        let made = self.shared.registry.ensure_sink_consumers(&self.entry.name, &self.entry.record).await;
-        if let Err(error) = made {
+        let ensured = self.shared.registry.ensure_sink_consumers(&self.entry.name, &self.entry.record).await;
+        if let Err(error) = ensured {
             self.failed(&error);
         }
     }
 
     fn failed(&self, error: &BusError) {
-        let error = format!("its consumer cannot be made: {error}");
+        let error = format!("consumer cannot be created: {error}");
         tracing::error!(sink = %self.entry.name, error);
-        self.shared.sink_statuses.set(&self.entry.name, Slot::Failed { error });
+        self.shared.sink_statuses.set(&self.entry.name, StatusEntry::Failed { error });
     }
 
-    /// Pulls until `stop`, which is the only end that is no error.
+    /// Pulls until `stop`. Any other end is an error.
     async fn pull(&self, stream: &str, capacity: usize) -> Result<(), BusError> {
         let slots = Arc::new(Semaphore::new(capacity));
         let consumer = consumer_name(&self.entry.name);
         let mut puller = Puller::start(&self.shared.pulling, &slots, (stream, &consumer)).await?;
         if stream == self.entry.record.stream {
-            let running = Slot::Running { revision: self.entry.revision, liveness: puller.liveness() };
+            let running = StatusEntry::Running { revision: self.entry.revision, pulse: puller.pulse() };
             self.shared.sink_statuses.set(&self.entry.name, running);
         }
-        while let Some(taken) = self.stop.run_until_cancelled(puller.next()).await {
-            let (delivery, slot) = taken?;
-            self.work.spawn(self.poster.clone().handle(delivery, slot));
+        while let Some(pulled) = self.stop.run_until_cancelled(puller.next()).await {
+            let (delivery, slot) = pulled?;
+            self.work.spawn(self.dispatcher.clone().handle(delivery, slot));
         }
         puller.give_back().await
     }

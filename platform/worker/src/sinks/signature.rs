@@ -1,4 +1,4 @@
-//! Signatures as Standard Webhooks defines them: `v1` (HMAC-SHA256) and `v1a` (ed25519), one a secret.
+//! Standard Webhooks signatures: `v1` (HMAC-SHA256) and `v1a` (ed25519), one per secret.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use data_encoding::HEXLOWER;
@@ -7,25 +7,27 @@ use hmac::{Hmac, Mac};
 use nerve_core::{Event, Secret};
 use sha2::{Digest, Sha256};
 
-/// The shortest secret that Standard Webhooks allows, in bytes, and the longest that makes sense.
-const LENGTHS: std::ops::RangeInclusive<usize> = 16..=256;
+/// Length of a shared secret in bytes: the minimum of Standard Webhooks, and a sensible maximum.
+const SECRET_BYTES: std::ops::RangeInclusive<usize> = 16..=256;
 
 enum Key {
     Shared(Vec<u8>),
     Private(Box<SigningKey>),
 }
 
-/// Signs with every secret that is live, so that a receiver may know either while they are rotated.
+/// Signs with every active secret, so that a receiver may verify with the old or the new one during a rotation.
 pub(super) struct Signer(Vec<Key>);
 
 impl Signer {
-    /// Reads secrets such as `whsec_…` (shared) or `whsk_…` (ed25519); the error names the one that is none, and nothing
-    /// of its value.
+    /// Parses secrets such as `whsec_…` (shared) or `whsk_…` (ed25519).
+    ///
+    /// # Errors
+    /// Names the invalid secret, without its value.
     pub(super) fn new<'s>(secrets: impl IntoIterator<Item = (&'s str, &'s Secret)>) -> Result<Self, String> {
         let keys = secrets.into_iter().map(|(name, secret)| {
-            key(secret.expose()).ok_or_else(|| {
+            parse_key(secret.expose()).ok_or_else(|| {
                 format!(
-                    "the secret {name} is not one of Standard Webhooks: it must be whsec_ and the base64 of 24 to 64 \
+                    "secret {name} is not a Standard Webhooks secret: it must be whsec_ and the base64 of 24 to 64 \
                      bytes, or whsk_ and the base64 of an ed25519 key"
                 )
             })
@@ -33,7 +35,7 @@ impl Signer {
         keys.collect::<Result<_, _>>().map(Self)
     }
 
-    /// The header `webhook-signature`: a signature a secret, in the order of the manifest.
+    /// Returns the value of `webhook-signature`: one signature per secret, in manifest order.
     pub(super) fn sign(&self, id: &str, timestamp: i64, body: &[u8]) -> String {
         let signed = [format!("{id}.{timestamp}.").as_bytes(), body].concat();
         let signatures = self.0.iter().map(|key| match key {
@@ -49,7 +51,7 @@ impl Signer {
     }
 }
 
-fn key(secret: &str) -> Option<Key> {
+fn parse_key(secret: &str) -> Option<Key> {
     if let Some(text) = secret.strip_prefix("whsk_") {
         let bytes = BASE64_STANDARD.decode(text).ok()?;
         // The seed alone, or followed by the public key, as libsodium writes it.
@@ -57,10 +59,10 @@ fn key(secret: &str) -> Option<Key> {
         return matches!(bytes.len(), 32 | 64).then(|| Key::Private(Box::new(SigningKey::from_bytes(&seed))));
     }
     let bytes = BASE64_STANDARD.decode(secret.strip_prefix("whsec_").unwrap_or(secret)).ok()?;
-    LENGTHS.contains(&bytes.len()).then_some(Key::Shared(bytes))
+    SECRET_BYTES.contains(&bytes.len()).then_some(Key::Shared(bytes))
 }
 
-/// What an endpoint knew an event by in an older Nerve: the same for each attempt, and unique over all sources.
+/// Returns the `webhook-id` that an older Nerve used: the same for each attempt, and unique across sources.
 pub(super) fn old_message_id(event: &Event) -> String {
     let mut digest = Sha256::new();
     digest.update(u64::try_from(event.source.len()).unwrap_or(u64::MAX).to_be_bytes());
@@ -83,14 +85,14 @@ mod tests {
     }
 
     #[test]
-    fn the_vector_of_the_specification() {
+    fn signature_matches_the_vector_of_the_specification() {
         let signed =
             signer(&[SECRET]).unwrap().sign("msg_p5jXN8AQM9LWM0D4loKWxJek", 1_614_265_330, br#"{"test": 2432232314}"#);
         assert_eq!(signed, "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
     }
 
     #[test]
-    fn each_live_secret_signs_once() {
+    fn each_active_secret_signs_once() {
         let private = format!("whsk_{}", BASE64_STANDARD.encode([7; 32]));
         let signed = signer(&[SECRET, &private]).unwrap().sign("msg_1", 1, b"{}");
         let (shared, asymmetric) = signed.split_once(' ').unwrap();
@@ -102,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_secret_is_refused_by_name_and_not_shown() {
+    fn invalid_secret_is_named_and_its_value_not_shown() {
         for bad in ["hunter2!", "whsec_", "whsec_c2hvcnQ=", "whsk_c2hvcnQ="] {
             let error = signer(&[bad]).err().unwrap();
             let value = bad.split_once('_').map_or(bad, |(_, value)| value);
@@ -111,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_of_the_event_and_its_source() {
+    fn old_message_id_depends_on_event_and_source() {
         let id = |source: &str, id: &str| old_message_id(&Event::new(id, source, EventType::parse("a").unwrap()));
         assert_eq!(id("/a", "1"), id("/a", "1"));
         assert_ne!(id("/a", "1"), id("/b", "1"));

@@ -1,65 +1,65 @@
-//! What becomes of an event after a post, as one pure function of answer, attempt and policy.
+//! The verdict after a post, as a pure function of its result, the attempt and the retry policy.
 
 use nerve_core::RetryPolicy;
 use std::time::Duration;
 
-/// The status that says that an endpoint is no more.
-const GONE: u16 = 410;
+/// The status of an endpoint that has been removed permanently.
+const STATUS_GONE: u16 = 410;
 
-/// What an endpoint said, or why it said nothing.
+/// The result of a post: the response, or the reason why none arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Answer {
-    /// None without an answer.
+pub(super) struct PostResult {
+    /// `None` without a response.
     pub(super) status: Option<u16>,
-    /// The wait that it asked for.
+    /// The requested wait (`Retry-After`).
     pub(super) retry_after: Option<Duration>,
-    /// What went wrong; none where it went well.
+    /// `None` for a complete 2xx response.
     pub(super) error: Option<String>,
-    /// Whether that was the time.
+    /// Whether the error is a timeout.
     pub(super) timed_out: bool,
-    /// Its first bytes.
+    /// The first bytes of the response body.
     pub(super) body: String,
 }
 
-impl Answer {
-    /// Whether the endpoint has the event.
-    pub(super) fn is_good(&self) -> bool {
+impl PostResult {
+    /// Whether the endpoint accepted the event.
+    pub(super) fn is_success(&self) -> bool {
         self.error.is_none() && self.status.is_some_and(|status| (200..300).contains(&status))
     }
 
-    /// Whether the endpoint says that it is no more.
+    /// Whether the endpoint has been removed permanently (410 Gone).
     pub(super) fn is_gone(&self) -> bool {
-        self.status == Some(GONE)
+        self.status == Some(STATUS_GONE)
     }
 }
 
-/// What becomes of the event.
+/// The next step for an event after a post.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// The endpoint has it.
+    /// The endpoint accepted it.
     Delivered,
-    /// It is posted again after this long.
+    /// Post it again after this wait.
     RetryAfter(Duration),
-    /// It is given up.
+    /// Move it to the dead letters.
     DeadLetter,
 }
 
-/// Decides what becomes of an event whose `attempt`-th post (from 1) was answered so. All but 2xx is tried again: an
-/// endpoint that is being deployed, or whose key is being changed, answers anything. `jitter` spreads a wait.
+/// Decides the next step after the `attempt`-th post (from 1). Every status except 2xx is retried, as an endpoint may return any
+/// status during a deployment or a key rotation. `jitter` spreads a wait.
 pub(super) fn decide(
-    answer: &Answer,
+    result: &PostResult,
     attempt: u32,
     policy: &RetryPolicy,
     jitter: impl Fn(Duration) -> Duration,
 ) -> Verdict {
-    if answer.is_good() {
+    if result.is_success() {
         return Verdict::Delivered;
     }
     if attempt >= policy.attempts {
         return Verdict::DeadLetter;
     }
     let scheduled = jitter(policy.wait_after(attempt));
-    Verdict::RetryAfter(scheduled.max(answer.retry_after.map(jitter).unwrap_or_default()))
+    Verdict::RetryAfter(scheduled.max(result.retry_after.map(jitter).unwrap_or_default()))
 }
 
 #[cfg(test)]
@@ -67,13 +67,13 @@ mod tests {
     use super::*;
     use nerve_core::Manifest;
 
-    fn answered(status: u16) -> Answer {
+    fn answered(status: u16) -> PostResult {
         let error = (!(200..300).contains(&status)).then(|| "no".to_owned());
-        Answer { status: Some(status), retry_after: None, error, timed_out: false, body: String::new() }
+        PostResult { status: Some(status), retry_after: None, error, timed_out: false, body: String::new() }
     }
 
-    fn silent() -> Answer {
-        Answer { status: None, error: Some("refused".into()), ..answered(200) }
+    fn silent() -> PostResult {
+        PostResult { status: None, error: Some("refused".into()), ..answered(200) }
     }
 
     fn default_policy() -> RetryPolicy {
@@ -83,14 +83,14 @@ mod tests {
 
     /// A day of failures in virtual time: each wait is added to a clock that starts at zero.
     #[test]
-    fn the_whole_schedule() {
+    fn default_policy_posts_on_the_documented_schedule() {
         let (policy, mut clock, mut posts) = (default_policy(), Duration::ZERO, Vec::new());
         for attempt in 1.. {
             posts.push(clock.as_secs());
             match decide(&answered(500), attempt, &policy, |wait| wait) {
                 Verdict::RetryAfter(wait) => clock += wait,
                 Verdict::DeadLetter => break,
-                Verdict::Delivered => panic!("a 500 is no delivery"),
+                Verdict::Delivered => panic!("a 500 is not delivered"),
             }
         }
         let (m, h) = (60, 3600);
@@ -100,11 +100,12 @@ mod tests {
     }
 
     #[test]
-    fn the_verdict_table() {
+    fn verdict_depends_on_status_attempt_and_requested_wait() {
         let policy = RetryPolicy { attempts: 3, backoff: vec![Duration::from_secs(10), Duration::from_secs(20)] };
         let retry = |seconds| Verdict::RetryAfter(Duration::from_secs(seconds));
-        let asking = |status, seconds| Answer { retry_after: Some(Duration::from_secs(seconds)), ..answered(status) };
-        let broken = Answer { error: Some("it ended in the middle".into()), ..answered(200) };
+        let asking =
+            |status, seconds| PostResult { retry_after: Some(Duration::from_secs(seconds)), ..answered(status) };
+        let broken = PostResult { error: Some("incomplete".into()), ..answered(200) };
         let table = [
             (answered(200), 1, Verdict::Delivered),
             (answered(204), 3, Verdict::Delivered),
@@ -126,9 +127,9 @@ mod tests {
     }
 
     #[test]
-    fn jitter_never_makes_a_wait_shorter_than_was_asked_for() {
+    fn jitter_never_shortens_the_requested_wait() {
         let policy = RetryPolicy { attempts: 2, backoff: vec![Duration::from_secs(10)] };
-        let asking = Answer { retry_after: Some(Duration::from_secs(100)), ..answered(429) };
+        let asking = PostResult { retry_after: Some(Duration::from_secs(100)), ..answered(429) };
         let more = |wait: Duration| wait + wait / 10;
         assert_eq!(decide(&asking, 1, &policy, more), Verdict::RetryAfter(Duration::from_secs(110)));
         assert_eq!(decide(&answered(500), 1, &policy, more), Verdict::RetryAfter(Duration::from_secs(11)));

@@ -1,8 +1,8 @@
-//! Which addresses a sink may reach: public ones, and those that somebody allowed.
+//! The egress policy of sinks: they may reach public addresses and those in `allow`.
 //!
-//! Whoever may choose a URL would otherwise reach what only this machine can: its metadata service, its database. Each
-//! look-up is checked, and the connection goes to exactly the addresses that were: there is no second look-up that
-//! could say something else. Redirects are not followed, so nothing leads past this.
+//! It prevents server-side request forgery: a chosen URL must not reach a metadata service or database that only this machine
+//! can reach. Each lookup is checked, and the client connects to exactly the checked addresses, so a second lookup (DNS rebinding)
+//! cannot bypass the check. Redirects are not followed.
 
 use futures::future::BoxFuture;
 use nerve_core::manifest::Network;
@@ -13,43 +13,43 @@ use std::{
     sync::Arc,
 };
 
-/// An address that a sink may not reach.
+/// The error for an address that a sink may not reach.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{address} is {what}, which sinks may not reach: allow it with allow = [\"{address}\"] if that is meant")]
-pub(super) struct Refused {
+#[error("{address} is {what}, which sinks may not reach: to allow it, set allow = [\"{address}\"]")]
+pub(super) struct BlockedAddress {
     address: IpAddr,
     what: &'static str,
 }
 
-/// What is allowed beside public addresses.
+/// The networks that are allowed in addition to public addresses.
 #[derive(Debug, Clone)]
-pub(super) struct Guard(Arc<[Network]>);
+pub(super) struct EgressPolicy(Arc<[Network]>);
 
-impl Guard {
+impl EgressPolicy {
     pub(super) fn new(allow: impl IntoIterator<Item = Network>) -> Self {
         Self(allow.into_iter().collect())
     }
 
-    /// Whether a sink may reach `address`; an IPv4 address inside an IPv6 one counts as what it is.
-    pub(super) fn check(&self, address: IpAddr) -> Result<(), Refused> {
+    /// Checks one address. An IPv4 address embedded in an IPv6 one is checked as IPv4.
+    pub(super) fn check(&self, address: IpAddr) -> Result<(), BlockedAddress> {
         let inner = embedded(address);
         if self.0.iter().any(|network| network.contains(&address) || network.contains(&inner)) {
             return Ok(());
         }
         match not_public(inner) {
             None => Ok(()),
-            Some(what) => Err(Refused { address, what }),
+            Some(what) => Err(BlockedAddress { address, what }),
         }
     }
 
-    /// All of a look-up's addresses, or none: a name that leads to both kinds is up to something.
-    fn check_all(&self, addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, Refused> {
+    /// Checks all addresses of a lookup. One blocked address blocks all, as a name with both kinds is suspicious.
+    fn check_all(&self, addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, BlockedAddress> {
         addresses.iter().try_for_each(|address| self.check(*address))?;
         Ok(addresses)
     }
 }
 
-/// The IPv4 address that an IPv6 one stands for: mapped, or behind the well-known NAT64 prefix.
+/// Returns the IPv4 address embedded in an IPv6 one: mapped, or behind the well-known NAT64 prefix.
 fn embedded(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let [.., a, b, c, d] = v6.octets();
@@ -59,7 +59,7 @@ fn embedded(address: IpAddr) -> IpAddr {
     }
 }
 
-/// What an address is, if it is not public (IANA's registries of special-purpose addresses, RFC 6890).
+/// Returns the kind of an address that is not public (IANA special-purpose address registries, RFC 6890).
 fn not_public(address: IpAddr) -> Option<&'static str> {
     match address {
         IpAddr::V4(v4) => not_public_v4(v4),
@@ -74,7 +74,7 @@ fn not_public_v4(address: Ipv4Addr) -> Option<&'static str> {
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Some("a private address"),
         [100, 64..=127, ..] => Some("a shared address (RFC 6598)"),
         [169, 254, ..] => Some("a link-local address, where clouds keep their metadata"),
-        // Azure's hosts answer their guests here, on an address that looks public.
+        // Azure's wire server, on an address that looks public.
         [168, 63, 129, 16] => Some("a cloud's metadata address"),
         [192, 0, 0, _] => Some("a protocol's address"),
         [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => Some("a documentation address"),
@@ -93,7 +93,7 @@ fn not_public_v6(address: Ipv6Addr) -> Option<&'static str> {
         [0xfc00..=0xfdff, ..] => Some("a private address"),
         [0xfe80..=0xfebf, ..] => Some("a link-local address"),
         [0xff00..=0xffff, ..] => Some("a multicast address"),
-        // Teredo and others that carry an address of a network we cannot judge.
+        // Teredo and others, which embed an address of another network.
         [0x2001, 0..=0x1ff, ..] => Some("a protocol's address"),
         [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Some("a documentation address"),
         [0x2002, ..] => Some("a 6to4 address"),
@@ -102,7 +102,7 @@ fn not_public_v6(address: Ipv6Addr) -> Option<&'static str> {
     }
 }
 
-/// What looks a name up.
+/// A name lookup.
 pub(super) type Lookup = Arc<dyn Fn(String) -> BoxFuture<'static, io::Result<Vec<IpAddr>>> + Send + Sync>;
 
 /// The system's resolver.
@@ -115,17 +115,17 @@ pub(super) fn system() -> Lookup {
     })
 }
 
-/// Looks names up for an HTTP client, which connects to what this returns and to nothing else.
-pub(super) struct GuardedResolver {
-    pub(super) guard: Guard,
+/// The resolver of an HTTP client, which connects to the returned addresses only.
+pub(super) struct EgressResolver {
+    pub(super) policy: EgressPolicy,
     pub(super) lookup: Lookup,
 }
 
-impl Resolve for GuardedResolver {
+impl Resolve for EgressResolver {
     fn resolve(&self, name: Name) -> Resolving {
-        let (guard, looked_up) = (self.guard.clone(), (self.lookup)(name.as_str().to_owned()));
+        let (policy, looked_up) = (self.policy.clone(), (self.lookup)(name.as_str().to_owned()));
         Box::pin(async move {
-            let checked = guard.check_all(looked_up.await?)?;
+            let checked = policy.check_all(looked_up.await?)?;
             let addresses: Addrs = Box::new(checked.into_iter().map(|address| SocketAddr::new(address, 0)));
             Ok(addresses)
         })
@@ -141,8 +141,8 @@ mod tests {
     }
 
     #[test]
-    fn only_public_addresses_are_reached() {
-        let guard = Guard::new([]);
+    fn only_public_addresses_are_allowed_by_default() {
+        let policy = EgressPolicy::new([]);
         for refused in [
             "0.0.0.0",
             "10.1.2.3",
@@ -185,7 +185,7 @@ mod tests {
             "fec0::1",
             "ff02::1",
         ] {
-            assert!(guard.check(address(refused)).is_err(), "{refused}");
+            assert!(policy.check(address(refused)).is_err(), "{refused}");
         }
         for public in [
             "1.1.1.1",
@@ -203,29 +203,29 @@ mod tests {
             "::ffff:8.8.8.8",
             "64:ff9b::8.8.8.8",
         ] {
-            assert_eq!(guard.check(address(public)), Ok(()), "{public}");
+            assert_eq!(policy.check(address(public)), Ok(()), "{public}");
         }
     }
 
     #[test]
-    fn a_network_that_is_allowed_is_reached_in_each_of_its_forms() {
-        let guard = Guard::new(["10.1.0.0/16", "127.0.0.1", "fd12::/16"].map(|text| text.parse().unwrap()));
+    fn allowed_network_is_reachable_in_every_notation() {
+        let policy = EgressPolicy::new(["10.1.0.0/16", "127.0.0.1", "fd12::/16"].map(|text| text.parse().unwrap()));
         for allowed in ["10.1.2.3", "::ffff:10.1.2.3", "64:ff9b::10.1.2.3", "127.0.0.1", "fd12::1"] {
-            assert_eq!(guard.check(address(allowed)), Ok(()), "{allowed}");
+            assert_eq!(policy.check(address(allowed)), Ok(()), "{allowed}");
         }
         for refused in ["10.2.0.1", "127.0.0.2", "::1", "fd13::1", "::ffff:10.2.0.1"] {
-            assert!(guard.check(address(refused)).is_err(), "{refused}");
+            assert!(policy.check(address(refused)).is_err(), "{refused}");
         }
-        let error = guard.check(address("10.2.0.1")).unwrap_err().to_string();
+        let error = policy.check(address("10.2.0.1")).unwrap_err().to_string();
         assert!(error.contains("private") && error.contains("allow = [\"10.2.0.1\"]"), "{error}");
     }
 
-    async fn resolve(guard: Guard, answers: Vec<IpAddr>) -> Result<Vec<SocketAddr>, String> {
+    async fn resolve(policy: EgressPolicy, answers: Vec<IpAddr>) -> Result<Vec<SocketAddr>, String> {
         let lookup: Lookup = Arc::new(move |_| {
             let answers = answers.clone();
             Box::pin(async move { Ok(answers) })
         });
-        let resolver = GuardedResolver { guard, lookup };
+        let resolver = EgressResolver { policy, lookup };
         match resolver.resolve("crm.example".parse().unwrap()).await {
             Ok(addresses) => Ok(addresses.collect()),
             Err(error) => Err(error.to_string()),
@@ -233,14 +233,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_is_what_it_resolves_to() {
-        let public = resolve(Guard::new([]), vec![address("8.8.8.8"), address("2a00:1450:4001::1")]).await.unwrap();
+    async fn name_is_checked_by_all_its_addresses() {
+        let public =
+            resolve(EgressPolicy::new([]), vec![address("8.8.8.8"), address("2a00:1450:4001::1")]).await.unwrap();
         assert_eq!(public.len(), 2);
         for private in [vec!["169.254.169.254"], vec!["8.8.8.8", "10.0.0.1"], vec!["::ffff:127.0.0.1"]] {
             let answers = private.iter().map(|text| address(text)).collect();
-            assert!(resolve(Guard::new([]), answers).await.unwrap_err().contains("may not reach"), "{private:?}");
+            assert!(
+                resolve(EgressPolicy::new([]), answers).await.unwrap_err().contains("may not reach"),
+                "{private:?}"
+            );
         }
-        let allowed = Guard::new(["10.0.0.0/8".parse().unwrap()]);
+        let allowed = EgressPolicy::new(["10.0.0.0/8".parse().unwrap()]);
         assert_eq!(resolve(allowed, vec![address("10.0.0.1")]).await.unwrap().len(), 1);
     }
 }
