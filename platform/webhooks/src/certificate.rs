@@ -1,50 +1,51 @@
-//! AWS' certificates: which URLs are believed, and the public key in one.
+//! Certificates of AWS: their trusted URLs and public keys.
 
 use time::OffsetDateTime;
 use x509_cert::{Certificate as X509, der::Decode};
 
-/// A certificate that SNS signs with.
+/// A signing certificate of SNS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     public_key: Vec<u8>,
-    valid: (u64, u64),
+    /// Seconds since the epoch: not before, not after.
+    validity: (u64, u64),
 }
 
 impl Certificate {
-    /// Reads a certificate in PEM.
+    /// Parses a certificate in PEM.
     pub fn from_pem(text: &str) -> Option<Self> {
         let der = super::signature::from_pem(text, "CERTIFICATE")?;
         let read = X509::from_der(&der).ok()?.tbs_certificate;
         let seconds = |time: x509_cert::time::Time| time.to_unix_duration().as_secs();
         let public_key = read.subject_public_key_info.subject_public_key.as_bytes()?.to_vec();
-        Some(Self { public_key, valid: (seconds(read.validity.not_before), seconds(read.validity.not_after)) })
+        Some(Self { public_key, validity: (seconds(read.validity.not_before), seconds(read.validity.not_after)) })
     }
 
-    /// This certificate, valid at any time, for tests whose vectors are older than it.
+    /// Makes the certificate valid at any time, for tests with older vectors.
     #[cfg(test)]
-    pub(super) fn of_all_times(self) -> Self {
-        Self { valid: (0, u64::MAX), ..self }
+    pub(super) fn valid_at_any_time(self) -> Self {
+        Self { validity: (0, u64::MAX), ..self }
     }
 
-    /// The key, if the certificate is valid at this moment.
+    /// Returns the public key if the certificate is valid at `now`.
     pub(super) fn key_at(&self, now: OffsetDateTime) -> Option<&[u8]> {
         let now = u64::try_from(now.unix_timestamp()).ok()?;
-        (self.valid.0 <= now && now <= self.valid.1).then_some(&self.public_key)
+        (self.validity.0 <= now && now <= self.validity.1).then_some(&self.public_key)
     }
 }
 
-/// Whether a certificate at this URL is AWS': an SNS host by HTTPS, and a plain path to a `.pem`.
+/// Whether a certificate at this URL is from AWS: an SNS host over HTTPS, and a plain path to a `.pem` file.
 pub(super) fn is_certificate_url(url: &str) -> bool {
     let path = aws_path(url).and_then(|path| path.strip_suffix(".pem"));
     path.is_some_and(|path| path.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'/')))
 }
 
-/// Whether this URL confirms a subscription at AWS.
+/// Whether this URL of AWS confirms a subscription.
 pub(super) fn is_subscribe_url(url: &str) -> bool {
     aws_path(url).is_some_and(|path| path.starts_with("/?") && path.bytes().all(|b| b.is_ascii_graphic()))
 }
 
-/// What follows `https://sns.<region>.amazonaws.com[.cn]`.
+/// Returns the path after `https://sns.<region>.amazonaws.com[.cn]`.
 fn aws_path(url: &str) -> Option<&str> {
     let rest = url.strip_prefix("https://sns.")?;
     let (host, _) = rest.split_once('/')?;
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_sns_hosts_are_believed() {
+    fn only_sns_hosts_are_trusted() {
         let good = "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-0123abc.pem";
         assert!(is_certificate_url(good));
         assert!(is_certificate_url("https://sns.cn-north-1.amazonaws.com.cn/SimpleNotificationService-0.pem"));

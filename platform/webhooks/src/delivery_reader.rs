@@ -1,12 +1,13 @@
-//! One delivery, read as its scheme says: the time, the signatures, and what they cover.
+//! One delivery, read by its scheme: the time, the signatures and the signed content.
 
 use super::{
-    Delivery, IdNames, Refusal, Unusable, Verified, check_topic,
+    Delivery, IdScope, Refusal, Unusable, VerifiedEvent, check_topic,
     content::Content,
-    handshake, is_sound, once,
-    pieces::{self, Piece},
-    scheme::{KeyPrefix, Kind, Place, Scheme},
+    form, handshake, is_valid_attribute,
+    scheme::{KeyPrefix, Scheme, SignatureScheme, ValueLocation},
     signature::{self, Key},
+    single_header,
+    template::{self, Segment},
 };
 use data_encoding::HEXLOWER;
 use nerve_core::{
@@ -18,108 +19,121 @@ use sha2::{Digest, Sha256};
 use std::{borrow::Cow, cell::OnceCell, time::Duration};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// A delivery, its scheme, and its content once something asks for it.
-pub(super) struct Reading<'a> {
+/// A delivery and its scheme. Its content is parsed on first use.
+pub(super) struct DeliveryReader<'a> {
     pub(super) scheme: Scheme<'a>,
     pub(super) source: &'a SourceSpec,
     pub(super) delivery: Delivery<'a>,
     pub(super) content: OnceCell<Content<'a>>,
 }
 
-impl<'a> Reading<'a> {
+impl<'a> DeliveryReader<'a> {
     pub(super) fn content(&self) -> &Content<'a> {
         self.content.get_or_init(|| Content::read(&self.scheme, self.delivery))
     }
 
-    /// What is signed, once one of the keys is known to have signed it; and those that are of its kind.
-    pub(super) fn checked(&self, secrets: &[Secret]) -> Result<(Vec<Key>, Signed<'a>), Refusal> {
-        let kinds = self.keys(secrets)?;
+    /// Verifies the delivery. Returns its signed content, and the keys of the signature scheme that matched.
+    ///
+    /// # Errors
+    /// The reason why the delivery is refused.
+    pub(super) fn verified(&self, secrets: &[Secret]) -> Result<(Vec<Key>, SignedContent<'a>), Refusal> {
+        let signature_schemes = self.keys(secrets)?;
         if self.source.provider == Provider::Sns {
             check_topic(self.source, self.content())?;
         }
         let mut refused = None;
-        for (kind, keys) in kinds {
-            if kind.only.is_some_and(|only| !self.content().is(only)) {
+        for (signature_scheme, keys) in signature_schemes {
+            if signature_scheme.guard_field.is_some_and(|field| !self.content().has(field)) {
                 continue;
             }
-            match self.signed_by(&kind, &keys) {
+            match self.signed_by(&signature_scheme, &keys) {
                 Ok(signed) => return Ok((keys, signed)),
-                // That a kind of signature is not there says less than that one is wrong.
+                // A wrong signature is more specific than a missing one of another scheme.
                 Err(refusal) if matches!(refused, None | Some(Refusal::Missing(_))) => refused = Some(refusal),
                 Err(_) => {}
             }
         }
-        Err(refused.unwrap_or(Refusal::Wrong))
+        Err(refused.unwrap_or(Refusal::InvalidSignature))
     }
 
-    fn signed_by(&self, kind: &Kind<'a>, keys: &[Key]) -> Result<Signed<'a>, Refusal> {
-        if self.source.public_url.is_none() && kind.template().any(|piece| piece == Piece::Url) {
+    fn signed_by(&self, signature_scheme: &SignatureScheme<'a>, keys: &[Key]) -> Result<SignedContent<'a>, Refusal> {
+        if self.source.public_url.is_none() && signature_scheme.template().any(|segment| segment == Segment::Url) {
             return Err(Refusal::Unusable(Unusable::NoPublicUrl));
         }
-        if let Some((place, unit)) = kind.timestamp {
-            let text = self.time_text(&place)?;
+        if let Some((location, unit)) = signature_scheme.timestamp {
+            let text = self.time_text(&location)?;
             check_time(&text, unit, self.source.tolerance, self.delivery.now)?;
         }
-        let signatures = self.signatures(kind)?;
+        let signatures = self.signatures(signature_scheme)?;
         let urls = match &self.source.public_url {
-            Some(url) => pieces::urls(url, self.delivery.query, self.scheme.url),
+            Some(url) => form::urls(url, self.delivery.query, self.scheme.url),
             None => vec![String::new()],
         };
         for url in urls {
-            let signed = self.lay_out(kind, &url, true)?;
-            if !signatures.is_empty() && keys.iter().any(|key| key.signed(&signed.pieces, &signatures)) {
+            let signed = self.signed_content(signature_scheme, &url, true)?;
+            if !signatures.is_empty() && keys.iter().any(|key| key.has_signed(&signed.segments, &signatures)) {
                 return Ok(signed);
             }
         }
-        Err(Refusal::Wrong)
+        Err(Refusal::InvalidSignature)
     }
 
-    /// What would be signed; what is missing is empty.
-    pub(super) fn unchecked(&self) -> Result<Signed<'a>, Refusal> {
-        match self.scheme.kinds.first().copied().flatten() {
-            Some(kind) => self.lay_out(&kind, self.source.public_url.as_deref().unwrap_or_default(), false),
-            None => Ok(Signed { pieces: vec![Cow::Borrowed(self.delivery.body)], covers_id: false, uncovered: None }),
+    /// Returns the signed content without verification. Missing values are empty.
+    pub(super) fn unverified(&self) -> Result<SignedContent<'a>, Refusal> {
+        match self.scheme.signature_schemes.first().copied().flatten() {
+            Some(signature_scheme) => {
+                self.signed_content(&signature_scheme, self.source.public_url.as_deref().unwrap_or_default(), false)
+            }
+            None => Ok(SignedContent {
+                segments: vec![Cow::Borrowed(self.delivery.body)],
+                covers_id: false,
+                unsigned_body: None,
+            }),
         }
     }
 
-    /// The keys that may have signed, by the kind of signature they make; an error when there is none at all.
-    fn keys(&self, secrets: &[Secret]) -> Result<Vec<(Kind<'a>, Vec<Key>)>, Refusal> {
+    /// Returns the keys of each signature scheme. An error if no scheme has a key.
+    fn keys(&self, secrets: &[Secret]) -> Result<Vec<(SignatureScheme<'a>, Vec<Key>)>, Refusal> {
         let mut bad = None;
         let mut found = Vec::new();
-        for kind in self.scheme.kinds.into_iter().flatten() {
+        for signature_scheme in self.scheme.signature_schemes.into_iter().flatten() {
             let mut keys = Vec::new();
-            if kind.key_prefix == KeyPrefix::Certificate {
+            if signature_scheme.key_prefix == KeyPrefix::Certificate {
                 let public = self.delivery.certificate.and_then(|certificate| certificate.key_at(self.delivery.now));
-                keys.push(public.and_then(|key| Key::of_certificate(key, &kind)).ok_or(Refusal::Certificate)?);
+                keys.push(
+                    public
+                        .and_then(|key| Key::of_certificate(key, &signature_scheme))
+                        .ok_or(Refusal::InvalidCertificate)?,
+                );
             }
-            for key in secrets.iter().filter_map(|secret| Key::of(secret, &kind)) {
+            for key in secrets.iter().filter_map(|secret| Key::of(secret, &signature_scheme)) {
                 match key {
                     Ok(key) => keys.push(key),
                     Err(reason) => bad = Some(reason),
                 }
             }
             if !keys.is_empty() {
-                found.push((kind, keys));
+                found.push((signature_scheme, keys));
             }
         }
         match bad {
             _ if !found.is_empty() => Ok(found),
-            Some(reason) => Err(Refusal::Unusable(Unusable::BadSecret(reason))),
-            None => Err(match handshake::brought(&self.scheme, self.content()) {
-                Some(secret) if secrets.is_empty() => Refusal::Brings(Secret::new(secret)),
+            Some(reason) => Err(Refusal::Unusable(Unusable::InvalidSecret(reason))),
+            None => Err(match handshake::announced_secret(&self.scheme, self.content()) {
+                Some(secret) if secrets.is_empty() => Refusal::AnnouncesSecret(Secret::new(secret)),
                 _ => Refusal::Unusable(Unusable::NoSecret),
             }),
         }
     }
 
-    /// The signatures of this kind.
-    fn signatures(&self, kind: &Kind<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
+    /// Returns the signatures of this scheme.
+    fn signatures(&self, signature_scheme: &SignatureScheme<'_>) -> Result<Vec<Vec<u8>>, Refusal> {
         let headers = self.delivery.headers;
-        let candidates = |text: &str| signature::candidates(text, kind).ok_or(Refusal::TooManySignatures);
-        let Place::Numbered(start) = kind.signature else {
-            return match kind.signature {
-                Place::Header(name) => candidates(once(headers, name)?),
-                place => candidates(&self.content().require(&place, self.delivery)?),
+        let candidates = |text: &str| signature::candidates(text, signature_scheme).ok_or(Refusal::TooManySignatures);
+        let ValueLocation::NumberedHeaders(start) = signature_scheme.signature else {
+            return match signature_scheme.signature {
+                ValueLocation::Header(name) => candidates(single_header(headers, name)?),
+                location => candidates(&self.content().require(&location, self.delivery)?),
             };
         };
         let numbered = |name: &str| name.strip_prefix(start).is_some_and(|n| n.parse::<u16>().is_ok());
@@ -129,62 +143,67 @@ impl<'a> Reading<'a> {
         }
         let mut found = Vec::new();
         for name in names {
-            found.extend(candidates(once(headers, name.as_str())?)?);
+            found.extend(candidates(single_header(headers, name.as_str())?)?);
         }
         if found.len() > signature::MAX_SIGNATURES { Err(Refusal::TooManySignatures) } else { Ok(found) }
     }
 
-    fn time_text(&self, place: &Place<'_>) -> Result<String, Refusal> {
-        match place {
-            Place::Header(name) => once(self.delivery.headers, name).map(str::to_owned),
-            place => self.content().require(place, self.delivery),
+    fn time_text(&self, location: &ValueLocation<'_>) -> Result<String, Refusal> {
+        match location {
+            ValueLocation::Header(name) => single_header(self.delivery.headers, name).map(str::to_owned),
+            location => self.content().require(location, self.delivery),
         }
     }
 
-    /// Lays out what is signed; when nothing will be checked, what is missing is empty.
-    pub(super) fn lay_out(&self, kind: &Kind<'a>, url: &str, checked: bool) -> Result<Signed<'a>, Refusal> {
-        let value = |place: Option<Place<'_>>| match place {
-            Some(Place::Header(name)) => match once(self.delivery.headers, name) {
-                Err(_) if !checked => Ok(Cow::Borrowed(&b""[..])),
+    /// Builds the signed content. If it is not verified, missing values are empty.
+    pub(super) fn signed_content(
+        &self,
+        signature_scheme: &SignatureScheme<'a>,
+        url: &str,
+        verified: bool,
+    ) -> Result<SignedContent<'a>, Refusal> {
+        let value = |location: Option<ValueLocation<'_>>| match location {
+            Some(ValueLocation::Header(name)) => match single_header(self.delivery.headers, name) {
+                Err(_) if !verified => Ok(Cow::Borrowed(&b""[..])),
                 read => read.map(|text| Cow::Owned(text.as_bytes().to_vec())),
             },
-            Some(place) => match self.content().require(&place, self.delivery) {
-                Err(_) if !checked => Ok(Cow::Borrowed(&b""[..])),
+            Some(location) => match self.content().require(&location, self.delivery) {
+                Err(_) if !verified => Ok(Cow::Borrowed(&b""[..])),
                 read => read.map(|text| Cow::Owned(text.into_bytes())),
             },
             None => Ok(Cow::Borrowed(&b""[..])),
         };
-        let piece = |piece| -> Result<Cow<'a, [u8]>, Refusal> {
-            Ok(match piece {
-                Piece::Literal(text) => Cow::Borrowed(text.as_bytes()),
-                Piece::Body => Cow::Borrowed(self.delivery.body),
-                Piece::Timestamp => value(kind.timestamp.map(|(place, _)| place))?,
-                Piece::Id => value(self.scheme.id.first().copied().flatten())?,
-                Piece::Url => Cow::Owned(url.as_bytes().to_vec()),
-                // Nothing else is routed here.
-                Piece::Method => Cow::Borrowed(b"POST"),
-                Piece::Form if self.content().is_form => {
-                    Cow::Owned(pieces::sorted_form(self.delivery.body).into_bytes())
+        let segment = |segment| -> Result<Cow<'a, [u8]>, Refusal> {
+            Ok(match segment {
+                Segment::Literal(text) => Cow::Borrowed(text.as_bytes()),
+                Segment::Body => Cow::Borrowed(self.delivery.body),
+                Segment::Timestamp => value(signature_scheme.timestamp.map(|(location, _)| location))?,
+                Segment::Id => value(self.scheme.id.first().copied().flatten())?,
+                Segment::Url => Cow::Owned(url.as_bytes().to_vec()),
+                // Only POST requests are routed here.
+                Segment::Method => Cow::Borrowed(b"POST"),
+                Segment::Form if self.content().is_form => {
+                    Cow::Owned(form::sorted_form(self.delivery.body).into_bytes())
                 }
-                Piece::Form if checked => self.digest_in_url().map(|()| Cow::Borrowed(&b""[..]))?,
-                Piece::Form => Cow::Borrowed(self.delivery.body),
-                Piece::Sns => Cow::Owned(pieces::sns(self.content()).into_bytes()),
+                Segment::Form if verified => self.check_url_digest().map(|()| Cow::Borrowed(&b""[..]))?,
+                Segment::Form => Cow::Borrowed(self.delivery.body),
+                Segment::Sns => Cow::Owned(template::sns(self.content()).into_bytes()),
             })
         };
-        let covers_id = kind.template().any(|piece| piece == Piece::Id);
-        let pieces: Vec<_> = kind.template().map(piece).collect::<Result<_, _>>()?;
-        let covers_body = kind.template().zip(&pieces).any(|(piece, bytes)| match piece {
-            Piece::Body => true,
-            Piece::Form => !bytes.is_empty(),
+        let covers_id = signature_scheme.template().any(|segment| segment == Segment::Id);
+        let segments: Vec<_> = signature_scheme.template().map(segment).collect::<Result<_, _>>()?;
+        let covers_body = signature_scheme.template().zip(&segments).any(|(segment, bytes)| match segment {
+            Segment::Body => true,
+            Segment::Form => !bytes.is_empty(),
             _ => false,
         });
-        let uncovered = (!covers_body).then_some(&self.delivery.body[..]);
-        Ok(Signed { pieces, covers_id, uncovered })
+        let unsigned_body = (!covers_body).then_some(&self.delivery.body[..]);
+        Ok(SignedContent { segments, covers_id, unsigned_body })
     }
 
-    /// A body that is no form is covered by its digest in the URL, or is empty.
-    fn digest_in_url(&self) -> Result<(), Refusal> {
-        let fields = pieces::form_fields(self.delivery.query.unwrap_or_default().as_bytes());
+    /// Checks the digest in the URL of a body that is no form. Without a digest the body must be empty.
+    fn check_url_digest(&self) -> Result<(), Refusal> {
+        let fields = form::form_fields(self.delivery.query.unwrap_or_default().as_bytes());
         let mut given = fields.filter(|(name, _)| Some(name.as_str()) == self.scheme.body_digest);
         let right = match (given.next(), given.next()) {
             (Some((_, digest)), None) => {
@@ -193,52 +212,52 @@ impl<'a> Reading<'a> {
             (None, _) => self.delivery.body.is_empty(),
             _ => false,
         };
-        if right { Ok(()) } else { Err(Refusal::Wrong) }
+        if right { Ok(()) } else { Err(Refusal::InvalidSignature) }
     }
 
-    /// The delivery as one event, and where its id was found; it has a hash of what is signed and of the body when that is
-    /// nowhere.
-    pub(super) fn event(&self, signed: &Signed<'_>) -> (Verified, Option<Place<'a>>) {
+    /// Returns the delivery as one event, and the location of its id. Without an id of the sender, the id is a hash of the signed
+    /// content and the body.
+    pub(super) fn event(&self, signed: &SignedContent<'_>) -> (VerifiedEvent, Option<ValueLocation<'a>>) {
         let (scheme, content) = (&self.scheme, self.content());
-        let at = |place: &Place<'_>| content.at(place, self.delivery);
-        let id = scheme.id.iter().flatten().find_map(|place| Some((at(place)?, *place)));
-        let id = id.filter(|(id, _)| is_sound(id));
-        let joined = |row: &[Option<Place<'_>>; 2]| {
+        let at = |location: &ValueLocation<'_>| content.get(location, self.delivery);
+        let id = scheme.id.iter().flatten().find_map(|location| Some((at(location)?, *location)));
+        let id = id.filter(|(id, _)| is_valid_attribute(id));
+        let joined = |row: &[Option<ValueLocation<'_>>; 2]| {
             row.iter().flatten().map_while(at).reduce(|joined, value| joined + "." + &value)
         };
-        let (id, id_names, place) = match id {
-            Some((id, place)) => (id, IdNames::of(self.source.ids(), &content.data), Some(place)),
-            None => (signed.sha256(), IdNames::Bytes, None),
+        let (id, id_scope, location) = match id {
+            Some((id, location)) => (id, IdScope::of(self.source.ids(), &content.data), Some(location)),
+            None => (signed.sha256(), IdScope::ContentHash, None),
         };
-        let event = Verified {
+        let event = VerifiedEvent {
             id,
-            id_names,
+            id_scope,
             ty: scheme.ty.iter().find_map(joined),
-            subject: scheme.subject.and_then(|place| at(&place)),
+            subject: scheme.subject.and_then(|location| at(&location)),
             content_type: content.content_type.clone(),
             data: content.data.clone(),
         };
-        (event, place)
+        (event, location)
     }
 }
 
-/// What the signature covers.
-pub(super) struct Signed<'a> {
-    pub(super) pieces: Vec<Cow<'a, [u8]>>,
-    /// Whether the scheme's first id is among it.
+/// The content that the signature covers.
+pub(super) struct SignedContent<'a> {
+    pub(super) segments: Vec<Cow<'a, [u8]>>,
+    /// Whether it contains the scheme's first id.
     pub(super) covers_id: bool,
-    /// The body, where it is not among it: of another body the same may be signed, or nothing at all.
-    pub(super) uncovered: Option<&'a [u8]>,
+    /// The body, if the signature does not cover it: two bodies may then have the same signed content.
+    pub(super) unsigned_body: Option<&'a [u8]>,
 }
 
-impl Signed<'_> {
-    /// The hash of what is signed, and of the body.
+impl SignedContent<'_> {
+    /// Returns SHA-256 in hex of the signed content and the body.
     pub(super) fn sha256(&self) -> String {
         let mut hash = Sha256::new();
-        for piece in &self.pieces {
-            hash.update(piece);
+        for segment in &self.segments {
+            hash.update(segment);
         }
-        hash.update(self.uncovered.unwrap_or_default());
+        hash.update(self.unsigned_body.unwrap_or_default());
         HEXLOWER.encode(&hash.finalize())
     }
 }
@@ -253,11 +272,11 @@ fn check_time(text: &str, unit: TimestampUnit, tolerance: Duration, now: OffsetD
         TimestampUnit::Milliseconds => whole().and_then(|given| given.checked_mul(1_000_000)),
         TimestampUnit::Rfc3339 => OffsetDateTime::parse(text, &Rfc3339).ok().map(OffsetDateTime::unix_timestamp_nanos),
     };
-    let age = now.unix_timestamp_nanos().checked_sub(nanos.ok_or(Refusal::Time)?).ok_or(Refusal::Time)?;
-    let apart = Duration::from_nanos(u64::try_from(age.unsigned_abs()).unwrap_or(u64::MAX));
-    match apart <= tolerance {
+    let age = now.unix_timestamp_nanos().checked_sub(nanos.ok_or(Refusal::InvalidTime)?).ok_or(Refusal::InvalidTime)?;
+    let difference = Duration::from_nanos(u64::try_from(age.unsigned_abs()).unwrap_or(u64::MAX));
+    match difference <= tolerance {
         true => Ok(()),
-        false if age > 0 => Err(Refusal::Old(apart)),
-        false => Err(Refusal::Future(apart)),
+        false if age > 0 => Err(Refusal::Expired(difference)),
+        false => Err(Refusal::Future(difference)),
     }
 }

@@ -1,4 +1,4 @@
-//! What senders ask besides sending events: whether the URL is ours, or whether we are there.
+//! Handshakes of senders: requests that verify or probe the URL and are no events.
 
 use super::{
     Refusal,
@@ -11,69 +11,72 @@ use nerve_core::function::Secret;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
-/// What is answered, or done, instead of publishing an event.
+/// The reply to a handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
-    /// This JSON.
+    /// A JSON body.
     Json(String),
-    /// Nothing, but that all is well.
-    Nothing,
-    /// The subscription is confirmed by fetching this URL, which is AWS'.
-    Confirm(String),
+    /// An empty success response.
+    Empty,
+    /// Confirm the subscription by fetching this URL of AWS.
+    ConfirmSubscription(String),
 }
 
-/// What a verified delivery asks, if it is no event.
-pub(super) fn asked(scheme: &Scheme<'_>, content: &Content<'_>, keys: &[Key]) -> Result<Option<Reply>, Refusal> {
+/// Returns the reply to a verified delivery if it is a handshake.
+///
+/// # Errors
+/// [`Refusal`] for an invalid handshake.
+pub(super) fn reply(scheme: &Scheme<'_>, content: &Content<'_>, keys: &[Key]) -> Result<Option<Reply>, Refusal> {
     let Some(handshake) = scheme.handshake else { return Ok(None) };
     let named = |at: &str, value: &str| {
         let name = at.rsplit('/').next().unwrap_or_default();
         Reply::Json(json!({ name: value }).to_string())
     };
     Ok(match handshake {
-        Handshake::Echo { when, at } if when.is_none_or(|when| content.is(when)) => {
+        Handshake::Echo { when, at } if when.is_none_or(|when| content.has(when)) => {
             content.scalar(at).map(|text| named(at, &text))
         }
-        Handshake::Discord if content.is(("/type", "0")) && content.scalar("/event/type").is_none() => {
-            Some(Reply::Nothing)
+        Handshake::Discord if content.has(("/type", "0")) && content.scalar("/event/type").is_none() => {
+            Some(Reply::Empty)
         }
-        Handshake::Discord if content.is(("/type", "1")) && content.scalar("/event/type").is_none() => {
+        Handshake::Discord if content.has(("/type", "1")) && content.scalar("/event/type").is_none() => {
             Some(Reply::Json(json!({"type": 1}).to_string()))
         }
-        Handshake::Zoom { when, at } if content.is(when) => {
+        Handshake::Zoom { when, at } if content.has(when) => {
             let plain = content.scalar(at).ok_or(Refusal::Malformed)?;
-            let hashed = keys.iter().find_map(|key| key.hmac_hex(&plain)).ok_or(Refusal::Wrong)?;
+            let hashed = keys.iter().find_map(|key| key.hmac_hex(&plain)).ok_or(Refusal::InvalidSignature)?;
             Some(Reply::Json(json!({"plainToken": plain, "encryptedToken": hashed}).to_string()))
         }
-        Handshake::Sns if content.is(("/Type", "SubscriptionConfirmation")) => {
+        Handshake::Sns if content.has(("/Type", "SubscriptionConfirmation")) => {
             let url = content.scalar("/SubscribeURL").filter(|url| is_subscribe_url(url));
-            Some(Reply::Confirm(url.ok_or(Refusal::Wrong)?))
+            Some(Reply::ConfirmSubscription(url.ok_or(Refusal::InvalidSignature)?))
         }
-        Handshake::Sns if content.is(("/Type", "UnsubscribeConfirmation")) => Some(Reply::Nothing),
+        Handshake::Sns if content.has(("/Type", "UnsubscribeConfirmation")) => Some(Reply::Empty),
         _ => None,
     })
 }
 
-/// The secret that a first, unsigned delivery brings, where the scheme begins so.
-pub(super) fn brought(scheme: &Scheme<'_>, content: &Content<'_>) -> Option<String> {
+/// Returns the secret that a first, unsigned delivery announces, if the scheme has such a handshake.
+pub(super) fn announced_secret(scheme: &Scheme<'_>, content: &Content<'_>) -> Option<String> {
     match scheme.handshake {
         Some(Handshake::Notion { at }) => content.scalar(at).filter(|token| {
-            // It is shown to the operator, so it is nothing that could pass for more than a token.
+            // The secret is shown to the operator, so only token characters are allowed.
             token.len() <= 255 && token.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.'))
         }),
         _ => None,
     }
 }
 
-/// The challenge that a GET with the right token is answered with.
+/// Returns the challenge to echo for a GET with the correct token.
 pub fn challenge(query: &str, token: &Secret) -> Option<String> {
-    let fields: Vec<_> = super::pieces::form_fields(query.as_bytes()).collect();
+    let fields: Vec<_> = super::form::form_fields(query.as_bytes()).collect();
     let one = |name: &str| {
         let mut values = fields.iter().filter(|(field, _)| field == name).map(|(_, value)| value.as_str());
         values.next().filter(|_| values.next().is_none())
     };
     let given = one("hub.verify_token")?;
-    let right: bool = given.as_bytes().ct_eq(token.expose().as_bytes()).into();
-    let subscribes = one("hub.mode") == Some("subscribe") && right && !token.expose().is_empty();
+    let matches: bool = given.as_bytes().ct_eq(token.expose().as_bytes()).into();
+    let subscribes = one("hub.mode") == Some("subscribe") && matches && !token.expose().is_empty();
     one("hub.challenge").filter(|_| subscribes).map(str::to_owned)
 }
 
@@ -82,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_get_is_answered_to_who_knows_the_token() {
+    fn challenge_is_echoed_only_for_the_correct_token() {
         let token = Secret::new("meat & bread");
         let right = "hub.mode=subscribe&hub.challenge=1158201444&hub.verify_token=meat+%26%20bread";
         assert_eq!(challenge(right, &token).as_deref(), Some("1158201444"));

@@ -1,6 +1,6 @@
-//! Reads one scalar out of a JSON document without building the document.
+//! Reads scalars at JSON pointers without building a document tree.
 //!
-//! A payload may be 25 MiB; a tree of it would cost many times that, for the sake of one short text.
+//! A payload may have 25 MiB, and its tree would take many times that memory for one short value.
 
 use serde::{
     Deserialize,
@@ -14,28 +14,28 @@ pub(super) fn is_json(text: &str) -> bool {
     serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
-/// The text, number or boolean at `pointer` (RFC 6901) as text; none when there is none or it is not JSON.
+/// Returns the string, number or boolean at `pointer` (RFC 6901) as text, or `None` if it is missing or the text is not JSON.
 pub(super) fn scalar(text: &str, pointer: &str) -> Option<String> {
     scalars(text, &[pointer])?.pop().flatten()
 }
 
-/// The same for several pointers, in one reading; none when it is not one JSON document that can be read so.
+/// Returns the scalars at several pointers, in one pass, or `None` if the text cannot be read as one JSON document.
 pub(super) fn scalars(text: &str, pointers: &[&str]) -> Option<Vec<Option<String>>> {
-    let wanted = pointers.iter().enumerate().filter(|(_, pointer)| pointer.is_empty() || pointer.starts_with('/'));
-    let wanted = wanted.map(|(at, pointer)| (at, *pointer)).collect();
+    let targets = pointers.iter().enumerate().filter(|(_, pointer)| pointer.is_empty() || pointer.starts_with('/'));
+    let targets = targets.map(|(at, pointer)| (at, *pointer)).collect();
     let mut found = vec![None; pointers.len()];
     let mut reader = serde_json::Deserializer::from_str(text);
-    Find { wanted, found: &mut found }.deserialize(&mut reader).ok()?;
+    ScalarFinder { targets, found: &mut found }.deserialize(&mut reader).ok()?;
     reader.end().ok()?;
     Some(found)
 }
 
-/// What a token stands for.
+/// Unescapes a token of a pointer.
 fn unescaped(token: &str) -> Cow<'_, str> {
     if token.contains('~') { token.replace("~1", "/").replace("~0", "~").into() } else { token.into() }
 }
 
-/// The items of the array at `pointer`; none when there is no array.
+/// Returns the items of the array at `pointer`, or `None` if it is no array.
 pub(super) fn array<'t>(text: &'t str, pointer: &str) -> Option<Vec<&'t RawValue>> {
     let mut here: &RawValue = serde_json::from_str(text).ok()?;
     for token in pointer.split('/').skip(1) {
@@ -45,14 +45,14 @@ pub(super) fn array<'t>(text: &'t str, pointer: &str) -> Option<Vec<&'t RawValue
     serde_json::from_str(here.get()).ok()
 }
 
-/// Finds scalars, below where it stands.
-struct Find<'w, 't> {
-    /// Which is wanted, and its pointer from here on.
-    wanted: Vec<(usize, &'t str)>,
+/// A deserializer that finds scalars below the current value.
+struct ScalarFinder<'w, 't> {
+    /// The index of each requested scalar, and its pointer relative to the current value.
+    targets: Vec<(usize, &'t str)>,
     found: &'w mut [Option<String>],
 }
 
-impl<'de> DeserializeSeed<'de> for Find<'_, '_> {
+impl<'de> DeserializeSeed<'de> for ScalarFinder<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
@@ -60,39 +60,39 @@ impl<'de> DeserializeSeed<'de> for Find<'_, '_> {
     }
 }
 
-impl<'t> Find<'_, 't> {
-    /// What is here was wanted.
-    fn here(self, value: impl fmt::Display) {
-        for (at, _) in self.wanted.iter().filter(|(_, pointer)| pointer.is_empty()) {
+impl<'t> ScalarFinder<'_, 't> {
+    /// Stores the current value for the targets at it.
+    fn store(self, value: impl fmt::Display) {
+        for (at, _) in self.targets.iter().filter(|(_, pointer)| pointer.is_empty()) {
             if let Some(found) = self.found.get_mut(*at) {
                 *found = Some(value.to_string());
             }
         }
     }
 
-    /// What is wanted of the value of `token`; of two such values the last counts.
-    fn below(&mut self, token: &str) -> Option<Find<'_, 't>> {
+    /// Returns a finder for the value of `token` if a target is below it. Of duplicate names the last one counts.
+    fn below(&mut self, token: &str) -> Option<ScalarFinder<'_, 't>> {
         let below = |pointer: &'t str| {
             let rest = pointer.strip_prefix('/')?;
             let end = rest.find('/').unwrap_or(rest.len());
             let (first, below) = rest.split_at(end);
             (unescaped(first) == token).then_some(below)
         };
-        let wanted: Vec<_> = self.wanted.iter().filter_map(|(at, pointer)| Some((*at, below(pointer)?))).collect();
-        for (at, _) in &wanted {
+        let targets: Vec<_> = self.targets.iter().filter_map(|(at, pointer)| Some((*at, below(pointer)?))).collect();
+        for (at, _) in &targets {
             if let Some(found) = self.found.get_mut(*at) {
                 *found = None;
             }
         }
-        (!wanted.is_empty()).then_some(Find { wanted, found: self.found })
+        (!targets.is_empty()).then_some(ScalarFinder { targets, found: self.found })
     }
 }
 
-/// A name, copied only where it is escaped.
+/// A member name, copied only if it has escapes.
 #[derive(Deserialize)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl<'de> Visitor<'de> for Find<'_, '_> {
+impl<'de> Visitor<'de> for ScalarFinder<'_, '_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,27 +100,27 @@ impl<'de> Visitor<'de> for Find<'_, '_> {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.here(value);
+        self.store(value);
         Ok(())
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.here(value);
+        self.store(value);
         Ok(())
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.here(value);
+        self.store(value);
         Ok(())
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        self.here(value);
+        self.store(value);
         Ok(())
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        self.here(value);
+        self.store(value);
         Ok(())
     }
 
@@ -129,7 +129,7 @@ impl<'de> Visitor<'de> for Find<'_, '_> {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(mut self, mut items: A) -> Result<(), A::Error> {
-        let inside = self.wanted.iter().any(|(_, pointer)| !pointer.is_empty());
+        let inside = self.targets.iter().any(|(_, pointer)| !pointer.is_empty());
         let mut index = 0_usize;
         loop {
             let more = match inside.then(|| index.to_string()).and_then(|index| self.below(&index)) {
@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn scalars_are_found_where_the_pointer_says() {
+    fn scalars_are_found_at_their_pointers() {
         let text = r#"{"a": {"b/c": [1, {"d": "x\ny"}, true, null, -2, 1.5]}, "e": "f", "": 7}"#;
         let cases = [
             ("/e", Some("f")),
@@ -181,14 +181,14 @@ mod tests {
         }
         let pointers = cases.map(|(pointer, _)| pointer);
         let expected = cases.map(|(_, expected)| expected.map(str::to_owned));
-        assert_eq!(scalars(text, &pointers).unwrap(), expected, "all at once");
-        assert_eq!(scalar(r#"{"a": 1, "b": {"c": 2}, "a": {}, "b": 3}"#, "/a"), None, "the last of a name counts");
+        assert_eq!(scalars(text, &pointers).unwrap(), expected, "in one pass");
+        assert_eq!(scalar(r#"{"a": 1, "b": {"c": 2}, "a": {}, "b": 3}"#, "/a"), None, "the last duplicate counts");
         assert_eq!(scalar("\"x\"", "").as_deref(), Some("x"));
         assert_eq!(scalar("{broken", "/a"), None);
     }
 
     #[test]
-    fn the_items_of_an_array_are_the_senders_bytes() {
+    fn array_items_keep_the_bytes_of_the_sender() {
         let items = |text, pointer| array(text, pointer).map(|items| items.iter().map(|i| i.get()).collect::<Vec<_>>());
         assert_eq!(items(r#" [ {"a": 1}, 2 ,"x"] "#, ""), Some(vec![r#"{"a": 1}"#, "2", r#""x""#]));
         assert_eq!(items(r#"{"a/b": {"c": [1]}}"#, "/a~1b/c"), Some(vec!["1"]));
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn deep_nesting_is_no_way_to_overflow_the_stack() {
+    fn deep_nesting_does_not_overflow_the_stack() {
         let deep = format!("{}{}", "[".repeat(200_000), "]".repeat(200_000));
         assert!(is_json(&deep));
         assert_eq!(scalar(&deep, "/0/0"), None);

@@ -1,27 +1,54 @@
-//! The providers' schemes, each by the provider's SDK or documentation, and the one that a manifest declares.
-//!
-//! [`timed`]: those that sign the time; [`untimed`]: those that do not.
+//! The schemes of the built-in providers, one file each, by the provider's SDK or documentation; and the declared scheme of
+//! `custom`.
 
-mod timed;
-mod untimed;
+mod calendly;
+mod cloudevents;
+mod discord;
+mod docusign;
+mod github;
+mod gitlab;
+mod hubspot;
+mod intercom;
+mod jira;
+mod linear;
+mod mailgun;
+mod meta;
+mod notion;
+mod paddle;
+mod pagerduty;
+mod sendgrid;
+mod sentry;
+mod shopify;
+mod slack;
+mod sns;
+mod square;
+mod standard_webhooks;
+mod stripe;
+mod svix;
+mod twilio;
+mod typeform;
+mod zendesk;
+mod zoom;
 
-use super::scheme::{Handshake, Items, KeyPrefix, Kind, Place, Scheme, UrlForm};
+use super::scheme::{Handshake, Items, KeyPrefix, Scheme, SignatureScheme, UrlForm, ValueLocation};
 use nerve_core::manifest::{Algorithm, CustomScheme, Encoding, KeyForm, Locator, Provider, TimestampUnit};
 
-const HMAC: Kind<'static> = Kind {
-    signature: Place::Header(""),
-    mark: "",
+/// HMAC-SHA256 of the body, in hex; the base of most schemes.
+const HMAC: SignatureScheme<'static> = SignatureScheme {
+    signature: ValueLocation::Header(""),
+    prefix: "",
     algorithm: Algorithm::Sha256,
     encoding: Encoding::Hex,
     key: KeyForm::Text,
     key_prefix: KeyPrefix::Any,
     signed: "{body}",
     timestamp: None,
-    only: None,
+    guard_field: None,
 };
 
-const NONE: Scheme<'static> = Scheme {
-    kinds: [None, None],
+/// A scheme without any field.
+const EMPTY: Scheme<'static> = Scheme {
+    signature_schemes: [None, None],
     id: [None, None, None],
     ty: [[None, None], [None, None]],
     subject: None,
@@ -32,83 +59,86 @@ const NONE: Scheme<'static> = Scheme {
     handshake: None,
 };
 
-const fn header(name: &'static str) -> Option<Place<'static>> {
-    Some(Place::Header(name))
+const fn header(name: &'static str) -> Option<ValueLocation<'static>> {
+    Some(ValueLocation::Header(name))
 }
 
-const fn pointer(pointer: &'static str) -> Option<Place<'static>> {
-    Some(Place::Pointer(pointer))
+const fn pointer(pointer: &'static str) -> Option<ValueLocation<'static>> {
+    Some(ValueLocation::Pointer(pointer))
 }
 
-/// The body, signed by HMAC-SHA256 in hex, in this header.
-const fn body(signature: &'static str, mark: &'static str) -> Kind<'static> {
-    Kind { signature: Place::Header(signature), mark, ..HMAC }
+/// HMAC-SHA256 of the body, in hex, in this header.
+const fn body(signature: &'static str, prefix: &'static str) -> SignatureScheme<'static> {
+    SignatureScheme { signature: ValueLocation::Header(signature), prefix, ..HMAC }
 }
 
-/// The seconds since the epoch in this header.
-const fn seconds(name: &'static str) -> Option<(Place<'static>, TimestampUnit)> {
-    Some((Place::Header(name), TimestampUnit::Seconds))
+/// Seconds since the epoch in this header.
+const fn seconds(name: &'static str) -> Option<(ValueLocation<'static>, TimestampUnit)> {
+    Some((ValueLocation::Header(name), TimestampUnit::Seconds))
 }
 
-const fn one(kind: Kind<'static>) -> [Option<Kind<'static>>; 2] {
-    [Some(kind), None]
+const fn one(signature_scheme: SignatureScheme<'static>) -> [Option<SignatureScheme<'static>>; 2] {
+    [Some(signature_scheme), None]
 }
 
-const fn ty(place: Option<Place<'static>>) -> [[Option<Place<'static>>; 2]; 2] {
-    [[place, None], [None, None]]
+const fn ty(location: Option<ValueLocation<'static>>) -> [[Option<ValueLocation<'static>>; 2]; 2] {
+    [[location, None], [None, None]]
 }
 
-const fn id(place: Option<Place<'static>>) -> [Option<Place<'static>>; 3] {
-    [place, None, None]
+const fn id(location: Option<ValueLocation<'static>>) -> [Option<ValueLocation<'static>>; 3] {
+    [location, None, None]
 }
 
 impl<'a> Scheme<'a> {
-    /// The scheme of a provider.
+    /// Returns the scheme of a provider.
     pub fn of(provider: &'a Provider) -> Self {
         match provider {
-            Provider::Github => untimed::GITHUB,
-            Provider::Gitlab => timed::GITLAB,
-            Provider::Stripe => timed::STRIPE,
-            Provider::Slack => timed::SLACK,
-            Provider::Shopify => untimed::SHOPIFY,
-            Provider::Twilio => untimed::TWILIO,
-            Provider::StandardWebhooks => timed::STANDARD_WEBHOOKS,
-            Provider::Svix => timed::SVIX,
-            Provider::Discord => timed::DISCORD,
-            Provider::Linear => timed::LINEAR,
-            Provider::Pagerduty => untimed::PAGERDUTY,
-            Provider::Zendesk => timed::ZENDESK,
-            Provider::Square => untimed::SQUARE,
-            Provider::Meta => untimed::META,
-            Provider::Sendgrid => timed::SENDGRID,
-            Provider::Paddle => timed::PADDLE,
-            Provider::Hubspot => timed::HUBSPOT,
-            Provider::Intercom => untimed::INTERCOM,
-            Provider::Typeform => untimed::TYPEFORM,
-            Provider::Calendly => timed::CALENDLY,
-            Provider::Mailgun => timed::MAILGUN,
-            Provider::Zoom => timed::ZOOM,
-            Provider::Notion => untimed::NOTION,
-            Provider::Sentry => untimed::SENTRY,
-            Provider::Jira => untimed::JIRA,
-            Provider::Docusign => untimed::DOCUSIGN,
-            Provider::Sns => timed::SNS,
-            Provider::Cloudevents => untimed::CLOUDEVENTS,
+            Provider::Github => github::SCHEME,
+            Provider::Gitlab => gitlab::SCHEME,
+            Provider::Stripe => stripe::SCHEME,
+            Provider::Slack => slack::SCHEME,
+            Provider::Shopify => shopify::SCHEME,
+            Provider::Twilio => twilio::SCHEME,
+            Provider::StandardWebhooks => standard_webhooks::SCHEME,
+            Provider::Svix => svix::SCHEME,
+            Provider::Discord => discord::SCHEME,
+            Provider::Linear => linear::SCHEME,
+            Provider::Pagerduty => pagerduty::SCHEME,
+            Provider::Zendesk => zendesk::SCHEME,
+            Provider::Square => square::SCHEME,
+            Provider::Meta => meta::SCHEME,
+            Provider::Sendgrid => sendgrid::SCHEME,
+            Provider::Paddle => paddle::SCHEME,
+            Provider::Hubspot => hubspot::SCHEME,
+            Provider::Intercom => intercom::SCHEME,
+            Provider::Typeform => typeform::SCHEME,
+            Provider::Calendly => calendly::SCHEME,
+            Provider::Mailgun => mailgun::SCHEME,
+            Provider::Zoom => zoom::SCHEME,
+            Provider::Notion => notion::SCHEME,
+            Provider::Sentry => sentry::SCHEME,
+            Provider::Jira => jira::SCHEME,
+            Provider::Docusign => docusign::SCHEME,
+            Provider::Sns => sns::SCHEME,
+            Provider::Cloudevents => cloudevents::SCHEME,
             Provider::Custom(custom) => Self::custom(custom),
         }
     }
 
     fn custom(custom: &'a CustomScheme) -> Self {
-        let kind = Kind {
-            signature: Place::signatures(&custom.signature),
-            mark: &custom.prefix,
+        let signature_scheme = SignatureScheme {
+            signature: ValueLocation::signatures(&custom.signature),
+            prefix: &custom.prefix,
             algorithm: custom.algorithm,
             encoding: custom.encoding,
             key: custom.key,
             key_prefix: KeyPrefix::Any,
             signed: if custom.algorithm == Algorithm::Token { "{body}" } else { &custom.signed },
-            timestamp: custom.timestamp.as_deref().map(|place| (Place::time(place), custom.timestamp_unit)),
-            only: None,
+            timestamp: custom
+                .timestamp
+                .as_deref()
+                .map(|location| (ValueLocation::time(location), custom.timestamp_unit)),
+            guard_field: None,
         };
         let inside = |locator: &'a Option<Locator>| match locator {
             Some(Locator::Pointer(pointer)) => Some(pointer.as_str()),
@@ -120,12 +150,12 @@ impl<'a> Scheme<'a> {
             ty: inside(&custom.ty),
         });
         Self {
-            kinds: [Some(kind), None],
-            id: [custom.id.as_ref().map(Place::of), None, None],
-            ty: [[custom.ty.as_ref().map(Place::of), None], [None, None]],
+            signature_schemes: [Some(signature_scheme), None],
+            id: [custom.id.as_ref().map(ValueLocation::of), None, None],
+            ty: [[custom.ty.as_ref().map(ValueLocation::of), None], [None, None]],
             items,
             handshake: custom.challenge.as_deref().map(|at| Handshake::Echo { when: None, at }),
-            ..NONE
+            ..EMPTY
         }
     }
 }

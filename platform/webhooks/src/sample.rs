@@ -1,8 +1,8 @@
-//! Deliveries as a sender of a scheme would sign them, made from the same description that they are checked against.
+//! Sample deliveries, signed by the same scheme that verifies them.
 
 use super::{
-    Delivery, Reading,
-    scheme::{Kind, Place, Scheme},
+    Delivery, DeliveryReader,
+    scheme::{Scheme, SignatureScheme, ValueLocation},
     signature::Key,
     verify,
 };
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use std::cell::OnceCell;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// A delivery to be posted to a source.
+/// A sample delivery for a source.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// The request's headers.
@@ -30,36 +30,39 @@ pub struct Sample {
     pub query: Option<String>,
 }
 
-/// Why no delivery can be signed for a source.
+/// The reason why no delivery can be signed for a source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Unsigned {
-    /// Only the sender has what signs.
-    #[error("what signs it is the sender's alone: the source knows its public key")]
+pub enum SigningError {
+    /// Only the sender has the private key.
+    #[error("the source has only the public key of the sender, which cannot sign")]
     PublicKey,
-    /// There is no secret, or none that is a key of the scheme.
+    /// No secret is a key of the scheme.
     #[error("no secret of the source is a key of its scheme")]
     NoSecret,
 }
 
 impl Sample {
-    /// A delivery of the type `ty` under this id, signed by the first of `secrets` that can.
+    /// Creates a delivery with this id and type, signed by the first suitable secret.
+    ///
+    /// # Errors
+    /// The reason why no secret can sign.
     pub fn sign(
         source: &SourceSpec,
         secrets: &[Secret],
         (id, ty): (&str, &str),
         now: OffsetDateTime,
-    ) -> Result<Self, Unsigned> {
+    ) -> Result<Self, SigningError> {
         let scheme = Scheme::of(&source.provider);
         let mut draft = Draft { headers: HeaderMap::new(), body: json!({"sample": id}) };
-        let [id_place, ..] = scheme.id;
-        let [[type_place, ..], ..] = scheme.ty;
-        for (place, text) in [(id_place, id), (type_place, ty)] {
-            place.into_iter().for_each(|place| draft.set(place, text));
+        let [id_location, ..] = scheme.id;
+        let [[type_location, ..], ..] = scheme.ty;
+        for (location, text) in [(id_location, id), (type_location, ty)] {
+            location.into_iter().for_each(|location| draft.set(location, text));
         }
         if let Some(items) = scheme.items {
             let mut item = Draft { headers: HeaderMap::new(), body: json!({}) };
-            items.id.iter().take(1).flatten().for_each(|pointer| item.set(Place::Pointer(pointer), id));
-            items.ty.iter().for_each(|pointer| item.set(Place::Pointer(pointer), ty));
+            items.id.iter().take(1).flatten().for_each(|pointer| item.set(ValueLocation::Pointer(pointer), id));
+            items.ty.iter().for_each(|pointer| item.set(ValueLocation::Pointer(pointer), ty));
             match items.at {
                 "" => draft.body = json!([item.body]),
                 at => draft.put(at, json!([item.body])),
@@ -68,31 +71,31 @@ impl Sample {
         if source.verify == Verify::None {
             return Ok(draft.finish(None));
         }
-        let mut refused = Unsigned::NoSecret;
-        for kind in scheme.kinds.iter().flatten() {
-            if asymmetric(kind) {
-                refused = Unsigned::PublicKey;
+        let mut error = SigningError::NoSecret;
+        for signature_scheme in scheme.signature_schemes.iter().flatten() {
+            if asymmetric(signature_scheme) {
+                error = SigningError::PublicKey;
                 continue;
             }
-            let secret = secrets.iter().find(|secret| matches!(Key::of(secret, kind), Some(Ok(_))));
+            let secret = secrets.iter().find(|secret| matches!(Key::of(secret, signature_scheme), Some(Ok(_))));
             if let Some(secret) = secret {
-                return draft.signed(&scheme, kind, source, secret, now).ok_or(Unsigned::NoSecret);
+                return draft.signed(&scheme, signature_scheme, source, secret, now).ok_or(SigningError::NoSecret);
             }
         }
-        Err(refused)
+        Err(error)
     }
 
-    /// Whether a gateway would take this delivery in, as far as its source goes; AWS' certificates are not fetched.
-    pub fn is_taken(&self, source: &SourceSpec, secrets: &[Secret], now: OffsetDateTime) -> bool {
+    /// Whether the source accepts this delivery. Certificates of AWS are not fetched.
+    pub fn is_accepted(&self, source: &SourceSpec, secrets: &[Secret], now: OffsetDateTime) -> bool {
         let (headers, body, query) = (&self.headers, &self.body, self.query.as_deref());
         let delivery = Delivery { headers, body, query, certificate: None, now };
         super::certificate_url(source, delivery).is_ok() && verify(source, secrets, delivery).is_ok()
     }
 }
 
-fn asymmetric(kind: &Kind<'_>) -> bool {
+fn asymmetric(signature_scheme: &SignatureScheme<'_>) -> bool {
     use Algorithm::{EcdsaP256, Ed25519, RsaSha1, RsaSha256};
-    matches!(kind.algorithm, Ed25519 | EcdsaP256 | RsaSha1 | RsaSha256)
+    matches!(signature_scheme.algorithm, Ed25519 | EcdsaP256 | RsaSha1 | RsaSha256)
 }
 
 struct Draft {
@@ -101,14 +104,14 @@ struct Draft {
 }
 
 impl Draft {
-    /// Puts a text where the scheme reads it.
-    fn set(&mut self, place: Place<'_>, text: &str) {
-        match place {
-            Place::Header(name) => self.header(name, text),
-            Place::Numbered(start) => self.header(&format!("{start}1"), text),
-            // Parts are put together with the signature.
-            Place::Part(..) => {}
-            Place::Pointer(pointer) => self.put(pointer, json!(text)),
+    /// Writes a text to a location.
+    fn set(&mut self, location: ValueLocation<'_>, text: &str) {
+        match location {
+            ValueLocation::Header(name) => self.header(name, text),
+            ValueLocation::NumberedHeaders(start) => self.header(&format!("{start}1"), text),
+            // Header parameters are written together with the signature.
+            ValueLocation::HeaderParameter(..) => {}
+            ValueLocation::Pointer(pointer) => self.put(pointer, json!(text)),
         }
     }
 
@@ -134,24 +137,28 @@ impl Draft {
     fn signed(
         mut self,
         scheme: &Scheme<'_>,
-        kind: &Kind<'_>,
+        signature_scheme: &SignatureScheme<'_>,
         source: &SourceSpec,
         secret: &Secret,
         now: OffsetDateTime,
     ) -> Option<Sample> {
-        let time = kind.timestamp.map(|(place, unit)| (place, written(now, unit)));
+        let time = signature_scheme.timestamp.map(|(location, unit)| (location, format_time(now, unit)));
         match &time {
-            Some((Place::Pointer(pointer), text)) if kind.timestamp?.1 == TimestampUnit::Milliseconds => {
+            Some((ValueLocation::Pointer(pointer), text))
+                if signature_scheme.timestamp?.1 == TimestampUnit::Milliseconds =>
+            {
                 self.put(pointer, json!(text.parse::<i64>().ok()?));
             }
-            Some((place, text)) => self.set(*place, text),
+            Some((location, text)) => self.set(*location, text),
             None => {}
         }
         let in_header = |text: &str| match &time {
-            Some((Place::Part(_, part), time)) => format!("{part}={time},{}{text}", kind.mark),
-            _ => format!("{}{text}", kind.mark),
+            Some((ValueLocation::HeaderParameter(_, part), time)) => {
+                format!("{part}={time},{}{text}", signature_scheme.prefix)
+            }
+            _ => format!("{}{text}", signature_scheme.prefix),
         };
-        if let Some((Place::Part(name, _), _)) = &time {
+        if let Some((ValueLocation::HeaderParameter(name, _), _)) = &time {
             self.header(name, &in_header(""));
         }
         let unsigned = self.finish(scheme.body_digest);
@@ -162,15 +169,15 @@ impl Draft {
             certificate: None,
             now,
         };
-        let signature = match kind.algorithm {
+        let signature = match signature_scheme.algorithm {
             Algorithm::Token => secret.expose().to_owned(),
             _ => {
-                let reading = Reading { scheme: *scheme, source, delivery, content: OnceCell::new() };
+                let reader = DeliveryReader { scheme: *scheme, source, delivery, content: OnceCell::new() };
                 let url = source.public_url.as_deref().unwrap_or_default();
-                let url = super::pieces::urls(url, delivery.query, scheme.url).pop()?;
-                let signed = reading.lay_out(kind, &url, true).ok()?;
-                let bytes = Key::of(secret, kind)?.ok()?.mac(&signed.pieces)?;
-                match kind.encoding {
+                let url = super::form::urls(url, delivery.query, scheme.url).pop()?;
+                let signed = reader.signed_content(signature_scheme, &url, true).ok()?;
+                let bytes = Key::of(secret, signature_scheme)?.ok()?.mac(&signed.segments)?;
+                match signature_scheme.encoding {
                     Encoding::Hex => HEXLOWER.encode(&bytes),
                     Encoding::Base64 => BASE64_STANDARD.encode(bytes),
                 }
@@ -178,11 +185,15 @@ impl Draft {
         };
         let text = in_header(&signature);
         let mut draft = Self { headers: unsigned.headers, body: serde_json::from_slice(&unsigned.body).ok()? };
-        match kind.signature {
-            Place::Part(name, _) => draft.header(name, &text),
-            place => draft.set(place, &text),
+        match signature_scheme.signature {
+            ValueLocation::HeaderParameter(name, _) => draft.header(name, &text),
+            location => draft.set(location, &text),
         }
-        let body = if matches!(kind.signature, Place::Pointer(_)) { draft.finish(None).body } else { unsigned.body };
+        let body = if matches!(signature_scheme.signature, ValueLocation::Pointer(_)) {
+            draft.finish(None).body
+        } else {
+            unsigned.body
+        };
         Some(Sample { headers: draft.headers, body, query: unsigned.query })
     }
 
@@ -196,7 +207,7 @@ impl Draft {
     }
 }
 
-fn written(now: OffsetDateTime, unit: TimestampUnit) -> String {
+fn format_time(now: OffsetDateTime, unit: TimestampUnit) -> String {
     match unit {
         TimestampUnit::Seconds => now.unix_timestamp().to_string(),
         TimestampUnit::Milliseconds => (now.unix_timestamp_nanos() / 1_000_000).to_string(),

@@ -1,54 +1,54 @@
-//! What a webhook scheme is, as data: one description serves the built-in providers and `custom` alike.
+//! Webhook schemes, as data: one description for the built-in providers and for `custom`.
 
-use super::pieces::Template;
+use super::template::Template;
 use nerve_core::manifest::{Algorithm, Encoding, KeyForm, Locator, TimestampUnit};
 
-/// Everything the verifier knows about a sender.
+/// The webhook scheme of a sender.
 #[derive(Debug, Clone, Copy)]
 pub struct Scheme<'a> {
-    /// The kinds of signature that count; a delivery may mix them with kinds that do not.
-    pub kinds: [Option<Kind<'a>>; 2],
-    /// Where the delivery's id is: the first that is there. The first is what `{id}` stands for in what is signed.
-    pub id: [Option<Place<'a>>; 3],
-    /// Where the event's type is: the values found in a row are joined by dots; without its first value, the next row.
-    pub ty: [[Option<Place<'a>>; 2]; 2],
-    /// Where the thing that the event is about is named.
-    pub subject: Option<Place<'a>>,
-    /// The form field that holds the JSON body when the sender posts a form.
+    /// The accepted signature schemes. A delivery may also have signatures of other schemes, which are ignored.
+    pub signature_schemes: [Option<SignatureScheme<'a>>; 2],
+    /// Locations of the delivery's id; the first that has a value is used. The first location is `{id}` in the signed content.
+    pub id: [Option<ValueLocation<'a>>; 3],
+    /// Locations of the event's type. The values of a row are joined by dots; a row without its first value is skipped.
+    pub ty: [[Option<ValueLocation<'a>>; 2]; 2],
+    /// The location of the event's subject.
+    pub subject: Option<ValueLocation<'a>>,
+    /// The form field with the JSON body, if the sender posts forms.
     pub form_field: Option<&'a str>,
-    /// The parameter of the URL's query that holds the hex SHA-256 of a body that is no form.
+    /// The query parameter with the hex SHA-256 of a body that is no form.
     pub body_digest: Option<&'a str>,
-    /// How the sender writes the URL that it signs.
+    /// The form of the signed URL.
     pub url: UrlForm,
-    /// The array whose items are one event each.
+    /// The array of events in a body.
     pub items: Option<Items<'a>>,
-    /// What is answered instead of published.
+    /// The handshake of the sender.
     pub handshake: Option<Handshake<'a>>,
 }
 
-/// One kind of signature.
+/// One signature scheme.
 #[derive(Debug, Clone, Copy)]
-pub struct Kind<'a> {
-    /// Where the signatures are: of a header, several are separated by commas, semicolons or spaces.
-    pub signature: Place<'a>,
-    /// What stands before each.
-    pub mark: &'a str,
+pub struct SignatureScheme<'a> {
+    /// The location of the signatures. Several in one header are separated by commas, semicolons or spaces.
+    pub signature: ValueLocation<'a>,
+    /// The prefix of each signature value.
+    pub prefix: &'a str,
     pub algorithm: Algorithm,
     pub encoding: Encoding,
     pub key: KeyForm,
-    /// Which secrets make it.
+    /// The prefix of secrets of this scheme.
     pub key_prefix: KeyPrefix,
-    /// What is signed: a template over `{body}`, `{timestamp}`, `{id}`, `{url}`, `{method}`, `{form}` and `{sns}`.
+    /// The signed content: a template over `{body}`, `{timestamp}`, `{id}`, `{url}`, `{method}`, `{form}` and `{sns}`.
     pub signed: &'a str,
     /// The time of signing.
-    pub timestamp: Option<(Place<'a>, TimestampUnit)>,
-    /// The value that the body must hold for this kind to count.
-    pub only: Option<(&'a str, &'a str)>,
+    pub timestamp: Option<(ValueLocation<'a>, TimestampUnit)>,
+    /// The pointer and value that the body must have for this scheme to apply.
+    pub guard_field: Option<(&'a str, &'a str)>,
 }
 
-/// Which secrets a kind of signature takes, told by their prefix (`whsec_`, `whpk_`).
+/// The secrets of a signature scheme, selected by their prefix (`whsec_`, `whpk_`).
 ///
-/// A public key must never be taken for an HMAC key: everybody knows it, so anybody could sign.
+/// A public key must never be used as an HMAC key: it is public, so anybody could sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyPrefix {
     /// Any secret.
@@ -59,102 +59,102 @@ pub enum KeyPrefix {
     Required(&'static str),
     /// Secrets without this prefix.
     Without(&'static str),
-    /// No secret: AWS' certificate, which the body refers to.
+    /// No secret: the AWS certificate that the body refers to.
     Certificate,
 }
 
-/// Where in a delivery a value is.
+/// The location of a value in a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place<'a> {
-    /// In this header.
+pub enum ValueLocation<'a> {
+    /// A header.
     Header(&'a str),
-    /// In this part of a header: `t` of `t=…,v1=…`.
-    Part(&'a str, &'a str),
-    /// In every header whose name begins so.
-    Numbered(&'a str),
-    /// At this JSON pointer of the body.
+    /// A parameter of a header: `t` of `t=…,v1=…`.
+    HeaderParameter(&'a str, &'a str),
+    /// All headers with this prefix and a number.
+    NumberedHeaders(&'a str),
+    /// A JSON pointer into the body.
     Pointer(&'a str),
 }
 
-/// How the sender writes the URL that it signs.
+/// The form of a signed URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum UrlForm {
-    /// As it is configured there.
+    /// The configured URL.
     Plain,
-    /// With the standard port or without it.
+    /// With or without the standard port.
     AnyPort,
-    /// With what HubSpot decodes decoded.
+    /// With the characters decoded that HubSpot decodes.
     Decoded,
 }
 
-/// An array whose items are one event each.
+/// An array of events in a body.
 #[derive(Debug, Clone, Copy)]
 pub struct Items<'a> {
-    /// The array's JSON pointer; empty: the body is the array.
+    /// The JSON pointer of the array; empty if the body is the array.
     pub at: &'a str,
-    /// The pointers, from the item, of the values that make its id.
+    /// The pointers, relative to an item, of the values that are joined to its id.
     pub id: [Option<&'a str>; 3],
-    /// The pointer, from the item, of its type.
+    /// The pointer, relative to an item, of its type.
     pub ty: Option<&'a str>,
 }
 
-/// What a sender asks before it sends events, or to see whether we are there.
+/// The handshake of a sender: a request that verifies or probes the URL and is no event.
 #[derive(Debug, Clone, Copy)]
 pub enum Handshake<'a> {
-    /// A verified body with a text at `at` (and this value at `when`) is answered `{"<last token of at>": text}`.
+    /// The reply to a verified body with a text at `at` (and the value of `when`) is `{"<last token of at>": text}`.
     Echo {
-        /// The pointer and the value that mark such a body, if it has such a mark.
+        /// The pointer and value that identify such a body, if any.
         when: Option<(&'a str, &'a str)>,
         /// The pointer to the text.
         at: &'a str,
     },
-    /// A verified interaction of type 1, or webhook event of type 0.
+    /// A verified interaction of type 1, or a webhook event of type 0.
     Discord,
-    /// A verified body with this value at this pointer is answered with the text at `at` and its HMAC in hex.
+    /// The reply to a verified body with the value of `when` is the text at `at` and its HMAC in hex.
     Zoom {
-        /// The pointer and the value that mark such a body.
+        /// The pointer and value that identify such a body.
         when: (&'a str, &'a str),
         /// The pointer to the text.
         at: &'a str,
     },
-    /// A body that nothing signs yet brings the secret, at this pointer.
+    /// An unsigned body announces the secret at this pointer.
     Notion {
         /// The pointer to the secret.
         at: &'a str,
     },
-    /// A GET with `hub.verify_token` is answered with its `hub.challenge`.
+    /// The reply to a GET with `hub.verify_token` is its `hub.challenge`.
     Meta,
-    /// A verified body of this type asks to fetch a URL.
+    /// A verified body requests to fetch a URL, which confirms the subscription.
     Sns,
-    /// An OPTIONS asks whether it may post.
+    /// An OPTIONS request asks for permission to post.
     CloudEvents,
 }
 
 impl<'a> Scheme<'a> {
-    /// The JSON pointers of what an event is made of.
+    /// Returns the JSON pointers of an event's id, type and subject.
     pub fn pointers(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        let places = self.id.into_iter().chain(self.ty.into_iter().flatten()).chain([self.subject]);
-        places.flatten().filter_map(|place| match place {
-            Place::Pointer(pointer) => Some(pointer),
+        let locations = self.id.into_iter().chain(self.ty.into_iter().flatten()).chain([self.subject]);
+        locations.flatten().filter_map(|location| match location {
+            ValueLocation::Pointer(pointer) => Some(pointer),
             _ => None,
         })
     }
 
-    /// Whether its JSON comes under whatever media type.
-    pub fn reads_text(&self) -> bool {
+    /// Whether JSON is accepted under any media type.
+    pub fn ignores_media_type(&self) -> bool {
         matches!(self.handshake, Some(Handshake::Sns))
     }
 }
 
-impl<'a> Kind<'a> {
-    /// The template, cut into literals and fields.
+impl<'a> SignatureScheme<'a> {
+    /// Returns the segments of the signed content.
     pub fn template(&self) -> Template<'a> {
         Template::new(self.signed)
     }
 }
 
-impl<'a> Place<'a> {
-    /// What a locator of a declared scheme says.
+impl<'a> ValueLocation<'a> {
+    /// Converts a locator of a declared scheme.
     pub(super) fn of(locator: &'a Locator) -> Self {
         match locator {
             Locator::Header(name) => Self::Header(name),
@@ -162,19 +162,19 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// What `signature` of a declared scheme says.
+    /// Parses `signature` of a declared scheme.
     pub(super) fn signatures(text: &'a str) -> Self {
         match text.strip_suffix('*') {
-            Some(start) => Self::Numbered(start),
+            Some(start) => Self::NumberedHeaders(start),
             None => Self::time(text),
         }
     }
 
-    /// What `timestamp` of a declared scheme says.
+    /// Parses `timestamp` of a declared scheme.
     pub(super) fn time(text: &'a str) -> Self {
         match text.split_once(':') {
             _ if text.starts_with('/') => Self::Pointer(text),
-            Some((header, part)) => Self::Part(header, part),
+            Some((header, part)) => Self::HeaderParameter(header, part),
             None => Self::Header(text),
         }
     }

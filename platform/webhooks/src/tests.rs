@@ -1,8 +1,8 @@
-//! Schemes by their senders' own vectors, and what is wrong with deliveries. Every provider: [`providers`].
+//! Test vectors of senders, and invalid deliveries. Tests over every provider: [`providers`].
 
 mod ids;
-mod particulars;
 mod providers;
+mod single_providers;
 
 use super::{
     signature::{self},
@@ -93,23 +93,23 @@ impl Post {
         verify(&self.source, &self.secrets, delivery)
     }
 
-    fn events(&self) -> Result<(Vec<Verified>, Recognition), Refusal> {
+    fn events(&self) -> Result<(Vec<VerifiedEvent>, SignedIdentity), Refusal> {
         self.accept().map(|accepted| match accepted {
             Accepted::Events(events, recognition) => (events, recognition),
-            asked @ Accepted::Asked(_) => panic!("{asked:?}"),
+            handshake @ Accepted::Handshake(_) => panic!("{handshake:?}"),
         })
     }
 
-    fn verify(&self) -> Result<Verified, Refusal> {
+    fn verify(&self) -> Result<VerifiedEvent, Refusal> {
         self.events().map(|(mut events, _)| {
             assert_eq!(events.len(), 1);
             events.remove(0)
         })
     }
 
-    fn asked(&self) -> Reply {
+    fn reply(&self) -> Reply {
         match self.accept().unwrap() {
-            Accepted::Asked(reply) => reply,
+            Accepted::Handshake(reply) => reply,
             events => panic!("{events:?}"),
         }
     }
@@ -120,7 +120,7 @@ impl Post {
 }
 
 #[test]
-fn githubs_own_vector() {
+fn github_vector_is_accepted() {
     let post =
         Post::new(Provider::Github, &[GITHUB_SECRET], &[("x-hub-signature-256", GITHUB_SIGNATURE)], "Hello, World!");
     let verified = post.verify().unwrap();
@@ -130,7 +130,7 @@ fn githubs_own_vector() {
 }
 
 #[test]
-fn standard_webhooks_own_vector_and_svix_with_its_headers() {
+fn standard_webhooks_vector_is_accepted_also_with_svix_headers() {
     let verified = Post::standard().verify().unwrap();
     assert_eq!(verified.id, "msg_p5jXN8AQM9LWM0D4loKWxJek");
     assert_eq!(verified.ty, None);
@@ -143,13 +143,13 @@ fn standard_webhooks_own_vector_and_svix_with_its_headers() {
 }
 
 #[test]
-fn every_changed_byte_is_noticed() {
+fn every_changed_byte_is_refused() {
     for index in 0..STANDARD_BODY.len() {
         let mut post = Post::standard();
         let mut body = STANDARD_BODY.as_bytes().to_vec();
         body[index] ^= 1;
         post.body = Bytes::from(body);
-        assert_eq!(post.refused(), Refusal::Wrong, "byte {index}");
+        assert_eq!(post.refused(), Refusal::InvalidSignature, "byte {index}");
     }
     for (index, _) in GITHUB_SIGNATURE.char_indices().skip("sha256=".len()) {
         let mut signature = GITHUB_SIGNATURE.as_bytes().to_vec();
@@ -157,19 +157,19 @@ fn every_changed_byte_is_noticed() {
         let signature = String::from_utf8(signature).unwrap();
         let post =
             Post::new(Provider::Github, &[GITHUB_SECRET], &[("x-hub-signature-256", &signature)], "Hello, World!");
-        assert_eq!(post.refused(), Refusal::Wrong, "character {index}");
+        assert_eq!(post.refused(), Refusal::InvalidSignature, "character {index}");
     }
-    assert_eq!(Post::standard().with("webhook-id", "msg_other").refused(), Refusal::Wrong);
-    assert_eq!(Post::standard().with("webhook-timestamp", "1614265331").refused(), Refusal::Wrong);
+    assert_eq!(Post::standard().with("webhook-id", "msg_other").refused(), Refusal::InvalidSignature);
+    assert_eq!(Post::standard().with("webhook-timestamp", "1614265331").refused(), Refusal::InvalidSignature);
 }
 
 #[test]
-fn a_signature_cut_short_or_empty_is_wrong() {
+fn truncated_or_empty_signature_is_refused() {
     let cut = &GITHUB_SIGNATURE[..GITHUB_SIGNATURE.len() - 2];
     for signature in ["sha256=", cut, &format!("{GITHUB_SIGNATURE}00"), "sha1=757107ea", "757107ea"] {
         let post =
             Post::new(Provider::Github, &[GITHUB_SECRET], &[("x-hub-signature-256", signature)], "Hello, World!");
-        assert_eq!(post.refused(), Refusal::Wrong, "{signature}");
+        assert_eq!(post.refused(), Refusal::InvalidSignature, "{signature}");
     }
 }
 
@@ -187,26 +187,26 @@ fn missing_and_repeated_headers_are_refused() {
 }
 
 #[test]
-fn the_signed_time_must_be_near() {
+fn signed_time_must_be_within_the_tolerance() {
     let tolerance = i64::try_from(TOLERANCE.as_secs()).unwrap();
     assert!(Post::standard().at(SIGNED_AT + tolerance).verify().is_ok());
     assert!(Post::standard().at(SIGNED_AT - tolerance).verify().is_ok());
-    assert!(matches!(Post::standard().at(SIGNED_AT + tolerance + 1).refused(), Refusal::Old(_)));
+    assert!(matches!(Post::standard().at(SIGNED_AT + tolerance + 1).refused(), Refusal::Expired(_)));
     assert!(matches!(Post::standard().at(SIGNED_AT - tolerance - 1).refused(), Refusal::Future(_)));
     for time in ["soon", "-5", "+1614265330", "1614265330.5", "9".repeat(60).as_str()] {
-        assert_eq!(Post::standard().with("webhook-timestamp", time).refused(), Refusal::Time, "{time}");
+        assert_eq!(Post::standard().with("webhook-timestamp", time).refused(), Refusal::InvalidTime, "{time}");
     }
 }
 
 #[test]
-fn any_live_secret_may_have_signed() {
+fn any_active_secret_may_have_signed() {
     let mut rotating = Post::standard();
     rotating.secrets.insert(0, Secret::new("whsec_bmV3ZXIta2V5LW5ld2VyLWtleQ=="));
     assert!(rotating.verify().is_ok());
     rotating.secrets.truncate(1);
-    assert_eq!(rotating.refused(), Refusal::Wrong);
+    assert_eq!(rotating.refused(), Refusal::InvalidSignature);
     rotating.secrets = vec![Secret::new("whsec_!"), Secret::new(WHSEC)];
-    assert!(rotating.verify().is_ok(), "a broken secret beside a good one does not stop deliveries");
+    assert!(rotating.verify().is_ok(), "an invalid secret does not disable a valid one");
 }
 
 #[test]
@@ -229,49 +229,49 @@ fn ed25519_post() -> (Post, String) {
 }
 
 #[test]
-fn standard_webhooks_by_ed25519() {
+fn standard_webhooks_accepts_ed25519() {
     let (mut post, _) = ed25519_post();
     assert!(post.verify().is_ok());
     post.body = Bytes::from_static(b"{}");
-    assert_eq!(post.refused(), Refusal::Wrong);
+    assert_eq!(post.refused(), Refusal::InvalidSignature);
 }
 
 #[test]
-fn a_public_key_is_never_an_hmac_key() {
+fn public_key_is_never_an_hmac_key() {
     let (mut post, public) = ed25519_post();
     let key = BASE64_STANDARD.decode(public.trim_start_matches("whpk_")).unwrap();
     let mut mac = Hmac::<Sha256>::new_from_slice(&key).unwrap();
     mac.update(format!("{}.{}.{STANDARD_BODY}", STANDARD[0].1, STANDARD[1].1).as_bytes());
     let forged = format!("v1,{}", BASE64_STANDARD.encode(mac.finalize().into_bytes()));
     post = post.with("webhook-signature", &forged);
-    assert_eq!(post.refused(), Refusal::Wrong);
+    assert_eq!(post.refused(), Refusal::InvalidSignature);
 }
 
 #[test]
-fn a_source_that_cannot_verify_says_what_to_mend() {
+fn misconfigured_source_reports_the_missing_setting() {
     let with = |secrets: &[&str]| Post::new(Provider::StandardWebhooks, secrets, &STANDARD, STANDARD_BODY).refused();
     assert_eq!(with(&[]), Refusal::Unusable(Unusable::NoSecret));
-    assert_eq!(with(&["whsec_!"]), Refusal::Unusable(Unusable::BadSecret(BadKey::Encoding("base64"))));
-    assert_eq!(with(&[""]), Refusal::Unusable(Unusable::BadSecret(BadKey::Empty)));
+    assert_eq!(with(&["whsec_!"]), Refusal::Unusable(Unusable::InvalidSecret(InvalidKey::Encoding("base64"))));
+    assert_eq!(with(&[""]), Refusal::Unusable(Unusable::InvalidSecret(InvalidKey::Empty)));
     let mut unsigned = Post::standard();
     unsigned.headers.clear();
     unsigned.secrets.clear();
-    assert_eq!(unsigned.refused(), Refusal::Unusable(Unusable::NoSecret), "whatever was sent");
+    assert_eq!(unsigned.refused(), Refusal::Unusable(Unusable::NoSecret), "for any delivery");
     let url = custom(|scheme| scheme.signed = "{url}{body}".into());
     let post = Post::new(url, &["6b"], &[("x-signature", "00"), ("x-time", "1614265330"), ("x-id", "1")], "{}");
     assert_eq!(post.refused(), Refusal::Unusable(Unusable::NoPublicUrl));
 }
 
 #[test]
-fn no_refusal_repeats_a_secret_or_a_signature() {
+fn refusal_shows_no_secret_and_no_signature() {
     let mut post = Post::standard();
     post.body = Bytes::from_static(b"{}");
-    let told = post.refused().to_string();
-    assert!(!told.contains("v1,") && !told.contains("MfKQ"), "{told}");
+    let message = post.refused().to_string();
+    assert!(!message.contains("v1,") && !message.contains("MfKQ"), "{message}");
 }
 
 #[test]
-fn github_names_what_happened_and_to_what() {
+fn github_event_has_type_and_subject() {
     let body = r#"{"action": "opened", "repository": {"full_name": "octo/hello"}}"#;
     let headers = [
         ("x-github-event", "issues"),
@@ -287,11 +287,11 @@ fn github_names_what_happened_and_to_what() {
         Post::github(&[("x-github-event", "push"), ("content-type", "application/json")], "{}").verify().unwrap();
     assert_eq!(push.ty.as_deref(), Some("push"));
     let nameless = Post::github(&[("content-type", "application/json")], body).verify().unwrap();
-    assert_eq!(nameless.ty, None, "an action without an event names nothing");
+    assert_eq!(nameless.ty, None, "an action without an event is no type");
 }
 
 #[test]
-fn githubs_form_posts_carry_json() {
+fn github_form_field_is_read_as_json() {
     let form = ("content-type", "application/x-www-form-urlencoded");
     let body = "payload=%7B%22action%22%3A+%22opened%22%7D";
     let verified = Post::github(&[form, ("x-github-event", "issues")], body).verify().unwrap();
@@ -304,7 +304,7 @@ fn githubs_form_posts_carry_json() {
 }
 
 #[test]
-fn what_calls_itself_json_must_be_json() {
+fn declared_json_must_be_valid_json() {
     let declared = [("content-type", "application/json")];
     for body in ["{", "", "{} {}", "\u{feff}{}"] {
         assert_eq!(Post::github(&declared, body).refused(), Refusal::Malformed, "{body}");
@@ -314,7 +314,7 @@ fn what_calls_itself_json_must_be_json() {
     assert_eq!(Post::github(&[], "{}").verify().unwrap().content_type.as_deref(), Some("application/json"));
     let mut forged = Post::github(&declared, "{}");
     forged.body = Bytes::from_static(b"{");
-    assert_eq!(forged.refused(), Refusal::Wrong, "the signature is looked at before the body");
+    assert_eq!(forged.refused(), Refusal::InvalidSignature, "the signature is checked before the body");
 }
 
 fn custom(change: impl FnOnce(&mut CustomScheme)) -> Provider {
@@ -347,15 +347,15 @@ fn custom_post(provider: Provider, signed: &str) -> Post {
 }
 
 #[test]
-fn a_custom_scheme_says_all_that_the_table_can() {
+fn custom_scheme_uses_all_its_fields() {
     let post = custom_post(custom(|_| {}), "v0:1614265330500:i-1:");
     let verified = post.verify().unwrap();
     assert_eq!((verified.id.as_str(), verified.ty.as_deref()), ("i-1", Some("made")));
-    assert!(matches!(post.at(SIGNED_AT + 302).refused(), Refusal::Old(_)));
+    assert!(matches!(post.at(SIGNED_AT + 302).refused(), Refusal::Expired(_)));
 }
 
 #[test]
-fn a_custom_scheme_may_sign_the_url_and_an_id_in_the_body() {
+fn custom_scheme_may_sign_the_url_and_an_id_in_the_body() {
     let provider = custom(|scheme| {
         scheme.signed = "{url}|{id}|{body}".into();
         scheme.id = Some(Locator::Pointer("/event/id".into()));
@@ -364,11 +364,11 @@ fn a_custom_scheme_may_sign_the_url_and_an_id_in_the_body() {
     post.source.public_url = Some("https://n.example/hooks/x".into());
     assert_eq!(post.verify().unwrap().id, "7");
     post.source.public_url = Some("https://n.example/hooks/y".into());
-    assert_eq!(post.refused(), Refusal::Wrong);
+    assert_eq!(post.refused(), Refusal::InvalidSignature);
 }
 
 #[test]
-fn an_unverified_source_takes_anything_but_broken_json() {
+fn unverified_source_accepts_anything_but_invalid_json() {
     let mut post = Post::standard();
     post.source.verify = Verify::None;
     post.secrets.clear();

@@ -44,12 +44,12 @@ impl Posted {
         // Of each form that a provider's key may have, one that nothing in the corpus is signed with.
         let keys = ["nobody knows this secret", "whsec_bm9ib2R5IGtub3dzIHRoaXMgc2VjcmV0", &"d7".repeat(32), PUBLIC];
         for key in keys {
-            let taken = self.sample.is_taken(&spec, &[Secret::new(key)], now);
+            let taken = self.sample.is_accepted(&spec, &[Secret::new(key)], now);
             assert!(!taken, "{} takes what nobody signed", provider.name());
         }
         // What lies behind the signature is read, too: the payload, its items, what is asked.
         let open = SourceSpec { verify: Verify::None, ..spec };
-        self.sample.is_taken(&open, &[], now);
+        self.sample.is_accepted(&open, &[], now);
     }
 }
 

@@ -11,7 +11,7 @@ use nerve_core::{
     event::PARTITION_KEY,
     manifest::{Dedupe, Ids},
 };
-use nerve_webhooks::{IdNames, Verified, is_sound};
+use nerve_webhooks::{IdScope, VerifiedEvent, is_valid_attribute};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -22,16 +22,16 @@ const MAX_TYPE_BYTES: usize = 240;
 #[derive(Debug)]
 pub(crate) struct Received {
     pub(crate) event: Event,
-    pub(crate) id_names: IdNames,
+    pub(crate) id_scope: IdScope,
 }
 
 impl Received {
     /// The identity, by which duplicates of the source are recognized.
     pub(crate) fn identity(&self, origin: &Origin, dedupe: Dedupe) -> Identity {
-        match (dedupe, &self.id_names) {
+        match (dedupe, &self.id_scope) {
             (Dedupe::None, _) => origin.identify_delivery(Uuid::now_v7().as_bytes()),
-            (_, IdNames::WithBody(sha256)) => origin.identify_content(&self.event, sha256),
-            (_, IdNames::Delivery | IdNames::Bytes) => origin.identify(&self.event),
+            (_, IdScope::DeliveryAndBody(sha256)) => origin.identify_content(&self.event, sha256),
+            (_, IdScope::Delivery | IdScope::ContentHash) => origin.identify(&self.event),
         }
     }
 }
@@ -39,26 +39,26 @@ impl Received {
 /// The event of a verified delivery, or of one item of it.
 pub(crate) fn event_of(
     (source, spec): (&Name, &SourceSpec),
-    verified: Verified,
+    verified: VerifiedEvent,
     now: OffsetDateTime,
 ) -> HttpResult<Received> {
     let ty = event_type(source, verified.ty.as_deref())?;
-    let id_names = verified.id_names;
+    let id_scope = verified.id_scope;
     // Without deduplication, equal bodies are different events.
-    let id = match (spec.dedupe(), id_names) {
-        (Dedupe::None, IdNames::Bytes) => Uuid::now_v7().to_string(),
+    let id = match (spec.dedupe(), id_scope) {
+        (Dedupe::None, IdScope::ContentHash) => Uuid::now_v7().to_string(),
         _ => verified.id,
     };
     let mut event = Event::new(id, ["/hooks/", source.as_str()].concat(), ty);
     event.time = Some(now);
     event.content_type = verified.content_type;
     event.data = verified.data;
-    let subject = verified.subject.filter(|subject| is_sound(subject));
+    let subject = verified.subject.filter(|subject| is_valid_attribute(subject));
     if let Some(subject) = &subject {
         event = event.with_extension(PARTITION_KEY, subject.as_str());
     }
     event.subject = subject;
-    Ok(Received { event, id_names })
+    Ok(Received { event, id_scope })
 }
 
 /// The CloudEvents of a request, with types under the source's name; `None` if the request has none.
@@ -74,8 +74,8 @@ pub(crate) fn cloud_events(
     };
     let received = |mut event: Event| {
         event.ty = event_type(source, Some(event.ty.as_str()))?;
-        let id_names = IdNames::of(ids, &event.data);
-        Ok(Received { event, id_names })
+        let id_scope = IdScope::of(ids, &event.data);
+        Ok(Received { event, id_scope })
     };
     events.into_iter().map(received).collect::<HttpResult<_>>().map(Some)
 }
@@ -121,10 +121,10 @@ mod tests {
         Name::parse("github").unwrap()
     }
 
-    fn verified() -> Verified {
-        Verified {
+    fn verified() -> VerifiedEvent {
+        VerifiedEvent {
             id: "d-1".into(),
-            id_names: IdNames::Delivery,
+            id_scope: IdScope::Delivery,
             ty: Some("issues.opened".into()),
             subject: Some("octo/hello".into()),
             content_type: Some("application/json".into()),
@@ -132,30 +132,30 @@ mod tests {
         }
     }
 
-    fn received(dedupe: Dedupe, id_names: IdNames) -> Received {
+    fn received(dedupe: Dedupe, id_scope: IdScope) -> Received {
         let spec = SourceSpec { dedupe: Some(dedupe), ..SourceSpec::new(Provider::Github) };
-        event_of((&source(), &spec), Verified { id_names, ..verified() }, OffsetDateTime::UNIX_EPOCH).unwrap()
+        event_of((&source(), &spec), VerifiedEvent { id_scope, ..verified() }, OffsetDateTime::UNIX_EPOCH).unwrap()
     }
 
     #[test]
     fn identity_depends_on_what_the_id_names() {
         let origin = Origin::source(&source());
-        let identity = |dedupe, id_names| received(dedupe, id_names).identity(&origin, dedupe);
-        let [one, other] = [b"one", b"two"].map(|body| IdNames::of(Ids::Reused, body));
-        assert_eq!(identity(Dedupe::Id, IdNames::Delivery), identity(Dedupe::Signed, IdNames::Delivery));
+        let identity = |dedupe, id_scope| received(dedupe, id_scope).identity(&origin, dedupe);
+        let [one, other] = [b"one", b"two"].map(|body| IdScope::of(Ids::Reused, body));
+        assert_eq!(identity(Dedupe::Id, IdScope::Delivery), identity(Dedupe::Signed, IdScope::Delivery));
         assert_eq!(identity(Dedupe::Id, one), identity(Dedupe::Id, one));
         assert_ne!(identity(Dedupe::Id, one), identity(Dedupe::Id, other));
-        for id_names in [IdNames::Delivery, IdNames::Bytes, one] {
-            assert_ne!(identity(Dedupe::None, id_names), identity(Dedupe::None, id_names), "each is a different event");
+        for id_scope in [IdScope::Delivery, IdScope::ContentHash, one] {
+            assert_ne!(identity(Dedupe::None, id_scope), identity(Dedupe::None, id_scope), "each is a different event");
         }
-        assert_eq!(received(Dedupe::None, IdNames::Delivery).event.id, "d-1", "the sender's id is kept");
-        let [first, second] = [(); 2].map(|()| received(Dedupe::None, IdNames::Bytes).event.id);
+        assert_eq!(received(Dedupe::None, IdScope::Delivery).event.id, "d-1", "the sender's id is kept");
+        let [first, second] = [(); 2].map(|()| received(Dedupe::None, IdScope::ContentHash).event.id);
         assert!(first != second && first != "d-1");
     }
 
     #[test]
     fn delivery_becomes_an_event() {
-        let event = received(Dedupe::Id, IdNames::Delivery).event;
+        let event = received(Dedupe::Id, IdScope::Delivery).event;
         assert_eq!((event.id.as_str(), event.source.as_str()), ("d-1", "/hooks/github"));
         assert_eq!(event.ty.subject().as_str(), "events.github.issues.opened");
         assert_eq!(event.subject.as_deref(), Some("octo/hello"));

@@ -21,8 +21,8 @@ use nerve_webhooks::{Handshake, Reply, Scheme, challenge};
 pub(crate) async fn respond(gateway: &Gateway, source: &Name, reply: Reply) -> HttpResult {
     Ok(match reply {
         Reply::Json(json) => ([(header::CONTENT_TYPE, "application/json")], json).into_response(),
-        Reply::Nothing => StatusCode::NO_CONTENT.into_response(),
-        Reply::Confirm(url) => {
+        Reply::Empty => StatusCode::NO_CONTENT.into_response(),
+        Reply::ConfirmSubscription(url) => {
             gateway.certificates().confirm(&url).await?;
             tracing::info!(%source, "the subscription at AWS is confirmed");
             StatusCode::NO_CONTENT.into_response()

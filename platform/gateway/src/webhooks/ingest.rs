@@ -14,7 +14,7 @@ use http::StatusCode;
 use nerve_broker::bus::{DuplicateReason, DuplicateScope, PublishError};
 use nerve_core::{Event, Identity, Name, Origin, SourceSpec, manifest::Dedupe};
 use nerve_events as event_types;
-use nerve_webhooks::{IdNames, Recognition};
+use nerve_webhooks::{IdScope, SignedIdentity};
 use std::{collections::HashSet, time::Duration};
 
 /// `Retry-After` while another request stores the same delivery.
@@ -38,14 +38,14 @@ pub(crate) struct Ingest<'a> {
     pub(crate) gateway: &'a Gateway,
     pub(crate) source: &'a Name,
     pub(crate) spec: &'a SourceSpec,
-    pub(crate) recognition: Recognition,
+    pub(crate) signed_identity: SignedIdentity,
 }
 
 impl Ingest<'_> {
     /// Stores the events that were not accepted before, and counts the duplicates. Responds 202 once all are stored.
     pub(crate) async fn store_new(self, received: Vec<Received>) -> HttpResult {
         let seen = self.gateway.seen();
-        let signed = self.recognition.signed_sha256.as_ref();
+        let signed = self.signed_identity.signed_sha256.as_ref();
         let signed = signed.map(|hash| Identity::of_signed(self.source, hash.as_bytes()));
         let Sorted { known, known_by_bytes, fresh } = self.sort(received);
         let mut receipts: Vec<Receipt> = known.iter().map(Receipt::known).collect();
@@ -89,7 +89,7 @@ impl Ingest<'_> {
             let id = one.identity(&origin, dedupe);
             let repeated = here.as_mut().is_some_and(|here| !here.insert(id));
             if repeated || dedupe != Dedupe::None && self.knows(id, &one.event) {
-                sorted.known_by_bytes += usize::from(one.id_names == IdNames::Bytes);
+                sorted.known_by_bytes += usize::from(one.id_scope == IdScope::ContentHash);
                 sorted.known.push(one.event);
             } else {
                 sorted.fresh.push((id, one.event));

@@ -96,8 +96,8 @@ impl IncomingWebhook<'_> {
         }
         let (verification, verified) = verification.verify().await?;
         match verified {
-            Ok(Accepted::Asked(reply)) => Box::pin(handshake::respond(gateway, &source, reply)).await,
-            Ok(Accepted::Events(verified, recognition)) => {
+            Ok(Accepted::Handshake(reply)) => Box::pin(handshake::respond(gateway, &source, reply)).await,
+            Ok(Accepted::Events(verified, signed_identity)) => {
                 let posted = match verification.spec.provider {
                     Provider::Cloudevents => events::cloud_events(
                         &source,
@@ -113,9 +113,9 @@ impl IncomingWebhook<'_> {
                         verified.into_iter().map(event_of).collect::<HttpResult<_>>()?
                     }
                 };
-                Ingest { gateway, source: &source, spec: &verification.spec, recognition }.store_new(events).await
+                Ingest { gateway, source: &source, spec: &verification.spec, signed_identity }.store_new(events).await
             }
-            Err(Refusal::Brings(secret)) if !verification.spec.secrets.is_empty() => {
+            Err(Refusal::AnnouncesSecret(secret)) if !verification.spec.secrets.is_empty() => {
                 Ok(handshake::log_announced_secret(&source, &verification.spec, &secret))
             }
             Err(refusal) => Err(refuse(&source, &refusal, &origin)),
@@ -240,14 +240,14 @@ mod tests {
     fn refusal_tells_the_sender_only_its_class() {
         let source = Name::parse("github").unwrap();
         let refuse = |source: &Name, refusal: &Refusal| super::refuse(source, refusal, &Origin::default());
-        let wrong = refuse(&source, &Refusal::Wrong);
+        let wrong = refuse(&source, &Refusal::InvalidSignature);
         for refusal in [
             Refusal::Missing("x".into()),
-            Refusal::Old(CONFIGURATION_RETRY_AFTER),
+            Refusal::Expired(CONFIGURATION_RETRY_AFTER),
             Refusal::Repeated("y".into()),
-            Refusal::Time,
-            Refusal::Topic,
-            Refusal::Certificate,
+            Refusal::InvalidTime,
+            Refusal::UnknownTopic,
+            Refusal::InvalidCertificate,
         ] {
             assert_eq!(refuse(&source, &refusal), wrong);
         }

@@ -1,4 +1,4 @@
-//! Every provider: what it signs is taken, and nothing that differs from it.
+//! Tests over every provider: a signed delivery is accepted, and any changed one is refused.
 
 use super::*;
 use data_encoding::HEXLOWER;
@@ -13,8 +13,8 @@ const URL: &str = "https://n.example/hooks/s";
 const TOPIC: &str = "arn:aws:sns:eu-west-1:123456789012:orders";
 pub(super) const CERTIFICATE: &str = include_str!("../../../../tests/fixtures/sns/certificate.pem");
 const RSA_KEY: &str = include_str!("../../../../tests/fixtures/sns/key.pem");
-/// What precedes the point in a P-256 public key (SubjectPublicKeyInfo).
-const P256_HEAD: &str = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
+/// The bytes before the point in a P-256 public key (SubjectPublicKeyInfo).
+const P256_PREFIX: &str = "3059301306072a8648ce3d020106082a8648ce3d030107034200";
 
 pub(super) fn key_of(provider: &Provider) -> &'static str {
     match provider {
@@ -36,7 +36,7 @@ fn at(seconds: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(seconds).unwrap()
 }
 
-/// A delivery of each provider that signs with a secret; the asymmetric ones are signed by keys of this test's.
+/// Returns a valid delivery of a provider. Asymmetric signatures use keys of this test.
 pub(super) fn good(provider: &Provider) -> Post {
     let source = spec(provider);
     let post = |secrets: Vec<Secret>, headers, body, query| Post {
@@ -75,7 +75,7 @@ pub(super) fn sendgrid(body: &str) -> Post {
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).unwrap();
     let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &random).unwrap();
     let signature = BASE64_STANDARD.encode(key.sign(&random, format!("{NOW}{body}").as_bytes()).unwrap());
-    let public = [HEXLOWER.decode(P256_HEAD.as_bytes()).unwrap().as_slice(), key.public_key().as_ref()].concat();
+    let public = [HEXLOWER.decode(P256_PREFIX.as_bytes()).unwrap().as_slice(), key.public_key().as_ref()].concat();
     let headers = [
         ("x-twilio-email-event-webhook-signature", signature.as_str()),
         ("x-twilio-email-event-webhook-timestamp", &NOW.to_string()),
@@ -105,7 +105,7 @@ pub(super) fn sns(ty: &str, version: &str, more: &[(&str, &str)]) -> Post {
     let mut post = Post::new(Provider::Sns, &[], &[("content-type", "text/plain; charset=UTF-8")], &body).at(NOW);
     post.source = spec(&Provider::Sns);
     // The fixture's certificate is younger than the vectors.
-    post.certificate = Certificate::from_pem(CERTIFICATE).map(Certificate::of_all_times);
+    post.certificate = Certificate::from_pem(CERTIFICATE).map(Certificate::valid_at_any_time);
     post
 }
 
@@ -113,21 +113,21 @@ fn all() -> impl Iterator<Item = &'static Provider> {
     Provider::BUILT_IN.iter()
 }
 
-/// The headers without which a delivery is none.
-fn needed(provider: &Provider) -> Vec<String> {
+/// Returns the required headers of a delivery.
+fn required_headers(provider: &Provider) -> Vec<String> {
     let mut names = Vec::new();
-    for kind in Scheme::of(provider).kinds.iter().flatten().take(1) {
-        let places = [Some(kind.signature), kind.timestamp.map(|(place, _)| place)];
-        for place in places.into_iter().flatten() {
-            match place {
-                Place::Header(name) | Place::Part(name, _) => names.push(name.to_owned()),
-                Place::Numbered(start) => names.push(format!("{start}1")),
-                Place::Pointer(_) => {}
+    for signature_scheme in Scheme::of(provider).signature_schemes.iter().flatten().take(1) {
+        let locations = [Some(signature_scheme.signature), signature_scheme.timestamp.map(|(location, _)| location)];
+        for location in locations.into_iter().flatten() {
+            match location {
+                ValueLocation::Header(name) | ValueLocation::HeaderParameter(name, _) => names.push(name.to_owned()),
+                ValueLocation::NumberedHeaders(start) => names.push(format!("{start}1")),
+                ValueLocation::Pointer(_) => {}
             }
         }
-        if kind.signed.contains("{id}") {
-            names.extend(Scheme::of(provider).id[0].and_then(|place| match place {
-                Place::Header(name) => Some(name.to_owned()),
+        if signature_scheme.signed.contains("{id}") {
+            names.extend(Scheme::of(provider).id[0].and_then(|location| match location {
+                ValueLocation::Header(name) => Some(name.to_owned()),
                 _ => None,
             }));
         }
@@ -140,7 +140,7 @@ fn signs_body(provider: &Provider) -> bool {
 }
 
 #[test]
-fn what_a_provider_signs_is_taken() {
+fn signed_delivery_of_every_provider_is_accepted() {
     for provider in all() {
         let (events, _) = good(provider).events().unwrap_or_else(|error| panic!("{}: {error}", provider.name()));
         assert!(!events.is_empty(), "{}", provider.name());
@@ -151,7 +151,7 @@ fn what_a_provider_signs_is_taken() {
 }
 
 #[test]
-fn a_changed_body_is_refused() {
+fn changed_body_is_refused() {
     for provider in all().filter(|provider| signs_body(provider)) {
         let length = good(provider).body.len();
         for index in (0..length).step_by(length / 24 + 1) {
@@ -160,7 +160,7 @@ fn a_changed_body_is_refused() {
             body[index] ^= 1;
             let signer = certificate_url(&post.source, delivery(&post));
             post.body = Bytes::from(body);
-            // SNS does not sign where its certificate is: another address is another certificate, or none.
+            // SNS does not sign the certificate's URL: another URL is another certificate, or none.
             let elsewhere = certificate_url(&post.source, delivery(&post)) != signer;
             assert!(elsewhere || post.accept().is_err(), "{}: byte {index}", provider.name());
         }
@@ -168,15 +168,15 @@ fn a_changed_body_is_refused() {
 }
 
 #[test]
-fn old_and_future_deliveries_are_refused() {
+fn expired_and_future_deliveries_are_refused() {
     for provider in all() {
         let tolerance = i64::try_from(provider.tolerance().as_secs()).unwrap();
-        let timed = Scheme::of(provider).kinds.iter().flatten().next().unwrap().timestamp.is_some();
+        let timed = Scheme::of(provider).signature_schemes.iter().flatten().next().unwrap().timestamp.is_some();
         for apart in [tolerance + 2, -tolerance - 2] {
             let refused = good(provider).at(NOW + apart).accept().err();
             match timed {
                 true if apart > 0 => {
-                    assert!(matches!(refused, Some(Refusal::Old(_))), "{}: {refused:?}", provider.name())
+                    assert!(matches!(refused, Some(Refusal::Expired(_))), "{}: {refused:?}", provider.name())
                 }
                 true => assert!(matches!(refused, Some(Refusal::Future(_))), "{}: {refused:?}", provider.name()),
                 false => assert_eq!(refused, None, "{}", provider.name()),
@@ -187,7 +187,7 @@ fn old_and_future_deliveries_are_refused() {
 }
 
 #[test]
-fn another_secret_is_refused_and_one_of_several_is_enough() {
+fn wrong_secret_is_refused_and_one_of_several_suffices() {
     for provider in all().filter(|provider| **provider != Provider::Sns) {
         let mut post = good(provider);
         let right = post.secrets.clone();
@@ -200,16 +200,16 @@ fn another_secret_is_refused_and_one_of_several_is_enough() {
             _ => "another secret".to_owned(),
         };
         post.secrets = vec![Secret::new(&other)];
-        assert_eq!(post.refused(), Refusal::Wrong, "{}", provider.name());
+        assert_eq!(post.refused(), Refusal::InvalidSignature, "{}", provider.name());
         post.secrets.extend(right);
         assert!(post.accept().is_ok(), "{}", provider.name());
     }
 }
 
 #[test]
-fn a_missing_and_a_repeated_header_are_refused() {
+fn missing_or_repeated_header_is_refused() {
     for provider in all() {
-        for name in needed(provider) {
+        for name in required_headers(provider) {
             let mut post = good(provider);
             let value = post.headers.remove(name.as_str()).unwrap_or_else(|| panic!("{}: {name}", provider.name()));
             assert!(matches!(post.refused(), Refusal::Missing(_)), "{}: {name}", provider.name());
@@ -222,7 +222,7 @@ fn a_missing_and_a_repeated_header_are_refused() {
 }
 
 #[test]
-fn an_id_that_is_not_signed_can_be_told_from_one_that_is() {
+fn unsigned_id_is_reported_as_unsigned() {
     for provider in all() {
         let counting = || {
             let mut post = good(provider);
@@ -230,7 +230,7 @@ fn an_id_that_is_not_signed_can_be_told_from_one_that_is() {
             post
         };
         let (events, identity) = counting().events().unwrap();
-        let Some(Place::Header(name)) = Scheme::of(provider).id[0] else {
+        let Some(ValueLocation::Header(name)) = Scheme::of(provider).id[0] else {
             assert!(identity.id_is_signed, "{}", provider.name());
             continue;
         };
@@ -245,7 +245,7 @@ fn an_id_that_is_not_signed_can_be_told_from_one_that_is() {
             }
             Err(refusal) => {
                 assert!(identity.id_is_signed, "{}", provider.name());
-                assert_eq!(refusal, Refusal::Wrong, "{}", provider.name());
+                assert_eq!(refusal, Refusal::InvalidSignature, "{}", provider.name());
             }
         }
     }
@@ -262,7 +262,7 @@ pub(super) fn delivery(post: &Post) -> Delivery<'_> {
 }
 
 #[test]
-fn no_request_brings_a_provider_to_panic() {
+fn no_request_causes_a_panic() {
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     let mut next = |below: usize| {
         random ^= random << 13;

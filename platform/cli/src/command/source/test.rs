@@ -10,7 +10,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::{Name, Secret, SourceSpec};
-use nerve_webhooks::{Sample, Unsigned};
+use nerve_webhooks::{Sample, SigningError};
 use serde_json::{Value, json};
 use std::{io::stdin, time::Duration};
 use time::OffsetDateTime;
@@ -119,10 +119,10 @@ impl Test {
         Failure::new(format!("the sample of {} was not accepted", self.name))
     }
 
-    fn unsigned(&self, why: Unsigned) -> Failure {
+    fn unsigned(&self, why: SigningError) -> Failure {
         let next = match why {
-            Unsigned::PublicKey => "send a test from the provider's settings",
-            Unsigned::NoSecret => "set it again, as the provider shows it: nerve secrets set NAME",
+            SigningError::PublicKey => "send a test from the provider's settings",
+            SigningError::NoSecret => "set it again, as the provider shows it: nerve secrets set NAME",
         };
         Failure::new(format!("cannot sign a sample of {}", self.name)).because(why).next(next)
     }
