@@ -17,7 +17,7 @@ use nerve_core::{
     function::Secret,
     manifest::{Batch, Provider, RuntimeSpec},
 };
-use nerve_registry::{Catalogue, Entry, FunctionRecord, SealedOrOpen, SourceRecord};
+use nerve_registry::{Catalogue, CatalogueSecret, Entry, FunctionRecord, SourceRecord};
 use serde_json::Value;
 use sha2::Sha256;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -59,7 +59,7 @@ fn catalogue() -> Catalogue {
     };
     let name = Name::parse("count").unwrap();
     let record = FunctionRecord { spec: function(), artifacts: vec![], stream: "EVENTS".into(), deployed_at };
-    let open = |value: &str| SealedOrOpen { revision: 1, value: Some(Secret::new(value)), sealed: None };
+    let open = |value: &str| CatalogueSecret { revision: 1, value: Some(Secret::new(value)), encrypted: None };
     Catalogue {
         functions: BTreeMap::from([(name.clone(), Entry { name, revision: 1, record })]),
         sources: BTreeMap::from([source("github", source_of_github()), source("keyless", self::source(&["MISSING"]))]),

@@ -1,4 +1,4 @@
-//! Deployed files: up into the Object Store and down to a worker's disk, by their digest.
+//! RecordChange files: upload to the Object Store and download to a worker's disk, by digest.
 
 use super::{ArtifactRef, Registry};
 use data_encoding::HEXLOWER;
@@ -12,16 +12,19 @@ use std::{
 use tokio::io::AsyncWriteExt;
 use tokio_util::io::InspectReader;
 
-/// How much of a file is read at once to take its digest, in bytes.
-const READ: usize = 1 << 20;
+/// Bytes per read while a file is hashed.
+const READ_CHUNK_BYTES: usize = 1 << 20;
 
 impl ArtifactRef {
-    /// Reads a file of any size for its digest; `name` is what it is deployed as.
+    /// Hashes a file of any size. `name` is its name in the deployment.
+    ///
+    /// # Errors
+    /// The I/O error if the file cannot be read.
     pub async fn of_file(name: &str, path: &Path) -> std::io::Result<Self> {
         let (name, path) = (name.to_owned(), path.to_owned());
         let hashed = tokio::task::spawn_blocking(move || {
             let mut file = nerve_files::open(&path)?;
-            let (mut digest, mut size, mut buffer) = (Sha256::new(), 0, vec![0; READ]);
+            let (mut digest, mut size, mut buffer) = (Sha256::new(), 0, vec![0; READ_CHUNK_BYTES]);
             loop {
                 let length = file.read(&mut buffer)?;
                 let Some(read) = buffer.get(..length).filter(|read| !read.is_empty()) else { break };
@@ -35,7 +38,10 @@ impl ArtifactRef {
 }
 
 impl Registry {
-    /// Stores a file; one that is there already is not sent again. `name` is what the manifest calls it.
+    /// Stores a file, unless it is already stored. `name` is its name in the manifest.
+    ///
+    /// # Errors
+    /// The broker is unavailable, or the store is full.
     pub async fn upload(&self, name: &str, content: &[u8]) -> Result<ArtifactRef, BusError> {
         let what = || format!("uploading {name}");
         let sha256 = HEXLOWER.encode(&Sha256::digest(content));
@@ -51,12 +57,18 @@ impl Registry {
         Ok(reference)
     }
 
-    /// Whether a file is there already, so that storing it would send nothing.
+    /// Whether a file is already stored.
+    ///
+    /// # Errors
+    /// The broker is unavailable.
     pub async fn is_uploaded(&self, reference: &ArtifactRef) -> Result<bool, BusError> {
         is_stored(&self.object_store().await?, reference).await
     }
 
-    /// Stores the file at `path`, of any size and never whole in memory; one that is there already is not sent again.
+    /// Streams the file at `path` to the store, unless it is already stored.
+    ///
+    /// # Errors
+    /// The file cannot be read or changed meanwhile, the broker is unavailable, or the store is full.
     pub async fn upload_file(&self, reference: &ArtifactRef, path: &Path) -> Result<(), BusError> {
         let what = || format!("uploading {}", path.display());
         let store = self.object_store().await?;
@@ -70,25 +82,28 @@ impl Registry {
         store.put(&reference.sha256, &mut reader, what()).await?;
         drop(reader);
         if HEXLOWER.encode(&digest.finalize()) != reference.sha256 {
-            // Whoever fetched it would refuse it for ever.
+            // Its digest would fail at every download.
             self.delete_artifact(&reference.sha256).await?;
-            return Err(BusError::refused(what(), "it changed while it was read: try again"));
+            return Err(BusError::refused(what(), "the file changed while it was read: try again"));
         }
         Ok(())
     }
 
-    /// Deletes a file from the Object Store; one that is not there is as good.
+    /// Deletes a file from the Object Store, if it exists.
     pub(super) async fn delete_artifact(&self, sha256: &str) -> Result<(), BusError> {
         self.object_store().await?.delete(sha256, format!("deleting the file {sha256}")).await
     }
 
-    /// Brings a file to `folder`, unless it is there, and checks its digest. One file comes at a time, and once however
-    /// many want it.
+    /// Downloads a file to `folder`, unless it exists, and checks its digest. Downloads run one at a time, and concurrent requests
+    /// for a file share one download.
+    ///
+    /// # Errors
+    /// The broker is unavailable, the digest is wrong, or the file cannot be written.
     pub async fn fetch(&self, reference: &ArtifactRef, folder: &Path) -> Result<Artifact, BusError> {
         let file = folder.join(&reference.sha256);
         let artifact = Artifact { name: reference.name.clone(), sha256: reference.sha256.clone(), file: file.clone() };
-        let _alone = self.fetching.lock().await;
-        // It is put in place by a rename once its digest is right, so what is there is whole.
+        let _guard = self.fetching.lock().await;
+        // A file is renamed to this path after its digest has been checked, so an existing one is complete.
         if tokio::fs::try_exists(&file).await.unwrap_or(false) {
             return Ok(artifact);
         }
@@ -118,7 +133,7 @@ impl Registry {
         file.sync_all().await.map_err(|error| local(path, error))?;
         drop(reader);
         if HEXLOWER.encode(&digest.finalize()) != reference.sha256 {
-            return Err(BusError::unavailable(what(), "what came does not have its digest"));
+            return Err(BusError::unavailable(what(), "the downloaded file has another digest"));
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! Everything that is deployed, as one snapshot that follows every change.
+//! The catalogue: a snapshot of all deployed resources, updated at every change.
 
 use super::{
     Entry, FunctionRecord, Keyring, ModelRecord, Registry, ScheduleRecord, SinkRecord, SinkState, SourceRecord, quotas,
-    secrets::{PUBLIC_KEY, SERVERS_KEYS, key_id},
+    secrets::{PUBLIC_KEY, SERVER_ENTRY_PREFIX, key_id},
 };
 use bytes::Bytes;
 use crypto_box::PublicKey;
@@ -22,57 +22,59 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// The wait before a broken watch is opened again.
-const REOPEN: Duration = Duration::from_millis(250);
-/// How long the first snapshot may take.
-const FIRST: Duration = Duration::from_secs(15);
+/// The wait before a failed watch is reopened.
+const REOPEN_INTERVAL: Duration = Duration::from_millis(250);
+/// Timeout of the next entry while a snapshot is read.
+const ENTRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of the first snapshot.
+const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What is deployed at one moment.
+/// A snapshot of the deployed resources.
 #[derive(Debug, Clone, Default)]
 pub struct Catalogue {
-    /// By name.
+    /// Functions by name.
     pub functions: BTreeMap<Name, Entry<FunctionRecord>>,
-    /// By name.
+    /// Sources by name.
     pub sources: BTreeMap<Name, Entry<SourceRecord>>,
-    /// By name.
+    /// Sinks by name.
     pub sinks: BTreeMap<Name, Entry<SinkRecord>>,
-    /// By the sink's name; those that are well have none.
+    /// States of failing or disabled sinks, by the sink's name.
     pub sink_states: BTreeMap<Name, Entry<SinkState>>,
-    /// By name.
+    /// Schedules by name.
     pub schedules: BTreeMap<Name, Entry<ScheduleRecord>>,
-    /// By name.
+    /// Models by name.
     pub models: BTreeMap<ModelName, Entry<ModelRecord, ModelName>>,
-    /// By name.
-    pub secrets: BTreeMap<String, SealedOrOpen>,
-    /// What collections may have.
+    /// Secrets by name.
+    pub secrets: BTreeMap<String, CatalogueSecret>,
+    /// Quotas of collections.
     pub quotas: Arc<Quotas>,
-    /// The id of the key that secrets are encrypted for now.
+    /// The id of the current secrets key.
     pub secrets_key: Option<String>,
 }
 
-/// A secret as this server has it.
+/// A secret of the catalogue.
 #[derive(Debug, Clone)]
-pub struct SealedOrOpen {
-    /// A new value has a higher one.
+pub struct CatalogueSecret {
+    /// The revision. A new value has a higher one.
     pub revision: u64,
-    /// The value; `None` when it is encrypted for a key that this server does not have.
+    /// The value; `None` if this server does not have the key for it.
     pub value: Option<Secret>,
-    /// What cannot be opened yet.
-    pub sealed: Option<Bytes>,
+    /// The encrypted value, if this server does not have the key for it.
+    pub encrypted: Option<Bytes>,
 }
 
-/// Why a secret that something needs is not there.
+/// The reason why a required secret has no value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MissingSecret {
-    /// It is not set.
-    #[error("the secret {0} is not set: nerve secrets set {0}")]
+    /// The secret is not set.
+    #[error("secret {0} is not set: nerve secrets set {0}")]
     Unset(String),
-    /// This server has not the key.
+    /// This server does not have the key.
     #[error(
-        "the secret {name} is encrypted for the secrets key {key}, which this server does not have: `nerve join TOKEN` brings it, \
-         with a token that `nerve access token` makes on the machine that has it"
+        "secret {name} is encrypted for the secrets key {key}, which this server does not have: run `nerve access token` on a \
+         machine that has it, and `nerve join TOKEN` here"
     )]
-    Sealed {
+    MissingKey {
         /// Its name.
         name: String,
         /// The id of the key.
@@ -81,27 +83,33 @@ pub enum MissingSecret {
 }
 
 impl Catalogue {
-    /// The values of the secrets named; the error is about the first one that has none.
+    /// Returns the values of several secrets.
+    ///
+    /// # Errors
+    /// The first secret without a value.
     pub fn secrets_of(&self, names: &[String]) -> Result<BTreeMap<String, Secret>, MissingSecret> {
         names.iter().map(|name| Ok((name.clone(), self.secret(name)?))).collect()
     }
 
-    /// The value of a secret.
+    /// Returns the value of a secret.
+    ///
+    /// # Errors
+    /// The secret is not set, or this server does not have its key.
     pub fn secret(&self, name: &str) -> Result<Secret, MissingSecret> {
         let secret = self.secrets.get(name).ok_or_else(|| MissingSecret::Unset(name.to_owned()))?;
         secret.value.clone().ok_or_else(|| {
             let key = self.secrets_key.clone().unwrap_or_default();
-            MissingSecret::Sealed { name: name.to_owned(), key }
+            MissingSecret::MissingKey { name: name.to_owned(), key }
         })
     }
 
-    /// What tells the value of a secret from others that it had; none where there is no value.
+    /// Returns the revision of a secret's value, or `None` without a value.
     pub fn secret_revision(&self, name: &str) -> Option<u64> {
         let secret = self.secrets.get(name)?;
         secret.value.as_ref().map(|_| secret.revision)
     }
 
-    /// Gives secrets whose value is as it was the revision that they had.
+    /// Keeps the revisions of secrets whose value has not changed.
     fn keep_revisions(&mut self, before: &Self) {
         for (name, secret) in &mut self.secrets {
             let known = before.secrets.get(name).filter(|known| known.value.is_some() && known.value == secret.value);
@@ -109,14 +117,14 @@ impl Catalogue {
         }
     }
 
-    /// Opens what this keyring opens, now that it has another key.
-    fn open_sealed(&mut self, keyring: &Keyring) {
+    /// Decrypts the remaining secrets after the keyring has got another key.
+    fn decrypt_remaining(&mut self, keyring: &Keyring) {
         for (name, secret) in &mut self.secrets {
-            secret.value = secret.value.take().or_else(|| keyring.open(name, secret.sealed.as_deref()?));
+            secret.value = secret.value.take().or_else(|| keyring.decrypt(name, secret.encrypted.as_deref()?));
         }
     }
 
-    /// Whether what this function emits leads, over any number of functions, to events of type `ty`.
+    /// Whether output events of this function lead, over any number of functions, to events of type `ty`.
     pub fn leads_to(&self, function: &Name, ty: &str) -> bool {
         let Some(first) = self.functions.get(function) else { return false };
         let (mut seen, mut next) = (BTreeSet::from([&first.name]), vec![first]);
@@ -125,7 +133,7 @@ impl Catalogue {
             if emits.iter().any(|pattern| pattern.covers(ty)) {
                 return true;
             }
-            for other in self.functions.values().filter(|other| other.record.takes_any_of(emits)) {
+            for other in self.functions.values().filter(|other| other.record.consumes_any_of(emits)) {
                 if seen.insert(&other.name) {
                     next.push(other);
                 }
@@ -134,21 +142,21 @@ impl Catalogue {
         false
     }
 
-    /// Whether any function takes events of type `ty`.
-    pub fn takes(&self, ty: &EventType) -> bool {
-        self.takers(ty).next().is_some()
+    /// Whether any function consumes events of type `ty`.
+    pub fn has_consumer(&self, ty: &EventType) -> bool {
+        self.consumers(ty).next().is_some()
     }
 
-    /// The functions that take events of type `ty`.
-    pub fn takers(&self, ty: &EventType) -> impl Iterator<Item = &Name> {
+    /// Returns the functions that consume events of type `ty`.
+    pub fn consumers(&self, ty: &EventType) -> impl Iterator<Item = &Name> {
         let subject = ty.subject();
-        let takes = move |entry: &&Entry<FunctionRecord>| {
+        let consumes = move |entry: &&Entry<FunctionRecord>| {
             entry.record.stream == EVENTS && entry.record.spec.on.iter().any(|on| on.covers(subject.as_str()))
         };
-        self.functions.values().filter(takes).map(|entry| &entry.name)
+        self.functions.values().filter(consumes).map(|entry| &entry.name)
     }
 
-    /// The digest of every file that a function or a model needs.
+    /// Returns the digests of all files of functions and models.
     pub(super) fn digests(&self) -> BTreeSet<String> {
         let of_functions = self.functions.values().flat_map(|entry| &entry.record.artifacts);
         let of_models = self.models.values().flat_map(|entry| &entry.record.files);
@@ -161,38 +169,38 @@ impl Catalogue {
             None => drop(own.remove(&collection)),
             Some(Ok(quota)) => drop(own.insert(collection, quota)),
             Some(Err(error)) => {
-                tracing::error!(collection, %error, "a quota cannot be read; set it with this version");
+                tracing::error!(collection, %error, "quota cannot be read; set it again with this version of Nerve");
             }
         }
     }
 
-    /// Sets a secret. One that was only encrypted again keeps its revision: nothing that uses it is loaded anew.
+    /// Sets a secret. A re-encrypted secret keeps its revision, so that nothing is reloaded.
     fn set_secret(&mut self, keyring: &Keyring, entry: BucketEntry) {
-        let value = keyring.open(&entry.key, &entry.value);
+        let value = keyring.decrypt(&entry.key, &entry.value);
         if value.is_none() {
-            tracing::warn!(secret = entry.key, "this secret is encrypted for a key that this server does not have");
+            tracing::warn!(secret = entry.key, "secret is encrypted for a key that this server does not have");
         }
         let before = self.secrets.get(&entry.key);
-        let is_same = |before: &&SealedOrOpen| value.is_some() && before.value == value;
+        let is_same = |before: &&CatalogueSecret| value.is_some() && before.value == value;
         let revision = before.filter(is_same).map_or(entry.revision, |before| before.revision);
-        let sealed = value.is_none().then_some(entry.value);
-        self.secrets.insert(entry.key, SealedOrOpen { revision, value, sealed });
+        let encrypted = value.is_none().then_some(entry.value);
+        self.secrets.insert(entry.key, CatalogueSecret { revision, value, encrypted });
     }
 
-    fn apply(&mut self, keyring: &Keyring, change: Change) {
-        let Change { bucket, entry } = change;
+    fn apply(&mut self, keyring: &Keyring, change: BucketChange) {
+        let BucketChange { bucket, entry } = change;
         let put = !entry.is_deleted;
         match bucket {
-            Bucket::Secrets if entry.key == PUBLIC_KEY => {
+            WatchedBucket::Secrets if entry.key == PUBLIC_KEY => {
                 let public = PublicKey::from_slice(&entry.value).ok();
                 self.secrets_key = public.map(|public| key_id(&public));
             }
-            Bucket::Secrets if entry.key.starts_with(SERVERS_KEYS) => {}
-            Bucket::Secrets if put => self.set_secret(keyring, entry),
-            Bucket::Secrets => {
+            WatchedBucket::Secrets if entry.key.starts_with(SERVER_ENTRY_PREFIX) => {}
+            WatchedBucket::Secrets if put => self.set_secret(keyring, entry),
+            WatchedBucket::Secrets => {
                 self.secrets.remove(&entry.key);
             }
-            Bucket::Functions => {
+            WatchedBucket::Functions => {
                 if let Some(name) = named(&entry.key, "function.") {
                     set(&mut self.functions, name, &entry, put);
                 } else if let Some(name) = named(&entry.key, "source.") {
@@ -230,26 +238,29 @@ where
         Ok(record) => {
             records.insert(name.clone(), Entry { name, revision: entry.revision, record });
         }
-        // The one before it goes on: a newer tool wrote something that this server cannot run.
+        // The previous record stays in use: a newer version has written one that this server cannot run.
         Err(error) => {
-            tracing::error!(key = entry.key, %error, "a deployment cannot be read; deploy it with this version")
+            tracing::error!(key = entry.key, %error, "deployment cannot be read; deploy it again with this version of Nerve")
         }
     }
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Bucket {
+enum WatchedBucket {
     Functions,
     Secrets,
 }
 
-struct Change {
-    bucket: Bucket,
+struct BucketChange {
+    bucket: WatchedBucket,
     entry: BucketEntry,
 }
 
 impl Registry {
-    /// The catalogue, whole from the first, and everything that changes it until `stop`.
+    /// Reads the catalogue and follows its changes until `stop`.
+    ///
+    /// # Errors
+    /// The broker is unavailable.
     pub async fn follow(
         &self,
         (keyring, default_quota): (Keyring, Quota),
@@ -258,17 +269,17 @@ impl Registry {
     ) -> Result<watch::Receiver<Arc<Catalogue>>, BusError> {
         let (sender, receiver) = watch::channel(Arc::new(Catalogue::default()));
         let mut follower = Follower { registry: self.clone(), keyring, default_quota, sender };
-        let opened = tokio::time::timeout(FIRST, follower.open()).await;
-        let mut changes = opened.map_err(|error| BusError::unavailable("reading what is deployed", error))??;
+        let opened = tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, follower.open()).await;
+        let mut changes = opened.map_err(|error| BusError::unavailable("reading the catalogue", error))??;
         tasks.spawn(async move {
             stop.run_until_cancelled(async {
                 loop {
                     follower.run(&mut changes).await;
                     changes = loop {
-                        tokio::time::sleep(REOPEN).await;
+                        tokio::time::sleep(REOPEN_INTERVAL).await;
                         match follower.open().await {
                             Ok(changes) => break changes,
-                            Err(error) => tracing::debug!(%error, "the watch of what is deployed waits for the broker"),
+                            Err(error) => tracing::debug!(%error, "catalogue watch waits for the broker"),
                         }
                     };
                 }
@@ -286,15 +297,15 @@ struct Follower {
     sender: watch::Sender<Arc<Catalogue>>,
 }
 
-type Changes = futures::stream::BoxStream<'static, Result<Change, BusError>>;
+type Changes = futures::stream::BoxStream<'static, Result<BucketChange, BusError>>;
 
 impl Follower {
-    /// Reads the whole into a new snapshot, and returns what comes after it.
+    /// Reads a new snapshot, and returns the later changes.
     async fn open(&mut self) -> Result<Changes, BusError> {
         let quotas = Quotas { default: self.default_quota, ..Quotas::default() };
         let mut catalogue = Catalogue { quotas: Arc::new(quotas), ..Catalogue::default() };
-        let functions = self.open_bucket(Bucket::Functions, &mut catalogue).await?;
-        let secrets = self.open_bucket(Bucket::Secrets, &mut catalogue).await?;
+        let functions = self.open_bucket(WatchedBucket::Functions, &mut catalogue).await?;
+        let secrets = self.open_bucket(WatchedBucket::Secrets, &mut catalogue).await?;
         catalogue.keep_revisions(&self.sender.borrow());
         self.sender.send_replace(Arc::new(catalogue));
         Ok(futures::stream::select(functions, secrets).boxed())
@@ -302,45 +313,46 @@ impl Follower {
 
     async fn open_bucket(
         &self,
-        bucket: Bucket,
+        bucket: WatchedBucket,
         catalogue: &mut Catalogue,
-    ) -> Result<impl Stream<Item = Result<Change, BusError>> + Send + 'static, BusError> {
+    ) -> Result<impl Stream<Item = Result<BucketChange, BusError>> + Send + 'static, BusError> {
         let store = match bucket {
-            Bucket::Functions => &self.registry.functions,
-            Bucket::Secrets => &self.registry.secrets,
+            WatchedBucket::Functions => &self.registry.functions,
+            WatchedBucket::Secrets => &self.registry.secrets,
         };
-        let what = "watching what is deployed";
+        let what = "watching the catalogue";
         let (stored, changes) = store.follow(what).await?;
-        let mut changes = changes.map(move |entry| Ok(Change { bucket, entry: entry? })).boxed();
-        // The watch says which entry is the last of what was there, but says nothing where there was nothing.
+        let mut changes = changes.map(move |entry| Ok(BucketChange { bucket, entry: entry? })).boxed();
+        // The watch marks the last stored entry, but sends nothing for an empty bucket.
         let mut seen = stored == 0;
         while !seen {
-            let next = tokio::time::timeout(REOPEN * 20, changes.next()).await;
+            let next = tokio::time::timeout(ENTRY_TIMEOUT, changes.next()).await;
             let Ok(Some(change)) = next else {
-                return Err(BusError::unavailable(what, "the watch fell silent"));
+                return Err(BusError::unavailable(what, "the watch timed out"));
             };
-            let change: Change = change?;
+            let change: BucketChange = change?;
             seen = change.entry.pending == 0;
             self.apply(catalogue, change).await;
         }
         Ok(changes)
     }
 
-    async fn apply(&self, catalogue: &mut Catalogue, change: Change) {
-        let has_another_key = self.follow_keys(&change).await;
+    async fn apply(&self, catalogue: &mut Catalogue, change: BucketChange) {
+        let has_new_key = self.follow_keys(&change).await;
         catalogue.apply(&self.keyring, change);
-        if has_another_key {
-            catalogue.open_sealed(&self.keyring);
+        if has_new_key {
+            catalogue.decrypt_remaining(&self.keyring);
         }
     }
 
-    /// Whether a change has given this server another key.
-    async fn follow_keys(&self, change: &Change) -> bool {
-        let is_about_keys = matches!(change.bucket, Bucket::Secrets) && change.entry.key.starts_with(SERVERS_KEYS);
+    /// Processes a change of keys. Returns whether this server has got a new key.
+    async fn follow_keys(&self, change: &BucketChange) -> bool {
+        let is_about_keys =
+            matches!(change.bucket, WatchedBucket::Secrets) && change.entry.key.starts_with(SERVER_ENTRY_PREFIX);
         is_about_keys && self.registry.follow_keys(&self.keyring, &change.entry.key).await
     }
 
-    /// Applies changes until the watch ends, or the connection it stands on does.
+    /// Applies changes until the watch or its connection ends.
     async fn run(&self, changes: &mut Changes) {
         let mut reconnects = self.registry.bus.reconnects();
         loop {
@@ -351,17 +363,17 @@ impl Follower {
             let Some(change) = change else { return };
             match change {
                 Ok(change) => {
-                    let has_another_key = self.follow_keys(&change).await;
+                    let has_new_key = self.follow_keys(&change).await;
                     self.sender.send_modify(|catalogue| {
                         let catalogue = Arc::make_mut(catalogue);
                         catalogue.apply(&self.keyring, change);
-                        if has_another_key {
-                            catalogue.open_sealed(&self.keyring);
+                        if has_new_key {
+                            catalogue.decrypt_remaining(&self.keyring);
                         }
                     });
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "the watch of what is deployed is opened again");
+                    tracing::debug!(%error, "catalogue watch failed; reopening it");
                     return;
                 }
             }

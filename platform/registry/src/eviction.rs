@@ -1,4 +1,4 @@
-//! Keeps this machine's disk clear of fetched files that nothing deployed needs any more.
+//! Eviction of downloaded files that no deployed resource uses.
 
 use super::Catalogue;
 use std::{
@@ -11,20 +11,20 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// A file younger than that may be on its way to a process that shares the folder, or to its place.
-const SETTLED: Duration = Duration::from_secs(3600);
+/// Minimum age of an evicted file, and the interval of sweeps. Another process that shares the folder may still use a younger one.
+const MIN_FILE_AGE: Duration = Duration::from_secs(3600);
 
-/// Clears `folder` of what each change leaves without a use until `stop`; and at the start, and every hour, of what
-/// has none for another reason: an earlier run left it, or it arrived when nothing wanted it any more.
+/// Removes unused files from `folder` until `stop`: at each change those that it makes unused, and at the start and every hour all
+/// others, such as those of an earlier run.
 pub async fn evict(folder: PathBuf, mut catalogue: watch::Receiver<Arc<Catalogue>>, stop: CancellationToken) {
     let mut named = catalogue.borrow_and_update().digests();
-    let mut sweeps = tokio::time::interval(SETTLED);
+    let mut sweeps = tokio::time::interval(MIN_FILE_AGE);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = sweeps.tick() => {
-                if let Err(error) = sweep(&folder, &named, SETTLED).await {
-                    tracing::warn!(folder = %folder.display(), %error, "files that nothing needs cannot be looked for");
+                if let Err(error) = sweep(&folder, &named, MIN_FILE_AGE).await {
+                    tracing::warn!(folder = %folder.display(), %error, "cannot sweep unused files");
                 }
             }
             changed = catalogue.changed() => {
@@ -33,7 +33,7 @@ pub async fn evict(folder: PathBuf, mut catalogue: watch::Receiver<Arc<Catalogue
                 }
                 let now = catalogue.borrow_and_update().digests();
                 for digest in named.difference(&now) {
-                    // What is deployed again meanwhile is being fetched, or found there.
+                    // A file that has been deployed again meanwhile is in use.
                     if !catalogue.borrow().digests().contains(digest) {
                         remove(&folder.join(digest)).await;
                     }
@@ -44,7 +44,7 @@ pub async fn evict(folder: PathBuf, mut catalogue: watch::Receiver<Arc<Catalogue
     }
 }
 
-/// Removes the files in `folder` that are older than `age` and not `named`; unfinished ones have other names.
+/// Removes files in `folder` that are older than `age` and not in `named`, including unfinished downloads.
 async fn sweep(folder: &Path, named: &BTreeSet<String>, age: Duration) -> io::Result<()> {
     let mut entries = match tokio::fs::read_dir(folder).await {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -63,9 +63,9 @@ async fn sweep(folder: &Path, named: &BTreeSet<String>, age: Duration) -> io::Re
 
 async fn remove(file: &Path) {
     match tokio::fs::remove_file(file).await {
-        Ok(()) => tracing::debug!(file = %file.display(), "nothing needs this file any more; it is removed"),
+        Ok(()) => tracing::debug!(file = %file.display(), "unused file removed"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(file = %file.display(), %error, "a file that nothing needs stays on the disk"),
+        Err(error) => tracing::warn!(file = %file.display(), %error, "unused file cannot be removed"),
     }
 }
 
@@ -102,25 +102,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_start_clears_what_is_old_and_not_named() {
+    async fn sweep_removes_old_unused_files() {
         let here = folder(&["a", "b", "b.unfinished"]);
         std::fs::create_dir(here.path().join("folder")).unwrap();
         let named = BTreeSet::from(["a".to_owned()]);
-        sweep(here.path(), &named, SETTLED).await.unwrap();
-        assert_eq!(names(here.path()).len(), 4, "all of it is young");
+        sweep(here.path(), &named, MIN_FILE_AGE).await.unwrap();
+        assert_eq!(names(here.path()).len(), 4, "all files are young");
         sweep(here.path(), &named, Duration::ZERO).await.unwrap();
         assert_eq!(names(here.path()), ["a", "folder"]);
         sweep(&here.path().join("none"), &named, Duration::ZERO).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_change_clears_what_it_leaves_without_a_use() {
+    async fn change_removes_files_that_it_makes_unused() {
         let here = folder(&["a", "b", "stranger"]);
         let (sender, receiver) = watch::channel(catalogue(&["a", "b"]));
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(evict(here.path().to_owned(), receiver, stop.clone()));
         tasks.close();
-        // It has to see the first state before it can compare.
+        // The task must see the first state before it can compare.
         tokio::time::sleep(Duration::from_millis(50)).await;
         sender.send_replace(catalogue(&["b"]));
         let cleared = async {

@@ -1,9 +1,8 @@
-//! Models: added once, named by functions and by requests.
+//! Models: added once, used by functions and requests by name.
 //!
-//! A function's deployment pins its model's files by digest, so a model that is replaced changes nothing until the
-//! next deploy.
+//! A deployed function pins its model's files by digest, so a replaced model takes effect at the next deploy.
 
-use super::{ArtifactRef, Deployed, Entry, FunctionRecord, ModelInfo, ModelRecord, Registry};
+use super::{ArtifactRef, Entry, FunctionRecord, ModelInfo, ModelRecord, RecordChange, Registry};
 use nerve_broker::bus::BusError;
 use nerve_core::{ModelName, manifest::RuntimeSpec};
 use std::collections::BTreeSet;
@@ -17,64 +16,77 @@ fn model_key(name: &ModelName) -> String {
 }
 
 impl ModelRecord {
-    /// A model whose files are uploaded.
+    /// Creates the record of a model whose files are uploaded.
     pub fn new(files: Vec<ArtifactRef>, description: ModelInfo) -> Self {
         Self { files, description, added_at: OffsetDateTime::now_utc() }
     }
 
-    /// Whether adding `other` over this would change nothing.
+    /// Whether replacing this record by `other` changes nothing.
     pub fn same_as(&self, other: &Self) -> bool {
         self.files == other.files && self.description == other.description
     }
 }
 
 impl Registry {
-    /// The models that were added, by name.
+    /// Returns the added models, by name.
+    ///
+    /// # Errors
+    /// The broker is unavailable, or a record is of another version.
     pub async fn models(&self) -> Result<Vec<Entry<ModelRecord, ModelName>>, BusError> {
         self.list("model.").await
     }
 
-    /// One model.
+    /// Returns one model.
+    ///
+    /// # Errors
+    /// The broker is unavailable, or the record is of another version.
     pub async fn model(&self, name: &ModelName) -> Result<Option<Entry<ModelRecord, ModelName>>, BusError> {
         self.get(name, &model_key(name)).await
     }
 
-    /// Adds a model whose files are uploaded, or replaces it; the same again changes nothing.
-    pub async fn add_model(&self, name: &ModelName, record: ModelRecord) -> Result<Deployed, BusError> {
+    /// Adds or replaces a model whose files are uploaded. An identical model changes nothing.
+    ///
+    /// # Errors
+    /// The broker is unavailable.
+    pub async fn add_model(&self, name: &ModelName, record: ModelRecord) -> Result<RecordChange, BusError> {
         let before = self.model(name).await?;
         if let Some(before) = &before
             && before.record.same_as(&record)
         {
-            return Ok(Deployed::Unchanged { revision: before.revision });
+            return Ok(RecordChange::Unchanged { revision: before.revision });
         }
         let revision = self.put(&model_key(name), &record).await?;
-        let Some(before) = before else { return Ok(Deployed::Created { revision }) };
-        self.free(&before.record.files).await?;
-        Ok(Deployed::Changed { revision })
+        let Some(before) = before else { return Ok(RecordChange::Created { revision }) };
+        self.delete_unreferenced(&before.record.files).await?;
+        Ok(RecordChange::Changed { revision })
     }
 
-    /// Removes a model and the files that nothing else needs; `false` when there was none. A model that a deployed
-    /// function runs is refused.
+    /// Removes a model and its files that nothing else uses. Returns `false` if it does not exist.
+    ///
+    /// # Errors
+    /// A deployed function uses the model, or the broker is unavailable.
     pub async fn remove_model(&self, name: &ModelName) -> Result<bool, BusError> {
         let Some(entry) = self.model(name).await? else { return Ok(false) };
         let users = users(name, &entry.record, &self.models().await?, &self.functions().await?);
         if !users.is_empty() {
             let why = match users.as_slice() {
-                [user] => format!("the function {user} runs it: remove that, or deploy it with another model, first"),
+                [user] => {
+                    format!("function {user} uses it: remove the function, or deploy it with another model, first")
+                }
                 users => format!(
-                    "the functions {} run it: remove them, or deploy them with another model, first",
+                    "functions {} use it: remove them, or deploy them with another model, first",
                     users.join(", ")
                 ),
             };
             return Err(BusError::refused(format!("removing the model {name}"), why));
         }
         self.delete(&model_key(name)).await?;
-        self.free(&entry.record.files).await?;
+        self.delete_unreferenced(&entry.record.files).await?;
         Ok(true)
     }
 
-    /// Deletes those of `files` that neither a model nor a function refers to.
-    async fn free(&self, files: &[ArtifactRef]) -> Result<(), BusError> {
+    /// Deletes the files that no model or function uses.
+    async fn delete_unreferenced(&self, files: &[ArtifactRef]) -> Result<(), BusError> {
         for digest in unreferenced(files, &self.models().await?, &self.functions().await?) {
             self.delete_artifact(digest).await?;
         }
@@ -82,8 +94,8 @@ impl Registry {
     }
 }
 
-/// The functions that run this model: they hold its files and name it, or hold a file that no other model has, for a
-/// function may name a folder. A file that is shared, as tokenizers are, says nothing by itself.
+/// Returns the functions that use this model: they have its files and its name, or a file that no other model has, as a
+/// function may name a folder instead. A shared file, such as a tokenizer, is not sufficient.
 fn users(name: &ModelName, record: &ModelRecord, models: &Models, functions: &Functions) -> Vec<String> {
     let others = models.iter().filter(|entry| entry.name != *name);
     let shared: BTreeSet<&str> =
@@ -130,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn what_runs_a_model_names_it_or_holds_a_file_of_its_own() {
+    fn model_user_has_its_name_or_a_file_of_no_other_model() {
         let models = [model("a", &["weights-a", "tokenizer"]), model("b", &["weights-b", "tokenizer"])];
         let of = |index: usize, functions: &[Entry<FunctionRecord>], models: &Models| {
             users(&models[index].name, &models[index].record, models, functions)
@@ -145,14 +157,14 @@ mod tests {
     }
 
     #[test]
-    fn only_what_nothing_needs_is_freed() {
+    fn only_unreferenced_files_are_deleted() {
         let freed = files(&["weights-a", "tokenizer", "pinned"]);
         let needed = unreferenced(&freed, &[model("b", &["tokenizer"])], &[function("f", "c", &["pinned"])]);
         assert_eq!(needed.into_iter().collect::<Vec<_>>(), ["weights-a"]);
     }
 
     #[test]
-    fn the_time_is_no_difference() {
+    fn time_of_adding_is_not_compared() {
         let (now, mut later) = (model("a", &["x"]).record, model("a", &["x"]).record);
         later.added_at += std::time::Duration::from_secs(1);
         assert!(now.same_as(&later) && !now.same_as(&model("a", &["y"]).record));

@@ -1,4 +1,4 @@
-//! Quotas of collections, as an operator has set them.
+//! Quotas of collections, set by an operator.
 
 use super::{Entry, Registry};
 use data_encoding::BASE64URL_NOPAD;
@@ -6,21 +6,21 @@ use nerve_broker::bus::BusError;
 use nerve_core::quota::Quota;
 use std::{convert::Infallible, str::FromStr};
 
-/// How the keys of quotas begin.
+/// The prefix of quota keys.
 pub(super) const PREFIX: &str = "collection.";
 
-/// The key of a collection's quota: its name may hold anything.
+/// Returns the key of a collection's quota. The name is encoded, as it may have any characters.
 fn key(collection: &str) -> String {
     format!("{PREFIX}{}", BASE64URL_NOPAD.encode(collection.as_bytes()))
 }
 
-/// The collection that a key is of.
+/// Returns the collection of a key.
 pub(super) fn collection_of(key: &str) -> Option<String> {
     let name = BASE64URL_NOPAD.decode(key.strip_prefix(PREFIX)?.as_bytes()).ok()?;
     String::from_utf8(name).ok()
 }
 
-/// A collection's name in a key.
+/// An encoded collection name.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Encoded(String);
 
@@ -33,10 +33,10 @@ impl FromStr for Encoded {
 }
 
 impl Registry {
-    /// The quotas that were set, by collection.
+    /// Returns the quotas, by collection.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
+    /// The broker is unavailable.
     pub async fn quotas(&self) -> Result<Vec<(String, Quota)>, BusError> {
         let entries: Vec<Entry<Quota, Encoded>> = self.list(PREFIX).await?;
         let quota = |entry: Entry<Quota, Encoded>| {
@@ -47,19 +47,19 @@ impl Registry {
         Ok(quotas)
     }
 
-    /// The quota that was set for a collection.
+    /// Returns the quota of a collection, if one is set.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
+    /// The broker is unavailable.
     pub async fn quota(&self, collection: &str) -> Result<Option<Quota>, BusError> {
         let entry: Option<Entry<Quota, String>> = self.get(&collection.to_owned(), &key(collection)).await?;
         Ok(entry.map(|entry| entry.record))
     }
 
-    /// Sets the quota of a collection, or, with none, leaves it to the default. Servers follow at once.
+    /// Sets the quota of a collection; `None` restores the default. Servers apply it immediately.
     ///
     /// # Errors
-    /// When the broker cannot be asked.
+    /// The broker is unavailable.
     pub async fn set_quota(&self, collection: &str, quota: Option<Quota>) -> Result<(), BusError> {
         match quota {
             Some(quota) => self.put(&key(collection), &quota).await.map(drop),
@@ -73,7 +73,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn any_name_of_a_collection_is_a_key() {
+    fn every_collection_name_has_a_valid_key() {
         for name in ["acme", "Ünïcode / and * > spaces.", ""] {
             let key = key(name);
             assert!(key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte)), "{key}");

@@ -1,4 +1,4 @@
-//! What is stored for a deployed function, source, sink, schedule or model.
+//! Stored records of functions, sources, sinks, schedules and models.
 
 use nerve_core::{FunctionSpec, Name, Pattern, ScheduleSpec, SinkSpec, SourceSpec, subject::EVENTS_PREFIX};
 use serde::{Deserialize, Serialize};
@@ -12,21 +12,21 @@ pub struct FunctionRecord {
     pub spec: FunctionSpec,
     /// Its files in the Object Store.
     pub artifacts: Vec<ArtifactRef>,
-    /// The stream it is bound to.
+    /// The stream of its consumer.
     pub stream: String,
-    /// When it was deployed.
+    /// Time of the deployment.
     #[serde(with = "time::serde::rfc3339")]
     pub deployed_at: OffsetDateTime,
 }
 
 impl FunctionRecord {
-    /// Whether deploying `other` over this would change nothing.
+    /// Whether replacing this record by `other` changes nothing.
     pub fn same_as(&self, other: &Self) -> bool {
         self.spec == other.spec && self.artifacts == other.artifacts && self.stream == other.stream
     }
 
-    /// Whether an event that one of these patterns (over types) covers may come to it.
-    pub fn takes_any_of(&self, emits: &[Pattern]) -> bool {
+    /// Whether it consumes events of a type that one of these patterns covers.
+    pub fn consumes_any_of(&self, emits: &[Pattern]) -> bool {
         let subjects = emits.iter().filter_map(|types| Pattern::parse(format!("{EVENTS_PREFIX}{types}")).ok());
         let subjects: Vec<Pattern> = subjects.collect();
         self.spec.on.iter().any(|on| subjects.iter().any(|emitted| emitted.overlaps(on)))
@@ -36,9 +36,9 @@ impl FunctionRecord {
 /// A deployed source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SourceRecord {
-    /// The manifest's table; shared, since every webhook is read by it.
+    /// The manifest's table, shared by all webhooks in progress.
     pub spec: Arc<SourceSpec>,
-    /// When it was deployed.
+    /// Time of the deployment.
     #[serde(with = "time::serde::rfc3339")]
     pub deployed_at: OffsetDateTime,
 }
@@ -48,31 +48,31 @@ pub struct SourceRecord {
 pub struct SinkRecord {
     /// The manifest's table.
     pub spec: SinkSpec,
-    /// The stream it is bound to.
+    /// The stream of its consumer.
     pub stream: String,
-    /// When it was deployed.
+    /// Time of the deployment.
     #[serde(with = "time::serde::rfc3339")]
     pub deployed_at: OffsetDateTime,
 }
 
-/// How a sink's endpoint is doing; a sink without one is well.
+/// The state of a failing or disabled sink. A healthy sink has none.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SinkState {
-    /// Since when it has failed without a success.
+    /// Time of the first failure since the last success.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub failing_since: Option<OffsetDateTime>,
-    /// Why nothing is posted to it any more.
+    /// Present if the sink is disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub disabled: Option<Disabled>,
+    pub disabled: Option<DisabledInfo>,
 }
 
-/// Why and since when a sink is disabled.
+/// Time and reason of the disabling of a sink.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Disabled {
-    /// Since when.
+pub struct DisabledInfo {
+    /// Time of the disabling.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
-    /// Why, for people.
+    /// The reason, for display.
     pub reason: String,
 }
 
@@ -81,38 +81,38 @@ pub struct Disabled {
 pub struct ScheduleRecord {
     /// The manifest's table.
     pub spec: ScheduleSpec,
-    /// When it was deployed.
+    /// Time of the deployment.
     #[serde(with = "time::serde::rfc3339")]
     pub deployed_at: OffsetDateTime,
 }
 
-/// A model that functions and the gateway can name.
+/// A model of the registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelRecord {
     /// Its files in the Object Store, named relative to the model's folder.
     pub files: Vec<ArtifactRef>,
-    /// What it is.
+    /// The description of the model.
     pub description: ModelInfo,
-    /// When it was added.
+    /// Time of adding.
     #[serde(with = "time::serde::rfc3339")]
     pub added_at: OffsetDateTime,
 }
 
-/// What a model is, as whoever read its folder says.
+/// The description of a model, read from its folder.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelInfo {
-    /// What it is for: `embed`, `sparse`, `rerank`, `classify` or `tensor`.
+    /// The task: `embed`, `sparse`, `rerank`, `classify` or `tensor`.
     pub task: String,
-    /// Length of its vectors, or count of its labels.
+    /// Dimensions of its vectors, or count of its labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<usize>,
-    /// The most tokens it reads of one text.
+    /// Maximum tokens per text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<usize>,
-    /// What its graph takes, by name, where a manifest maps it.
+    /// Input names of its graph, if a manifest maps them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub inputs: Vec<String>,
-    /// What its graph gives, by name, where a manifest maps it.
+    /// Output names of its graph, if a manifest maps them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub outputs: Vec<String>,
 }
@@ -120,41 +120,41 @@ pub struct ModelInfo {
 /// A deployed file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ArtifactRef {
-    /// The path the manifest knows it by.
+    /// Its path in the manifest.
     pub name: String,
     /// Lower-case hex SHA-256 of the content, which is its name in the Object Store.
     pub sha256: String,
-    /// In bytes.
+    /// Size in bytes.
     pub size: u64,
 }
 
-/// A record and where it stands.
+/// A record with its name and revision.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry<R, N = Name> {
-    /// The function's, source's or model's name.
+    /// The name of the resource.
     pub name: N,
-    /// The KV revision: a later deploy has a higher one.
+    /// The KV revision. A later deployment has a higher one.
     pub revision: u64,
-    /// What is deployed.
+    /// The deployed record.
     #[serde(flatten)]
     pub record: R,
 }
 
-/// What a deploy did.
+/// The change of a record by a deployment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(tag = "result", rename_all = "lowercase")]
-pub enum Deployed {
-    /// It is new.
+pub enum RecordChange {
+    /// The resource is new.
     Created {
         /// The KV revision.
         revision: u64,
     },
-    /// It replaced another revision.
+    /// The resource replaced another revision.
     Changed {
         /// The KV revision.
         revision: u64,
     },
-    /// The same was deployed already.
+    /// The resource was already deployed.
     Unchanged {
         /// The KV revision.
         revision: u64,

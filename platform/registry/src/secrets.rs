@@ -1,17 +1,16 @@
 //! Secrets, encrypted for the server's public key (libsodium's sealed boxes: X25519, XSalsa20-Poly1305).
 //!
-//! The public key stands beside the secrets, so anybody who may write to the bucket can set one; only a server
-//! with the private key can read it. The encrypted text begins with the secret's name, so one value cannot
-//! be passed off under another name.
+//! The public key is stored beside the secrets, so any client with write access to the bucket can set a secret; only a server
+//! with the private key can read it. The plaintext begins with the secret's name, so a value cannot be copied to another name.
 //!
 //! - `keyring`: the private keys of a server, and their files.
-//! - `rotation`: a new key in place of the current one.
+//! - `rotation`: replaces the current key.
 
 mod keyring;
 mod rotation;
 
 pub use keyring::{KeyFiles, Keyring, KeyringError, SecretsKey};
-pub use rotation::{Machine, Rotated, RotationError};
+pub use rotation::{Machine, RotationError, RotationOutcome};
 
 pub(super) use keyring::key_id;
 
@@ -27,32 +26,32 @@ use nerve_core::Secret;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-/// What servers keep beside the secrets begins with this; no secret's name has a dot.
-pub(super) const SERVERS_KEYS: &str = "nerve.";
-/// Where the public key stands.
+/// The prefix of entries that servers store beside the secrets. Names of secrets have no dot.
+pub(super) const SERVER_ENTRY_PREFIX: &str = "nerve.";
+/// The entry of the public key.
 pub(super) const PUBLIC_KEY: &str = "nerve.public-key";
 
-/// The largest secret, in bytes.
-const LARGEST: usize = 64 * 1024;
-/// How often a secret is encrypted anew, because the key was replaced meanwhile.
-const MAX_TRIES: usize = 5;
+/// Maximum bytes of a secret.
+const MAX_SECRET_BYTES: usize = 64 * 1024;
+/// Maximum attempts to store a secret while its key is being replaced.
+const MAX_ATTEMPTS: usize = 5;
 
-/// A secret, as far as it is told.
+/// The metadata of a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SecretInfo {
     /// Its name.
     pub name: String,
-    /// How often the bucket has changed up to when it was set.
+    /// The KV revision.
     pub revision: u64,
-    /// When it was set.
+    /// Time of setting.
     #[serde(with = "time::serde::rfc3339")]
     pub set_at: OffsetDateTime,
 }
 
 impl Registry {
-    /// The private keys by `config`; one is made, kept in the data folder and registered where there is none yet.
+    /// Returns the private keys of this server. Without any, it creates one in the data folder and registers it.
     ///
-    /// A server without a key runs, but opens no secret.
+    /// A server without the registered key runs, but decrypts no secret.
     ///
     /// # Errors
     /// A key cannot be read, or the secrets are encrypted for another one.
@@ -62,8 +61,8 @@ impl Registry {
         let registered = match (self.public_key().await?, keyring.first()) {
             (Some(registered), None) => {
                 tracing::warn!(
-                    "this server lacks the secrets key {}: functions, sources and sinks with secrets do not work here; \
-                     `nerve join TOKEN` brings it, with a token that `nerve access token` makes on the machine that has it",
+                    "this server does not have the secrets key {}: functions, sources and sinks with secrets do not work here; \
+                     run `nerve access token` on a machine that has it, and `nerve join TOKEN` here",
                     key_id(&registered)
                 );
                 return Ok(keyring);
@@ -71,20 +70,20 @@ impl Registry {
             (Some(registered), Some(_)) => registered,
             (None, Some(first)) => self.register(&first.0.public_key()).await?,
             (None, None) => {
-                let made = keyring.files().make_current()?;
+                let key = keyring.files().create_current()?;
                 keyring.reload()?;
-                self.register(&made.0.public_key()).await?
+                self.register(&key.0.public_key()).await?
             }
         };
         if keyring.key_of(&registered).is_none() {
             let held = keyring.first().map_or_else(String::new, |key| key.id());
-            return Err(KeyringError::Other { needed: key_id(&registered), held, origin: keyring.origin() });
+            return Err(KeyringError::KeyMismatch { needed: key_id(&registered), held, origin: keyring.origin() });
         }
-        self.settle_key(&keyring).await?;
+        self.finish_rotation(&keyring).await?;
         Ok(keyring)
     }
 
-    /// Writes the public key; another server may have been quicker, and then its key is returned.
+    /// Stores the public key. If another server was faster, returns its key.
     async fn register(&self, public: &PublicKey) -> Result<PublicKey, BusError> {
         let what = "registering the secrets key";
         match self.secrets.create(PUBLIC_KEY, public.to_bytes().to_vec(), what).await? {
@@ -102,31 +101,36 @@ impl Registry {
     }
 
     /// Encrypts and stores a secret.
+    ///
+    /// # Errors
+    /// The secret is too large, no server has registered a key, or the broker is unavailable.
     pub async fn set_secret(&self, name: &str, value: &Secret) -> Result<u64, BusError> {
         let what = || format!("setting the secret {name}");
-        if value.expose().len() > LARGEST {
-            return Err(BusError::refused(what(), format!("it is larger than {LARGEST} bytes")));
+        if value.expose().len() > MAX_SECRET_BYTES {
+            return Err(BusError::refused(what(), format!("it is larger than {MAX_SECRET_BYTES} bytes")));
         }
-        for _ in 0..MAX_TRIES {
+        for _ in 0..MAX_ATTEMPTS {
             let public = self.public_key().await?.ok_or_else(|| {
                 BusError::refused(
                     what(),
-                    "no server has registered a key yet: start `nerve up`, or a gateway or worker, first",
+                    "no server has registered a secrets key yet: start `nerve up`, or a gateway or worker, first",
                 )
             })?;
-            let sealed = seal(&public, name, value)?;
-            let revision = self.secrets.put(name, sealed, what()).await?;
-            // A rotation may have passed this secret before it was stored, and then removes the key that opens it.
+            let encrypted = encrypt(&public, name, value)?;
+            let revision = self.secrets.put(name, encrypted, what()).await?;
+            // A rotation may have passed this secret before it was stored, and will then delete its key.
             if self.public_key().await?.as_ref() == Some(&public) {
                 return Ok(revision);
             }
         }
-        Err(BusError::refused(what(), "the secrets key was replaced again and again: try it again"))
+        Err(BusError::refused(what(), "the secrets key was replaced repeatedly: try again"))
     }
 
-    /// Sets a secret that Standard Webhooks can sign with (`whsec_` and 32 random bytes) and returns it; none where one is
-    /// set under that name already.
-    pub async fn make_signing_secret(&self, name: &str) -> Result<Option<Secret>, BusError> {
+    /// Sets a random Standard Webhooks secret (`whsec_` and 32 bytes) and returns it. Returns `None` if the name is already set.
+    ///
+    /// # Errors
+    /// No server has registered a key, or the broker is unavailable.
+    pub async fn create_signing_secret(&self, name: &str) -> Result<Option<Secret>, BusError> {
         if self.secrets.get(name, format!("reading the secret {name}")).await?.is_some() {
             return Ok(None);
         }
@@ -137,29 +141,38 @@ impl Registry {
         Ok(Some(secret))
     }
 
-    /// The value of a secret, where `keyring` can open it; none where it is not set or sealed to another key.
+    /// Returns the value of a secret, or `None` if it is not set or `keyring` cannot decrypt it.
+    ///
+    /// # Errors
+    /// The broker is unavailable.
     pub async fn secret(&self, keyring: &Keyring, name: &str) -> Result<Option<Secret>, BusError> {
-        let sealed = self.secrets.get(name, format!("reading the secret {name}")).await?;
-        Ok(sealed.and_then(|sealed| keyring.open(name, &sealed)))
+        let encrypted = self.secrets.get(name, format!("reading the secret {name}")).await?;
+        Ok(encrypted.and_then(|encrypted| keyring.decrypt(name, &encrypted)))
     }
 
-    /// The names of the secrets that are set.
+    /// Returns the metadata of all secrets.
+    ///
+    /// # Errors
+    /// The broker is unavailable.
     pub async fn secrets(&self) -> Result<Vec<SecretInfo>, BusError> {
         let what = "listing secrets";
-        let mut found = Vec::new();
+        let mut secrets = Vec::new();
         for name in self.secrets.keys(what).await? {
-            if name.starts_with(SERVERS_KEYS) {
+            if name.starts_with(SERVER_ENTRY_PREFIX) {
                 continue;
             }
             if let Some(entry) = self.secrets.entry(&name, what).await? {
-                found.push(SecretInfo { name, revision: entry.revision, set_at: entry.created });
+                secrets.push(SecretInfo { name, revision: entry.revision, set_at: entry.created });
             }
         }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        Ok(found)
+        secrets.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(secrets)
     }
 
-    /// Removes a secret; `false` when there was none.
+    /// Removes a secret. Returns `false` if it is not set.
+    ///
+    /// # Errors
+    /// The broker is unavailable.
     pub async fn remove_secret(&self, name: &str) -> Result<bool, BusError> {
         let what = || format!("removing the secret {name}");
         if self.secrets.get(name, what()).await?.is_none() {
@@ -169,7 +182,7 @@ impl Registry {
     }
 }
 
-fn seal(public: &PublicKey, name: &str, value: &Secret) -> Result<Vec<u8>, BusError> {
+fn encrypt(public: &PublicKey, name: &str, value: &Secret) -> Result<Vec<u8>, BusError> {
     let plain = [name.as_bytes(), b"\0", value.expose().as_bytes()].concat();
     public.seal(&mut OsRng, &plain).map_err(|error| BusError::refused(format!("encrypting the secret {name}"), error))
 }

@@ -206,7 +206,7 @@ async fn retry_answer(shared: &WorkerShared, event: &Event, id: &str) -> Result<
     let leads_on = |ty: &str| {
         let catalogue = shared.catalogue.borrow();
         EventType::parse(ty)
-            .is_ok_and(|ty| catalogue.takers(&ty).any(|name| catalogue.leads_to(name, answer::GENERATED)))
+            .is_ok_and(|ty| catalogue.consumers(&ty).any(|name| catalogue.leads_to(name, answer::GENERATED)))
     };
     let Some(last) = leaves.into_iter().rev().find(|leaf| leads_on(&leaf.ty)) else {
         return Err(refused("answer not found or expired: no event of it leads to an answer"));

@@ -20,7 +20,7 @@ use nerve_core::{
     FunctionSpec, Manifest, ModelName, Name, ScheduleSpec, SinkSpec, SourceSpec,
     manifest::{RuntimeSpec, default_sink_secret},
 };
-use nerve_registry::{Deployed, ModelRecord, Registry};
+use nerve_registry::{ModelRecord, RecordChange, Registry};
 use serde::Serialize;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -270,7 +270,7 @@ impl Bundle {
                 file.upload(registry, format).await?;
             }
             let record = ModelRecord::new(model.references(), model.info.clone());
-            changed |= !matches!(registry.add_model(name, record).await?, Deployed::Unchanged { .. });
+            changed |= !matches!(registry.add_model(name, record).await?, RecordChange::Unchanged { .. });
         }
         for (name, (spec, files)) in &self.functions {
             let mut references = Vec::new();
@@ -278,19 +278,19 @@ impl Bundle {
                 references.push(file.upload(registry, format).await?);
             }
             let deployed = registry.deploy_function(name, spec.clone(), references).await?;
-            changed |= !matches!(deployed, Deployed::Unchanged { .. });
+            changed |= !matches!(deployed, RecordChange::Unchanged { .. });
         }
         for (name, spec) in &self.sinks {
             let deployed = registry.deploy_sink(name, spec.clone()).await?;
-            changed |= !matches!(deployed, Deployed::Unchanged { .. });
+            changed |= !matches!(deployed, RecordChange::Unchanged { .. });
         }
         for (name, spec) in &self.schedules {
             let deployed = registry.deploy_schedule(name, spec.clone()).await?;
-            changed |= !matches!(deployed, Deployed::Unchanged { .. });
+            changed |= !matches!(deployed, RecordChange::Unchanged { .. });
         }
         for (name, spec) in &self.sources {
             let deployed = registry.deploy_source(name, spec.clone()).await?;
-            changed |= !matches!(deployed, Deployed::Unchanged { .. });
+            changed |= !matches!(deployed, RecordChange::Unchanged { .. });
         }
         Ok(DeployOutcome { changed, made_secrets, missing_secrets: self.missing_secrets(registry).await? })
     }
@@ -303,7 +303,7 @@ impl Bundle {
             if !spec.secrets.contains(&name) {
                 continue;
             }
-            if let Some(value) = registry.make_signing_secret(&name).await? {
+            if let Some(value) = registry.create_signing_secret(&name).await? {
                 generated.push(GeneratedSecret { name, value: value.expose().to_owned() });
             }
         }

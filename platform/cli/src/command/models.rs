@@ -10,7 +10,7 @@ use crate::{
 use clap::{Args, Subcommand};
 use nerve_broker::bus::BusError;
 use nerve_core::ModelName;
-use nerve_registry::{Deployed, ModelInfo, ModelRecord};
+use nerve_registry::{ModelInfo, ModelRecord, RecordChange};
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ pub(crate) struct Remove {
 struct ModelReport {
     name: ModelName,
     #[serde(flatten)]
-    deployed: Deployed,
+    deployed: RecordChange,
     description: ModelInfo,
     files: usize,
     size: u64,
@@ -104,11 +104,11 @@ impl Add {
         globals.output.show(&report, |report| {
             let text = format!("{}: {}", report.name, summary(&report.description, &references));
             match report.deployed {
-                Deployed::Created { .. } => format!("added {text}"),
-                Deployed::Changed { .. } => {
+                RecordChange::Created { .. } => format!("added {text}"),
+                RecordChange::Changed { .. } => {
                     format!("replaced {text}\nfunctions keep their files until you deploy again")
                 }
-                Deployed::Unchanged { .. } => format!("nothing changed: {text}"),
+                RecordChange::Unchanged { .. } => format!("nothing changed: {text}"),
             }
         })
     }

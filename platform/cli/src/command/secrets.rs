@@ -11,7 +11,7 @@ use crate::{
 };
 use clap::{Args, Subcommand};
 use nerve_core::Secret;
-use nerve_registry::{Machine, Rotated, RotationError};
+use nerve_registry::{Machine, RotationError, RotationOutcome};
 use serde_json::json;
 use std::io::{IsTerminal, Read, stdin};
 
@@ -116,10 +116,10 @@ impl RotateKey {
         let rotated = registry.rotate_secrets_key(&connection.config, &machines, is_served).await;
         let rotated = rotated.map_err(|error| {
             let next = match &error {
-                RotationError::Missing { .. } => {
+                RotationError::MissingKey { .. } => {
                     "pass the data directory of the server with the key: --data DIR; or set NERVE_SECRETS_KEY"
                 }
-                RotationError::Unheld => "read the log of `nerve up`, and run this again: it resumes",
+                RotationError::ServerTimeout => "read the log of `nerve up`, and run this again: it resumes",
                 _ => "run this again: it resumes, and all secrets stay readable meanwhile",
             };
             Failure::new("the secrets key was not replaced").because(error).next(next)
@@ -130,7 +130,7 @@ impl RotateKey {
             "informed": rotated.informed, "waiting": rotated.waiting,
         });
         globals.output.show(&report, |_| {
-            let Rotated { from, to, encrypted, unreadable, informed, waiting, is_resumed } = &rotated;
+            let RotationOutcome { from, to, encrypted, unreadable, informed, waiting, is_resumed } = &rotated;
             let resumed = if *is_resumed { " (resumed)" } else { "" };
             let before = if from == to { String::new() } else { format!(" instead of {from}") };
             let mut lines =

@@ -81,7 +81,7 @@ async fn start(gateway: &Gateway, caller: &Caller, prompt: &Prompt, once: Once<'
         let answer = AnswerStream::open(gateway, id.clone(), None, slot).await?;
         return read_existing(gateway, caller, answer).await;
     }
-    if !gateway.catalogue().takes(&prompt.event.ty) {
+    if !gateway.catalogue().has_consumer(&prompt.event.ty) {
         let detail = "no deployed function handles `prompt.received`: deploy functions/rag/nerve.toml, or run `nerve ingest`, which \
                       deploys it";
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));

@@ -1,7 +1,7 @@
-//! The private keys that a server has for secrets, and the files that hold them.
+//! The private keys of a server for secrets, and their files.
 //!
-//! `secrets.key` in the data folder holds the current key, unless the settings do. While the key is replaced, `secrets.key.next` holds
-//! the one to come, and a server opens secrets with both.
+//! The current key is in `secrets.key` in the data folder, or in the settings. During a rotation the next key is in
+//! `secrets.key.next`, and a server decrypts secrets with both.
 
 use crypto_box::{PublicKey, SecretKey, aead::OsRng};
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
@@ -15,41 +15,42 @@ use std::{
     sync::{Arc, PoisonError, RwLock},
 };
 
-/// The files, in the data folder.
-const CURRENT: &str = "secrets.key";
-const NEXT: &str = "secrets.key.next";
-/// The private key of a machine that has joined, in the data folder: new secrets keys are encrypted for it.
-const MACHINE_KEY: &str = "join/machine.key";
-/// The most of such a file that is read, in bytes.
+/// The file of the current key, in the data folder.
+const CURRENT_KEY_FILE: &str = "secrets.key";
+/// The file of the next key, in the data folder.
+const NEXT_KEY_FILE: &str = "secrets.key.next";
+/// The file of the private key of a joined machine, in the data folder. New secrets keys are encrypted for it.
+const MACHINE_KEY_FILE: &str = "join/machine.key";
+/// Maximum bytes of a key file that are read.
 const MAX_FILE_BYTES: u64 = 1024;
-/// Bytes of a digest that name a key.
+/// Bytes of a key id.
 const ID_BYTES: usize = 4;
 
-/// Why the private key cannot be used.
+/// The error of an unusable private key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyringError {
-    /// It is not a key.
-    #[error("{0} does not hold a key: it must be 64 hexadecimal digits")]
+    /// The text is not a key.
+    #[error("{0} is not a key: it must be 64 hexadecimal digits")]
     Malformed(String),
-    /// It is another key than the one that the secrets were encrypted for.
+    /// The secrets are encrypted for another key.
     #[error(
-        "the secrets in this NATS are encrypted for the secrets key {needed}, and {origin} holds {held}: give this server the \
-         current key, by `nerve join` with a new token of `nerve access token`, or by the secrets.key of the server that has it"
+        "the secrets in this NATS are encrypted for the secrets key {needed}, but {origin} has {held}: give this server the \
+         current key, by `nerve join` with a new token of `nerve access token`, or by a copy of secrets.key of a server that has it"
     )]
-    Other {
-        /// The key that is needed.
+    KeyMismatch {
+        /// The id of the required key.
         needed: String,
-        /// The key that is there.
+        /// The id of the key of this server.
         held: String,
-        /// Where that is.
+        /// The location of that key.
         origin: String,
     },
-    /// Its file cannot be read or written.
-    #[error("the secrets key in {path} cannot be used")]
+    /// A key file cannot be read or written.
+    #[error("secrets key in {path} cannot be read or written")]
     File {
         /// The file.
         path: String,
-        /// What the system says.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
@@ -58,7 +59,7 @@ pub enum KeyringError {
     Bus(#[from] nerve_broker::bus::BusError),
 }
 
-/// A private key that secrets are encrypted for.
+/// A private key for secrets.
 #[derive(Clone)]
 pub struct SecretsKey(pub(super) SecretKey);
 
@@ -69,106 +70,106 @@ impl fmt::Debug for SecretsKey {
 }
 
 impl SecretsKey {
-    /// A new one.
+    /// Generates a new key.
     pub fn generate() -> Self {
         Self(SecretKey::generate(&mut OsRng))
     }
 
-    /// Reads 64 hexadecimal digits.
+    /// Parses 64 hexadecimal digits.
     pub fn parse(text: &str) -> Option<Self> {
         let bytes: [u8; 32] = HEXLOWER_PERMISSIVE.decode(text.trim().as_bytes()).ok()?.try_into().ok()?;
         Some(Self(SecretKey::from_bytes(bytes)))
     }
 
-    /// The key as [`parse`](Self::parse) reads it.
+    /// Returns the key in the form that [`parse`](Self::parse) reads.
     pub fn text(&self) -> Secret {
         Secret::new(HEXLOWER.encode(&self.0.to_bytes()))
     }
 
-    /// What it is called: it tells keys apart, and nothing about the key.
+    /// Returns the id of the key, which reveals nothing about it.
     pub fn id(&self) -> String {
         key_id(&self.0.public_key())
     }
 
-    /// The public key in hexadecimal digits.
+    /// Returns the public key in hexadecimal digits.
     pub fn public(&self) -> String {
         HEXLOWER.encode(self.0.public_key().as_bytes())
     }
 }
 
-/// A public key that [`SecretsKey::public`] wrote.
+/// Parses a public key in the form of [`SecretsKey::public`].
 pub(super) fn parse_public(text: &str) -> Option<PublicKey> {
     let bytes: [u8; 32] = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).ok()?.try_into().ok()?;
     Some(PublicKey::from_bytes(bytes))
 }
 
-/// What the key with this public half is called.
+/// Returns the id of a key by its public key.
 pub(crate) fn key_id(public: &PublicKey) -> String {
     let digest = Sha256::digest(public.as_bytes());
     HEXLOWER.encode(digest.get(..ID_BYTES).unwrap_or_default())
 }
 
-/// The files of one data folder.
+/// The key files of one data folder.
 #[derive(Debug, Clone)]
 pub struct KeyFiles {
     folder: PathBuf,
 }
 
 impl KeyFiles {
-    /// Those of this data folder.
+    /// Creates the key files of a data folder.
     pub fn in_folder(data: &Path) -> Self {
         Self { folder: data.to_owned() }
     }
 
-    /// The file of the current key.
+    /// Returns the path of the current key.
     pub fn current_path(&self) -> PathBuf {
-        self.folder.join(CURRENT)
+        self.folder.join(CURRENT_KEY_FILE)
     }
 
     fn next_path(&self) -> PathBuf {
-        self.folder.join(NEXT)
+        self.folder.join(NEXT_KEY_FILE)
     }
 
-    /// The current key, if there is one.
+    /// Returns the current key, if it exists.
     ///
     /// # Errors
-    /// The file cannot be read, or holds no key.
+    /// The file cannot be read, or is no key.
     pub fn current(&self) -> Result<Option<SecretsKey>, KeyringError> {
         read(&self.current_path())
     }
 
-    /// The key that the current one is being replaced by, if it is.
+    /// Returns the next key during a rotation.
     ///
     /// # Errors
-    /// The file cannot be read, or holds no key.
+    /// The file cannot be read, or is no key.
     pub fn next(&self) -> Result<Option<SecretsKey>, KeyringError> {
         read(&self.next_path())
     }
 
-    /// The key of this machine, if it has joined.
+    /// Returns the key of this machine, if it has joined.
     pub(super) fn machine(&self) -> Result<Option<SecretsKey>, KeyringError> {
-        read(&self.folder.join(MACHINE_KEY))
+        read(&self.folder.join(MACHINE_KEY_FILE))
     }
 
-    /// The key of this machine, which is made where there is none.
+    /// Returns the key of this machine, and creates it if it does not exist.
     ///
     /// # Errors
     /// The file cannot be read or written.
     pub fn machine_or_new(&self) -> Result<SecretsKey, KeyringError> {
-        self.make(&self.folder.join(MACHINE_KEY))
+        self.create(&self.folder.join(MACHINE_KEY_FILE))
     }
 
-    /// Makes the current key where there is none; of two servers that start at once, one makes it.
-    pub(super) fn make_current(&self) -> Result<SecretsKey, KeyringError> {
-        self.make(&self.current_path())
+    /// Creates the current key if it does not exist. Of two servers that start concurrently, only one creates it.
+    pub(super) fn create_current(&self) -> Result<SecretsKey, KeyringError> {
+        self.create(&self.current_path())
     }
 
-    /// Makes the key to come where there is none.
-    pub(super) fn make_next(&self) -> Result<SecretsKey, KeyringError> {
-        self.make(&self.next_path())
+    /// Creates the next key if it does not exist.
+    pub(super) fn create_next(&self) -> Result<SecretsKey, KeyringError> {
+        self.create(&self.next_path())
     }
 
-    /// Keeps the key to come, which another machine made.
+    /// Stores the next key, which another machine has created.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -176,7 +177,7 @@ impl KeyFiles {
         write(&self.next_path(), key)
     }
 
-    /// Keeps the current key, which another machine made.
+    /// Stores the current key, which another machine has created.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -184,7 +185,7 @@ impl KeyFiles {
         write(&self.current_path(), key)
     }
 
-    /// Removes the key to come.
+    /// Removes the next key.
     ///
     /// # Errors
     /// The file cannot be removed.
@@ -196,21 +197,21 @@ impl KeyFiles {
         }
     }
 
-    /// Makes the key to come the current one. The one before it is gone then.
+    /// Replaces the current key by the next one.
     pub(super) fn promote(&self) -> Result<(), KeyringError> {
         let next = self.next_path();
         std::fs::rename(&next, self.current_path()).map_err(failed(&next))
     }
 
-    fn make(&self, path: &Path) -> Result<SecretsKey, KeyringError> {
+    fn create(&self, path: &Path) -> Result<SecretsKey, KeyringError> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent).map_err(failed(path))?;
         }
-        if let Some(made) = read(path)? {
-            return Ok(made);
+        if let Some(key) = read(path)? {
+            return Ok(key);
         }
         let key = SecretsKey::generate();
-        // Linked rather than renamed, so that the first of two stays.
+        // Linked rather than renamed, so that a concurrent first key is not replaced.
         let draft = tempfile_beside(path, &key)?;
         let linked = std::fs::hard_link(&draft, path);
         std::fs::remove_file(&draft).map_err(failed(&draft))?;
@@ -224,13 +225,13 @@ impl KeyFiles {
     }
 }
 
-/// Writes a file that only this user reads, whole or not at all.
+/// Writes a private file atomically.
 fn write(path: &Path, key: &SecretsKey) -> Result<(), KeyringError> {
     let draft = tempfile_beside(path, key)?;
     std::fs::rename(&draft, path).map_err(failed(path))
 }
 
-/// A file with this key, under a name of its own.
+/// Writes this key to a temporary file with a unique name.
 fn tempfile_beside(path: &Path, key: &SecretsKey) -> Result<PathBuf, KeyringError> {
     let draft = path.with_extension(format!("{}.new", uuid::Uuid::now_v7().simple()));
     let mut options = std::fs::OpenOptions::new();
@@ -258,7 +259,7 @@ fn read(path: &Path) -> Result<Option<SecretsKey>, KeyringError> {
     }
 }
 
-/// The private keys of this server; cheap to clone.
+/// The private keys of this server. Cheap to clone.
 #[derive(Clone)]
 pub struct Keyring {
     keys: Arc<RwLock<Vec<SecretsKey>>>,
@@ -273,7 +274,7 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// The keys of the settings and of the data folder.
+    /// Reads the keys of the settings and of the data folder.
     pub(super) fn read(config: &Config) -> Result<Self, KeyringError> {
         let configured = config.secrets.key.as_ref().map(|key| {
             SecretsKey::parse(key.expose())
@@ -288,18 +289,18 @@ impl Keyring {
         Ok(keyring)
     }
 
-    /// Reads the files again; says whether it has a key now that it had not.
+    /// Reloads the files. Returns whether there is a new key.
     pub(super) fn reload(&self) -> Result<bool, KeyringError> {
         let found = [self.configured.clone(), self.files.current()?, self.files.next()?];
         let found: Vec<SecretsKey> = found.into_iter().flatten().collect();
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let is_new = |key: &SecretsKey| !keys.iter().any(|known| known.id() == key.id());
-        let grown = found.iter().any(is_new);
+        let has_new_key = found.iter().any(is_new);
         *keys = found;
-        Ok(grown)
+        Ok(has_new_key)
     }
 
-    /// All of them.
+    /// Returns all keys.
     pub(super) fn keys(&self) -> Vec<SecretsKey> {
         self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -308,12 +309,12 @@ impl Keyring {
         &self.files
     }
 
-    /// The key that is used where none is registered yet.
+    /// Returns the key to register if none is registered yet.
     pub(super) fn first(&self) -> Option<SecretsKey> {
         self.keys().into_iter().next()
     }
 
-    /// Where that key is.
+    /// Returns the location of that key.
     pub(super) fn origin(&self) -> String {
         match self.configured {
             Some(_) => "secrets.key (NERVE_SECRETS_KEY)".to_owned(),
@@ -321,20 +322,20 @@ impl Keyring {
         }
     }
 
-    /// The private half of this key.
+    /// Returns the private key of a public key.
     pub(super) fn key_of(&self, public: &PublicKey) -> Option<SecretsKey> {
         self.keys().into_iter().find(|key| key.0.public_key() == *public)
     }
 
-    /// Opens `sealed`, which must have been encrypted under `name`.
-    pub(crate) fn open(&self, name: &str, sealed: &[u8]) -> Option<Secret> {
-        self.keys().iter().find_map(|key| open(key, name, sealed))
+    /// Decrypts a secret that was encrypted under `name`.
+    pub(crate) fn decrypt(&self, name: &str, encrypted: &[u8]) -> Option<Secret> {
+        self.keys().iter().find_map(|key| decrypt(key, name, encrypted))
     }
 }
 
-/// Opens `sealed` with this key.
-pub(super) fn open(key: &SecretsKey, name: &str, sealed: &[u8]) -> Option<Secret> {
-    let plain = key.0.unseal(sealed).ok()?;
+/// Decrypts a secret with this key.
+pub(super) fn decrypt(key: &SecretsKey, name: &str, encrypted: &[u8]) -> Option<Secret> {
+    let plain = key.0.unseal(encrypted).ok()?;
     let value = plain.strip_prefix(name.as_bytes())?.strip_prefix(b"\0")?;
     String::from_utf8(value.to_vec()).ok().map(Secret::new)
 }
@@ -351,44 +352,44 @@ mod tests {
     }
 
     #[test]
-    fn sealed_value_opens_under_its_own_name_only() {
+    fn secret_is_decrypted_only_under_its_name() {
         let folder = tempfile::tempdir().unwrap();
         let files = KeyFiles::in_folder(folder.path());
         let key = SecretsKey::generate();
-        let sealed = key.0.public_key().seal(&mut OsRng, b"A\0hunter2").unwrap();
+        let encrypted = key.0.public_key().seal(&mut OsRng, b"A\0hunter2").unwrap();
         let keyring_with = |key| keyring(&files, key);
-        assert_eq!(keyring_with(Some(key.clone())).open("A", &sealed).unwrap().expose(), "hunter2");
-        assert!(keyring_with(Some(key)).open("B", &sealed).is_none());
-        assert!(keyring_with(Some(SecretsKey::generate())).open("A", &sealed).is_none());
-        assert!(keyring_with(None).open("A", &sealed).is_none());
+        assert_eq!(keyring_with(Some(key.clone())).decrypt("A", &encrypted).unwrap().expose(), "hunter2");
+        assert!(keyring_with(Some(key)).decrypt("B", &encrypted).is_none());
+        assert!(keyring_with(Some(SecretsKey::generate())).decrypt("A", &encrypted).is_none());
+        assert!(keyring_with(None).decrypt("A", &encrypted).is_none());
     }
 
     #[test]
-    fn key_file_is_made_once_and_is_private() {
+    fn key_file_is_created_once_and_is_private() {
         let folder = tempfile::tempdir().unwrap();
         let files = KeyFiles::in_folder(&folder.path().join("data"));
-        let first = files.make_current().unwrap();
-        assert_eq!(files.make_current().unwrap().id(), first.id());
+        let first = files.create_current().unwrap();
+        assert_eq!(files.create_current().unwrap().id(), first.id());
         let mode = std::fs::metadata(files.current_path()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert_eq!(std::fs::read_dir(folder.path().join("data")).unwrap().count(), 1, "no draft is left");
+        assert_eq!(std::fs::read_dir(folder.path().join("data")).unwrap().count(), 1, "no temporary file is left");
         assert!(!format!("{first:?}").contains(first.text().expose()));
     }
 
     #[test]
-    fn keyring_holds_both_keys_while_one_replaces_the_other() {
+    fn keyring_has_both_keys_during_a_rotation() {
         let folder = tempfile::tempdir().unwrap();
         let files = KeyFiles::in_folder(folder.path());
-        let current = files.make_current().unwrap();
+        let current = files.create_current().unwrap();
         let keyring = keyring(&files, None);
-        let next = files.make_next().unwrap();
-        assert_eq!(files.make_next().unwrap().id(), next.id(), "a rotation that goes on has the same key");
-        let sealed = next.0.public_key().seal(&mut OsRng, b"A\0x").unwrap();
-        assert!(keyring.open("A", &sealed).is_none());
+        let next = files.create_next().unwrap();
+        assert_eq!(files.create_next().unwrap().id(), next.id(), "a resumed rotation has the same key");
+        let encrypted = next.0.public_key().seal(&mut OsRng, b"A\0x").unwrap();
+        assert!(keyring.decrypt("A", &encrypted).is_none());
         assert!(keyring.reload().unwrap() && !keyring.reload().unwrap());
-        assert!(keyring.open("A", &sealed).is_some() && keyring.key_of(&current.0.public_key()).is_some());
+        assert!(keyring.decrypt("A", &encrypted).is_some() && keyring.key_of(&current.0.public_key()).is_some());
         files.promote().unwrap();
         assert!(!keyring.reload().unwrap());
-        assert!(keyring.open("A", &sealed).is_some() && keyring.key_of(&current.0.public_key()).is_none());
+        assert!(keyring.decrypt("A", &encrypted).is_some() && keyring.key_of(&current.0.public_key()).is_none());
     }
 }

@@ -3,7 +3,7 @@
 use super::{super::WorkerShared, verdict::PostResult};
 use nerve_broker::bus::BusError;
 use nerve_core::{Event, EventType, Name};
-use nerve_registry::{Disabled, SinkState};
+use nerve_registry::{DisabledInfo, SinkState};
 use serde_json::json;
 use std::time::Duration;
 use time::OffsetDateTime;
@@ -86,7 +86,7 @@ impl Health {
                 None => return Ok(()),
             },
         };
-        let disabled = Disabled { since: OffsetDateTime::now_utc(), reason: reason.clone() };
+        let disabled = DisabledInfo { since: OffsetDateTime::now_utc(), reason: reason.clone() };
         // The event first: its id deduplicates it among workers and attempts.
         let announced = self.shared.bus.publish_own(&self.disabled_event(&disabled, since, revision)?).await;
         announced.map_err(|error| BusError::unavailable("publishing sink.disabled", error))?;
@@ -100,7 +100,7 @@ impl Health {
     /// Builds the event `sink.disabled`. Its id contains the replaced revision of the state.
     fn disabled_event(
         &self,
-        disabled: &Disabled,
+        disabled: &DisabledInfo,
         failing_since: OffsetDateTime,
         revision: u64,
     ) -> Result<Event, BusError> {
@@ -128,7 +128,7 @@ mod tests {
     fn endpoint_is_disabled_after_long_failure_or_gone() {
         let (start, day) = (OffsetDateTime::UNIX_EPOCH, Duration::from_secs(86_400));
         let failing = SinkState { failing_since: Some(start), disabled: None };
-        let disabled = Disabled { since: start, reason: String::new() };
+        let disabled = DisabledInfo { since: start, reason: String::new() };
         let off = SinkState { disabled: Some(disabled), ..failing.clone() };
         let answered = |status| PostResult {
             status: Some(status),

@@ -8,7 +8,7 @@ use crate::{
 };
 use clap::Args;
 use nerve_core::{Event, EventType, Name};
-use nerve_registry::{Disabled, SinkState};
+use nerve_registry::{DisabledInfo, SinkState};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -52,7 +52,7 @@ impl NamedSink {
         };
         let changed = before.disabled.is_none();
         if changed {
-            let disabled = Disabled { since: OffsetDateTime::now_utc(), reason: "by hand".to_owned() };
+            let disabled = DisabledInfo { since: OffsetDateTime::now_utc(), reason: "by hand".to_owned() };
             let state = SinkState { disabled: Some(disabled), ..before };
             if registry.put_sink_state(name, &state, revision).await?.is_none() {
                 let cause = "its state changed concurrently";
