@@ -4,7 +4,7 @@ use crate::{answers::id_of, post_event, problem};
 use futures::TryStreamExt;
 use nerve_tests::{
     Folder, Nerve, Streams, checkout, eventually,
-    openai::{Asked, Endpoint, LlamaServer, MODEL, Reply},
+    openai::{Endpoint, LlamaServer, MODEL, RecordedRequest, Reply},
     seconds,
 };
 use reqwest::{Client, Response};
@@ -118,7 +118,7 @@ fn text_of(parts: &[(String, Value)]) -> String {
 }
 
 /// The one request that came.
-fn only(endpoint: &Endpoint) -> Asked {
+fn only(endpoint: &Endpoint) -> RecordedRequest {
     let asked = endpoint.take_asked();
     assert_eq!(asked.len(), 1, "{asked:#?}");
     asked.into_iter().next().unwrap()

@@ -13,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
     thread,
 };
-use targets::{documents::Document, hooks::Posted};
+use targets::{documents::Document, hooks::WebhookInput};
 
 /// A fuzz target: its name, what it does with an input, and the stack that the code has in a server, in MiB.
 type Target = (&'static str, fn(&[u8]), usize);
@@ -71,10 +71,10 @@ fn no_request_of_the_corpus_or_near_it_is_taken_in_or_panics() {
     let mut files = 0;
     for file in std::fs::read_dir(&corpus).expect("the corpus") {
         let data = std::fs::read(file.unwrap().path()).unwrap();
-        let posted = Posted::read(&data).expect("a request");
+        let posted = WebhookInput::read(&data).expect("a request");
         Provider::BUILT_IN.iter().for_each(|provider| posted.to(provider));
         for _ in 0..MUTATIONS {
-            if let Some(posted) = Posted::read(&mutated(&data, &mut numbers)) {
+            if let Some(posted) = WebhookInput::read(&mutated(&data, &mut numbers)) {
                 posted.try_out();
             }
         }

@@ -37,7 +37,7 @@ async fn circle_of_functions_is_named_by_its_plan_and_ends_in_a_dead_letter() {
         events.iter().map(|event| event.headers.get("ce-nervehops").map_or("", String::as_str)).collect();
     assert_eq!((hops.len(), hops[0], hops[1], hops[20]), (21, "", "1", "20"));
     let letters = nerve.cli().run(&["dlq", "list", "--output", "json"]).await.ok().json().to_string();
-    assert!(letters.contains("worker.max_hops allows 20"), "{letters}");
+    assert!(letters.contains("worker.max_hops is 20"), "{letters}");
 }
 
 #[tokio::test]
@@ -157,7 +157,7 @@ async fn wait_that_an_endpoint_asks_for_is_a_day_at_most() {
             Some(String::from_utf8(lines.first()?.data.to_vec()).unwrap())
         })
         .await;
-        assert!(said.contains("next try in 1day"), "{function}: {said}");
+        assert!(said.contains("next attempt in 1day"), "{function}: {said}");
     }
     let attempt = eventually("the sink has posted", seconds(30), || async {
         Some(serde_json::from_slice::<Value>(&streams.read("ATTEMPTS", ">").await.first()?.data).unwrap())

@@ -99,7 +99,7 @@ async fn settings_programs_and_endpoints_of_somebody_else_are_not_believed() {
     chown(&program, Some(0), None).unwrap();
     set_mode(&bin, 0o777);
     let refused = up_in(folder, data.path()).await;
-    assert!(refused.stderr.contains("others may write to") && !ran.exists(), "{refused:?}");
+    assert!(refused.stderr.contains("other users may write to") && !ran.exists(), "{refused:?}");
 
     // What says where a server is says where secrets are sent.
     let endpoint = folder.join("endpoint.json");

@@ -176,7 +176,7 @@ async fn results_of_one_event_are_stored_together_once() {
     }
     post_event(&nerve, "in", "many", "{}").await;
     let dead = reaches_dead(&nerve, 1).await;
-    assert!(dead[0].to_string().contains("1000 is the most"), "{dead:?}");
+    assert!(dead[0].to_string().contains("the maximum is 1000"), "{dead:?}");
     assert_eq!(streams.count("EVENTS", "events.c.many").await, 0);
 }
 

@@ -34,13 +34,13 @@ const FAIL: &str =
 const HANG: &str = r#"while os.path.exists(BROKEN): time.sleep(0.1)
         continue"#;
 
-struct Told {
+struct FailedAnswers {
     nerve: Nerve,
     streams: Streams,
     folder: tempfile::TempDir,
 }
 
-impl Told {
+impl FailedAnswers {
     async fn up(how: &str, envs: &[(&str, &str)]) -> Self {
         let envs = envs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let nerve = Nerve::up_with(Options { envs, ..Options::default() }).await;
@@ -90,7 +90,7 @@ impl Told {
 
 #[tokio::test]
 async fn an_answer_that_failed_is_tried_again_over_http() {
-    let told = Told::up(FAIL, &[]).await;
+    let told = FailedAnswers::up(FAIL, &[]).await;
     let (id, status, why) = told.ask().await;
     assert!(status == 502 && why["detail"].as_str().unwrap().contains("broken"), "{why}");
     told.streams.reaches("DEAD", "dead.teller", 1, seconds(20)).await;
@@ -113,13 +113,13 @@ async fn an_answer_that_failed_is_tried_again_over_http() {
     assert_eq!(told.streams.count("DEAD", "dead.>").await, 0);
 
     let (status, why) = problem(told.retry(&id).await).await;
-    assert!(status == 409 && why["detail"].as_str().unwrap().contains("is done"), "{why}");
+    assert!(status == 409 && why["detail"].as_str().unwrap().contains("is complete"), "{why}");
     assert_eq!(told.retry("nobody-asked").await.status(), 404);
 }
 
 #[tokio::test]
 async fn a_dead_letter_is_tried_again_by_an_event_and_what_is_not_there_is_refused() {
-    let told = Told::up(FAIL, &[]).await;
+    let told = FailedAnswers::up(FAIL, &[]).await;
     let (id, status, _) = told.ask().await;
     assert_eq!(status, 502);
     told.streams.reaches("DEAD", "dead.teller", 1, seconds(20)).await;
@@ -144,7 +144,7 @@ async fn a_dead_letter_is_tried_again_by_an_event_and_what_is_not_there_is_refus
 
 #[tokio::test]
 async fn an_answer_that_took_too_long_goes_on_with_its_last_step() {
-    let told = Told::up(HANG, &[("NERVE_GATEWAY_ANSWER_TIMEOUT", "3s")]).await;
+    let told = FailedAnswers::up(HANG, &[("NERVE_GATEWAY_ANSWER_TIMEOUT", "3s")]).await;
     let (id, status, why) = told.ask().await;
     assert_eq!(status, 504, "{why}");
     assert_eq!(told.told("timeout", 1).await["answer"], id);

@@ -17,22 +17,22 @@ use tokio::{
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// A self-signed certificate for this machine.
-struct Made {
+struct CertificateFiles {
     cert: String,
     key: String,
     der: CertificateDer<'static>,
 }
 
-fn made() -> Made {
+fn made() -> CertificateFiles {
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
-    Made { cert: made.cert.pem(), key: made.signing_key.serialize_pem(), der: made.cert.der().clone() }
+    CertificateFiles { cert: made.cert.pem(), key: made.signing_key.serialize_pem(), der: made.cert.der().clone() }
 }
 
 /// The files that a gateway reads.
 struct Files(TempDir);
 
 impl Files {
-    fn new(made: &Made) -> Self {
+    fn new(made: &CertificateFiles) -> Self {
         let files = Self(tempfile::tempdir().unwrap());
         files.write(&made.cert, &made.key);
         files
@@ -57,7 +57,7 @@ impl Files {
 }
 
 /// A connection by a client that trusts these certificates.
-async fn connect(nerve: &Nerve, trusted: &[&Made]) -> std::io::Result<TlsStream<TcpStream>> {
+async fn connect(nerve: &Nerve, trusted: &[&CertificateFiles]) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = RootCertStore::empty();
     for made in trusted {
         roots.add(made.der.clone()).unwrap();
@@ -80,7 +80,7 @@ async fn is_answered(stream: &mut TlsStream<TcpStream>) -> bool {
     answer[..read].starts_with(b"HTTP/1.1 200")
 }
 
-fn client(made: &Made) -> reqwest::Client {
+fn client(made: &CertificateFiles) -> reqwest::Client {
     let root = reqwest::Certificate::from_pem(made.cert.as_bytes()).unwrap();
     reqwest::Client::builder().tls_certs_only([root]).build().unwrap()
 }

@@ -100,7 +100,7 @@ pub enum Reply {
 
 /// A request that came.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct RecordedRequest {
     /// When.
     pub at: Instant,
     /// Its `Authorization`.
@@ -120,7 +120,7 @@ pub struct Endpoint {
 struct Shared {
     target: String,
     replies: Mutex<VecDeque<Reply>>,
-    asked: Mutex<Vec<Asked>>,
+    asked: Mutex<Vec<RecordedRequest>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -149,14 +149,15 @@ impl Endpoint {
     }
 
     /// The requests that came, the first first; they are told once.
-    pub fn take_asked(&self) -> Vec<Asked> {
+    pub fn take_asked(&self) -> Vec<RecordedRequest> {
         std::mem::take(&mut *locked(&self.shared.asked))
     }
 }
 
 async fn reply(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
     let authorization = headers.get(header::AUTHORIZATION).map(|value| value.to_str().expect("ASCII").to_owned());
-    let asked = Asked { at: Instant::now(), authorization, body: serde_json::from_slice(&body).expect("JSON") };
+    let asked =
+        RecordedRequest { at: Instant::now(), authorization, body: serde_json::from_slice(&body).expect("JSON") };
     locked(&shared.asked).push(asked);
     let reply = locked(&shared.replies).pop_front();
     match reply {

@@ -17,7 +17,7 @@ pub const PASSWORD: &str = "correct/horse@battery";
 const ENCODED: &str = "correct%2Fhorse%40battery";
 /// Who runs the server where the tests are run by root, which it refuses: nobody.
 const NOBODY: u32 = 65_534;
-const LONGEST: Duration = Duration::from_secs(30);
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A server on a free port of 127.0.0.1, its data in a temporary folder.
 pub struct Postgres {
@@ -71,7 +71,7 @@ impl Postgres {
         let under = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         let _ = self.child.kill();
         let _ = self.child.wait();
-        let deadline = Instant::now() + LONGEST;
+        let deadline = Instant::now() + START_TIMEOUT;
         while under.split_whitespace().any(lives) && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -85,7 +85,7 @@ impl Postgres {
     }
 
     fn ready(&mut self) {
-        let deadline = Instant::now() + LONGEST;
+        let deadline = Instant::now() + START_TIMEOUT;
         while let Err(why) = self.execute("postgres", "select 1") {
             assert!(Instant::now() < deadline, "PostgreSQL does not answer: {why}\n{}", self.log());
             // After a kill the memory of the last one may be in use for a moment, which ends the new one.

@@ -70,7 +70,7 @@ pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf, trials: Model
         bundled: bundled_names(config).into_iter().filter_map(named).collect(),
         providers: providers.map_err(anyhow::Error::msg)?,
         threads: config.threads,
-        optimization: config.optimisation.as_str().parse().map_err(anyhow::Error::msg)?,
+        optimization: config.optimization.as_str().parse().map_err(anyhow::Error::msg)?,
         queue: config.queue,
         context: config.context,
         idle: config.idle,

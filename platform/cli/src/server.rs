@@ -9,7 +9,7 @@ use nerve_broker::{
     },
     connection::Waiting,
 };
-use nerve_config::{Config, GatewayConfig, HomeError, make_private};
+use nerve_config::{Config, DataFolderError, GatewayConfig, make_private};
 use nerve_core::Inference;
 use nerve_gateway::{
     self as gateway, Check, Checks, ConnectionThreads, Drain, Fetch, Gateway, Listener, ModelParts, Models, Spool,
@@ -75,7 +75,7 @@ pub(crate) struct Server {
 pub(crate) enum ServerError {
     /// The data folder cannot be used.
     #[error(transparent)]
-    Home(#[from] HomeError),
+    Home(#[from] DataFolderError),
     /// The address is not allowed.
     #[error(transparent)]
     Access(#[from] gateway::OpenToAll),

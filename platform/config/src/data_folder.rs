@@ -1,4 +1,4 @@
-//! The data folder is this user's alone: 0700 and 0600, whatever the umask, and whatever an earlier version made.
+//! The permissions of the data folder: private to this user (0700 and 0600), regardless of the umask and of earlier versions.
 
 use nix::unistd::geteuid;
 use std::{
@@ -8,27 +8,27 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Permissions of a file's group and of all others.
-const OTHERS: u32 = 0o077;
-/// The most files that are looked at; the folder itself keeps others from the rest.
-const MAX_FILES: usize = 100_000;
+/// Permission bits of group and others.
+const GROUP_AND_OTHERS: u32 = 0o077;
+/// Maximum files whose mode is checked. The folder's own mode protects the others.
+const MAX_CHECKED_FILES: usize = 100_000;
 
-/// Why a data folder cannot be used.
+/// The error of an unusable data folder.
 #[derive(Debug, thiserror::Error)]
-pub enum HomeError {
-    /// It cannot be made, or kept from others.
-    #[error("the data folder {path} cannot be made, or made private: name a folder of this user's with --data DIR")]
+pub enum DataFolderError {
+    /// It cannot be created or made private.
+    #[error("data folder {path} cannot be created or made private: name a folder of this user with --data DIR")]
     Private {
         /// The folder.
         path: PathBuf,
-        /// What the system says.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// Somebody else owns it.
+    /// Another user owns it.
     #[error(
-        "the data folder {path} belongs to another user (uid {owner}), who could change what is in it: \
-         give it to this user (chown), or name another with --data DIR"
+        "data folder {path} belongs to another user (uid {owner}), who could change its files: \
+         give it to this user (chown), or name another one with --data DIR"
     )]
     Owner {
         /// The folder.
@@ -38,33 +38,33 @@ pub enum HomeError {
     },
 }
 
-/// Makes the data folder where it is missing, and takes it and what is in it from others.
+/// Creates the data folder if it is missing, and removes the permissions of other users on it and its files.
 ///
 /// # Errors
-/// When it is another user's, or cannot be made private.
-pub fn make_private(folder: &Path) -> Result<(), HomeError> {
-    let failed = |source| HomeError::Private { path: folder.to_owned(), source };
+/// The folder belongs to another user, or cannot be made private.
+pub fn make_private(folder: &Path) -> Result<(), DataFolderError> {
+    let failed = |source| DataFolderError::Private { path: folder.to_owned(), source };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
     let found = fs::metadata(folder).map_err(failed)?;
     let user = geteuid();
     if found.uid() != user.as_raw() && !user.is_root() {
-        return Err(HomeError::Owner { path: folder.to_owned(), owner: found.uid() });
+        return Err(DataFolderError::Owner { path: folder.to_owned(), owner: found.uid() });
     }
-    if found.mode() & OTHERS != 0 {
-        tracing::info!(folder = %folder.display(), "the data folder was open to others, and is private now");
+    if found.mode() & GROUP_AND_OTHERS != 0 {
+        tracing::info!(folder = %folder.display(), "data folder was accessible to other users; it is private now");
         restrict(folder, found.mode()).map_err(failed)?;
     }
-    // Behind the folder's own mode: what is not reached in time is not open either.
+    // The folder's own mode protects files until this reaches them.
     restrict_all(folder);
     Ok(())
 }
 
 fn restrict(path: &Path, mode: u32) -> io::Result<()> {
-    fs::set_permissions(path, Permissions::from_mode(mode & 0o7777 & !OTHERS))
+    fs::set_permissions(path, Permissions::from_mode(mode & 0o7777 & !GROUP_AND_OTHERS))
 }
 
 fn restrict_all(folder: &Path) {
-    let (mut folders, mut left) = (vec![folder.to_owned()], MAX_FILES);
+    let (mut folders, mut left) = (vec![folder.to_owned()], MAX_CHECKED_FILES);
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten().take(left) {
             left = left.saturating_sub(1);
@@ -72,10 +72,10 @@ fn restrict_all(folder: &Path) {
             if found.is_symlink() {
                 continue;
             }
-            if found.mode() & OTHERS != 0
+            if found.mode() & GROUP_AND_OTHERS != 0
                 && let Err(error) = restrict(&entry.path(), found.mode())
             {
-                tracing::debug!(%error, path = %entry.path().display(), "a file keeps its mode; its folder is private");
+                tracing::debug!(%error, path = %entry.path().display(), "mode of a file cannot be changed; its folder is private");
             }
             if found.is_dir() {
                 folders.push(entry.path());
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn data_folder_of_before_is_made_private_with_what_is_in_it() {
+    fn existing_data_folder_and_its_files_are_made_private() {
         let root = tempfile::tempdir().unwrap();
         let (folder, outside) = (root.path().join("data"), root.path().join("outside"));
         fs::create_dir_all(folder.join("deep")).unwrap();
@@ -105,7 +105,7 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).unwrap().mode() & 0o7777;
         assert_eq!([mode(&folder), mode(&folder.join("deep"))], [0o700; 2]);
         assert_eq!((mode(&folder.join("deep/key")), mode(&folder.join("run"))), (0o600, 0o700));
-        assert_eq!(mode(&outside), 0o644, "what a link leads to is not in the folder");
+        assert_eq!(mode(&outside), 0o644, "the target of a link is not changed");
         make_private(&root.path().join("new/er")).unwrap();
         assert_eq!(mode(&root.path().join("new/er")), 0o700);
     }

@@ -1,35 +1,45 @@
-//! Why the settings of a server cannot be used.
+//! Errors of the settings.
 
-use super::{trust::Untrusted, without_excerpt};
+use super::{trust::UntrustedPath, without_excerpt};
 use std::{io, path::PathBuf};
 
-/// Why the settings cannot be used.
+/// The error of invalid settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A file or variable cannot be read, or says something unknown.
-    #[error("the configuration is wrong: {0}")]
+    /// A file or variable cannot be parsed, or has an unknown setting.
+    #[error("invalid configuration: {0}")]
     Read(String),
+    /// A file or variable has the old key of a renamed setting.
+    #[error("invalid configuration: {origin}: setting {old} has been renamed to {new}")]
+    Renamed {
+        /// The file or variable.
+        origin: String,
+        /// The old key.
+        old: &'static str,
+        /// The new key.
+        new: &'static str,
+    },
     /// The settings file cannot be read.
-    #[error("the settings file {} cannot be read", path.display())]
+    #[error("settings file {} cannot be read", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The I/O error.
         #[source]
         source: io::Error,
     },
-    /// The settings file of the current folder may be somebody else's.
-    #[error("{0}: name the file with --config if it is meant, or start in another folder")]
-    Untrusted(#[from] Untrusted),
-    /// `[nats]` contradicts itself.
-    #[error("the configuration is wrong: {0}")]
+    /// Another user can change the settings file of the current folder.
+    #[error("{0}: to use this settings file, name it with --config; otherwise start in another folder")]
+    Untrusted(#[from] UntrustedPath),
+    /// Settings of `[nats]` contradict each other.
+    #[error("invalid configuration: {0}")]
     Nats(#[from] nerve_broker::SettingsError),
-    /// A value is out of its bounds.
-    #[error("the configuration is wrong: {key}: {why}")]
+    /// A value is out of range.
+    #[error("invalid configuration: {key}: {why}")]
     Invalid {
         /// The setting.
         key: &'static str,
-        /// What is wrong, and what would be right.
+        /// The allowed values, and the reason.
         why: String,
     },
 }

@@ -5,65 +5,65 @@ use nerve_core::manifest::Network;
 use serde::Deserialize;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-/// Threads that serve connections, at most.
-pub(super) const MOST_THREADS: usize = 256;
+/// Maximum connection threads.
+pub(super) const MAX_THREADS: usize = 256;
 
-/// How HTTP is served.
+/// HTTP settings.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GatewayConfig {
-    /// Where to listen; port 0 takes a free one.
+    /// The listen address. Port 0 selects a free port.
     pub listen: SocketAddr,
-    /// The certificate, and those between it and its root, in PEM; plain HTTP when none.
+    /// The certificate chain, in PEM. Plain HTTP if `None`.
     pub tls_cert: Option<PathBuf>,
     /// The certificate's private key, in PEM.
     pub tls_key: Option<PathBuf>,
-    /// Networks of the proxies whose word counts for where a request comes from.
+    /// Networks of trusted proxies, whose forwarding headers are used.
     pub trusted_proxies: Vec<Network>,
-    /// Bearer keys of the API, by name; those without one have an empty name.
+    /// Bearer keys of the API, by name; unnamed keys have an empty name.
     #[serde(deserialize_with = "super::keys::named_or_list")]
     pub keys: Keys,
-    /// Which users of this machine may use the API where there is no key.
+    /// Users of this machine that may use the API if no key is configured.
     pub local_users: LocalUsers,
-    /// Keys that see one collection only, by collection.
+    /// Keys with access to one collection only, by collection.
     #[serde(default, deserialize_with = "super::keys::named")]
     pub collection_keys: Keys,
-    /// Largest webhook body, in bytes.
+    /// Maximum bytes of a webhook body.
     pub max_hook_body: usize,
-    /// Largest API body, in bytes.
+    /// Maximum bytes of an API request body.
     pub max_api_body: usize,
-    /// Largest document, in bytes.
+    /// Maximum bytes of a document.
     pub max_document: usize,
-    /// Threads that serve connections; 0 for half of the cores, but at least one.
+    /// Connection threads; 0 for half of the cores, but at least one.
     pub threads: usize,
-    /// Requests served at once.
+    /// Maximum concurrent requests.
     pub max_requests: usize,
-    /// Event streams served at once.
+    /// Maximum concurrent event streams.
     pub max_streams: usize,
-    /// Bytes of webhooks that wait on disk while the broker is away.
+    /// Maximum bytes of spooled webhooks on disk.
     pub spool_max_bytes: u64,
-    /// The longest that an answer may take.
+    /// Timeout of an answer.
     #[serde(deserialize_with = "super::duration")]
     pub answer_timeout: Duration,
-    /// How long a request is known by its `Idempotency-Key`.
+    /// The period in which a repeated `Idempotency-Key` is recognized.
     #[serde(deserialize_with = "super::duration")]
     pub idempotency_window: Duration,
 }
 
-/// Users of the machine that the server runs on.
+/// Users of this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LocalUsers {
-    /// The one that the server runs as, and root.
+    /// The user of the server, and root.
     Own,
-    /// All of them.
+    /// All users.
     All,
 }
 
 impl GatewayConfig {
-    /// Threads that serve connections, at least one.
+    /// Returns the count of connection threads, at least one.
     pub fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        if self.threads == 0 { cores().div_ceil(2).min(MOST_THREADS) } else { self.threads }
+        if self.threads == 0 { cores().div_ceil(2).min(MAX_THREADS) } else { self.threads }
     }
 }

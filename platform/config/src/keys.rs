@@ -1,14 +1,14 @@
-//! API keys, by name: a key stands in by its name wherever one is recorded, so that its value can be rotated.
+//! API keys, by name. Records contain the name, so that the value can be rotated.
 
 use super::{ConfigError, GatewayConfig};
 use nerve_core::Secret;
 use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 
-/// The fewest characters of a key.
+/// Minimum characters of a key.
 const MIN_KEY_CHARS: usize = 16;
 
-/// Keys by name; several of one name while they are rotated.
+/// Keys by name. A name has several keys during a rotation.
 pub type Keys = BTreeMap<String, Vec<Secret>>;
 
 #[derive(Deserialize)]
@@ -34,13 +34,13 @@ enum NamedOrList {
     Named(BTreeMap<String, OneOrMany>),
 }
 
-/// Reads a table of keys.
+/// Deserializes a table of keys.
 pub(super) fn named<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Keys, D::Error> {
     let named = BTreeMap::<String, OneOrMany>::deserialize(deserializer)?;
     Ok(named.into_iter().map(|(name, keys)| (name, keys.secrets())).collect())
 }
 
-/// Reads a table of keys, or a list of keys without names.
+/// Deserializes a table of keys, or a list of unnamed keys.
 pub(super) fn named_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Keys, D::Error> {
     Ok(match NamedOrList::deserialize(deserializer)? {
         NamedOrList::List(keys) => Keys::from([(String::new(), keys.into_iter().map(Secret::new).collect())]),
@@ -59,7 +59,7 @@ impl GatewayConfig {
             return wrong("gateway.keys", "a key must have at least 16 characters");
         }
         if !self.collection_keys.is_empty() && self.keys.values().all(Vec::is_empty) {
-            return wrong("gateway.collection_keys", "there must be a key in gateway.keys too, for everything else");
+            return wrong("gateway.collection_keys", "requires a key in gateway.keys too, for everything else");
         }
         Ok(())
     }
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_a_list_or_have_names() {
+    fn keys_are_a_list_or_a_table() {
         let (old, new) = ("0123456789abcdef", "fedcba9876543210");
         assert_eq!(load("", &[]), Ok(keys(&[("", &[])])));
         assert_eq!(load(&format!("[gateway]\nkeys = [\"{old}\", \"{new}\"]"), &[]), Ok(keys(&[("", &[old, new])])));
@@ -95,8 +95,8 @@ mod tests {
     }
 
     #[test]
-    fn wrong_keys_are_refused_without_being_shown() {
-        for (settings, said) in [
+    fn invalid_keys_are_refused_and_not_shown() {
+        for (settings, expected) in [
             ("[gateway.keys]\nci = \"short\"", "at least 16"),
             ("[gateway.keys]\nci = [\"0123456789abcdef\", 7]", "a list of keys, or a table"),
             ("[gateway.collection_keys]\nred = 7", "a key is a string"),
@@ -105,7 +105,7 @@ mod tests {
             ("[gateway.collection_keys]\nred = \"0123456789abcdef\"", "gateway.keys too"),
         ] {
             let refused = load(settings, &[]).unwrap_err();
-            assert!(refused.contains(said) && !refused.contains("0123456789"), "{settings}: {refused}");
+            assert!(refused.contains(expected) && !refused.contains("0123456789"), "{settings}: {refused}");
         }
     }
 }

@@ -1,27 +1,28 @@
-//! Settings: the embedded defaults < `nerve-server.toml` < `NERVE_*`, each stage with a section of its own.
+//! Settings: the embedded defaults < `nerve-server.toml` < `NERVE_*`, with one section per crate.
 //!
-//! Everything is read and checked here, before anything binds or connects.
+//! All settings are read and checked before the server listens or connects.
 
+mod data_folder;
 mod error;
 mod file;
 mod gateway;
-mod home;
 mod keys;
 mod onnx;
+mod renamed;
 mod sandbox;
 mod trust;
 
+pub use data_folder::{DataFolderError, make_private};
 pub use error::ConfigError;
 pub use gateway::{GatewayConfig, LocalUsers};
-pub use home::{HomeError, make_private};
 pub use keys::Keys;
 pub use nerve_broker::{EventsFull, StreamsConfig};
-pub use onnx::{OnnxConfig, Optimisation, Provider};
+pub use onnx::{OnnxConfig, Optimization, Provider};
 pub use sandbox::SandboxConfig;
-pub use trust::{Untrusted, Why, check_trusted};
+pub use trust::{TrustViolation, UntrustedPath, check_trusted};
 
 use file::SettingsFile;
-use gateway::MOST_THREADS;
+use gateway::MAX_THREADS;
 use nerve_broker::NatsSettings;
 use nerve_core::{Secret, manifest::Network, quota::Quota};
 use serde::Deserialize;
@@ -34,25 +35,25 @@ use std::{
 
 const DEFAULTS: &str = include_str!("default.toml");
 const PREFIX: &str = "NERVE_";
-/// The settings file of the current folder.
-const FILE: &str = "nerve-server.toml";
-/// Variables with our prefix that are no settings of the server.
+/// The settings file in the current folder.
+const SETTINGS_FILE: &str = "nerve-server.toml";
+/// Variables with the prefix that are no settings.
 const NOT_SETTINGS: &[&str] = &["NERVE_LOG"];
-/// Settings that a variable gives as a list with commas.
-const LISTS: &[&str] = &["gateway.keys", "gateway.trusted_proxies", "onnx.providers", "sinks.allow"];
+/// Settings whose variable is a comma-separated list.
+const LIST_SETTINGS: &[&str] = &["gateway.keys", "gateway.trusted_proxies", "onnx.providers", "sinks.allow"];
 
-/// What `gateway.idempotency_window` may be.
-const IDEMPOTENCY_WINDOW: RangeInclusive<Duration> = Duration::from_secs(10)..=Duration::from_secs(30 * 24 * 3600);
-/// Longer than any retry waits.
-const LONGEST_WAIT: Duration = Duration::from_secs(48 * 3600);
+/// The range of `gateway.idempotency_window`.
+const IDEMPOTENCY_WINDOW_RANGE: RangeInclusive<Duration> =
+    Duration::from_secs(10)..=Duration::from_secs(30 * 24 * 3600);
+/// Minimum of `streams.timers_max_age`: longer than the wait of any retry.
+const MIN_TIMERS_AGE: Duration = Duration::from_secs(48 * 3600);
 
-/// The least that EVENTS may be bounded by, in bytes.
-const LEAST_EVENTS_BYTES: i64 = 16 << 10;
-
-/// The least that the other streams may be bounded by, in bytes.
-const LEAST_STREAM_BYTES: i64 = 1 << 20;
-/// The least that a function may log in a second, in bytes.
-const LEAST_LOG_BYTES: usize = 64 << 10;
+/// Minimum limit of EVENTS, in bytes.
+const MIN_EVENTS_BYTES: i64 = 16 << 10;
+/// Minimum limit of the other streams, in bytes.
+const MIN_STREAM_BYTES: i64 = 1 << 20;
+/// Minimum of `worker.log_bytes`.
+const MIN_LOG_BYTES: usize = 64 << 10;
 
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
@@ -60,7 +61,7 @@ const LEAST_LOG_BYTES: usize = 64 << 10;
 pub struct Config {
     /// `[nats]`
     pub nats: NatsSettings,
-    /// What the gateway of this process connects with, where that is not what its worker does.
+    /// NATS settings of the gateway in this process, if they differ from those of its worker.
     #[serde(skip)]
     pub gateway_nats: Option<NatsSettings>,
     /// The settings file, if there is one.
@@ -80,7 +81,7 @@ pub struct Config {
     pub rag: RagConfig,
     /// `[sandbox]`
     pub sandbox: SandboxConfig,
-    /// `[collections]`: what a collection may have that no quota was set for.
+    /// `[collections]`: the default quota of a collection.
     pub collections: Quota,
     /// `[sinks]`
     pub sinks: SinksConfig,
@@ -88,71 +89,74 @@ pub struct Config {
     pub secrets: SecretsConfig,
 }
 
-/// Where files are.
+/// The data folder.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// The folder.
+    /// Its path.
     pub dir: PathBuf,
 }
 
-/// How functions are run.
+/// Worker settings.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WorkerConfig {
-    /// The longest that a delivery goes without an extension before it is redelivered.
+    /// The wait for an ack or its extension before a delivery is redelivered.
     #[serde(deserialize_with = "duration")]
     pub ack_wait: Duration,
-    /// How long shutdown waits for what is running.
+    /// Grace period of running events at shutdown.
     #[serde(deserialize_with = "duration")]
     pub grace: Duration,
-    /// The most results of functions in a row, each of the one before.
+    /// Maximum length of a chain of function results.
     pub max_hops: u32,
-    /// Lines that a function may log in a second.
+    /// Maximum log lines of a function per second.
     pub log_lines: u32,
-    /// Bytes that a function may log in a second.
+    /// Maximum log bytes of a function per second.
     pub log_bytes: usize,
 }
 
-/// Where documents are indexed.
+/// The document index.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RagConfig {
-    /// The URL of a PostgreSQL database, which holds a password; the data folder when none.
+    /// The URL of a PostgreSQL database, with its password. The data folder if `None`.
     #[serde(deserialize_with = "secret")]
     pub postgres: Option<Secret>,
 }
 
-/// What sinks may reach.
+/// Settings of all sinks.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SinksConfig {
-    /// Networks that every sink may reach although they are not public.
+    /// Non-public networks that every sink may reach.
     pub allow: Vec<Network>,
 }
 
-/// How secrets are unsealed.
+/// The secrets key.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretsConfig {
-    /// The private key as 64 hexadecimal digits; from `<data.dir>/secrets.key` when none.
+    /// The private key as 64 hexadecimal digits. `<data.dir>/secrets.key` if `None`.
     #[serde(default, deserialize_with = "secret")]
     pub key: Option<Secret>,
 }
 
 impl Config {
-    /// Reads the defaults, then `file` (or `./nerve-server.toml` where there is one), then `NERVE_*` out of
-    /// `environment`, and checks the whole.
+    /// Reads the defaults, then `file` (or `./nerve-server.toml` if it exists), then `NERVE_*` of `environment`, and checks the
+    /// result.
+    ///
+    /// # Errors
+    /// A file or variable is unreadable or invalid, or another user can change `./nerve-server.toml`.
     pub fn load(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let here = Path::new(FILE);
+        let here = Path::new(SETTINGS_FILE);
         let path = match file {
             Some(named) => Some(named),
-            // What stands here and cannot be read is no reason to start without settings.
+            // Only a missing file is skipped; an unreadable one is an error.
             None if here.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound) => None,
-            // A file that is named is meant; one that happens to be here may be anybody's.
+            // A file in the current folder may belong to another user, unlike one that is named explicitly.
             None => {
                 check_trusted(here)?;
                 Some(here)
@@ -161,11 +165,14 @@ impl Config {
         let mut builder =
             config::Config::builder().add_source(config::File::from_str(DEFAULTS, config::FileFormat::Toml));
         if let Some(path) = path {
-            builder = builder.add_source(SettingsFile::read(path)?);
+            let file = SettingsFile::read(path)?;
+            file.check_renamed()?;
+            builder = builder.add_source(file);
         }
         for (name, value) in environment {
             let Some(key) = setting(&name) else { continue };
-            builder = if LISTS.contains(&key.as_str()) {
+            renamed::check(&key, &name)?;
+            builder = if LIST_SETTINGS.contains(&key.as_str()) {
                 let items: Vec<&str> = value.split(',').map(str::trim).filter(|item| !item.is_empty()).collect();
                 builder.set_override(key, items)?
             } else {
@@ -177,10 +184,10 @@ impl Config {
         Ok(config)
     }
 
-    /// The data folder, and all other files that hold keys or passwords of this server, as absolute paths.
+    /// Returns the data folder and all files with keys or passwords of this server, as absolute paths.
     ///
     /// # Errors
-    /// When there is no current folder.
+    /// The current folder does not exist.
     pub fn private_paths(&self) -> io::Result<Vec<PathBuf>> {
         let nats = [Some(&self.nats), self.gateway_nats.as_ref()].into_iter().flatten().flat_map(|nats| {
             [&nats.password_file, &nats.token_file, &nats.nkey_file, &nats.creds, &nats.tls_client_key]
@@ -189,85 +196,85 @@ impl Config {
         files.chain([&self.data.dir]).map(std::path::absolute).collect()
     }
 
-    /// Where fetched files lie.
+    /// Returns the folder of downloaded files.
     pub fn artifacts(&self) -> PathBuf {
         self.data.dir.join("artifacts")
     }
 
-    /// Where webhooks wait for the broker.
+    /// Returns the path of the spool.
     pub fn spool(&self) -> PathBuf {
         self.data.dir.join("spool.sqlite")
     }
 
     fn check(&self) -> Result<(), ConfigError> {
         self.nats.check()?;
-        let wrong = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
+        let invalid = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
         if ![1, 3, 5].contains(&self.streams.replicas) {
-            return wrong("streams.replicas", "it must be 1, 3 or 5");
+            return invalid("streams.replicas", "must be 1, 3 or 5");
         }
         if self.streams.dedupe_window < Duration::from_secs(10) {
-            return wrong("streams.dedupe_window", "redeliveries come later than that: give it at least 10s");
+            return invalid("streams.dedupe_window", "must be at least 10s: redeliveries arrive later than that");
         }
         let age = self.streams.events_max_age;
         if !age.is_zero() && age < self.streams.dedupe_window {
-            return wrong("streams.events_max_age", "it must be at least streams.dedupe_window");
+            return invalid("streams.events_max_age", "must be at least streams.dedupe_window");
         }
         let bytes = self.streams.events_max_bytes;
-        if bytes != -1 && bytes < LEAST_EVENTS_BYTES {
-            return wrong("streams.events_max_bytes", "it must be -1 (no bound), or at least 16384");
+        if bytes != -1 && bytes < MIN_EVENTS_BYTES {
+            return invalid("streams.events_max_bytes", "must be -1 (unlimited), or at least 16384");
         }
         if self.streams.events_full == EventsFull::Refuse && bytes == -1 {
-            return wrong("streams.events_full", "\"refuse\" needs a bound: set streams.events_max_bytes");
+            return invalid("streams.events_full", "\"refuse\" requires a limit: set streams.events_max_bytes");
         }
         let age = self.streams.timers_max_age;
-        if !age.is_zero() && age < LONGEST_WAIT {
-            return wrong("streams.timers_max_age", "a retry may wait for a day: give it at least 48h");
+        if !age.is_zero() && age < MIN_TIMERS_AGE {
+            return invalid("streams.timers_max_age", "must be at least 48h: a retry may wait for a day");
         }
         if !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&self.worker.ack_wait) {
-            return wrong("worker.ack_wait", "it must be from 1s to 5m");
+            return invalid("worker.ack_wait", "must be from 1s to 5m");
         }
-        if self.worker.log_lines == 0 || self.worker.log_bytes < LEAST_LOG_BYTES {
-            return wrong(
+        if self.worker.log_lines == 0 || self.worker.log_bytes < MIN_LOG_BYTES {
+            return invalid(
                 "worker",
                 "log_lines must be at least 1, and log_bytes at least 65536: a line may have 16 KiB",
             );
         }
-        let bounds = [self.streams.logs_max_bytes, self.streams.answers_max_bytes, self.streams.dead_max_bytes];
+        let limits = [self.streams.logs_max_bytes, self.streams.answers_max_bytes, self.streams.dead_max_bytes];
         let streams = &self.streams;
         let buckets = [streams.artifacts_max_bytes, streams.bodies_max_bytes, streams.views_max_bytes];
-        let bounds = bounds.into_iter().chain([streams.attempts_max_bytes, streams.requests_max_bytes]).chain(buckets);
-        if bounds.into_iter().any(|bytes| bytes != -1 && bytes < LEAST_STREAM_BYTES) {
-            return wrong("streams", "each of the bounds in bytes must be -1 (none), or at least 1048576");
+        let limits = limits.into_iter().chain([streams.attempts_max_bytes, streams.requests_max_bytes]).chain(buckets);
+        if limits.into_iter().any(|bytes| bytes != -1 && bytes < MIN_STREAM_BYTES) {
+            return invalid("streams", "each limit in bytes must be -1 (unlimited), or at least 1048576");
         }
         if self.worker.max_hops == 0 {
-            return wrong("worker.max_hops", "it must be at least 1: no function could publish a result");
+            return invalid("worker.max_hops", "must be at least 1: otherwise no function could publish a result");
         }
         if self.gateway.max_requests == 0 || self.gateway.max_streams == 0 {
-            return wrong("gateway", "max_requests and max_streams must be at least 1");
+            return invalid("gateway", "max_requests and max_streams must be at least 1");
         }
-        if self.gateway.threads > MOST_THREADS {
-            return wrong("gateway.threads", "it must be at most 256; 0 takes half of the cores");
+        if self.gateway.threads > MAX_THREADS {
+            return invalid("gateway.threads", "must be at most 256; 0 uses half of the cores");
         }
         if self.gateway.tls_cert.is_some() != self.gateway.tls_key.is_some() {
-            return wrong("gateway", "tls_cert and tls_key go together: name both files, or neither");
+            return invalid("gateway", "tls_cert and tls_key go together: set both or neither");
         }
         self.gateway.check_keys()?;
-        if !IDEMPOTENCY_WINDOW.contains(&self.gateway.idempotency_window) {
-            return wrong("gateway.idempotency_window", "it must be from 10s to 30d");
+        if !IDEMPOTENCY_WINDOW_RANGE.contains(&self.gateway.idempotency_window) {
+            return invalid("gateway.idempotency_window", "must be from 10s to 30d");
         }
         if self.gateway.answer_timeout.is_zero() || self.gateway.answer_timeout > self.streams.answers_max_age {
-            return wrong("gateway.answer_timeout", "it must be more than 0s and at most streams.answers_max_age");
+            return invalid("gateway.answer_timeout", "must be more than 0s and at most streams.answers_max_age");
         }
         let schemes = ["postgres://", "postgresql://"];
         if self.rag.postgres.as_ref().is_some_and(|url| !schemes.iter().any(|it| url.expose().starts_with(it))) {
-            return wrong("rag.postgres", "it must be postgres://user:password@host:5432/database, or empty");
+            return invalid("rag.postgres", "must be postgres://user:password@host:5432/database, or empty");
         }
         self.sandbox.check()?;
         self.onnx.check()
     }
 }
 
-/// An error without the line of the file that the parser quotes, which may hold a secret.
+/// Removes the quoted line of the file from an error, as it may contain a secret.
 fn without_excerpt(error: &str) -> String {
     let is_excerpt = |line: &&str| {
         let gutter = line.trim_start().trim_start_matches(|c: char| c.is_ascii_digit());
@@ -276,7 +283,7 @@ fn without_excerpt(error: &str) -> String {
     error.lines().filter(|line| !is_excerpt(line)).collect::<Vec<_>>().join(": ")
 }
 
-/// `NERVE_WORKER_ACK_WAIT` is `worker.ack_wait`: a section is one word, a key may be several.
+/// Returns the setting of a variable: `NERVE_WORKER_ACK_WAIT` is `worker.ack_wait`. A section has one word, a key may have several.
 fn setting(variable: &str) -> Option<String> {
     if NOT_SETTINGS.contains(&variable) {
         return None;
@@ -304,16 +311,16 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_hold() {
+    fn defaults_are_valid() {
         let config = load(&[]).unwrap();
         assert_eq!(config.gateway.listen.to_string(), "127.0.0.1:8080");
         assert_eq!(config.worker.ack_wait, Duration::from_secs(10));
-        assert!((1..=MOST_THREADS).contains(&config.gateway.threads()));
+        assert!((1..=MAX_THREADS).contains(&config.gateway.threads()));
         assert!(config.secrets.key.is_none() && config.rag.postgres.is_none());
     }
 
     #[test]
-    fn the_environment_wins() {
+    fn environment_overrides_the_defaults() {
         let config = load(&[
             ("NERVE_WORKER_ACK_WAIT", "2s"),
             ("NERVE_GATEWAY_KEYS", "0123456789abcdef, fedcba9876543210"),
@@ -336,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_overrides_and_its_unknown_keys_are_refused() {
+    fn file_overrides_the_defaults_and_unknown_keys_are_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("s.toml");
         std::fs::write(&file, "[gateway]\nlisten = \"127.0.0.1:9\"\n").unwrap();
@@ -356,8 +363,25 @@ mod tests {
     }
 
     #[test]
-    fn values_out_of_bounds_are_named() {
-        for (variable, value, said) in [
+    fn old_key_of_a_renamed_setting_is_refused_with_the_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("s.toml");
+        for (old, new) in renamed::RENAMED_SETTINGS {
+            let (section, key) = old.split_once('.').unwrap();
+            for settings in [format!("[{section}]\n{key} = \"all\"\n"), format!("{old} = \"all\"\n")] {
+                std::fs::write(&file, settings).unwrap();
+                let error = Config::load(Some(&file), []).unwrap_err().to_string();
+                assert!(error.contains(new) && error.contains("s.toml"), "{error}");
+            }
+            let variable = format!("{PREFIX}{}", old.replace('.', "_").to_ascii_uppercase());
+            let error = load(&[(&variable, "all")]).unwrap_err().to_string();
+            assert!(error.contains(new) && error.contains(&variable), "{error}");
+        }
+    }
+
+    #[test]
+    fn value_out_of_range_is_refused_with_its_key() {
+        for (variable, value, expected) in [
             ("NERVE_STREAMS_REPLICAS", "2", "streams.replicas"),
             ("NERVE_WORKER_ACK_WAIT", "1ms", "worker.ack_wait"),
             ("NERVE_WORKER_ACK_WAIT", "soon", "soon"),
@@ -380,7 +404,7 @@ mod tests {
             ("NERVE_GATEWAY_TRUSTED_PROXIES", "10.0.0.0/33", "`10.0.0.0/33` is not a network"),
         ] {
             let error = load(&[(variable, value)]).unwrap_err().to_string();
-            assert!(error.contains(said) && !error.contains("hunter2"), "{error}");
+            assert!(error.contains(expected) && !error.contains("hunter2"), "{error}");
         }
     }
 }

@@ -4,56 +4,56 @@ use super::{ConfigError, duration};
 use serde::Deserialize;
 use std::{path::PathBuf, time::Duration};
 
-/// How models are run.
+/// Model settings.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OnnxConfig {
-    /// ONNX Runtime's library; searched for when none.
+    /// The path of the ONNX Runtime library. Searched for if `None`.
     pub library: Option<PathBuf>,
-    /// A folder of models that come with this installation, one folder each.
+    /// The folder of the models of this installation, one folder each.
     pub models: Option<PathBuf>,
-    /// What runs a model, the first that can.
+    /// Execution providers, in order of preference.
     pub providers: Vec<Provider>,
-    /// Threads of this machine that run models; 0 for one a core.
+    /// Threads that run models; 0 for one per core.
     pub threads: usize,
-    /// How far a model's graph is optimised.
-    pub optimisation: Optimisation,
-    /// Texts that may wait for one model.
+    /// Graph optimization level.
+    pub optimization: Optimization,
+    /// Maximum texts queued for one model.
     pub queue: usize,
-    /// The most tokens of a conversation and its answer that a language model keeps in memory.
+    /// Maximum context of a language model, in tokens.
     pub context: usize,
-    /// How long a model that only requests use stays in memory without one.
+    /// The idle time after which a model that only requests use is unloaded.
     #[serde(deserialize_with = "duration")]
     pub idle: Duration,
-    /// The longest that a request waits for its answer.
+    /// Timeout of a request.
     #[serde(deserialize_with = "duration")]
     pub timeout: Duration,
-    /// Texts that one request may hold.
+    /// Maximum texts of one request.
     pub max_inputs: usize,
-    /// Largest request body, in bytes.
+    /// Maximum bytes of a request body.
     pub max_body: usize,
 }
 
-/// What runs a model: an execution provider of ONNX Runtime.
+/// An execution provider of ONNX Runtime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
-    /// The processor.
+    /// The CPU.
     Cpu,
-    /// NVIDIA's GPUs.
+    /// NVIDIA GPUs.
     Cuda,
-    /// NVIDIA's GPUs, with engines that are compiled for each model.
+    /// NVIDIA GPUs, with engines that are compiled for each model.
     Tensorrt,
-    /// Apple's machines.
+    /// Apple devices.
     Coreml,
-    /// GPUs under Windows.
+    /// GPUs on Windows.
     Directml,
-    /// Intel's processors, GPUs and NPUs.
+    /// Intel CPUs, GPUs and NPUs.
     Openvino,
 }
 
 impl Provider {
-    /// The name in the settings.
+    /// Returns the name in the settings.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -66,22 +66,22 @@ impl Provider {
     }
 }
 
-/// How far a model's graph is optimised before it runs.
+/// The graph optimization level of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Optimisation {
-    /// Not at all.
+pub enum Optimization {
+    /// No optimization.
     Off,
-    /// What is redundant is removed.
+    /// Removal of redundant nodes.
     Basic,
-    /// Nodes are fused as well.
+    /// `Basic`, and fusion of nodes.
     Extended,
-    /// Memory is laid out anew as well.
+    /// `Extended`, and optimization of the memory layout.
     All,
 }
 
-impl Optimisation {
-    /// The name in the settings.
+impl Optimization {
+    /// Returns the name in the settings.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -94,24 +94,24 @@ impl Optimisation {
 
 impl OnnxConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
+        let invalid = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
         if self.providers.is_empty() {
-            return wrong("onnx.providers", "it must name at least one, such as [\"cpu\"]");
+            return invalid("onnx.providers", "must name at least one, such as [\"cpu\"]");
         }
         if self.threads > 1024 {
-            return wrong("onnx.threads", "it must be from 1 to 1024, or 0 for one a core");
+            return invalid("onnx.threads", "must be from 1 to 1024, or 0 for one per core");
         }
         if self.queue == 0 {
-            return wrong("onnx.queue", "it must be at least 1");
+            return invalid("onnx.queue", "must be at least 1");
         }
         if self.context < 2 {
-            return wrong("onnx.context", "it must be at least 2");
+            return invalid("onnx.context", "must be at least 2");
         }
         if self.max_inputs == 0 {
-            return wrong("onnx.max_inputs", "it must be at least 1");
+            return invalid("onnx.max_inputs", "must be at least 1");
         }
         if self.timeout.is_zero() {
-            return wrong("onnx.timeout", "it must be longer than 0s");
+            return invalid("onnx.timeout", "must be longer than 0s");
         }
         Ok(())
     }
@@ -127,9 +127,9 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_hold_and_the_environment_wins() {
+    fn environment_overrides_the_defaults() {
         let onnx = load(&[]).unwrap().onnx;
-        assert_eq!((onnx.providers.as_slice(), onnx.optimisation), ([Provider::Cpu].as_slice(), Optimisation::All));
+        assert_eq!((onnx.providers.as_slice(), onnx.optimization), ([Provider::Cpu].as_slice(), Optimization::All));
         assert_eq!((onnx.threads, onnx.queue, onnx.max_inputs, onnx.max_body), (0, 2048, 2048, 16 << 20));
         assert_eq!((onnx.idle, onnx.timeout), (Duration::from_secs(300), Duration::from_secs(30)));
         assert!(onnx.library.is_none() && onnx.models.is_none());
@@ -137,21 +137,21 @@ mod tests {
             ("NERVE_ONNX_LIBRARY", "/opt/libonnxruntime.so"),
             ("NERVE_ONNX_PROVIDERS", "cuda, cpu"),
             ("NERVE_ONNX_THREADS", "3"),
-            ("NERVE_ONNX_OPTIMISATION", "basic"),
+            ("NERVE_ONNX_OPTIMIZATION", "basic"),
             ("NERVE_ONNX_MAX_INPUTS", "7"),
         ]);
         let onnx = onnx.unwrap().onnx;
         assert_eq!(onnx.library.unwrap().to_str(), Some("/opt/libonnxruntime.so"));
         assert_eq!(onnx.providers, [Provider::Cuda, Provider::Cpu]);
-        assert_eq!((onnx.threads, onnx.optimisation, onnx.max_inputs), (3, Optimisation::Basic, 7));
+        assert_eq!((onnx.threads, onnx.optimization, onnx.max_inputs), (3, Optimization::Basic, 7));
     }
 
     #[test]
-    fn values_out_of_bounds_are_named() {
-        for (variable, value, said) in [
+    fn value_out_of_range_is_refused_with_its_key() {
+        for (variable, value, expected) in [
             ("NERVE_ONNX_PROVIDERS", "cpu,abacus", "abacus"),
             ("NERVE_ONNX_PROVIDERS", "", "onnx.providers"),
-            ("NERVE_ONNX_OPTIMISATION", "most", "most"),
+            ("NERVE_ONNX_OPTIMIZATION", "most", "most"),
             ("NERVE_ONNX_QUEUE", "0", "onnx.queue"),
             ("NERVE_ONNX_THREADS", "5000", "onnx.threads"),
             ("NERVE_ONNX_CONTEXT", "1", "onnx.context"),
@@ -160,18 +160,18 @@ mod tests {
             ("NERVE_ONNX_COLOUR", "red", "colour"),
         ] {
             let error = load(&[(variable, value)]).unwrap_err().to_string();
-            assert!(error.contains(said), "{variable}={value}: {error}");
+            assert!(error.contains(expected), "{variable}={value}: {error}");
         }
     }
 
     #[test]
-    fn names_are_those_of_the_settings() {
+    fn names_match_the_settings() {
         for name in ["cpu", "cuda", "tensorrt", "coreml", "directml", "openvino"] {
             let onnx = load(&[("NERVE_ONNX_PROVIDERS", name)]).unwrap().onnx;
             assert_eq!(onnx.providers.iter().map(|provider| provider.as_str()).collect::<Vec<_>>(), [name]);
         }
         for name in ["off", "basic", "extended", "all"] {
-            assert_eq!(load(&[("NERVE_ONNX_OPTIMISATION", name)]).unwrap().onnx.optimisation.as_str(), name);
+            assert_eq!(load(&[("NERVE_ONNX_OPTIMIZATION", name)]).unwrap().onnx.optimization.as_str(), name);
         }
     }
 }

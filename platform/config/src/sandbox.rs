@@ -4,53 +4,53 @@ use super::{ConfigError, duration};
 use serde::Deserialize;
 use std::time::Duration;
 
-/// The least memory that a helper process can do anything with, in bytes.
-const MIN_MEMORY: u64 = 128 << 20;
+/// Minimum memory of a helper process, in bytes.
+const MIN_MEMORY_BYTES: u64 = 128 << 20;
 
-/// What helper processes may take: those that read documents, compile components, try models and fill in templates.
+/// Limits of helper processes, which read documents, compile components, probe models and render templates.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SandboxConfig {
-    /// The memory of all of them together, in bytes.
+    /// Maximum memory of all helpers together, in bytes.
     pub memory: u64,
-    /// The memory of one that reads documents, in bytes.
+    /// Maximum memory of a helper that reads documents, in bytes.
     pub document_memory: u64,
-    /// The memory of one that compiles a component, in bytes.
+    /// Maximum memory of a helper that compiles a component, in bytes.
     pub compile_memory: u64,
-    /// How long compiling a component may take.
+    /// Timeout of the compilation of a component.
     #[serde(deserialize_with = "duration")]
     pub compile_timeout: Duration,
-    /// The most memory of one that tries a model, in bytes. It may be more than that of all: then the helper runs alone.
+    /// Maximum memory of a helper that probes a model, in bytes. If it exceeds `memory`, the helper runs alone.
     pub model_memory: u64,
-    /// How long trying a model may take.
+    /// Timeout of the probe of a model.
     #[serde(deserialize_with = "duration")]
     pub model_timeout: Duration,
-    /// The most of them at once.
+    /// Maximum concurrent helpers.
     pub helpers: usize,
 }
 
 impl SandboxConfig {
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let wrong = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
-        let of_one =
+        let invalid = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
+        let per_helper =
             [("sandbox.document_memory", self.document_memory), ("sandbox.compile_memory", self.compile_memory)];
-        for (key, memory) in of_one {
-            if !(MIN_MEMORY..=self.memory).contains(&memory) {
-                return wrong(key, "it must be from 134217728 to sandbox.memory, which is for all helpers together");
+        for (key, memory) in per_helper {
+            if !(MIN_MEMORY_BYTES..=self.memory).contains(&memory) {
+                return invalid(key, "must be from 134217728 to sandbox.memory, the limit of all helpers together");
             }
         }
-        if self.model_memory < MIN_MEMORY {
-            return wrong("sandbox.model_memory", "it must be at least 134217728");
+        if self.model_memory < MIN_MEMORY_BYTES {
+            return invalid("sandbox.model_memory", "must be at least 134217728");
         }
         let timeouts =
             [("sandbox.compile_timeout", self.compile_timeout), ("sandbox.model_timeout", self.model_timeout)];
         for (key, timeout) in timeouts {
             if timeout.is_zero() {
-                return wrong(key, "it must be longer than 0s");
+                return invalid(key, "must be longer than 0s");
             }
         }
         if !(1..=1024).contains(&self.helpers) {
-            return wrong("sandbox.helpers", "it must be from 1 to 1024");
+            return invalid("sandbox.helpers", "must be from 1 to 1024");
         }
         Ok(())
     }

@@ -174,7 +174,7 @@ impl Catalogue {
         }
     }
 
-    /// Sets a secret. A re-encrypted secret keeps its revision, so that nothing is reloaded.
+    /// ResultSetPublisher a secret. A re-encrypted secret keeps its revision, so that nothing is reloaded.
     fn set_secret(&mut self, keyring: &Keyring, entry: BucketEntry) {
         let value = keyring.decrypt(&entry.key, &entry.value);
         if value.is_none() {

@@ -56,7 +56,7 @@ impl Registry {
         Ok(entry.map(|entry| entry.record))
     }
 
-    /// Sets the quota of a collection; `None` restores the default. Servers apply it immediately.
+    /// ResultSetPublisher the quota of a collection; `None` restores the default. Servers apply it immediately.
     ///
     /// # Errors
     /// The broker is unavailable.

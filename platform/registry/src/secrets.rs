@@ -126,7 +126,7 @@ impl Registry {
         Err(BusError::refused(what(), "the secrets key was replaced repeatedly: try again"))
     }
 
-    /// Sets a random Standard Webhooks secret (`whsec_` and 32 bytes) and returns it. Returns `None` if the name is already set.
+    /// ResultSetPublisher a random Standard Webhooks secret (`whsec_` and 32 bytes) and returns it. Returns `None` if the name is already set.
     ///
     /// # Errors
     /// No server has registered a key, or the broker is unavailable.

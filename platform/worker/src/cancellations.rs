@@ -2,7 +2,7 @@
 
 use super::WorkerShared;
 use futures::StreamExt;
-use nerve_broker::bus::Wish;
+use nerve_broker::bus::AnswerSignal;
 use nerve_core::{Event, answer};
 use std::{
     collections::{HashMap, VecDeque},
@@ -101,13 +101,13 @@ impl Drop for RunningInvocation {
 pub(super) async fn follow(shared: WorkerShared) {
     let stop = shared.stops.work.clone();
     while !stop.is_cancelled() {
-        match shared.bus.wishes().await {
-            Ok(mut wishes) => {
-                while let Some(Some(wish)) = stop.run_until_cancelled(wishes.next()).await {
+        match shared.bus.answer_signals().await {
+            Ok(mut answer_signals) => {
+                while let Some(Some(wish)) = stop.run_until_cancelled(answer_signals.next()).await {
                     tracing::debug!(?wish);
                     match wish {
-                        Wish::Cancelled(id) => shared.cancellations.cancel(id),
-                        Wish::Resumed(id) => shared.cancellations.resume(&id),
+                        AnswerSignal::Cancelled(id) => shared.cancellations.cancel(id),
+                        AnswerSignal::Resumed(id) => shared.cancellations.resume(&id),
                     }
                 }
             }

@@ -131,7 +131,7 @@ where
 /// Publishes the output events of one batch, both emitted and returned.
 pub(super) struct Publisher {
     bus: Bus,
-    sets: Sets,
+    sets: ResultSetPublisher,
     policy: EmissionPolicy,
     /// The function's results in EVENTS.
     committed: Arc<tokio::sync::Mutex<CommittedResults>>,
@@ -200,9 +200,9 @@ impl Publisher {
             return Ok(());
         }
         let outcome = publish(|| self.store(input, results)).await?;
-        if outcome == SetOutcome::Duplicate {
+        if outcome == ResultSetOutcome::Duplicate {
             let function = &self.policy.function;
-            self.bus.drops().count(DropScope::Function, function.as_str(), DropReason::Result, results.len());
+            self.bus.drops().count(DuplicateScope::Function, function.as_str(), DuplicateReason::Result, results.len());
             tracing::debug!(%function, id = input.event.id, "results of an earlier attempt are kept");
             if self.may_emit_parts() {
                 // Boxed: it is rare and far larger than the rest of this future, which is moved for every event.
@@ -214,7 +214,7 @@ impl Publisher {
 
     /// Stores a set of results unless EVENTS has that of another attempt. JetStream rejects repeated ids within the dedupe window
     /// only, so a longer attempt reads the log first.
-    async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<SetOutcome, PublishError> {
+    async fn store(&self, input: &InputState, results: &[RunResult]) -> Result<ResultSetOutcome, PublishError> {
         let run = input.provenance.run(&self.policy.function);
         if input.since.elapsed() >= self.dedupe_window / 2 {
             let asked = std::time::Instant::now();

@@ -75,7 +75,7 @@ pub(super) async fn settle(
     let ActiveDelivery { delivery, mut history, slot, .. } = active;
     let verdict = decide(Some(&error), delivery.attempt, &policy.spec.retry);
     if error.fault == Fault::Interrupted {
-        return give_back_recorded(shared, policy, delivery, history).await;
+        return release_recorded(shared, policy, delivery, history).await;
     }
     let error = FunctionError { message: log::truncate(error.message, MAX_ERROR_BYTES), ..error };
     history.end_failed(&delivery, error);
@@ -124,13 +124,13 @@ pub(super) async fn give_back(delivery: Delivery) {
 }
 
 /// Returns a delivery to the broker for immediate redelivery and records that this was no attempt.
-pub(super) async fn give_back_recorded(
+pub(super) async fn release_recorded(
     shared: &WorkerShared,
     policy: &EmissionPolicy,
     delivery: Delivery,
     history: RunHistory,
 ) {
-    if let Err(error) = shared.bus.give_back_recorded(&policy.function, delivery, history).await {
+    if let Err(error) = shared.bus.release_recorded(&policy.function, delivery, history).await {
         tracing::warn!(%error, "nak failed; the event is redelivered after the ack wait");
     }
 }

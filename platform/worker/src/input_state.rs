@@ -1,7 +1,7 @@
 //! The emissions of one input event: their count determines the ids of the next ones.
 
 use super::invocation::ActiveDelivery;
-use nerve_broker::bus::{OlderResults, Provenance};
+use nerve_broker::bus::{LegacyResults, Provenance};
 use nerve_core::{Emission, Event, Fault, FunctionError, Identity, Name, Run, answer::Part};
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ pub(super) struct InputState {
     /// The identity under which it was published; `None` for a copy.
     pub(super) published_as: Option<Identity>,
     /// The results that an older Nerve stored for it.
-    older: OlderResults,
+    older: LegacyResults,
     /// The time of the last lookup of results of other attempts at the same run.
     pub(super) since: Instant,
     emitted: Mutex<EmissionCounts>,

@@ -18,7 +18,7 @@ pub(super) struct ActiveDelivery {
     pub(super) delivery: Delivery,
     pub(super) history: RunHistory,
     /// The results that an older Nerve stored for it.
-    pub(super) older: OlderResults,
+    pub(super) older: LegacyResults,
     /// The time of the last lookup of results of other attempts at the same run.
     pub(super) since: Instant,
     /// `None` once its results wait to be stored, which holds reserved memory instead.
@@ -247,7 +247,7 @@ impl Invoker {
 
     /// Returns an event to the broker that was not started, or was interrupted. This is no attempt.
     pub(super) async fn give_back(&self, active: ActiveDelivery) {
-        failure::give_back_recorded(&self.shared, &self.policy, active.delivery, active.history).await;
+        failure::release_recorded(&self.shared, &self.policy, active.delivery, active.history).await;
     }
 
     pub(super) fn count(&self, outcome: &'static str) {

@@ -131,8 +131,8 @@ impl Statuses {
     pub fn snapshot(&self) -> BTreeMap<Name, FunctionStatus> {
         let status = |slot: &StatusEntry| match slot {
             StatusEntry::Loading => FunctionStatus::Loading,
-            StatusEntry::Running { revision, pulse } => {
-                FunctionStatus::Running { revision: *revision, alive: pulse.is_alive() }
+            StatusEntry::Running { revision, liveness } => {
+                FunctionStatus::Running { revision: *revision, alive: liveness.is_alive() }
             }
             StatusEntry::Failed { error } => FunctionStatus::Failed { error: error.clone() },
         };

@@ -29,8 +29,8 @@ impl Invoker {
             }
         };
         // Without this the delayed retry would run too.
-        if active.history.may_wait_beside(&active.delivery)
-            && let Err(error) = active.delivery.take_back_retry(function).await
+        if active.history.may_have_delayed_copy(&active.delivery)
+            && let Err(error) = active.delivery.delete_delayed_retry(function).await
         {
             tracing::debug!(%function, error = &error as &dyn std::error::Error, "event waits for the broker");
             failure::give_back(active.delivery).await;
@@ -38,10 +38,10 @@ impl Invoker {
         }
         let resumption = active.history.resume(&active.delivery, self.policy.spec.retry.attempts);
         active.delivery.attempt = active.history.failed + 1;
-        if active.delivery.may_be_of_older
+        if active.delivery.may_be_legacy
             && let Ok(event) = active.delivery.event().await
         {
-            match bus.older_results(function, &event).await {
+            match bus.legacy_results(function, &event).await {
                 Ok(older) => active.older = older,
                 Err(_) => {
                     failure::give_back(active.delivery).await;
@@ -102,7 +102,7 @@ impl Invoker {
     /// Returns an event to the broker for redelivery after [`POSTPONE_INTERVAL`]. This is no attempt.
     pub(super) async fn postpone(&self, mut active: ActiveDelivery) {
         let (bus, function) = (&self.shared.bus, &self.policy.function);
-        active.history.end_given_back(&active.delivery);
+        active.history.end_released(&active.delivery);
         let recorded = bus.record_run(function, &active.delivery, &active.history).await;
         if let Err(error) = recorded.and(active.delivery.retry_after(POSTPONE_INTERVAL).await) {
             tracing::debug!(%function, error = &error as &dyn std::error::Error, "nak failed; the event is redelivered after the ack wait");

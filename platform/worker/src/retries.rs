@@ -109,9 +109,9 @@ impl Request {
     }
 
     /// Publishes the outcome of the request and acknowledges it.
-    async fn answer(self, shared: &WorkerShared, event: &Event, retried: Retried) -> Result<(), BusError> {
-        let retried = Retried { request: event.id.clone(), ..retried };
-        match shared.bus.tell_retried(event, &retried).await {
+    async fn answer(self, shared: &WorkerShared, event: &Event, retried: RetryOutcome) -> Result<(), BusError> {
+        let retried = RetryOutcome { request: event.id.clone(), ..retried };
+        match shared.bus.publish_retry_outcome(event, &retried).await {
             Ok(()) => self.delivery.ack().await,
             Err(PublishError::Unavailable(_)) => self.delivery.retry_after(RETRY_INTERVAL).await,
             Err(error @ PublishError::Invalid(_)) => {
@@ -159,7 +159,7 @@ impl Request {
 
 /// The function name under which attempts at requests are recorded.
 fn function() -> Result<Name, BusError> {
-    Name::parse(REQUESTS).map_err(|error| BusError::refused("retrying", error))
+    Name::parse(RETRY_CONSUMER).map_err(|error| BusError::refused("retrying", error))
 }
 
 fn with_causes(error: &BusError) -> String {
@@ -167,28 +167,28 @@ fn with_causes(error: &BusError) -> String {
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
-async fn retry(shared: &WorkerShared, event: &Event) -> Result<Retried, BusError> {
+async fn retry(shared: &WorkerShared, event: &Event) -> Result<RetryOutcome, BusError> {
     let refused = |why: &str| BusError::refused("retrying", why);
     let request: RetryRequest = serde_json::from_slice(&event.data).map_err(|error| refused(&error.to_string()))?;
     match request {
         RetryRequest { dead_letter: Some(id), .. } => retry_dead_letter(shared, event, id).await,
         RetryRequest { answer: Some(id), .. } => {
-            Ok(Retried { answer: Some(id.clone()), ..retry_answer(shared, event, &id).await? })
+            Ok(RetryOutcome { answer: Some(id.clone()), ..retry_answer(shared, event, &id).await? })
         }
         RetryRequest { .. } => Err(refused("`dead_letter` or `answer` is required")),
     }
 }
 
-async fn retry_dead_letter(shared: &WorkerShared, event: &Event, id: u64) -> Result<Retried, BusError> {
+async fn retry_dead_letter(shared: &WorkerShared, event: &Event, id: u64) -> Result<RetryOutcome, BusError> {
     let dead = shared.bus.dead_letter(id).await?;
     shared.bus.reopen_answer(answer::id_of(&dead.event), &event.id).await?;
     shared.registry.redrive(id).await?;
-    Ok(Retried { dead_letters: vec![id], ..Retried::default() })
+    Ok(RetryOutcome { dead_letters: vec![id], ..RetryOutcome::default() })
 }
 
 /// Redrives the dead letters of an answer. Without dead letters, as after a cancellation, republishes its last event that leads
 /// to an answer.
-async fn retry_answer(shared: &WorkerShared, event: &Event, id: &str) -> Result<Retried, BusError> {
+async fn retry_answer(shared: &WorkerShared, event: &Event, id: &str) -> Result<RetryOutcome, BusError> {
     let refused = |why: &str| BusError::refused(format!("retrying the answer {id}"), why);
     let state = shared.bus.answer_state(id).await?;
     if state.is_some_and(|state| state.ended && !state.failed) {

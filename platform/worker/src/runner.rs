@@ -23,7 +23,7 @@ pub(super) struct Runner {
     record: FunctionRecord,
     invoker: Arc<Invoker>,
     stop: CancellationToken,
-    /// Unfinished work of this revision. The function is closed after it.
+    /// UnfinishedMessages work of this revision. The function is closed after it.
     work: TaskTracker,
 }
 
@@ -110,7 +110,7 @@ impl Runner {
         if stream == self.record.stream && !self.stop.is_cancelled() {
             self.shared
                 .statuses
-                .set(&self.name, StatusEntry::Running { revision: self.revision, pulse: puller.pulse() });
+                .set(&self.name, StatusEntry::Running { revision: self.revision, liveness: puller.liveness() });
         }
         let mut gathered: Vec<ActiveDelivery> = Vec::with_capacity(batch.size);
         let mut deadline = Instant::now();

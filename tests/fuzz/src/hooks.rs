@@ -13,12 +13,12 @@ use time::OffsetDateTime;
 const NOW: i64 = 1_760_000_000;
 
 /// A request to a source.
-pub struct Posted {
+pub struct WebhookInput {
     provider: Provider,
     sample: Sample,
 }
 
-impl Posted {
+impl WebhookInput {
     /// Reads a provider's name, a query, headers, an empty line and a body.
     pub fn read(data: &[u8]) -> Option<Self> {
         let Request { line, query, headers, body } = Request::read(data)?;
@@ -58,7 +58,7 @@ const PUBLIC: &str = "MFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEKfpOYDgj6smo3EZnJ0amk+
 
 /// Posts a request to a source of the provider that it names.
 pub fn run(data: &[u8]) {
-    if let Some(posted) = Posted::read(data) {
+    if let Some(posted) = WebhookInput::read(data) {
         posted.try_out();
     }
 }

@@ -16,7 +16,7 @@ use time::{Duration, OffsetDateTime};
 
 /// A run that is written by hand: each thing happens a second after the one before it.
 #[derive(Default)]
-struct Told {
+struct Report {
     seconds: i64,
     history: Vec<Entry>,
     end: End,
@@ -26,7 +26,7 @@ fn plan(results: u16, fails: Fails) -> Plan {
     Plan { results, early: Early::Never, fails, slow: false }
 }
 
-impl Told {
+impl Report {
     fn at(&mut self) -> OffsetDateTime {
         self.seconds += 1;
         OffsetDateTime::UNIX_EPOCH + Duration::seconds(self.seconds)
@@ -135,47 +135,47 @@ const GOOD: Plan = Plan { results: 2, early: Early::Never, fails: Fails::Never, 
 
 #[test]
 fn event_with_its_results_is_no_finding() {
-    Told::default().is(&[]);
-    Told::default().sent(GOOD, false).logged().ran(1).result("a", 0, 2).result("a", 1, 2).is(&[]);
+    Report::default().is(&[]);
+    Report::default().sent(GOOD, false).logged().ran(1).result("a", 0, 2).result("a", 1, 2).is(&[]);
     // Sent again within the window; and after it, when it may be stored again.
-    let again = || Told::default().sent(GOOD, false).logged().result("a", 0, 2).result("a", 1, 2).sent(GOOD, true);
+    let again = || Report::default().sent(GOOD, false).logged().result("a", 0, 2).result("a", 1, 2).sent(GOOD, true);
     again().is(&[]);
     again().waited().sent(GOOD, false).logged().result("b", 0, 2).result("b", 1, 2).is(&[]);
     let early = Plan { early: Early::Always, ..GOOD };
-    let emitted = |told: Told| told.stored("events.work.early", json!({"n": 0, "version": 1}));
-    let early = || Told::default().sent(early, false).logged().ran(1).result("r", 0, 2).result("r", 1, 2);
+    let emitted = |told: Report| told.stored("events.work.early", json!({"n": 0, "version": 1}));
+    let early = || Report::default().sent(early, false).logged().ran(1).result("r", 0, 2).result("r", 1, 2);
     emitted(early()).is(&[]);
     early().is(&[Kind::Lost]);
     emitted(emitted(early())).is(&[Kind::Doubled]);
     let none = plan(0, Fails::Never);
-    Told::default().sent(none, false).logged().ran(1).is(&[]);
-    Told::default().sent(plan(1, Fails::UntilDeployed), false).logged().ran(1).letter(true).is(&[]);
+    Report::default().sent(none, false).logged().ran(1).is(&[]);
+    Report::default().sent(plan(1, Fails::UntilDeployed), false).logged().ran(1).letter(true).is(&[]);
 }
 
 #[test]
 fn delivery_that_repeats_nothing_is_an_event_of_its_own() {
     let twice = || {
-        let told = Told::default().sent_to(Origin::Repeating, plan(0, Fails::Never), false);
+        let told = Report::default().sent_to(Origin::Repeating, plan(0, Fails::Never), false);
         told.sent_to(Origin::Repeating, plan(0, Fails::Never), false)
     };
-    let stored = |told: Told| told.stored("events.repeating.task", json!({"n": 0}));
+    let stored = |told: Report| told.stored("events.repeating.task", json!({"n": 0}));
     stored(stored(twice())).ran(1).is(&[]);
     stored(twice()).ran(1).is(&[Kind::Lost]);
     stored(stored(stored(twice()))).ran(1).is(&[Kind::Doubled]);
-    let answered = Told::default().sent_to(Origin::Repeating, plan(0, Fails::Never), true);
+    let answered = Report::default().sent_to(Origin::Repeating, plan(0, Fails::Never), true);
     answered.is(&[Kind::Foreign, Kind::OutOfSight]);
 }
 
 #[test]
 fn duplicate_that_is_not_counted_is_out_of_sight() {
-    let again = || Told::default().sent(GOOD, false).logged().result("a", 0, 2).result("a", 1, 2);
+    let again = || Report::default().sent(GOOD, false).logged().result("a", 0, 2).result("a", 1, 2);
     again().sent(GOOD, true).sent(GOOD, true).is(&[]);
     again().sent(GOOD, true).sent_to(Origin::Github, GOOD, true).is(&[Kind::OutOfSight]);
     let request = Request::Upload(0);
     let stored = json!({"text": request.text(Tenant::Alpha, 1), "collection": "alpha"});
-    let called = |told: Told| told.called(Tenant::Alpha, request, 202, json!({"duplicate": true}));
+    let called = |told: Report| told.called(Tenant::Alpha, request, 202, json!({"duplicate": true}));
     let counter = "drops.caller.collection%2Falpha.key";
-    let uploaded = called(called(Told::default().stored("events.document.uploaded", stored))).counted(counter);
+    let uploaded = called(called(Report::default().stored("events.document.uploaded", stored))).counted(counter);
     uploaded.is(&[Kind::OutOfSight]);
     uploaded.counted(counter).is(&[]);
 }
@@ -183,8 +183,8 @@ fn duplicate_that_is_not_counted_is_out_of_sight() {
 #[test]
 fn replay_of_a_stream_that_was_made_again_is_of_what_is_in_it_now() {
     let one = plan(1, Fails::Never);
-    let own = |told: Told| told.sent_to(Origin::Own, one, false).stored("own.task", json!({"n": 0}));
-    let remade = || own(Told::default()).result("a", 0, 1).fact(Fact::Remade);
+    let own = |told: Report| told.sent_to(Origin::Own, one, false).stored("own.task", json!({"n": 0}));
+    let remade = || own(Report::default()).result("a", 0, 1).fact(Fact::Remade);
     remade().is(&[]);
     remade().replayed(Function::Own).is(&[]);
     own(remade()).is(&[Kind::Lost]);
@@ -198,10 +198,10 @@ fn replay_of_a_stream_that_was_made_again_is_of_what_is_in_it_now() {
 
 #[test]
 fn event_without_outcome_is_lost() {
-    Told::default().sent(GOOD, false).is(&[Kind::Lost]);
-    Told::default().sent(GOOD, false).logged().is(&[Kind::Lost]);
-    Told::default().sent(plan(0, Fails::Never), false).logged().is(&[Kind::Lost]);
-    let done = || Told::default().sent(GOOD, false).logged().result("a", 0, 2).result("a", 1, 2);
+    Report::default().sent(GOOD, false).is(&[Kind::Lost]);
+    Report::default().sent(GOOD, false).logged().is(&[Kind::Lost]);
+    Report::default().sent(plan(0, Fails::Never), false).logged().is(&[Kind::Lost]);
+    let done = || Report::default().sent(GOOD, false).logged().result("a", 0, 2).result("a", 1, 2);
     // A generation each, for the function and for the one that passes its results on.
     done().replayed(Function::Work).is(&[Kind::Lost]);
     done().replayed(Function::Next).is(&[Kind::Lost, Kind::Lost]);
@@ -210,7 +210,8 @@ fn event_without_outcome_is_lost() {
 
 #[test]
 fn redrive_without_outcome_is_lost_or_out_of_sight() {
-    let failing = || Told::default().sent(plan(1, Fails::UntilDeployed), false).logged().ran(1).letter(true).redriven();
+    let failing =
+        || Report::default().sent(plan(1, Fails::UntilDeployed), false).logged().ran(1).letter(true).redriven();
     failing().is(&[Kind::Lost]);
     failing().stored("redrive.work", json!({"n": 0})).is(&[Kind::OutOfSight]);
     failing().ran(2).result("a", 0, 1).is(&[]);
@@ -220,7 +221,7 @@ fn redrive_without_outcome_is_lost_or_out_of_sight() {
 
 #[test]
 fn dead_letter_needs_as_many_failures_as_there_are_attempts() {
-    let letter = |fails| Told::default().sent(plan(1, fails), false).logged().ran(1);
+    let letter = |fails| Report::default().sent(plan(1, fails), false).logged().ran(1);
     letter(Fails::Never).letter(true).is(&[Kind::Lost]);
     letter(Fails::Once).letter(true).is(&[Kind::Lost]);
     letter(Fails::Once).fact(Fact::Broke(Fault::StopWorker, Moment::Run)).letter(true).is(&[Kind::Lost]);
@@ -229,7 +230,7 @@ fn dead_letter_needs_as_many_failures_as_there_are_attempts() {
 
 #[test]
 fn part_of_a_set_is_mixed_and_more_than_a_set_is_doubled() {
-    let logged = || Told::default().sent(GOOD, false).logged();
+    let logged = || Report::default().sent(GOOD, false).logged();
     logged().result("a", 0, 2).result("b", 1, 2).is(&[Kind::Mixed, Kind::Mixed, Kind::Doubled]);
     logged().result("a", 0, 2).is(&[Kind::Mixed]);
     let twice = logged().result("a", 0, 2).result("a", 1, 2).result("b", 0, 2).result("b", 1, 2);
@@ -243,8 +244,8 @@ fn part_of_a_set_is_mixed_and_more_than_a_set_is_doubled() {
 
 #[test]
 fn other_senders_duplicate_is_foreign() {
-    Told::default().sent(GOOD, true).is(&[Kind::Foreign]);
-    let upload = |tenant, body| Told::default().called(tenant, Request::Upload(0), 202, body);
+    Report::default().sent(GOOD, true).is(&[Kind::Foreign]);
+    let upload = |tenant, body| Report::default().called(tenant, Request::Upload(0), 202, body);
     let counter = "drops.caller.collection%2Falpha.key";
     upload(Tenant::Alpha, json!({"duplicate": true})).counted(counter).is(&[Kind::Foreign]);
     upload(Tenant::Alpha, json!({"duplicate": false})).is(&[Kind::Lost]);
@@ -257,7 +258,7 @@ fn other_senders_duplicate_is_foreign() {
     uploaded().called(Tenant::Alpha, Request::Upload(1), 422, json!({})).is(&[]);
     let other = uploaded().called(Tenant::Alpha, Request::Upload(1), 202, json!({"duplicate": true}));
     other.counted(counter).is(&[Kind::Foreign]);
-    Told::default().called(Tenant::Beta, Request::Delete, 422, json!({})).is(&[Kind::Foreign]);
+    Report::default().called(Tenant::Beta, Request::Delete, 422, json!({})).is(&[Kind::Foreign]);
 }
 
 #[test]
@@ -265,7 +266,7 @@ fn other_tenants_answer_is_foreign() {
     let ask = Request::Ask(0);
     let [alphas, betas] = [Tenant::Alpha, Tenant::Beta].map(|tenant| ask.text(tenant, 1));
     let asked = |question: &str, answer: &str| {
-        Told::default().stored("events.prompt.received", json!({"question": betas, "collection": "beta"})).called(
+        Report::default().stored("events.prompt.received", json!({"question": betas, "collection": "beta"})).called(
             Tenant::Beta,
             ask,
             200,

@@ -92,7 +92,7 @@ impl Dispatcher {
             started: started.0,
             took: started.1.elapsed(),
         };
-        if delivery.is_trial() {
+        if delivery.is_sink_test() {
             let outcome = if result.is_success() { SinkOutcome::Delivered } else { SinkOutcome::Failed };
             self.shared.bus.record_attempt(&self.record(&info, &result, outcome, None)).await;
             self.acknowledge(delivery).await;
@@ -112,7 +112,7 @@ impl Dispatcher {
         match verdict {
             Verdict::Delivered => {
                 // A worker that crashed after it scheduled a retry, and before it acknowledged, has left that retry.
-                if is_redelivery && let Err(error) = delivery.take_back_retry(&self.name).await {
+                if is_redelivery && let Err(error) = delivery.delete_delayed_retry(&self.name).await {
                     tracing::debug!(sink = %self.name, %error, "delayed retry could not be deleted; the event may be posted again");
                 }
                 self.acknowledge(delivery).await;
@@ -148,7 +148,7 @@ impl Dispatcher {
     /// recorded in RUNS.
     async fn failed_attempts(&self, delivery: &Delivery) -> Option<u32> {
         if !self.blocks_stream(delivery) {
-            return Some(delivery.tried());
+            return Some(delivery.attempts_made());
         }
         if delivery.delivered == 1 && !delivery.may_have_run {
             return Some(0);
@@ -207,7 +207,7 @@ impl Dispatcher {
         };
         let (error, body) = (Some(why.to_owned()), String::new());
         let result = PostResult { status: None, retry_after: None, error, timed_out: false, body };
-        let outcome = if delivery.is_trial() { SinkOutcome::Failed } else { SinkOutcome::Dead };
+        let outcome = if delivery.is_sink_test() { SinkOutcome::Failed } else { SinkOutcome::Dead };
         let record = self.record(&info, &result, outcome, None);
         self.shared.bus.record_attempt(&record).await;
         self.count(outcome);
@@ -226,7 +226,8 @@ impl Dispatcher {
     }
 
     async fn dead_letter_with_attempts(&self, delivery: Delivery, id: &str) {
-        let which = WhichAttempts { sink: &self.name, id: Some(id), since: Start::First, limit: MAX_LISTED_ATTEMPTS };
+        let which =
+            SinkAttemptFilter { sink: &self.name, id: Some(id), since: Start::First, limit: MAX_LISTED_ATTEMPTS };
         let known = self.shared.bus.sink_attempts(which, |_| true).await;
         let known = known.unwrap_or_else(|error| {
             tracing::debug!(sink = %self.name, %error, "attempts cannot be read; the dead letter has none");

@@ -16,7 +16,7 @@ pub(super) struct Runner {
     pub(super) entry: Entry<SinkRecord>,
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) stop: CancellationToken,
-    /// Unfinished work of this revision.
+    /// UnfinishedMessages work of this revision.
     pub(super) work: TaskTracker,
 }
 
@@ -76,7 +76,7 @@ impl Runner {
         let consumer = consumer_name(&self.entry.name);
         let mut puller = Puller::start(&self.shared.pulling, &slots, (stream, &consumer)).await?;
         if stream == self.entry.record.stream {
-            let running = StatusEntry::Running { revision: self.entry.revision, pulse: puller.pulse() };
+            let running = StatusEntry::Running { revision: self.entry.revision, liveness: puller.liveness() };
             self.shared.sink_statuses.set(&self.entry.name, running);
         }
         while let Some(pulled) = self.stop.run_until_cancelled(puller.next()).await {

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// The key for everything; those of the tenants are this and their name.
 pub(super) const KEY: &str = "the-key-of-everything";
 /// The wait before an event that was answered 503 is sent again.
-const AGAIN: Duration = Duration::from_millis(200);
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A sender.
 pub(super) struct Sender {
@@ -48,7 +48,7 @@ impl Sender {
             if status.is_some_and(|status| status < 500) || Instant::now() > deadline {
                 return;
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(RETRY_INTERVAL).await;
         }
     }
 

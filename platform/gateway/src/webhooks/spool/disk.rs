@@ -74,14 +74,14 @@ pub(crate) struct Disk {
     commands: mpsc::Sender<Command>,
 }
 
-type Done<T> = oneshot::Sender<Result<T, SpoolError>>;
+type ReplySender<T> = oneshot::Sender<Result<T, SpoolError>>;
 
 #[derive(Debug)]
 enum Command {
-    Put(Vec<Row>, Claim, Done<()>),
-    Oldest(Done<Vec<StoredRow>>),
-    Remove(Vec<i64>, Done<()>),
-    Refuse(i64, String, Done<()>),
+    Put(Vec<Row>, Claim, ReplySender<()>),
+    Oldest(ReplySender<Vec<StoredRow>>),
+    Remove(Vec<i64>, ReplySender<()>),
+    Refuse(i64, String, ReplySender<()>),
 }
 
 impl Command {
@@ -134,7 +134,7 @@ impl Disk {
         self.ask(|done| Command::Refuse(sequence, why, done)).await
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Done<T>) -> Command) -> Result<T, SpoolError> {
+    async fn ask<T>(&self, command: impl FnOnce(ReplySender<T>) -> Command) -> Result<T, SpoolError> {
         let (done, answer) = oneshot::channel();
         self.commands.send(command(done)).await.map_err(|_| SpoolError::Closed)?;
         answer.await.unwrap_or(Err(SpoolError::Closed))
@@ -256,7 +256,7 @@ fn apply(transaction: &Transaction<'_>, command: Command, replies: &mut Vec<Repl
     }
 }
 
-fn replying(done: Done<()>) -> Reply {
+fn replying(done: ReplySender<()>) -> Reply {
     Box::new(move |written| drop(done.send(written)))
 }
 
