@@ -210,7 +210,7 @@ mod tests {
         let deliveries = [(1, false), (2, false), (3, true), (4, true), (5, false)];
         assert_eq!(resumed(&mut history, deliveries), [Run, RunAlone, RunAlone, RunAlone, Exhausted]);
         assert_eq!((history.failed, history.failures.len()), (2, 2));
-        assert!(history.failures[1].error.message.contains("died"));
+        assert!(history.failures[1].error.message.contains("crashed"));
     }
 
     #[test]
