@@ -122,13 +122,13 @@ impl DedupeStore {
             return Ok(seen);
         }
         let what = "reading dedupe keys";
-        let stream = bus.jetstream().get_stream(SEEN).await.unavailable(|| what.into())?;
+        let stream = bus.jetstream().get_stream(SEEN).await.unavailable(what)?;
         let (held, last) = (stream.cached_info().state.messages, stream.cached_info().state.last_sequence);
         let mut tail = bus.tail_stream(SEEN, vec!["seen.>".to_owned()], Start::First).await?;
         let mut sequence = 0;
         while held > 0 && sequence < last {
             let next = tokio::time::timeout(READ_TIMEOUT, tail.next_message()).await;
-            let (message, at, time) = next.unavailable(|| what.into())?;
+            let (message, at, time) = next.unavailable(what)?;
             sequence = at;
             seen.read(&message, time);
         }

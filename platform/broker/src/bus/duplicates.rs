@@ -327,7 +327,7 @@ impl Bus {
     }
 
     async fn counters(&self, filter: String) -> Result<BTreeMap<String, DuplicateCounts>, BusError> {
-        let what = "reading what was dropped as duplicates";
+        let what = "reading duplicate counts";
         let mut found: BTreeMap<String, DuplicateCounts> = BTreeMap::new();
         let stream = match self.stream(DROPS, || what.to_owned()).await {
             Ok(stream) => stream,
@@ -335,8 +335,8 @@ impl Bus {
             Err(BusError::NotFound(_)) => return Ok(found),
             Err(error) => return Err(error),
         };
-        let subjects = stream.info_with_subjects(filter).await.unavailable(|| what.into())?;
-        let subjects: Vec<(String, usize)> = subjects.try_collect().await.unavailable(|| what.into())?;
+        let subjects = stream.info_with_subjects(filter).await.unavailable(what)?;
+        let subjects: Vec<(String, usize)> = subjects.try_collect().await.unavailable(what)?;
         for (subject, _) in subjects {
             let Some((name, reason)) = parts_of(&subject) else { continue };
             let message = match stream.direct_get_last_for_subject(subject.as_str()).await {

@@ -78,8 +78,8 @@ impl Bucket {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached.
     pub async fn keys(&self, what: &str) -> Result<Vec<String>, BusError> {
-        let keys = self.store.keys().await.unavailable(|| what.into())?;
-        keys.try_collect().await.unavailable(|| what.into())
+        let keys = self.store.keys().await.unavailable(what)?;
+        keys.try_collect().await.unavailable(what)
     }
 
     /// Writes a value and returns its revision.

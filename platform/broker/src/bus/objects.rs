@@ -60,7 +60,7 @@ impl Objects {
     /// # Errors
     /// [`BusError::Unavailable`] if the broker cannot be reached or has no such object.
     pub async fn get(&self, object: &str, what: String) -> Result<impl AsyncRead + Unpin + Send + use<>, BusError> {
-        self.store.get(object).await.unavailable(|| what.into())
+        self.store.get(object).await.unavailable(|| what)
     }
 
     /// Deletes an object if it exists.
