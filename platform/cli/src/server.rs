@@ -128,7 +128,7 @@ async fn provision(bus: &Bus, config: &Config) -> Result<(), BusError> {
                 tokio::time::sleep(PROVISION_RETRY_INTERVAL).await;
             }
             done => {
-                if waiting.was_said() && done.is_ok() {
+                if waiting.was_logged() && done.is_ok() {
                     tracing::info!("JetStream is ready");
                 }
                 return done;
