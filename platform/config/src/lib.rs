@@ -374,7 +374,7 @@ mod tests {
                 assert!(error.contains(new) && error.contains("s.toml"), "{error}");
             }
             let variable = format!("{PREFIX}{}", old.replace('.', "_").to_ascii_uppercase());
-            let error = load(&[(&variable, "all")]).unwrap_err().to_string();
+            let error = load(&[(variable.as_str(), "all")]).unwrap_err().to_string();
             assert!(error.contains(new) && error.contains(&variable), "{error}");
         }
     }

@@ -141,7 +141,7 @@ async fn answer_that_is_nearly_an_event_is_invalid() {
 }
 
 #[tokio::test]
-async fn a_service_that_hangs_is_a_timeout_and_its_neighbors_go_on() {
+async fn hanging_service_times_out_without_delaying_others() {
     let outcomes = asked(&["slow", "nothing"]).await;
     assert_eq!(outcomes[0].as_ref().unwrap_err().fault, Fault::Timeout);
     assert!(outcomes[1].is_ok());
