@@ -178,8 +178,7 @@ async fn server_without_the_secrets_key_says_which_it_lacks_and_how_to_get_it() 
     let folder = data.path().display().to_string();
     let args = ["worker", "--nats", &nerve.nats.url, "--creds", &creds, "--data", &folder, "--output", "json"];
     let worker = nerve_tests::daemon::Daemon::spawn("nerve worker", &mut nerve::command(args));
-    let said =
-        ["does not have the secrets key", "the secret TOKEN is encrypted for the secrets key", "nerve access token"];
+    let said = ["does not have the secrets key", "secret TOKEN is encrypted for the secrets key", "nerve access token"];
     worker.logs("it says what it lacks", &said).await;
     assert!(!worker.stderr().contains("nerve secrets set"), "which would change nothing");
 }
