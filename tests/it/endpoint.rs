@@ -176,7 +176,7 @@ async fn an_endpoint_that_is_away_is_waited_for() {
         asking.streams.reaches("LOGS", RETRIES, 2, seconds(60)).await;
         let log = asking.log().await;
         let said = log[0].to_string();
-        assert!(said.contains("attempt 1 of 50 failed (next try in 200ms)") && said.contains("refused"), "{said}");
+        assert!(said.contains("attempt 1 of 50 failed (next attempt in 200ms)") && said.contains("refused"), "{said}");
         server.restart().await;
     };
     let (answer, ()) = tokio::join!(answer, story);
@@ -252,7 +252,7 @@ async fn an_endpoint_that_is_busy_or_failing_is_asked_again() {
     let asked = ask(vec![refuse(429, Some("2"), "slow down")]).await;
     assert_eq!(asked.len(), 2);
     assert!(asked[1].at - asked[0].at >= Duration::from_secs(2), "{:?}", asked[1].at - asked[0].at);
-    assert!(asking.log().await[0].to_string().contains("(next try in 2s)"));
+    assert!(asking.log().await[0].to_string().contains("(next attempt in 2s)"));
     // It does not say: soon, within the same attempt.
     let asked = ask(vec![refuse(429, None, ""), refuse(500, None, "oops")]).await;
     assert_eq!((asked.len(), asking.log().await.len()), (3, 1));
