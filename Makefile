@@ -40,7 +40,7 @@ lint: ## formatting, spelling, unused crates, licenses and sources (deny.toml), 
 	cargo shear
 	cargo deny --locked check licenses bans sources
 	cargo clippy --release --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --release --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --locked --workspace --no-deps
 
 advisories: ## known vulnerabilities of the crates, from a database on the network
 	deploy/setup.sh lint

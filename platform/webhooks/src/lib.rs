@@ -7,7 +7,7 @@
 //! - [`delivery_reader`]: one delivery, read by its scheme.
 //! - [`template`]: the signed content. [`form`]: form bodies and URLs in it.
 //! - [`signature`]: keys, signatures, constant-time comparison. [`certificate`]: certificates of AWS.
-//! - [`content`]: the payload and values in it. [`pointer`]: JSON pointers. [`items`]: several events in one body.
+//! - [`content`]: the payload and values in it. [`mod@pointer`]: JSON pointers. [`items`]: several events in one body.
 //! - [`handshake`]: requests of senders that are no events. [`sample`]: signed test deliveries, for `nerve source test`.
 //!
 //! # Flow
