@@ -29,7 +29,7 @@ use nerve_core::{
     tool::{self, Tool, ToolCall, ToolResult},
 };
 use nerve_index::document::DEFAULT_COLLECTION;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use state::{AgentState, PendingCall};
 use std::time::Duration;
@@ -95,7 +95,7 @@ pub(crate) struct Budget {
     /// Maximum number of prompt and completion tokens.
     pub(crate) tokens: usize,
     /// Maximum time since the question.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub(crate) time: Duration,
 }
 
@@ -103,11 +103,6 @@ impl Default for Budget {
     fn default() -> Self {
         Self { steps: 8, tokens: 20_000, time: Duration::from_secs(120) }
     }
-}
-
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|_| serde::de::Error::custom(format!("`{text}` is not a duration")))
 }
 
 impl AgentOptions {

@@ -225,7 +225,7 @@ impl Server {
                 config: self.config.gateway.clone(),
                 metrics: self.metrics,
                 batches: intake.batches,
-                seen: intake.seen,
+                dedupe_store: intake.dedupe_store,
                 spool: intake.spool,
                 models,
                 checks: checks(statuses.clone(), sink_statuses.clone()),
@@ -269,7 +269,7 @@ impl Server {
 struct Intake {
     threads: ConnectionThreads,
     batches: FastPublisher,
-    seen: DedupeStore,
+    dedupe_store: DedupeStore,
     spool: Spool,
 }
 
@@ -284,12 +284,16 @@ impl Intake {
         let nats = config.gateway_nats.as_ref().unwrap_or(&config.nats);
         let threads = ConnectionThreads::start(config.gateway.threads(), (bus, nats), end, tasks).await?;
         let batches = FastPublisher::start(bus, end.clone(), tasks).await?;
-        let seen = DedupeStore::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
+        let dedupe_store = DedupeStore::follow(bus, config.streams.seen_window, end.clone(), tasks).await?;
         let spool = Spool::open(&config.spool(), config.gateway.spool_max_bytes, tasks).await?;
-        let drain =
-            Drain::new(spool.clone(), (bus.clone(), batches.clone()), seen.clone(), config.streams.dedupe_window);
+        let drain = Drain::new(
+            spool.clone(),
+            (bus.clone(), batches.clone()),
+            dedupe_store.clone(),
+            config.streams.dedupe_window,
+        );
         tasks.spawn(drain.run(end.clone()));
-        Ok(Self { threads, batches, seen, spool })
+        Ok(Self { threads, batches, dedupe_store, spool })
     }
 }
 

@@ -43,10 +43,10 @@ pub struct GatewayConfig {
     /// Maximum bytes of spooled webhooks on disk.
     pub spool_max_bytes: u64,
     /// Timeout of an answer.
-    #[serde(deserialize_with = "super::duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub answer_timeout: Duration,
     /// The period in which a repeated `Idempotency-Key` is recognized.
-    #[serde(deserialize_with = "super::duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub idempotency_window: Duration,
 }
 

@@ -45,13 +45,7 @@ const LIST_SETTINGS: &[&str] = &["gateway.keys", "gateway.trusted_proxies", "onn
 /// The range of `gateway.idempotency_window`.
 const IDEMPOTENCY_WINDOW_RANGE: RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_secs(30 * 24 * 3600);
-/// Minimum of `streams.timers_max_age`: longer than the wait of any retry.
-const MIN_TIMERS_AGE: Duration = Duration::from_secs(48 * 3600);
 
-/// Minimum limit of EVENTS, in bytes.
-const MIN_EVENTS_BYTES: i64 = 16 << 10;
-/// Minimum limit of the other streams, in bytes.
-const MIN_STREAM_BYTES: i64 = 1 << 20;
 /// Minimum of `worker.log_bytes`.
 const MIN_LOG_BYTES: usize = 64 << 10;
 
@@ -102,10 +96,10 @@ pub struct DataConfig {
 #[serde(deny_unknown_fields)]
 pub struct WorkerConfig {
     /// The wait for an ack or its extension before a delivery is redelivered.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub ack_wait: Duration,
     /// Grace period of running events at shutdown.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub grace: Duration,
     /// Maximum length of a chain of function results.
     pub max_hops: u32,
@@ -209,27 +203,7 @@ impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         self.nats.check()?;
         let invalid = |key, why: &str| Err(ConfigError::Invalid { key, why: why.to_owned() });
-        if ![1, 3, 5].contains(&self.streams.replicas) {
-            return invalid("streams.replicas", "must be 1, 3 or 5");
-        }
-        if self.streams.dedupe_window < Duration::from_secs(10) {
-            return invalid("streams.dedupe_window", "must be at least 10s: redeliveries arrive later than that");
-        }
-        let age = self.streams.events_max_age;
-        if !age.is_zero() && age < self.streams.dedupe_window {
-            return invalid("streams.events_max_age", "must be at least streams.dedupe_window");
-        }
-        let bytes = self.streams.events_max_bytes;
-        if bytes != -1 && bytes < MIN_EVENTS_BYTES {
-            return invalid("streams.events_max_bytes", "must be -1 (unlimited), or at least 16384");
-        }
-        if self.streams.events_full == EventsFull::Refuse && bytes == -1 {
-            return invalid("streams.events_full", "\"refuse\" requires a limit: set streams.events_max_bytes");
-        }
-        let age = self.streams.timers_max_age;
-        if !age.is_zero() && age < MIN_TIMERS_AGE {
-            return invalid("streams.timers_max_age", "must be at least 48h: a retry may wait for a day");
-        }
+        self.streams.check()?;
         if !(Duration::from_secs(1)..=Duration::from_secs(300)).contains(&self.worker.ack_wait) {
             return invalid("worker.ack_wait", "must be from 1s to 5m");
         }
@@ -238,13 +212,6 @@ impl Config {
                 "worker",
                 "log_lines must be at least 1, and log_bytes at least 65536: a line may have 16 KiB",
             );
-        }
-        let limits = [self.streams.logs_max_bytes, self.streams.answers_max_bytes, self.streams.dead_max_bytes];
-        let streams = &self.streams;
-        let buckets = [streams.artifacts_max_bytes, streams.bodies_max_bytes, streams.views_max_bytes];
-        let limits = limits.into_iter().chain([streams.attempts_max_bytes, streams.requests_max_bytes]).chain(buckets);
-        if limits.into_iter().any(|bytes| bytes != -1 && bytes < MIN_STREAM_BYTES) {
-            return invalid("streams", "each limit in bytes must be -1 (unlimited), or at least 1048576");
         }
         if self.worker.max_hops == 0 {
             return invalid("worker.max_hops", "must be at least 1: otherwise no function could publish a result");
@@ -290,11 +257,6 @@ fn setting(variable: &str) -> Option<String> {
     }
     let (section, key) = variable.strip_prefix(PREFIX)?.split_once('_')?;
     Some(format!("{}.{}", section.to_ascii_lowercase(), key.to_ascii_lowercase()))
-}
-
-fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|error| serde::de::Error::custom(format!("`{text}`: {error}")))
 }
 
 fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Secret>, D::Error> {

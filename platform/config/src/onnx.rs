@@ -1,6 +1,6 @@
 //! `[onnx]`
 
-use super::{ConfigError, duration};
+use super::ConfigError;
 use serde::Deserialize;
 use std::{path::PathBuf, time::Duration};
 
@@ -23,10 +23,10 @@ pub struct OnnxConfig {
     /// Maximum context of a language model, in tokens.
     pub context: usize,
     /// The idle time after which a model that only requests use is unloaded.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub idle: Duration,
     /// Timeout of a request.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub timeout: Duration,
     /// Maximum texts of one request.
     pub max_inputs: usize,

@@ -1,6 +1,6 @@
 //! `[sandbox]`
 
-use super::{ConfigError, duration};
+use super::ConfigError;
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -18,12 +18,12 @@ pub struct SandboxConfig {
     /// Maximum memory of a helper that compiles a component, in bytes.
     pub compile_memory: u64,
     /// Timeout of the compilation of a component.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub compile_timeout: Duration,
     /// Maximum memory of a helper that probes a model, in bytes. If it exceeds `memory`, the helper runs alone.
     pub model_memory: u64,
     /// Timeout of the probe of a model.
-    #[serde(deserialize_with = "duration")]
+    #[serde(deserialize_with = "nerve_core::duration::deserialize")]
     pub model_timeout: Duration,
     /// Maximum concurrent helpers.
     pub helpers: usize,

@@ -4,6 +4,7 @@
 //! - [`event`]: a CloudEvent, and its JSON and binary-mode (header) forms.
 //! - [`subject`]: validated NATS subjects, patterns and event types.
 //! - [`manifest`]: `nerve.toml`, parsed with the line of every mistake, and the records it is stored as.
+//! - [`duration`]: reads durations from text.
 //! - [`answer`]: the event types that clients see while an answer is streamed.
 //! - [`function`]: the contract between a worker and a function host.
 //! - [`redact`]: removes credentials from URLs before they are shown or logged.
@@ -23,6 +24,7 @@
 //! This crate does no I/O and has no async runtime, so every crate can depend on it.
 
 pub mod answer;
+pub mod duration;
 pub mod event;
 pub mod function;
 pub mod identity;

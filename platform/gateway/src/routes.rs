@@ -20,10 +20,8 @@ use std::fmt::Write;
 
 /// The path of webhooks.
 pub(crate) const HOOKS: &str = "/hooks/{source}";
-/// The path of health checks that are answered even when the gateway is overloaded.
-pub(crate) const UNLIMITED: &[&str] = &["/healthz", "/readyz", "/metrics"];
 
-/// A route: what it is for, who may use it, and where it runs.
+/// A route: its access, its thread and its handler.
 pub(crate) struct Route {
     method: &'static str,
     path: &'static str,
@@ -48,12 +46,14 @@ enum Access {
 enum Thread {
     /// A thread of the shared runtime: the request may take long, and must not delay other connections.
     Shared,
+    /// The same, and the request is not counted against `gateway.max_requests`: operators need it under overload.
+    Unlimited,
     /// The connection's thread if the body is small: the request takes microseconds.
     Connection,
 }
 
 use Access::{Caller as ByCaller, Public};
-use Thread::{Connection, Shared};
+use Thread::{Connection, Shared, Unlimited};
 
 /// Every route of the gateway.
 pub(crate) const ROUTES: &[Route] = &[
@@ -88,9 +88,9 @@ pub(crate) const ROUTES: &[Route] = &[
         post(inference::classify::post)
     }),
     route("GET", "/v1/traces/{id}", (ByCaller, Shared), "the events that one event caused", || get(traces::get)),
-    route("GET", "/metrics", (ByCaller, Shared), "metrics, for Prometheus", || get(health::metrics)),
-    route("GET", "/healthz", (Public, Shared), "whether the process runs", || get(health::live)),
-    route("GET", "/readyz", (Public, Shared), "whether it can work", || get(health::ready)),
+    route("GET", "/metrics", (ByCaller, Unlimited), "metrics, for Prometheus", || get(health::metrics)),
+    route("GET", "/healthz", (Public, Unlimited), "whether the process runs", || get(health::live)),
+    route("GET", "/readyz", (Public, Unlimited), "whether it can work", || get(health::ready)),
 ];
 
 const fn route(
@@ -117,10 +117,15 @@ impl Gateway {
 
 /// Whether a request runs on the connection's thread: its route says so and its body is small.
 pub(crate) fn runs_on_connection(request: &Request<impl HttpBody>) -> bool {
-    let matches = |route: &&Route| {
+    let is_route = |route: &Route| {
         route.thread == Connection && route.method == request.method().as_str() && route.path == request.uri().path()
     };
-    ROUTES.iter().any(|route| matches(&route)) && is_small(request.body())
+    ROUTES.iter().any(is_route) && is_small(request.body())
+}
+
+/// Whether requests of this path are admitted even when the gateway is overloaded.
+pub(crate) fn is_unlimited(path: &str) -> bool {
+    ROUTES.iter().any(|route| route.thread == Unlimited && route.path == path)
 }
 
 /// Authenticates an API request and counts it against the caller's limit.
@@ -141,7 +146,7 @@ async fn authenticate(State(gateway): State<Gateway>, origin: Origin, mut reques
     }
 }
 
-/// Apart from the table, which it reads.
+/// A function of its own: a handler that reads the table cannot be named in it.
 fn front_page_route() -> MethodRouter<Gateway> {
     get(|| async { front_page() })
 }
@@ -177,5 +182,11 @@ mod tests {
         let page = front_page();
         assert_eq!(page.matches("POST   /v1/events ").count(), 1, "{page}");
         assert!(page.lines().all(|line| line.chars().count() <= 100), "{page}");
+    }
+
+    #[test]
+    fn health_and_metrics_are_admitted_under_overload() {
+        assert!(["/healthz", "/readyz", "/metrics"].into_iter().all(is_unlimited));
+        assert!(!["/", "/v1/events", "/hooks/github", "/healthz/x"].into_iter().any(is_unlimited));
     }
 }

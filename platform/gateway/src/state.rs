@@ -41,7 +41,7 @@ pub struct Parts {
     /// Renders `/metrics`; see [`metrics::install`].
     pub metrics: PrometheusHandle,
     /// Dedupe keys of accepted webhooks.
-    pub seen: DedupeStore,
+    pub dedupe_store: DedupeStore,
     /// Webhooks on disk.
     pub spool: Spool,
     /// The model runtime, and the source of model files.
@@ -152,8 +152,8 @@ impl Gateway {
         &self.shared().source_limits
     }
 
-    pub(crate) fn seen(&self) -> &DedupeStore {
-        &self.shared().parts.seen
+    pub(crate) fn dedupe_store(&self) -> &DedupeStore {
+        &self.shared().parts.dedupe_store
     }
 
     pub(crate) fn spool(&self) -> &Spool {

@@ -116,7 +116,7 @@ pub(crate) async fn gateway_of(keys: &[&str], max_requests: usize, catalogue: Ca
     Gateway::new(Parts {
         batches: nerve_broker::bus::FastPublisher::for_tests(&bus),
         bus,
-        seen: nerve_broker::bus::DedupeStore::for_tests(),
+        dedupe_store: nerve_broker::bus::DedupeStore::for_tests(),
         spool: Spool::open(std::path::Path::new("/nowhere/spool"), 1 << 20, &TaskTracker::new()).await.unwrap(),
         catalogue,
         config,

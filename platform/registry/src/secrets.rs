@@ -86,11 +86,15 @@ impl Registry {
     /// Stores the public key. If another server was faster, returns its key.
     async fn register(&self, public: &PublicKey) -> Result<PublicKey, BusError> {
         let what = "registering the secrets key";
-        match self.secrets.create(PUBLIC_KEY, public.to_bytes().to_vec(), what).await? {
-            Some(_) => Ok(public.clone()),
-            None => {
-                self.public_key().await?.ok_or_else(|| BusError::unavailable(what, "the key was deleted meanwhile"))
-            }
+        let created = self.secrets.create(PUBLIC_KEY, public.to_bytes().to_vec(), what).await;
+        if let Ok(Some(_)) = created {
+            return Ok(public.clone());
+        }
+        // Another server was first, or the acknowledgement was lost.
+        match (self.public_key().await?, created) {
+            (Some(registered), _) => Ok(registered),
+            (None, Err(error)) => Err(error),
+            (None, Ok(_)) => Err(BusError::unavailable(what, "the key was deleted meanwhile")),
         }
     }
 

@@ -3,13 +3,7 @@
 //! Returned events are a set: all are stored or none, and the first stored set is the result of the run. Events emitted
 //! before the function returns are stored immediately: events with ids by content, parts of an answer with ids by index.
 
-use super::{
-    WorkerShared,
-    failure::WaitingRetries,
-    input_state::{InputState, MAX_EMISSIONS, too_many_emissions},
-    invocation::ActiveDelivery,
-    tools,
-};
+use super::{WorkerShared, failure::WaitingRetries, input_state::InputState, invocation::ActiveDelivery, tools};
 use async_trait::async_trait;
 use nerve_broker::bus::{
     Bus, CommittedResults, DuplicateReason, DuplicateScope, MAX_RESULTS, PublishError, ResultSetOutcome,
@@ -24,10 +18,7 @@ use nerve_core::{
     tool::{self, Tool},
 };
 use nerve_registry::Catalogue;
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 
@@ -303,48 +294,6 @@ impl Emitter for Publisher {
 fn emission_of(event: Event) -> Emission {
     let partition_key = event.extension(PARTITION_KEY).map(str::to_owned);
     Emission { ty: event.ty, data: event.data, content_type: event.content_type, subject: event.subject, partition_key }
-}
-
-/// Collects the output events of a direct call for its response.
-pub(super) struct Collector {
-    pub(super) policy: EmissionPolicy,
-    pub(super) input: Event,
-    pub(super) events: Mutex<Vec<Event>>,
-    pub(super) catalogue: watch::Receiver<Arc<Catalogue>>,
-}
-
-impl Collector {
-    pub(super) fn take(&self, emissions: Vec<Emission>) -> Result<Vec<Event>, FunctionError> {
-        for emission in emissions {
-            self.keep(emission)?;
-        }
-        Ok(std::mem::take(&mut *self.lock()))
-    }
-
-    fn keep(&self, emission: Emission) -> Result<(), FunctionError> {
-        let mut events = self.lock();
-        if events.len() >= MAX_EMISSIONS {
-            return Err(too_many_emissions());
-        }
-        let id = Identity::of_copy(&self.input.id, &events.len().to_string());
-        events.push(self.policy.event(&self.input, id, emission)?);
-        Ok(())
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[async_trait]
-impl Emitter for Collector {
-    async fn emit(&self, _index: usize, emission: Emission) -> Result<(), FunctionError> {
-        self.keep(emission)
-    }
-
-    fn tools(&self) -> Vec<Tool> {
-        tools::deployed(&self.catalogue.borrow())
-    }
 }
 
 #[cfg(test)]

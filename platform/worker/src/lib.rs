@@ -19,6 +19,7 @@
 //! acknowledged is redelivered to this worker or another one.
 
 mod cancellations;
+mod collector;
 mod emission;
 mod failure;
 mod in_flight;

@@ -2,7 +2,8 @@
 
 use super::{
     REOPEN_INTERVAL, StatusEntry, WorkerShared,
-    emission::{Collector, EmissionPolicy},
+    collector::Collector,
+    emission::EmissionPolicy,
     invocation::{ActiveDelivery, Invoker, Meters},
 };
 use nerve_broker::bus::{BusError, DEAD, Puller, RunHistory, TIMERS, consumer_name};

@@ -10,7 +10,6 @@ use async_nats::{
 };
 use bytes::Bytes;
 use nerve_core::{Event, Identity, Origin, Subject};
-use nerve_events as event_types;
 use std::borrow::Cow;
 
 /// The stored position of an event.
@@ -40,7 +39,7 @@ impl Bus {
         event: &Event,
         id: Identity,
     ) -> Result<(HeaderMap, Bytes), PublishError> {
-        event_types::check(event).map_err(PublishError::Invalid)?;
+        nerve_events::check(event).map_err(PublishError::Invalid)?;
         let (mut headers, body) = self.to_message(event).await?;
         headers.insert(header::NATS_MESSAGE_ID, id.to_string());
         Ok((headers, body))
@@ -54,7 +53,7 @@ impl Bus {
     /// Publishes an event to `events.<type>`, and parts of an answer to their answer. An identity is stored once within the dedupe
     /// window.
     pub async fn publish(&self, event: &Event, id: Identity) -> Result<Published, PublishError> {
-        event_types::check(event).map_err(PublishError::Invalid)?;
+        nerve_events::check(event).map_err(PublishError::Invalid)?;
         if let Some(published) = self.legacy_publication(event) {
             return Ok(published);
         }

@@ -12,7 +12,6 @@ use super::{
 use async_nats::{HeaderMap, header};
 use bytes::Bytes;
 use nerve_core::{Event, Identity, Name, Run, Subject, answer::Part, subject::EVENTS_PREFIX};
-use nerve_events as event_types;
 use std::{
     collections::HashMap,
     time::{Duration, Instant},
@@ -45,7 +44,7 @@ impl Bus {
         results: &[RunResult],
     ) -> Result<ResultSetOutcome, PublishError> {
         for result in results {
-            event_types::check(&result.event).map_err(PublishError::Invalid)?;
+            nerve_events::check(&result.event).map_err(PublishError::Invalid)?;
         }
         let logged: Vec<_> = results.iter().filter(|result| answers::is_logged(&result.event)).collect();
         let outcome = match logged.as_slice() {

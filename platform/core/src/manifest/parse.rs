@@ -66,3 +66,24 @@ fn read_root(reader: &mut Reader<'_>, root: &DeTable<'_>) -> Manifest {
     }
     manifest
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::manifest::Manifest;
+
+    fn problems(text: &str) -> Vec<String> {
+        Manifest::parse(text).unwrap_err().problems.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn broken_and_empty_files_are_rejected() {
+        assert!(problems("[function.a\nruntime = 1")[0].starts_with("line 1"));
+        assert!(problems("")[0].contains("no resources defined"));
+        assert!(problems("[function.\"No Name\"]\nruntime=\"wasm\"")[0].contains("is not a name"));
+        assert!(
+            problems("[function.a]\nruntime=\"wasm\"\nsource=\"../a\"\non=[\"e.x\"]")[0]
+                .contains("outside the manifest")
+        );
+        assert!(problems("function = 3")[0].contains("must be a table, not an integer"));
+    }
+}

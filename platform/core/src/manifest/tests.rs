@@ -302,17 +302,6 @@ fn source_has_dedupe_and_id_scope() {
 }
 
 #[test]
-fn broken_and_empty_files_are_rejected() {
-    assert!(problems("[function.a\nruntime = 1")[0].starts_with("line 1"));
-    assert!(problems("")[0].contains("no resources defined"));
-    assert!(problems("[function.\"No Name\"]\nruntime=\"wasm\"")[0].contains("is not a name"));
-    assert!(
-        problems("[function.a]\nruntime=\"wasm\"\nsource=\"../a\"\non=[\"e.x\"]")[0].contains("outside the manifest")
-    );
-    assert!(problems("function = 3")[0].contains("must be a table, not an integer"));
-}
-
-#[test]
 fn sinks_and_schedules_are_parsed() {
     let text = r#"[sink.crm-eu]
 url = "https://crm.example/hooks"

@@ -110,7 +110,7 @@ impl Middleware {
         if let Err(problem) = shared.access.check_page(request.uri(), request.headers()) {
             return Admission::Rejected(problem);
         }
-        if routes::UNLIMITED.contains(&request.uri().path()) {
+        if routes::is_unlimited(request.uri().path()) {
             return Admission::Unlimited(self.inner.call(request).map(infallible));
         }
         let Some(slot) = shared.requests.try_acquire() else { return Admission::Shed };

@@ -13,7 +13,6 @@ use crate::{
 use http::StatusCode;
 use nerve_broker::bus::{DuplicateReason, DuplicateScope, PublishError};
 use nerve_core::{Event, Identity, Name, Origin, SourceSpec, manifest::Dedupe};
-use nerve_events as event_types;
 use nerve_webhooks::{IdScope, SignedIdentity};
 use std::{collections::HashSet, time::Duration};
 
@@ -44,14 +43,14 @@ pub(crate) struct Ingest<'a> {
 impl Ingest<'_> {
     /// Stores the events that were not accepted before, and counts the duplicates. Responds 202 once all are stored.
     pub(crate) async fn store_new(self, received: Vec<Received>) -> HttpResult {
-        let seen = self.gateway.seen();
+        let dedupe_store = self.gateway.dedupe_store();
         let signed = self.signed_identity.signed_sha256.as_ref();
         let signed = signed.map(|hash| Identity::of_signed(self.source, hash.as_bytes()));
         let Sorted { known, known_by_bytes, fresh } = self.sort(received);
         let mut receipts: Vec<Receipt> = known.iter().map(Receipt::known).collect();
         if fresh.is_empty() {
             // The sender may have signed it anew, so this signature could be replayed.
-            seen.remember(signed.filter(|key| !self.has(*key)));
+            dedupe_store.remember(signed.filter(|key| !self.has(*key)));
         } else {
             if signed.is_some_and(|key| self.has(key)) {
                 tracing::debug!(source = %self.source, "webhook refused: the same signed bytes were accepted under another id");
@@ -64,7 +63,7 @@ impl Ingest<'_> {
             }
             // Claims are per gateway; keys reach other gateways a moment later.
             let _claim = match signed {
-                Some(key) => Some(seen.claim(key).ok_or_else(|| {
+                Some(key) => Some(dedupe_store.claim(key).ok_or_else(|| {
                     Problem::unavailable("another request is storing the same delivery; retry", DUPLICATE_RETRY_AFTER)
                 })?),
                 None => None,
@@ -104,13 +103,13 @@ impl Ingest<'_> {
 
     /// Whether the delivery with this key was accepted.
     fn has(&self, key: Identity) -> bool {
-        self.gateway.seen().has(key) || self.gateway.spool().has(key)
+        self.gateway.dedupe_store().has(key) || self.gateway.spool().has(key)
     }
 
     /// Whether this event was accepted, also by an earlier version of Nerve.
     fn knows(&self, id: Identity, event: &Event) -> bool {
         let old = || Identity::of_legacy_webhook(self.source, &event.source, &event.id);
-        self.gateway.seen().has_either(id, old) || self.gateway.spool().has(id)
+        self.gateway.dedupe_store().has_either(id, old) || self.gateway.spool().has(id)
     }
 
     /// Publishes the events. For a source with `spool`, writes them to disk if NATS is unavailable or events are queued there.
@@ -127,7 +126,7 @@ impl Ingest<'_> {
                 Ok(()) => {
                     // Without deduplication, nothing looks the keys up.
                     if self.spec.dedupe() != Dedupe::None {
-                        self.gateway.seen().remember(fresh.iter().map(|(id, _)| *id).chain(signed));
+                        self.gateway.dedupe_store().remember(fresh.iter().map(|(id, _)| *id).chain(signed));
                     }
                     return Ok(());
                 }
@@ -139,7 +138,7 @@ impl Ingest<'_> {
             }
         }
         for (_, event) in &fresh {
-            event_types::check(event).map_err(|why| publish_problem(PublishError::Invalid(why)))?;
+            nerve_events::check(event).map_err(|why| publish_problem(PublishError::Invalid(why)))?;
         }
         receipts.extend(fresh.iter().map(|(_, event)| Receipt::spooled(event)));
         let spooled = Spooled { source: self.source.clone(), events: fresh, signed, tried: !is_queued };

@@ -29,7 +29,7 @@ use time::OffsetDateTime;
 /// `Retry-After` of a source whose configuration has to be fixed first.
 const CONFIGURATION_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// The source of a small webverification. `None` for other requests, and where the size is unknown or the path needs the router.
+/// The source of a small webhook. `None` for other requests, and where the size is unknown or the path needs the router.
 pub(crate) fn source_of_small(request: &Request<impl HttpBody>) -> Option<Name> {
     let source = request.uri().path().strip_prefix("/hooks/")?;
     if request.method() == Method::POST && is_small(request.body()) { Name::parse(source).ok() } else { None }

@@ -18,7 +18,6 @@ use nerve_core::{
     Event, EventType, Identity, answer,
     event::{CAUSATION_ID, CORRELATION_ID, DATA_REF},
 };
-use nerve_events as event_types;
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -116,7 +115,7 @@ impl<'t> Survey<'t> {
         };
         let reference = event.extension(DATA_REF).map(str::to_owned);
         let is_large = event.has_stored_body() && place != Location::Runs;
-        let is_unread = is_large && event_types::names_collection(&event.ty);
+        let is_unread = is_large && nerve_events::names_collection(&event.ty);
         let owner = if is_unread || place == Location::Runs { Owner::Nobody } else { self.owner_of(&event) };
         let row = MessageRecord {
             place,
@@ -173,7 +172,7 @@ fn collection_of(event: &Event) -> Option<String> {
     if event.ty.as_str() == ERASED {
         return None;
     }
-    if !event_types::names_collection(&event.ty) {
+    if !nerve_events::names_collection(&event.ty) {
         return of_extension();
     }
     let data = if event.is_json() { serde_json::from_slice::<Data>(&event.data).ok() } else { None };

@@ -1,4 +1,4 @@
-//! One reader of one answer.
+//! Reads an answer for one client.
 
 use crate::{
     Gateway,
@@ -20,10 +20,10 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-/// The wait before an answer that could not be ended is ended again.
+/// Interval between attempts to end an answer that timed out.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A reader, from where it began until the answer's last part.
+/// The parts of an answer from a start position to the last one.
 pub(crate) struct AnswerStream {
     pub(crate) id: String,
     parts: AnswerParts,

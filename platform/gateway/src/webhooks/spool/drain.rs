@@ -25,7 +25,7 @@ pub struct Drain {
     spool: Spool,
     bus: Bus,
     batches: FastPublisher,
-    seen: DedupeStore,
+    dedupe_store: DedupeStore,
     /// JetStream's dedupe window.
     window: Duration,
     /// Rows that may have been published already.
@@ -44,8 +44,13 @@ enum Outcome {
 
 impl Drain {
     /// `window` is JetStream's dedupe window.
-    pub fn new(spool: Spool, (bus, batches): (Bus, FastPublisher), seen: DedupeStore, window: Duration) -> Self {
-        Self { spool, bus, batches, seen, window, uncertain: HashSet::new() }
+    pub fn new(
+        spool: Spool,
+        (bus, batches): (Bus, FastPublisher),
+        dedupe_store: DedupeStore,
+        window: Duration,
+    ) -> Self {
+        Self { spool, bus, batches, dedupe_store, window, uncertain: HashSet::new() }
     }
 
     /// Publishes events as they are written, until `end`.
@@ -145,8 +150,10 @@ impl Drain {
             let source = &placed.row.entry.source;
             // An older Nerve knows an event by its id alone, which not every source's events are known by.
             match id == Origin::source(source).identify(event) {
-                true => self.seen.has_either(id, || Identity::of_legacy_webhook(source, &event.source, &event.id)),
-                false => self.seen.has(id),
+                true => {
+                    self.dedupe_store.has_either(id, || Identity::of_legacy_webhook(source, &event.source, &event.id))
+                }
+                false => self.dedupe_store.has(id),
             }
         };
         let mut stored: HashSet<i64> = rows.iter().filter(accepted).map(|placed| placed.sequence).collect();
@@ -197,7 +204,7 @@ impl Drain {
         }
         // Before they are forgotten here, so that at no moment nobody knows them.
         let known = gone.iter().filter(|(_, refused)| refused.is_none());
-        self.seen.remember(known.flat_map(|(placed, _)| placed.row.entry.keys.clone()));
+        self.dedupe_store.remember(known.flat_map(|(placed, _)| placed.row.entry.keys.clone()));
         let entries: Vec<_> = gone.into_iter().map(|(placed, _)| placed.row.entry).collect();
         self.spool.forget(&entries);
     }
