@@ -61,6 +61,7 @@ mod shares;
 mod sinks;
 mod sns;
 mod sources;
+mod spans;
 mod spool;
 mod sse;
 mod strangers;

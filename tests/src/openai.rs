@@ -10,14 +10,9 @@ use axum::{
     routing::post,
 };
 use futures::StreamExt;
+use parking_lot::Mutex;
 use serde_json::Value;
-use std::{
-    collections::VecDeque,
-    io,
-    process::Command,
-    sync::{Arc, Mutex, MutexGuard},
-    time::Instant,
-};
+use std::{collections::VecDeque, io, process::Command, sync::Arc, time::Instant};
 use tokio::{net::TcpListener, task::JoinSet};
 
 /// The name of the model that [`LlamaServer`] serves.
@@ -123,10 +118,6 @@ struct Shared {
     asked: Mutex<Vec<RecordedRequest>>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("nobody panics with it")
-}
-
 impl Endpoint {
     /// Starts one that replies to each request as told, and passes on those that come after.
     pub async fn before(server: &LlamaServer, replies: impl IntoIterator<Item = Reply>) -> Self {
@@ -145,12 +136,12 @@ impl Endpoint {
 
     /// Replies so to the requests that come next.
     pub fn then(&self, replies: impl IntoIterator<Item = Reply>) {
-        locked(&self.shared.replies).extend(replies);
+        self.shared.replies.lock().extend(replies);
     }
 
     /// The requests that came, the first first; they are told once.
     pub fn take_asked(&self) -> Vec<RecordedRequest> {
-        std::mem::take(&mut *locked(&self.shared.asked))
+        std::mem::take(&mut *self.shared.asked.lock())
     }
 }
 
@@ -158,8 +149,8 @@ async fn reply(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Byte
     let authorization = headers.get(header::AUTHORIZATION).map(|value| value.to_str().expect("ASCII").to_owned());
     let asked =
         RecordedRequest { at: Instant::now(), authorization, body: serde_json::from_slice(&body).expect("JSON") };
-    locked(&shared.asked).push(asked);
-    let reply = locked(&shared.replies).pop_front();
+    shared.asked.lock().push(asked);
+    let reply = shared.replies.lock().pop_front();
     match reply {
         None | Some(Reply::Forward) => forward(&shared.target, headers, body, None).await,
         Some(Reply::BreakAfter(pieces)) => forward(&shared.target, headers, body, Some(pieces)).await,

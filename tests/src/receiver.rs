@@ -8,11 +8,12 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::StreamExt;
+use parking_lot::Mutex;
 use serde_json::Value;
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{net::TcpListener, task::JoinSet};
@@ -71,10 +72,6 @@ struct Shared {
     received: Mutex<Vec<Received>>,
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().expect("nobody panics with it")
-}
-
 impl Receiver {
     /// Starts one that answers the first requests so, and all others with 204.
     pub async fn start(replies: impl IntoIterator<Item = Reply>) -> Self {
@@ -93,13 +90,13 @@ impl Receiver {
 
     /// Answers so from now on.
     pub fn from_now_on(&self, reply: Reply) {
-        locked(&self.shared.replies).clear();
-        *locked(&self.shared.usual) = reply;
+        self.shared.replies.lock().clear();
+        *self.shared.usual.lock() = reply;
     }
 
     /// The requests so far, the first first.
     pub fn received(&self) -> Vec<Received> {
-        locked(&self.shared.received).clone()
+        self.shared.received.lock().clone()
     }
 
     /// Waits until there are so many requests, and gives them.
@@ -110,9 +107,9 @@ impl Receiver {
 }
 
 async fn reply(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes) -> Response {
-    locked(&shared.received).push(Received { at: Instant::now(), headers, body });
-    let reply = locked(&shared.replies).pop_front();
-    let reply = reply.unwrap_or_else(|| locked(&shared.usual).clone());
+    shared.received.lock().push(Received { at: Instant::now(), headers, body });
+    let reply = shared.replies.lock().pop_front();
+    let reply = reply.unwrap_or_else(|| shared.usual.lock().clone());
     let status = |status| StatusCode::from_u16(status).expect("a status");
     match reply {
         Reply::Status(code) => (status(code), format!("said {code}")).into_response(),

@@ -27,12 +27,9 @@ use crate::{
 use dense::Dense;
 use lexical::Lexical;
 use nerve_core::quota::Quotas;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use serde_json::{Map, Value};
-use std::{
-    collections::HashMap,
-    path::Path,
-    sync::{Mutex, MutexGuard, PoisonError, RwLock},
-};
+use std::{collections::HashMap, path::Path};
 use store::Store;
 
 /// The index of all collections on this machine.
@@ -135,16 +132,16 @@ impl Embedded {
     }
 
     pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.store.lock()
     }
 }
 
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
+fn read<T>(lock: &RwLock<T>) -> parking_lot::RwLockReadGuard<'_, T> {
+    lock.read()
 }
 
-pub(crate) fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
+pub(crate) fn write<T>(lock: &RwLock<T>) -> parking_lot::RwLockWriteGuard<'_, T> {
+    lock.write()
 }
 
 fn matches(document: &Document, filter: &Map<String, Value>) -> bool {

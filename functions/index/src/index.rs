@@ -1,11 +1,12 @@
 //! The index, in a folder or in PostgreSQL.
 
+#[cfg(feature = "postgres")]
+use crate::postgres::{Database, Postgres};
 use crate::{
     change::{Change, ChangeResult},
     collections::{ErasedDocuments, TenantCollections},
     embedded::Embedded,
     error::IndexError,
-    postgres::{Database, Postgres},
     query::{Hit, Query},
 };
 use nerve_core::quota::Quotas;
@@ -20,6 +21,7 @@ pub struct Index {
 
 enum Storage {
     Embedded(Box<Embedded>),
+    #[cfg(feature = "postgres")]
     Postgres(Postgres),
 }
 
@@ -40,6 +42,7 @@ impl Index {
     /// # Errors
     /// [`IndexError::Invalid`] if the index was built with another model or a newer version;
     /// [`IndexError::Unavailable`] if the database cannot be reached.
+    #[cfg(feature = "postgres")]
     pub fn connect(database: &Database, model: &str, dimensions: usize) -> Result<Self, IndexError> {
         Ok(Self { storage: Storage::Postgres(Postgres::connect(database, model, dimensions)?) })
     }
@@ -60,6 +63,7 @@ impl Index {
     pub fn apply_with_quotas(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<ChangeResult>, IndexError> {
         match &self.storage {
             Storage::Embedded(index) => index.apply(changes, quotas),
+            #[cfg(feature = "postgres")]
             Storage::Postgres(index) => index.apply(changes, quotas),
         }
     }
@@ -71,6 +75,7 @@ impl Index {
     pub fn collection_usage(&self, collection: &str) -> Result<(u64, u64), IndexError> {
         match &self.storage {
             Storage::Embedded(index) => index.collection_usage(collection),
+            #[cfg(feature = "postgres")]
             Storage::Postgres(index) => index.collection_usage(collection),
         }
     }
@@ -82,6 +87,7 @@ impl Index {
     pub fn count_tenant(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
         match &self.storage {
             Storage::Embedded(index) => index.count_tenant(tenant),
+            #[cfg(feature = "postgres")]
             Storage::Postgres(index) => index.count_tenant(tenant),
         }
     }
@@ -96,6 +102,7 @@ impl Index {
     pub fn erase(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
         match &self.storage {
             Storage::Embedded(index) => index.erase(tenant),
+            #[cfg(feature = "postgres")]
             Storage::Postgres(index) => index.erase(tenant),
         }
     }
@@ -108,6 +115,7 @@ impl Index {
     pub fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
         let dimensions = match &self.storage {
             Storage::Embedded(index) => index.dimensions(),
+            #[cfg(feature = "postgres")]
             Storage::Postgres(index) => index.dimensions(),
         };
         if query.vector.len() != dimensions {
@@ -118,6 +126,7 @@ impl Index {
         }
         match &self.storage {
             Storage::Embedded(index) => index.search(query),
+            #[cfg(feature = "postgres")]
             Storage::Postgres(index) => index.search(query),
         }
     }
@@ -129,6 +138,7 @@ impl Index {
     pub fn len(&self) -> Result<usize, IndexError> {
         match &self.storage {
             Storage::Embedded(index) => index.len(),
+            #[cfg(feature = "postgres")]
             Storage::Postgres(index) => index.len(),
         }
     }
@@ -148,6 +158,7 @@ impl Index {
     pub fn save(&self) -> Result<(), IndexError> {
         match &self.storage {
             Storage::Embedded(index) => index.save(),
+            #[cfg(feature = "postgres")]
             Storage::Postgres(_) => Ok(()),
         }
     }

@@ -7,7 +7,7 @@
 //! - [`change`]: changes of documents and their results. `stored`: the stored state before a change.
 //! - [`query`]: queries and hits. [`fusion`]: reciprocal rank fusion of the lexical and the dense ranking.
 //! - `embedded`: SQLite, tantivy (BM25) and usearch (HNSW) in a folder, for one worker.
-//! - `postgres`: PostgreSQL with pgvector, shared by all workers.
+//! - `postgres`: PostgreSQL with pgvector, shared by all workers; absent without the feature `postgres`.
 //! - `analyzer`: the text analyzer of both.
 //!
 //! # Flow
@@ -23,6 +23,7 @@ mod embedded;
 pub mod error;
 pub mod fusion;
 pub mod index;
+#[cfg(feature = "postgres")]
 mod postgres;
 pub mod query;
 mod stored;
@@ -33,5 +34,6 @@ pub use change::{Change, ChangeResult};
 pub use document::Document;
 pub use error::IndexError;
 pub use index::Index;
+#[cfg(feature = "postgres")]
 pub use postgres::Database;
 pub use query::{FusionWeights, Hit, Query};

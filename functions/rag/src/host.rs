@@ -24,7 +24,9 @@ use nerve_core::{
     inference::{EmbedRequest, GenerateRequest, InferenceError, Message, Model, RerankRequest, Role, Vector},
     manifest::RuntimeSpec,
 };
-use nerve_index::{Database, Index, IndexError};
+#[cfg(feature = "postgres")]
+use nerve_index::Database;
+use nerve_index::{Index, IndexError};
 use nerve_text::chunk::ChunkSize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -57,13 +59,25 @@ pub struct RagHost {
 #[derive(Debug, Clone)]
 enum IndexLocation {
     Folder(PathBuf),
+    #[cfg(feature = "postgres")]
     Database(Box<Database>),
 }
 
 impl IndexLocation {
+    #[cfg(feature = "postgres")]
+    fn database(url: &Secret) -> Result<Self, IndexError> {
+        Ok(Self::Database(Box::new(Database::parse(url)?)))
+    }
+
+    #[cfg(not(feature = "postgres"))]
+    fn database(_: &Secret) -> Result<Self, IndexError> {
+        Err(IndexError::Invalid("this nerve was built without the feature `postgres`".to_owned()))
+    }
+
     fn open(&self, model: &str, dimensions: usize) -> Result<Index, IndexError> {
         match self {
             Self::Folder(folder) => Index::open(folder, model, dimensions),
+            #[cfg(feature = "postgres")]
             Self::Database(database) => Index::connect(database, model, dimensions),
         }
     }
@@ -73,6 +87,7 @@ impl fmt::Display for IndexLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(folder) => folder.display().fmt(f),
+            #[cfg(feature = "postgres")]
             Self::Database(database) => database.fmt(f),
         }
     }
@@ -85,7 +100,7 @@ impl RagHost {
     /// If the database URL is invalid.
     pub fn new(settings: Settings, inference: Arc<dyn Inference>) -> Result<Self, IndexError> {
         let location = match settings.postgres {
-            Some(url) => IndexLocation::Database(Box::new(Database::parse(&url)?)),
+            Some(url) => IndexLocation::database(&url)?,
             None => IndexLocation::Folder(settings.folder),
         };
         Ok(Self { location, inference, index: Mutex::default(), readers: settings.readers })

@@ -64,7 +64,8 @@ pub(crate) mod tests {
     use super::*;
     use async_trait::async_trait;
     use bytes::Bytes;
-    use std::{collections::HashMap, sync::Mutex};
+    use parking_lot::Mutex;
+    use std::collections::HashMap;
 
     /// The bucket in memory, with revisions.
     #[derive(Default)]
@@ -73,14 +74,14 @@ pub(crate) mod tests {
     #[async_trait]
     impl Views for InMemoryViews {
         async fn view(&self, key: &str) -> Result<Option<View>, FunctionError> {
-            let view = self.0.lock().unwrap().get(key).cloned();
+            let view = self.0.lock().get(key).cloned();
             // Lets concurrent writers run between a read and a write.
             tokio::task::yield_now().await;
             Ok(view)
         }
 
         async fn put_view(&self, key: &str, data: Bytes, after: Option<u64>) -> Result<bool, FunctionError> {
-            let mut all = self.0.lock().unwrap();
+            let mut all = self.0.lock();
             let revision = all.get(key).map(|view| view.revision);
             if revision != after {
                 return Ok(false);

@@ -3,10 +3,8 @@
 use crate::{Violation, connection::Waiting};
 use async_nats::{Event, ServerError};
 use nerve_core::{Secret, redact};
-use std::{
-    borrow::Cow,
-    sync::{Mutex, PoisonError},
-};
+use parking_lot::Mutex;
+use std::borrow::Cow;
 use tokio::sync::watch;
 
 /// Words in nats-server's messages about credentials that it no longer accepts.
@@ -39,7 +37,7 @@ impl Reporter {
         match event {
             Event::Connected => {
                 self.connected.send_modify(|count| *count += 1);
-                *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Waiting::default();
+                *self.waiting.lock() = Waiting::default();
                 if *self.connected.borrow() > 1 {
                     tracing::info!("reconnected to NATS");
                 }
@@ -81,7 +79,7 @@ impl Reporter {
     }
 
     fn is_due(&self) -> bool {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_due()
+        self.waiting.lock().is_due()
     }
 }
 

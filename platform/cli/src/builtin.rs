@@ -4,6 +4,7 @@ use crate::{
     artifacts::File,
     connection::Connection,
     failure::Failure,
+    features,
     model::{self, LocalModel},
     onnx,
 };
@@ -43,7 +44,7 @@ pub(crate) fn read(folder: &Path, name: &Name, spec: &mut FunctionSpec) -> Resul
     let refused = || Failure::new(format!("cannot deploy {name}"));
     let literal = |text: &str| !text.split('.').any(|token| token == "*" || token == ">");
     let results: Vec<&Pattern> =
-        emits.iter().filter(|one| !nerve_rag::is_auxiliary_output(function, one.as_str())).collect();
+        emits.iter().filter(|one| !features::is_auxiliary_output(function, one.as_str())).collect();
     if !matches!(results.as_slice(), [one] if literal(one.as_str())) {
         let cause = match results.as_slice() {
             [] => format!("`emits` is empty, so the results of {function} would be dropped"),
@@ -57,7 +58,7 @@ pub(crate) fn read(folder: &Path, name: &Name, spec: &mut FunctionSpec) -> Resul
             let cause = format!("{function} does not use a model, but `model` is {model}");
             return Err(refused().cause(cause).next("remove `model`"));
         }
-        nerve_rag::check_options(function, with).map_err(|why| invalid_options(name, function, &why))?;
+        features::check_rag_options(function, with).map_err(|why| invalid_options(name, function, &why))?;
         return Ok(None);
     }
     // All other functions use an embedding model by default.
@@ -101,7 +102,7 @@ impl ModelResolver {
                 let added = registry.models().await?.into_iter().map(|entry| entry.name.to_string());
                 return Err(unknown_model(name, added.chain(onnx::bundled_names(config)).collect()).into());
             };
-            self.to_add.insert(name.clone(), LocalModel::bundled(&folder).await?);
+            self.to_add.insert(name.clone(), model::read_bundled(&folder).await?);
         }
         let model = self.to_add.get(name).cloned();
         let LocalModel { files, info } = model.ok_or_else(|| unknown_model(name, BTreeSet::new()))?;
@@ -135,8 +136,8 @@ pub(crate) fn check(name: &Name, spec: &FunctionSpec, info: &ModelInfo) -> Resul
         return Err(refused().cause(cause).next(next));
     }
     let checked = match function.starts_with("rag/") {
-        true => nerve_rag::check_options(function, with),
-        false => nerve_onnx::check_options(function, &model::description(info)?, with),
+        true => features::check_rag_options(function, with),
+        false => model::check_options(function, info, with),
     };
     checked.map_err(|why| invalid_options(name, function, &why))
 }

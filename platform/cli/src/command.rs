@@ -1,13 +1,16 @@
 //! The commands, one file per command.
 
 mod access;
+#[cfg(feature = "rag")]
 mod ask;
 mod collections;
 mod completions;
 mod deploy;
 mod describe;
 mod dlq;
+#[cfg(feature = "rag")]
 mod eval;
+#[cfg(feature = "rag")]
 mod ingest;
 mod invoke;
 mod join;
@@ -55,8 +58,11 @@ pub(crate) enum Command {
     Remove(remove::Remove),
     Invoke(invoke::Invoke),
     Publish(publish::Publish),
+    #[cfg(feature = "rag")]
     Ingest(ingest::Ingest),
+    #[cfg(feature = "rag")]
     Ask(ask::Ask),
+    #[cfg(feature = "rag")]
     Eval(eval::Eval),
     Tail(tail::Tail),
     Trace(trace::Trace),
@@ -125,8 +131,11 @@ impl Command {
             Self::Remove(remove) => remove.run(globals).await,
             Self::Invoke(invoke) => invoke.run(globals).await,
             Self::Publish(publish) => publish.run(globals).await,
+            #[cfg(feature = "rag")]
             Self::Ingest(ingest) => ingest.run(globals).await,
+            #[cfg(feature = "rag")]
             Self::Ask(ask) => ask.run(globals).await,
+            #[cfg(feature = "rag")]
             Self::Eval(eval) => eval.run(globals).await,
             Self::Tail(tail) => tail.run(globals).await,
             Self::Trace(trace) => trace.run(globals).await,

@@ -3,11 +3,12 @@
 use crate::failure::Failure;
 use ignore::WalkBuilder;
 use nerve_files::NotRegular;
+use parking_lot::Mutex;
 use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 /// First bytes of a PDF.
@@ -50,7 +51,7 @@ pub(crate) fn find_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>, Failure> {
         walk.require_git(false).filter_entry(move |entry| {
             // The walk reads ignore files before it returns the entries of a directory.
             let checked = if entry.path().is_dir() { check_ignore_files(entry.path()) } else { Ok(()) };
-            checked.map_err(|failure| *recorded.lock().unwrap_or_else(PoisonError::into_inner) = Some(failure)).is_ok()
+            checked.map_err(|failure| *recorded.lock() = Some(failure)).is_ok()
         });
         for entry in walk.build() {
             let entry = entry.map_err(|error| {
@@ -63,7 +64,7 @@ pub(crate) fn find_files(paths: &[PathBuf]) -> Result<Vec<LocalFile>, Failure> {
                 files.insert(name.clone(), LocalFile { name, path });
             }
         }
-        if let Some(failure) = failure.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(failure) = failure.lock().take() {
             return Err(failure);
         }
     }

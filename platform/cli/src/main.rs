@@ -9,13 +9,18 @@
 //!   server.
 //! - [`artifacts`], [`model`], [`builtin`]: the files that a deploy uploads. [`display_fields`], [`plan`]: the
 //!   comparison with the deployed state. [`graph`]: warnings about cycles and duplicates.
-//! - [`onnx`]: the bundled models and the library of ONNX Runtime.
+//! - [`onnx`]: the bundled models and the library of ONNX Runtime. [`hosts`]: the runtimes and models of a server.
+//!   [`features`]: what a build without a Cargo feature does instead.
 //! - [`event_args`], [`time_arg`]: events and times as command-line arguments.
-//! - [`output`], [`failure`]: results and errors; [`escape`]: escapes terminal control characters in them.
+//! - [`output`], [`failure`]: results and errors; [`log_fields`]: fields of log lines; [`escape`]: escapes terminal control characters in them.
 //!
 //! # Flow
 //! `main` parses the arguments, starts logging and runs the command. This is the only crate that depends on both the
 //! server, which uses NATS, and the runtimes, which run functions.
+#![cfg_attr(
+    not(feature = "rag"),
+    allow(dead_code, reason = "other features use it; a build with all of them is checked")
+)]
 
 mod args;
 mod artifacts;
@@ -29,10 +34,13 @@ mod endpoint;
 mod escape;
 mod event_args;
 mod failure;
+mod features;
 mod files;
 mod globals;
 mod graph;
+mod hosts;
 mod lock;
+mod log_fields;
 mod membership;
 mod model;
 mod onnx;
@@ -60,18 +68,23 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Kinds of helper processes of this binary.
-const HELPERS: [nerve_sandbox::Work; 6] = [
+const HELPERS: &[nerve_sandbox::Work] = &[
+    #[cfg(feature = "rag")]
     nerve_rag::READER,
+    #[cfg(feature = "wasm")]
     nerve_runtime::COMPILER,
+    #[cfg(feature = "onnx")]
     nerve_inference::MODEL_PROBE,
+    #[cfg(feature = "onnx")]
     nerve_inference::CHAT_TEMPLATES,
     nerve_worker::SINK_TEMPLATES,
     nerve_sandbox::PROBE,
 ];
 
 fn main() -> ExitCode {
+    #[cfg(feature = "onnx")]
     disable_telemetry();
-    if let Some(exit_code) = nerve_sandbox::serve(std::env::args_os(), &HELPERS) {
+    if let Some(exit_code) = nerve_sandbox::serve(std::env::args_os(), HELPERS) {
         return exit_code;
     }
     let mut arguments = std::env::args_os().skip(1);
@@ -108,6 +121,7 @@ fn main() -> ExitCode {
 }
 
 /// Disables the telemetry of ONNX Runtime in this process and its children.
+#[cfg(feature = "onnx")]
 #[allow(unsafe_code)]
 #[expect(clippy::disallowed_methods, reason = "a library reads it from the environment only")]
 fn disable_telemetry() {
@@ -145,6 +159,7 @@ fn start_logging(process: Process) {
     let filter = EnvFilter::builder().parse_lossy(configured.as_deref().unwrap_or(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .fmt_fields(log_fields::LogFields)
         .with_writer(move || escape::LogWriter::new(has_colors))
         .with_ansi(has_colors)
         .with_target(false)

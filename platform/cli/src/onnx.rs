@@ -1,6 +1,7 @@
 //! The ONNX Runtime library and the bundled models of this installation.
 
 use nerve_config::{OnnxConfig, check_trusted};
+#[cfg(feature = "onnx")]
 use nerve_inference::{ModelProber, Provider, Settings};
 use std::{
     collections::BTreeSet,
@@ -60,6 +61,7 @@ pub(crate) fn is_trusted(path: &Path) -> bool {
 }
 
 /// Returns the settings of nerve-inference with a cache directory and the helper processes that test models.
+#[cfg(feature = "onnx")]
 pub(crate) fn engine_settings(config: &OnnxConfig, cache: PathBuf, trials: ModelProber) -> anyhow::Result<Settings> {
     let providers: Result<Vec<Provider>, String> =
         config.providers.iter().map(|provider| provider.as_str().parse()).collect();

@@ -1,8 +1,11 @@
 //! Configures helper processes from the settings.
 
 use nerve_config::SandboxConfig;
+#[cfg(feature = "onnx")]
 use nerve_inference::ModelProber;
-use nerve_runtime::{Compiler, Shim};
+#[cfg(feature = "wasm")]
+use nerve_runtime::Compiler;
+use nerve_runtime::Shim;
 use nerve_sandbox::{Pool, Settings};
 use std::path::{Path, PathBuf};
 
@@ -12,12 +15,14 @@ pub(crate) fn pool(config: &SandboxConfig) -> Pool {
 }
 
 /// Returns the compiler of components in `pool`.
+#[cfg(feature = "wasm")]
 pub(crate) fn compiler(config: &SandboxConfig, pool: &Pool) -> Compiler {
     Compiler { pool: pool.clone(), memory: config.compile_memory, timeout: config.compile_timeout }
 }
 
-/// Returns the model checks in `pool`.
-pub(crate) fn trials(config: &SandboxConfig, pool: &Pool) -> ModelProber {
+/// Returns the reader and tester of models in `pool`.
+#[cfg(feature = "onnx")]
+pub(crate) fn prober(config: &SandboxConfig, pool: &Pool) -> ModelProber {
     ModelProber { pool: pool.clone(), memory: config.model_memory, timeout: config.model_timeout }
 }
 

@@ -4,10 +4,8 @@
 //! A limiter with a burst may run ahead of that by what its rate allows in one period.
 
 use crate::manifest::Rate;
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use parking_lot::Mutex;
+use std::time::{Duration, Instant};
 
 /// A rate, and the part of it that is used.
 #[derive(Debug)]
@@ -31,7 +29,7 @@ impl RateLimiter {
 
     /// Reserves the next free instant and returns it.
     pub fn reserve(&self, now: Instant) -> Instant {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         let reserved = now.max(*next);
         *next = reserved + self.interval;
         reserved
@@ -42,7 +40,7 @@ impl RateLimiter {
     /// # Errors
     /// The time until the next one is admitted. A refused event does not count.
     pub fn try_admit(&self, now: Instant) -> Result<(), Duration> {
-        let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut next = self.next.lock();
         match next.saturating_duration_since(now).checked_sub(self.burst) {
             None | Some(Duration::ZERO) => {
                 *next = now.max(*next) + self.interval;

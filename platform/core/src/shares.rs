@@ -4,11 +4,12 @@
 //! switch buffers). A single holder therefore gets most slots, several greedy holders get equal shares, and some slots
 //! stay free for a new holder.
 
+use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, VecDeque},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -130,20 +131,16 @@ impl Shares {
         Share { shares: self.clone(), id: self.0.next_id.fetch_add(1, Ordering::Relaxed) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Grants free slots to waiters.
     fn grant_free_slots(&self) {
         loop {
-            let mut state = self.lock();
+            let mut state = self.0.state.lock();
             let Some((id, next)) = state.next_waiter() else { return };
             state.take(id);
             drop(state);
             if let Err(slot) = next.grant(Slot { shares: self.clone(), id }) {
                 // Releases the slot without the recursion of its `drop`.
-                self.lock().release(slot.id);
+                self.0.state.lock().release(slot.id);
                 std::mem::forget(slot);
             }
         }
@@ -151,13 +148,9 @@ impl Shares {
 }
 
 impl Waiter {
-    fn lock(&self) -> MutexGuard<'_, Grant> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Grants a slot. Returns the slot if the waiter was dropped.
     fn grant(&self, slot: Slot) -> Result<(), Slot> {
-        let mut grant = self.lock();
+        let mut grant = self.0.lock();
         let waker = match &mut *grant {
             Grant::Closed | Grant::Granted(_) => return Err(slot),
             Grant::Pending(waker) => waker.take(),
@@ -179,7 +172,7 @@ impl Share {
 
     /// Returns a slot if the holder may have another one now and has no waiter.
     pub fn try_acquire(&self) -> Option<Slot> {
-        let mut state = self.shares.lock();
+        let mut state = self.shares.0.state.lock();
         let waits = state.holders.get(&self.id).is_some_and(|holder| !holder.waiting.is_empty());
         if waits || !state.has_capacity(self.id) {
             return None;
@@ -190,7 +183,7 @@ impl Share {
 
     /// Whether the holder may have another slot now.
     pub fn has_capacity(&self) -> bool {
-        self.shares.lock().has_capacity(self.id)
+        self.shares.0.state.lock().has_capacity(self.id)
     }
 
     fn slot(&self) -> Slot {
@@ -208,13 +201,13 @@ impl Future for Acquire<'_> {
             }
             let waiter = Arc::new(Waiter(Mutex::new(Grant::Pending(Some(context.waker().clone())))));
             let share = self.share;
-            share.shares.lock().holders.entry(share.id).or_default().waiting.push_back(waiter.clone());
+            share.shares.0.state.lock().holders.entry(share.id).or_default().waiting.push_back(waiter.clone());
             self.waiter = Some(waiter);
             // A slot may have been released in between.
             share.shares.grant_free_slots();
             return self.poll(context);
         };
-        let mut grant = waiter.lock();
+        let mut grant = waiter.0.lock();
         match std::mem::replace(&mut *grant, Grant::Closed) {
             Grant::Granted(slot) => Poll::Ready(slot),
             Grant::Pending(_) | Grant::Closed => {
@@ -227,7 +220,7 @@ impl Future for Acquire<'_> {
 
 impl Drop for Acquire<'_> {
     fn drop(&mut self) {
-        let granted = self.waiter.take().map(|waiter| std::mem::replace(&mut *waiter.lock(), Grant::Closed));
+        let granted = self.waiter.take().map(|waiter| std::mem::replace(&mut *waiter.0.lock(), Grant::Closed));
         // A slot that was granted too late is released here, without holding the lock.
         drop(granted);
     }
@@ -235,7 +228,7 @@ impl Drop for Acquire<'_> {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.shares.lock().release(self.id);
+        self.shares.0.state.lock().release(self.id);
         self.shares.grant_free_slots();
     }
 }
@@ -289,7 +282,7 @@ mod tests {
         drop(dropped);
         drop((held, of_other, second));
         assert!(poll(waits.as_mut()).is_some());
-        let state = shares.lock();
+        let state = shares.0.state.lock();
         assert_eq!((state.free, state.holders.len()), (4, 0));
     }
 

@@ -41,13 +41,14 @@ pub(crate) fn recreate<E>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::{cell::RefCell, sync::Mutex};
+    use parking_lot::Mutex;
+    use std::cell::RefCell;
 
     #[test]
     fn engine_is_recreated_with_exponential_backoff() {
         let left = Mutex::new(vec![Ok(7), Err("no memory".to_owned())]);
         let waits = RefCell::new(Vec::new());
-        let factory = move || left.lock().unwrap().pop().unwrap_or_else(|| panic!("a panic is an error"));
+        let factory = move || left.lock().pop().unwrap_or_else(|| panic!("a panic is an error"));
         let sleep = |wait| {
             waits.borrow_mut().push(wait);
             waits.borrow().len() > 4

@@ -1,10 +1,8 @@
 //! ONNX Runtime, a shared library loaded once per process.
 
 use ort::{LoadDynamicError, environment::Environment};
-use std::{
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
-};
+use parking_lot::Mutex;
+use std::path::{Path, PathBuf};
 
 /// Environment variable and value that disable ONNX Runtime's telemetry, which would also write to the user's home.
 /// The library reads it during initialization, so it must be set before.
@@ -68,7 +66,7 @@ impl Library {
     /// # Errors
     /// If the library is missing, too old or unusable.
     pub(crate) fn load(path: Option<&Path>) -> Result<Self, LibraryError> {
-        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = LOADED.lock();
         if let Some(library) = loaded.as_ref() {
             return Ok(library.clone());
         }

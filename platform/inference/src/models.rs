@@ -15,12 +15,13 @@ use nerve_core::{
     function::Artifact,
     inference::{InferenceError, Model},
 };
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
     fs,
     path::{Component, Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::{Duration, Instant, SystemTime},
 };
 use tokio::sync::Mutex as AsyncMutex;
@@ -256,8 +257,8 @@ impl Models {
         }
     }
 
-    fn slots(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<AsyncMutex<ModelSlot>>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn slots(&self) -> parking_lot::MutexGuard<'_, HashMap<String, Arc<AsyncMutex<ModelSlot>>>> {
+        self.slots.lock()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Runs one function: a WebAssembly component, a long-lived process or an HTTP service. Independent of NATS.
 //!
 //! # Layout
-//! - [`wasm`]: components, with a fresh instance per event.
+//! - [`wasm`]: components, with a fresh instance per event; absent without the feature `wasm`.
 //! - [`process`]: a child process that exchanges one JSON object per line.
 //! - [`http`]: a service that receives events as requests.
 //!
@@ -13,10 +13,12 @@
 pub mod fuzzing;
 pub mod http;
 pub mod process;
+#[cfg(feature = "wasm")]
 pub mod wasm;
 
 pub use http::HttpHost;
 pub use process::{ProcessConfig, ProcessHost, SHIM, Shim, die_with_parent, run_shim};
+#[cfg(feature = "wasm")]
 pub use wasm::{COMPILER, CompileError, Compiler, WasmConfig, WasmHost, inspect};
 
 use async_trait::async_trait;
@@ -25,15 +27,15 @@ use std::sync::Arc;
 
 /// Every runtime in one host; `spec.run` chooses.
 pub struct Runtimes {
-    wasm: WasmHost,
+    wasm: Arc<dyn Host>,
     process: ProcessHost,
     http: HttpHost,
     builtin: Arc<dyn Host>,
 }
 
 impl Runtimes {
-    /// Composes the hosts; `builtin` runs the functions that come with Nerve, which live in crates of their own.
-    pub fn new(wasm: WasmHost, process: ProcessHost, http: HttpHost, builtin: Arc<dyn Host>) -> Self {
+    /// Composes the hosts; `builtin` runs the functions that come with Nerve, which are in other crates.
+    pub fn new(wasm: Arc<dyn Host>, process: ProcessHost, http: HttpHost, builtin: Arc<dyn Host>) -> Self {
         Self { wasm, process, http, builtin }
     }
 }

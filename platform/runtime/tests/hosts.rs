@@ -17,12 +17,9 @@ use nerve_core::{
 };
 use nerve_runtime::{Compiler, ProcessConfig, ProcessHost, WasmConfig, WasmHost, inspect};
 use nerve_sandbox::{Pool, Settings};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use std::{
-    path::Path,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 #[derive(Default)]
 struct Stored(Mutex<Vec<(usize, Emission)>>);
@@ -30,7 +27,7 @@ struct Stored(Mutex<Vec<(usize, Emission)>>);
 #[async_trait]
 impl Emitter for Stored {
     async fn emit(&self, index: usize, emission: Emission) -> Result<(), FunctionError> {
-        self.0.lock().unwrap().push((index, emission));
+        self.0.lock().push((index, emission));
         Ok(())
     }
 }
@@ -166,7 +163,7 @@ async fn a_component_emits_before_it_ends() {
             outcomes.iter().all(|outcome| outcome.as_ref().err().map(|error| error.fault) == fault),
             "{outcomes:?}"
         );
-        let stored = stored.0.lock().unwrap();
+        let stored = stored.0.lock();
         let seen: Vec<_> = stored.iter().map(|(index, one)| (*index, one.ty.as_str(), &one.data[..])).collect();
         assert_eq!(seen, [(0, "bad", &b"bad"[..]), (1, "bad", &b"bad"[..])]);
     }
@@ -261,7 +258,7 @@ async fn a_process_answers_in_any_order_and_emits_before_the_end() {
     assert_eq!(outcomes[0], Ok(vec![]));
     assert_eq!(outcomes[1].as_ref().unwrap()[0].data, &br#"{"w": "x"}"#[..]);
     assert_eq!(outcomes[2].as_ref().unwrap_err().fault, Fault::Invalid);
-    assert_eq!(stored.0.lock().unwrap()[0].0, 1);
+    assert_eq!(stored.0.lock()[0].0, 1);
     function.close().await;
     let left = std::fs::read_dir(dir.path().join("work")).unwrap();
     assert!(left.map(|entry| entry.unwrap().path()).all(|path| path.is_file()), "no folder is left");
@@ -293,7 +290,7 @@ async fn a_guilty_event_costs_its_neighbors_nothing() {
         let error = outcomes[1].as_ref().unwrap_err();
         assert_eq!(error.fault, fault, "{error}");
         assert!(error.message.contains(says), "{error}");
-        assert_eq!(stored.0.lock().unwrap().len(), 2, "a run again emitted twice");
+        assert_eq!(stored.0.lock().len(), 2, "a run again emitted twice");
         function.close().await;
     }
 }

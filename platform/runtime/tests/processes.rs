@@ -17,10 +17,11 @@ use nerve_core::{
     manifest::{Batch, RuntimeSpec},
 };
 use nerve_runtime::{ProcessConfig, ProcessHost};
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -94,7 +95,7 @@ impl Rig {
             },
             artifacts: vec![Artifact { name: "echo.py".into(), sha256: HEXLOWER.encode(&Sha256::digest(ECHO)), file }],
             secrets: [("TOKEN".to_owned(), Secret::new(token))].into(),
-            logs: LogSink::new(move |line| logs.lock().unwrap().push(line)),
+            logs: LogSink::new(move |line| logs.lock().push(line)),
         }
     }
 
@@ -103,7 +104,7 @@ impl Rig {
     }
 
     fn warnings(&self) -> Vec<String> {
-        let logs = self.logs.lock().unwrap();
+        let logs = self.logs.lock();
         logs.iter().filter(|line| line.level == LogLevel::Warn).map(|line| line.message.clone()).collect()
     }
 

@@ -8,10 +8,11 @@ use crate::{
     queue::{Idle, Key, Queue, Step},
 };
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{io::AsyncWrite, runtime::Handle, sync::oneshot};
@@ -192,10 +193,6 @@ impl Pool {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A helper for the request, or its share of the budget to start one.
     async fn lease(self: &Arc<Self>, request: &Request) -> Result<Lease, SandboxError> {
         let key = Arc::new(Key {
@@ -206,7 +203,7 @@ impl Shared {
             cpu: request.timeout.as_secs().saturating_mul(2).max(MIN_CPU),
         });
         let (waiter, granted) = oneshot::channel();
-        self.lock().queue.wait(key, waiter);
+        self.state.lock().queue.wait(key, waiter);
         self.advance();
         granted.await.map_err(|_| SandboxError::Unavailable("the server is stopping".to_owned()))
     }
@@ -215,7 +212,7 @@ impl Shared {
     fn advance(self: &Arc<Self>) {
         loop {
             let step = {
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 state.queue.keep_waiting(|waiter| !waiter.is_closed());
                 state.queue.step(Instant::now())
             };
@@ -244,7 +241,7 @@ impl Shared {
 
     fn end_idle(self: &Arc<Self>, after: Duration) {
         let then = Instant::now().checked_sub(after);
-        let expired = then.map(|then| self.lock().queue.expire(then)).unwrap_or_default();
+        let expired = then.map(|then| self.state.lock().queue.expire(then)).unwrap_or_default();
         for idle in expired {
             self.end(idle);
         }
@@ -254,7 +251,7 @@ impl Shared {
         let shared = self.clone();
         let ending = async move {
             idle.process.end(false).await;
-            shared.lock().queue.ended(&idle.key);
+            shared.state.lock().queue.ended(&idle.key);
             shared.advance();
         };
         self.tasks.spawn_on(ending, &self.runtime);
@@ -263,7 +260,7 @@ impl Shared {
     /// Starts the task that ends idle helpers, until there are none.
     fn sweep(self: &Arc<Self>) {
         {
-            let mut state = self.lock();
+            let mut state = self.state.lock();
             if state.sweeping || !state.queue.has_idle() {
                 return;
             }
@@ -274,7 +271,7 @@ impl Shared {
             let pause = shared.settings.idle / 2;
             while shared.stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
                 shared.end_idle(shared.settings.idle);
-                let mut state = shared.lock();
+                let mut state = shared.state.lock();
                 if !state.queue.has_idle() {
                     state.sweeping = false;
                     return;
@@ -335,7 +332,7 @@ impl Lease {
     fn put_back(mut self) {
         if let Some(process) = self.process.take() {
             self.held = false;
-            self.shared.lock().queue.returned(self.key.clone(), process, Instant::now());
+            self.shared.state.lock().queue.returned(self.key.clone(), process, Instant::now());
         }
     }
 
@@ -355,7 +352,7 @@ impl Drop for Lease {
         }
         let (shared, key, process) = (self.shared.clone(), self.key.clone(), self.process.take());
         let freed = move |shared: Arc<Shared>| {
-            shared.lock().queue.lost(&key);
+            shared.state.lock().queue.lost(&key);
             shared.advance();
         };
         match process {

@@ -8,11 +8,12 @@ use crate::{
     helper::{Bounds, COMMAND},
 };
 use bytes::Bytes;
+use parking_lot::Mutex;
 use std::{
     io,
     path::Path,
     process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::{
@@ -146,7 +147,7 @@ impl Process {
         }
         let status = child.wait().await.unwrap_or_default();
         let _ = tokio::time::timeout(STDERR_TIMEOUT, stderr_read).await;
-        let stderr = stderr.lock().unwrap_or_else(PoisonError::into_inner);
+        let stderr = stderr.lock();
         let limits = DeathLimits { memory: bounds.memory, stack: bounds.stack, cpu: bounds.cpu };
         Death::of(status, &String::from_utf8_lossy(&stderr), limits)
     }
@@ -176,7 +177,7 @@ async fn copy(
 async fn keep_last(mut pipe: ChildStderr, kept: Arc<Mutex<Vec<u8>>>) {
     let mut piece = [0; 1024];
     while let Ok(read @ 1..) = pipe.read(&mut piece).await {
-        let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = kept.lock();
         kept.extend(piece.iter().take(read));
         let surplus = kept.len().saturating_sub(STDERR_BYTES);
         kept.drain(..surplus);

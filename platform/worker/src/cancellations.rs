@@ -4,9 +4,10 @@ use super::WorkerShared;
 use futures::StreamExt;
 use nerve_broker::bus::AnswerSignal;
 use nerve_core::{Event, answer};
+use parking_lot::Mutex;
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
@@ -41,21 +42,21 @@ pub(super) struct RunningInvocation {
 impl Cancellations {
     /// Whether the event belongs to a cancelled answer.
     pub(super) fn is_cancelled(&self, event: &Event) -> bool {
-        let state = self.lock();
+        let state = self.0.lock();
         !state.cancelled.is_empty() && state.cancelled.contains_key(answer::id_of(event))
     }
 
     /// Registers an invocation for this event. Its token is cancelled together with the answer.
     pub(super) fn running(&self, event: &Event) -> RunningInvocation {
         let id = answer::id_of(event).to_owned();
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         let (token, holders) = state.running.entry(id.clone()).or_default();
         *holders += 1;
         RunningInvocation { cancellations: self.clone(), token: token.clone(), id }
     }
 
     fn cancel(&self, id: String) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if let Some((token, _)) = state.running.get(&id) {
             token.cancel();
         }
@@ -74,20 +75,16 @@ impl Cancellations {
 
     /// Stops skipping events of an answer.
     fn resume(&self, id: &str) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if state.cancelled.remove(id).is_some() {
             state.order.retain(|known| known != id);
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, CancellationState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for RunningInvocation {
     fn drop(&mut self) {
-        let mut state = self.cancellations.lock();
+        let mut state = self.cancellations.0.lock();
         if let Some((_, holders)) = state.running.get_mut(&self.id) {
             *holders -= 1;
             if *holders == 0 {
@@ -135,9 +132,9 @@ mod tests {
         assert!(first.token.is_cancelled() && second.token.is_cancelled() && !other.token.is_cancelled());
         assert!(cancellations.is_cancelled(&event("1")) && !cancellations.is_cancelled(&event("2")));
         drop((first, second, other));
-        assert!(cancellations.lock().running.is_empty());
+        assert!(cancellations.0.lock().running.is_empty());
         cancellations.resume("1");
-        assert!(!cancellations.is_cancelled(&event("1")) && cancellations.lock().order.is_empty());
+        assert!(!cancellations.is_cancelled(&event("1")) && cancellations.0.lock().order.is_empty());
     }
 
     #[test]
@@ -147,7 +144,7 @@ mod tests {
             cancellations.cancel(n.to_string());
         }
         let known = |state: &CancellationState| (state.cancelled.len(), state.order.len());
-        assert_eq!(known(&cancellations.lock()), (MAX_CANCELLED_ANSWERS, MAX_CANCELLED_ANSWERS));
+        assert_eq!(known(&cancellations.0.lock()), (MAX_CANCELLED_ANSWERS, MAX_CANCELLED_ANSWERS));
         assert!(!cancellations.is_cancelled(&event("0")) && cancellations.is_cancelled(&event("10")));
     }
 }

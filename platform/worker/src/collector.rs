@@ -8,7 +8,8 @@ use super::{
 use async_trait::async_trait;
 use nerve_core::{Emission, Event, FunctionError, Identity, function::Emitter, tool::Tool};
 use nerve_registry::Catalogue;
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use tokio::sync::watch;
 
 /// Collects the output events of a direct call for its response.
@@ -24,21 +25,17 @@ impl Collector {
         for emission in emissions {
             self.keep(emission)?;
         }
-        Ok(std::mem::take(&mut *self.lock()))
+        Ok(std::mem::take(&mut *self.events.lock()))
     }
 
     fn keep(&self, emission: Emission) -> Result<(), FunctionError> {
-        let mut events = self.lock();
+        let mut events = self.events.lock();
         if events.len() >= MAX_EMISSIONS {
             return Err(too_many_emissions());
         }
         let id = Identity::of_copy(&self.input.id, &events.len().to_string());
         events.push(self.policy.event(&self.input, id, emission)?);
         Ok(())
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Event>> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

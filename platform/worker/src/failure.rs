@@ -12,10 +12,8 @@ use nerve_core::{
     function::LogLevel,
     verdict::{Verdict, decide},
 };
-use std::{
-    sync::{Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use parking_lot::Mutex;
+use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 
 /// Minimum wait of an event in TIMERS. One with a shorter wait stays with its consumer, which may have 65,536 events in flight.
@@ -49,7 +47,7 @@ impl WaitingRetries {
     }
 
     fn count_at(&self, now: Instant) -> bool {
-        let mut windows = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut windows = self.0.lock();
         let passed = now.saturating_duration_since(windows.began);
         if passed >= MIN_TIMER_WAIT {
             let previous = if passed < MIN_TIMER_WAIT * 2 { windows.current } else { 0 };

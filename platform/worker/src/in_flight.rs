@@ -5,10 +5,11 @@
 
 use memmap2::MmapMut;
 use nerve_core::Name;
+use parking_lot::Mutex;
 use std::{
     fs::File,
     io::{self, Read, Seek},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 /// Bytes of a slot: function name, stream name and sequence, padded with zeros.
@@ -44,7 +45,7 @@ impl InFlight {
 
     /// Records that `function` runs the event at `sequence` of `stream`, until the returned value is dropped.
     pub(super) fn enter(&self, function: &Name, stream: &str, sequence: u64) -> Option<InFlightRecord> {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.0.lock();
         let slot = slots.free.pop()?;
         let text = format!("{function} {stream} {sequence}");
         let bytes = text.as_bytes().get(..SLOT_BYTES).unwrap_or(text.as_bytes());
@@ -86,7 +87,7 @@ pub(super) struct InFlightRecord {
 
 impl Drop for InFlightRecord {
     fn drop(&mut self) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut slots = self.slots.lock();
         slots.write(self.slot, &[]);
         slots.free.push(self.slot);
     }

@@ -3,11 +3,8 @@
 use super::invocation::ActiveDelivery;
 use nerve_broker::bus::{LegacyResults, Provenance};
 use nerve_core::{Emission, Event, Fault, FunctionError, Identity, Name, Run, answer::Part};
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Instant,
-};
+use parking_lot::Mutex;
+use std::{collections::HashMap, time::Instant};
 
 /// Maximum events that a function may emit for one event before it returns.
 pub(super) const MAX_EMISSIONS: usize = 10_000;
@@ -52,33 +49,29 @@ impl InputState {
 
     /// Whether the input event is known to be in ANSWERS, or is no part of an answer.
     pub(super) fn is_copied(&self) -> bool {
-        self.lock().is_copied
+        self.emitted.lock().is_copied
     }
 
     pub(super) fn set_copied(&self) {
-        self.lock().is_copied = true;
+        self.emitted.lock().is_copied = true;
     }
 
     /// Continues the numbering of parts after `count` published ones.
     pub(super) fn skip_parts(&self, count: usize) {
-        let mut emitted = self.lock();
+        let mut emitted = self.emitted.lock();
         emitted.parts = emitted.parts.max(count);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, EmissionCounts> {
-        self.emitted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an older Nerve has stored the next emission. Advances the numbering.
     pub(super) fn older_has(&self, function: &Name) -> bool {
-        let mut emitted = self.lock();
+        let mut emitted = self.emitted.lock();
         emitted.all += 1;
         self.older.has(function, &self.event, emitted.all - 1)
     }
 
     /// Returns the index of the next part of the answer.
     pub(super) fn next_part(&self) -> usize {
-        let mut emitted = self.lock();
+        let mut emitted = self.emitted.lock();
         emitted.parts += 1;
         emitted.parts - 1
     }
@@ -90,7 +83,7 @@ impl InputState {
             return if index < MAX_EMISSIONS { Ok(run.part(index)) } else { Err(too_many_emissions()) };
         }
         let first = run.emission(emission.ty.as_str(), &emission.data, 0);
-        let mut emitted = self.lock();
+        let mut emitted = self.emitted.lock();
         if emitted.events.len() >= MAX_EMISSIONS {
             return Err(too_many_emissions());
         }

@@ -12,6 +12,7 @@ use nerve_broker::bus::{BodyError, CommittedResults, Delivery, LegacyResults, Ru
 use nerve_core::{Context, Event, Fault, Function, FunctionError, Name, Outcome};
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Instant};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tracing::{Instrument, Span, field::Empty};
 
 /// A delivery in progress: its run history and the slot it occupies.
 pub(super) struct ActiveDelivery {
@@ -25,13 +26,15 @@ pub(super) struct ActiveDelivery {
     pub(super) slot: Option<OwnedSemaphorePermit>,
     /// Its record among the running events.
     running: Option<InFlightRecord>,
+    /// The span of its log lines; disabled until its event is decoded.
+    pub(super) span: Span,
 }
 
 impl ActiveDelivery {
     /// Creates a delivery with an empty history.
     pub(super) fn new(delivery: Delivery, slot: OwnedSemaphorePermit) -> Self {
         let (history, older) = (RunHistory::default(), LegacyResults::default());
-        Self { delivery, history, older, since: Instant::now(), slot: Some(slot), running: None }
+        Self { delivery, history, older, since: Instant::now(), slot: Some(slot), running: None, span: Span::none() }
     }
 }
 
@@ -76,8 +79,12 @@ impl Invoker {
             let is_first = active.delivery.delivered == 1 && !active.delivery.may_have_run;
             if is_first && !active.delivery.is_copy() {
                 fresh.push(active);
-            } else if let Some(active) = Box::pin(self.resume(active)).await {
-                fresh.push(active);
+            } else {
+                let (stream, sequence) = (&*active.delivery.stream, active.delivery.sequence);
+                let function = self.policy.function.as_str();
+                let span = tracing::info_span!("delivery", function, stream, sequence, event = Empty);
+                let active = ActiveDelivery { span: span.clone(), ..active };
+                fresh.extend(Box::pin(self.resume(active).instrument(span)).await);
             }
         }
         if fresh.is_empty() {
@@ -110,8 +117,9 @@ impl Invoker {
         let spec = &self.policy.spec;
         let decode = |event| if tools::is_call(spec, &event) { tools::arguments_of(event) } else { event };
         let events: Vec<Event> = events.into_iter().map(decode).collect();
+        let span = self.invocation_span(&active);
         let started = Instant::now();
-        let Some(outcomes) = self.unless_cancelled(events, &publisher).await else {
+        let Some(outcomes) = self.unless_cancelled(events, &publisher).instrument(span).await else {
             for active in active {
                 self.skip(active).await;
             }
@@ -119,7 +127,10 @@ impl Invoker {
         };
         self.meters.seconds.record(started.elapsed().as_secs_f64());
         let mut ended = active.into_iter().zip(outcomes).enumerate();
-        let finish = |(index, (active, outcome))| self.finish(&publisher, index, active, outcome);
+        let finish = |(index, (mut active, outcome)): (usize, (ActiveDelivery, Outcome))| {
+            let span = std::mem::replace(&mut active.span, Span::none());
+            self.finish(&publisher, index, active, outcome).instrument(span)
+        };
         // Most batches have one event, which needs no `join_all`.
         match (ended.next(), ended.len()) {
             (Some(only), 0) => finish(only).await,
@@ -130,10 +141,15 @@ impl Invoker {
     /// Decodes the events of a batch. Settles invalid and cancelled ones.
     async fn unpack(&self, batch: Vec<ActiveDelivery>) -> (Vec<ActiveDelivery>, Vec<Event>) {
         let (mut kept, mut events) = (Vec::with_capacity(batch.len()), Vec::with_capacity(batch.len()));
-        for active in batch {
+        for mut active in batch {
             match active.delivery.event().await {
                 Ok(event) if self.shared.cancellations.is_cancelled(&event) => self.skip(active).await,
                 Ok(event) => {
+                    let (function, id) = (self.policy.function.as_str(), event.id.as_str());
+                    match active.span.is_none() {
+                        true => active.span = tracing::info_span!("delivery", function, event = id),
+                        false => drop(active.span.record("event", id)),
+                    }
                     events.push(event);
                     kept.push(active);
                 }
@@ -148,6 +164,17 @@ impl Invoker {
             }
         }
         (kept, events)
+    }
+
+    /// The span of one run of the function: inside the delivery's span, or with the count of events for a larger batch.
+    fn invocation_span(&self, batch: &[ActiveDelivery]) -> Span {
+        let revision = self.revision;
+        match batch {
+            [only] => tracing::info_span!(parent: &only.span, "invoke", revision),
+            _ => {
+                tracing::info_span!("invoke", function = self.policy.function.as_str(), revision, events = batch.len())
+            }
+        }
     }
 
     /// Returns the outcomes, or `None` if the answer of a single event is cancelled meanwhile. A larger batch may hold events of
@@ -212,10 +239,11 @@ impl Invoker {
             Some(room) => {
                 active.slot = None;
                 let (invoker, publisher) = (self.clone(), publisher.clone());
-                self.shared.tasks.spawn(async move {
+                let store = async move {
                     invoker.store(&publisher, index, active, results).await;
                     drop(room);
-                });
+                };
+                self.shared.tasks.spawn(store.in_current_span());
             }
         }
     }

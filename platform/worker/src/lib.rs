@@ -5,6 +5,7 @@
 //! - `supervisor`: one per function. Loads each revision and swaps it in while the old one finishes.
 //! - `runner`: one per revision. Pulls from the stream, from delayed retries and from redriven dead letters, and accepts direct calls.
 //! - `invocation`: one batch from delivery to verdict. `redelivery`: repeated deliveries. `isolation`: exclusive runs.
+//! - `reopen`: consumers that failed. `collector`: the output events of a direct call.
 //! - `emission`: output events, with ids that are stable across attempts. `input_state`: the emissions of one input event.
 //! - `in_flight`: the running events, in memory shared with the parent process.
 //! - `cancellations`: cancelled answers. `retries`: retry requests.
@@ -28,6 +29,7 @@ mod invocation;
 mod isolation;
 mod log;
 mod redelivery;
+mod reopen;
 mod retries;
 mod runner;
 mod schedules;
@@ -41,14 +43,10 @@ use nerve_config::Config;
 use nerve_core::{Host, Name, Secret, function::Views};
 use nerve_registry::{Catalogue, Entry, FunctionRecord, MissingSecret, Registry};
 use nerve_sandbox::Pool;
+use parking_lot::Mutex;
 use serde::Serialize;
 pub use sinks::{SINK_TEMPLATES, check_template};
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -137,19 +135,15 @@ impl Statuses {
             }
             StatusEntry::Failed { error } => FunctionStatus::Failed { error: error.clone() },
         };
-        self.lock().iter().map(|(name, slot)| (name.clone(), status(slot))).collect()
+        self.0.lock().iter().map(|(name, slot)| (name.clone(), status(slot))).collect()
     }
 
     fn set(&self, name: &Name, slot: StatusEntry) {
-        self.lock().insert(name.clone(), slot);
+        self.0.lock().insert(name.clone(), slot);
     }
 
     fn remove(&self, name: &Name) {
-        self.lock().remove(name);
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Name, StatusEntry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().remove(name);
     }
 }
 

@@ -7,11 +7,8 @@ use nerve_core::{
     Name,
     function::{LogLevel, LogSink},
 };
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::{
     sync::{Notify, mpsc},
@@ -51,7 +48,7 @@ impl Budgets {
     }
 
     fn of(&self, function: &Name) -> Arc<Budget> {
-        let mut budgets = self.by_function.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut budgets = self.by_function.lock();
         let budget = || Arc::new(Budget::new(self.lines, self.bytes));
         Arc::clone(budgets.entry(function.clone()).or_insert_with(budget))
     }
@@ -90,7 +87,7 @@ impl Budget {
 
     /// Whether the remaining budget of this second covers a line of this size. Counts the line as logged or dropped.
     fn take(&self, bytes: usize) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.second.elapsed() >= BUDGET_PERIOD {
             (state.second, state.lines, state.bytes) = (Instant::now(), 0, 0);
         }
@@ -107,7 +104,7 @@ impl Budget {
     }
 
     fn dropped(&self, bytes: usize) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.dropped.lines += 1;
         state.dropped.bytes += u64::try_from(bytes).unwrap_or(u64::MAX);
         drop(state);
@@ -116,7 +113,7 @@ impl Budget {
 
     /// Returns a summary of the dropped lines, if any, and resets their counts.
     fn summary(&self) -> Option<String> {
-        let DroppedLines { lines, bytes } = std::mem::take(&mut self.lock().dropped);
+        let DroppedLines { lines, bytes } = std::mem::take(&mut self.state.lock().dropped);
         let (max_lines, max_bytes) = (self.lines, self.bytes);
         (lines > 0).then(|| {
             format!(
@@ -124,10 +121,6 @@ impl Budget {
                  worker.log_lines ({max_lines}) and worker.log_bytes ({max_bytes})"
             )
         })
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BudgetState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -205,7 +198,7 @@ mod tests {
     async fn lines_beyond_the_budget_of_a_second_are_dropped_and_counted() {
         let budget = Budget::new(3, 100);
         assert!(budget.take(10) && budget.take(90) && !budget.take(1), "bytes");
-        assert_eq!(budget.lock().dropped, DroppedLines { lines: 1, bytes: 1 });
+        assert_eq!(budget.state.lock().dropped, DroppedLines { lines: 1, bytes: 1 });
         tokio::time::advance(BUDGET_PERIOD).await;
         assert!(budget.take(1) && budget.take(1) && budget.take(1) && !budget.take(1), "lines");
         assert!(budget.summary().is_some_and(|summary| summary.starts_with("2 lines (2 bytes) were dropped")));

@@ -1,6 +1,6 @@
 //! Retry requests (`control.retry_requested`): redrives a dead letter, or repeats the last step of an answer.
 
-use super::WorkerShared;
+use super::{WorkerShared, reopen::reopen_until};
 use futures::FutureExt;
 use nerve_broker::bus::{
     BodyError, BusError, Delivery, EVENTS, PublishError, Puller, RETRY_CONSUMER, Resumption, RetryOutcome,
@@ -10,7 +10,7 @@ use nerve_core::{Event, EventType, Fault, FunctionError, Identity, Name, answer}
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
-/// The wait before a failed consumer is reopened, and before a request is redelivered whose history cannot be read.
+/// The wait before a request is redelivered whose history cannot be read.
 const RETRY_INTERVAL: Duration = Duration::from_millis(500);
 /// The wait before a postponed request is redelivered.
 const POSTPONE_INTERVAL: Duration = Duration::from_secs(1);
@@ -24,13 +24,8 @@ const MAX_ATTEMPTS: u32 = 5;
 
 /// Serves requests until the worker stops.
 pub(super) async fn serve(shared: WorkerShared) {
-    let stop = shared.stops.intake.clone();
-    while !stop.is_cancelled() {
-        if let Err(error) = pull(&shared).await {
-            tracing::warn!(%error, "cannot pull retry requests; retrying");
-        }
-        stop.run_until_cancelled(tokio::time::sleep(RETRY_INTERVAL)).await;
-    }
+    let failed = async |error| tracing::warn!(%error, "cannot pull retry requests; retrying");
+    reopen_until(&shared.stops.intake, || pull(&shared), failed).await;
 }
 
 async fn pull(shared: &WorkerShared) -> Result<(), BusError> {

@@ -5,16 +5,16 @@ use super::{
     collector::Collector,
     emission::EmissionPolicy,
     invocation::{ActiveDelivery, Invoker, Meters},
+    reopen::reopen_until,
 };
 use nerve_broker::bus::{BusError, DEAD, Puller, RunHistory, TIMERS, consumer_name};
 use nerve_core::{Context, Fault, Function, FunctionError, Name, manifest::Batch};
 use nerve_registry::{Entry, FunctionRecord};
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use parking_lot::Mutex;
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 
 /// One revision of a function. It receives events until `stop`.
 pub(super) struct Runner {
@@ -24,7 +24,7 @@ pub(super) struct Runner {
     record: FunctionRecord,
     invoker: Arc<Invoker>,
     stop: CancellationToken,
-    /// UnfinishedMessages work of this revision. The function is closed after it.
+    /// The running work of this revision. The function is closed after it.
     work: TaskTracker,
 }
 
@@ -79,14 +79,13 @@ impl Runner {
     }
 
     async fn intake(&self, stream: &str, capacity: usize, batch: Batch) {
-        while !self.stop.is_cancelled() {
-            let Err(error) = self.pull(stream, capacity, batch).await else { return };
+        let failed = async |error| {
             tracing::warn!(function = %self.name, stream, %error, "consumer failed; reopening it");
             if matches!(error, BusError::NotFound(_)) {
                 self.restore_consumers().await;
             }
-            self.stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await;
-        }
+        };
+        reopen_until(&self.stop, || self.pull(stream, capacity, batch), failed).await;
     }
 
     /// Recreates the deleted consumers of a function that is still deployed.
@@ -201,7 +200,9 @@ impl Invoker {
             views: Some(self.shared.views.clone()),
             quotas: self.shared.catalogue.borrow().quotas.clone(),
         };
-        let run = self.function.invoke(vec![event], context);
+        let (function, revision) = (self.policy.function.as_str(), self.revision);
+        let span = tracing::info_span!("invoke", function, revision, event = event.id.as_str());
+        let run = self.function.invoke(vec![event], context).instrument(span);
         let outcomes = self.shared.stops.work.run_until_cancelled(run).await;
         let outcome = outcomes.and_then(|mut outcomes| outcomes.pop());
         let interrupted = || FunctionError::new(Fault::Interrupted, "the worker is shutting down");

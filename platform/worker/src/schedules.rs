@@ -1,6 +1,6 @@
 //! Schedules: publishes one event for each tick of the broker. Workers share the ticks.
 
-use super::{REOPEN_INTERVAL, WorkerShared};
+use super::{WorkerShared, reopen::reopen_until};
 use nerve_broker::bus::{BusError, Delivery, PublishError, Puller, TICKS_CONSUMER, TIMERS};
 use nerve_core::{Event, Name, ScheduleSpec};
 use std::{sync::Arc, time::Duration};
@@ -14,13 +14,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Serves ticks until the intake stops.
 pub(super) async fn run(shared: &WorkerShared) {
-    let stop = shared.stops.intake.clone();
-    while !stop.is_cancelled() {
-        if let Err(error) = serve(shared).await {
-            tracing::debug!(%error, "schedules wait for the broker");
-        }
-        stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await;
-    }
+    let failed = async |error| tracing::debug!(%error, "schedules wait for the broker");
+    reopen_until(&shared.stops.intake, || serve(shared), failed).await;
 }
 
 /// Waits until a schedule is deployed, then pulls ticks.

@@ -5,6 +5,7 @@ use nerve_core::{Deployment, Function, LoadError, Name};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 /// The wait before the first retry of a failed load. It doubles each time.
 const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
@@ -28,7 +29,8 @@ pub(super) async fn supervise(shared: WorkerShared, name: Name, mut desired: wat
             if running.is_none() {
                 shared.statuses.set(&name, StatusEntry::Loading);
             }
-            match load(&shared, &name, &target).await {
+            let span = tracing::info_span!("deploy", function = name.as_str(), revision = target.entry.revision);
+            match load(&shared, &name, &target).instrument(span.clone()).await {
                 Ok(function) => {
                     failures = 0;
                     // The old revision finishes its events and pulls no new ones.
@@ -40,7 +42,7 @@ pub(super) async fn supervise(shared: WorkerShared, name: Name, mut desired: wat
                 Err(error) => {
                     retry = !matches!(error, LoadError::Invalid(_));
                     failures += 1;
-                    report(&shared, &name, &target, &error).await;
+                    report(&shared, &name, &target, &error).instrument(span).await;
                 }
             }
         }

@@ -16,13 +16,14 @@ use crate::{Cli, Nats, Nerve, Proxy, Streams, daemon::Daemon, github, nerve, sec
 use futures::{StreamExt, future::join_all};
 use nix::sys::signal::Signal;
 use operator::{letters, make_own};
+use parking_lot::Mutex;
 use reqwest::Client;
 use sender::{KEY, Sender};
 use serde_json::Value;
 use std::{
     fs,
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tempfile::TempDir;
@@ -69,16 +70,16 @@ struct History(Arc<Mutex<Vec<Entry>>>);
 
 impl History {
     fn add(&self, at: OffsetDateTime, fact: Fact) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Entry { at, fact });
+        self.0.lock().push(Entry { at, fact });
     }
 
     fn take(&self) -> Vec<Entry> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.0.lock())
     }
 
     /// The first answer that a tenant got.
     fn answer_of(&self, of: Tenant) -> Option<String> {
-        let entries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = self.0.lock();
         entries.iter().find_map(|entry| match &entry.fact {
             Fact::Called { tenant, request: Request::Ask(_), status: Some(200), body, .. } if *tenant == of => {
                 body["id"].as_str().map(str::to_owned)

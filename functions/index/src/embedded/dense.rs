@@ -2,13 +2,11 @@
 
 use super::store::{ChunkChange, Store};
 use crate::error::IndexError;
+use parking_lot::RwLock;
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 use usearch::{Index, IndexOptions, MetricKind, ScalarKind};
 
@@ -74,11 +72,7 @@ impl Dense {
         if store.has_changes_since(from)? {
             store.for_each_change(from, |change| self.apply_change(change))?;
         } else {
-            self.graph
-                .write()
-                .unwrap_or_else(PoisonError::into_inner)
-                .reset()
-                .map_err(failed("clearing the vector index"))?;
+            self.graph.write().reset().map_err(failed("clearing the vector index"))?;
             store.for_each_chunk(|change| self.apply_change(change))?;
         }
         self.position.store(to, Ordering::Release);
@@ -103,8 +97,8 @@ impl Dense {
     pub(crate) fn replace_with(&self, successor: Self, store: &Store) -> Result<(), IndexError> {
         successor.catch_up(store)?;
         let position = successor.position();
-        let graph = successor.graph.into_inner().unwrap_or_else(PoisonError::into_inner);
-        *self.graph.write().unwrap_or_else(PoisonError::into_inner) = graph;
+        let graph = successor.graph.into_inner();
+        *self.graph.write() = graph;
         self.position.store(position, Ordering::Release);
         self.save_graph()
     }
@@ -124,13 +118,13 @@ impl Dense {
         match change {
             ChunkChange::Add { chunk, vector, .. } => {
                 self.reserve()?;
-                let graph = self.graph.read().unwrap_or_else(PoisonError::into_inner);
+                let graph = self.graph.read();
                 if !graph.contains(chunk) {
                     graph.add(chunk, &vector).map_err(failed("adding a vector"))?;
                 }
             }
             ChunkChange::Remove { chunk } => {
-                let graph = self.graph.read().unwrap_or_else(PoisonError::into_inner);
+                let graph = self.graph.read();
                 graph.remove(chunk).map_err(failed("removing a vector"))?;
             }
         }
@@ -140,10 +134,10 @@ impl Dense {
     /// Doubles the capacity if the graph is full.
     fn reserve(&self) -> Result<(), IndexError> {
         let full = |graph: &Index| graph.size() >= graph.capacity();
-        if !full(&self.graph.read().unwrap_or_else(PoisonError::into_inner)) {
+        if !full(&self.graph.read()) {
             return Ok(());
         }
-        let graph = self.graph.write().unwrap_or_else(PoisonError::into_inner);
+        let graph = self.graph.write();
         let capacity = (graph.size() * 2).max(INITIAL_CAPACITY);
         graph.reserve(capacity).map_err(failed("growing the vector index"))
     }
@@ -160,7 +154,7 @@ impl Dense {
             return Ok(());
         }
         let temporary = self.folder.join("writing");
-        let graph = self.graph.read().unwrap_or_else(PoisonError::into_inner);
+        let graph = self.graph.read();
         graph.save(&temporary.to_string_lossy()).map_err(failed("saving the vector index"))?;
         fs::rename(&temporary, graph_file(&self.folder, position)).map_err(failed("saving the vector index"))?;
         self.saved.store(position, Ordering::Release);
@@ -183,7 +177,7 @@ impl Dense {
         limit: usize,
         filter: &dyn Fn(u64) -> bool,
     ) -> Result<Vec<(u64, f32)>, IndexError> {
-        let graph = self.graph.read().unwrap_or_else(PoisonError::into_inner);
+        let graph = self.graph.read();
         if graph.size() == 0 {
             return Ok(Vec::new());
         }
@@ -194,7 +188,7 @@ impl Dense {
     /// Cosine similarity of a chunk's vector and `vector`; `None` if the chunk was removed.
     pub(crate) fn similarity(&self, chunk: u64, vector: &[f32]) -> Result<Option<f32>, IndexError> {
         let mut known = vec![0.0; self.dimensions];
-        let graph = self.graph.read().unwrap_or_else(PoisonError::into_inner);
+        let graph = self.graph.read();
         let vectors = graph.get(chunk, &mut known).map_err(failed("reading a vector"))?;
         Ok((vectors > 0).then(|| cosine(&known, vector)))
     }

@@ -5,12 +5,10 @@ use crate::{
     analyzer::{ANALYZER_NAME, new_analyzer, query_tokens},
     error::IndexError,
 };
+use parking_lot::Mutex;
 use std::{
     path::Path,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 use tantivy::{
     Index, IndexReader, IndexWriter, ReloadPolicy, TantivyDocument, Term,
@@ -93,7 +91,7 @@ impl Lexical {
         if from == to {
             return Ok(());
         }
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock();
         let applied = if store.has_changes_since(from)? {
             store.for_each_change(from, |change| self.apply_change(&writer, change))
         } else {
@@ -106,7 +104,7 @@ impl Lexical {
     /// Rebuilds the lexical index in new files and deletes the old ones, which still contain removed text.
     pub(crate) fn rewrite(&self, store: &Store) -> Result<(), IndexError> {
         let to = store.position()?;
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = self.writer.lock();
         writer.delete_all_documents().map_err(failed("clearing the lexical index"))?;
         let applied = store.for_each_chunk(|change| self.apply_change(&writer, change));
         self.commit(&mut writer, applied, to)?;

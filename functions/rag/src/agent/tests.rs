@@ -2,7 +2,7 @@
 
 use super::{chat::RequestedCall, *};
 use nerve_core::tool::ToolSpec;
-use std::sync::Mutex;
+use parking_lot::Mutex;
 use time::macros::datetime;
 
 fn tool(name: &str) -> Tool {
@@ -43,7 +43,7 @@ struct RecordingEmitter(Mutex<Vec<Emission>>);
 #[async_trait]
 impl Emitter for RecordingEmitter {
     async fn emit(&self, _index: usize, output: Emission) -> Result<(), FunctionError> {
-        self.0.lock().unwrap().push(output);
+        self.0.lock().push(output);
         Ok(())
     }
 
@@ -167,7 +167,7 @@ async fn exhausted_budget_ends_the_conversation() {
         ("answer.generated", &json!("budget"), &json!(false))
     );
     assert_eq!((&answer["question"], &answer["collection"]), (&json!("?"), &json!("c")));
-    let token: Value = serde_json::from_slice(&emitter.0.lock().unwrap()[0].data).unwrap();
+    let token: Value = serde_json::from_slice(&emitter.0.lock()[0].data).unwrap();
     assert_eq!(token["text"], answer["answer"]);
 }
 

@@ -186,7 +186,7 @@ mod tests {
                 .await
                 .unwrap();
         }
-        assert!(views.0.lock().unwrap().len() <= usize::from(RANKING_SLOTS));
+        assert!(views.0.lock().len() <= usize::from(RANKING_SLOTS));
         assert!(read_ranking(&views, "5999").await.unwrap().is_some());
         let mut existing = 0;
         for n in 0..6000 {

@@ -5,10 +5,11 @@
 
 use super::Bus;
 use async_nats::Subject;
+use parking_lot::Mutex;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -61,23 +62,18 @@ impl AckExtender {
     /// Extends the delivery with this reply subject until the returned guard is dropped.
     pub(super) fn take(&self, reply: Subject) -> Extension {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(id, PendingAck { reply, due: Instant::now() + self.period });
+        self.entries.lock().insert(id, PendingAck { reply, due: Instant::now() + self.period });
         Extension { extender: self.clone(), id }
     }
 
     fn due_replies(&self) -> Vec<Subject> {
         let now = Instant::now();
         let mut due = Vec::new();
-        for entry in self.lock().values_mut().filter(|entry| entry.due <= now) {
+        for entry in self.entries.lock().values_mut().filter(|entry| entry.due <= now) {
             entry.due = now + self.period;
             due.push(entry.reply.clone());
         }
         due
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, PendingAck>> {
-        // A panic elsewhere leaves the map consistent: every change is one call.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -90,6 +86,6 @@ pub(super) struct Extension {
 
 impl Drop for Extension {
     fn drop(&mut self) {
-        self.extender.lock().remove(&self.id);
+        self.extender.entries.lock().remove(&self.id);
     }
 }

@@ -13,11 +13,9 @@ use async_nats::jetstream::{
     context::{self, PublishErrorKind},
 };
 use nerve_core::{Event, Subject, subject::EVENTS_PREFIX};
+use parking_lot::Mutex;
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicI64, Ordering},
     time::{Duration, Instant},
 };
 use tokio::sync::{Notify, watch};
@@ -132,18 +130,18 @@ impl EventsCapacity {
         self.disk_is_full.store(disk.looked.is_some() || disk.refused.is_some(), Ordering::Relaxed);
     }
 
-    fn disk(&self) -> std::sync::MutexGuard<'_, DiskState> {
-        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    fn disk(&self) -> parking_lot::MutexGuard<'_, DiskState> {
+        self.disk.lock()
     }
 
     /// Reports a check of the buckets: those that are nearly full.
     pub(super) fn report_buckets(&self, levels: Vec<BucketLevel>) {
-        *self.buckets.lock().unwrap_or_else(PoisonError::into_inner) = levels;
+        *self.buckets.lock() = levels;
     }
 
     /// The buckets that are nearly full, as of the last check.
     pub fn buckets(&self) -> Vec<BucketLevel> {
-        self.buckets.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.buckets.lock().clone()
     }
 
     /// The full stream, as of the last check.

@@ -18,9 +18,10 @@ use super::{Bus, BusError, streams::SEEN, tail::Start};
 use async_nats::Message;
 use bytes::Bytes;
 use nerve_core::{Identity, identity};
+use parking_lot::Mutex;
 use std::{
     collections::{HashSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use time::OffsetDateTime;
@@ -180,9 +181,9 @@ impl DedupeStore {
         self.shared.written.notify_one();
     }
 
-    fn index(&self) -> std::sync::MutexGuard<'_, DedupeIndex> {
+    fn index(&self) -> parking_lot::MutexGuard<'_, DedupeIndex> {
         // A panic elsewhere leaves every key complete.
-        self.shared.index.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.index.lock()
     }
 
     fn oldest(&self, now: i64) -> i64 {

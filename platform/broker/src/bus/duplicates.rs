@@ -20,14 +20,10 @@ use async_nats::{
 use bytes::Bytes;
 use futures::TryStreamExt;
 use nerve_core::{Event, Origin};
+use parking_lot::{Mutex, MutexGuard};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::Deserialize;
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
@@ -184,7 +180,7 @@ impl DuplicateCounters {
 
     fn unwritten(&self) -> MutexGuard<'_, PendingCounts> {
         // A panic elsewhere leaves every count complete.
-        self.shared.unwritten.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.unwritten.lock()
     }
 
     /// The next increment to write.

@@ -12,9 +12,10 @@ use nerve_core::{
     Event, Identity, Name,
     event::{CAUSATION_ID, decode_value},
 };
+use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use time::OffsetDateTime;
@@ -63,7 +64,7 @@ impl Bus {
         .await?;
         if !known.is_empty() {
             tracing::info!(events = known.len(), "deduplicating events of an earlier version of Nerve for {window:?}");
-            *self.older.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((updated + window, known));
+            *self.older.known.lock() = Some((updated + window, known));
         }
         Ok(())
     }
@@ -78,7 +79,7 @@ impl Bus {
 
     /// The position of an event that an earlier version stored.
     pub(super) fn legacy_publication(&self, event: &Event) -> Option<Published> {
-        let mut known = self.older.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.older.known.lock();
         let (until, ids) = known.as_ref()?;
         if *until < OffsetDateTime::now_utc() {
             *known = None;

@@ -13,11 +13,12 @@ use async_nats::jetstream::{
     kv::{self, CreateErrorKind, UpdateErrorKind},
 };
 use nerve_core::Generation;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -298,13 +299,13 @@ impl ProgressRecorder {
 
     /// The flag to set when an event is received or acknowledged.
     pub(super) fn watch(&self, bound: &BoundConsumer) -> Arc<AtomicBool> {
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.watched.lock();
         Arc::clone(watched.entry((bound.stream.clone(), bound.base.clone())).or_default())
     }
 
     async fn refresh(&self, bus: &Bus) {
         let changed: Vec<_> = {
-            let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            let watched = self.watched.lock();
             let changed = watched.iter().filter(|(_, changed)| changed.load(Ordering::Relaxed));
             changed.map(|(key, changed)| (key.clone(), Arc::clone(changed))).collect()
         };

@@ -1,5 +1,6 @@
 //! `nerve collections`
 
+#[cfg(feature = "rag")]
 mod erase;
 mod list;
 mod quota;
@@ -13,6 +14,7 @@ pub(crate) enum Collections {
     List(list::List),
     Show(list::Show),
     Quota(quota::SetQuota),
+    #[cfg(feature = "rag")]
     Erase(erase::Erase),
 }
 
@@ -22,6 +24,7 @@ impl Collections {
             Self::List(list) => list.run(globals).await,
             Self::Show(show) => show.run(globals).await,
             Self::Quota(quota) => quota.run(globals).await,
+            #[cfg(feature = "rag")]
             Self::Erase(erase) => erase.run(globals).await,
         }
     }

@@ -8,12 +8,11 @@ use crate::{
     builtin::{self, ModelReference, ModelResolver, ResolvedModel},
     connection::Connection,
     failure::Failure,
-    files,
+    features, files,
     globals::{DataFolder, Globals},
-    model::LocalModel,
+    model::{LocalModel, ModelReader},
     output::{self, Format},
     plan::{Action, Step},
-    sandbox,
 };
 use clap::Args;
 use nerve_core::{
@@ -118,6 +117,7 @@ impl Deploy {
         let connection = Connection::open(globals, &self.folder).await?;
         let registry = connection.registry().await?;
         bundle.resolve_models(&connection, &registry).await?;
+        #[cfg(feature = "wasm")]
         bundle.check_components(&connection, &registry).await?;
         bundle.check_templates(&connection).await?;
         let steps = bundle.plan(&registry).await?;
@@ -215,7 +215,7 @@ impl Bundle {
             let files = artifacts::collect(folder, &spec.run)?;
             check(&spec.run, &files)?;
             if let Some(tool) = &spec.tool {
-                nerve_rag::check_tool(tool).map_err(|why| {
+                features::check_tool(tool).map_err(|why| {
                     let next = "correct `parameters`: a JSON Schema as in OpenAI's function calling";
                     Failure::new(format!("cannot deploy {name}")).cause(format!("`tool`: {why}")).next(next)
                 })?;
@@ -245,19 +245,18 @@ impl Bundle {
             }
         }
         self.models = resolver.to_add;
-        let pool = sandbox::pool(&connection.config.sandbox);
-        let trials = sandbox::trials(&connection.config.sandbox, &pool);
+        let reader = ModelReader::new(&connection.config);
         for (name, path) in &self.models_by_path {
-            let model = LocalModel::read(path, &trials).await?;
+            let model = reader.read(path).await?;
             if let Some((spec, files)) = self.functions.get_mut(name) {
                 builtin::check(name, spec, &model.info)?;
                 files.clone_from(&model.files);
             }
             if !model.is_uploaded(registry).await? {
-                model.test_run(path, &trials, &connection.config.onnx).await?;
+                reader.test_run(path, &model).await?;
             }
         }
-        pool.close().await;
+        reader.close().await;
         Ok(())
     }
 
@@ -330,7 +329,7 @@ impl Bundle {
 fn check(run: &RuntimeSpec, files: &[File]) -> Result<(), Failure> {
     match (run, files) {
         (RuntimeSpec::Wasm { source }, [File { content: Content::Memory(content), .. }]) => {
-            nerve_runtime::inspect(content)
+            features::check_component(content)
                 .map_err(|error| Failure::new(format!("cannot deploy {source}")).because(error))
         }
         _ => Ok(()),

@@ -4,8 +4,8 @@ use crate::{
     connection::Connection,
     failure::Failure,
     globals::{DataFolder, Globals},
-    model::{LocalModel, summary, total},
-    output, sandbox,
+    model::{ModelReader, summary, total},
+    output,
 };
 use clap::{Args, Subcommand};
 use nerve_broker::bus::BusError;
@@ -88,11 +88,10 @@ impl Add {
             None => name_of(&self.path)?,
         };
         let connection = Connection::open(globals, &self.folder).await?;
-        let pool = sandbox::pool(&connection.config.sandbox);
-        let trials = sandbox::trials(&connection.config.sandbox, &pool);
-        let model = LocalModel::read(&self.path, &trials).await?;
-        model.test_run(&self.path, &trials, &connection.config.onnx).await?;
-        pool.close().await;
+        let reader = ModelReader::new(&connection.config);
+        let model = reader.read(&self.path).await?;
+        reader.test_run(&self.path, &model).await?;
+        reader.close().await;
         let registry = connection.registry().await?;
         for file in &model.files {
             file.upload(&registry, globals.output).await?;

@@ -9,34 +9,27 @@ use crate::{
     endpoint::{Endpoint, find_nats},
     failure::Failure,
     globals::{DataFolder, Globals},
-    onnx, open_files,
+    hosts::{self, ModelRunner},
+    open_files,
     output::Format,
     sandbox, settings,
     signals::Signals,
     supervisor::{Ready, Supervision, Supervisor, SupervisorLink},
 };
-use anyhow::Context;
-use async_trait::async_trait;
 use clap::Args;
 use nerve_broker::roles;
-use nerve_config::{Config, OnnxConfig};
-use nerve_core::{Deployment, Function, Host, Inference, LoadError, manifest::RuntimeSpec};
-use nerve_inference::{ModelProber, OnnxInference};
-use nerve_onnx::OnnxHost;
-use nerve_rag::{DocumentReaders, RagHost, Settings};
-use nerve_runtime::{Compiler, HttpHost, ProcessConfig, ProcessHost, Runtimes, WasmConfig, WasmHost};
+use nerve_config::Config;
 use nerve_worker::Runners;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    sync::Arc,
     time::Duration,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// Timeout for closing models and helper processes at shutdown, each.
+/// Timeout for closing helper processes at shutdown.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Start a gateway: webhooks and the HTTP API. Any number of gateways can share one NATS
@@ -226,21 +219,17 @@ impl InProcessServer {
     /// Runs the server until `stop`. Calls `ready` when it is ready.
     async fn run(self, stop: Stop, ready: impl AsyncFnOnce(Ready) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let Self { config, role, inherited } = self;
-        let (data, nats) = (config.data.dir.clone(), config.nats.url.to_string());
+        let nats = config.nats.url.to_string();
         sandbox::warn_about_missing_isolation();
         let helpers = sandbox::pool(&config.sandbox);
-        let models = ModelRunner::start(&config.onnx, &data, sandbox::trials(&config.sandbox, &helpers))?;
+        let models = ModelRunner::start(&config, &helpers)?;
         let worker = match role {
             Role::Gateway => None,
             Role::Worker | Role::Both => {
-                let compiler = sandbox::compiler(&config.sandbox, &helpers);
-                let readers = DocumentReaders::new(helpers.clone(), config.sandbox.document_memory);
-                let host = runtimes(&config, compiler, BuiltinHost::new(&config, models.onnx.clone(), readers)?)?;
-                Some(Runners { host, helpers: helpers.clone() })
+                Some(Runners { host: hosts::of_functions(&config, &helpers, &models)?, helpers: helpers.clone() })
             }
         };
-        let inference: Arc<dyn Inference> = models.onnx.clone();
-        let roles = Roles { gateway: role != Role::Worker, worker, inference: Some(inference) };
+        let roles = Roles { gateway: role != Role::Worker, worker, inference: models.inference() };
         let scheme = if config.gateway.tls_cert.is_some() { "https" } else { "http" };
         open_files::raise_limit();
         let Some(server) = stop.unless_stopped(Server::bind(config, roles, inherited)).await else { return Ok(()) };
@@ -254,84 +243,6 @@ impl InProcessServer {
             tracing::warn!("a helper process did not exit within {CLOSE_TIMEOUT:?}");
         }
         Ok(served?)
-    }
-}
-
-/// Creates the runtimes of functions. Compiled code and working directories of processes are in the data directory.
-fn runtimes(config: &Config, compiler: Compiler, builtin: BuiltinHost) -> anyhow::Result<Arc<dyn Host>> {
-    let (data, closed) = (&config.data.dir, config.private_paths()?);
-    let wasm = WasmHost::new(WasmConfig { cache_dir: data.join("compiled"), compiler })?;
-    let processes = ProcessConfig::new(data.join("processes"));
-    let shim = Some(sandbox::shim(closed, &processes.work_dir));
-    let process = ProcessHost::new(ProcessConfig { shim, ..processes });
-    Ok(Arc::new(Runtimes::new(wasm, process, HttpHost::new()?, Arc::new(builtin))))
-}
-
-/// The host of the built-in functions.
-struct BuiltinHost {
-    onnx: OnnxHost,
-    rag: RagHost,
-}
-
-impl BuiltinHost {
-    /// Creates the host. Questions and documents share embedding models; the index is in the data directory or a
-    /// database.
-    fn new(config: &Config, onnx: Arc<OnnxInference>, readers: DocumentReaders) -> anyhow::Result<Self> {
-        let (folder, postgres) = (config.data.dir.join("index"), config.rag.postgres.clone());
-        let settings = Settings { folder, postgres, readers };
-        let rag = RagHost::new(settings, onnx.clone()).context("invalid `rag.postgres`")?;
-        Ok(Self { rag, onnx: OnnxHost::new(onnx) })
-    }
-}
-
-#[async_trait]
-impl Host for BuiltinHost {
-    async fn load(&self, deployment: Deployment) -> Result<Arc<dyn Function>, LoadError> {
-        match &deployment.spec.run {
-            RuntimeSpec::Builtin { function, .. } if function.starts_with("rag/") => self.rag.load(deployment).await,
-            _ => self.onnx.load(deployment).await,
-        }
-    }
-}
-
-/// Runs models in this process.
-struct ModelRunner {
-    onnx: Arc<OnnxInference>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
-}
-
-impl ModelRunner {
-    /// Starts even without models or ONNX Runtime, and logs what is missing.
-    fn start(config: &OnnxConfig, data: &Path, trials: ModelProber) -> anyhow::Result<Self> {
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let settings = onnx::engine_settings(config, data.join("models"), trials)?;
-        let default = settings.bundled.contains_key(onnx::DEFAULT_MODEL);
-        let onnx = Arc::new(OnnxInference::start(settings, stop.clone(), tasks.clone()));
-        let loading = onnx.clone();
-        tasks.spawn_blocking(move || match loading.library() {
-            Ok(file) => tracing::debug!(library = %file.display(), "ONNX Runtime"),
-            Err(error) => tracing::warn!("cannot run models: {error}"),
-        });
-        if !default {
-            tracing::warn!(
-                "the default model {name} is not installed: run `make setup`, or \
-                 `nerve models add DIR --name {name}`",
-                name = onnx::DEFAULT_MODEL
-            );
-        }
-        Ok(Self { onnx, stop, tasks })
-    }
-
-    /// Drops all models and waits until their threads have exited.
-    async fn close(self) {
-        let Self { onnx, stop, tasks } = self;
-        drop(onnx);
-        stop.cancel();
-        tasks.close();
-        if tokio::time::timeout(CLOSE_TIMEOUT, tasks.wait()).await.is_err() {
-            tracing::warn!("a model did not stop within {CLOSE_TIMEOUT:?}");
-        }
     }
 }
 

@@ -6,11 +6,16 @@ use http::{Method, StatusCode};
 use metrics::{Counter, Histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
 use std::{
+    cell::Cell,
     collections::HashMap,
-    sync::{Mutex, PoisonError, RwLock},
+    sync::{
+        Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Span;
 
 /// The upper bounds of a histogram's buckets, in seconds.
 const BUCKETS: [f64; 14] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -76,6 +81,29 @@ impl Timed {
     pub(crate) fn begin(route: Label, method: &Method) -> Self {
         Self { route, method: method_label(method), started: Instant::now() }
     }
+
+    /// The span of the request's log lines, with an id of this process.
+    pub(crate) fn span(&self) -> Span {
+        tracing::info_span!("request", id = next_request_id(), method = self.method, route = self.route.as_str())
+    }
+}
+
+/// Returns an id that no other request of this process has. Each thread takes a range of ids at a time, so that threads do not
+/// contend for each id.
+fn next_request_id() -> u64 {
+    const RANGE: u64 = 1 << 20;
+    static NEXT_RANGE: AtomicU64 = AtomicU64::new(0);
+    thread_local! {
+        static NEXT: Cell<u64> = const { Cell::new(0) };
+    }
+    NEXT.with(|next| {
+        let id = match next.get() {
+            id if id % RANGE == 0 => NEXT_RANGE.fetch_add(RANGE, Ordering::Relaxed) + 1,
+            id => id,
+        };
+        next.set(id + 1);
+        id
+    })
 }
 
 impl Label {

@@ -28,6 +28,7 @@ use std::{
     task::{Context, Poll},
 };
 use tower::{Service, layer::layer_fn};
+use tracing::Instrument;
 
 /// Puts the middleware around these routes.
 pub(crate) fn with_middleware(gateway: &Gateway, routes: Router<Gateway>) -> Router {
@@ -67,8 +68,10 @@ impl Gateway {
     }
 
     async fn respond(self, timed: Timed, admission: Admission<impl Future<Output = Response>>) -> Response {
-        let response = AssertUnwindSafe(admission.respond()).catch_unwind().await;
-        let response = problem::uniform(response.unwrap_or_else(problem::after_panic));
+        let respond = AssertUnwindSafe(admission.respond())
+            .catch_unwind()
+            .map(|response| problem::uniform(response.unwrap_or_else(problem::after_panic)));
+        let response = respond.instrument(timed.span()).await;
         self.shared().request_metrics.end(timed, response.status());
         response
     }

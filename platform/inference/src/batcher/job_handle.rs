@@ -1,11 +1,12 @@
 //! Job handles and cancellation.
 
 use super::JobError;
+use parking_lot::Mutex;
 use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -53,7 +54,7 @@ impl Cancellation {
     }
 
     fn cancel(&self) {
-        let batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let batch = self.batch.lock().take();
         if self.cancelled.swap(true, Ordering::AcqRel) {
             return;
         }
@@ -66,7 +67,7 @@ impl Cancellation {
 
     /// Adds the job to its batch. Returns `false` if it is already cancelled.
     fn join(&self, batch: &Arc<Batch>) -> bool {
-        let mut joined = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut joined = self.batch.lock();
         let is_waiting = !self.is_cancelled();
         *joined = is_waiting.then(|| batch.clone());
         is_waiting
@@ -127,7 +128,7 @@ impl StopSignal {
 
     /// Registers a callback for the stop signal; it runs immediately if the batch was already stopped.
     pub(crate) fn on_stop(&self, terminate: impl Fn() + Send + 'static) {
-        let mut kept = self.terminate.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.terminate.lock();
         if self.is_stopped() {
             terminate();
         }
@@ -135,7 +136,7 @@ impl StopSignal {
     }
 
     fn signal(&self) {
-        let terminate = self.terminate.lock().unwrap_or_else(PoisonError::into_inner);
+        let terminate = self.terminate.lock();
         self.stopped.store(true, Ordering::Release);
         if let Some(terminate) = terminate.as_ref() {
             terminate();
@@ -143,7 +144,7 @@ impl StopSignal {
     }
 
     fn clear(&self) {
-        *self.terminate.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.terminate.lock() = None;
     }
 }
 

@@ -5,9 +5,10 @@ use super::{
     job_handle::{Cancellation, RunningBatch},
 };
 use nerve_core::shares::Slot;
+use parking_lot::{Condvar, Mutex};
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
@@ -76,7 +77,7 @@ impl<J: Job, R> Queue<J, R> {
 
     /// Queues a job in the round after `last`, that of the call's previous job.
     pub(super) fn push(&self, queued_job: QueuedJob<J, R>, last: &mut u64) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.next += 1;
         *last = state.round.max(*last) + 1;
         let key = (queued_job.job.group(), queued_job.job.length(), (*last, state.next));
@@ -88,7 +89,7 @@ impl<J: Job, R> Queue<J, R> {
 
     /// Waits for the next batch; `None` once the queue is closed.
     pub(super) fn take(&self, limits: &BatchLimits) -> Option<TakenBatch<J, R>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if state.closed {
                 return None;
@@ -102,7 +103,7 @@ impl<J: Job, R> Queue<J, R> {
                 drop(state);
                 return Some(self.begin(queued_jobs));
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
     }
 
@@ -119,7 +120,7 @@ impl<J: Job, R> Queue<J, R> {
 
     /// Closes the queue: threads end, and queued jobs fail.
     pub(super) fn close(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.closed = true;
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
@@ -131,23 +132,20 @@ impl<J: Job, R> Queue<J, R> {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().waiting.is_empty()
+        self.state.lock().waiting.is_empty()
     }
 
     /// Sleeps until the delay ends or the queue is closed. Returns whether it is closed.
     pub(super) fn sleep_unless_closed(&self, wait: Duration) -> bool {
-        let slept = self.changed.wait_timeout_while(self.lock(), wait, |state| !state.closed);
-        slept.unwrap_or_else(PoisonError::into_inner).0.closed
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, |state| !state.closed, wait);
+        state.closed
     }
 
     fn update_depth(&self, state: &State<J, R>) {
         // Queue lengths are far below the integer precision of an f64.
         #[expect(clippy::cast_precision_loss)]
         self.depth.set(state.waiting.len() as f64);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State<J, R>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,7 +1,8 @@
 use super::*;
 use futures::FutureExt;
+use parking_lot::Mutex;
 use std::{
-    sync::{Mutex, atomic::AtomicUsize, atomic::Ordering},
+    sync::{atomic::AtomicUsize, atomic::Ordering},
     time::Duration,
 };
 
@@ -26,10 +27,10 @@ struct Seen {
     created: AtomicUsize,
 }
 
-type Gate = Arc<(Mutex<bool>, std::sync::Condvar)>;
+type Gate = Arc<(Mutex<bool>, parking_lot::Condvar)>;
 
 fn open(gate: &Gate) {
-    *gate.0.lock().unwrap() = true;
+    *gate.0.lock() = true;
     gate.1.notify_all();
 }
 
@@ -39,10 +40,10 @@ fn start(seen: &Arc<Seen>, gate: &Gate, limits: BatchLimits) -> Batcher<Word, us
         seen.created.fetch_add(1, Ordering::SeqCst);
         let (seen, gate) = (seen.clone(), gate.clone());
         let engine: Engine<Word, usize> = Box::new(move |jobs, stop| {
-            seen.batches.lock().unwrap().push(jobs.iter().map(|job| job.0.to_owned()).collect());
-            let opened = gate.0.lock().unwrap();
+            seen.batches.lock().push(jobs.iter().map(|job| job.0.to_owned()).collect());
+            let mut opened = gate.0.lock();
             let wait = |open: &mut bool| !*open && !stop.is_stopped();
-            drop(gate.1.wait_timeout_while(opened, Duration::from_secs(20), wait).unwrap());
+            gate.1.wait_while_for(&mut opened, wait, Duration::from_secs(20));
             if jobs.iter().any(|job| job.0 == "panic") {
                 panic!("as asked");
             }
@@ -70,7 +71,7 @@ async fn held(limits: BatchLimits) -> (Batcher<Word, usize>, Arc<Seen>, Gate, Jo
     let (seen, gate) = (Arc::new(Seen::default()), Gate::default());
     let batcher = start(&seen, &gate, limits);
     let first = batcher.submit(Word("first", 9), &mut CallRounds::default()).await;
-    until(|| !seen.batches.lock().unwrap().is_empty()).await;
+    until(|| !seen.batches.lock().is_empty()).await;
     (batcher, seen, gate, first)
 }
 
@@ -87,7 +88,7 @@ async fn batch_has_the_oldest_job_and_similar_lengths() {
     assert_eq!(first.await.unwrap(), 5);
     let lengths: Vec<usize> = futures_of(handles).await.into_iter().map(Result::unwrap).collect();
     assert_eq!(lengths, [10, 1, 10, 9, 11, 1]);
-    let batches = seen.batches.lock().unwrap().clone();
+    let batches = seen.batches.lock().clone();
     let expected: [&[&str]; 4] =
         [&["first"], &["aaaaaaaaaa", "eeeeeeeeeee", "ddddddddd"], &["b", "f"], &["cccccccccc"]];
     assert_eq!(batches, expected);
@@ -111,7 +112,7 @@ async fn batch_respects_its_limits() {
     open(&gate);
     first.await.unwrap();
     futures_of(handles).await;
-    let batches = seen.batches.lock().unwrap().clone();
+    let batches = seen.batches.lock().clone();
     let expected: [&[&str]; 4] = [&["first"], &["aaaa", "bbbb"], &["cccc"], &["a-very-long-word"]];
     assert_eq!(batches, expected);
 }
@@ -125,7 +126,7 @@ async fn cancelled_job_is_not_run() {
     open(&gate);
     first.await.unwrap();
     assert_eq!(stays.await, Ok(6));
-    assert_eq!(seen.batches.lock().unwrap().concat(), ["first", "stays!"]);
+    assert_eq!(seen.batches.lock().concat(), ["first", "stays!"]);
 }
 
 #[tokio::test]
@@ -170,7 +171,7 @@ async fn single_job_does_not_wait_behind_a_large_call() {
     open(&gate);
     first.await.unwrap();
     one.await.unwrap();
-    let position = seen.batches.lock().unwrap().iter().position(|batch| batch == &["one"]);
+    let position = seen.batches.lock().iter().position(|batch| batch == &["one"]);
     assert_eq!(position, Some(2), "it is served in the first turn");
     futures_of(handles).await;
 }
@@ -222,8 +223,8 @@ async fn close_fails_queued_jobs_and_ends_threads() {
         move || {
             let gate = gate.clone();
             let engine: Engine<Word, usize> = Box::new(move |jobs, _| {
-                let opened = gate.0.lock().unwrap();
-                drop(gate.1.wait_timeout_while(opened, Duration::from_secs(20), |open| !*open).unwrap());
+                let mut opened = gate.0.lock();
+                gate.1.wait_while_for(&mut opened, |open| !*open, Duration::from_secs(20));
                 Ok(jobs.iter().map(Job::length).collect())
             });
             Ok(engine)

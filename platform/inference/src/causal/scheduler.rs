@@ -5,10 +5,11 @@
 
 use super::{decoder::StepEngine, generation::Generation};
 use crate::engine::{self, EngineFactory};
+use parking_lot::{Condvar, Mutex};
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
@@ -53,7 +54,7 @@ impl Scheduler {
     }
 
     pub(super) fn push(&self, generation: Generation) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.waiting.retain(|waiting| !waiting.is_cancelled());
         state.waiting.push_back(generation);
         drop(state);
@@ -62,7 +63,7 @@ impl Scheduler {
 
     /// Ends the thread; queued generations fail.
     pub(super) fn close(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.closed = true;
         state.waiting.clear();
         drop(state);
@@ -72,7 +73,7 @@ impl Scheduler {
     /// Adds queued generations up to the limit, and waits if there are none. Returns `false` once the model is
     /// closing.
     fn fill(&self, active: &mut VecDeque<Generation>) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if state.closed {
                 return false;
@@ -85,18 +86,15 @@ impl Scheduler {
             if !active.is_empty() {
                 return true;
             }
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
     }
 
     /// Sleeps until the delay ends or the model is closing. Returns whether it is closing.
     fn sleep_unless_closed(&self, wait: Duration) -> bool {
-        let slept = self.changed.wait_timeout_while(self.lock(), wait, |state| !state.closed);
-        slept.unwrap_or_else(PoisonError::into_inner).0.closed
-    }
-
-    fn lock(&self) -> MutexGuard<'_, QueueState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, |state| !state.closed, wait);
+        state.closed
     }
 }
 

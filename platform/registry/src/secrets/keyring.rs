@@ -7,12 +7,13 @@ use crypto_box::{PublicKey, SecretKey, aead::OsRng};
 use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
 use nerve_config::Config;
 use nerve_core::Secret;
+use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
 use std::{
     fmt,
     io::{self, Read, Write},
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
 };
 
 /// The file of the current key, in the data folder.
@@ -293,7 +294,7 @@ impl Keyring {
     pub(super) fn reload(&self) -> Result<bool, KeyringError> {
         let found = [self.configured.clone(), self.files.current()?, self.files.next()?];
         let found: Vec<SecretsKey> = found.into_iter().flatten().collect();
-        let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let mut keys = self.keys.write();
         let is_new = |key: &SecretsKey| !keys.iter().any(|known| known.id() == key.id());
         let has_new_key = found.iter().any(is_new);
         *keys = found;
@@ -302,7 +303,7 @@ impl Keyring {
 
     /// Returns all keys.
     pub(super) fn keys(&self) -> Vec<SecretsKey> {
-        self.keys.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.keys.read().clone()
     }
 
     pub(super) fn files(&self) -> &KeyFiles {

@@ -20,11 +20,12 @@ use nix::{
     },
     unistd::{AccessFlags, Pid, access},
 };
+use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
     path::{Path, PathBuf},
     process::Stdio,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -153,7 +154,7 @@ impl Child {
         })
         .await;
         let mut what = status.map_or_else(|error| error.to_string(), |status| status.to_string());
-        let tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let tail = self.tail.lock();
         if !tail.is_empty() {
             what.push_str("\nstderr:");
         }
@@ -285,7 +286,7 @@ async fn log(mut pipe: impl AsyncBufRead + Unpin, logs: LogSink, tail: Arc<Mutex
     while let Some(line) = next_line(&mut pipe, LOG_LINE).await {
         let line = String::from_utf8_lossy(&line.bytes).into_owned();
         {
-            let mut tail = tail.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tail = tail.lock();
             if tail.len() == TAIL {
                 tail.pop_front();
             }

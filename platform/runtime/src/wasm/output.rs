@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use nerve_core::function::{LogLevel, LogSink};
+use parking_lot::Mutex;
 use std::{
     collections::VecDeque,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 use tokio::io::AsyncWrite;
@@ -50,12 +51,12 @@ impl Output {
 
     /// Logs one line, within the limits of the call.
     pub(super) fn log(&self, level: LogLevel, message: &str) {
-        self.line(&mut self.lock(), level, message);
+        self.line(&mut self.state.lock(), level, message);
     }
 
     /// Logs an incomplete last line.
     pub(super) fn finish(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for stderr in [false, true] {
             let rest = std::mem::take(if stderr { &mut state.err } else { &mut state.out });
             if !rest.is_empty() {
@@ -66,7 +67,7 @@ impl Output {
 
     /// `message`, followed by the last lines of stderr, if any.
     pub(super) fn explain(&self, mut message: String) -> String {
-        let state = self.lock();
+        let state = self.state.lock();
         if !state.tail.is_empty() {
             message.push_str("\nstderr:");
         }
@@ -78,7 +79,7 @@ impl Output {
     }
 
     fn take(&self, stderr: bool, bytes: &[u8]) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let text = piece.strip_suffix(b"\n");
             let open = if stderr { &mut state.err } else { &mut state.out };
@@ -111,11 +112,6 @@ impl Output {
         } else if state.logged == LINES + 1 {
             self.logs.log(LogLevel::Warn, format!("more than {LINES} lines from one event; the rest is dropped"));
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is only lines of text, so it is valid even after a panic of another thread.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, Span};
 
 /// Maximum deliveries of one event beyond its attempts. Deliveries that workers returned at shutdown are no attempts, but limited.
 const MAX_UNFINISHED_DELIVERIES: u32 = 1000;
@@ -62,6 +63,7 @@ impl Dispatcher {
                 return failure::give_back(delivery).await;
             }
         };
+        Span::current().record("event", event.id.as_str());
         let is_redelivery = delivery.delivered > 1;
         let Some(failed) = self.failed_attempts(&delivery).await else { return failure::give_back(delivery).await };
         if delivery.delivered > self.spec.retry.attempts.saturating_add(MAX_UNFINISHED_DELIVERIES) {
@@ -81,7 +83,8 @@ impl Dispatcher {
             None => return failure::give_back(delivery).await,
         };
         let started = (OffsetDateTime::now_utc(), Instant::now());
-        let Some((result, started)) = self.post(&delivery, &post, started).await else {
+        let span = tracing::info_span!("post", id = post.id.as_str(), attempt = number);
+        let Some((result, started)) = self.post(&delivery, &post, started).instrument(span).await else {
             return failure::give_back(delivery).await;
         };
         let info = AttemptInfo {

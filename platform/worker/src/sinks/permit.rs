@@ -2,10 +2,8 @@
 
 use super::breaker::{Admission, Breaker};
 use nerve_core::{manifest::Rate, rate_limit::RateLimiter};
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use parking_lot::Mutex;
+use std::time::Duration;
 use tokio::{sync::Notify, time::Instant};
 
 /// Maximum pause of all posts that one response may request.
@@ -38,7 +36,7 @@ impl SendLimiter {
     pub(super) async fn acquire(&self) -> SendPermit<'_> {
         loop {
             let ended = self.ended.notified();
-            let admission = self.lock().admit(Instant::now());
+            let admission = self.breaker.lock().admit(Instant::now());
             match admission {
                 Admission::Allowed => break,
                 Admission::NotBefore(at) => tokio::time::sleep_until(at).await,
@@ -52,10 +50,6 @@ impl SendLimiter {
         }
         permit
     }
-
-    fn lock(&self) -> MutexGuard<'_, Breaker> {
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl SendPermit<'_> {
@@ -63,7 +57,7 @@ impl SendPermit<'_> {
     pub(super) fn complete(mut self, success: bool, pause: Option<Duration>) {
         self.is_complete = true;
         let now = Instant::now();
-        let mut breaker = self.limiter.lock();
+        let mut breaker = self.limiter.breaker.lock();
         match success {
             true => breaker.succeeded(),
             false => breaker.failed(now),
@@ -77,7 +71,7 @@ impl SendPermit<'_> {
 impl Drop for SendPermit<'_> {
     fn drop(&mut self) {
         if !self.is_complete {
-            self.limiter.lock().abandoned();
+            self.limiter.breaker.lock().abandoned();
         }
         self.limiter.ended.notify_waiters();
     }

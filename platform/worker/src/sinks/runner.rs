@@ -1,7 +1,7 @@
 //! The runner of one revision of a sink: three consumers, one endpoint.
 
 use super::{
-    super::{REOPEN_INTERVAL, StatusEntry, WorkerShared},
+    super::{REOPEN_INTERVAL, StatusEntry, WorkerShared, reopen::reopen_until},
     delivery::Dispatcher,
 };
 use nerve_broker::bus::{BusError, DEAD, Puller, TIMERS, consumer_name};
@@ -9,6 +9,7 @@ use nerve_registry::{Entry, SinkRecord};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{Instrument, field::Empty};
 
 /// Receives the events of a sink until `stop`.
 pub(super) struct Runner {
@@ -16,18 +17,17 @@ pub(super) struct Runner {
     pub(super) entry: Entry<SinkRecord>,
     pub(super) dispatcher: Arc<Dispatcher>,
     pub(super) stop: CancellationToken,
-    /// UnfinishedMessages work of this revision.
+    /// The running work of this revision.
     pub(super) work: TaskTracker,
 }
 
 impl Runner {
     /// Receives events until `stop`, and finishes the running ones.
     pub(super) async fn run(self) {
-        while let Err(error) = self.shared.registry.ensure_sink_consumers(&self.entry.name, &self.entry.record).await {
-            self.failed(&error);
-            if self.stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await.is_none() {
-                return;
-            }
+        let (sink, revision) = (self.entry.name.as_str(), self.entry.revision);
+        let ready = self.create_consumers().instrument(tracing::info_span!("deploy", sink, revision));
+        if self.stop.run_until_cancelled(ready).await.is_none() {
+            return;
         }
         let spec = &self.entry.record.spec;
         let in_stream = if spec.order { 1 } else { spec.concurrency };
@@ -40,15 +40,22 @@ impl Runner {
         tracing::debug!(sink = %self.entry.name, revision = self.entry.revision, "closed");
     }
 
+    /// Creates the sink's consumers, however long the broker refuses.
+    async fn create_consumers(&self) {
+        while let Err(error) = self.shared.registry.ensure_sink_consumers(&self.entry.name, &self.entry.record).await {
+            self.failed(&error);
+            tokio::time::sleep(REOPEN_INTERVAL).await;
+        }
+    }
+
     async fn intake(&self, stream: &str, capacity: usize) {
-        while !self.stop.is_cancelled() {
-            let Err(error) = self.pull(stream, capacity).await else { return };
+        let failed = async |error| {
             tracing::warn!(sink = %self.entry.name, stream, %error, "consumer failed; reopening it");
             if matches!(error, BusError::NotFound(_)) {
                 self.restore_consumers().await;
             }
-            self.stop.run_until_cancelled(tokio::time::sleep(REOPEN_INTERVAL)).await;
-        }
+        };
+        reopen_until(&self.stop, || self.pull(stream, capacity), failed).await;
     }
 
     /// Recreates the deleted consumers of a sink that is still deployed.
@@ -81,7 +88,9 @@ impl Runner {
         }
         while let Some(pulled) = self.stop.run_until_cancelled(puller.next()).await {
             let (delivery, slot) = pulled?;
-            self.work.spawn(self.dispatcher.clone().handle(delivery, slot));
+            let (sink, stream, sequence) = (self.entry.name.as_str(), &*delivery.stream, delivery.sequence);
+            let span = tracing::info_span!("delivery", sink, stream, sequence, event = Empty);
+            self.work.spawn(self.dispatcher.clone().handle(delivery, slot).instrument(span));
         }
         puller.give_back().await
     }

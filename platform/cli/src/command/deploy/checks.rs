@@ -1,13 +1,18 @@
 //! Checks of a deploy before it changes anything.
 
 use super::Bundle;
-use crate::{artifacts::Content, connection::Connection, failure::Failure, graph::Graph, sandbox};
-use nerve_core::manifest::{RuntimeSpec, SinkBody};
+#[cfg(feature = "wasm")]
+use crate::artifacts::Content;
+use crate::{connection::Connection, failure::Failure, graph::Graph, sandbox};
+#[cfg(feature = "wasm")]
+use nerve_core::manifest::RuntimeSpec;
+use nerve_core::manifest::SinkBody;
 use nerve_registry::Registry;
 use nerve_worker::check_template;
 
 impl Bundle {
     /// Compiles components that are not deployed yet, because a worker would reject an invalid one.
+    #[cfg(feature = "wasm")]
     pub(super) async fn check_components(&self, connection: &Connection, registry: &Registry) -> anyhow::Result<()> {
         let pool = sandbox::pool(&connection.config.sandbox);
         let compiler = sandbox::compiler(&connection.config.sandbox, &pool);
