@@ -9,10 +9,10 @@
 
 use crate::{
     Gateway, OVERLOAD_RETRY_AFTER,
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
     publish::check_connected,
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, header};
 use nerve_core::{
     Event, EventType, Name,
     function::Views,
@@ -189,7 +189,8 @@ impl Gateway {
 }
 
 fn unknown() -> Problem {
-    Problem::unavailable("the quota of this collection cannot be read; retry", OVERLOAD_RETRY_AFTER)
+    let detail = "the quota of this collection cannot be read; retry";
+    Problem::retry_after(ProblemType::BrokerUnavailable, detail, OVERLOAD_RETRY_AFTER)
 }
 
 fn refuse(over: &QuotaExceeded) -> Problem {
@@ -197,11 +198,11 @@ fn refuse(over: &QuotaExceeded) -> Problem {
     metrics::counter!("nerve_collection_refused_total", &labels).increment(1);
     let detail = format!("{over}; nothing was stored");
     match over.kind {
-        QuotaKind::Documents | QuotaKind::DocumentsBytes => Problem::new(StatusCode::INSUFFICIENT_STORAGE, detail),
-        QuotaKind::EventsPerMinute => Problem::new(StatusCode::TOO_MANY_REQUESTS, detail),
+        QuotaKind::Documents | QuotaKind::DocumentsBytes => Problem::new(ProblemType::StorageQuotaExceeded, detail),
+        QuotaKind::EventsPerMinute => Problem::new(ProblemType::QuotaExceeded, detail),
         QuotaKind::TokensPerDay => {
-            let wait = HeaderValue::from(seconds_until_midnight(OffsetDateTime::now_utc()));
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).with(header::RETRY_AFTER, wait)
+            let wait = Duration::from_secs(seconds_until_midnight(OffsetDateTime::now_utc()));
+            Problem::retry_after(ProblemType::QuotaExceeded, detail, wait)
         }
     }
 }

@@ -10,19 +10,14 @@ use crate::{
         completion::{hold_until_sent, on_complete},
         forwarded::Peer,
         local_user::Owner,
-        problem::Problem,
+        problem::{Problem, ProblemType},
         threads::ConnectionThreads,
         tls::Tls,
     },
     routes,
     webhooks::receive,
 };
-use axum::{
-    Router,
-    body::HttpBody,
-    extract::Request,
-    response::{IntoResponse, Response},
-};
+use axum::{Router, body::HttpBody, extract::Request, response::Response};
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
@@ -339,10 +334,14 @@ impl SharedRuntime {
 
     /// Runs a request. Dropping the future aborts the request.
     fn run(&self, request: Request) -> impl Future<Output = Response> + use<> {
+        let format = routes::error_format(request.uri().path());
         let task = self.tasks.spawn_on(self.router.clone().oneshot(request), &self.runtime);
-        AbortOnDropHandle::new(task).map(|result| match result {
+        AbortOnDropHandle::new(task).map(move |result| match result {
             Ok(Ok(response)) => response,
-            Err(_) => Problem::unavailable("the server is shutting down", OVERLOAD_RETRY_AFTER).into_response(),
+            Err(_) => {
+                let detail = "the server is shutting down";
+                Problem::retry_after(ProblemType::NotServing, detail, OVERLOAD_RETRY_AFTER).respond(format)
+            }
         })
     }
 }

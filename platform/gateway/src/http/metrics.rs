@@ -76,6 +76,11 @@ impl Timed {
     pub(crate) fn begin(route: Label, method: &Method) -> Self {
         Self { route, method: method_label(method), started: Instant::now() }
     }
+
+    /// The path of the request's route.
+    pub(crate) fn route(&self) -> &str {
+        self.route.as_str()
+    }
 }
 
 impl Label {

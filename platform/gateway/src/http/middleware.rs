@@ -7,7 +7,7 @@ use crate::{
         completion::{OnComplete, on_complete},
         forwarded::Peer,
         metrics::{Label, Timed},
-        problem::{self, Problem},
+        problem::{self, Problem, ProblemType},
     },
     routes,
     webhooks::receive,
@@ -68,7 +68,8 @@ impl Gateway {
 
     async fn respond(self, timed: Timed, admission: Admission<impl Future<Output = Response>>) -> Response {
         let response = AssertUnwindSafe(admission.respond()).catch_unwind().await;
-        let response = problem::uniform(response.unwrap_or_else(problem::after_panic));
+        let response = response.unwrap_or_else(problem::after_panic);
+        let response = problem::finish(response, || routes::error_format(timed.route()));
         self.shared().request_metrics.end(timed, response.status());
         response
     }
@@ -133,10 +134,7 @@ enum Admission<F> {
 impl<F: Future<Output = Response>> Admission<F> {
     async fn respond(self) -> Response {
         let problem = match self {
-            Self::Shed => Problem::unavailable(
-                "limit of concurrent requests reached (gateway.max_requests)",
-                OVERLOAD_RETRY_AFTER,
-            ),
+            Self::Shed => overloaded("limit of concurrent requests reached (gateway.max_requests)"),
             Self::Rejected(problem) => problem,
             Self::Unlimited(response) => return response.await,
             Self::Admitted(response, slot) => tokio::select! {
@@ -145,10 +143,14 @@ impl<F: Future<Output = Response>> Admission<F> {
                 () = slot.evicted() => {
                     let detail = "request shed while its body was still arriving: limit of concurrent requests reached \
                                   (gateway.max_requests)";
-                    Problem::unavailable(detail, OVERLOAD_RETRY_AFTER).closing()
+                    overloaded(detail).closing()
                 }
             },
         };
         problem.into_response()
     }
+}
+
+fn overloaded(detail: &str) -> Problem {
+    Problem::retry_after(ProblemType::Overloaded, detail, OVERLOAD_RETRY_AFTER)
 }

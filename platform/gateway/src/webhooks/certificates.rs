@@ -4,10 +4,9 @@
 //! signature can be verified: so the number of deliveries of a source that wait for one is limited, and failures are cached.
 
 use crate::{
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
     webhooks::log_limit,
 };
-use http::StatusCode;
 use nerve_core::Name;
 use nerve_webhooks::Certificate;
 use std::{
@@ -89,10 +88,7 @@ impl Certificates {
         let fetches =
             Arc::clone(self.sources.lock().unwrap_or_else(PoisonError::into_inner).entry(source.clone()).or_default());
         let Ok(_waiting) = fetches.waiting.try_acquire() else {
-            return Err(Problem::unavailable(
-                "too many deliveries of this source wait for a certificate; retry",
-                RETRY_AFTER,
-            ));
+            return Err(unavailable("too many deliveries of this source wait for a certificate; retry"));
         };
         let mut hosts = fetches.hosts.lock().await;
         if let Some(known) = self.known(url) {
@@ -120,7 +116,7 @@ impl Certificates {
     pub(crate) async fn confirm(&self, url: &str) -> HttpResult<()> {
         match self.fetch(url).await {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(Problem::new(StatusCode::BAD_GATEWAY, "AWS did not confirm the subscription")),
+            Ok(None) => Err(Problem::new(ProblemType::UpstreamRefused, "AWS did not confirm the subscription")),
             Err(error) => {
                 tracing::warn!(error, "an SNS subscription cannot be confirmed");
                 Err(unreachable())
@@ -186,7 +182,11 @@ fn client() -> Option<reqwest::Client> {
 }
 
 fn unreachable() -> Problem {
-    Problem::unavailable("AWS cannot be reached for the certificate of this delivery; retry", RETRY_AFTER)
+    unavailable("AWS cannot be reached for the certificate of this delivery; retry")
+}
+
+fn unavailable(detail: &str) -> Problem {
+    Problem::retry_after(ProblemType::CertificateUnavailable, detail, RETRY_AFTER)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::{
     api::cloudevents::{self, ParsedRequest},
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
 };
 use bytes::Bytes;
 use http::HeaderMap;
@@ -109,7 +109,7 @@ fn event_type(source: &Name, ty: Option<&str>) -> HttpResult<EventType> {
     }
     text.truncate(MAX_TYPE_BYTES);
     let text = text.trim_end_matches('.');
-    EventType::parse(text).map_err(|error| Problem::bad_request(error.to_string()))
+    EventType::parse(text).map_err(|error| Problem::new(ProblemType::InvalidEvent, error.to_string()))
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 use crate::webhooks::events::Received;
 use crate::{
     Gateway,
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
     publish::{Receipt, accepted, hook_problem, publish_problem},
     webhooks::{
         log_limit,
         spool::{SpoolError, Spooled},
     },
 };
-use http::StatusCode;
 use nerve_broker::bus::{DuplicateReason, DuplicateScope, PublishError};
 use nerve_core::{Event, Identity, Name, Origin, SourceSpec, manifest::Dedupe};
 use nerve_webhooks::{IdScope, SignedIdentity};
@@ -56,7 +55,7 @@ impl Ingest<'_> {
                 tracing::debug!(source = %self.source, "webhook refused: the same signed bytes were accepted under another id");
                 self.count(DuplicateReason::Signed, fresh.len());
                 return Err(Problem::new(
-                    StatusCode::CONFLICT,
+                    ProblemType::Conflict,
                     "a delivery with the same signed bytes was accepted before under another id, so this one may be a recording; if the \
                      sender repeats equal bodies, set `dedupe = \"id\"` for this source",
                 ));
@@ -64,7 +63,8 @@ impl Ingest<'_> {
             // Claims are per gateway; keys reach other gateways a moment later.
             let _claim = match signed {
                 Some(key) => Some(dedupe_store.claim(key).ok_or_else(|| {
-                    Problem::unavailable("another request is storing the same delivery; retry", DUPLICATE_RETRY_AFTER)
+                    let detail = "another request is storing the same delivery; retry";
+                    Problem::retry_after(ProblemType::InProgress, detail, DUPLICATE_RETRY_AFTER)
                 })?),
                 None => None,
             };
@@ -171,6 +171,6 @@ impl Ingest<'_> {
             SpoolError::Full => "NATS is unavailable and the spool is full (gateway.spool_max_bytes); retry later",
             _ => "NATS is unavailable and the spool cannot be written; retry later",
         };
-        Problem::unavailable(detail, SPOOL_RETRY_AFTER)
+        Problem::retry_after(ProblemType::StorageUnavailable, detail, SPOOL_RETRY_AFTER)
     }
 }

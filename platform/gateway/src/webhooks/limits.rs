@@ -5,9 +5,8 @@
 
 use crate::http::{
     forwarded::Origin,
-    problem::{HttpResult, Problem},
+    problem::{HttpResult, Problem, ProblemType},
 };
-use http::{HeaderValue, StatusCode, header};
 use nerve_core::{Name, SourceSpec, manifest::Rate, rate_limit::RateLimiter};
 use std::{
     collections::HashMap,
@@ -87,13 +86,13 @@ pub(crate) fn check_address(source: &Name, spec: &SourceSpec, origin: &Origin) -
         return Ok(());
     }
     tracing::debug!(%source, client = origin.client.map(display), "webhook refused: the sender's address is in no network of `allow`");
-    Err(Problem::new(StatusCode::FORBIDDEN, "sender address not allowed for this source").closing())
+    Err(Problem::new(ProblemType::Forbidden, "sender address not allowed for this source").closing())
 }
 
 fn too_many(what: &str, wait: Duration) -> Problem {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let detail = format!("{what}; nothing was stored, retry after {} s", seconds.max(1));
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).with(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+    Problem::retry_after(ProblemType::RateLimited, detail, wait)
 }
 
 #[cfg(test)]

@@ -1,14 +1,13 @@
 //! Finds a model by name and fetches its files.
 
 use crate::{
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
     publish::broker_problem,
 };
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use http::StatusCode;
 use nerve_broker::bus::BusError;
 use nerve_config::OnnxConfig;
 use nerve_core::{Inference, ModelName, function::Artifact, inference::Model};
@@ -75,7 +74,7 @@ impl Models {
         self.parts.inference.as_ref().ok_or_else(|| {
             let detail = "this server runs no models: it needs ONNX Runtime's library, which `make setup` installs, \
                           or name one with onnx.library (NERVE_ONNX_LIBRARY), and start it again";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+            Problem::new(ProblemType::ModelUnavailable, detail)
         })
     }
 
@@ -104,14 +103,14 @@ impl Models {
         match (able.next(), able.next()) {
             (Some(only), None) => self.fetched(catalogue, only).await,
             (Some(_), Some(_)) => {
-                Err(Problem::bad_request(format!("`model` is missing, and several are there for {task}: name one")))
+                Err(Problem::invalid_request(format!("`model` is missing, and several are there for {task}: name one")))
             }
             (None, _) => {
                 let detail = format!(
                     "`model` is missing, and no model for {task} is added that could be meant: name one, or add one \
                      with `nerve models add DIR`"
                 );
-                Err(Problem::bad_request(detail))
+                Err(Problem::invalid_request(detail))
             }
         }
     }

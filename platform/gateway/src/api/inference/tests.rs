@@ -4,6 +4,7 @@ use super::*;
 use crate::tests::{TestResponse, ask, gateway_of, onnx, request};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use http::header;
 use nerve_core::{
     ModelName,
     function::Artifact,
@@ -204,10 +205,10 @@ async fn invalid_input_is_refused_with_the_reason() {
         ("{", "invalid request"),
         ("", "invalid request"),
     ] {
-        let detail = post(&gateway, "/v1/embeddings", body).await.problem(400);
+        let detail = post(&gateway, "/v1/embeddings", body).await.openai_error(400);
         assert!(detail.contains(said), "{body}: {detail}");
     }
-    post(&gateway, "/v1/embeddings", " ".repeat(2000)).await.problem(413);
+    post(&gateway, "/v1/embeddings", " ".repeat(2000)).await.openai_error(413);
     assert!(fake.embedded.lock().unwrap().is_empty());
 }
 
@@ -222,22 +223,24 @@ async fn each_failure_has_its_status() {
             ("/v1/classify", json!({"model": model, "input": "a"})),
         ] {
             let response = post(&gateway, path, body).await;
-            assert_eq!(response.problem(status), format!("response by {model}"));
+            let detail =
+                if path == "/v1/embeddings" { response.openai_error(status) } else { response.problem(status) };
+            assert_eq!(detail, format!("response by {model}"));
             assert_eq!(response.headers.contains_key(header::RETRY_AFTER), status == 429);
         }
     }
-    let unknown = post(&gateway, "/v1/embeddings", json!({"model": "org/other", "input": "a"})).await.problem(404);
+    let unknown = post(&gateway, "/v1/embeddings", json!({"model": "org/other", "input": "a"})).await.openai_error(404);
     for said in ["org/other", "mine", "all-MiniLM-L6-v2", "nerve models add DIR"] {
         assert!(unknown.contains(said), "{unknown}");
     }
-    post(&gateway, "/v1/embeddings", json!({"model": "../x/..", "input": "a"})).await.problem(404);
+    post(&gateway, "/v1/embeddings", json!({"model": "../x/..", "input": "a"})).await.openai_error(404);
 }
 
 #[tokio::test]
 async fn missing_runtime_is_reported_with_what_to_install() {
     let models = Models::new(ModelParts { inference: None, ..parts(&Arc::default()) });
     let gateway = gateway_of(&[], 10, Catalogue::default(), models).await;
-    let detail = post(&gateway, "/v1/embeddings", json!({"input": "a"})).await.problem(503);
+    let detail = post(&gateway, "/v1/embeddings", json!({"input": "a"})).await.openai_error(503);
     assert!(detail.contains("make setup") && detail.contains("NERVE_ONNX_LIBRARY"), "{detail}");
 }
 
@@ -246,7 +249,7 @@ async fn slow_model_times_out() {
     let fake = Arc::new(Fake::default());
     let config = nerve_config::OnnxConfig { timeout: Duration::from_millis(20), ..onnx() };
     let gateway = gateway_of(&[], 10, Catalogue::default(), Models::new(ModelParts { config, ..parts(&fake) })).await;
-    let detail = post(&gateway, "/v1/embeddings", json!({"model": "endless", "input": "a"})).await.problem(504);
+    let detail = post(&gateway, "/v1/embeddings", json!({"model": "endless", "input": "a"})).await.openai_error(504);
     assert!(detail.contains("onnx.timeout"), "{detail}");
     assert!(fake.dropped.load(Ordering::SeqCst));
 }
@@ -381,7 +384,7 @@ async fn failed_model_is_fetched_again() {
     let models = Models::new(ModelParts { fetch, ..parts(&fake) });
     let gateway = gateway_of(&[], 10, catalogue(&[("failed", "embed")]), models).await;
     for _ in 0..2 {
-        post(&gateway, "/v1/embeddings", json!({"model": "failed", "input": "a"})).await.problem(500);
+        post(&gateway, "/v1/embeddings", json!({"model": "failed", "input": "a"})).await.openai_error(500);
     }
     assert_eq!(fetches.load(Ordering::SeqCst), 2);
 }
