@@ -4,7 +4,7 @@
 //! find the source → check the address → read the body → verify → drop duplicates → apply the source's limits → publish → wait for the
 //! acknowledgement → store the dedupe keys → respond.
 
-use super::{events, handshake, ingest::Ingest, limits, log_limit};
+use super::{handshake, ingest::Ingest, limits, log_limit};
 use crate::{
     Gateway,
     api::openapi::{BROKER, Docs, any, text},
@@ -22,7 +22,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, request::Parts};
-use nerve_core::{Name, SourceSpec, function::Secret, manifest::Provider};
+use nerve_core::{Name, SourceSpec, function::Secret};
 use nerve_registry::Catalogue;
 use nerve_webhooks::{Accepted, Certificate, Delivery, Refusal, certificate_url, verify};
 use std::{sync::Arc, time::Duration};
@@ -101,22 +101,10 @@ impl IncomingWebhook<'_> {
         match verified {
             Ok(Accepted::Handshake(reply)) => Box::pin(handshake::respond(gateway, &source, reply)).await,
             Ok(Accepted::Events(verified, signed_identity)) => {
-                let posted = match verification.spec.provider {
-                    Provider::Cloudevents => events::cloud_events(
-                        &source,
-                        verification.spec.ids(),
-                        (&verification.headers, &verification.body),
-                    )?,
-                    _ => None,
-                };
-                let events = match posted {
-                    Some(events) => events,
-                    None => {
-                        let event_of = |one| events::event_of((&source, &verification.spec), one, now);
-                        verified.into_iter().map(event_of).collect::<HttpResult<_>>()?
-                    }
-                };
-                Ingest { gateway, source: &source, spec: &verification.spec, signed_identity }.store_new(events).await
+                let Verification { spec, headers, body, .. } = &verification;
+                Ingest { gateway, source: &source, spec, signed_identity }
+                    .store_new(verified, (headers, body), now)
+                    .await
             }
             Err(Refusal::AnnouncesSecret(secret)) if !verification.spec.secrets.is_empty() => {
                 Ok(handshake::log_announced_secret(&source, &verification.spec, &secret))
