@@ -30,7 +30,29 @@ async fn the_official_openai_client_works_unchanged() {
     assert_eq!((&said["model"], &said["base64_equals_float"]), (&json!("all-MiniLM-L6-v2"), &json!(true)));
     assert_eq!((&said["indices"], &said["lengths"]), (&json!([0, 1, 2]), &json!([384, 384, 384])));
     assert_eq!((&said["short"], &said["many"]), (&json!(16), &json!(vec![384; 64])));
-    assert_eq!(said["errors"], json!([400, 404, 400]));
+    let invalid = |status: u16, code: &str| json!([status, "invalid_request_error", code]);
+    let errors = [invalid(400, "invalid-request"), invalid(404, "not-found"), invalid(400, "invalid-request")];
+    assert_eq!(said["errors"], json!(errors));
+}
+
+#[tokio::test]
+async fn openai_client_raises_the_exception_of_each_error() {
+    let key = "a-key-of-more-than-16-characters";
+    let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    // Each source of 429 would do; that of the queue needs no second caller.
+    let envs = vec![variable("NERVE_GATEWAY_KEYS", key), variable("NERVE_ONNX_QUEUE", "8")];
+    let nerve = Nerve::up_with(Options { envs, ..Options::default() }).await;
+    let raised = python("openai_errors.py", &[&nerve.gateway, key]).await;
+    let expected = json!({
+        "no key": ["AuthenticationError", 401, "authentication_error", "unauthenticated"],
+        "no input": ["BadRequestError", 400, "invalid_request_error", "invalid-request"],
+        "no JSON": ["BadRequestError", 400, "invalid_request_error", "invalid-json"],
+        "no model": ["NotFoundError", 404, "invalid_request_error", "not-found"],
+        "too large": ["APIStatusError", 413, "invalid_request_error", "body-too-large"],
+        "full queue": ["RateLimitError", 429, "rate_limit_error", "rate-limited"],
+        "no pipeline": ["InternalServerError", 503, "server_error", "not-deployed"],
+    });
+    assert_eq!(raised, expected);
 }
 
 #[tokio::test]
@@ -60,9 +82,9 @@ async fn documents_are_reranked_and_samples_classified() {
     let wrong = post(&nerve, "/v1/classify", json!({"model": "iris", "features": [[1, 2]]})).await;
     let (status, problem) = crate::problem(wrong).await;
     assert!(status == 400 && problem["detail"].as_str().unwrap().contains("[any, 4]"), "{problem}");
-    let (status, problem) =
-        crate::problem(post(&nerve, "/v1/embeddings", json!({"model": "iris", "input": "a"})).await).await;
-    assert!(status == 400 && problem["detail"].as_str().unwrap().contains("iris"), "{problem}");
+    let wrong = post(&nerve, "/v1/embeddings", json!({"model": "iris", "input": "a"})).await;
+    let (status, message) = crate::openai_error(wrong).await;
+    assert!(status == 400 && message.contains("iris"), "{message}");
 }
 
 #[tokio::test]
@@ -84,9 +106,9 @@ async fn what_is_too_much_is_429_and_too_long_is_cut_and_too_late_is_504() {
     };
     let (late, refused) = tokio::join!(busy, refused);
     assert_eq!(refused.headers()["retry-after"], "1");
-    let (_, problem) = crate::problem(refused).await;
-    assert!(problem["detail"].as_str().unwrap().contains("8 texts are queued"), "{problem}");
-    assert_eq!(crate::problem(late).await.0, 504);
+    let (_, message) = crate::openai_error(refused).await;
+    assert!(message.contains("8 texts are queued"), "{message}");
+    assert_eq!(crate::openai_error(late).await.0, 504);
     eventually("what nobody waits for is out of the way", seconds(1), || async {
         (post(&nerve, "/v1/embeddings", json!({"input": "a"})).await.status() == 200).then_some(())
     })

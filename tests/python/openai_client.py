@@ -25,7 +25,7 @@ def main(url):
         try:
             client.embeddings.create(model=model, input=wrong)
         except (BadRequestError, NotFoundError) as error:
-            errors.append(error.status_code)
+            errors.append([error.status_code, error.type, error.code])
 
     async def many():
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as side_by_side:

@@ -10,6 +10,8 @@ pub(crate) mod functions;
 pub(crate) mod health;
 pub(crate) mod idempotency;
 pub(crate) mod inference;
+pub(crate) mod openapi;
+pub(crate) mod problems;
 pub(crate) mod quotas;
 pub(crate) mod sse;
 pub(crate) mod tail;

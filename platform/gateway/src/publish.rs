@@ -1,7 +1,8 @@
 //! Publishes events of requests: a receipt once JetStream has acknowledged, a problem document otherwise.
 
 use crate::{
-    http::problem::{HttpResult, Problem},
+    api::openapi::{Docs, list_of, one_of},
+    http::problem::{HttpResult, Problem, ProblemType},
     webhooks::log_limit,
 };
 use axum::{body::Body, response::Response};
@@ -10,6 +11,7 @@ use nerve_broker::bus::{Bus, BusError, PublishError, Published};
 use nerve_core::{Event, Identity};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
+use utoipa::ToSchema;
 
 /// `Retry-After` while NATS is unavailable, most often for a restart.
 const BROKER_RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -17,14 +19,17 @@ const BROKER_RETRY_AFTER: Duration = Duration::from_secs(5);
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The response for a stored event.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub(crate) struct Receipt {
+    /// The id of the event.
     id: String,
+    /// The type of the event.
     #[serde(rename = "type")]
     ty: String,
-    /// `None` for a duplicate and for an event of a batch: JetStream does not report it.
+    /// Its sequence in the event log; `None` for a duplicate and for an event of a batch: JetStream does not report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     sequence: Option<u64>,
+    /// Whether it was stored before.
     duplicate: bool,
     /// Whether it is on disk until NATS is available.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -67,6 +72,13 @@ pub(crate) fn accepted(receipts: &impl Serialize) -> Response {
     response
 }
 
+/// The documentation of [`accepted`].
+pub(crate) fn accepted_docs(mut docs: Docs) -> Docs {
+    let receipt = docs.schema_of::<Receipt>();
+    let receipts = one_of([receipt.clone(), list_of(receipt)]);
+    docs.json_like(202, "Every event is stored: a receipt, or a list of them for several", receipts)
+}
+
 /// Publishes `event`, once per identity, and waits for the acknowledgement.
 ///
 /// # Errors
@@ -86,13 +98,14 @@ pub(crate) fn publish_problem(error: PublishError) -> Problem {
         return full_problem(&full.to_string());
     }
     match error {
-        PublishError::Invalid(why) => Problem::bad_request(format!("the event cannot be stored: {why}")),
+        PublishError::Invalid(why) => {
+            Problem::new(ProblemType::InvalidEvent, format!("the event cannot be stored: {why}"))
+        }
         PublishError::Unavailable(error) => {
             if let Some(suppressed) = log_limit::due("", "publish") {
                 tracing::warn!(%error, suppressed, "publish failed: JetStream did not acknowledge an event");
             }
-            let detail = "JetStream did not acknowledge the event, which may not be stored; retry with the same id";
-            Problem::unavailable(detail, BROKER_RETRY_AFTER)
+            unavailable("JetStream did not acknowledge the event, which may not be stored; retry with the same id")
         }
     }
 }
@@ -107,7 +120,7 @@ pub(crate) fn hook_problem(error: PublishError) -> Problem {
 
 fn full_problem(full: &str) -> Problem {
     let detail = format!("{full}; the event is not stored: retry later with the same id");
-    Problem::unavailable(detail, FULL_RETRY_AFTER)
+    Problem::retry_after(ProblemType::StorageUnavailable, detail, FULL_RETRY_AFTER)
 }
 
 /// Fails fast without a connection to NATS.
@@ -115,7 +128,7 @@ fn full_problem(full: &str) -> Problem {
 /// # Errors
 /// 503 without a connection.
 pub(crate) fn check_connected(bus: &Bus) -> HttpResult<()> {
-    if bus.connected() { Ok(()) } else { Err(Problem::unavailable("no connection to NATS; retry", BROKER_RETRY_AFTER)) }
+    if bus.connected() { Ok(()) } else { Err(unavailable("no connection to NATS; retry")) }
 }
 
 /// The problem of a broker failure.
@@ -125,15 +138,21 @@ pub(crate) fn broker_problem(error: &BusError) -> Problem {
             if let Some(suppressed) = log_limit::due("", "broker") {
                 tracing::warn!(error = error as &dyn std::error::Error, suppressed, "a request gets 503");
             }
-            Problem::unavailable("NATS JetStream is unavailable; retry", BROKER_RETRY_AFTER)
+            unavailable("NATS JetStream is unavailable; retry")
         }
-        BusError::Full { full, .. } => Problem::unavailable(full.to_string(), FULL_RETRY_AFTER),
+        BusError::Full { full, .. } => {
+            Problem::retry_after(ProblemType::StorageUnavailable, full.to_string(), FULL_RETRY_AFTER)
+        }
         BusError::NotFound(what) => Problem::not_found(format!("{what} does not exist")),
         BusError::Refused { .. } => {
             if let Some(suppressed) = log_limit::due("", "refused by the broker") {
                 tracing::warn!(%error, suppressed, "the broker refused a request");
             }
-            Problem::new(StatusCode::BAD_GATEWAY, "NATS refused the request; see the gateway log")
+            Problem::new(ProblemType::UpstreamRefused, "NATS refused the request; see the gateway log")
         }
     }
+}
+
+fn unavailable(detail: &str) -> Problem {
+    Problem::retry_after(ProblemType::BrokerUnavailable, detail, BROKER_RETRY_AFTER)
 }

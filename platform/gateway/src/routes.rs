@@ -3,9 +3,15 @@
 use crate::{
     Gateway,
     api::{
-        answers, auth::Caller, caller_limits::Limited, documents, events, functions, health, inference, tail, traces,
+        answers::{self, chat},
+        auth::Caller,
+        caller_limits::Limited,
+        documents, events, functions, health,
+        inference::{classify, embeddings, rerank},
+        openapi::{self, Docs},
+        problems, tail, traces,
     },
-    http::{body::is_small, forwarded::Origin, middleware::with_middleware},
+    http::{body::is_small, forwarded::Origin, middleware::with_middleware, problem::ErrorFormat},
     webhooks::{handshake, receive},
 };
 use axum::{
@@ -21,20 +27,23 @@ use std::fmt::Write;
 /// The path of webhooks.
 pub(crate) const HOOKS: &str = "/hooks/{source}";
 
-/// A route: its access, its thread and its handler.
+/// A route: its access, its thread, its handler, and their documentation.
 pub(crate) struct Route {
-    method: &'static str,
-    path: &'static str,
-    access: Access,
-    thread: Thread,
-    /// One line for the front page; empty for routes that are not listed there.
-    summary: &'static str,
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    pub(crate) access: Access,
+    pub(crate) thread: Thread,
+    /// One line, for the front page and OpenAPI.
+    pub(crate) summary: &'static str,
     handler: fn() -> MethodRouter<Gateway>,
+    /// Adds the handler's part to the documentation.
+    pub(crate) docs: fn(Docs) -> Docs,
+    pub(crate) errors: ErrorFormat,
 }
 
 /// Who may use a route.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
+pub(crate) enum Access {
     /// Everybody.
     Public,
     /// Callers with an API key; without configured keys, local clients.
@@ -43,7 +52,7 @@ enum Access {
 
 /// The thread that a request runs on.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Thread {
+pub(crate) enum Thread {
     /// A thread of the shared runtime: the request may take long, and must not delay other connections.
     Shared,
     /// The same, and the request is not counted against `gateway.max_requests`: operators need it under overload.
@@ -56,41 +65,35 @@ use Access::{Caller as ByCaller, Public};
 use Thread::{Connection, Shared, Unlimited};
 
 /// Every route of the gateway.
+#[rustfmt::skip] // A line per route.
 pub(crate) const ROUTES: &[Route] = &[
-    route("GET", "/", (Public, Shared), "", front_page_route),
-    route("POST", HOOKS, (Public, Connection), "a webhook", || post(receive::receive)),
-    route("GET", HOOKS, (Public, Shared), "", || get(handshake::get)),
-    route("OPTIONS", HOOKS, (Public, Shared), "", || options(handshake::options)),
-    route("POST", "/v1/events", (ByCaller, Connection), "publish CloudEvents", || post(events::post)),
-    route("GET", "/v1/events", (ByCaller, Shared), "the event log, as server-sent events", || get(tail::get)),
-    route("GET", "/v1/event-types", (ByCaller, Shared), "event types with their JSON Schemas", || get(events::types)),
-    route("POST", "/v1/answers", (ByCaller, Shared), "ask a question; the answer as server-sent events", || {
-        post(answers::post)
-    }),
-    route("GET", "/v1/answers/{id}", (ByCaller, Shared), "an answer, from any point on", || get(answers::get)),
-    route("DELETE", "/v1/answers/{id}", (ByCaller, Shared), "cancel an answer", || delete(answers::delete)),
-    route("POST", "/v1/answers/{id}/retry", (ByCaller, Shared), "generate an answer again", || post(answers::retry)),
-    route("POST", "/v1/chat/completions", (ByCaller, Shared), "chat completions, as OpenAI's", || {
-        post(answers::chat::post)
-    }),
-    route("POST", "/v1/documents", (ByCaller, Shared), "add or replace a document", || post(documents::post)),
-    route("DELETE", "/v1/documents/{document}", (ByCaller, Shared), "delete a document", || delete(documents::delete)),
-    route("POST", "/v1/feedback", (ByCaller, Shared), "rate an answer", || post(documents::feedback)),
-    route("GET", "/v1/functions", (ByCaller, Shared), "deployed functions", || get(functions::list)),
-    route("POST", "/v1/functions/{name}/invoke", (ByCaller, Shared), "call a function", || post(functions::invoke)),
-    route("POST", "/v1/embeddings", (ByCaller, Shared), "embeddings, as OpenAI's", || {
-        post(inference::embeddings::post)
-    }),
-    route("POST", "/v1/rerank", (ByCaller, Shared), "documents by relevance, as Cohere's", || {
-        post(inference::rerank::post)
-    }),
-    route("POST", "/v1/classify", (ByCaller, Shared), "labels of texts or features", || {
-        post(inference::classify::post)
-    }),
-    route("GET", "/v1/traces/{id}", (ByCaller, Shared), "the events that one event caused", || get(traces::get)),
-    route("GET", "/metrics", (ByCaller, Unlimited), "metrics, for Prometheus", || get(health::metrics)),
-    route("GET", "/healthz", (Public, Unlimited), "whether the process runs", || get(health::live)),
-    route("GET", "/readyz", (Public, Unlimited), "whether it can work", || get(health::ready)),
+    route("GET", "/", (Public, Shared), "this page", (front_page_route, front_page_docs)),
+    route("GET", "/openapi.json", (Public, Shared), "this API as OpenAPI 3.1", (openapi_route, openapi::docs)),
+    route("GET", "/problems", (Public, Shared), "the types of errors", (|| get(problems::list), problems::list_docs)),
+    route("GET", "/problems/{name}", (Public, Shared), "a type of error", (|| get(problems::get), problems::get_docs)),
+    route("POST", HOOKS, (Public, Connection), "a webhook", (|| post(receive::receive), receive::docs)),
+    route("GET", HOOKS, (Public, Shared), "the URL verification of Meta", (|| get(handshake::get), handshake::get_docs)),
+    route("OPTIONS", HOOKS, (Public, Shared), "the validation of CloudEvents", (|| options(handshake::options), handshake::options_docs)),
+    route("POST", "/v1/events", (ByCaller, Connection), "publish CloudEvents", (|| post(events::post), events::post_docs)),
+    route("GET", "/v1/events", (ByCaller, Shared), "the event log, as server-sent events", (|| get(tail::get), tail::docs)),
+    route("GET", "/v1/event-types", (ByCaller, Shared), "event types with their JSON Schemas", (|| get(events::types), events::types_docs)),
+    route("POST", "/v1/answers", (ByCaller, Shared), "ask a question; the answer as server-sent events", (|| post(answers::post), answers::post_docs)),
+    route("GET", "/v1/answers/{id}", (ByCaller, Shared), "an answer, from any point on", (|| get(answers::get), answers::get_docs)),
+    route("DELETE", "/v1/answers/{id}", (ByCaller, Shared), "cancel an answer", (|| delete(answers::delete), answers::delete_docs)),
+    route("POST", "/v1/answers/{id}/retry", (ByCaller, Shared), "generate an answer again", (|| post(answers::retry), answers::retry_docs)),
+    route("POST", "/v1/chat/completions", (ByCaller, Shared), "chat completions, as OpenAI's", (|| post(chat::post), chat::docs)).with_openai_errors(),
+    route("POST", "/v1/documents", (ByCaller, Shared), "add or replace a document", (|| post(documents::post), documents::post_docs)),
+    route("DELETE", "/v1/documents/{document}", (ByCaller, Shared), "delete a document", (|| delete(documents::delete), documents::delete_docs)),
+    route("POST", "/v1/feedback", (ByCaller, Shared), "rate an answer", (|| post(documents::feedback), documents::feedback_docs)),
+    route("GET", "/v1/functions", (ByCaller, Shared), "deployed functions", (|| get(functions::list), functions::list_docs)),
+    route("POST", "/v1/functions/{name}/invoke", (ByCaller, Shared), "call a function", (|| post(functions::invoke), functions::invoke_docs)),
+    route("POST", "/v1/embeddings", (ByCaller, Shared), "embeddings, as OpenAI's", (|| post(embeddings::post), embeddings::docs)).with_openai_errors(),
+    route("POST", "/v1/rerank", (ByCaller, Shared), "documents by relevance, as Cohere's", (|| post(rerank::post), rerank::docs)),
+    route("POST", "/v1/classify", (ByCaller, Shared), "labels of texts or features", (|| post(classify::post), classify::docs)),
+    route("GET", "/v1/traces/{id}", (ByCaller, Shared), "the events that one event caused", (|| get(traces::get), traces::docs)),
+    route("GET", "/metrics", (ByCaller, Unlimited), "metrics, for Prometheus", (|| get(health::metrics), health::metrics_docs)),
+    route("GET", "/healthz", (Public, Unlimited), "whether the process runs", (|| get(health::live), health::live_docs)),
+    route("GET", "/readyz", (Public, Unlimited), "whether it can work", (|| get(health::ready), health::ready_docs)),
 ];
 
 const fn route(
@@ -98,9 +101,16 @@ const fn route(
     path: &'static str,
     (access, thread): (Access, Thread),
     summary: &'static str,
-    handler: fn() -> MethodRouter<Gateway>,
+    (handler, docs): (fn() -> MethodRouter<Gateway>, fn(Docs) -> Docs),
 ) -> Route {
-    Route { method, path, access, thread, summary, handler }
+    Route { method, path, access, thread, summary, handler, docs, errors: ErrorFormat::Problem }
+}
+
+impl Route {
+    /// This route with errors as OpenAI's clients expect them.
+    const fn with_openai_errors(self) -> Self {
+        Self { errors: ErrorFormat::OpenAi, ..self }
+    }
 }
 
 impl Gateway {
@@ -121,6 +131,11 @@ pub(crate) fn runs_on_connection(request: &Request<impl HttpBody>) -> bool {
         route.thread == Connection && route.method == request.method().as_str() && route.path == request.uri().path()
     };
     ROUTES.iter().any(is_route) && is_small(request.body())
+}
+
+/// The format of the errors of a path.
+pub(crate) fn error_format(path: &str) -> ErrorFormat {
+    ROUTES.iter().find(|route| route.path == path).map_or(ErrorFormat::Problem, |route| route.errors)
 }
 
 /// Whether requests of this path are admitted even when the gateway is overloaded.
@@ -146,16 +161,24 @@ async fn authenticate(State(gateway): State<Gateway>, origin: Origin, mut reques
     }
 }
 
-/// A function of its own: a handler that reads the table cannot be named in it.
+// Functions of their own: a handler that reads the table cannot be named in it.
+
 fn front_page_route() -> MethodRouter<Gateway> {
     get(|| async { front_page() })
 }
 
+fn openapi_route() -> MethodRouter<Gateway> {
+    get(|| async { openapi::respond() })
+}
+
+fn front_page_docs(docs: Docs) -> Docs {
+    docs.text(200, "Every route with its summary")
+}
+
 fn front_page() -> String {
-    let listed = ROUTES.iter().filter(|route| !route.summary.is_empty());
-    listed.fold("This is Nerve's gateway.\n\n".to_owned(), |mut page, Route { method, path, summary, .. }| {
+    ROUTES.iter().fold("This is Nerve's gateway.\n\n".to_owned(), |mut page, Route { method, path, summary, .. }| {
         // Writing to a string does not fail.
-        let _ = writeln!(page, "{method:<6} {path:<28} {summary}");
+        let _ = writeln!(page, "{method:<7} {path:<28} {summary}");
         page
     })
 }
@@ -180,7 +203,7 @@ mod tests {
     #[test]
     fn front_page_lists_routes_once() {
         let page = front_page();
-        assert_eq!(page.matches("POST   /v1/events ").count(), 1, "{page}");
+        assert_eq!(page.matches("POST    /v1/events ").count(), 1, "{page}");
         assert!(page.lines().all(|line| line.chars().count() <= 100), "{page}");
     }
 

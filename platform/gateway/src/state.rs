@@ -8,14 +8,14 @@ use crate::{
         health::Checks,
         inference::Models,
         quotas,
-        tail::StreamSlot,
+        sse::StreamSlot,
     },
     http::{
         admission::SlotLimiter,
         body::Bodies,
         local_user::Owner,
         metrics,
-        problem::{HttpResult, Problem},
+        problem::{HttpResult, Problem, ProblemType},
     },
     webhooks::{certificates::Certificates, limits::SourceLimits, spool::Spool},
 };
@@ -187,6 +187,6 @@ impl Gateway {
         let detail = "limit of open event streams reached (gateway.max_streams)";
         permit
             .map(|permit| StreamSlot::new(permit, share))
-            .map_err(|_| Problem::unavailable(detail, OVERLOAD_RETRY_AFTER))
+            .map_err(|_| Problem::retry_after(ProblemType::Overloaded, detail, OVERLOAD_RETRY_AFTER))
     }
 }

@@ -3,7 +3,10 @@
 use crate::{
     Checks, Gateway, ModelParts, Models, Parts, Spool,
     api::auth::Caller,
-    http::{middleware::with_middleware, problem},
+    http::{
+        middleware::with_middleware,
+        problem::{self, ProblemType},
+    },
 };
 use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
@@ -166,8 +169,22 @@ impl TestResponse {
         assert_eq!(self.headers[header::CONTENT_TYPE], problem::MEDIA_TYPE, "{text}");
         let document: Value = serde_json::from_slice(&self.body).unwrap();
         assert_eq!(document["status"], status);
-        assert!(document["title"].is_string() && document["type"].is_string());
+        let ty = ProblemType::ALL.iter().find(|ty| document["type"] == ty.uri()).unwrap();
+        assert!(ty.status() == status && document["title"] == ty.title(), "{document}");
+        assert_eq!(self.headers.contains_key(header::RETRY_AFTER), ty.has_retry_after(), "{document}");
         document["detail"].as_str().unwrap().to_owned()
+    }
+
+    /// The message of an error of a route that OpenAI's clients use.
+    pub(crate) fn openai_error(&self, status: u16) -> String {
+        let text = String::from_utf8_lossy(&self.body);
+        assert_eq!(self.status, status, "{text}");
+        assert_eq!(self.headers[header::CONTENT_TYPE], "application/json", "{text}");
+        let document: Value = serde_json::from_slice(&self.body).unwrap();
+        let error = &document["error"];
+        let ty = ProblemType::ALL.iter().find(|ty| error["code"] == ty.name()).unwrap();
+        assert!(ty.status() == status && error["type"] == ty.openai_type() && error["param"].is_null(), "{text}");
+        error["message"].as_str().unwrap().to_owned()
     }
 }
 
@@ -219,7 +236,6 @@ async fn api_requires_a_key_if_keys_are_configured() {
         ("POST", "/v1/events"),
         ("GET", "/v1/events"),
         ("POST", "/v1/functions/count/invoke"),
-        ("POST", "/v1/embeddings"),
         ("POST", "/v1/rerank"),
         ("POST", "/v1/classify"),
         ("GET", "/metrics"),
@@ -228,11 +244,33 @@ async fn api_requires_a_key_if_keys_are_configured() {
         response.problem(401);
         assert_eq!(response.headers[header::WWW_AUTHENTICATE], "Bearer", "{path}");
     }
+    for path in ["/v1/embeddings", "/v1/chat/completions"] {
+        let response = ask(&gateway, request("POST", path, &[], "")).await;
+        assert!(response.openai_error(401).contains("gateway.keys"), "{path}");
+        assert_eq!(response.headers[header::WWW_AUTHENTICATE], "Bearer", "{path}");
+        let keyed = request("GET", path, &[("authorization", &format!("Bearer {KEY}"))], "");
+        ask(&gateway, keyed).await.openai_error(405);
+    }
     for path in ["/v1/functions", "/metrics"] {
         let keyed = request("GET", path, &[("authorization", &format!("Bearer {KEY}"))], "");
         assert_eq!(ask(&gateway, keyed).await.status, 200, "{path}");
     }
     assert_eq!(ask(&gateway, request("GET", "/healthz", &[], "")).await.status, 200);
+}
+
+#[tokio::test]
+async fn type_of_a_problem_is_the_path_of_its_documentation() {
+    let gateway = gateway(&[KEY], 10).await;
+    for ty in ProblemType::ALL {
+        let response = ask(&gateway, request("GET", ty.uri(), &[], "")).await;
+        let documentation: Value = serde_json::from_slice(&response.body).unwrap();
+        assert_eq!((response.status, &documentation["type"]), (200, &ty.uri().into()));
+        assert_eq!(documentation["documentation"], ty.documentation());
+    }
+    let response = ask(&gateway, request("GET", "/problems", &[], "")).await;
+    let listed: Value = serde_json::from_slice(&response.body).unwrap();
+    assert_eq!(listed["problems"].as_array().unwrap().len(), ProblemType::ALL.len());
+    ask(&gateway, request("GET", "/problems/none", &[], "")).await.problem(404);
 }
 
 #[tokio::test]

@@ -18,11 +18,12 @@ use crate::{
     api::{
         auth::Caller,
         idempotency::{Keyed, Once},
+        openapi::{BROKER, Docs, event_schema, text},
         quotas::QuotaUse,
         sse,
     },
-    http::problem::{HttpResult, Problem},
-    publish::{broker_problem, check_connected, publish, publish_problem},
+    http::problem::{HttpResult, Problem, ProblemType},
+    publish::{Receipt, broker_problem, check_connected, publish, publish_problem},
 };
 use axum::{
     Json,
@@ -37,6 +38,10 @@ use prompt::{Prompt, Question, QuestionRequest};
 use serde_json::Value;
 use stream::AnswerStream;
 use time::OffsetDateTime;
+use utoipa::openapi::{
+    RefOr, Schema,
+    schema::{AllOfBuilder, ObjectBuilder},
+};
 
 /// The type of a request to generate an answer again.
 const RETRY_REQUESTED: &str = "control.retry_requested";
@@ -47,21 +52,19 @@ pub(crate) async fn post(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> HttpResult {
-    let (parts, body) = request.into_parts();
-    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_api_body).await?;
-    let asked: QuestionRequest = serde_json::from_slice(&body.bytes)
-        .map_err(|error| Problem::bad_request(format!("invalid question: {error}")))?;
+    let (parts, body) = gateway.read_api(request).await?;
+    let asked: QuestionRequest = body.json("question")?;
     let whole = asked.stream == Some(false) || (asked.stream.is_none() && wants_json(&parts.headers));
     let question = Question::of(asked, &caller)?;
     let keyed = Keyed { caller: &caller, route: "POST /v1/answers", head: &parts, body: &body.bytes };
     let once = Once::open(gateway.bus(), keyed).await?;
     let prompt = question.prompt(once.id())?;
     let location = HeaderValue::try_from(format!("/v1/answers/{}", once.id()));
-    let location = location.map_err(|error| Problem::bad_request(error.to_string()))?;
+    let location = location.map_err(|error| Problem::invalid_request(error.to_string()))?;
     let answer = start(&gateway, &caller, &prompt, once).await?;
     let response = match whole {
         true => answer.whole().await.map(|answer| Json(answer).into_response()),
-        false => Ok(sse::response(answer.frames())),
+        false => Ok(sse::resumable(answer)),
     };
     // A failed answer has a location too, for a retry.
     match response {
@@ -84,7 +87,7 @@ async fn start(gateway: &Gateway, caller: &Caller, prompt: &Prompt, once: Once<'
     if !gateway.catalogue().has_consumer(&prompt.event.ty) {
         let detail = "no deployed function handles `prompt.received`: deploy functions/rag/nerve.toml, or run `nerve ingest`, which \
                       deploys it";
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail));
+        return Err(Problem::new(ProblemType::NotDeployed, detail));
     }
     let slot = gateway.stream_slot(caller)?;
     check_connected(gateway.bus())?;
@@ -110,7 +113,7 @@ async fn read_existing(gateway: &Gateway, caller: &Caller, answer: AnswerStream)
             "the answer `{}` of this `Idempotency-Key` has expired (streams.answers_max_age): ask again with a new key",
             answer.id
         );
-        Problem::new(StatusCode::GONE, detail)
+        Problem::new(ProblemType::AnswerExpired, detail)
     };
     let state = visible_state(gateway, caller, &answer.id).await?.ok_or_else(gone)?;
     with_deadline(gateway, &state, answer).await
@@ -135,7 +138,7 @@ pub(crate) async fn get(
 ) -> HttpResult {
     let after = headers.get("last-event-id").filter(|value| !value.is_empty());
     let after = after.map(|value| value.to_str().ok().and_then(|text| text.parse::<u64>().ok()).ok_or(()));
-    let wrong = || Problem::bad_request("invalid `Last-Event-ID`: it must be the `id` of a part of this answer");
+    let wrong = || Problem::invalid_request("invalid `Last-Event-ID`: it must be the `id` of a part of this answer");
     let after = after.transpose().map_err(|()| wrong())?;
     let slot = gateway.stream_slot(&caller)?;
     check_connected(gateway.bus())?;
@@ -147,7 +150,7 @@ pub(crate) async fn get(
     let whole = wants_json(&headers);
     let answer = AnswerStream::open(&gateway, id, after, slot).await?;
     let answer = with_deadline(&gateway, &state, answer).await?;
-    if whole { Ok(Json(answer.whole().await?).into_response()) } else { Ok(sse::response(answer.frames())) }
+    if whole { Ok(Json(answer.whole().await?).into_response()) } else { Ok(sse::resumable(answer)) }
 }
 
 /// Cancels an answer: functions stop working on it, and its clients get an error.
@@ -176,9 +179,9 @@ pub(crate) async fn retry(
             true => format!("the answer `{id}` is complete: GET /v1/answers/{id}"),
             false => format!("the answer `{id}` is in progress, and can be retried only after it failed"),
         };
-        return Err(Problem::new(StatusCode::CONFLICT, detail));
+        return Err(Problem::new(ProblemType::Conflict, detail));
     }
-    let ty = EventType::parse(RETRY_REQUESTED).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let ty = EventType::parse(RETRY_REQUESTED).map_err(|error| Problem::invalid_request(error.to_string()))?;
     // Repeated requests at the same point of the answer are one.
     let event = Event::new(format!("{id}#retry#{}", state.last_sequence), "/v1/answers", ty);
     let event = event.with_extension(CORRELATION_ID, &*id);
@@ -186,6 +189,57 @@ pub(crate) async fn retry(
     event.time = Some(OffsetDateTime::now_utc());
     let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
     Ok(json(StatusCode::ACCEPTED, &receipt))
+}
+
+/// What a request for an answer may be refused with.
+const ANSWER_PROBLEMS: &[ProblemType] =
+    &[ProblemType::Conflict, ProblemType::FunctionFailed, ProblemType::Timeout, ProblemType::NotFound];
+/// The same for a question.
+const QUESTION_PROBLEMS: &[ProblemType] =
+    &[ProblemType::NotDeployed, ProblemType::AnswerExpired, ProblemType::QuotaExceeded, ProblemType::InvalidEvent];
+
+/// An answer, as a stream or complete.
+fn answer_docs(docs: Docs) -> Docs {
+    let described = "The parts of the answer as they are generated, or the complete answer";
+    docs.stream(200, described).json_like(200, described, whole_answer()).problems(ANSWER_PROBLEMS)
+}
+
+/// The schema of a complete answer.
+fn whole_answer() -> RefOr<Schema> {
+    let id = ObjectBuilder::new().property("id", text()).required("id");
+    AllOfBuilder::new().item(event_schema("answer.generated")).item(id).into()
+}
+
+/// The documentation of [`post`].
+pub(crate) fn post_docs(mut docs: Docs) -> Docs {
+    // Fields that functions read are those of the event.
+    let question =
+        AllOfBuilder::new().item(docs.schema_of::<QuestionRequest>()).item(event_schema("prompt.received")).into();
+    answer_docs(docs.body_like("application/json", question))
+        .problems(QUESTION_PROBLEMS)
+        .problems(&[ProblemType::InvalidJson])
+        .idempotent()
+}
+
+/// The documentation of [`get`].
+pub(crate) fn get_docs(docs: Docs) -> Docs {
+    let docs = docs.path("id", "The id of the answer");
+    answer_docs(docs.resumable("The id of the last part that the client has"))
+        .empty(204, "The client has the complete answer")
+        .problems(BROKER)
+}
+
+/// The documentation of [`delete`].
+pub(crate) fn delete_docs(docs: Docs) -> Docs {
+    docs.path("id", "The id of the answer").empty(204, "The answer has ended").problems(BROKER)
+}
+
+/// The documentation of [`retry`].
+pub(crate) fn retry_docs(docs: Docs) -> Docs {
+    docs.path("id", "The id of the answer")
+        .json::<Receipt>(202, "The request to generate it again is stored")
+        .problems(&[ProblemType::Conflict])
+        .problems(BROKER)
 }
 
 /// The state of an answer.
@@ -221,12 +275,12 @@ fn failure(data: &Value) -> Problem {
         "" => text("message").to_owned(),
         function => format!("the function `{function}` failed: {}", text("message")),
     };
-    let status = match text("kind") {
-        "timeout" => StatusCode::GATEWAY_TIMEOUT,
-        "cancelled" => StatusCode::CONFLICT,
-        _ => StatusCode::BAD_GATEWAY,
+    let ty = match text("kind") {
+        "timeout" => ProblemType::Timeout,
+        "cancelled" => ProblemType::Conflict,
+        _ => ProblemType::FunctionFailed,
     };
-    Problem::new(status, detail)
+    Problem::new(ty, detail)
 }
 
 /// A response of JSON with this status.

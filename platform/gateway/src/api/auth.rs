@@ -3,9 +3,9 @@
 use crate::http::{
     forwarded,
     local_user::Owner,
-    problem::{HttpResult, Problem},
+    problem::{HttpResult, Problem, ProblemType},
 };
-use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderValue, Uri, header};
 use nerve_config::Keys;
 use nerve_core::Origin;
 use sha2::{Digest, Sha256};
@@ -58,7 +58,7 @@ impl Caller {
             (Self::Collection(own), Some(named)) if named == *own => Ok(named),
             (Self::Collection(own), Some(named)) => {
                 let detail = format!("this key is for the collection `{own}` only, not for `{named}`");
-                Err(Problem::new(StatusCode::FORBIDDEN, detail))
+                Err(Problem::new(ProblemType::Forbidden, detail))
             }
         }
     }
@@ -132,7 +132,7 @@ impl Access {
         if caller.may_use(uri.path()) {
             return Ok(caller);
         }
-        Err(Problem::new(StatusCode::FORBIDDEN, "this key is for one collection, and this path is not"))
+        Err(Problem::new(ProblemType::Forbidden, "this key is for one collection, and this path is not"))
     }
 
     /// Without keys: refuses requests that a foreign web page makes a browser on this machine send, on every route.
@@ -181,7 +181,7 @@ impl Access {
             }
         };
         let challenge = HeaderValue::from_static("Bearer");
-        Err(Problem::new(StatusCode::UNAUTHORIZED, detail).with(header::WWW_AUTHENTICATE, challenge))
+        Err(Problem::new(ProblemType::Unauthenticated, detail).with(header::WWW_AUTHENTICATE, challenge))
     }
 }
 
@@ -195,12 +195,12 @@ fn of_another_user(what: &str) -> Problem {
         "without gateway.keys the API answers the user of this server only, and {what}; configure a key, or let all users of this \
          machine use the API (gateway.local_users = \"all\")"
     );
-    Problem::new(StatusCode::FORBIDDEN, detail)
+    Problem::new(ProblemType::LocalCallersOnly, detail)
 }
 
 fn elsewhere(what: &str) -> Problem {
     let detail = format!("without gateway.keys the API answers this machine only, and {what}; configure a key");
-    Problem::new(StatusCode::FORBIDDEN, detail)
+    Problem::new(ProblemType::LocalCallersOnly, detail)
 }
 
 /// Whether `host` or `host:port` names this machine.

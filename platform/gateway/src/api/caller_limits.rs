@@ -6,9 +6,8 @@
 use crate::{
     OVERLOAD_RETRY_AFTER,
     api::auth::Caller,
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
 };
-use http::{HeaderValue, StatusCode, header};
 use nerve_config::GatewayConfig;
 use nerve_core::shares::{Share, Shares, Slot};
 use std::collections::HashMap;
@@ -56,8 +55,7 @@ impl CallerLimits {
                 "limit of concurrent {what} of this key reached: {setting} is shared fairly among the names of gateway.keys \
                  and the collections"
             );
-            let wait = HeaderValue::from(OVERLOAD_RETRY_AFTER.as_secs().max(1));
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).with(header::RETRY_AFTER, wait)
+            Problem::retry_after(ProblemType::RateLimited, detail, OVERLOAD_RETRY_AFTER)
         })
     }
 }

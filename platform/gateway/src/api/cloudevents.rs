@@ -2,10 +2,15 @@
 //!
 //! The media type selects structured and batch mode, the header `ce-specversion` binary mode.
 
-use crate::http::problem::{HttpResult, Problem};
+use crate::api::openapi::{any, text};
+use crate::http::problem::{HttpResult, Problem, ProblemType};
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, header};
 use nerve_core::event::{BATCH_MEDIA_TYPE, Event, JsonError, STRUCTURED_MEDIA_TYPE};
+use utoipa::openapi::{
+    RefOr, Schema,
+    schema::{AdditionalProperties, ObjectBuilder},
+};
 
 /// The events of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,7 +31,7 @@ pub(crate) fn parse(headers: &HeaderMap, body: &Bytes) -> HttpResult<ParsedReque
     let essence = essence(headers);
     if essence == BATCH_MEDIA_TYPE {
         let mut events = Event::batch_from_json(body).map_err(|error| match error {
-            JsonError::TooMany(_) => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, error.to_string()),
+            JsonError::TooMany(_) => Problem::new(ProblemType::BodyTooLarge, error.to_string()),
             error => refused(error),
         })?;
         events.iter().try_for_each(Event::check_external).map_err(refused)?;
@@ -38,7 +43,7 @@ pub(crate) fn parse(headers: &HeaderMap, body: &Bytes) -> HttpResult<ParsedReque
     }
     if essence.starts_with("application/cloudevents") {
         let detail = format!("`{essence}` is not supported; send `{STRUCTURED_MEDIA_TYPE}` or `{BATCH_MEDIA_TYPE}`");
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail));
+        return Err(Problem::new(ProblemType::UnsupportedMediaType, detail));
     }
     if !headers.contains_key("ce-specversion") {
         return Ok(ParsedRequest::Plain);
@@ -48,7 +53,7 @@ pub(crate) fn parse(headers: &HeaderMap, body: &Bytes) -> HttpResult<ParsedReque
         headers.iter().filter(|(name, _)| name.as_str().starts_with("ce-") || *name == header::CONTENT_TYPE)
     {
         let value = std::str::from_utf8(value.as_bytes());
-        let value = value.map_err(|_| Problem::bad_request(format!("the header `{name}` is not UTF-8")))?;
+        let value = value.map_err(|_| refused(format!("the header `{name}` is not UTF-8")))?;
         pairs.push((name.as_str(), value));
     }
     one(Event::from_headers(pairs, body.clone()).map_err(refused)?)
@@ -61,13 +66,23 @@ fn one(mut event: Event) -> HttpResult<ParsedRequest> {
 }
 
 fn refused(error: impl std::fmt::Display) -> Problem {
-    Problem::bad_request(error.to_string())
+    Problem::new(ProblemType::InvalidEvent, error.to_string())
 }
 
 /// The media type without its parameters, in lower case; empty if there is none.
 pub(crate) fn essence(headers: &HeaderMap) -> String {
     let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+/// The schema of an event in structured mode.
+pub(crate) fn cloud_event() -> RefOr<Schema> {
+    let required = ["specversion", "id", "source", "type"];
+    let optional = ["subject", "time", "datacontenttype", "dataschema", "dataref", "data_base64"];
+    let attributes = required.into_iter().chain(optional);
+    let event = attributes.fold(ObjectBuilder::new(), |event, name| event.property(name, text()));
+    let event = required.into_iter().fold(event, ObjectBuilder::required).property("data", any());
+    event.additional_properties(Some(AdditionalProperties::FreeForm(true))).into()
 }
 
 #[cfg(test)]

@@ -7,10 +7,11 @@ use crate::{
         auth::Caller,
         cloudevents::essence,
         idempotency::{Keyed, Once},
+        openapi::{BROKER, Docs, event_schema, text},
         quotas::QuotaUse,
     },
-    http::problem::{HttpResult, Problem},
-    publish::{accepted, check_connected},
+    http::problem::{HttpResult, Problem, ProblemType},
+    publish::{accepted, accepted_docs, check_connected},
 };
 use axum::{
     body::Body,
@@ -21,6 +22,7 @@ use nerve_core::{Event, EventType, event::CORRELATION_ID};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
+use utoipa::{IntoParams, ToSchema};
 
 const UPLOADED: &str = "document.uploaded";
 const DELETED: &str = "document.deleted";
@@ -28,13 +30,14 @@ const FEEDBACK: &str = "feedback.submitted";
 const DEFAULT_COLLECTION: &str = "default";
 
 /// The query of an upload whose body is the document.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DocumentQuery {
     /// The document's id; a later upload with the same id replaces it.
     document: Option<String>,
     /// A file's name, or a page's title.
     name: Option<String>,
+    /// The collection of the document; by default that of the key, else `default`.
     collection: Option<String>,
 }
 
@@ -47,23 +50,22 @@ pub(crate) async fn post(
     request: Request<Body>,
 ) -> HttpResult {
     let Query(query) = query.map_err(unknown_parameter)?;
-    let (parts, body) = request.into_parts();
-    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_document).await?;
+    let (parts, body) = gateway.read(request, gateway.config().max_document).await?;
     let mut data = match essence(&parts.headers).as_str() {
-        "application/json" => described(&body.bytes)?,
+        "application/json" => body.json("document")?,
         media_type => raw(&body.bytes, media_type, &query)?,
     };
     let named = data.get("collection").and_then(Value::as_str).map(str::to_owned).or(query.collection);
     let collection = caller.collection(named, DEFAULT_COLLECTION)?;
     let Some(document) = data.get("document").and_then(Value::as_str).or(query.document.as_deref()) else {
         let detail = "`document` is missing: the id by which a later upload replaces the document";
-        return Err(Problem::bad_request(detail));
+        return Err(Problem::invalid_request(detail));
     };
     let document = document.to_owned();
     data.insert("collection".to_owned(), collection.as_str().into());
     data.insert("document".to_owned(), document.clone().into());
     if !["text", "data"].iter().any(|field| data.get(*field).is_some_and(Value::is_string)) {
-        return Err(Problem::bad_request("the document has no content: send `text`, or `data` in Base64"));
+        return Err(Problem::invalid_request("the document has no content: send `text`, or `data` in Base64"));
     }
     // The text length of other formats is known only after they are read.
     let bytes = data.get("text").and_then(Value::as_str).map_or(0, str::len);
@@ -122,7 +124,7 @@ async fn publish_once(gateway: &Gateway, caller: &Caller, once: Once<'_>, submit
 }
 
 /// A rating or correction of an answer.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 struct Feedback {
     /// The answer's id.
     answer: String,
@@ -133,6 +135,7 @@ struct Feedback {
     /// The chunk that supports it.
     citation: Option<String>,
     #[serde(flatten)]
+    #[schema(value_type = HashMap<String, Value>)]
     rest: Map<String, Value>,
 }
 
@@ -142,16 +145,14 @@ pub(crate) async fn feedback(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> HttpResult {
-    let (parts, body) = request.into_parts();
-    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_api_body).await?;
-    let given: Feedback = serde_json::from_slice(&body.bytes)
-        .map_err(|error| Problem::bad_request(format!("invalid feedback: {error}")))?;
+    let (parts, body) = gateway.read_api(request).await?;
+    let given: Feedback = body.json("feedback")?;
     if given.rating.is_none() && given.correction.is_none() && given.citation.is_none() {
         let detail = "feedback requires `rating` (-1 to 1), `correction` or `citation` (a chunk)";
-        return Err(Problem::bad_request(detail));
+        return Err(Problem::invalid_request(detail));
     }
     if given.rating.is_some_and(|rating| !(-1.0..=1.0).contains(&rating)) {
-        return Err(Problem::bad_request("`rating` must be from -1 to 1"));
+        return Err(Problem::invalid_request("`rating` must be from -1 to 1"));
     }
     check_connected(gateway.bus())?;
     let keyed = Keyed { caller: &caller, route: "POST /v1/feedback", head: &parts, body: &body.bytes };
@@ -179,16 +180,12 @@ pub(crate) async fn feedback(
     publish_once(&gateway, &caller, once, Submission { event, collection, wanted: QuotaUse::Event }).await
 }
 
-fn described(body: &Bytes) -> HttpResult<Map<String, Value>> {
-    serde_json::from_slice(body).map_err(|error| Problem::bad_request(format!("invalid document: {error}")))
-}
-
 /// The data of a body that is the document.
 fn raw(body: &Bytes, media_type: &str, query: &DocumentQuery) -> HttpResult<Map<String, Value>> {
     use base64::{Engine, prelude::BASE64_STANDARD};
     let mut data = Map::new();
     match std::str::from_utf8(body) {
-        Ok("") => return Err(Problem::bad_request("the body is empty")),
+        Ok("") => return Err(Problem::invalid_request("the body is empty")),
         Ok(text) => data.insert("text".to_owned(), text.into()),
         Err(_) => data.insert("data".to_owned(), BASE64_STANDARD.encode(body).into()),
     };
@@ -205,7 +202,7 @@ fn raw(body: &Bytes, media_type: &str, query: &DocumentQuery) -> HttpResult<Map<
 }
 
 fn event(id: &str, ty: &str, data: Map<String, Value>) -> HttpResult<Event> {
-    let ty = EventType::parse(ty).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let ty = EventType::parse(ty).map_err(|error| Problem::invalid_request(error.to_string()))?;
     let event = Event::new(id, "/v1/documents", ty);
     let mut event = event.with_data("application/json", Value::Object(data).to_string().into_bytes());
     event.time = Some(OffsetDateTime::now_utc());
@@ -213,8 +210,34 @@ fn event(id: &str, ty: &str, data: Map<String, Value>) -> HttpResult<Event> {
 }
 
 fn unknown_parameter(rejection: QueryRejection) -> Problem {
-    let known = "the known ones are `document`, `name` and `collection`";
-    Problem::bad_request(format!("{}; {known}", rejection.body_text()))
+    Problem::invalid_query(&rejection, "`document`, `name` and `collection`")
+}
+
+/// The problems of a request about a collection.
+const QUOTAS: &[ProblemType] =
+    &[ProblemType::QuotaExceeded, ProblemType::StorageQuotaExceeded, ProblemType::InvalidEvent];
+
+/// The documentation of [`post`].
+pub(crate) fn post_docs(docs: Docs) -> Docs {
+    let docs = docs
+        .query::<DocumentQuery>()
+        .body_like("application/json", event_schema(UPLOADED))
+        .body_like("text/plain", text())
+        .body_like("text/markdown", text())
+        .body_like("application/octet-stream", text());
+    accepted_docs(docs).idempotent().problems(QUOTAS).problems(&[ProblemType::InvalidJson])
+}
+
+/// The documentation of [`delete`].
+pub(crate) fn delete_docs(docs: Docs) -> Docs {
+    let docs = docs.path("document", "The id of the document").query::<DocumentQuery>();
+    accepted_docs(docs).idempotent().problems(QUOTAS).problems(BROKER)
+}
+
+/// The documentation of [`feedback`].
+pub(crate) fn feedback_docs(docs: Docs) -> Docs {
+    let docs = docs.body::<Feedback>().problems(&[ProblemType::NotFound]);
+    accepted_docs(docs).idempotent().problems(QUOTAS)
 }
 
 #[cfg(test)]

@@ -4,10 +4,11 @@ use crate::{
     Gateway,
     api::{
         auth::Caller,
-        cloudevents::{self, ParsedRequest},
+        cloudevents::{self, ParsedRequest, cloud_event},
+        openapi::{BROKER, Docs, any, list_of, text},
     },
-    http::problem::{HttpResult, Problem},
-    publish::{Receipt, accepted, publish},
+    http::problem::{HttpResult, Problem, ProblemType},
+    publish::{Receipt, accepted, accepted_docs, publish},
 };
 use axum::{
     Json,
@@ -20,20 +21,36 @@ use nerve_core::{FunctionSpec, Name, Origin, subject::EVENTS_PREFIX};
 use nerve_events::{KnownType, known_types};
 use nerve_registry::Catalogue;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Lists the event types of Nerve, with the deployed functions that emit or consume them.
 pub(crate) async fn types(State(gateway): State<Gateway>) -> HttpResult {
     let catalogue = gateway.catalogue();
-    let listed: Vec<_> = known_types().iter().map(|known| EventTypeInfo::of(known, &catalogue)).collect();
-    Ok(Json(serde_json::json!({ "event_types": listed })).into_response())
+    let event_types = known_types().iter().map(|known| EventTypeInfo::of(known, &catalogue)).collect();
+    Ok(Json(EventTypeList { event_types }).into_response())
 }
 
-#[derive(Serialize)]
+/// The documentation of [`types`].
+pub(crate) fn types_docs(docs: Docs) -> Docs {
+    docs.json::<EventTypeList<'_>>(200, "The event types of Nerve")
+}
+
+/// The event types of Nerve.
+#[derive(Serialize, ToSchema)]
+struct EventTypeList<'c> {
+    event_types: Vec<EventTypeInfo<'c>>,
+}
+
+#[derive(Serialize, ToSchema)]
 struct EventTypeInfo<'c> {
+    /// `type`, `kind`, `about`, `producers`, `consumers` and `schema`, the JSON Schema of its data.
     #[serde(flatten)]
+    #[schema(value_type = Object)]
     known: &'c KnownType,
     /// Deployed functions that may emit it, and those that consume it.
+    #[schema(value_type = Vec<String>)]
     emitted_by: Vec<&'c Name>,
+    #[schema(value_type = Vec<String>)]
     taken_by: Vec<&'c Name>,
 }
 
@@ -61,10 +78,9 @@ pub(crate) async fn post(
     request: Request<Body>,
 ) -> HttpResult {
     let origin = caller.origin();
-    let (parts, body) = request.into_parts();
-    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_api_body).await?;
+    let (parts, body) = gateway.read_api(request).await?;
     match cloudevents::parse(&parts.headers, &body.bytes)? {
-        ParsedRequest::Plain => Err(Problem::bad_request(NOT_AN_EVENT)),
+        ParsedRequest::Plain => Err(Problem::new(ProblemType::InvalidEvent, NOT_AN_EVENT)),
         ParsedRequest::One(event) => {
             let receipt = publish(gateway.bus(), &event, origin.identify(&event)).await?;
             count_duplicates(&gateway, &origin, std::slice::from_ref(&receipt));
@@ -79,6 +95,20 @@ pub(crate) async fn post(
             Ok(accepted(&receipts))
         }
     }
+}
+
+/// The documentation of [`post`].
+pub(crate) fn post_docs(docs: Docs) -> Docs {
+    let binary = "An attribute of an event in binary mode, whose data is the body";
+    let docs = ["ce-specversion", "ce-id", "ce-source", "ce-type", "ce-subject", "ce-time"]
+        .into_iter()
+        .fold(docs, |docs, name| docs.header(name, binary));
+    let docs = docs
+        .body_like("application/cloudevents+json", cloud_event())
+        .body_like("application/cloudevents-batch+json", list_of(cloud_event()))
+        .body_like("application/json", any())
+        .body_like("text/plain", text());
+    accepted_docs(docs).problems(&[ProblemType::InvalidEvent]).problems(BROKER)
 }
 
 fn count_duplicates(gateway: &Gateway, caller: &Origin, receipts: &[Receipt]) {

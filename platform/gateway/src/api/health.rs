@@ -2,7 +2,7 @@
 
 use crate::{
     Gateway,
-    api::auth::Caller,
+    api::{auth::Caller, openapi::Docs},
     http::{
         forwarded::Origin,
         problem::{HttpResult, Problem},
@@ -16,6 +16,7 @@ use axum::{
 use http::{HeaderMap, StatusCode, Uri, header};
 use serde::Serialize;
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc, time::Duration};
+use utoipa::ToSchema;
 
 /// Maximum time of the JetStream check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,7 +26,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct Checks(Arc<dyn Fn() -> Vec<Check> + Send + Sync>);
 
 /// The health of a component.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Check {
     /// The component, such as `function word-count`.
     pub name: String,
@@ -54,6 +55,14 @@ impl std::fmt::Debug for Checks {
     }
 }
 
+/// The body of `/readyz`.
+#[derive(Serialize, ToSchema)]
+struct Readiness {
+    /// Whether every check succeeded.
+    ready: bool,
+    checks: Vec<Check>,
+}
+
 /// The body of `/healthz`.
 pub(crate) const LIVE: &str = "ok\n";
 
@@ -77,7 +86,7 @@ pub(crate) async fn ready(
         Ok(Caller::Any(_)) => checks,
         Ok(Caller::Collection(_)) | Err(_) => without_details(checks),
     };
-    (status, Json(serde_json::json!({ "ready": ready, "checks": checks }))).into_response()
+    (status, Json(Readiness { ready, checks })).into_response()
 }
 
 /// One check per kind, without details.
@@ -139,6 +148,21 @@ async fn checks(gateway: &Gateway) -> Vec<Check> {
 pub(crate) async fn metrics(State(gateway): State<Gateway>) -> HttpResult {
     let text = gateway.metrics().render();
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}
+
+/// The documentation of [`metrics`].
+pub(crate) fn metrics_docs(docs: Docs) -> Docs {
+    docs.text(200, "Metrics in the Prometheus text format")
+}
+
+/// The documentation of [`live`].
+pub(crate) fn live_docs(docs: Docs) -> Docs {
+    docs.text(200, "The process responds")
+}
+
+/// The documentation of [`ready`].
+pub(crate) fn ready_docs(docs: Docs) -> Docs {
+    docs.json::<Readiness>(200, "Every component is healthy").json::<Readiness>(503, "A component is not healthy")
 }
 
 #[cfg(test)]

@@ -6,11 +6,11 @@
 
 use crate::{
     api::auth::Caller,
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
     publish::{Receipt, broker_problem, check_connected, publish},
 };
 use data_encoding::HEXLOWER;
-use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request};
+use http::{HeaderMap, HeaderValue, Method, Uri, header, request};
 use nerve_broker::bus::{Bus, DuplicateReason, DuplicateScope, RequestRecord, StoredRequest};
 use nerve_core::{Event, Identity, Origin};
 use sha2::{Digest, Sha256};
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 const HEADER: &str = "idempotency-key";
 /// Maximum length of a key, in bytes.
-const MAX_KEY_BYTES: usize = 255;
+pub(crate) const MAX_KEY_BYTES: usize = 255;
 /// The age up to which JetStream certainly knows the id of the event: `streams.dedupe_window` is at least 10 s, and one publish
 /// takes up to 5 s.
 const DEDUPE_CERTAIN: Duration = Duration::from_secs(4);
@@ -49,10 +49,10 @@ impl Keyed<'_> {
                 let valid = |key: &&str| (1..=MAX_KEY_BYTES).contains(&key.len());
                 key.to_str().ok().filter(valid).map(Some).ok_or_else(|| {
                     let detail = format!("`Idempotency-Key` must be 1 to {MAX_KEY_BYTES} printable characters");
-                    Problem::bad_request(detail)
+                    Problem::invalid_request(detail)
                 })
             }
-            (Some(_), Some(_)) => Err(Problem::bad_request("there must be one `Idempotency-Key`")),
+            (Some(_), Some(_)) => Err(Problem::invalid_request("there must be one `Idempotency-Key`")),
         }
     }
 
@@ -178,11 +178,11 @@ async fn record(bus: &Bus, (caller, identity): (Origin, Identity), digest: Strin
     }
     let found = bus.request(identity).await.map_err(|error| broker_problem(&error))?;
     let detail = "another request with this `Idempotency-Key` is being recorded; retry";
-    let request = found.ok_or_else(|| Problem::unavailable(detail, RECORD_RETRY_INTERVAL))?;
+    let request = found.ok_or_else(|| Problem::retry_after(ProblemType::InProgress, detail, RECORD_RETRY_INTERVAL))?;
     if request.record.digest != record.digest {
         let detail = "this `Idempotency-Key` was sent with another request: its path, query, content type or body differ. \
                       Send the same request again, or this one under a new key";
-        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail));
+        return Err(Problem::new(ProblemType::IdempotencyKeyReused, detail));
     }
     Ok(Recorded { caller, identity, request, is_first: false })
 }
@@ -236,7 +236,7 @@ mod tests {
         let open = || Once::open(&bus, Keyed { caller: &caller, route: "POST /", head: &head, body: b"" });
         let (one, other) = (open().await.unwrap(), open().await.unwrap());
         assert!(one.id() != other.id() && one.receipt().is_none());
-        let refused = one.settle(Err(Problem::bad_request("no"))).await.unwrap_err();
+        let refused = one.settle(Err(Problem::invalid_request("no"))).await.unwrap_err();
         assert_eq!(refused.status(), 400);
     }
 }

@@ -18,24 +18,25 @@ mod text;
 pub use models::{Fetch, ModelParts, Models};
 
 use crate::{
-    Gateway,
+    Gateway, OVERLOAD_RETRY_AFTER,
+    api::openapi::{BROKER, Docs},
     http::{
         body::ReadBody,
-        problem::{HttpResult, Problem},
+        problem::{HttpResult, Problem, ProblemType},
     },
     webhooks::log_limit,
 };
-use axum::{body::Body, extract::Request};
-use http::{HeaderValue, StatusCode, header};
+use axum::extract::Request;
 use nerve_core::{
     Inference,
     inference::{InferenceError, Model},
 };
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
 /// Token counts.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Usage {
     prompt_tokens: usize,
     total_tokens: usize,
@@ -55,13 +56,9 @@ enum ModelChoice<'a> {
     OnlyFor(&'a str),
 }
 
-async fn read_body(gateway: &Gateway, request: Request<Body>) -> HttpResult<ReadBody> {
-    let (parts, body) = request.into_parts();
-    gateway.bodies().read(&parts.headers, body, gateway.shared().parts.models.config().max_body).await
-}
-
-fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> HttpResult<T> {
-    serde_json::from_slice(body).map_err(|error| Problem::bad_request(format!("invalid request: {error}")))
+async fn read_body(gateway: &Gateway, request: Request) -> HttpResult<ReadBody> {
+    let limit = gateway.shared().parts.models.config().max_body;
+    gateway.read(request, limit).await.map(|(_, body)| body)
 }
 
 /// Finds and runs the model within `onnx.timeout`.
@@ -90,24 +87,22 @@ where
     });
     answer.await.unwrap_or_else(|_| {
         let detail = format!("timeout of the model after {limit:?} (onnx.timeout); a new model may still be loading");
-        Err(Problem::new(StatusCode::GATEWAY_TIMEOUT, detail))
+        Err(Problem::new(ProblemType::Timeout, detail))
     })
 }
 
 /// The problem of a failed inference.
 fn problem(error: InferenceError) -> Problem {
     match error {
-        InferenceError::Invalid(why) => Problem::bad_request(why),
-        InferenceError::Busy(why) => {
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, why).with(header::RETRY_AFTER, HeaderValue::from_static("1"))
-        }
-        InferenceError::Timeout(why) => Problem::new(StatusCode::GATEWAY_TIMEOUT, why),
-        InferenceError::Unavailable(why) => Problem::new(StatusCode::SERVICE_UNAVAILABLE, why),
+        InferenceError::Invalid(why) => Problem::invalid_request(why),
+        InferenceError::Busy(why) => Problem::retry_after(ProblemType::RateLimited, why, OVERLOAD_RETRY_AFTER),
+        InferenceError::Timeout(why) => Problem::new(ProblemType::Timeout, why),
+        InferenceError::Unavailable(why) => Problem::new(ProblemType::ModelUnavailable, why),
         InferenceError::Failed(why) => {
             if let Some(suppressed) = log_limit::due("", "model") {
                 tracing::warn!(why, suppressed, "inference failed");
             }
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, why)
+            Problem::new(ProblemType::Internal, why)
         }
     }
 }
@@ -119,16 +114,22 @@ fn problem(error: InferenceError) -> Problem {
 fn check_count(gateway: &Gateway, what: &str, count: usize) -> HttpResult<()> {
     let most = gateway.shared().parts.models.config().max_inputs;
     match count {
-        0 => Err(Problem::bad_request(format!("`{what}` is empty: send at least one"))),
-        count if count > most => Err(Problem::bad_request(format!(
+        0 => Err(Problem::invalid_request(format!("`{what}` is empty: send at least one"))),
+        count if count > most => Err(Problem::invalid_request(format!(
             "`{what}` has {count} items, over the limit of {most} per request (onnx.max_inputs): send several requests"
         ))),
         _ => Ok(()),
     }
 }
 
+/// The problems of a model, and of fetching its files.
+fn model_docs(docs: Docs) -> Docs {
+    let types = [ProblemType::NotFound, ProblemType::RateLimited, ProblemType::ModelUnavailable, ProblemType::Timeout];
+    docs.problems(&types).problems(BROKER)
+}
+
 fn missing(field: &str) -> Problem {
-    Problem::bad_request(format!("`{field}` is missing"))
+    Problem::invalid_request(format!("`{field}` is missing"))
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

@@ -9,22 +9,19 @@
 
 use crate::{
     Gateway, OVERLOAD_RETRY_AFTER,
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
     publish::check_connected,
 };
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, header};
 use nerve_core::{
     Event, EventType, Name,
     function::Views,
     manifest::RuntimeSpec,
     quota::{CollectionUsage, Quota, QuotaExceeded, QuotaKind, rate_key, seconds_until_midnight, usage_key},
 };
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -81,7 +78,7 @@ impl StoredRate {
 
 impl Rates {
     fn of(&self, collection: &str) -> Arc<tokio::sync::Mutex<Reserved>> {
-        let mut rates = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rates = self.0.lock();
         if rates.len() >= MAX_COLLECTIONS && !rates.contains_key(collection) {
             rates.clear();
         }
@@ -189,7 +186,8 @@ impl Gateway {
 }
 
 fn unknown() -> Problem {
-    Problem::unavailable("the quota of this collection cannot be read; retry", OVERLOAD_RETRY_AFTER)
+    let detail = "the quota of this collection cannot be read; retry";
+    Problem::retry_after(ProblemType::BrokerUnavailable, detail, OVERLOAD_RETRY_AFTER)
 }
 
 fn refuse(over: &QuotaExceeded) -> Problem {
@@ -197,11 +195,11 @@ fn refuse(over: &QuotaExceeded) -> Problem {
     metrics::counter!("nerve_collection_refused_total", &labels).increment(1);
     let detail = format!("{over}; nothing was stored");
     match over.kind {
-        QuotaKind::Documents | QuotaKind::DocumentsBytes => Problem::new(StatusCode::INSUFFICIENT_STORAGE, detail),
-        QuotaKind::EventsPerMinute => Problem::new(StatusCode::TOO_MANY_REQUESTS, detail),
+        QuotaKind::Documents | QuotaKind::DocumentsBytes => Problem::new(ProblemType::StorageQuotaExceeded, detail),
+        QuotaKind::EventsPerMinute => Problem::new(ProblemType::QuotaExceeded, detail),
         QuotaKind::TokensPerDay => {
-            let wait = HeaderValue::from(seconds_until_midnight(OffsetDateTime::now_utc()));
-            Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).with(header::RETRY_AFTER, wait)
+            let wait = Duration::from_secs(seconds_until_midnight(OffsetDateTime::now_utc()));
+            Problem::retry_after(ProblemType::QuotaExceeded, detail, wait)
         }
     }
 }

@@ -4,68 +4,63 @@ use crate::{
     Gateway,
     api::{
         auth::Caller,
-        sse::{self, Frame, HEARTBEAT},
+        openapi::{BROKER, Docs},
+        sse::{self, Frame, Frames, HEARTBEAT, OpenStream, Waited},
     },
     http::problem::{HttpResult, Problem},
     publish::{broker_problem, check_connected},
 };
 use axum::extract::{Extension, Query, State, rejection::QueryRejection};
 use bytes::Bytes;
-use futures::Stream;
 use http::HeaderMap;
 use nerve_broker::bus::{Start, Tail, TailedEvent};
-use nerve_core::{Pattern, shares::Slot};
+use nerve_core::Pattern;
 use serde::Deserialize;
 use std::time::Duration;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, Interval, MissedTickBehavior},
-};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
+use utoipa::IntoParams;
 
-/// Heartbeat interval of idle streams.
-pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(15);
-/// The first frame: clients reconnect after 1 s.
-pub(crate) const RETRY_FRAME: Bytes = Bytes::from_static(b"retry: 1000\n\n");
+/// Maximum of `timeout_ms`: longer than any stream lasts.
+const MAX_TIMEOUT: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 /// The query of a tail.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TailQuery {
+    /// A pattern of subjects, such as `events.github.>`; by default all.
     subject: Option<String>,
+    /// `new`, `first`, a sequence number or an RFC 3339 time; by default `new`.
     from: Option<String>,
-    /// A browser cannot set the header on its first request.
+    /// The time after which the stream ends, in milliseconds; by default it does not.
+    timeout_ms: Option<u64>,
+    /// The same as the header: a browser cannot set that on its first request.
     #[serde(alias = "lastEventId")]
     last_event_id: Option<String>,
 }
 
-/// Streams events until the client disconnects or the gateway shuts down.
+/// Streams events until the client disconnects, its timeout has passed or the gateway shuts down.
 pub(crate) async fn get(
     State(gateway): State<Gateway>,
     Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     query: Result<Query<TailQuery>, QueryRejection>,
 ) -> HttpResult {
-    let Query(query) = query.map_err(|rejection| {
-        let known = "the known ones are `subject`, `from` and `last_event_id`";
-        Problem::bad_request(format!("{}; {known}", rejection.body_text()))
-    })?;
+    let known = "`subject`, `from`, `last_event_id` and `timeout_ms`";
+    let Query(query) = query.map_err(|rejection| Problem::invalid_query(&rejection, known))?;
     let pattern = query.pattern()?;
     let start = query.start(&headers)?;
     let slot = gateway.stream_slot(&caller)?;
     check_connected(gateway.bus())?;
     let tail = gateway.bus().tail(&pattern, start).await.map_err(|error| broker_problem(&error))?;
-    let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL);
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let stream = EventStream { tail, heartbeat, stop: gateway.shutdown().clone(), has_greeted: false, _slot: slot };
-    Ok(sse::response(stream.frames()))
+    let end = query.timeout_ms.map(|timeout| Instant::now() + Duration::from_millis(timeout).min(MAX_TIMEOUT));
+    Ok(sse::resumable(EventStream { tail, end, open: OpenStream::new(&gateway, slot) }))
 }
 
 impl TailQuery {
     fn pattern(&self) -> HttpResult<Pattern> {
         let text = self.subject.as_deref().unwrap_or("events.>");
-        let wrong = |why: String| Problem::bad_request(format!("invalid parameter `subject`: {why}"));
+        let wrong = |why: String| Problem::invalid_request(format!("invalid parameter `subject`: {why}"));
         let pattern = Pattern::parse(text).map_err(|error| wrong(error.to_string()))?;
         match text.split('.').next() {
             Some("events" | ">") => Ok(pattern),
@@ -81,7 +76,7 @@ impl TailQuery {
         if let Some(last) = header.or(self.last_event_id.as_deref()).filter(|last| !last.is_empty()) {
             let after = last.parse::<u64>().ok().and_then(|last| last.checked_add(1));
             let wrong =
-                || Problem::bad_request("invalid `Last-Event-ID`: it must be the `id` of an event of this stream");
+                || Problem::invalid_request("invalid `Last-Event-ID`: it must be the `id` of an event of this stream");
             return after.map(Start::Sequence).ok_or_else(wrong);
         }
         match self.from.as_deref() {
@@ -93,7 +88,7 @@ impl TailQuery {
                 let wrong =
                     "invalid parameter `from`: it must be `new`, `first`, a sequence number or an RFC 3339 time";
                 let sequence = text.parse().ok().map(Start::Sequence);
-                sequence.or_else(time).ok_or_else(|| Problem::bad_request(wrong))
+                sequence.or_else(time).ok_or_else(|| Problem::invalid_request(wrong))
             }
         }
     }
@@ -102,35 +97,25 @@ impl TailQuery {
 /// The stream of a client.
 struct EventStream {
     tail: Tail,
-    heartbeat: Interval,
-    stop: CancellationToken,
-    has_greeted: bool,
-    _slot: StreamSlot,
+    /// When it ends, if the client says so.
+    end: Option<Instant>,
+    open: OpenStream,
 }
 
-impl EventStream {
-    fn frames(self) -> impl Stream<Item = Bytes> + Send + 'static {
-        futures::stream::unfold(self, |mut stream| async move {
-            let frame = stream.frame().await?;
-            Some((frame, stream))
-        })
-    }
-
-    async fn frame(&mut self) -> Option<Bytes> {
-        if !self.has_greeted {
-            self.has_greeted = true;
-            return Some(RETRY_FRAME);
-        }
+impl Frames for EventStream {
+    async fn next_frame(&mut self) -> Option<Bytes> {
         if let Some((from, to)) = self.tail.take_gap() {
-            let data = format!(r#"{{"from":{from},"to":{to}}}"#);
-            return Some(Frame { name: Some("gap"), data: &data, id: None }.to_bytes());
+            return Some(sse::gap(from, to));
         }
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => None,
-            tailed = self.tail.next() => Some(event_frame(&tailed)),
-            _ = self.heartbeat.tick() => Some(HEARTBEAT),
-        }
+        let item = self.open.wait(self.tail.next());
+        let waited = match self.end {
+            None => item.await,
+            Some(end) => tokio::time::timeout_at(end, item).await.ok().flatten(),
+        };
+        Some(match waited? {
+            Waited::Item(tailed) => event_frame(&tailed),
+            Waited::Idle => HEARTBEAT,
+        })
     }
 }
 
@@ -139,23 +124,12 @@ fn event_frame(tailed: &TailedEvent) -> Bytes {
     Frame { id: Some(tailed.sequence), name: None, data: &data }.to_bytes()
 }
 
-/// A slot of the limit of open event streams, counted until it is dropped.
-pub(crate) struct StreamSlot(
-    #[expect(dead_code, reason = "held until it is dropped")] OwnedSemaphorePermit,
-    #[expect(dead_code, reason = "held until it is dropped")] Option<Slot>,
-);
-
-impl StreamSlot {
-    pub(crate) fn new(permit: OwnedSemaphorePermit, share: Option<Slot>) -> Self {
-        metrics::gauge!("nerve_gateway_streams").increment(1.0);
-        Self(permit, share)
-    }
-}
-
-impl Drop for StreamSlot {
-    fn drop(&mut self) {
-        metrics::gauge!("nerve_gateway_streams").decrement(1.0);
-    }
+/// The documentation of [`get`].
+pub(crate) fn docs(docs: Docs) -> Docs {
+    docs.query::<TailQuery>()
+        .resumable("The id of the last event that the client has")
+        .stream(200, "The events as they are stored")
+        .problems(BROKER)
 }
 
 #[cfg(test)]

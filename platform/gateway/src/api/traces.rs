@@ -2,6 +2,7 @@
 
 use crate::{
     Gateway,
+    api::openapi::{BROKER, Docs},
     http::problem::{HttpResult, Problem},
     publish::{broker_problem, check_connected},
 };
@@ -12,11 +13,16 @@ use axum::{
 };
 use nerve_broker::bus::Trace;
 use serde::Serialize;
+use utoipa::ToSchema;
 
-#[derive(Serialize)]
-struct Document {
+/// The events of a workflow as a tree.
+#[derive(Serialize, ToSchema)]
+struct WorkflowTrace {
+    /// The id of the request.
     id: String,
+    /// `events`, each with those that it caused, and `truncated` if there are more.
     #[serde(flatten)]
+    #[schema(value_type = Object)]
     trace: Trace,
 }
 
@@ -28,5 +34,12 @@ pub(crate) async fn get(State(gateway): State<Gateway>, Path(id): Path<String>) 
         let detail = format!("no event in the log has the id or correlationid `{id}`");
         return Err(Problem::not_found(detail));
     }
-    Ok(Json(Document { id, trace }).into_response())
+    Ok(Json(WorkflowTrace { id, trace }).into_response())
+}
+
+/// The documentation of [`get`].
+pub(crate) fn docs(docs: Docs) -> Docs {
+    docs.path("id", "The id of an event, or the id that correlates the events of a workflow")
+        .json::<WorkflowTrace>(200, "The events as a tree")
+        .problems(BROKER)
 }

@@ -10,31 +10,27 @@ use crate::{
         completion::{hold_until_sent, on_complete},
         forwarded::Peer,
         local_user::Owner,
-        problem::Problem,
+        problem::{Problem, ProblemType},
         threads::ConnectionThreads,
         tls::Tls,
     },
     routes,
     webhooks::receive,
 };
-use axum::{
-    Router,
-    body::HttpBody,
-    extract::Request,
-    response::{IntoResponse, Response},
-};
+use axum::{Router, body::HttpBody, extract::Request, response::Response};
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
 };
+use parking_lot::Mutex;
 use std::{
     convert::Infallible,
     io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -280,7 +276,7 @@ impl Connection {
     /// A request head has arrived.
     fn begin_request(self: &Arc<Self>) -> Arc<InFlightRequest> {
         self.has_request.store(true, Ordering::Relaxed);
-        let active = self.active_requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let active = self.active_requests.lock();
         if *active == 0 {
             self.slot.set_idle();
         }
@@ -291,7 +287,7 @@ impl Connection {
 impl InFlightRequest {
     /// The request is complete. Returns `false` if the connection was evicted before.
     fn complete(&self) -> bool {
-        let mut active = self.connection.active_requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.connection.active_requests.lock();
         let may_proceed = self.connection.slot.activate();
         if may_proceed && !self.is_complete.swap(true, Ordering::Relaxed) {
             *active += 1;
@@ -305,7 +301,7 @@ impl Drop for InFlightRequest {
         if !*self.is_complete.get_mut() {
             return;
         }
-        let mut active = self.connection.active_requests.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.connection.active_requests.lock();
         *active = active.saturating_sub(1);
         if *active == 0 {
             self.connection.slot.set_idle();
@@ -339,10 +335,14 @@ impl SharedRuntime {
 
     /// Runs a request. Dropping the future aborts the request.
     fn run(&self, request: Request) -> impl Future<Output = Response> + use<> {
+        let format = routes::error_format(request.uri().path());
         let task = self.tasks.spawn_on(self.router.clone().oneshot(request), &self.runtime);
-        AbortOnDropHandle::new(task).map(|result| match result {
+        AbortOnDropHandle::new(task).map(move |result| match result {
             Ok(Ok(response)) => response,
-            Err(_) => Problem::unavailable("the server is shutting down", OVERLOAD_RETRY_AFTER).into_response(),
+            Err(_) => {
+                let detail = "the server is shutting down";
+                Problem::retry_after(ProblemType::NotServing, detail, OVERLOAD_RETRY_AFTER).respond(format)
+            }
         })
     }
 }

@@ -6,11 +6,12 @@
 //! attacker has many.
 
 use futures::task::AtomicWaker;
+use parking_lot::{Mutex, MutexGuard};
 use std::{
     collections::BTreeMap,
     future::poll_fn,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Poll,
@@ -110,7 +111,7 @@ impl SlotLimiter {
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
-        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.slots.lock()
     }
 }
 

@@ -3,17 +3,18 @@
 //! Bodies are never decompressed: a webhook is verified as sent, and a small body stays small in memory.
 
 use crate::{
-    OVERLOAD_RETRY_AFTER,
+    Gateway, OVERLOAD_RETRY_AFTER,
     http::{
         admission::SlotLimiter,
         completion::was_evicted,
-        problem::{HttpResult, Problem},
+        problem::{HttpResult, Problem, ProblemType},
     },
 };
-use axum::{BoxError, body::HttpBody};
+use axum::{BoxError, body::HttpBody, extract::Request};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, header, request::Parts};
 use http_body_util::BodyExt;
+use serde::Deserialize;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
@@ -66,6 +67,33 @@ impl Deadlines {
 pub(crate) struct ReadBody {
     pub(crate) bytes: Bytes,
     _share: Option<OwnedSemaphorePermit>,
+}
+
+impl ReadBody {
+    /// Parses the body as the JSON of `what`, which the error names.
+    ///
+    /// # Errors
+    /// 400 if it is not that.
+    pub(crate) fn json<'b, T: Deserialize<'b>>(&'b self, what: &str) -> HttpResult<T> {
+        serde_json::from_slice(&self.bytes).map_err(|error| Problem::invalid_json(what, &error))
+    }
+}
+
+impl Gateway {
+    /// Reads the body of a request of at most `limit` bytes.
+    ///
+    /// # Errors
+    /// See [`Bodies::read`].
+    pub(crate) async fn read(&self, request: Request, limit: usize) -> HttpResult<(Parts, ReadBody)> {
+        let (head, body) = request.into_parts();
+        let body = self.bodies().read(&head.headers, body, limit).await?;
+        Ok((head, body))
+    }
+
+    /// Reads the body of a request of at most `gateway.max_api_body` bytes.
+    pub(crate) async fn read_api(&self, request: Request) -> HttpResult<(Parts, ReadBody)> {
+        self.read(request, self.config().max_api_body).await
+    }
 }
 
 impl Bodies {
@@ -149,7 +177,8 @@ impl Bodies {
                 return Ok(permit);
             }
         }
-        Err(Problem::unavailable("memory budget of request bodies used up; retry", Duration::from_secs(1)).closing())
+        let detail = "memory budget of request bodies used up; retry";
+        Err(Problem::retry_after(ProblemType::Overloaded, detail, OVERLOAD_RETRY_AFTER).closing())
     }
 
     fn too_slow(&self) -> Problem {
@@ -158,7 +187,7 @@ impl Bodies {
             "timeout while reading the body: it may take {grace:?}, plus one second per {MIN_BYTES_PER_SECOND} bytes, at \
              most {total:?}"
         );
-        Problem::new(StatusCode::REQUEST_TIMEOUT, detail).closing()
+        Problem::new(ProblemType::SlowBody, detail).closing()
     }
 }
 
@@ -177,7 +206,7 @@ fn check_encoding(headers: &HeaderMap) -> HttpResult<()> {
         return Ok(());
     }
     let detail = "compressed bodies (Content-Encoding) are not supported: send it uncompressed";
-    let problem = Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail);
+    let problem = Problem::new(ProblemType::UnsupportedMediaType, detail);
     Err(problem.with(header::ACCEPT_ENCODING, HeaderValue::from_static("identity")).closing())
 }
 
@@ -200,14 +229,18 @@ async fn discard(mut body: impl HttpBody<Data = Bytes> + Unpin) {
 /// The problem of a truncated body: 503 after an eviction, since senders do not retry after 400.
 fn truncated(error: &BoxError) -> Problem {
     match was_evicted(error) {
-        true => Problem::unavailable("request shed: gateway.max_requests reached", OVERLOAD_RETRY_AFTER).closing(),
-        false => Problem::bad_request("the body is truncated").closing(),
+        true => {
+            let detail = "request shed: gateway.max_requests reached";
+            Problem::retry_after(ProblemType::Overloaded, detail, OVERLOAD_RETRY_AFTER)
+        }
+        false => Problem::new(ProblemType::TruncatedBody, "the body is truncated"),
     }
+    .closing()
 }
 
 fn too_large(limit: usize) -> Problem {
     let detail = format!("the body exceeds the limit of {limit} bytes of this path");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail).closing()
+    Problem::new(ProblemType::BodyTooLarge, detail).closing()
 }
 
 #[cfg(test)]

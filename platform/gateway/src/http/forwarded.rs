@@ -96,7 +96,7 @@ impl Peer {
     /// 400 if the headers contradict each other.
     pub(crate) fn origin(self, gateway: &Gateway, request: &Parts) -> HttpResult<Origin> {
         Origin::of(self, &gateway.config().trusted_proxies, &request.uri, &request.headers)
-            .map_err(|error| Problem::bad_request(error.to_string()))
+            .map_err(|error| Problem::invalid_request(error.to_string()))
     }
 }
 

@@ -5,13 +5,11 @@ use foldhash::fast::RandomState;
 use http::{Method, StatusCode};
 use metrics::{Counter, Histogram};
 use metrics_exporter_prometheus::{BuildError, PrometheusBuilder, PrometheusHandle};
+use parking_lot::{Mutex, RwLock};
 use std::{
     cell::Cell,
     collections::HashMap,
-    sync::{
-        Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -42,7 +40,7 @@ pub fn install(stop: CancellationToken, tasks: &TaskTracker) -> Result<Prometheu
 }
 
 fn recorder() -> Result<PrometheusHandle, BuildError> {
-    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut installed = INSTALLED.lock();
     if let Some(handle) = installed.as_ref() {
         return Ok(handle.clone());
     }
@@ -80,6 +78,11 @@ impl Timed {
     /// Starts timing a request.
     pub(crate) fn begin(route: Label, method: &Method) -> Self {
         Self { route, method: method_label(method), started: Instant::now() }
+    }
+
+    /// The path of the request's route.
+    pub(crate) fn route(&self) -> &str {
+        self.route.as_str()
     }
 
     /// The span of the request's log lines, with an id of this process.
@@ -121,7 +124,7 @@ impl Requests {
         let took = timed.started.elapsed();
         let route = timed.route.as_str();
         let answer = (timed.method, status.as_u16());
-        let known = self.series.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.series.read();
         if let Some((counter, histogram)) = known.get(route).and_then(|route| route.get(&answer)) {
             counter.increment(1);
             histogram.record(took);
@@ -131,7 +134,7 @@ impl Requests {
         let (counter, histogram) = meters(route, answer);
         counter.increment(1);
         histogram.record(took);
-        let mut series = self.series.write().unwrap_or_else(PoisonError::into_inner);
+        let mut series = self.series.write();
         series.entry(route.to_owned()).or_default().insert(answer, (counter, histogram));
     }
 }

@@ -7,7 +7,7 @@ use crate::{
         completion::{OnComplete, on_complete},
         forwarded::Peer,
         metrics::{Label, Timed},
-        problem::{self, Problem},
+        problem::{self, Problem, ProblemType},
     },
     routes,
     webhooks::receive,
@@ -68,9 +68,10 @@ impl Gateway {
     }
 
     async fn respond(self, timed: Timed, admission: Admission<impl Future<Output = Response>>) -> Response {
+        let format = || routes::error_format(timed.route());
         let respond = AssertUnwindSafe(admission.respond())
             .catch_unwind()
-            .map(|response| problem::uniform(response.unwrap_or_else(problem::after_panic)));
+            .map(|response| problem::finish(response.unwrap_or_else(problem::after_panic), format));
         let response = respond.instrument(timed.span()).await;
         self.shared().request_metrics.end(timed, response.status());
         response
@@ -136,10 +137,7 @@ enum Admission<F> {
 impl<F: Future<Output = Response>> Admission<F> {
     async fn respond(self) -> Response {
         let problem = match self {
-            Self::Shed => Problem::unavailable(
-                "limit of concurrent requests reached (gateway.max_requests)",
-                OVERLOAD_RETRY_AFTER,
-            ),
+            Self::Shed => overloaded("limit of concurrent requests reached (gateway.max_requests)"),
             Self::Rejected(problem) => problem,
             Self::Unlimited(response) => return response.await,
             Self::Admitted(response, slot) => tokio::select! {
@@ -148,10 +146,14 @@ impl<F: Future<Output = Response>> Admission<F> {
                 () = slot.evicted() => {
                     let detail = "request shed while its body was still arriving: limit of concurrent requests reached \
                                   (gateway.max_requests)";
-                    Problem::unavailable(detail, OVERLOAD_RETRY_AFTER).closing()
+                    overloaded(detail).closing()
                 }
             },
         };
         problem.into_response()
     }
+}
+
+fn overloaded(detail: &str) -> Problem {
+    Problem::retry_after(ProblemType::Overloaded, detail, OVERLOAD_RETRY_AFTER)
 }

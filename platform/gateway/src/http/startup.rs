@@ -1,6 +1,11 @@
 //! Responses until NATS is reachable: `/healthz` is ok, everything else gets a 503.
 
-use crate::{Listener, OVERLOAD_RETRY_AFTER, api::health::LIVE, http::problem::Problem};
+use crate::{
+    Listener, OVERLOAD_RETRY_AFTER,
+    api::health::LIVE,
+    http::problem::{Problem, ProblemType},
+    routes,
+};
 use axum::response::{IntoResponse, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -64,7 +69,10 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, detail: Arc<str>) {
     let service = service_fn(move |request: http::Request<Incoming>| {
         let response: Response = match request.uri().path() {
             "/healthz" => LIVE.into_response(),
-            _ => Problem::unavailable(&*detail, OVERLOAD_RETRY_AFTER).into_response(),
+            path => {
+                let problem = Problem::retry_after(ProblemType::NotServing, &*detail, OVERLOAD_RETRY_AFTER);
+                problem.respond(routes::error_format(path))
+            }
         };
         std::future::ready(Ok::<_, Infallible>(response))
     });

@@ -3,6 +3,7 @@
 //! The files are read every few seconds and used once they have changed and match: a certificate manager replaces one after the other, or a
 //! link above both. Open connections keep their certificate.
 
+use parking_lot::RwLock;
 use rustls::{
     ServerConfig,
     crypto::{CryptoProvider, ring},
@@ -14,7 +15,7 @@ use sha2::{Digest, Sha256};
 use std::{
     io,
     path::{Path, PathBuf},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::Duration,
 };
 use tokio_rustls::TlsAcceptor;
@@ -52,7 +53,7 @@ struct Served(RwLock<Arc<CertifiedKey>>);
 
 impl ResolvesServerCert for Served {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner)))
+        Some(Arc::clone(&self.0.read()))
     }
 }
 
@@ -143,7 +144,7 @@ impl Tls {
     fn take(&self, pem: Result<Pem, TlsError>, first: bool) {
         match pem.and_then(|pem| self.files.certified(&pem)) {
             Ok(certified) => {
-                let mut served = self.served.0.write().unwrap_or_else(PoisonError::into_inner);
+                let mut served = self.served.0.write();
                 let renewed = served.cert != certified.cert;
                 *served = Arc::new(certified);
                 drop(served);
@@ -258,7 +259,7 @@ mod tests {
         let stop = CancellationToken::new();
         let tasks = tokio_util::task::TaskTracker::new();
         let following = tasks.spawn(tls.clone().follow_every(Duration::from_millis(2), stop.clone()));
-        let served = || tls.served.0.read().unwrap().cert.clone();
+        let served = || tls.served.0.read().cert.clone();
         let first = served();
         folder.write(&other.0, &one.1);
         tokio::time::sleep(Duration::from_millis(50)).await;

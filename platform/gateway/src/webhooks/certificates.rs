@@ -4,15 +4,15 @@
 //! signature can be verified: so the number of deliveries of a source that wait for one is limited, and failures are cached.
 
 use crate::{
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
     webhooks::log_limit,
 };
-use http::StatusCode;
 use nerve_core::Name;
 use nerve_webhooks::Certificate;
+use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::{sync::Semaphore, time::Instant};
@@ -86,13 +86,9 @@ impl Certificates {
         if let Some(known) = self.known(url) {
             return Ok(known);
         }
-        let fetches =
-            Arc::clone(self.sources.lock().unwrap_or_else(PoisonError::into_inner).entry(source.clone()).or_default());
+        let fetches = Arc::clone(self.sources.lock().entry(source.clone()).or_default());
         let Ok(_waiting) = fetches.waiting.try_acquire() else {
-            return Err(Problem::unavailable(
-                "too many deliveries of this source wait for a certificate; retry",
-                RETRY_AFTER,
-            ));
+            return Err(unavailable("too many deliveries of this source wait for a certificate; retry"));
         };
         let mut hosts = fetches.hosts.lock().await;
         if let Some(known) = self.known(url) {
@@ -120,7 +116,7 @@ impl Certificates {
     pub(crate) async fn confirm(&self, url: &str) -> HttpResult<()> {
         match self.fetch(url).await {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(Problem::new(StatusCode::BAD_GATEWAY, "AWS did not confirm the subscription")),
+            Ok(None) => Err(Problem::new(ProblemType::UpstreamRefused, "AWS did not confirm the subscription")),
             Err(error) => {
                 tracing::warn!(error, "an SNS subscription cannot be confirmed");
                 Err(unreachable())
@@ -130,7 +126,7 @@ impl Certificates {
 
     /// What is known of this URL already.
     fn known(&self, url: &str) -> Option<Option<Arc<Certificate>>> {
-        match self.held.lock().unwrap_or_else(PoisonError::into_inner).get(url)? {
+        match self.held.lock().get(url)? {
             Held::Certificate(certificate) => Some(Some(Arc::clone(certificate))),
             Held::Missed(at) if at.elapsed() < MISS_TTL => Some(None),
             Held::Missed(_) => None,
@@ -138,7 +134,7 @@ impl Certificates {
     }
 
     fn hold(&self, url: &str, certificate: Option<Arc<Certificate>>) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock();
         if held.len() >= MAX_URLS {
             // Guesses go first, else anything: what is needed is fetched again.
             held.retain(|_, one| matches!(one, Held::Certificate(_)));
@@ -186,7 +182,11 @@ fn client() -> Option<reqwest::Client> {
 }
 
 fn unreachable() -> Problem {
-    Problem::unavailable("AWS cannot be reached for the certificate of this delivery; retry", RETRY_AFTER)
+    unavailable("AWS cannot be reached for the certificate of this delivery; retry")
+}
+
+fn unavailable(detail: &str) -> Problem {
+    Problem::retry_after(ProblemType::CertificateUnavailable, detail, RETRY_AFTER)
 }
 
 #[cfg(test)]

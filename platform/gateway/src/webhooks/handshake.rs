@@ -2,9 +2,10 @@
 
 use crate::{
     Gateway,
+    api::openapi::Docs,
     http::{
         forwarded::Origin,
-        problem::{HttpResult, Problem},
+        problem::{HttpResult, Problem, ProblemType},
     },
     webhooks::receive::{find, parse_name, secret_of},
 };
@@ -57,7 +58,7 @@ pub(crate) async fn get(
     }
     let token = spec.verify_token.as_ref().and_then(|token| secret_of(&catalogue, &source, token));
     let text = token.and_then(|token| challenge(&query.unwrap_or_default(), &token));
-    let text = text.ok_or_else(|| Problem::new(StatusCode::FORBIDDEN, "the verify token does not match"))?;
+    let text = text.ok_or_else(|| Problem::new(ProblemType::Forbidden, "the verify token does not match"))?;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -86,6 +87,21 @@ pub(crate) async fn options(
     Ok(response)
 }
 
+/// The documentation of [`get`].
+pub(crate) fn get_docs(docs: Docs) -> Docs {
+    docs.path("source", "The name of the source")
+        .text(200, "The challenge of the request")
+        .problems(&[ProblemType::Forbidden, ProblemType::MethodNotAllowed])
+}
+
+/// The documentation of [`options`].
+pub(crate) fn options_docs(docs: Docs) -> Docs {
+    docs.path("source", "The name of the source")
+        .header("WebHook-Request-Origin", "The sender that asks for permission")
+        .empty(200, "The sender may send events, at the rate in `WebHook-Allowed-Rate`")
+        .problems(&[ProblemType::Forbidden, ProblemType::MethodNotAllowed])
+}
+
 /// Requests per minute, the unit of CloudEvents. `*` without a rate: the gateway sheds excess requests anyway.
 fn allowed_rate(rate: Option<Rate>) -> HeaderValue {
     let Some(rate) = rate else { return HeaderValue::from_static("*") };
@@ -93,6 +109,5 @@ fn allowed_rate(rate: Option<Rate>) -> HeaderValue {
 }
 
 fn only_post() -> Problem {
-    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed on this path; see the header Allow");
-    problem.with(header::ALLOW, HeaderValue::from_static("POST"))
+    Problem::method_not_allowed(HeaderValue::from_static("POST"))
 }

@@ -5,15 +5,11 @@
 
 use crate::http::{
     forwarded::Origin,
-    problem::{HttpResult, Problem},
+    problem::{HttpResult, Problem, ProblemType},
 };
-use http::{HeaderValue, StatusCode, header};
 use nerve_core::{Name, SourceSpec, manifest::Rate, rate_limit::RateLimiter};
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use parking_lot::Mutex;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
@@ -65,7 +61,7 @@ impl SourceLimits {
     }
 
     fn of(&self, source: &Name, spec: &SourceSpec) -> Arc<SourceLimit> {
-        let mut limits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limits = self.0.lock();
         if let Some(limit) = limits.get(source)
             && (limit.rate, limit.concurrency) == (spec.rate, spec.concurrency)
         {
@@ -87,13 +83,13 @@ pub(crate) fn check_address(source: &Name, spec: &SourceSpec, origin: &Origin) -
         return Ok(());
     }
     tracing::debug!(%source, client = origin.client.map(display), "webhook refused: the sender's address is in no network of `allow`");
-    Err(Problem::new(StatusCode::FORBIDDEN, "sender address not allowed for this source").closing())
+    Err(Problem::new(ProblemType::Forbidden, "sender address not allowed for this source").closing())
 }
 
 fn too_many(what: &str, wait: Duration) -> Problem {
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
     let detail = format!("{what}; nothing was stored, retry after {} s", seconds.max(1));
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, detail).with(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
+    Problem::retry_after(ProblemType::RateLimited, detail, wait)
 }
 
 #[cfg(test)]

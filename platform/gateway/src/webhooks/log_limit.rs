@@ -1,8 +1,9 @@
 //! A limiter of log lines that senders can cause: a line per kind and interval, with the number of suppressed ones.
 
+use parking_lot::Mutex;
 use std::{
     collections::HashMap,
-    sync::{LazyLock, Mutex, PoisonError},
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -25,7 +26,7 @@ struct Kind {
 /// All gateways of a process share the limiter, as they share the log.
 pub(crate) fn due(subject: &str, reason: &'static str) -> Option<u64> {
     static KINDS: LazyLock<Mutex<Kinds>> = LazyLock::new(Mutex::default);
-    let mut kinds = KINDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut kinds = KINDS.lock();
     due_at(&mut kinds, subject, reason, Instant::now())
 }
 

@@ -4,14 +4,16 @@
 //! find the source → check the address → read the body → verify → drop duplicates → apply the source's limits → publish → wait for the
 //! acknowledgement → store the dedupe keys → respond.
 
-use super::{events, handshake, ingest::Ingest, limits, log_limit};
+use super::{handshake, ingest::Ingest, limits, log_limit};
 use crate::{
     Gateway,
+    api::openapi::{BROKER, Docs, any, text},
     http::{
         body::{LARGE_BODY_BYTES, is_small},
         forwarded::{Origin, Peer},
-        problem::{HttpResult, Problem},
+        problem::{HttpResult, Problem, ProblemType},
     },
+    publish::accepted_docs,
 };
 use axum::{
     BoxError,
@@ -19,12 +21,13 @@ use axum::{
     extract::{Path, State},
 };
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, StatusCode, request::Parts};
-use nerve_core::{Name, SourceSpec, function::Secret, manifest::Provider};
+use http::{HeaderMap, Method, Request, request::Parts};
+use nerve_core::{Name, SourceSpec, function::Secret};
 use nerve_registry::Catalogue;
 use nerve_webhooks::{Accepted, Certificate, Delivery, Refusal, certificate_url, verify};
 use std::{sync::Arc, time::Duration};
 use time::OffsetDateTime;
+use utoipa::openapi::schema::ObjectBuilder;
 
 /// `Retry-After` of a source whose configuration has to be fixed first.
 const CONFIGURATION_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -98,22 +101,10 @@ impl IncomingWebhook<'_> {
         match verified {
             Ok(Accepted::Handshake(reply)) => Box::pin(handshake::respond(gateway, &source, reply)).await,
             Ok(Accepted::Events(verified, signed_identity)) => {
-                let posted = match verification.spec.provider {
-                    Provider::Cloudevents => events::cloud_events(
-                        &source,
-                        verification.spec.ids(),
-                        (&verification.headers, &verification.body),
-                    )?,
-                    _ => None,
-                };
-                let events = match posted {
-                    Some(events) => events,
-                    None => {
-                        let event_of = |one| events::event_of((&source, &verification.spec), one, now);
-                        verified.into_iter().map(event_of).collect::<HttpResult<_>>()?
-                    }
-                };
-                Ingest { gateway, source: &source, spec: &verification.spec, signed_identity }.store_new(events).await
+                let Verification { spec, headers, body, .. } = &verification;
+                Ingest { gateway, source: &source, spec, signed_identity }
+                    .store_new(verified, (headers, body), now)
+                    .await
             }
             Err(Refusal::AnnouncesSecret(secret)) if !verification.spec.secrets.is_empty() => {
                 Ok(handshake::log_announced_secret(&source, &verification.spec, &secret))
@@ -176,7 +167,7 @@ impl Verification {
             return Ok(verify());
         }
         let verified = tokio::task::spawn_blocking(verify).await;
-        verified.map_err(|_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "verification was aborted"))
+        verified.map_err(|_| Problem::new(ProblemType::Internal, "verification was aborted"))
     }
 
     fn verify_blocking(&self) -> Result<Accepted, Refusal> {
@@ -198,22 +189,42 @@ impl Verification {
 fn refuse(source: &Name, refusal: &Refusal, origin: &Origin) -> Problem {
     match refusal {
         Refusal::Malformed => {
-            Problem::bad_request("the body is not JSON, although its content type says so; nothing was stored")
+            let detail = "the body is not JSON, although its content type says so; nothing was stored";
+            Problem::new(ProblemType::InvalidJson, detail)
         }
-        Refusal::TooManyItems => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, refusal.to_string()),
+        Refusal::TooManyItems => Problem::new(ProblemType::BodyTooLarge, refusal.to_string()),
         Refusal::Unusable(why) => {
             if let Some(suppressed) = log_limit::due(source.as_str(), "unusable") {
                 tracing::error!(%source, suppressed, "webhooks of the source get 503: {why}");
             }
             let detail = format!("source `{source}` cannot verify webhooks; see the gateway log");
-            Problem::unavailable(detail, CONFIGURATION_RETRY_AFTER)
+            Problem::retry_after(ProblemType::SourceMisconfigured, detail, CONFIGURATION_RETRY_AFTER)
         }
         _ => {
             tracing::debug!(%source, client = origin.client.map(display), "webhook refused: {refusal}");
             let detail = "the signature or one of its headers is missing, invalid or expired";
-            Problem::new(StatusCode::UNAUTHORIZED, detail)
+            Problem::new(ProblemType::InvalidSignature, detail)
         }
     }
+}
+
+/// The documentation of [`receive`].
+pub(crate) fn docs(docs: Docs) -> Docs {
+    use ProblemType::{
+        CertificateUnavailable, Conflict, Forbidden, InProgress, InvalidEvent, InvalidJson, InvalidSignature,
+        RateLimited, SourceMisconfigured,
+    };
+    let docs = docs
+        .path("source", "The name of the source")
+        .body_like("application/json", any())
+        .body_like("application/x-www-form-urlencoded", ObjectBuilder::new().into())
+        .body_like("application/octet-stream", text());
+    accepted_docs(docs)
+        .json_like(200, "The reply to the handshake of the sender", any())
+        .empty(204, "The handshake of the sender is done")
+        .problems(&[InvalidEvent, InvalidJson, InvalidSignature, Forbidden, Conflict, RateLimited])
+        .problems(&[CertificateUnavailable, InProgress, SourceMisconfigured])
+        .problems(BROKER)
 }
 
 #[cfg(test)]

@@ -18,10 +18,11 @@ pub use drain::Drain;
 
 use disk::{Disk, Entry, Row};
 use nerve_core::{Event, Identity, Name};
+use parking_lot::{Mutex, MutexGuard};
 use std::{
     collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
@@ -190,7 +191,7 @@ impl Spool {
 
     fn held(&self) -> MutexGuard<'_, Held> {
         // After a panic elsewhere the counts may be off; they limit the spool and do not store anything.
-        self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.held.lock()
     }
 }
 

@@ -4,13 +4,14 @@ use crate::{
     Gateway,
     api::{
         answers::{
-            failure, json,
+            ANSWER_PROBLEMS, QUESTION_PROBLEMS, failure, json,
             prompt::{Question, QuestionRequest},
             stream::{AnswerStream, Step},
         },
         auth::Caller,
         idempotency::{Keyed, Once},
-        sse::{self, Frame, HEARTBEAT},
+        openapi::Docs,
+        sse::{self, Frame, Frames, HEARTBEAT},
     },
     http::problem::{HttpResult, Problem},
 };
@@ -19,18 +20,20 @@ use axum::{
     extract::{Extension, Request, State},
 };
 use bytes::Bytes;
-use futures::Stream;
 use http::StatusCode;
 use nerve_core::answer::Part;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 
 /// Model options that are passed through to the generating function.
 const MODEL_OPTIONS: [&str; 6] = ["temperature", "top_p", "max_tokens", "max_completion_tokens", "seed", "stop"];
 
-#[derive(Debug, Deserialize)]
+/// A request for a chat completion; other fields are options of the model, or ignored.
+#[derive(Debug, Deserialize, ToSchema)]
 struct ChatRequest {
+    /// The last message of the user is the question.
     messages: Vec<Message>,
     #[serde(default)]
     model: String,
@@ -40,22 +43,29 @@ struct ChatRequest {
     stream_options: StreamOptions,
     /// OpenAI's field for custom data: here `collection` and `conversation`.
     #[serde(default)]
+    #[schema(value_type = HashMap<String, Value>)]
     metadata: Map<String, Value>,
+    /// The number of choices: 1.
     #[serde(default)]
     n: Option<u32>,
     #[serde(flatten)]
+    #[schema(value_type = HashMap<String, Value>)]
     rest: Map<String, Value>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, ToSchema)]
 struct StreamOptions {
+    /// Whether the last chunk has the token counts.
     #[serde(default)]
     include_usage: bool,
 }
 
-#[derive(Debug, Deserialize)]
+/// A message of the conversation.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(as = ChatMessage)]
 struct Message {
     role: String,
+    /// A text, or a list of parts.
     #[serde(default)]
     content: Value,
 }
@@ -80,10 +90,8 @@ pub(crate) async fn post(
     Extension(caller): Extension<Caller>,
     request: Request<Body>,
 ) -> HttpResult {
-    let (parts, body) = request.into_parts();
-    let body = gateway.bodies().read(&parts.headers, body, gateway.config().max_api_body).await?;
-    let request: ChatRequest = serde_json::from_slice(&body.bytes)
-        .map_err(|error| Problem::bad_request(format!("invalid request: {error}")))?;
+    let (parts, body) = gateway.read_api(request).await?;
+    let request: ChatRequest = body.json("request")?;
     let (stream, usage) = (request.stream, request.stream_options.include_usage);
     let (model, question) = request.question()?;
     let question = Question::of(question, &caller)?;
@@ -93,9 +101,7 @@ pub(crate) async fn post(
     let answer_stream = super::start(&gateway, &caller, &prompt, once).await?;
     let head = Head { id: prompt.event.id, model, created: OffsetDateTime::now_utc().unix_timestamp() };
     if stream {
-        return Ok(sse::response(
-            ChatStream { head, answer_stream, usage, state: Progress::Begin, has_text: false }.frames(),
-        ));
+        return Ok(sse::response(ChatStream { head, answer_stream, usage, state: Progress::Begin, has_text: false }));
     }
     Ok(json(StatusCode::OK, &head.completion(&answer_stream.whole().await?)))
 }
@@ -104,10 +110,10 @@ impl ChatRequest {
     /// The model's name and the question.
     fn question(self) -> HttpResult<(String, QuestionRequest)> {
         if self.n.is_some_and(|n| n != 1) {
-            return Err(Problem::bad_request("`n` must be 1"));
+            return Err(Problem::invalid_request("`n` must be 1"));
         }
         let Some(last) = self.messages.iter().rposition(|message| message.role == "user") else {
-            return Err(Problem::bad_request("`messages` has no message with the role `user`"));
+            return Err(Problem::invalid_request("`messages` has no message with the role `user`"));
         };
         let message_of = |message: &Message| json!({"role": message.role, "content": message.text()});
         let before: Vec<Value> = self.messages.iter().take(last).map(message_of).collect();
@@ -130,6 +136,59 @@ impl ChatRequest {
     }
 }
 
+/// A complete answer in OpenAI's shape.
+#[derive(Serialize, ToSchema)]
+struct ChatCompletion<'a> {
+    id: String,
+    object: &'static str,
+    /// Seconds since 1970.
+    created: i64,
+    /// The model of the request.
+    model: &'a str,
+    #[schema(value_type = Vec<Choice>)]
+    choices: [Choice<'a>; 1],
+    usage: Usage,
+    /// The documents that the answer cites.
+    citations: Vec<Value>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct Choice<'a> {
+    index: u32,
+    message: CompletionMessage<'a>,
+    finish_reason: &'a str,
+    /// Always null.
+    logprobs: Option<Value>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct CompletionMessage<'a> {
+    role: &'static str,
+    content: &'a str,
+    /// Always null.
+    refusal: Option<&'a str>,
+}
+
+/// Token counts.
+#[derive(Serialize, ToSchema)]
+#[schema(as = ChatUsage)]
+struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+}
+
+/// The documentation of [`post`].
+pub(crate) fn docs(docs: Docs) -> Docs {
+    let described = "The completion, or its chunks with `stream`";
+    docs.body::<ChatRequest>()
+        .json::<ChatCompletion<'_>>(200, described)
+        .stream(200, described)
+        .problems(ANSWER_PROBLEMS)
+        .problems(QUESTION_PROBLEMS)
+        .idempotent()
+}
+
 /// The fields that all chunks of a completion share.
 struct Head {
     id: String,
@@ -149,15 +208,18 @@ impl Head {
         self.object("chat.completion.chunk", json!({"index": 0, "delta": delta, "finish_reason": finish}))
     }
 
-    fn completion(&self, answer: &Value) -> Value {
-        let message = json!({"role": "assistant", "content": answer.get("answer"), "refusal": null});
-        let choice = json!({"index": 0, "message": message, "finish_reason": finish_of(answer), "logprobs": null});
-        let mut completion = self.object("chat.completion", choice);
-        if let Value::Object(fields) = &mut completion {
-            fields.insert("usage".to_owned(), usage_of(answer));
-            fields.insert("citations".to_owned(), answer.get("citations").cloned().unwrap_or_else(|| json!([])));
+    fn completion<'a>(&'a self, answer: &'a Value) -> ChatCompletion<'a> {
+        let content = answer.get("answer").and_then(Value::as_str).unwrap_or_default();
+        let message = CompletionMessage { role: "assistant", content, refusal: None };
+        ChatCompletion {
+            id: format!("chatcmpl-{}", self.id),
+            object: "chat.completion",
+            created: self.created,
+            model: &self.model,
+            choices: [Choice { index: 0, message, finish_reason: finish_of(answer), logprobs: None }],
+            usage: usage_of(answer),
+            citations: citations_of(answer),
         }
-        completion
     }
 }
 
@@ -165,11 +227,15 @@ fn finish_of(answer: &Value) -> &str {
     answer.get("finish").and_then(Value::as_str).unwrap_or("stop")
 }
 
+fn citations_of(answer: &Value) -> Vec<Value> {
+    answer.get("citations").and_then(Value::as_array).cloned().unwrap_or_default()
+}
+
 /// Token counts; zero for an extractive answer.
-fn usage_of(answer: &Value) -> Value {
+fn usage_of(answer: &Value) -> Usage {
     let count = |name: &str| answer.pointer(&format!("/usage/{name}")).and_then(Value::as_u64).unwrap_or_default();
     let (prompt, completion) = (count("prompt_tokens"), count("completion_tokens"));
-    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+    Usage { prompt_tokens: prompt, completion_tokens: completion, total_tokens: prompt + completion }
 }
 
 /// The state of a stream of chunks.
@@ -194,15 +260,8 @@ fn frame(value: &Value) -> Bytes {
     Frame { data: &value.to_string(), ..Frame::default() }.to_bytes()
 }
 
-impl ChatStream {
-    fn frames(self) -> impl Stream<Item = Bytes> + Send + 'static {
-        futures::stream::unfold(self, |mut chunks| async move {
-            let frame = chunks.next().await?;
-            Some((frame, chunks))
-        })
-    }
-
-    async fn next(&mut self) -> Option<Bytes> {
+impl Frames for ChatStream {
+    async fn next_frame(&mut self) -> Option<Bytes> {
         match &mut self.state {
             Progress::Begin => {
                 self.state = Progress::Parts;
@@ -226,14 +285,15 @@ impl ChatStream {
                 Part::Done => return Some(self.finish(&data)),
                 Part::Error => {
                     self.state = Progress::Rest(vec![Bytes::from_static(b"data: [DONE]\n\n")]);
-                    let message = failure(&data).detail_text();
-                    return Some(frame(&json!({"error": {"message": message, "type": "server_error"}})));
+                    return Some(frame(&json!(failure(&data).to_openai())));
                 }
                 Part::Opened | Part::Retrieved | Part::Citation => {}
             }
         }
     }
+}
 
+impl ChatStream {
     /// The last chunks of an answer, with its text if no function streamed it.
     fn finish(&mut self, answer: &Value) -> Bytes {
         let mut rest = Vec::new();
@@ -242,14 +302,14 @@ impl ChatStream {
         }
         let mut last = self.head.chunk(json!({}), Some(finish_of(answer)));
         if let Value::Object(fields) = &mut last {
-            fields.insert("citations".to_owned(), answer.get("citations").cloned().unwrap_or_else(|| json!([])));
+            fields.insert("citations".to_owned(), citations_of(answer).into());
         }
         rest.push(frame(&last));
         if self.usage {
             let mut counts = self.head.object("chat.completion.chunk", Value::Null);
             if let Value::Object(fields) = &mut counts {
                 fields.insert("choices".to_owned(), json!([]));
-                fields.insert("usage".to_owned(), usage_of(answer));
+                fields.insert("usage".to_owned(), json!(usage_of(answer)));
             }
             rest.push(frame(&counts));
         }

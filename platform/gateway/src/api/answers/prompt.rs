@@ -8,6 +8,7 @@ use nerve_core::{Event, EventType, answer, event::CORRELATION_ID};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use time::OffsetDateTime;
+use utoipa::ToSchema;
 
 /// The collection of requests that name none.
 const DEFAULT_COLLECTION: &str = "default";
@@ -15,9 +16,10 @@ const DEFAULT_COLLECTION: &str = "default";
 const SOURCE: &str = "/v1/answers";
 
 /// The body of `POST /v1/answers`. Other fields are passed through to every function.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct QuestionRequest {
     /// The question.
+    #[schema(min_length = 1)]
     #[serde(alias = "prompt")]
     pub(crate) question: String,
     /// The collection to search.
@@ -25,6 +27,7 @@ pub(crate) struct QuestionRequest {
     /// Whether to stream the answer.
     pub(crate) stream: Option<bool>,
     #[serde(flatten)]
+    #[schema(value_type = HashMap<String, Value>)]
     pub(crate) rest: Map<String, Value>,
 }
 
@@ -53,7 +56,7 @@ impl Question {
     pub(crate) fn of(asked: QuestionRequest, caller: &Caller) -> HttpResult<Self> {
         let QuestionRequest { question, collection, rest, .. } = asked;
         if question.trim().is_empty() {
-            return Err(Problem::bad_request("`question` is empty"));
+            return Err(Problem::invalid_request("`question` is empty"));
         }
         let collection = caller.collection(collection, DEFAULT_COLLECTION)?;
         let mut data = rest;
@@ -71,7 +74,7 @@ impl Question {
 }
 
 fn event(id: &str, ty: &str, data: &Value) -> HttpResult<Event> {
-    let ty = EventType::parse(ty).map_err(|error| Problem::bad_request(error.to_string()))?;
+    let ty = EventType::parse(ty).map_err(|error| Problem::invalid_request(error.to_string()))?;
     let event = Event::new(id, SOURCE, ty).with_extension(CORRELATION_ID, id);
     let mut event = event.with_data("application/json", data.to_string().into_bytes());
     // Two events with the same source need different ids.

@@ -1,24 +1,18 @@
 //! Reads an answer for one client.
 
 use crate::{
-    Gateway,
-    api::{
-        sse::{Frame, HEARTBEAT},
-        tail::{HEARTBEAT_INTERVAL, RETRY_FRAME, StreamSlot},
-    },
-    http::problem::{HttpResult, Problem},
+    Gateway, OVERLOAD_RETRY_AFTER,
+    api::sse::{self, Frame, Frames, HEARTBEAT, OpenStream, StreamSlot, Waited},
+    http::problem::{HttpResult, Problem, ProblemType},
     publish::broker_problem,
 };
 use bytes::Bytes;
-use futures::Stream;
-use http::StatusCode;
 use nerve_broker::bus::{AnswerPart, AnswerParts, Bus, EndReason};
 use nerve_core::answer::Part;
 use serde_json::{Value, json};
 use std::time::Duration;
 use time::OffsetDateTime;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
-use tokio_util::sync::CancellationToken;
+use tokio::time::Instant;
 
 /// Interval between attempts to end an answer that timed out.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -28,14 +22,11 @@ pub(crate) struct AnswerStream {
     pub(crate) id: String,
     parts: AnswerParts,
     bus: Bus,
-    heartbeat: Interval,
-    stop: CancellationToken,
+    open: OpenStream,
     /// When the answer times out.
     deadline: Instant,
     timeout: Duration,
-    has_greeted: bool,
     ended: bool,
-    _slot: StreamSlot,
 }
 
 /// The next item of an answer.
@@ -52,20 +43,15 @@ impl AnswerStream {
     /// Reads from the beginning, or past the sequence `after`.
     pub(crate) async fn open(gateway: &Gateway, id: String, after: Option<u64>, slot: StreamSlot) -> HttpResult<Self> {
         let parts = gateway.bus().answer(&id, after).await.map_err(|error| broker_problem(&error))?;
-        let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT_INTERVAL, HEARTBEAT_INTERVAL);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let timeout = gateway.config().answer_timeout;
         Ok(Self {
             id,
             parts,
             bus: gateway.bus().clone(),
-            heartbeat,
-            stop: gateway.shutdown().clone(),
+            open: OpenStream::new(gateway, slot),
             deadline: Instant::now() + timeout,
             timeout,
-            has_greeted: false,
             ended: false,
-            _slot: slot,
         })
     }
 
@@ -87,15 +73,14 @@ impl AnswerStream {
             }
             tokio::select! {
                 biased;
-                () = self.stop.cancelled() => return None,
-                part = self.parts.next() => match part.part {
-                    Part::Opened => {}
-                    _ => {
+                waited = self.open.wait(self.parts.next()) => match waited? {
+                    Waited::Idle => return Some(Step::Idle),
+                    Waited::Item(part) if part.part == Part::Opened => {}
+                    Waited::Item(part) => {
                         self.ended = part.part.is_last();
                         return Some(Step::Part(Box::new(part)));
                     }
                 },
-                _ = self.heartbeat.tick() => return Some(Step::Idle),
                 () = tokio::time::sleep_until(self.deadline) => self.give_up().await,
             }
         }
@@ -124,28 +109,16 @@ impl AnswerStream {
             }
         }
         let detail = format!("the gateway is shutting down; the answer continues at /v1/answers/{}", self.id);
-        Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail))
+        Err(Problem::retry_after(ProblemType::NotServing, detail, OVERLOAD_RETRY_AFTER))
     }
+}
 
-    /// The answer's parts as server-sent events.
-    pub(crate) fn frames(self) -> impl Stream<Item = Bytes> + Send + 'static {
-        futures::stream::unfold(self, |mut stream| async move {
-            let frame = stream.frame().await?;
-            Some((frame, stream))
-        })
-    }
-
-    async fn frame(&mut self) -> Option<Bytes> {
-        if !self.has_greeted {
-            self.has_greeted = true;
-            return Some(RETRY_FRAME);
-        }
+/// The answer's parts as server-sent events.
+impl Frames for AnswerStream {
+    async fn next_frame(&mut self) -> Option<Bytes> {
         Some(match self.step().await? {
             Step::Idle => HEARTBEAT,
-            Step::Gap(from, to) => {
-                let data = json!({"from": from, "to": to}).to_string();
-                Frame { name: Some("gap"), data: &data, id: None }.to_bytes()
-            }
+            Step::Gap(from, to) => sse::gap(from, to),
             Step::Part(part) => {
                 let AnswerPart { sequence, part, event } = *part;
                 let data = match part {

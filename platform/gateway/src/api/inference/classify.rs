@@ -1,16 +1,16 @@
 //! `POST /v1/classify`: labels of texts, pairs of texts or features.
 
 use crate::api::inference::{
-    ModelChoice, Usage, check_count, is_false, missing, parse, read_body, run,
+    ModelChoice, Usage, check_count, is_false, missing, model_docs, read_body, run,
     text::{Kind, Text, kind},
 };
 use crate::{
     Gateway,
+    api::openapi::Docs,
     http::problem::{HttpResult, Problem},
 };
 use axum::{
     Json,
-    body::Body,
     extract::{Request, State},
     response::IntoResponse,
 };
@@ -21,49 +21,64 @@ use nerve_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
-#[derive(Deserialize)]
+/// Samples to classify: `input` or `features`. Unknown fields are ignored.
+#[derive(Deserialize, ToSchema)]
 struct ClassifyRequest<'a> {
+    /// The name of a model.
+    #[schema(required)]
     model: Option<String>,
+    /// A text, or a list of texts, of pairs of texts, or of features.
     #[serde(borrow)]
+    #[schema(value_type = Option<Value>)]
     input: Option<&'a RawValue>,
+    /// The features of one sample as an object or a list, or those of several.
     #[serde(borrow)]
+    #[schema(value_type = Option<Value>)]
     features: Option<&'a RawValue>,
+    /// Whether scores are the model's own output.
     raw_scores: Option<bool>,
+    /// The number of labels per sample.
+    #[schema(minimum = 1)]
     top_k: Option<usize>,
 }
 
-#[derive(Serialize)]
-struct List<'a> {
+#[derive(Serialize, ToSchema)]
+struct ClassificationList<'a> {
     object: &'static str,
     model: &'a str,
-    data: Vec<Item>,
+    data: Vec<ClassificationItem>,
     usage: Usage,
 }
 
-#[derive(Serialize)]
-struct Item {
+#[derive(Serialize, ToSchema)]
+struct ClassificationItem {
     index: usize,
     label: Option<String>,
     score: Option<f32>,
+    /// Each `label` with its `score`, the best first.
+    #[schema(value_type = Vec<Object>)]
     labels: Vec<Label>,
     #[serde(skip_serializing_if = "is_false")]
     truncated: bool,
 }
 
 /// Classifies samples.
-pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>) -> HttpResult {
+pub(crate) async fn post(State(gateway): State<Gateway>, request: Request) -> HttpResult {
     let body = read_body(&gateway, request).await?;
-    let asked: ClassifyRequest<'_> = parse(&body.bytes)?;
+    let asked: ClassifyRequest<'_> = body.json("request")?;
     let (field, samples) = match (asked.input, asked.features) {
-        (Some(_), Some(_)) => return Err(Problem::bad_request("`input` and `features` are both present: send one")),
+        (Some(_), Some(_)) => {
+            return Err(Problem::invalid_request("`input` and `features` are both present: send one"));
+        }
         (Some(input), None) => ("input", read_input(input)?),
         (None, Some(features)) => ("features", read_features(features)?),
         (None, None) => return Err(missing("input")),
     };
     check_count(&gateway, field, samples.len())?;
     if asked.top_k == Some(0) {
-        return Err(Problem::bad_request("`top_k` must be at least 1"));
+        return Err(Problem::invalid_request("`top_k` must be at least 1"));
     }
     let wanted = ModelChoice::Named(asked.model.as_deref().ok_or_else(|| missing("model"))?);
     let raw = asked.raw_scores.unwrap_or_default();
@@ -72,11 +87,21 @@ pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>)
     };
     let (model, classified) = run(&gateway, wanted, classify).await?;
     let usage = Usage::of(classified.iter().map(|one| one.tokens));
-    let data = classified.into_iter().enumerate().map(|(index, one)| Item::of(index, one, asked.top_k)).collect();
-    Ok(Json(List { object: "list", model: &model, data, usage }).into_response())
+    let data = classified
+        .into_iter()
+        .enumerate()
+        .map(|(index, one)| ClassificationItem::of(index, one, asked.top_k))
+        .collect();
+    Ok(Json(ClassificationList { object: "list", model: &model, data, usage }).into_response())
 }
 
-impl Item {
+/// The documentation of [`post`].
+pub(crate) fn docs(docs: Docs) -> Docs {
+    let docs = model_docs(docs.body::<ClassifyRequest<'_>>());
+    docs.json::<ClassificationList<'_>>(200, "The labels of each sample")
+}
+
+impl ClassificationItem {
     fn of(index: usize, Classification { mut labels, truncated, .. }: Classification, top: Option<usize>) -> Self {
         labels.truncate(top.unwrap_or(usize::MAX));
         let first = labels.first().cloned();
@@ -94,7 +119,7 @@ fn read_input(input: &RawValue) -> HttpResult<Vec<Sample>> {
             let items: Vec<&RawValue> = read("input", input)?;
             items.into_iter().enumerate().map(|(index, item)| read_sample(&format!("input[{index}]"), item)).collect()
         }
-        Kind::Number | Kind::Other => Err(Problem::bad_request(
+        Kind::Number | Kind::Other => Err(Problem::invalid_request(
             "`input` must be a text, or a list of texts, of pairs of texts, or of features as objects or lists",
         )),
     }
@@ -111,9 +136,9 @@ fn read_sample(place: &str, item: &RawValue) -> HttpResult<Sample> {
         },
         Kind::Number => {
             let detail = format!("`{place}` is a number: the features of one sample are a list in that list, [[1, 2]]");
-            Err(Problem::bad_request(detail))
+            Err(Problem::invalid_request(detail))
         }
-        Kind::Other => Err(Problem::bad_request(format!("`{place}` is neither a text nor a pair nor features"))),
+        Kind::Other => Err(Problem::invalid_request(format!("`{place}` is neither a text nor a pair nor features"))),
     }
 }
 
@@ -131,14 +156,14 @@ fn read_features(features: &RawValue) -> HttpResult<Vec<Sample>> {
             Ok(vec![Sample::Features(read("features", features)?)])
         }
         Kind::String | Kind::Number | Kind::Other => {
-            Err(Problem::bad_request("`features` must be an object, a list, or a list of objects or lists"))
+            Err(Problem::invalid_request("`features` must be an object, a list, or a list of objects or lists"))
         }
     }
 }
 
 fn read<'v, T: Deserialize<'v>>(place: &str, value: &'v RawValue) -> HttpResult<T> {
     serde_json::from_str(value.get())
-        .map_err(|error| Problem::bad_request(format!("`{place}` cannot be read: {error}")))
+        .map_err(|error| Problem::invalid_request(format!("`{place}` cannot be read: {error}")))
 }
 
 #[cfg(test)]

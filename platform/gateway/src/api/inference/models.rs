@@ -1,22 +1,22 @@
 //! Finds a model by name and fetches its files.
 
 use crate::{
-    http::problem::{HttpResult, Problem},
+    http::problem::{HttpResult, Problem, ProblemType},
     publish::broker_problem,
 };
 use futures::{
     FutureExt,
     future::{BoxFuture, Shared},
 };
-use http::StatusCode;
 use nerve_broker::bus::BusError;
 use nerve_config::OnnxConfig;
 use nerve_core::{Inference, ModelName, function::Artifact, inference::Model};
 use nerve_registry::{ArtifactRef, Catalogue, Entry, ModelRecord};
+use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -75,7 +75,7 @@ impl Models {
         self.parts.inference.as_ref().ok_or_else(|| {
             let detail = "this server runs no models: it needs ONNX Runtime's library, which `make setup` installs, \
                           or name one with onnx.library (NERVE_ONNX_LIBRARY), and start it again";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+            Problem::new(ProblemType::ModelUnavailable, detail)
         })
     }
 
@@ -104,14 +104,14 @@ impl Models {
         match (able.next(), able.next()) {
             (Some(only), None) => self.fetched(catalogue, only).await,
             (Some(_), Some(_)) => {
-                Err(Problem::bad_request(format!("`model` is missing, and several are there for {task}: name one")))
+                Err(Problem::invalid_request(format!("`model` is missing, and several are there for {task}: name one")))
             }
             (None, _) => {
                 let detail = format!(
                     "`model` is missing, and no model for {task} is added that could be meant: name one, or add one \
                      with `nerve models add DIR`"
                 );
-                Err(Problem::bad_request(detail))
+                Err(Problem::invalid_request(detail))
             }
         }
     }
@@ -119,7 +119,7 @@ impl Models {
     /// Makes the next request fetch the model again, whose files may have been deleted.
     pub(crate) fn forget(&self, model: &Model) {
         if let Ok(name) = ModelName::parse(model.name.as_str()) {
-            self.lock().remove(&name);
+            self.fetched.lock().remove(&name);
         }
     }
 
@@ -135,7 +135,7 @@ impl Models {
 
     async fn fetched(&self, catalogue: &Catalogue, entry: &Entry<ModelRecord, ModelName>) -> HttpResult<Arc<Model>> {
         let fetching = {
-            let mut fetched = self.lock();
+            let mut fetched = self.fetched.lock();
             match fetched.get(&entry.name).filter(|there| there.revision == entry.revision) {
                 Some(there) => there.model.clone(),
                 None => {
@@ -148,7 +148,7 @@ impl Models {
         };
         let done = fetching.clone().await;
         done.map_err(|error| {
-            let mut fetched = self.lock();
+            let mut fetched = self.fetched.lock();
             if fetched.get(&entry.name).is_some_and(|there| there.model.ptr_eq(&fetching)) {
                 fetched.remove(&entry.name);
             }
@@ -175,9 +175,5 @@ impl Models {
             Err(error) => Err(Arc::new(BusError::unavailable("fetching a model", error))),
         });
         told.boxed().shared()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Fetched>> {
-        self.fetched.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,16 +1,16 @@
 //! `POST /v1/rerank`, in Cohere's format or, if the request has `texts`, in that of Text Embeddings Inference.
 
 use crate::api::inference::{
-    ModelChoice, Usage, check_count, is_false, missing, parse, read_body, run,
+    ModelChoice, Usage, check_count, is_false, missing, model_docs, read_body, run,
     text::{Kind, Text, kind},
 };
 use crate::{
     Gateway,
+    api::openapi::{Docs, list_of, one_of},
     http::problem::{HttpResult, Problem},
 };
 use axum::{
     Json,
-    body::Body,
     extract::{Request, State},
     response::IntoResponse,
 };
@@ -21,18 +21,30 @@ use nerve_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
+use utoipa::ToSchema;
 
-/// The request in either format; unknown fields are ignored.
-#[derive(Deserialize)]
+/// Documents to order by relevance, in either format: `documents` or `texts`. Unknown fields are ignored.
+#[derive(Deserialize, ToSchema)]
 struct RerankBody<'a> {
+    /// The name of a model; by default the only one that reranks.
     model: Option<String>,
+    #[schema(value_type = String, required)]
     query: Option<Text>,
+    /// Texts, or objects with a `text`: Cohere's format.
     #[serde(borrow)]
+    #[schema(value_type = Option<Vec<Value>>)]
     documents: Option<Vec<&'a RawValue>>,
+    /// Texts: the format of Text Embeddings Inference.
+    #[schema(value_type = Option<Vec<String>>)]
     texts: Option<Vec<Text>>,
+    /// The number of results.
+    #[schema(minimum = 1)]
     top_n: Option<usize>,
+    /// Whether results have their document, with `documents`.
     return_documents: Option<bool>,
+    /// Whether results have their text, with `texts`.
     return_text: Option<bool>,
+    /// Whether scores are the model's own output.
     raw_scores: Option<bool>,
 }
 
@@ -42,7 +54,7 @@ struct Document {
 }
 
 /// The response in Cohere's format.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Ranked {
     id: String,
     model: String,
@@ -51,18 +63,18 @@ struct Ranked {
     usage: Usage,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Meta {
     billed_units: BilledUnits,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct BilledUnits {
     search_units: usize,
 }
 
 /// A result in Cohere's format.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Scored {
     index: usize,
     relevance_score: f32,
@@ -72,13 +84,13 @@ struct Scored {
     truncated: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct ResponseDocument {
     text: String,
 }
 
 /// A result in the format of Text Embeddings Inference.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Rank {
     index: usize,
     score: f32,
@@ -87,18 +99,20 @@ struct Rank {
 }
 
 /// Orders documents by their relevance to a query.
-pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>) -> HttpResult {
+pub(crate) async fn post(State(gateway): State<Gateway>, request: Request) -> HttpResult {
     let body = read_body(&gateway, request).await?;
-    let asked: RerankBody<'_> = parse(&body.bytes)?;
+    let asked: RerankBody<'_> = body.json("request")?;
     let (documents, plain) = match (asked.documents, asked.texts) {
-        (Some(_), Some(_)) => return Err(Problem::bad_request("`documents` and `texts` are both present: send one")),
+        (Some(_), Some(_)) => {
+            return Err(Problem::invalid_request("`documents` and `texts` are both present: send one"));
+        }
         (Some(documents), None) => (read_documents(&documents)?, false),
         (None, Some(texts)) => (texts.into_iter().map(|text| text.0).collect(), true),
         (None, None) => return Err(missing("documents")),
     };
     check_count(&gateway, if plain { "texts" } else { "documents" }, documents.len())?;
     if asked.top_n == Some(0) {
-        return Err(Problem::bad_request("`top_n` must be at least 1"));
+        return Err(Problem::invalid_request("`top_n` must be at least 1"));
     }
     let wanted = match asked.model.as_deref() {
         Some(name) => ModelChoice::Named(name),
@@ -137,6 +151,13 @@ pub(crate) async fn post(State(gateway): State<Gateway>, request: Request<Body>)
     Ok(Json(answer).into_response())
 }
 
+/// The documentation of [`post`].
+pub(crate) fn docs(docs: Docs) -> Docs {
+    let mut docs = model_docs(docs.body::<RerankBody<'_>>());
+    let formats = one_of([docs.schema_of::<Ranked>(), list_of(docs.schema_of::<Rank>())]);
+    docs.json_like(200, "The results, the most relevant first, in the format of the request", formats)
+}
+
 /// Sorts by relevance, highest first, with indices of the request.
 fn ranking(relevances: Vec<Relevance>, top: Option<usize>) -> Vec<(usize, Relevance)> {
     let mut ranking: Vec<_> = relevances.into_iter().enumerate().collect();
@@ -153,7 +174,7 @@ fn read_documents(documents: &[&RawValue]) -> HttpResult<Vec<String>> {
         };
         text.map(|text| text.0).map_err(|error| {
             let wanted = "a string, or an object with a string `text`";
-            Problem::bad_request(format!("`documents[{index}]` must be {wanted}: {error}"))
+            Problem::invalid_request(format!("`documents[{index}]` must be {wanted}: {error}"))
         })
     };
     documents.iter().enumerate().map(read).collect()

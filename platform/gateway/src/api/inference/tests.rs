@@ -4,6 +4,7 @@ use super::*;
 use crate::tests::{TestResponse, ask, gateway_of, onnx, request};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
+use http::header;
 use nerve_core::{
     ModelName,
     function::Artifact,
@@ -13,12 +14,10 @@ use nerve_core::{
     },
 };
 use nerve_registry::{ArtifactRef, Catalogue, Entry, ModelInfo, ModelRecord};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use std::{
-    sync::{
-        Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     time::Duration,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -43,7 +42,7 @@ impl Drop for OnDrop {
 
 impl Fake {
     async fn as_named(&self, model: &Model) -> Result<(), InferenceError> {
-        *self.files.lock().unwrap() = model.files.iter().map(|file| file.name.clone()).collect();
+        *self.files.lock() = model.files.iter().map(|file| file.name.clone()).collect();
         let why = || format!("response by {}", model.name);
         match model.name.as_str() {
             "invalid" => Err(InferenceError::Invalid(why())),
@@ -83,7 +82,7 @@ impl Inference for Fake {
             truncated: text.len() > 8,
         };
         let embeddings = request.texts.iter().map(embedding).collect();
-        self.embedded.lock().unwrap().push(request);
+        self.embedded.lock().push(request);
         Ok(embeddings)
     }
 
@@ -92,7 +91,7 @@ impl Inference for Fake {
         let length = |text: &String| u16::try_from(text.len()).unwrap();
         let relevance = |text: &String| Relevance { score: f32::from(length(text)) / 8.0, tokens: 2, truncated: false };
         let relevances = request.documents.iter().map(relevance).collect();
-        self.reranked.lock().unwrap().push(request);
+        self.reranked.lock().push(request);
         Ok(relevances)
     }
 
@@ -106,7 +105,7 @@ impl Inference for Fake {
         let label = |label: &str, score| Label { label: label.into(), score };
         let one = Classification { labels: vec![label("yes", 0.75), label("no", 0.25)], tokens: 3, truncated: false };
         let classified = vec![one; samples.len()];
-        self.classified.lock().unwrap().push((samples, raw));
+        self.classified.lock().push((samples, raw));
         Ok(classified)
     }
 
@@ -174,13 +173,13 @@ async fn embeddings_have_openais_format() {
         {"object": "embedding", "index": 1, "embedding": [0.25, -1.0], "truncated": true},
     ], "usage": {"prompt_tokens": 19, "total_tokens": 19}});
     assert_eq!(response, expected);
-    let request = fake.embedded.lock().unwrap().pop().unwrap();
+    let request = fake.embedded.lock().pop().unwrap();
     assert_eq!((request.purpose, request.dimensions), (Some(Purpose::Query), Some(2)));
 
     let body = r#"{"input": "\ud800\u0000", "encoding_format": "base64", "dimensions": null}"#;
     let response = post(&gateway, "/v1/embeddings", body).await.json();
     assert_eq!(response["data"][0]["embedding"], "AACAPgAAgL8=");
-    assert_eq!(fake.embedded.lock().unwrap().pop().unwrap().texts, ["\u{FFFD}\0"]);
+    assert_eq!(fake.embedded.lock().pop().unwrap().texts, ["\u{FFFD}\0"]);
     let bytes = json!({"input": "x", "output_dtype": "int8"});
     assert_eq!(post(&gateway, "/v1/embeddings", bytes).await.json()["data"][0]["embedding"], json!([-1, 2]));
 }
@@ -204,11 +203,11 @@ async fn invalid_input_is_refused_with_the_reason() {
         ("{", "invalid request"),
         ("", "invalid request"),
     ] {
-        let detail = post(&gateway, "/v1/embeddings", body).await.problem(400);
+        let detail = post(&gateway, "/v1/embeddings", body).await.openai_error(400);
         assert!(detail.contains(said), "{body}: {detail}");
     }
-    post(&gateway, "/v1/embeddings", " ".repeat(2000)).await.problem(413);
-    assert!(fake.embedded.lock().unwrap().is_empty());
+    post(&gateway, "/v1/embeddings", " ".repeat(2000)).await.openai_error(413);
+    assert!(fake.embedded.lock().is_empty());
 }
 
 #[tokio::test]
@@ -222,22 +221,24 @@ async fn each_failure_has_its_status() {
             ("/v1/classify", json!({"model": model, "input": "a"})),
         ] {
             let response = post(&gateway, path, body).await;
-            assert_eq!(response.problem(status), format!("response by {model}"));
+            let detail =
+                if path == "/v1/embeddings" { response.openai_error(status) } else { response.problem(status) };
+            assert_eq!(detail, format!("response by {model}"));
             assert_eq!(response.headers.contains_key(header::RETRY_AFTER), status == 429);
         }
     }
-    let unknown = post(&gateway, "/v1/embeddings", json!({"model": "org/other", "input": "a"})).await.problem(404);
+    let unknown = post(&gateway, "/v1/embeddings", json!({"model": "org/other", "input": "a"})).await.openai_error(404);
     for said in ["org/other", "mine", "all-MiniLM-L6-v2", "nerve models add DIR"] {
         assert!(unknown.contains(said), "{unknown}");
     }
-    post(&gateway, "/v1/embeddings", json!({"model": "../x/..", "input": "a"})).await.problem(404);
+    post(&gateway, "/v1/embeddings", json!({"model": "../x/..", "input": "a"})).await.openai_error(404);
 }
 
 #[tokio::test]
 async fn missing_runtime_is_reported_with_what_to_install() {
     let models = Models::new(ModelParts { inference: None, ..parts(&Arc::default()) });
     let gateway = gateway_of(&[], 10, Catalogue::default(), models).await;
-    let detail = post(&gateway, "/v1/embeddings", json!({"input": "a"})).await.problem(503);
+    let detail = post(&gateway, "/v1/embeddings", json!({"input": "a"})).await.openai_error(503);
     assert!(detail.contains("make setup") && detail.contains("NERVE_ONNX_LIBRARY"), "{detail}");
 }
 
@@ -246,7 +247,7 @@ async fn slow_model_times_out() {
     let fake = Arc::new(Fake::default());
     let config = nerve_config::OnnxConfig { timeout: Duration::from_millis(20), ..onnx() };
     let gateway = gateway_of(&[], 10, Catalogue::default(), Models::new(ModelParts { config, ..parts(&fake) })).await;
-    let detail = post(&gateway, "/v1/embeddings", json!({"model": "endless", "input": "a"})).await.problem(504);
+    let detail = post(&gateway, "/v1/embeddings", json!({"model": "endless", "input": "a"})).await.openai_error(504);
     assert!(detail.contains("onnx.timeout"), "{detail}");
     assert!(fake.dropped.load(Ordering::SeqCst));
 }
@@ -278,7 +279,7 @@ async fn rerank_has_coheres_format() {
     assert_eq!((&response["results"], &response["model"]), (&results, &json!("ranker")));
     assert!(response["id"].is_string());
     assert_eq!(response["usage"]["total_tokens"], 6);
-    let request = fake.reranked.lock().unwrap().pop().unwrap();
+    let request = fake.reranked.lock().pop().unwrap();
     assert_eq!((request.query.as_str(), request.raw), ("q\u{FFFD}", false));
     for (body, said) in [
         (json!({"model": "ranker", "documents": ["a"]}), "`query` is missing"),
@@ -303,7 +304,7 @@ async fn rerank_has_the_format_of_text_embeddings_inference() {
         response,
         json!([{"index": 1, "score": 0.5, "text": "abcd"}, {"index": 0, "score": 0.125, "text": "a"}])
     );
-    assert!(fake.reranked.lock().unwrap().pop().unwrap().raw);
+    assert!(fake.reranked.lock().pop().unwrap().raw);
     let plain = post(&gateway, "/v1/rerank", json!({"model": "ranker", "query": "q", "texts": ["a"]})).await.json();
     assert_eq!(plain, json!([{"index": 0, "score": 0.125}]));
     for models in [&[][..], &[("a", "rerank"), ("b", "rerank")][..]] {
@@ -322,7 +323,7 @@ async fn samples_are_classified() {
     assert_eq!(response["usage"], json!({"prompt_tokens": 9, "total_tokens": 9}));
     let first = json!({"index": 0, "label": "yes", "score": 0.75, "labels": [{"label": "yes", "score": 0.75}]});
     assert_eq!(response["data"][0], first);
-    let (samples, raw) = fake.classified.lock().unwrap().pop().unwrap();
+    let (samples, raw) = fake.classified.lock().pop().unwrap();
     assert_eq!((samples.len(), raw), (3, true));
     let features = json!({"model": "mine", "features": [[1, 2], [3, 4]]});
     assert_eq!(post(&gateway, "/v1/classify", features).await.json()["data"].as_array().unwrap().len(), 2);
@@ -358,7 +359,7 @@ async fn first_requests_share_a_fetch_and_retry_a_failed_one() {
     let body = json!({"model": "mine", "input": "a"});
     let together = futures::future::join_all((0..3).map(|_| post(&gateway, "/v1/embeddings", &body))).await;
     for response in together {
-        assert!(response.problem(503).contains("NATS"));
+        assert!(response.openai_error(503).contains("NATS"));
     }
     // The one who began it leaves: it goes on for those who come after.
     let begun = tokio::time::timeout(Duration::from_millis(5), post(&gateway, "/v1/embeddings", &body)).await;
@@ -366,7 +367,7 @@ async fn first_requests_share_a_fetch_and_retry_a_failed_one() {
     post(&gateway, "/v1/embeddings", &body).await.json();
     post(&gateway, "/v1/embeddings", &body).await.json();
     assert_eq!(fetches.load(Ordering::SeqCst), 2);
-    assert_eq!(*fake.files.lock().unwrap(), ["model.onnx"]);
+    assert_eq!(*fake.files.lock(), ["model.onnx"]);
 }
 
 #[tokio::test]
@@ -381,7 +382,7 @@ async fn failed_model_is_fetched_again() {
     let models = Models::new(ModelParts { fetch, ..parts(&fake) });
     let gateway = gateway_of(&[], 10, catalogue(&[("failed", "embed")]), models).await;
     for _ in 0..2 {
-        post(&gateway, "/v1/embeddings", json!({"model": "failed", "input": "a"})).await.problem(500);
+        post(&gateway, "/v1/embeddings", json!({"model": "failed", "input": "a"})).await.openai_error(500);
     }
     assert_eq!(fetches.load(Ordering::SeqCst), 2);
 }
