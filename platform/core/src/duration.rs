@@ -9,5 +9,6 @@ use std::time::Duration;
 /// When the value is not text or not a duration, which the message quotes.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    humantime::parse_duration(&text).map_err(|error| serde::de::Error::custom(format!("`{text}` is not a duration: {error}")))
+    humantime::parse_duration(&text)
+        .map_err(|error| serde::de::Error::custom(format!("`{text}` is not a duration: {error}")))
 }
