@@ -11,7 +11,12 @@ use std::fs;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 /// Real pages: this project's own.
-const PAGES: [&str; 4] = ["README.md", "platform/README.md", "functions/README.md", "functions/onnx/README.md"];
+const PAGES: [&str; 4] = [
+    "README.md",
+    "platform/architecture.md",
+    "functions/reference/process.md",
+    "functions/onnx/reference/functions.md",
+];
 
 async fn up(data: &std::path::Path) -> Nerve {
     let nerve = Nerve::up_with(Options { data: Some(data.to_owned()), ..Options::default() }).await;
@@ -58,9 +63,14 @@ async fn what_was_uploaded_is_found_by_questions_and_cited_where_it_stands() {
     // Five functions fetched one model of 86 MiB, at once, over one connection.
     assert!(!nerve.daemon.stderr().contains("connection to NATS lost"), "{}", nerve.daemon.stderr());
     for (id, question, document, said) in [
-        ("q1", "Which port of a nats-server does JetStream's ack wait have?", "platform/README.md", "ack"),
-        ("q2", "What happens when a process writes an error of the kind retry?", "functions/README.md", "retry"),
-        ("q3", "How are cross-encoders used to score documents?", "functions/onnx/README.md", "rerank"),
+        ("q1", "Which port of a nats-server does JetStream's ack wait have?", "platform/architecture.md", "ack"),
+        (
+            "q2",
+            "What happens when a process writes an error of the kind retry?",
+            "functions/reference/process.md",
+            "retry",
+        ),
+        ("q3", "How are cross-encoders used to score documents?", "functions/onnx/reference/functions.md", "rerank"),
         ("q4", "What do I need to install before make demo?", "README.md", "Rust"),
     ] {
         let found = ask(&nerve, &streams, id, json!({"question": question, "limit": 5})).await;

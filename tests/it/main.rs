@@ -38,6 +38,7 @@ mod kills;
 mod large;
 mod learning;
 mod manifests;
+mod manual;
 mod mistakes;
 mod models;
 mod openapi;

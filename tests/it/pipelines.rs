@@ -89,10 +89,10 @@ async fn the_smallest_pipeline_answers_with_no_model_and_is_shown_whole() {
     assert_eq!(streams.count("EVENTS", "events.answer.token").await, 0, "tokens are no steps");
 
     // The manual shows what is deployed, to the letter.
-    let manual = fs::read_to_string(checkout().join("functions/README.md")).unwrap();
+    let manual = fs::read_to_string(checkout().join("functions/guides/pipeline.md")).unwrap();
     for file in ["nerve.toml", "retriever.py", "generator.py", "memory.py"] {
         let shown = fs::read_to_string(example("pipeline").join(file)).unwrap();
-        assert!(manual.contains(shown.trim_end()), "functions/README.md does not show {file} as it is");
+        assert!(manual.contains(shown.trim_end()), "functions/guides/pipeline.md does not show {file} as it is");
     }
 }
 

@@ -6,16 +6,22 @@ use serde_json::{Value, json};
 use std::fs;
 
 /// Real pages: this project's own.
-const PAGES: [&str; 5] =
-    ["README.md", "platform/README.md", "functions/README.md", "functions/onnx/README.md", "functions/rag/README.md"];
+const PAGES: [&str; 6] = [
+    "README.md",
+    "platform/reference/streams.md",
+    "functions/reference/process.md",
+    "functions/onnx/reference/functions.md",
+    "functions/onnx/reference/running.md",
+    "functions/rag/reference/functions.md",
+];
 /// Questions that these pages answer, each with the page.
 const QUESTIONS: [(&str, &str); 6] = [
-    ("Which execution providers can ONNX Runtime use?", "functions/onnx/README.md"),
-    ("How is a SPLADE model's sparse vector written as JSON?", "functions/onnx/README.md"),
-    ("What is in the stream DEAD?", "platform/README.md"),
-    ("What does rag/remember keep of a conversation?", "functions/rag/README.md"),
-    ("How does rag/rerank order the documents?", "functions/rag/README.md"),
-    ("What does a process write when an event can never succeed?", "functions/README.md"),
+    ("Which execution providers can ONNX Runtime use?", "functions/onnx/reference/running.md"),
+    ("How is a SPLADE model's sparse vector written as JSON?", "functions/onnx/reference/functions.md"),
+    ("What is in the stream DEAD?", "platform/reference/streams.md"),
+    ("What does rag/remember keep of a conversation?", "functions/rag/reference/functions.md"),
+    ("How does rag/rerank order the documents?", "functions/rag/reference/functions.md"),
+    ("What does a process write when an event can never succeed?", "functions/reference/process.md"),
 ];
 
 async fn with_pages() -> (Nerve, Streams) {

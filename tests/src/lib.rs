@@ -18,6 +18,7 @@
 //! - [`sse`]: a reader of server-sent events that can be cut anywhere.
 //! - [`tls`]: certificates of a test's own.
 //! - [`github`]: signed GitHub webhooks without node.
+//! - [`manual`]: the pages of the manuals, and their commands.
 //!
 //! A part that is missing (the binary, nats-server, the node packages) fails the test that needs it and says
 //! how to get it; nothing is skipped. The harness serves tests, so it panics with a message where a library
@@ -30,6 +31,7 @@ pub mod daemon;
 pub mod github;
 pub mod guest;
 pub mod joined;
+pub mod manual;
 pub mod models;
 pub mod nats;
 pub mod nerve;

@@ -50,11 +50,17 @@ pub struct Options {
 
 /// `nerve` with an environment that holds nothing of the machine's own configuration.
 pub fn command(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
-    let mut command = Command::new(nerve_binary());
+    let mut command = isolated(Command::new(nerve_binary()));
+    command.args(args);
+    command
+}
+
+/// A command with such an environment.
+pub fn isolated(mut command: Command) -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NERVE_")) {
         command.env_remove(name);
     }
-    command.args(args).env("NO_COLOR", "1").env("NERVE_NATS_SERVER", crate::nats_server_binary());
+    command.env("NO_COLOR", "1").env("NERVE_NATS_SERVER", crate::nats_server_binary());
     command.env("NERVE_WORKER_ACK_WAIT", ACK_WAIT);
     // What runs these tests may itself be under a service manager, which would start again what has ended.
     for name in ["INVOCATION_ID", "NOTIFY_SOCKET", "KUBERNETES_SERVICE_HOST"] {

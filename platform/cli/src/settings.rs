@@ -50,6 +50,6 @@ fn with_flags(settings: NatsSettings, flags: &NatsFlags) -> Result<NatsSettings,
 }
 
 fn invalid(error: impl Into<anyhow::Error>) -> Failure {
-    let next = "correct --nats and the other options, or the settings in [nats]; the manual lists them";
+    let next = "correct --nats and the other options, or the settings in [nats]; platform/reference/nats.md lists them";
     Failure::usage("invalid NATS settings").because(error).next(next)
 }

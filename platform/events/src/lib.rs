@@ -146,7 +146,7 @@ mod tests {
 
     #[test]
     fn manual_has_the_table_of_all_types() {
-        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../functions/README.md");
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../functions/reference/event-types.md");
         let manual = std::fs::read_to_string(&file).unwrap();
         let start = manual.find("| type | kind |").expect("the manual has the table");
         let (before, rest) = manual.split_at(start);

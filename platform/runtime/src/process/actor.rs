@@ -218,7 +218,7 @@ impl Actor {
         let name = &self.launch.deployment.name;
         let message = format!(
             "`{name}` broke the process protocol: {why}. The line was: {quote}\nWhat a line may hold is in \
-             functions/README.md, \"process\": correct the function, deploy it and redrive the event"
+             functions/reference/process.md: correct the function, deploy it and redrive the event"
         );
         if ids.is_empty() {
             if self.in_flight.len() > 1 {
