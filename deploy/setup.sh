@@ -4,7 +4,7 @@
 #   deploy/setup.sh [--optional] [PART…]
 #
 # Parts: nats (the broker), javascript and c and python (what builds guests), tests (cargo-nextest, webhook senders from npm, and from
-# PyPI more of them, OpenAI's client, llama.cpp's server and PostgreSQL), onnxruntime (the library that models run on) and model
+# PyPI more of them, OpenAI's client, llama.cpp's server, PostgreSQL and Schemathesis), onnxruntime (the library that models run on) and model
 # (all-MiniLM-L6-v2, float32 and int8).
 # All of them when none is named (c brings javascript along, model brings onnxruntime). Only when named: lint (cargo-deny,
 # cargo-shear and typos, for `make lint`), fuzz (cargo-fuzz, for `make fuzz`), sbom (cargo-cyclonedx, for `make sbom`; compiled in some minutes), and peers: the
@@ -83,7 +83,7 @@ with_pip() {
       missing "$part" "\`python3 -m venv\` failed as shown" "install python3-venv (Debian and Ubuntu keep it apart)$or"
       return 1
     fi
-    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,webhooks,nextest,deny,shear,typos,fuzz,sbom}
+    rm -f "$tools"/.done-{nats,c,python,onnxruntime,openai,llama,gguf,postgres,openapi,webhooks,nextest,deny,shear,typos,fuzz,sbom}
   fi
   # The virtual environment may be older than the Python on the PATH.
   if ! "$tools/venv/bin/python" -c "import sys; sys.exit(sys.version_info < (3, $minor))"; then
@@ -163,6 +163,8 @@ tests() {
   with_pip llama python || return 0
   with_pip gguf python || return 0
   with_pip postgres python || return 0
+  # What checks /openapi.json, and the gateway against it.
+  with_pip openapi python || return 0
   # What signs and verifies webhooks.
   with_pip webhooks python 11 || return 0
   # What runs the tests.

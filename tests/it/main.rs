@@ -40,6 +40,7 @@ mod learning;
 mod manifests;
 mod mistakes;
 mod models;
+mod openapi;
 mod outage;
 mod pipelines;
 mod postgres;
@@ -143,5 +144,14 @@ async fn problem(response: reqwest::Response) -> (u16, Value) {
     let document: Value = serde_json::from_str(&body).expect("a problem document is JSON");
     assert_eq!(document["status"], status, "{document}");
     assert!(document["title"].is_string(), "{document}");
+    assert!(document["type"].as_str().is_some_and(|ty| ty.starts_with("/problems/")), "{document}");
     (status, document)
+}
+
+/// The status and the message of an error of a route that OpenAI's clients use.
+async fn openai_error(response: reqwest::Response) -> (u16, String) {
+    let status = response.status().as_u16();
+    let document: Value = response.json().await.expect("an error is JSON");
+    let message = document["error"]["message"].as_str().unwrap_or_else(|| panic!("{document}"));
+    (status, message.to_owned())
 }

@@ -172,13 +172,13 @@ fn openapi_route() -> MethodRouter<Gateway> {
 }
 
 fn front_page_docs(docs: Docs) -> Docs {
-    docs.text(200, "Every route with its summary", "text/plain")
+    docs.text(200, "Every route with its summary")
 }
 
 fn front_page() -> String {
     ROUTES.iter().fold("This is Nerve's gateway.\n\n".to_owned(), |mut page, Route { method, path, summary, .. }| {
         // Writing to a string does not fail.
-        let _ = writeln!(page, "{method:<6} {path:<28} {summary}");
+        let _ = writeln!(page, "{method:<7} {path:<28} {summary}");
         page
     })
 }
@@ -203,7 +203,7 @@ mod tests {
     #[test]
     fn front_page_lists_routes_once() {
         let page = front_page();
-        assert_eq!(page.matches("POST   /v1/events ").count(), 1, "{page}");
+        assert_eq!(page.matches("POST    /v1/events ").count(), 1, "{page}");
         assert!(page.lines().all(|line| line.chars().count() <= 100), "{page}");
     }
 

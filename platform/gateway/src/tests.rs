@@ -248,7 +248,8 @@ async fn api_requires_a_key_if_keys_are_configured() {
         let response = ask(&gateway, request("POST", path, &[], "")).await;
         assert!(response.openai_error(401).contains("gateway.keys"), "{path}");
         assert_eq!(response.headers[header::WWW_AUTHENTICATE], "Bearer", "{path}");
-        ask(&gateway, request("GET", path, &[], "")).await.openai_error(405);
+        let keyed = request("GET", path, &[("authorization", &format!("Bearer {KEY}"))], "");
+        ask(&gateway, keyed).await.openai_error(405);
     }
     for path in ["/v1/functions", "/metrics"] {
         let keyed = request("GET", path, &[("authorization", &format!("Bearer {KEY}"))], "");

@@ -200,9 +200,8 @@ const QUESTION_PROBLEMS: &[ProblemType] =
 
 /// An answer, as a stream or complete.
 fn answer_docs(docs: Docs) -> Docs {
-    docs.text(200, "The parts of the answer as they are generated, or the complete answer", "text/event-stream")
-        .json_like(200, "The parts of the answer as they are generated, or the complete answer", whole_answer())
-        .problems(ANSWER_PROBLEMS)
+    let described = "The parts of the answer as they are generated, or the complete answer";
+    docs.stream(200, described).json_like(200, described, whole_answer()).problems(ANSWER_PROBLEMS)
 }
 
 /// The schema of a complete answer.
@@ -212,14 +211,20 @@ fn whole_answer() -> RefOr<Schema> {
 }
 
 /// The documentation of [`post`].
-pub(crate) fn post_docs(docs: Docs) -> Docs {
-    answer_docs(docs.body::<QuestionRequest>()).problems(QUESTION_PROBLEMS).idempotent()
+pub(crate) fn post_docs(mut docs: Docs) -> Docs {
+    // Fields that functions read are those of the event.
+    let question =
+        AllOfBuilder::new().item(docs.schema_of::<QuestionRequest>()).item(event_schema("prompt.received")).into();
+    answer_docs(docs.body_like("application/json", question))
+        .problems(QUESTION_PROBLEMS)
+        .problems(&[ProblemType::InvalidJson])
+        .idempotent()
 }
 
 /// The documentation of [`get`].
 pub(crate) fn get_docs(docs: Docs) -> Docs {
     let docs = docs.path("id", "The id of the answer");
-    answer_docs(docs.header("Last-Event-ID", "The id of the last part that the client has"))
+    answer_docs(docs.resumable("The id of the last part that the client has"))
         .empty(204, "The client has the complete answer")
         .problems(BROKER)
 }

@@ -152,12 +152,12 @@ pub(crate) async fn metrics(State(gateway): State<Gateway>) -> HttpResult {
 
 /// The documentation of [`metrics`].
 pub(crate) fn metrics_docs(docs: Docs) -> Docs {
-    docs.text(200, "Metrics in the Prometheus text format", "text/plain")
+    docs.text(200, "Metrics in the Prometheus text format")
 }
 
 /// The documentation of [`live`].
 pub(crate) fn live_docs(docs: Docs) -> Docs {
-    docs.text(200, "The process responds", "text/plain")
+    docs.text(200, "The process responds")
 }
 
 /// The documentation of [`ready`].

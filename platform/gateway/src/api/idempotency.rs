@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 const HEADER: &str = "idempotency-key";
 /// Maximum length of a key, in bytes.
-const MAX_KEY_BYTES: usize = 255;
+pub(crate) const MAX_KEY_BYTES: usize = 255;
 /// The age up to which JetStream certainly knows the id of the event: `streams.dedupe_window` is at least 10 s, and one publish
 /// takes up to 5 s.
 const DEDUPE_CERTAIN: Duration = Duration::from_secs(4);

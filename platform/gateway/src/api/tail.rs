@@ -127,8 +127,8 @@ fn event_frame(tailed: &TailedEvent) -> Bytes {
 /// The documentation of [`get`].
 pub(crate) fn docs(docs: Docs) -> Docs {
     docs.query::<TailQuery>()
-        .header("Last-Event-ID", "The id of the last event that the client has")
-        .text(200, "The events as they are stored", "text/event-stream")
+        .resumable("The id of the last event that the client has")
+        .stream(200, "The events as they are stored")
         .problems(BROKER)
 }
 

@@ -80,7 +80,6 @@ impl Problem {
 
     /// A problem whose request may be retried after `wait`.
     pub(crate) fn retry_after(ty: ProblemType, detail: impl Into<String>, wait: Duration) -> Self {
-        debug_assert!(ty.has_retry_after(), "the documentation of {ty:?} says nothing of Retry-After");
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         Self::new(ty, detail).with(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)))
     }

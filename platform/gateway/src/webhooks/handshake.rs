@@ -90,7 +90,7 @@ pub(crate) async fn options(
 /// The documentation of [`get`].
 pub(crate) fn get_docs(docs: Docs) -> Docs {
     docs.path("source", "The name of the source")
-        .text(200, "The challenge of the request", "text/plain")
+        .text(200, "The challenge of the request")
         .problems(&[ProblemType::Forbidden, ProblemType::MethodNotAllowed])
 }
 

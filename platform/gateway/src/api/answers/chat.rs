@@ -183,7 +183,7 @@ pub(crate) fn docs(docs: Docs) -> Docs {
     let described = "The completion, or its chunks with `stream`";
     docs.body::<ChatRequest>()
         .json::<ChatCompletion<'_>>(200, described)
-        .text(200, described, "text/event-stream")
+        .stream(200, described)
         .problems(ANSWER_PROBLEMS)
         .problems(QUESTION_PROBLEMS)
         .idempotent()

@@ -19,6 +19,7 @@ const SOURCE: &str = "/v1/answers";
 #[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct QuestionRequest {
     /// The question.
+    #[schema(min_length = 1)]
     #[serde(alias = "prompt")]
     pub(crate) question: String,
     /// The collection to search.

@@ -361,7 +361,7 @@ async fn first_requests_share_a_fetch_and_retry_a_failed_one() {
     let body = json!({"model": "mine", "input": "a"});
     let together = futures::future::join_all((0..3).map(|_| post(&gateway, "/v1/embeddings", &body))).await;
     for response in together {
-        assert!(response.problem(503).contains("NATS"));
+        assert!(response.openai_error(503).contains("NATS"));
     }
     // The one who began it leaves: it goes on for those who come after.
     let begun = tokio::time::timeout(Duration::from_millis(5), post(&gateway, "/v1/embeddings", &body)).await;

@@ -1,7 +1,10 @@
 //! The documentation of a route, from which its operation is made.
 
 use crate::{
-    api::openapi::{KEY_SCHEME, Schemas, event_schema_name},
+    api::{
+        idempotency::MAX_KEY_BYTES,
+        openapi::{KEY_SCHEME, Schemas, event_schema_name},
+    },
     http::problem::{self, Document, ErrorFormat, OpenAiError, ProblemType},
     routes::{Access, Route, Thread},
 };
@@ -29,9 +32,28 @@ pub(crate) struct Docs {
     format: ErrorFormat,
 }
 
+/// Each event of a stream.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "the fields of frames, which api::sse writes")]
+struct ServerSentEvent {
+    /// The value that the client sends as `Last-Event-ID` to resume after this event.
+    id: Option<String>,
+    /// The name of the event; `message` if it has none.
+    event: Option<String>,
+    /// The data: JSON, or `[DONE]`.
+    data: String,
+}
+
 /// A text.
 pub(crate) fn text() -> RefOr<Schema> {
     ObjectBuilder::new().schema_type(Type::String).into()
+}
+
+/// A text of at least one character, of ASCII if its length is limited.
+fn nonempty_text(max_length: Option<usize>) -> RefOr<Schema> {
+    let pattern = max_length.map(|_| "^[ -~]+$");
+    let text = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1));
+    text.max_length(max_length).pattern(pattern).into()
 }
 
 /// Any JSON.
@@ -72,12 +94,18 @@ impl Docs {
     /// The parameter of the path.
     pub(crate) fn path(mut self, name: &str, description: &str) -> Self {
         self.problems.push(ProblemType::NotFound);
-        self.parameter(ParameterIn::Path, name, description)
+        self.parameter(ParameterIn::Path, (name, description), nonempty_text(None))
     }
 
     /// An optional header of the request.
     pub(crate) fn header(self, name: &str, description: &str) -> Self {
-        self.parameter(ParameterIn::Header, name, description)
+        self.parameter(ParameterIn::Header, (name, description), text())
+    }
+
+    /// The header with which a client resumes a stream.
+    pub(crate) fn resumable(self, description: &str) -> Self {
+        let sequence = ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0));
+        self.parameter(ParameterIn::Header, ("Last-Event-ID", description), sequence.into())
     }
 
     /// The header by which a repeated request is recognized.
@@ -85,7 +113,8 @@ impl Docs {
         let description =
             "A request that is repeated with the same key within gateway.idempotency_window is executed once";
         let types = [ProblemType::IdempotencyKeyReused, ProblemType::InProgress];
-        self.header("Idempotency-Key", description).problems(&types).problems(BROKER)
+        let key = nonempty_text(Some(MAX_KEY_BYTES));
+        self.parameter(ParameterIn::Header, ("Idempotency-Key", description), key).problems(&types).problems(BROKER)
     }
 
     /// The query, as the handler reads it.
@@ -95,10 +124,10 @@ impl Docs {
         self
     }
 
-    fn parameter(mut self, place: ParameterIn, name: &str, description: &str) -> Self {
+    fn parameter(mut self, place: ParameterIn, (name, description): (&str, &str), schema: RefOr<Schema>) -> Self {
         let required = if place == ParameterIn::Path { Required::True } else { Required::False };
         let parameter = ParameterBuilder::new().name(name).parameter_in(place).required(required);
-        let parameter = parameter.description(Some(description)).schema(Some(text())).build();
+        let parameter = parameter.description(Some(description)).schema(Some(schema)).build();
         self.operation.parameters.get_or_insert_default().push(parameter);
         self
     }
@@ -131,9 +160,15 @@ impl Docs {
         self.content(status, description, Some(("application/json", schema)))
     }
 
-    /// A response of text of this media type, such as a stream.
-    pub(crate) fn text(self, status: u16, description: &str, media_type: &str) -> Self {
-        self.content(status, description, Some((media_type, text())))
+    /// A response of text.
+    pub(crate) fn text(self, status: u16, description: &str) -> Self {
+        self.content(status, description, Some(("text/plain", text())))
+    }
+
+    /// A response that is a stream of server-sent events.
+    pub(crate) fn stream(mut self, status: u16, description: &str) -> Self {
+        let schema = self.schema_of::<ServerSentEvent>();
+        self.content(status, description, Some(("text/event-stream", schema)))
     }
 
     /// A response without a body.
@@ -244,8 +279,8 @@ pub(super) fn method(name: &str) -> Option<HttpMethod> {
 
 fn insert(schemas: &mut Schemas, name: String, schema: RefOr<Schema>) {
     // Two types of one name would be one in the document.
-    let same = schemas.get(&name).is_none_or(|known| *known == schema);
-    debug_assert!(same, "two types have the schema name {name}");
+    #[cfg(test)]
+    assert!(schemas.get(&name).is_none_or(|known| *known == schema), "two types have the schema name {name}");
     schemas.insert(name, schema);
 }
 
