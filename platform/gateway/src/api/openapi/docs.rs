@@ -18,7 +18,7 @@ use utoipa::{
         header::{Header, HeaderBuilder},
         path::{Operation, OperationBuilder, ParameterBuilder, ParameterIn},
         request_body::{RequestBody, RequestBodyBuilder},
-        schema::{AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type},
+        schema::{AllOfBuilder, AnyOfBuilder, ArrayBuilder, ObjectBuilder, Type},
         security::SecurityRequirement,
     },
 };
@@ -213,7 +213,8 @@ impl Docs {
 
     /// The operation; adds its schemas to those of the document.
     pub(super) fn finish(mut self, schemas: &mut Schemas) -> Operation {
-        let (schema, media_type) = match self.format {
+        let format = self.format;
+        let (schema, media_type) = match format {
             ErrorFormat::Problem => (self.schema_of::<Document<'_>>(), problem::MEDIA_TYPE),
             ErrorFormat::OpenAi => (self.schema_of::<OpenAiError<'_>>(), "application/json"),
         };
@@ -227,7 +228,8 @@ impl Docs {
         for (status, types) in by_status {
             let described: Vec<String> = types.iter().map(|ty| format!("{} (`{}`)", ty.title(), ty.uri())).collect();
             let response = self.response(status.as_u16(), &described.join("; "));
-            response.content.insert(media_type.to_owned(), Content::new(Some(schema.clone())));
+            let of_types = AllOfBuilder::new().item(schema.clone()).item(types_schema(format, &types));
+            response.content.insert(media_type.to_owned(), Content::new(Some(of_types)));
             if types.iter().any(|ty| ty.has_retry_after()) {
                 response.headers.insert("Retry-After".to_owned(), retry_after());
             }
@@ -240,6 +242,21 @@ impl Docs {
             self.operation.responses.responses.insert(status.to_string(), RefOr::T(response));
         }
         self.operation
+    }
+}
+
+/// A schema that allows these types of problems only.
+fn types_schema(format: ErrorFormat, types: &[ProblemType]) -> ObjectBuilder {
+    let names = |name: fn(ProblemType) -> &'static str| {
+        let names: Vec<&str> = types.iter().map(|ty| name(*ty)).collect();
+        ObjectBuilder::new().schema_type(Type::String).enum_values(Some(names))
+    };
+    match format {
+        ErrorFormat::Problem => ObjectBuilder::new().property("type", names(ProblemType::uri)),
+        ErrorFormat::OpenAi => {
+            let code = ObjectBuilder::new().property("code", names(ProblemType::name));
+            ObjectBuilder::new().property("error", code)
+        }
     }
 }
 
