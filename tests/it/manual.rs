@@ -7,7 +7,7 @@ use nerve_tests::{
 use std::collections::BTreeSet;
 
 /// The pages whose commands the tests below run.
-const RUN: [&str; 19] = [
+const RUN_PAGES: [&str; 19] = [
     "README.md",
     "deploy/guides/own-nats.md",
     "deploy/guides/systemd.md",
@@ -29,7 +29,7 @@ const RUN: [&str; 19] = [
     "platform/guides/tenants.md",
 ];
 /// Other pages with commands, and what runs them.
-const ELSEWHERE: [(&str, &str); 9] = [
+const OTHER_PAGES: [(&str, &str); 9] = [
     ("CONTRIBUTING.md", "CI runs them before and around this test"),
     ("platform/cli/templates/process-python/README.md", "the tutorial"),
     ("platform/cli/templates/wasm-js/README.md", "deploy.rs makes it, and guests.sh builds such components"),
@@ -41,16 +41,19 @@ const ELSEWHERE: [(&str, &str); 9] = [
     ("tests/fuzz/README.md", "hours of fuzzing"),
 ];
 /// Blocks that no test can run.
-const MAX_NOT_RUN: usize = 8;
+const MAX_BLOCKS_NOT_RUN: usize = 8;
 
 async fn run(path: &str) {
-    assert!(RUN.contains(&path) || ELSEWHERE.iter().any(|(elsewhere, _)| *elsewhere == path), "{path}: add it to RUN");
+    assert!(
+        RUN_PAGES.contains(&path) || OTHER_PAGES.iter().any(|(elsewhere, _)| *elsewhere == path),
+        "{path}: add it to RUN_PAGES"
+    );
     Shell::new().run(&Page::read(path)).await;
 }
 
 /// The same with a `nerve up` that the page takes for granted.
 async fn run_with_server(path: &str) {
-    assert!(RUN.contains(&path), "{path}: add it to RUN");
+    assert!(RUN_PAGES.contains(&path), "{path}: add it to RUN_PAGES");
     let mut shell = Shell::new();
     shell.serve("nerve up").await;
     shell.run(&Page::read(path)).await;
@@ -95,12 +98,13 @@ fn commands_of_every_page_are_run_or_say_why_not() {
             }
         }
     }
-    let known: BTreeSet<String> = RUN.into_iter().chain(ELSEWHERE.map(|(path, _)| path)).map(str::to_owned).collect();
+    let known: BTreeSet<String> =
+        RUN_PAGES.into_iter().chain(OTHER_PAGES.map(|(path, _)| path)).map(str::to_owned).collect();
     let missing: Vec<_> = with_commands.difference(&known).collect();
     assert!(missing.is_empty(), "no test runs the commands of {missing:?}");
     let stale: Vec<_> = known.difference(&with_commands).collect();
     assert!(stale.is_empty(), "no commands in {stale:?}");
-    assert!(not_run.len() <= MAX_NOT_RUN, "{} blocks are not run:\n{}", not_run.len(), not_run.join("\n"));
+    assert!(not_run.len() <= MAX_BLOCKS_NOT_RUN, "{} blocks are not run:\n{}", not_run.len(), not_run.join("\n"));
 }
 
 #[test]

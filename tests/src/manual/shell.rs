@@ -17,11 +17,11 @@ use std::{
 use tempfile::TempDir;
 
 /// The comment of a command that is a server.
-const SERVER: &str = "in its own terminal";
+const SERVER_COMMENT: &str = "in its own terminal";
 /// Ports of the pages, for each of which a free one is used.
 const PORTS: [&str; 4] = ["8080", "8081", "4222", "9000"];
 /// Commands that only read. A block of them is repeated until its output is the one on the page, as one that must fail is.
-const READS: [&str; 18] = [
+const READ_COMMANDS: [&str; 18] = [
     "curl -N",
     "curl http",
     "nerve access list",
@@ -42,9 +42,9 @@ const READS: [&str; 18] = [
     "nerve trace",
 ];
 /// How long such a block is repeated.
-const REPEAT: Duration = seconds(30);
+const REPEAT_TIMEOUT: Duration = seconds(30);
 /// Time limit of a block.
-const TIMEOUT: Duration = seconds(120);
+const BLOCK_TIMEOUT: Duration = seconds(120);
 
 /// A folder with the state that one block leaves for the next.
 pub struct Shell {
@@ -112,7 +112,7 @@ impl Shell {
     async fn block(&mut self, page: &Page, block: &Block, expected: Option<&Block>) {
         let mut script = String::new();
         for line in block.text.lines() {
-            if line.contains(SERVER) {
+            if line.contains(SERVER_COMMENT) {
                 self.commands(page, block, &std::mem::take(&mut script), None).await;
                 let command = line.split(" #").next().unwrap_or_default();
                 self.serve(command.trim_end()).await;
@@ -139,7 +139,7 @@ impl Shell {
                 return;
             }
             assert!(
-                (fails || only_reads(&script)) && started.elapsed() < REPEAT,
+                (fails || only_reads(&script)) && started.elapsed() < REPEAT_TIMEOUT,
                 "{}:{}: {}{}\n---- commands\n{script}---- output\n{}\n---- on the page\n{}",
                 page.path,
                 block.line,
@@ -162,7 +162,7 @@ impl Shell {
         let mut child = bash.spawn().expect("bash starts");
         let group = Pid::from_raw(child.id().try_into().expect("a pid"));
         let end = tokio::task::spawn_blocking(move || child.wait());
-        let end = tokio::time::timeout(TIMEOUT, end).await;
+        let end = tokio::time::timeout(BLOCK_TIMEOUT, end).await;
         let output = String::from_utf8_lossy(&fs::read(output).unwrap_or_default()).into_owned();
         match end {
             Ok(status) => {
@@ -171,7 +171,7 @@ impl Shell {
             }
             Err(_) => {
                 let _ = killpg(group, Signal::SIGKILL);
-                panic!("not within {TIMEOUT:?}:\n{script}\n---- output\n{output}");
+                panic!("not within {BLOCK_TIMEOUT:?}:\n{script}\n---- output\n{output}");
             }
         }
     }
@@ -216,7 +216,7 @@ fn only_reads(script: &str) -> bool {
     commands.all(|line| {
         let sends = line.starts_with("curl") && [" -d", " -X", " --data"].iter().any(|option| line.contains(option));
         let sends = sends && !line.contains("/v1/embeddings") && !line.contains("/v1/answers");
-        READS.iter().any(|command| line.starts_with(command)) && !sends
+        READ_COMMANDS.iter().any(|command| line.starts_with(command)) && !sends
     })
 }
 
