@@ -6,9 +6,10 @@ use crate::{
     embedded::Embedded,
     error::IndexError,
     postgres::{Database, Postgres},
-    query::{Hit, Query},
+    query::Query,
 };
 use nerve_core::quota::Quotas;
+use nerve_events::retrieval::Hit;
 use std::path::Path;
 
 /// The index of all collections.

@@ -68,6 +68,13 @@ pub struct AgentState {
     pub called: Vec<String>,
 }
 
+impl AgentState {
+    /// The question.
+    pub fn question(&self) -> &str {
+        self.question_data.get("question").and_then(Value::as_str).unwrap_or_default()
+    }
+}
+
 /// A tool call still to be made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingCall {

@@ -129,6 +129,19 @@ pub struct Usage {
     pub completion_tokens: usize,
 }
 
+impl Usage {
+    /// Number of all tokens.
+    pub fn total(self) -> usize {
+        self.prompt_tokens.saturating_add(self.completion_tokens)
+    }
+
+    /// Adds another usage.
+    pub fn add(&mut self, other: Self) {
+        self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
+    }
+}
+
 /// The answer failed. In ANSWERS only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AnswerFailed {

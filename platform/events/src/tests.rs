@@ -1,8 +1,15 @@
 //! The catalog and its schemas.
 
 use super::*;
+use agent::*;
+use answers::*;
 use check::{Validators, validators};
+use control::*;
+use documents::*;
+use feedback::*;
 use nerve_core::{Event, EventType, Pattern};
+use retrieval::*;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::{fmt::Write, path::Path};
 
@@ -151,4 +158,101 @@ fn raw_document_body_is_valid() {
     let mut event = event("document.uploaded", "# Fees");
     event.content_type = Some("text/markdown".into());
     assert_eq!(check(&event), Ok(()));
+}
+
+/// Data that a schema accepts: its required fields, or all of them.
+fn example(schema: &Value, all: bool) -> Value {
+    let alternatives = schema.get("anyOf").or_else(|| schema.get("oneOf")).and_then(Value::as_array);
+    if let (Some(first), None) = (alternatives.and_then(|all| all.first()), schema.get("type")) {
+        return example(first, all);
+    }
+    if let Some(constant) = schema.get("const") {
+        return constant.clone();
+    }
+    let ty = schema["type"].as_str().or_else(|| schema["type"][0].as_str());
+    match ty.unwrap_or("string") {
+        "integer" => 1.into(),
+        "number" => 0.5.into(),
+        "boolean" => true.into(),
+        "array" => Value::Array(vec![example(&schema["items"], all)]),
+        "object" => {
+            let of_alternative = alternatives.and_then(|all| all[0]["required"].as_array()).into_iter().flatten();
+            let required = schema["required"].as_array().into_iter().flatten().chain(of_alternative);
+            let required: Vec<&str> = required.filter_map(Value::as_str).collect();
+            let properties = schema["properties"].as_object().into_iter().flatten();
+            let given = properties.filter(|(name, _)| all || required.contains(&name.as_str()));
+            given.map(|(name, property)| (name.clone(), example(property, all))).collect()
+        }
+        _ => "text".into(),
+    }
+}
+
+/// Reads what the schema of `T` accepts as an `R`, which is what a consumer of `T` reads.
+fn assert_readable<T: EventData, R: DeserializeOwned>() {
+    let known = known_types().iter().find(|known| known.ty == T::TYPE).unwrap();
+    for all in [false, true] {
+        let data = example(&known.schema, all);
+        let event = event(&T::TYPE.replace('*', "x"), &data.to_string());
+        assert_eq!(check(&event), Ok(()), "{data}");
+        serde_json::from_value::<R>(data.clone()).unwrap_or_else(|error| panic!("{}: {error}: {data}", T::TYPE));
+    }
+}
+
+#[test]
+fn data_that_passes_the_schema_is_readable() {
+    assert_readable::<DocumentUploaded, DocumentUploaded>();
+    assert_readable::<DocumentDeleted, DocumentDeleted>();
+    assert_readable::<DocumentChunked, DocumentChunked>();
+    assert_readable::<EmbeddingCreated, EmbeddingCreated>();
+    assert_readable::<DocumentIndexed, DocumentIndexed>();
+    assert_readable::<PromptReceived, PromptReceived>();
+    assert_readable::<DocumentsRetrieved, DocumentsRetrieved>();
+    assert_readable::<DocumentsRetrieved, DocumentsReranked>();
+    assert_readable::<DocumentsReranked, DocumentsReranked>();
+    assert_readable::<AnswerOpened, AnswerOpened>();
+    assert_readable::<AnswerToken, AnswerToken>();
+    assert_readable::<AnswerCitation, AnswerCitation>();
+    assert_readable::<AnswerGenerated, AnswerGenerated>();
+    assert_readable::<AnswerGenerated, AnsweredQuestion>();
+    assert_readable::<AnswerEvaluated, AnsweredQuestion>();
+    assert_readable::<AnswerFailed, AnswerFailed>();
+    assert_readable::<AgentAsked, PromptReceived>();
+    assert_readable::<AgentStep, AgentStep>();
+    assert_readable::<ToolCalled, ToolCalled>();
+    assert_readable::<ToolReturned, ToolReturned>();
+    assert_readable::<FeedbackSubmitted, FeedbackSubmitted>();
+    assert_readable::<WeightsRollbackRequested, WeightsRollbackRequested>();
+    assert_readable::<ControlRetryRequested, ControlRetryRequested>();
+}
+
+#[test]
+fn parameters_that_pass_the_schema_are_readable() {
+    let schema = schema::of::<PromptReceived>();
+    let options = example(&schema["properties"]["options"], true);
+    assert_eq!(serde_json::from_value::<ModelOptions>(options).unwrap().seed, Some(1));
+    let messages = example(&schema["properties"]["messages"], true);
+    assert_eq!(serde_json::from_value::<Vec<Message>>(messages).unwrap().len(), 1);
+    let history = example(&schema::of::<DocumentsReranked>()["properties"]["history"], true);
+    assert_eq!(serde_json::from_value::<ConversationHistory>(history).unwrap().turns.len(), 1);
+}
+
+#[test]
+fn upload_has_the_same_bytes_from_a_struct_and_from_a_map() {
+    // The digest by which an unchanged document is recognized covers them.
+    let upload = example(&schema::of::<DocumentUploaded>(), true);
+    let of_struct =
+        serde_json::to_string(&serde_json::from_value::<DocumentUploaded>(upload.clone()).unwrap()).unwrap();
+    assert_eq!(of_struct.replace(r#""metadata":{},"#, ""), upload.to_string().replace(r#""metadata":{},"#, ""));
+}
+
+#[test]
+fn question_is_read_from_the_first_field_that_has_it() {
+    let read = |data: &str| {
+        let mut prompt: PromptReceived = serde_json::from_str(data).unwrap();
+        (prompt.take_question(), Value::Object(prompt.into_rest()).to_string())
+    };
+    let expected = |question: &str, rest: &str| (Some(question.to_owned()), rest.to_owned());
+    assert_eq!(read(r#"{"text": "a", "more": 1}"#), expected("a", r#"{"more":1}"#));
+    assert_eq!(read(r#"{"text": "a", "prompt": "b"}"#), expected("b", r#"{"text":"a"}"#));
+    assert_eq!(read(r#"{"text": "a", "question": "c"}"#), expected("c", r#"{"text":"a"}"#));
 }

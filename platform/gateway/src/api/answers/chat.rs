@@ -226,7 +226,7 @@ impl ChatStream {
                 Part::Done => return Some(self.finish(&data)),
                 Part::Error => {
                     self.state = Progress::Rest(vec![Bytes::from_static(b"data: [DONE]\n\n")]);
-                    let message = failure(&data).detail_text();
+                    let message = failure(&part.event.data).detail_text();
                     return Some(frame(&json!({"error": {"message": message, "type": "server_error"}})));
                 }
                 Part::Opened | Part::Retrieved | Part::Citation => {}
