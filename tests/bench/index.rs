@@ -1,7 +1,7 @@
 //! Retrieval from the index: how soon, and how near to an exact search.
 
-use nerve_index::{Change, Document, FusionWeights, Index, Query};
-use nerve_text::chunk::Chunk;
+use nerve_events::documents::{Chunk, Document};
+use nerve_index::{Change, FusionWeights, Index, Query};
 use std::time::Instant;
 
 /// Chunks in the index, as many a document as pages have.

@@ -102,7 +102,7 @@ async fn the_process_counts_words_and_calls_what_is_no_document_invalid() {
     nerve.cli().deploy(&example("word-count", "nerve.toml")).await;
     let document = json!({ "name": "a", "text": "the tide and the harbour" }).to_string();
     assert_eq!(post_event(&nerve, "document.uploaded", "good", &document).await / 100, 2);
-    assert_eq!(post_event(&nerve, "document.uploaded", "bad", r#"{"name": "b"}"#).await / 100, 2);
+    assert_eq!(post_event(&nerve, "document.uploaded", "bad", r#"{"name": "b", "data": "Yg=="}"#).await / 100, 2);
     assert_eq!(only_result(&streams, "document.counted").await["words"], 5);
     streams.reaches("DEAD", "dead.word-count", 1, seconds(20)).await;
     let dead = streams.read("DEAD", "dead.word-count").await;

@@ -52,6 +52,7 @@ mod questions;
 mod quotas;
 mod readers;
 mod refusals;
+mod replaced_steps;
 mod replay;
 mod retries;
 mod sandbox;

@@ -123,7 +123,7 @@ async fn reactive_a_document_is_classified_and_an_urgent_one_raises_an_alert() {
     let classes: Vec<_> = classified.iter().map(|data| &data["classes"]).collect();
     let words = json!({"incident": ["down", "unreachable"]});
     assert_eq!(classes, [&json!({"invoice": ["invoice", "amount due"]}), &words, &json!({})]);
-    publish(&nerve, "document.uploaded", "bad", json!({"document": "scan.pdf"})).await;
+    publish(&nerve, "document.uploaded", "bad", json!({"document": "scan.pdf", "data": "JVBERg=="})).await;
     streams.reaches("DEAD", "dead.classifier", 1, seconds(20)).await;
     let alerts = made(&streams, "alert.raised", 1).await;
     assert_eq!(alerts, [json!({"document": "monday.txt", "because": words})]);
@@ -250,7 +250,7 @@ async fn hybrid_a_folder_goes_in_by_batches_and_what_comes_later_at_once() {
     assert!((10..=64).contains(&together), "the folder went in by batches: {together} at most");
 
     // Live: alone, soon, and by the same function; what is no document costs itself alone.
-    publish(&nerve, "document.uploaded", "bad", json!({"document": "scan.pdf"})).await;
+    publish(&nerve, "document.uploaded", "bad", json!({"document": "scan.pdf", "data": "JVBERg=="})).await;
     publish(&nerve, "document.uploaded", "note", json!({"document": "note.txt", "text": "The lamp is mended."})).await;
     made(&streams, "document.indexed", FILES + 1).await;
     streams.reaches("DEAD", "dead.library", 1, seconds(20)).await;

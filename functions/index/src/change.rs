@@ -1,9 +1,8 @@
 //! Changes of documents and their results.
 
-use crate::{collections::is_conversation, document::Document, error::IndexError};
+use crate::{collections::is_conversation, error::IndexError};
 use nerve_core::quota::{CollectionUsage, Quotas};
-use nerve_text::chunk::Chunk;
-use serde::Serialize;
+use nerve_events::documents::{Chunk, Document};
 
 /// A change of one document.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,7 +63,7 @@ impl Change {
 }
 
 /// Result of a change.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ChangeResult {
     /// Number of chunks of the document after the change.
     pub chunks: usize,

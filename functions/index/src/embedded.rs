@@ -19,14 +19,14 @@ mod store;
 
 use crate::{
     change::{Change, ChangeResult},
-    document::Document,
     error::IndexError,
     fusion::{Candidate, fuse},
-    query::{Hit, Query},
+    query::Query,
 };
 use dense::Dense;
 use lexical::Lexical;
 use nerve_core::quota::Quotas;
+use nerve_events::{documents::Document, retrieval::Hit};
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use serde_json::{Map, Value};
 use std::{collections::HashMap, path::Path};

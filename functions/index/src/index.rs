@@ -7,9 +7,10 @@ use crate::{
     collections::{ErasedDocuments, TenantCollections},
     embedded::Embedded,
     error::IndexError,
-    query::{Hit, Query},
+    query::Query,
 };
 use nerve_core::quota::Quotas;
+use nerve_events::retrieval::Hit;
 use std::path::Path;
 
 /// The index of all collections.

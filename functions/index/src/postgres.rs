@@ -26,11 +26,12 @@ pub use database::Database;
 use crate::{
     change::{Change, ChangeResult},
     error::IndexError,
-    query::{Hit, Query},
+    query::Query,
 };
 use deadpool_postgres::{Object, Pool, Transaction};
 use error::{connection_failed, failed};
 use nerve_core::quota::Quotas;
+use nerve_events::retrieval::Hit;
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_postgres::IsolationLevel;

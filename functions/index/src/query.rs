@@ -1,7 +1,5 @@
 //! Queries and hits.
 
-use nerve_text::chunk::Chunk;
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 /// Number of candidates per ranking for each requested result.
@@ -46,36 +44,4 @@ impl Default for FusionWeights {
     fn default() -> Self {
         Self { lexical: 1.0, dense: 1.0 }
     }
-}
-
-/// A chunk that matches a query.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct Hit {
-    /// Id of the chunk, valid until the document is uploaded again.
-    pub id: String,
-    /// Id of the document.
-    pub document: String,
-    /// Name of the document.
-    pub name: String,
-    /// The chunk.
-    #[serde(flatten)]
-    pub chunk: Chunk,
-    /// Metadata of the document.
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    pub metadata: Map<String, Value>,
-    /// Fused score, meaningful only for the order.
-    #[serde(default)]
-    pub score: f32,
-    /// Lexical score, if the chunk is a lexical candidate: BM25, or the rank of PostgreSQL.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bm25: Option<f32>,
-    /// Cosine similarity of the chunk and the question.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub similarity: Option<f32>,
-    /// Rank among the lexical candidates, from 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lexical_rank: Option<usize>,
-    /// Rank among the dense candidates, from 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub dense_rank: Option<usize>,
 }

@@ -1,10 +1,7 @@
 //! The stored state of a document before a change.
 
-use crate::{
-    change::{Change, ChangeResult},
-    document::Document,
-};
-use nerve_text::chunk::Chunk;
+use crate::change::{Change, ChangeResult};
+use nerve_events::documents::{Chunk, Document};
 use serde_json::{Map, Value};
 
 /// Squared distance, relative to the squared length, below which two vectors of one text are equal despite rounding.

@@ -3,7 +3,10 @@ mod reopening;
 
 use crate::*;
 use nerve_core::Secret;
-use nerve_text::chunk::Chunk;
+use nerve_events::{
+    documents::{Chunk, Document},
+    retrieval::Hit,
+};
 use serde_json::json;
 use serde_json::{Map, Value};
 use server::Postgres as TestServer;

@@ -2,9 +2,7 @@
 
 use crate::{
     options::{EmbedOptions, OnLong, Options, Pointer, ScoreOptions, split_output},
-    payload::{
-        self, BestLabels, EmbeddedText, EncodedVector, LabeledText, ModelResult, PublishedData, ScoredDocument, Texts,
-    },
+    payload::{self, BestLabels, EncodedVector, LabeledText, ModelResult, PublishedData, ScoredDocument, Texts},
 };
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -12,6 +10,7 @@ use nerve_core::{
     Context, Emission, Event, EventType, Fault, Function, FunctionError, Outcome,
     inference::{Classification, Embedding, InferenceError, RerankRequest, Sample},
 };
+use nerve_events::documents::TextEmbedding;
 use nerve_inference::{Admission, LoadedModel, Task};
 use serde_json::{Map, Value};
 use std::{sync::Arc, time::Duration};
@@ -71,7 +70,7 @@ impl BuiltinFunction {
         let embeddings = self.loaded.embed(request, &options.style(), Admission::Wait).await?;
         let encoded = |Embedding { vector, tokens, truncated }| {
             self.check_length(truncated, options.on_long)?;
-            Ok(EmbeddedText { embedding: EncodedVector::of(vector, options.encoding), tokens, truncated })
+            Ok(TextEmbedding { embedding: EncodedVector::of(vector, options.encoding), tokens, truncated })
         };
         let mut embeddings = embeddings.into_iter().map(encoded).collect::<Result<Vec<_>, InferenceError>>()?;
         let width = options.dimensions.or(self.loaded.description.dimensions);

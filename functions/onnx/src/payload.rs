@@ -5,6 +5,7 @@ use nerve_core::{
     Event,
     inference::{Label, Vector},
 };
+use nerve_events::documents::TextEmbedding;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -105,12 +106,12 @@ pub(crate) enum ModelResult {
         #[serde(skip_serializing_if = "Option::is_none")]
         dimensions: Option<usize>,
         #[serde(flatten)]
-        one: EmbeddedText,
+        one: TextEmbedding<EncodedVector>,
     },
     Embeddings {
         #[serde(skip_serializing_if = "Option::is_none")]
         dimensions: Option<usize>,
-        embeddings: Vec<EmbeddedText>,
+        embeddings: Vec<TextEmbedding<EncodedVector>>,
     },
     Score(ScoredDocument),
     Scores {
@@ -126,13 +127,6 @@ pub(crate) enum ModelResult {
         best: Option<BestLabels>,
     },
     Mapped(Map<String, Value>),
-}
-
-#[derive(Serialize)]
-pub(crate) struct EmbeddedText {
-    pub(crate) embedding: EncodedVector,
-    pub(crate) tokens: usize,
-    pub(crate) truncated: bool,
 }
 
 #[derive(Serialize)]
@@ -169,7 +163,7 @@ impl BestLabels {
     }
 }
 
-/// A vector in its published encoding.
+/// A vector in its published encoding; a dense one as Nerve's events have it (`nerve_events::documents`).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub(crate) enum EncodedVector {

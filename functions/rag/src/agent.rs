@@ -24,14 +24,18 @@ use crate::{
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{
-    Context, Emission, Event, EventType, Fault, Function, FunctionError, Name, Outcome, Pattern, answer,
+    Context, Emission, Event, EventType, Fault, Function, FunctionError, Name, Outcome, Pattern,
     function::Emitter,
-    tool::{self, Tool, ToolCall, ToolResult},
+    tool::{self, Tool},
 };
-use nerve_index::document::DEFAULT_COLLECTION;
+use nerve_events::{
+    EventData,
+    agent::{AgentState, AgentStep, PendingCall, ToolCalled, ToolReturned},
+    answers::{AnswerGenerated, AnswerToken},
+    documents::DEFAULT_COLLECTION,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use state::{AgentState, PendingCall};
 use std::time::Duration;
 use time::OffsetDateTime;
 pub(crate) use tools::check_parameters;
@@ -42,13 +46,11 @@ pub(crate) use tools::check_parameters;
 /// If the completion cannot be read or has no choice.
 pub(crate) fn read_completion(body: &[u8]) -> Result<(usize, usize), FunctionError> {
     let chat::Decision { calls, usage, .. } = chat::Decision::read(body, 1)?;
-    Ok((calls.len(), usage.prompt_tokens + usage.completion_tokens))
+    Ok((calls.len(), usage.total()))
 }
 
-/// Event type of the next step of an agent.
-pub(crate) const STEP_EVENT: &str = tool::STEP;
 /// Event types that this function emits in addition to its result.
-pub(crate) const AUXILIARY_OUTPUTS: &[&str] = &[STEP_EVENT, "tool.called.*", answer::TOKEN];
+pub(crate) const AUXILIARY_OUTPUTS: &[&str] = &[AgentStep::TYPE, ToolCalled::TYPE, AnswerToken::TYPE];
 /// Default of `system`.
 const DEFAULT_SYSTEM_PROMPT: &str = "Answer the question. Use the tools where they tell more than you know, and say so where they do \
     not tell enough. Be brief.";
@@ -147,31 +149,6 @@ pub(crate) struct Agent {
     pub(crate) options: AgentOptions,
 }
 
-/// Data of `agent.step`.
-#[derive(Serialize, Deserialize)]
-struct StepData {
-    question: String,
-    agent: AgentState,
-}
-
-/// Data of the answer.
-#[derive(Serialize)]
-struct AnswerData<'a> {
-    #[serde(flatten)]
-    question_data: &'a Map<String, Value>,
-    answer: &'a str,
-    answered: bool,
-    citations: [(); 0],
-    context: [(); 0],
-    generator: &'a str,
-    finish: &'a str,
-    usage: generate::Usage,
-    /// Number of model calls.
-    steps: usize,
-    /// Tools that were called, in order.
-    tools: &'a [String],
-}
-
 #[async_trait]
 impl Function for Agent {
     async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
@@ -179,8 +156,8 @@ impl Function for Agent {
         let each = batch.iter().enumerate().map(|(index, event)| {
             self.context.with_timeout(async move {
                 match event.ty.as_str() {
-                    STEP_EVENT => self.decide(event, (index, emitter), usage).await,
-                    tool::RETURNED => self.handle_result(event),
+                    AgentStep::TYPE => self.decide(event, (index, emitter), usage).await,
+                    ToolReturned::TYPE => self.handle_result(event),
                     _ => self.start(event),
                 }
             })
@@ -194,7 +171,7 @@ impl Agent {
     fn start(&self, event: &Event) -> Outcome {
         let data: Result<Map<String, Value>, _> = serde_json::from_slice(&event.data);
         let data = data.map_err(|error| invalid(format!("its data is not a question: {error}")))?;
-        let state = AgentState::new(
+        let state = state::initial(
             self.name.as_str(),
             data,
             &self.options.system,
@@ -204,19 +181,18 @@ impl Agent {
     }
 
     fn step(&self, agent: AgentState) -> Outcome {
-        Ok(vec![output(STEP_EVENT, &StepData { question: agent.question().to_owned(), agent })?])
+        let question = agent.question().to_owned();
+        let step = AgentStep { question, agent: serde_json::to_value(&agent).map_err(crash)?, ..AgentStep::default() };
+        Ok(vec![output(AgentStep::TYPE, &step)?])
     }
 
     /// Calls the model for its next decision.
     async fn decide(&self, event: &Event, (index, emitter): (usize, &dyn Emitter), usage: &UsageTracker) -> Outcome {
-        let step: Result<StepData, _> = serde_json::from_slice(&event.data);
-        let StepData { mut agent, .. } =
-            step.map_err(|error| invalid(format!("its data is not a step of an agent: {error}")))?;
-        if agent.agent_name != self.name.as_str() {
-            return Ok(Vec::new());
-        }
+        let step: Result<AgentStep, _> = serde_json::from_slice(&event.data);
+        let step = step.map_err(|error| invalid(format!("its data is not a step of an agent: {error}")))?;
+        let Some(mut agent) = self.own_state(step.agent) else { return Ok(Vec::new()) };
         let budget = self.options.budget;
-        if let Some(exhausted) = agent.exhausted_budget(budget, OffsetDateTime::now_utc()) {
+        if let Some(exhausted) = state::exhausted_budget(&agent, budget, OffsetDateTime::now_utc()) {
             let message = format!("The budget of {exhausted} was spent before the question was answered.");
             return self.finish(agent, (&message, false, "budget"), (index, emitter)).await;
         }
@@ -224,13 +200,12 @@ impl Agent {
             agent.question_data.get("collection").and_then(Value::as_str).unwrap_or(DEFAULT_COLLECTION).to_owned();
         usage.check_tokens(&collection).await?;
         let tools = self.tools(emitter);
-        let remaining_tokens = budget.tokens.saturating_sub(agent.tokens()).max(1);
+        let remaining_tokens = budget.tokens.saturating_sub(agent.usage.total()).max(1);
         let decision = self.endpoint.complete(&self.request(&agent, &tools, remaining_tokens)).await?;
         let decision = chat::Decision::read(&decision, agent.steps)?;
         agent.steps += 1;
-        agent.add(decision.usage);
-        let tokens = decision.usage.prompt_tokens.saturating_add(decision.usage.completion_tokens);
-        usage.count_tokens(&collection, tokens).await;
+        agent.usage.add(decision.usage);
+        usage.count_tokens(&collection, decision.usage.total()).await;
         if decision.calls.is_empty() {
             let answered = !decision.text.trim().is_empty();
             return self.finish(agent, (&decision.text, answered, &decision.finish), (index, emitter)).await;
@@ -252,13 +227,9 @@ impl Agent {
 
     /// Passes the result or error of a tool to the model.
     fn handle_result(&self, event: &Event) -> Outcome {
-        let returned: Result<ToolResult, _> = serde_json::from_slice(&event.data);
+        let returned: Result<ToolReturned, _> = serde_json::from_slice(&event.data);
         let returned = returned.map_err(|error| invalid(format!("its data is not a tool result: {error}")))?;
-        // Other agents call tools too.
-        let agent = serde_json::from_value::<AgentState>(returned.agent).ok();
-        let Some(mut agent) = agent.filter(|agent| agent.agent_name == self.name.as_str()) else {
-            return Ok(Vec::new());
-        };
+        let Some(mut agent) = self.own_state(returned.agent) else { return Ok(Vec::new()) };
         let text = match (returned.error, returned.result) {
             (Some(why), _) => format!("Error: {why}"),
             (None, Some(Value::String(text))) => text,
@@ -266,6 +237,12 @@ impl Agent {
         };
         agent.messages.push(chat::tool_message(&returned.call, &text));
         self.call_next_tool(agent)
+    }
+
+    /// The state, if it is this agent's. Other agents take steps and call tools too.
+    fn own_state(&self, state: Value) -> Option<AgentState> {
+        let state = serde_json::from_value::<AgentState>(state).ok();
+        state.filter(|state| state.agent_name == self.name.as_str())
     }
 
     /// Calls the next pending tool, or starts the next step if none is pending.
@@ -276,7 +253,7 @@ impl Agent {
         let PendingCall { call, tool, arguments } = agent.pending.remove(0);
         agent.called.push(tool.clone());
         let agent = serde_json::to_value(&agent).map_err(crash)?;
-        Ok(vec![output(&format!("{}{tool}", tool::CALL_TYPE_PREFIX), &ToolCall { call, tool, arguments, agent })?])
+        Ok(vec![output(&format!("{}{tool}", tool::CALL_TYPE_PREFIX), &ToolCalled { call, tool, arguments, agent })?])
     }
 
     async fn finish(
@@ -285,20 +262,27 @@ impl Agent {
         (text, answered, finish): (&str, bool, &str),
         (index, emitter): (usize, &dyn Emitter),
     ) -> Outcome {
-        if self.emits.iter().any(|pattern| pattern.covers(answer::TOKEN)) && !text.is_empty() {
-            emitter.emit(index, output(answer::TOKEN, &json!({ "text": text }))?).await?;
+        if self.emits.iter().any(|pattern| pattern.covers(AnswerToken::TYPE)) && !text.is_empty() {
+            let token = AnswerToken { text: text.to_owned() };
+            emitter.emit(index, output(AnswerToken::TYPE, &token)?).await?;
         }
-        let answer = AnswerData {
-            question_data: &agent.question_data,
-            answer: text,
+        // The data of the question as it came, without fields that describe an answer.
+        let mut rest = agent.question_data;
+        AnswerGenerated::remove_own_fields(&mut rest);
+        rest.insert("steps".to_owned(), agent.steps.into());
+        rest.insert("tools".to_owned(), agent.called.into());
+        let answer = AnswerGenerated {
+            question: match rest.remove("question") {
+                Some(Value::String(question)) => Some(question),
+                _ => None,
+            },
+            answer: text.to_owned(),
             answered,
-            citations: [],
-            context: [],
-            generator: self.endpoint.model(),
-            finish,
-            usage: agent.usage,
-            steps: agent.steps,
-            tools: &agent.called,
+            generator: Some(self.endpoint.model().to_owned()),
+            finish: Some(finish.to_owned()),
+            usage: Some(agent.usage),
+            rest,
+            ..AnswerGenerated::default()
         };
         Ok(vec![output(self.context.emits.as_str(), &answer)?])
     }

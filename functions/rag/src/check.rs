@@ -8,7 +8,7 @@
 use crate::chunk::ChunkOptions;
 use data_encoding::HEXLOWER;
 use nerve_core::Event;
-use nerve_index::Document;
+use nerve_events::documents::Document;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -46,22 +46,11 @@ impl Chunking {
     }
 }
 
-/// Data of a check.
+/// Data of a check, which one `document.indexed` per document answers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct CheckRequest {
     /// Documents to check. Only `collection`, `document`, `digest` and `uploaded_at` are read.
     pub documents: Vec<Document>,
-}
-
-/// Result for one checked document: a part of the `document.indexed` that answers the check.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct CheckResult {
-    /// Id of the document.
-    pub document: String,
-    /// Whether the index has the same content and chunking.
-    pub unchanged: bool,
-    /// Time of its last upload or deletion, in nanoseconds since 1970.
-    pub latest_upload: i64,
 }
 
 #[cfg(test)]

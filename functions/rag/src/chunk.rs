@@ -10,9 +10,9 @@ use crate::{
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{Context, Event, Function, Outcome};
-use nerve_index::document::Document;
-use nerve_text::chunk::{Chunk, ChunkSize};
-use serde::{Deserialize, Serialize};
+use nerve_events::documents::DocumentChunked;
+use nerve_text::chunk::ChunkSize;
+use serde::Deserialize;
 
 /// `with` of `rag/chunk`.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -36,13 +36,6 @@ pub(crate) struct Chunker {
     pub(crate) size: ChunkSize,
     pub(crate) chunking: Chunking,
     pub(crate) reader: ModelReader,
-}
-
-#[derive(Serialize, Deserialize)]
-pub(crate) struct DocumentChunked {
-    #[serde(flatten)]
-    pub(crate) document: Document,
-    pub(crate) chunks: Vec<Chunk>,
 }
 
 #[async_trait]

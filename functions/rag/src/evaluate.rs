@@ -5,20 +5,21 @@
 
 use crate::{
     embedder::{Embedder, cosine},
-    extractive::{self, Citation},
+    extractive,
     function::{FunctionContext, invalid},
-    generate::{Usage, event_type},
 };
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{Context, Emission, Event, Fault, Function, FunctionError, Outcome, inference::Purpose};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use nerve_events::{
+    EventData,
+    answers::{AnswerEvaluated, AnswerFlagged, AnswerGenerated, Citation, ContextDocument, Evaluation, Flag, Usage},
+};
+use serde::Deserialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-/// Event type of an answer with a measure beyond its threshold.
-pub(crate) const FLAGGED: &str = "answer.flagged";
 /// Maximum number of sentences that are evaluated.
 const MAX_SENTENCES: usize = 64;
 
@@ -68,72 +69,6 @@ pub(crate) struct Evaluator {
     pub(crate) options: EvaluateOptions,
 }
 
-#[derive(Deserialize, Serialize)]
-struct GeneratedAnswer {
-    question: String,
-    answer: String,
-    #[serde(default = "default_answered")]
-    answered: bool,
-    #[serde(default)]
-    citations: Vec<Citation>,
-    #[serde(default)]
-    context: Vec<ContextDocument>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-fn default_answered() -> bool {
-    true
-}
-
-#[derive(Deserialize, Serialize)]
-struct ContextDocument {
-    chunk: String,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-/// Measures of an answer; `None` for an answer that declines to answer.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-struct Evaluation {
-    /// Mean groundedness of the sentences.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    groundedness: Option<f32>,
-    /// Groundedness of the least grounded sentence.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    least_grounded: Option<f32>,
-    /// Similarity of the answer and the question.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    relevance: Option<f32>,
-    /// Context precision: whether cited documents rank before others.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    context_precision: Option<f32>,
-    /// Time from the question's event to the answer's.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    latency_ms: Option<u64>,
-    tokens: usize,
-    cost: f64,
-}
-
-#[derive(Serialize)]
-struct AnswerEvaluated<'g> {
-    #[serde(flatten)]
-    generated: &'g GeneratedAnswer,
-    evaluation: Evaluation,
-    /// Measures beyond their thresholds.
-    flags: Vec<Flag>,
-}
-
-#[derive(Debug, PartialEq, Serialize)]
-struct Flag {
-    measure: &'static str,
-    value: f64,
-    #[serde(rename = "bound")]
-    threshold: f64,
-}
-
 #[async_trait]
 impl Function for Evaluator {
     async fn invoke(&self, batch: Vec<Event>, _context: Context) -> Vec<Outcome> {
@@ -143,33 +78,38 @@ impl Function for Evaluator {
 
 impl Evaluator {
     async fn evaluate(&self, event: &Event) -> Outcome {
-        let generated: Result<GeneratedAnswer, _> = serde_json::from_slice(&event.data);
+        let generated: Result<AnswerGenerated, _> = serde_json::from_slice(&event.data);
         let generated = generated.map_err(|error| invalid(format!("its data is not an answer: {error}")))?;
         let mut evaluation = if generated.answered { self.measure(&generated).await? } else { Evaluation::default() };
         evaluation.latency_ms = latency(&generated, event.time);
-        evaluation.tokens = generated.usage.map_or(0, |usage| usage.prompt_tokens + usage.completion_tokens);
+        evaluation.tokens = generated.usage.map_or(0, |usage| usage.total());
         evaluation.cost = generated.usage.map_or(0.0, |usage| self.options.price.of(usage));
         let flags = self.options.flags(&evaluation);
-        let flagged = !flags.is_empty();
-        let evaluated = AnswerEvaluated { generated: &generated, evaluation, flags };
+        let evaluated = AnswerEvaluated { generated, evaluation, flags };
         let mut outcome = self.context.output(event, &evaluated)?;
-        if flagged && let Some(ty) = event_type(FLAGGED).and_then(|_| self.context.auxiliary_output(FLAGGED)) {
-            let data =
-                serde_json::to_vec(&evaluated).map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
-            let subject = event.subject.clone();
-            let (ty, data) = (ty.clone(), data.into());
+        if !evaluated.flags.is_empty()
+            && let Some(ty) = self.context.auxiliary_output(AnswerFlagged::TYPE)
+        {
+            let AnswerEvaluated { generated, evaluation, flags } = evaluated;
+            let data = serde_json::to_vec(&AnswerFlagged { generated, evaluation, flags });
+            let data = data.map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?.into();
+            let (ty, subject) = (ty.clone(), event.subject.clone());
             outcome.push(Emission { ty, data, content_type: None, subject, partition_key: None });
         }
         Ok(outcome)
     }
 
-    async fn measure(&self, generated: &GeneratedAnswer) -> Result<Evaluation, FunctionError> {
+    /// Measures an answer that does not decline to answer. Without its question, its relevance is unknown.
+    async fn measure(&self, generated: &AnswerGenerated) -> Result<Evaluation, FunctionError> {
         let sentences = extractive::claims(&generated.answer, MAX_SENTENCES);
         let mut texts: Vec<String> = sentences.iter().map(|claim| claim.text.clone()).collect();
         texts.extend(generated.citations.iter().map(|citation| citation.text.clone()));
         texts.push(generated.answer.clone());
         let vectors = self.embedder.embed(texts, Purpose::Document).await?;
-        let question = self.embedder.question(&generated.question).await?;
+        let question = match &generated.question {
+            Some(question) => Some(self.embedder.question(question).await?),
+            None => None,
+        };
         let (claimed, rest) = vectors.split_at(sentences.len().min(vectors.len()));
         let (cited, answer) = rest.split_at(generated.citations.len().min(rest.len()));
         let grounded: Vec<f32> = sentences
@@ -183,7 +123,7 @@ impl Evaluator {
         Ok(Evaluation {
             groundedness: mean,
             least_grounded: grounded.iter().copied().min_by(f32::total_cmp),
-            relevance: answer.first().map(|vector| cosine(&question, vector).clamp(0.0, 1.0)),
+            relevance: question.zip(answer.first()).map(|(question, vector)| cosine(&question, vector).clamp(0.0, 1.0)),
             context_precision: context_precision(generated),
             ..Evaluation::default()
         })
@@ -203,8 +143,8 @@ fn groundedness(claim: &extractive::Claim, vector: &[f32], citations: &[Citation
 }
 
 /// Context precision: the mean, over cited documents, of the share of cited documents up to that rank.
-fn context_precision(generated: &GeneratedAnswer) -> Option<f32> {
-    let is_cited = |source: &ContextDocument| generated.citations.iter().any(|citation| citation.chunk == source.chunk);
+fn context_precision(generated: &AnswerGenerated) -> Option<f32> {
+    let is_cited = |source: &ContextDocument| generated.citations.iter().any(|citation| cites(citation, source));
     let (mut sum, mut found) = (0.0, 0_u16);
     for (rank, _) in generated.context.iter().enumerate().filter(|(_, source)| is_cited(source)) {
         found += 1;
@@ -213,7 +153,15 @@ fn context_precision(generated: &GeneratedAnswer) -> Option<f32> {
     (found > 0).then(|| sum / f32::from(found))
 }
 
-fn latency(generated: &GeneratedAnswer, answered_at: Option<OffsetDateTime>) -> Option<u64> {
+/// Whether a citation is of this chunk, or of its document if a generator does not name chunks.
+fn cites(citation: &Citation, source: &ContextDocument) -> bool {
+    match citation.chunk.is_empty() || source.chunk.is_empty() {
+        true => citation.source == source.source,
+        false => citation.chunk == source.chunk,
+    }
+}
+
+fn latency(generated: &AnswerGenerated, answered_at: Option<OffsetDateTime>) -> Option<u64> {
     let asked_at = generated.rest.get("asked_at").and_then(Value::as_str)?;
     let asked_at = OffsetDateTime::parse(asked_at, &Rfc3339).ok()?;
     u64::try_from((answered_at? - asked_at).whole_milliseconds()).ok()
@@ -249,7 +197,7 @@ impl EvaluateOptions {
         ];
         for (measure, value, threshold) in minimums {
             if let Some(value) = value.filter(|value| *value < threshold) {
-                flags.push(Flag { measure, value: value.into(), threshold: threshold.into() });
+                flags.push(Flag { measure: measure.to_owned(), value: value.into(), threshold: threshold.into() });
             }
         }
         // Times are far below the integer precision of an f64.
@@ -260,7 +208,7 @@ impl EvaluateOptions {
         ];
         for (measure, value, threshold) in maximums {
             if threshold > 0.0 && value > threshold {
-                flags.push(Flag { measure, value, threshold });
+                flags.push(Flag { measure: measure.to_owned(), value, threshold });
             }
         }
         flags
@@ -272,7 +220,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn generated(value: Value) -> GeneratedAnswer {
+    fn generated(value: Value) -> AnswerGenerated {
         serde_json::from_value(value).unwrap()
     }
 
@@ -287,6 +235,9 @@ mod tests {
         };
         assert_eq!((of(&["a"]), of(&["b"]), of(&["a", "b"]), of(&[])), (Some(1.0), Some(0.5), Some(1.0), None));
         assert_eq!(of(&["a", "c"]), Some((1.0 + 2.0 / 3.0) / 2.0));
+        let without_chunks = json!({"answer": "", "citations": [{"source": "b", "text": ""}],
+                                    "context": [{"source": "a"}, {"source": "b"}]});
+        assert_eq!(context_precision(&generated(without_chunks)), Some(0.5));
     }
 
     #[test]
@@ -310,7 +261,7 @@ mod tests {
         let fine = Evaluation { least_grounded: Some(0.9), relevance: Some(0.9), ..Evaluation::default() };
         assert!(options.flags(&fine).is_empty() && options.flags(&Evaluation::default()).is_empty());
         let bad = Evaluation { least_grounded: Some(0.1), latency_ms: Some(11), cost: 0.6, ..fine };
-        let flagged: Vec<&str> = options.flags(&bad).iter().map(|flag| flag.measure).collect();
+        let flagged: Vec<String> = options.flags(&bad).into_iter().map(|flag| flag.measure).collect();
         assert_eq!(flagged, ["groundedness", "latency_ms", "cost"]);
     }
 

@@ -2,9 +2,8 @@
 
 mod sentences;
 
-use nerve_index::Hit;
+use nerve_events::{answers::Citation, retrieval::Hit};
 pub use sentences::{Sentence, sentences};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use unicode_segmentation::UnicodeSegmentation;
 
@@ -17,36 +16,12 @@ const DUPLICATE_SIMILARITY: f32 = 0.92;
 /// Text of the answer if the documents do not answer the question.
 pub const NO_ANSWER: &str = "The documents do not answer this question.";
 
-/// The source of a sentence of the answer.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Citation {
-    /// Number by which the answer names the document; `None` in an extractive answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub number: Option<usize>,
-    /// Id of the chunk in the index.
-    pub chunk: String,
-    /// Id of the document.
-    pub source: String,
-    /// Name of the document.
-    pub name: String,
-    /// Headings above the sentence.
-    pub heading: Vec<String>,
-    /// The sentence, verbatim.
-    pub text: String,
-    /// Start offset in the document's text, in bytes.
-    pub start: usize,
-    /// End offset in the document's text, in bytes.
-    pub end: usize,
-}
-
 /// An answer in which every sentence is cited.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExtractiveAnswer {
     /// The sentences, in the order of the documents.
     pub answer: String,
     /// The sentences, one by one.
-    #[serde(skip)]
     pub sentences: Vec<String>,
     /// Whether the documents answer the question.
     pub answered: bool,
@@ -234,7 +209,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nerve_text::chunk::Chunk;
+    use nerve_events::documents::Chunk;
 
     const TEXT: &str = "# Fees\n\nInvoices that are paid late cost ten\npercent more. Refunds take a week.\n\n\
                         | a | table | of | four | words |\n\n```\ncode says nothing at all here.\n```\n\n\

@@ -13,7 +13,7 @@ mod publisher;
 mod streamed_answer;
 
 use crate::{
-    extractive::{AnswerLimits, Citation, NO_ANSWER},
+    extractive::{AnswerLimits, NO_ANSWER},
     function::{FunctionContext, inference_failed, invalid},
     usage::UsageTracker,
 };
@@ -22,13 +22,17 @@ pub(crate) use endpoint::{Endpoint, check_url as check_endpoint_url, piece_strea
 pub(crate) use extractive::ExtractiveBackend;
 use futures::{StreamExt, future::join_all, stream::BoxStream};
 use nerve_core::{
-    Context, Event, EventType, Fault, Function, FunctionError, Inference, Outcome, answer,
-    inference::{Finish, GenerateRequest, Message, Model, Piece, Sampling},
+    Context, Event, Fault, Function, FunctionError, Inference, Outcome, answer,
+    inference::{Finish, GenerateRequest, Model, Piece, Sampling},
 };
-use nerve_index::{Hit, document::DEFAULT_COLLECTION};
+use nerve_events::{
+    answers::{AnswerGenerated, Citation, ContextDocument, Usage},
+    documents::DEFAULT_COLLECTION,
+    retrieval::{ConversationHistory, DocumentsReranked, Hit, Message, ModelOptions, QuestionParameters, StopTexts},
+};
 use publisher::AnswerPublisher;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
 use std::sync::Arc;
 
 /// `with` of `rag/generate`.
@@ -123,87 +127,53 @@ pub(crate) struct Generator {
     pub(crate) options: GenerateOptions,
 }
 
-#[derive(Deserialize)]
+/// A question with its documents.
 pub(crate) struct GenerateInput {
     question: String,
     documents: Vec<Hit>,
     /// Earlier messages, supplied by the caller.
-    #[serde(default)]
     messages: Vec<Message>,
     /// Memory of the conversation.
-    #[serde(default)]
-    history: Option<crate::remember::ConversationHistory>,
+    history: Option<ConversationHistory>,
     /// Options of the caller that override `with`.
-    #[serde(default)]
-    options: OptionOverrides,
-    /// Other fields of the prompt, passed through.
-    #[serde(flatten)]
+    options: ModelOptions,
+    /// What else the caller gave, passed through.
+    parameters: QuestionParameters,
+    /// Other fields of the event, passed through.
     rest: Map<String, Value>,
 }
 
 impl GenerateInput {
+    /// Reads an event, with at most `limit` of its documents.
+    ///
+    /// # Errors
+    /// Names what cannot be read.
+    fn read(event: &Event, limit: usize) -> Result<Self, String> {
+        let data: DocumentsReranked = serde_json::from_slice(&event.data).map_err(|error| error.to_string())?;
+        let DocumentsReranked { question, mut parameters, history, weights, mut documents, mut rest, .. } = data;
+        documents.truncate(limit);
+        Hit::complete(&mut documents);
+        AnswerGenerated::remove_own_fields(&mut rest);
+        if let Some(weights) = weights {
+            rest.insert("weights".to_owned(), json!(weights));
+        }
+        let messages: Option<Vec<Message>> = parsed("messages", parameters.messages.take().map(Value::Array))?;
+        let options = parsed("options", parameters.options.take().map(Value::Object))?;
+        let history = parsed("history", history)?;
+        let (messages, options) = (messages.unwrap_or_default(), options.unwrap_or_default());
+        Ok(Self { question, documents, messages, history, options, parameters, rest })
+    }
+
     /// Collection of the question.
-    fn collection(&self) -> String {
-        let named = self.rest.get("collection").and_then(Value::as_str);
-        named.unwrap_or(DEFAULT_COLLECTION).to_owned()
+    fn collection(&self) -> &str {
+        self.parameters.collection.as_deref().unwrap_or(DEFAULT_COLLECTION)
     }
 }
 
-/// Options in OpenAI's names.
-#[derive(Debug, Clone, Default, Deserialize)]
-struct OptionOverrides {
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    #[serde(alias = "max_completion_tokens")]
-    max_tokens: Option<usize>,
-    seed: Option<u64>,
-    stop: Option<StopTexts>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum StopTexts {
-    One(String),
-    Many(Vec<String>),
-}
-
-/// Data of `answer.generated`.
-#[derive(Debug, Serialize)]
-pub(crate) struct AnswerGenerated {
-    question: String,
-    answer: String,
-    answered: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    confidence: Option<f32>,
-    citations: Vec<Citation>,
-    /// Documents in the prompt, best first.
-    context: Vec<ContextDocument>,
-    /// Name of the model, or `extractive`.
-    generator: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    finish: Option<Finish>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Usage>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-/// A document in the prompt.
-#[derive(Debug, Serialize)]
-struct ContextDocument {
-    chunk: String,
-    source: String,
-    name: String,
-    score: f32,
-}
-
-/// Token usage of a language model.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Usage {
-    #[serde(deserialize_with = "nerve_core::limits::count")]
-    pub(crate) prompt_tokens: usize,
-    #[serde(deserialize_with = "nerve_core::limits::count")]
-    pub(crate) completion_tokens: usize,
+/// Parses a field that other steps pass through unread.
+fn parsed<T: DeserializeOwned>(name: &str, value: Option<Value>) -> Result<Option<T>, String> {
+    let parse = |value| serde_json::from_value(value).map_err(|error| format!("`{name}`: {error}"));
+    value.map(parse).transpose()
 }
 
 /// An answer, from any backend.
@@ -233,10 +203,8 @@ impl Function for Generator {
 
 impl Generator {
     async fn generate(&self, event: &Event, publisher: AnswerPublisher<'_>, usage: &UsageTracker) -> Outcome {
-        let input: Result<GenerateInput, _> = serde_json::from_slice(&event.data);
-        let mut input =
-            input.map_err(|error| invalid(format!("its data is not a question with documents: {error}")))?;
-        input.documents.truncate(self.options.documents);
+        let input = GenerateInput::read(event, self.options.documents);
+        let input = input.map_err(|why| invalid(format!("its data is not a question with documents: {why}")))?;
         let answer = match &self.backend {
             AnswerBackend::Extractive(extractor) => extractor.answer(&input, self.options.limits(), &publisher).await?,
             _ if input.documents.is_empty() => {
@@ -245,10 +213,9 @@ impl Generator {
             }
             _ => {
                 let collection = input.collection();
-                usage.check_tokens(&collection).await?;
+                usage.check_tokens(collection).await?;
                 let answer = self.generate_with_model(&input, &publisher).await?;
-                let tokens = answer.usage.unwrap_or_default();
-                usage.count_tokens(&collection, tokens.prompt_tokens.saturating_add(tokens.completion_tokens)).await;
+                usage.count_tokens(collection, answer.usage.unwrap_or_default().total()).await;
                 answer
             }
         };
@@ -307,9 +274,10 @@ impl Generator {
             Some(StopTexts::One(one)) => vec![one.clone()],
             Some(StopTexts::Many(many)) => many.iter().take(8).cloned().collect(),
         };
+        let max_tokens = overrides.max_completion_tokens.or(overrides.max_tokens);
         GenerateRequest {
             messages: prompt::messages(&defaults.system, input, partial),
-            max_tokens: Some(overrides.max_tokens.unwrap_or(defaults.max_tokens).clamp(1, defaults.max_tokens)),
+            max_tokens: Some(max_tokens.unwrap_or(defaults.max_tokens).clamp(1, defaults.max_tokens)),
             sampling: Sampling {
                 temperature: overrides.temperature.unwrap_or(defaults.temperature).clamp(0.0, 2.0),
                 top_p: overrides.top_p.unwrap_or(defaults.top_p).clamp(0.0, 1.0),
@@ -322,30 +290,34 @@ impl Generator {
 
     fn generated(&self, input: GenerateInput, answer: GeneratedAnswer) -> AnswerGenerated {
         let GeneratedAnswer { answer, answered, confidence, citations, finish, usage } = answer;
-        let source = |hit: &Hit| ContextDocument {
-            chunk: hit.id.clone(),
-            source: hit.document.clone(),
-            name: hit.name.clone(),
-            score: hit.score,
-        };
-        let mut rest = input.rest;
-        for defaults in
-            ["answer", "answered", "confidence", "citations", "context", "generator", "finish", "usage", "dropped"]
-        {
-            rest.remove(defaults);
-        }
         AnswerGenerated {
-            question: input.question,
+            question: Some(input.question),
+            parameters: input.parameters,
             answer,
             answered,
             confidence,
             citations,
-            context: input.documents.iter().map(source).collect(),
-            generator: self.backend.name(),
-            finish,
+            context: input.documents.iter().map(context_document).collect(),
+            generator: Some(self.backend.name()),
+            finish: finish.map(|finish| finish_name(finish).to_owned()),
             usage,
-            rest,
+            rest: input.rest,
         }
+    }
+}
+
+/// A document as the generator was given it.
+fn context_document(hit: &Hit) -> ContextDocument {
+    // The score with its own digits, of which a conversion to f64 would add some.
+    let score: Option<f64> = hit.score.to_string().parse().ok();
+    let rest = Map::from_iter([("name".to_owned(), json!(hit.name)), ("score".to_owned(), json!(score))]);
+    ContextDocument { chunk: hit.id.clone(), source: hit.document.clone(), rest }
+}
+
+fn finish_name(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length => "length",
     }
 }
 
@@ -369,8 +341,3 @@ impl AnswerBackend {
 
 /// Event types that this function emits in addition to its result.
 pub(crate) const AUXILIARY_OUTPUTS: &[&str] = &[answer::TOKEN, answer::CITATION];
-
-/// Parses an event type that is a constant of this crate.
-pub(crate) fn event_type(ty: &'static str) -> Option<EventType> {
-    EventType::parse(ty).ok()
-}

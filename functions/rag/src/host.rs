@@ -5,14 +5,14 @@ use crate::{
     check::Chunking,
     chunk::{ChunkOptions, Chunker},
     embedder::Embedder,
-    evaluate::{self, EvaluateOptions, Evaluator},
+    evaluate::{EvaluateOptions, Evaluator},
     function::FunctionContext,
     generate::{self, AnswerBackend, Endpoint, ExtractiveBackend, GenerateOptions, Generator},
     index::Indexer,
     learn::{self, LearnOptions, Learner},
     notify::{Notifier, NotifyOptions},
     reader::{DocumentReaders, ModelReader},
-    remember::{self, RememberOptions, Rememberer},
+    remember::{RememberOptions, Rememberer},
     rerank::{RerankOptions, Reranker},
     retrieve::{RetrieveOptions, Retriever},
 };
@@ -24,6 +24,7 @@ use nerve_core::{
     inference::{EmbedRequest, GenerateRequest, InferenceError, Message, Model, RerankRequest, Role, Vector},
     manifest::RuntimeSpec,
 };
+use nerve_events::{EventData, answers::AnswerFlagged, documents::DocumentUploaded};
 #[cfg(feature = "postgres")]
 use nerve_index::Database;
 use nerve_index::{Index, IndexError};
@@ -142,9 +143,9 @@ fn auxiliary_outputs(function: &str) -> &'static [&'static str] {
     match function {
         "rag/agent" => agent::AUXILIARY_OUTPUTS,
         "rag/generate" => generate::AUXILIARY_OUTPUTS,
-        "rag/evaluate" => &[evaluate::FLAGGED],
-        "rag/remember" => &[remember::DOCUMENT_UPLOADED],
-        "rag/learn" => &[learn::WEIGHTS_REJECTED, learn::WEIGHTS_ROLLED_BACK],
+        "rag/evaluate" => &[AnswerFlagged::TYPE],
+        "rag/remember" => &[DocumentUploaded::TYPE],
+        "rag/learn" => learn::AUXILIARY_OUTPUTS,
         _ => &[],
     }
 }

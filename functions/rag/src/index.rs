@@ -2,7 +2,6 @@
 
 use crate::{
     check::{CHECK_REQUESTED, CheckRequest},
-    chunk::DocumentChunked,
     erase::{ERASE_REQUESTED, EraseRequest},
     function::{FunctionContext, blocking, index_failed, invalid},
     usage::UsageTracker,
@@ -10,13 +9,14 @@ use crate::{
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use nerve_core::{Context, Event, Fault, Function, FunctionError, Outcome};
+use nerve_events::documents::{
+    DEFAULT_COLLECTION, Document, DocumentDeleted, DocumentIndexed, EmbeddingCreated, EncodedVector,
+};
 use nerve_index::{
     Index,
     change::{Change, ChangeResult},
     collections::TenantCollections,
-    document::Document,
 };
-use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// Suffix of event types that delete a document.
@@ -29,53 +29,26 @@ pub(crate) struct Indexer {
     pub(crate) index: Arc<Index>,
 }
 
-#[derive(Deserialize)]
-struct EmbeddingCreated {
-    #[serde(flatten)]
-    chunked: DocumentChunked,
-    embeddings: Vec<ChunkEmbedding>,
-}
-
-#[derive(Deserialize)]
-struct ChunkEmbedding {
-    embedding: EncodedVector,
-    /// Number of tokens that the model read.
-    #[serde(default, deserialize_with = "nerve_core::limits::count")]
-    tokens: usize,
-}
-
-/// A vector as encoded by `onnx/embed`.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum EncodedVector {
-    Array(Vec<f32>),
-    Base64(String),
-}
-
-impl EncodedVector {
-    fn read(self) -> Result<Vec<f32>, String> {
-        match self {
-            Self::Array(numbers) => Ok(numbers),
-            Self::Base64(text) => {
-                let bytes =
-                    BASE64_STANDARD.decode(text).map_err(|error| format!("an embedding is not Base64: {error}"))?;
-                let (numbers, rest) = bytes.as_chunks::<4>();
-                if !rest.is_empty() {
-                    return Err("an embedding does not consist of 32-bit floats: use precision = \"f32\"".to_owned());
-                }
-                Ok(numbers.iter().map(|four| f32::from_le_bytes(*four)).collect())
+/// Reads a vector in either encoding.
+fn vector_of(encoded: EncodedVector) -> Result<Vec<f32>, String> {
+    match encoded {
+        EncodedVector::Array(numbers) => Ok(numbers),
+        EncodedVector::Base64(text) => {
+            let bytes = BASE64_STANDARD.decode(text).map_err(|error| format!("an embedding is not Base64: {error}"))?;
+            let (numbers, rest) = bytes.as_chunks::<4>();
+            if !rest.is_empty() {
+                return Err("an embedding does not consist of 32-bit floats: use precision = \"f32\"".to_owned());
             }
+            Ok(numbers.iter().map(|four| f32::from_le_bytes(*four)).collect())
         }
     }
 }
 
-#[derive(Serialize)]
-struct DocumentIndexed<'d> {
-    #[serde(flatten)]
-    document: &'d Document,
-    #[serde(flatten)]
-    applied: ChangeResult,
-    removed: bool,
+/// The result of a change as an event.
+fn indexed(change: &Change, applied: ChangeResult) -> DocumentIndexed {
+    let ChangeResult { chunks, replaced, stale, unchanged, latest_upload } = applied;
+    let (document, removed) = (change.document().clone(), matches!(change, Change::Remove(_)));
+    DocumentIndexed { document, chunks, replaced, stale, unchanged, latest_upload, removed }
 }
 
 #[async_trait]
@@ -114,9 +87,7 @@ impl Function for Indexer {
                 };
                 let mut emissions = Vec::with_capacity(changes.len());
                 for (change, applied) in changes.iter().zip(applied) {
-                    let removed = matches!(change, Change::Remove(_));
-                    let indexed = DocumentIndexed { document: change.document(), applied, removed };
-                    emissions.extend(self.context.output(event, &indexed)?);
+                    emissions.extend(self.context.output(event, &indexed(change, applied))?);
                 }
                 Ok(emissions)
             };
@@ -188,10 +159,7 @@ impl TokensByCollection {
 fn parse_changes(event: &Event, tokens_used: &mut TokensByCollection) -> Result<Vec<Change>, String> {
     let malformed = |error: serde_json::Error| format!("its data is not valid for `rag/index`: {error}");
     if event.ty.as_str().ends_with(DELETED_SUFFIX) {
-        let mut document: Document = serde_json::from_slice(&event.data).map_err(malformed)?;
-        if let (0, Some(time)) = (document.uploaded_at, event.time) {
-            document.uploaded_at = i64::try_from(time.unix_timestamp_nanos()).unwrap_or_default();
-        }
+        let document = deleted_document(serde_json::from_slice(&event.data).map_err(malformed)?, event);
         tokens_used.add(&document.collection, 0);
         return Ok(vec![Change::Remove(document)]);
     }
@@ -199,7 +167,7 @@ fn parse_changes(event: &Event, tokens_used: &mut TokensByCollection) -> Result<
         let CheckRequest { documents } = serde_json::from_slice(&event.data).map_err(malformed)?;
         return Ok(documents.into_iter().map(Change::Confirm).collect());
     }
-    let EmbeddingCreated { chunked: DocumentChunked { document, chunks }, embeddings } =
+    let EmbeddingCreated { document, mut chunks, embeddings, .. } =
         serde_json::from_slice(&event.data).map_err(malformed)?;
     if chunks.len() != embeddings.len() {
         return Err(format!(
@@ -210,10 +178,29 @@ fn parse_changes(event: &Event, tokens_used: &mut TokensByCollection) -> Result<
     }
     let tokens = embeddings.iter().fold(0, |sum: usize, one| sum.saturating_add(one.tokens));
     tokens_used.add(&document.collection, tokens);
-    let vectors = embeddings.into_iter().map(|one| one.embedding.read());
+    // A chunker may leave the numbers to their order.
+    for (position, chunk) in chunks.iter_mut().enumerate().filter(|(_, chunk)| chunk.index == 0) {
+        chunk.index = position;
+    }
+    let vectors = embeddings.into_iter().map(|one| vector_of(one.embedding));
     let chunks =
         chunks.into_iter().zip(vectors).map(|(chunk, vector)| Ok((chunk, vector?))).collect::<Result<_, String>>()?;
     Ok(vec![Change::Replace { document, chunks }])
+}
+
+/// The document that an event deletes, at the time of the event unless its data has another.
+fn deleted_document(deleted: DocumentDeleted, event: &Event) -> Document {
+    let DocumentDeleted { collection, document, metadata, name, uploaded_at, version } = deleted;
+    let of_event = || event.time.and_then(|time| i64::try_from(time.unix_timestamp_nanos()).ok());
+    Document {
+        collection: collection.unwrap_or_else(|| DEFAULT_COLLECTION.to_owned()),
+        document,
+        name: name.unwrap_or_default(),
+        version: version.unwrap_or_default(),
+        digest: String::new(),
+        uploaded_at: uploaded_at.filter(|at| *at != 0).or_else(of_event).unwrap_or_default(),
+        metadata,
+    }
 }
 
 #[cfg(test)]
@@ -264,8 +251,8 @@ mod tests {
         let check = event(CHECK_REQUESTED, &json!({"documents": documents}));
         let checked = answers(&indexer, vec![check, embedded("new", 7, "A")]).await;
         let of = |answer: &Value| {
-            let checked: crate::check::CheckResult = serde_json::from_value(answer.clone()).unwrap();
-            (checked.document, checked.unchanged, checked.latest_upload)
+            let checked: DocumentIndexed = serde_json::from_value(answer.clone()).unwrap();
+            (checked.document.document, checked.unchanged, checked.latest_upload)
         };
         let expected =
             [("same", true, 5), ("new", false, 0), ("changed", false, 1), ("gone", false, 2), ("new", false, 7)];

@@ -28,17 +28,18 @@ use nerve_core::{
     Context, Emission, Event, Fault, Function, FunctionError, Outcome, answer,
     function::{LogLevel, LogSink, Views},
 };
-use nerve_index::document::DEFAULT_COLLECTION;
-use ranking::{Candidate, SubmittedFeedback};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use nerve_events::{
+    EventData,
+    documents::DEFAULT_COLLECTION,
+    feedback::{FeedbackSubmitted, WeightsChange, WeightsRejected, WeightsRollbackRequested, WeightsRolledBack},
+};
+use ranking::Candidate;
+use serde::Deserialize;
 use std::collections::BTreeMap;
-use update::{LearnOutcome, WeightsChange};
+use update::LearnOutcome;
 
-/// Event type of fitted weights that are not better than the live ones.
-pub(crate) const WEIGHTS_REJECTED: &str = "weights.rejected";
-/// Event type of a rollback to earlier weights.
-pub(crate) const WEIGHTS_ROLLED_BACK: &str = "weights.rolled_back";
+/// Event types that this function emits in addition to its result.
+pub(crate) const AUXILIARY_OUTPUTS: &[&str] = &[WeightsRejected::TYPE, WeightsRolledBack::TYPE];
 /// Suffix of event types that request a rollback.
 const ROLLBACK_SUFFIX: &str = ".rollback_requested";
 
@@ -96,7 +97,7 @@ pub(crate) struct Learner {
     pub(crate) logs: LogSink,
 }
 
-/// Data of an incoming event.
+/// The parts of an incoming event that are read: of a ranking and of an answer less than their events contain.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum LearnInput {
@@ -111,22 +112,13 @@ enum LearnInput {
     Answer {
         citations: Vec<CitedChunk>,
     },
-    Feedback(SubmittedFeedback),
+    Feedback(FeedbackSubmitted),
 }
 
 #[derive(Deserialize)]
 struct CitedChunk {
     #[serde(default)]
     chunk: String,
-}
-
-/// Data of a rollback request.
-#[derive(Deserialize)]
-struct Rollback {
-    #[serde(default)]
-    collection: Option<String>,
-    #[serde(default)]
-    version: Option<u64>,
 }
 
 #[async_trait]
@@ -186,7 +178,7 @@ impl Learner {
 
     async fn store_feedback(
         &self,
-        feedback: SubmittedFeedback,
+        feedback: FeedbackSubmitted,
         views: &dyn Views,
     ) -> Result<Option<String>, FunctionError> {
         let ignore = |why: &str| {
@@ -224,7 +216,7 @@ impl Learner {
     }
 
     async fn roll_back(&self, event: &Event, views: &dyn Views) -> Outcome {
-        let request: Rollback = serde_json::from_slice(&event.data)
+        let request: WeightsRollbackRequested = serde_json::from_slice(&event.data)
             .map_err(|error| invalid(format!("its data is not a rollback request: {error}")))?;
         let collection = request.collection.unwrap_or_else(|| DEFAULT_COLLECTION.to_owned());
         let feedback: CollectionFeedback =
@@ -243,35 +235,20 @@ impl Learner {
         let (ty, change) = match outcome {
             LearnOutcome::Unchanged | LearnOutcome::Impossible(_) => return Ok(Vec::new()),
             LearnOutcome::Updated(change) => (Some(&self.context.emits), change),
-            LearnOutcome::Rejected(change) => (self.context.auxiliary_output(WEIGHTS_REJECTED), change),
-            LearnOutcome::RolledBack(change) => (self.context.auxiliary_output(WEIGHTS_ROLLED_BACK), change),
+            LearnOutcome::Rejected(change) => (self.context.auxiliary_output(WeightsRejected::TYPE), change),
+            LearnOutcome::RolledBack(change) => (self.context.auxiliary_output(WeightsRolledBack::TYPE), change),
         };
         let Some(ty) = ty else { return Ok(Vec::new()) };
-        let data = serde_json::to_vec(&CollectionChange { collection, change: &change });
+        let data = serde_json::to_vec(&WeightsChange { collection: collection.to_owned(), ..change });
         let data = data.map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
         let (ty, data, subject) = (ty.clone(), data.into(), Some(collection.to_owned()));
         Ok(vec![Emission { ty, data, content_type: None, subject, partition_key: None }])
     }
 }
 
-#[derive(Serialize)]
-struct CollectionChange<'t> {
-    collection: &'t str,
-    #[serde(flatten)]
-    change: &'t WeightsChange,
-}
-
 /// Rounds a weight to four decimals.
 pub(crate) fn rounded(weight: f32) -> f64 {
     (f64::from(weight) * 1e4).round() / 1e4
-}
-
-/// Merges the weights of one more ranking step into the event's `weights`.
-pub(crate) fn merge_weights(weights: &mut Value, added: Value) {
-    match (weights, added) {
-        (Value::Object(weights), Value::Object(added)) => weights.extend(added),
-        (weights, added) => *weights = added,
-    }
 }
 
 #[cfg(test)]

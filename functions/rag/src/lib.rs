@@ -41,5 +41,4 @@ mod usage;
 mod views;
 
 pub use host::{RagHost, Settings, check_options, check_tool, is_auxiliary_output};
-pub use nerve_index::document;
 pub use reader::{DocumentReaders, READER};

@@ -7,8 +7,9 @@ use crate::{
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{Context, Event, Fault, Function, FunctionError, Outcome, answer};
+use nerve_events::answers::NotificationSent;
 use reqwest::{StatusCode, Url};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// Answers that cause a notification.
@@ -53,18 +54,6 @@ pub(crate) struct Notifier {
     target: Option<(reqwest::Client, Url)>,
 }
 
-#[derive(Serialize)]
-struct Notification {
-    /// Id of the answer.
-    answer: String,
-    /// Text of the notification.
-    text: String,
-    flagged: bool,
-    /// Host of the receiver; `None` for an event only.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    to: Option<String>,
-}
-
 impl Notifier {
     pub(crate) fn new(context: FunctionContext, options: NotifyOptions) -> Result<Self, String> {
         let target = match options.url {
@@ -85,7 +74,7 @@ impl Notifier {
         if self.when == NotifyWhen::Flagged && !flagged && !unanswered {
             return Ok(Vec::new());
         }
-        let notification = Notification {
+        let notification = NotificationSent {
             answer: answer::id_of(event).to_owned(),
             text: text(&data, flagged),
             flagged,
@@ -108,7 +97,7 @@ impl Function for Notifier {
 async fn send(
     client: &reqwest::Client,
     url: &Url,
-    notification: &Notification,
+    notification: &NotificationSent,
     event: &Event,
 ) -> Result<(), FunctionError> {
     let body = json!({"text": notification.text, "answer": notification.answer, "flagged": notification.flagged});

@@ -3,11 +3,11 @@
 
 use crate::upload::UploadedDocument;
 use nerve_core::{Fault, FunctionError, LoadError};
-use nerve_index::Document;
+use nerve_events::documents::{Chunk, Document};
 use nerve_sandbox::{Limits, Pool, Request, SandboxError, Setup, Work};
 use nerve_text::{
     ReadDocument, ReadRequest, Reader,
-    chunk::{Chunk, ChunkSize},
+    chunk::{self, ChunkSize},
 };
 use std::time::Duration;
 
@@ -90,7 +90,8 @@ impl ModelReader {
         let ReadDocument { version, chunks } = ReadDocument::decode(&read)
             .map_err(|error| FunctionError::new(Fault::Crash, format!("the reader returned no chunks: {error}")))?;
         document.version = version;
-        Ok((document, chunks))
+        let chunk = |chunk::Chunk { index, text, heading, start, end }| Chunk { index, text, heading, start, end };
+        Ok((document, chunks.into_iter().map(chunk).collect()))
     }
 }
 

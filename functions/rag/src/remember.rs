@@ -10,13 +10,16 @@ use crate::{
 };
 use async_trait::async_trait;
 use futures::future::join_all;
-use nerve_core::{Context, Emission, Event, Function, FunctionError, Outcome, answer, function::Views};
-use nerve_index::{collections::conversation_collection, document::DEFAULT_COLLECTION};
+use nerve_core::{Context, Emission, Event, Fault, Function, FunctionError, Outcome, answer, function::Views};
+use nerve_events::{
+    EventData,
+    answers::{AnsweredQuestion, MemoryUpdated},
+    documents::DocumentUploaded,
+    retrieval::{ConversationHistory, Turn},
+};
+use nerve_index::collections::conversation_collection;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
 
-/// Event type that uploads an earlier answer.
-pub(crate) const DOCUMENT_UPLOADED: &str = "document.uploaded";
 /// Maximum size of a stored answer in bytes.
 const MAX_ANSWER_BYTES: usize = 4096;
 /// Number of answer ids stored per conversation, to detect redelivered events.
@@ -52,52 +55,34 @@ impl RememberOptions {
     }
 }
 
-/// A question and its answer.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Turn {
-    #[serde(default)]
-    pub(crate) id: String,
-    pub(crate) question: String,
-    pub(crate) answer: String,
-}
-
-/// Memory of a conversation.
+/// Stored memory of a conversation.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct ConversationHistory {
-    /// Summary of the turns before `turns`.
-    #[serde(default)]
-    pub(crate) summary: String,
-    /// The most recent turns, oldest first.
-    #[serde(default)]
-    pub(crate) turns: Vec<Turn>,
+struct ConversationMemory {
+    #[serde(flatten)]
+    history: ConversationHistory,
     /// Ids of recently added answers.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     known: Vec<String>,
 }
 
-impl ConversationHistory {
+impl ConversationMemory {
     /// Adds a turn. Returns the turns that no longer fit the window.
     fn add(&mut self, turn: Turn, options: RememberOptions) -> Vec<Turn> {
         self.known.push(turn.id.clone());
         self.known.drain(..self.known.len().saturating_sub(MAX_KNOWN_ANSWERS));
-        self.turns.push(turn);
-        let evicted: Vec<Turn> = self.turns.drain(..self.turns.len().saturating_sub(options.window)).collect();
+        let ConversationHistory { summary, turns } = &mut self.history;
+        turns.push(turn);
+        let evicted: Vec<Turn> = turns.drain(..turns.len().saturating_sub(options.window)).collect();
         for turn in &evicted {
             let line = format!("- {} {}\n", turn.question.trim(), extractive::first_sentence(&turn.answer));
-            self.summary.push_str(&line);
+            summary.push_str(&line);
         }
-        while self.summary.len() > options.summary {
+        while summary.len() > options.summary {
             // Removes the oldest line.
-            let end = self.summary.find('\n').map_or(self.summary.len(), |at| at + 1);
-            self.summary.drain(..end);
+            let end = summary.find('\n').map_or(summary.len(), |at| at + 1);
+            summary.drain(..end);
         }
         evicted
-    }
-
-    /// The history without internal ids.
-    pub(crate) fn without_ids(mut self) -> Self {
-        self.known.clear();
-        self
     }
 }
 
@@ -110,40 +95,15 @@ pub(crate) async fn read_history(
     collection: &str,
     conversation: &str,
 ) -> Result<Option<ConversationHistory>, FunctionError> {
-    views::read(views, &conversation_collection(collection, conversation)).await
+    let memory: Option<ConversationMemory> =
+        views::read(views, &conversation_collection(collection, conversation)).await?;
+    Ok(memory.map(|memory| memory.history))
 }
 
 /// The loaded function.
 pub(crate) struct Rememberer {
     pub(crate) context: FunctionContext,
     pub(crate) options: RememberOptions,
-}
-
-#[derive(Deserialize)]
-struct AnswerInput {
-    question: String,
-    answer: String,
-    #[serde(default)]
-    conversation: Option<String>,
-    #[serde(default)]
-    collection: Option<String>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Serialize)]
-struct MemoryUpdated {
-    /// Whether the answer is in the memory of a conversation.
-    remembered: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    conversation: Option<String>,
-    collection: String,
-    question: String,
-    answer: String,
-    /// Number of turns stored verbatim.
-    turns: usize,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
 }
 
 #[async_trait]
@@ -155,36 +115,30 @@ impl Function for Rememberer {
 
 impl Rememberer {
     async fn remember(&self, event: &Event, context: &Context) -> Outcome {
-        let answered: Result<AnswerInput, _> = serde_json::from_slice(&event.data);
-        let answered = answered.map_err(|error| invalid(format!("its data is not an answer: {error}")))?;
-        let AnswerInput { question, answer: text, conversation, collection, mut rest } = answered;
+        let answered: Result<AnsweredQuestion, _> = serde_json::from_slice(&event.data);
+        let mut answered = answered.map_err(|error| invalid(format!("its data is not an answer: {error}")))?;
         for own in ["remembered", "turns"] {
-            rest.remove(own);
+            answered.rest.remove(own);
         }
-        let collection = collection.unwrap_or_else(|| DEFAULT_COLLECTION.to_owned());
-        let id = answer::id_of(event).to_owned();
-        let turn = Turn { id, question: question.clone(), answer: truncated(&text) };
+        let collection = answered.collection().to_owned();
         let (mut turns, mut evicted) = (0, Vec::new());
-        if let (Some(conversation), Some(views)) = (&conversation, &context.views) {
+        if let (Some(question), Some(conversation), Some(views)) =
+            (&answered.question, &answered.conversation, &context.views)
+        {
+            let id = answer::id_of(event).to_owned();
+            let turn = Turn { id, question: question.clone(), answer: truncated(&answered.answer) };
             (turns, evicted) = self.add_turn(views.as_ref(), (&collection, conversation), turn).await?;
         }
-        let updated = MemoryUpdated {
-            remembered: turns > 0,
-            conversation: conversation.clone(),
-            collection: collection.clone(),
-            question,
-            answer: text,
-            turns,
-            rest,
-        };
+        let conversation = answered.conversation.clone();
+        answered.collection = Some(collection.clone());
+        let updated = MemoryUpdated { remembered: turns > 0, turns, answered };
         let mut outcome = self.context.output(event, &updated)?;
-        if let (Some(ty), Some(conversation)) = (self.context.auxiliary_output(DOCUMENT_UPLOADED), conversation) {
+        if let (Some(ty), Some(conversation)) = (self.context.auxiliary_output(DocumentUploaded::TYPE), conversation) {
+            let collection = conversation_collection(&collection, &conversation);
             for turn in evicted {
-                let document = json!({
-                    "document": turn.id, "name": turn.question, "collection": conversation_collection(&collection, &conversation),
-                    "text": format!("{}\n\n{}", turn.question, turn.answer), "media_type": "text/markdown",
-                });
-                let data = document.to_string().into_bytes().into();
+                let upload = upload_of(turn, collection.clone());
+                let upload = serde_json::to_vec(&upload);
+                let data = upload.map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?.into();
                 let ty = ty.clone();
                 outcome.push(Emission { ty, data, content_type: None, subject: None, partition_key: None });
             }
@@ -205,15 +159,28 @@ impl Rememberer {
             views,
             &conversation_collection(collection, conversation),
             &what,
-            |history: &mut ConversationHistory| {
-                if history.known.contains(&turn.id) {
-                    return ViewChange::Keep((history.turns.len(), Vec::new()));
+            |memory: &mut ConversationMemory| {
+                if memory.known.contains(&turn.id) {
+                    return ViewChange::Keep((memory.history.turns.len(), Vec::new()));
                 }
-                let evicted = history.add(turn.clone(), self.options);
-                ViewChange::Write((history.turns.len(), evicted))
+                let evicted = memory.add(turn.clone(), self.options);
+                ViewChange::Write((memory.history.turns.len(), evicted))
             },
         )
         .await
+    }
+}
+
+/// The upload of an earlier turn to the index.
+fn upload_of(turn: Turn, collection: String) -> DocumentUploaded {
+    let text = format!("{}\n\n{}", turn.question, turn.answer);
+    DocumentUploaded {
+        collection: Some(collection),
+        document: Some(turn.id),
+        name: Some(turn.question),
+        text: Some(text),
+        media_type: Some("text/markdown".to_owned()),
+        ..DocumentUploaded::default()
     }
 }
 
@@ -233,10 +200,13 @@ mod tests {
     #[test]
     fn turns_beyond_the_window_are_summarized() {
         let options = RememberOptions { window: 2, summary: 60 };
-        let mut history = ConversationHistory::default();
-        let evicted: Vec<usize> = (0..5).map(|n| history.add(turn(n), options).len()).collect();
+        let mut memory = ConversationMemory::default();
+        let evicted: Vec<usize> = (0..5).map(|n| memory.add(turn(n), options).len()).collect();
         assert_eq!(evicted, [0, 0, 1, 1, 1]);
-        assert_eq!(history.turns, [turn(3), turn(4)]);
-        assert_eq!(history.summary, "- Question 1? Answer 1.\n- Question 2? Answer 2.\n", "the oldest line is gone");
+        assert_eq!(memory.history.turns, [turn(3), turn(4)]);
+        assert_eq!(
+            memory.history.summary, "- Question 1? Answer 1.\n- Question 2? Answer 2.\n",
+            "the oldest line is gone"
+        );
     }
 }

@@ -4,8 +4,8 @@ use crate::{
     embedder::{Embedder, cosine},
     function::{FunctionContext, inference_failed, invalid},
     learn::{
-        merge_weights, rounded,
-        weights::{self, RankingWeights},
+        rounded,
+        weights::{self, rerank_score},
     },
 };
 use async_trait::async_trait;
@@ -15,9 +15,12 @@ use nerve_core::{
     function::Views,
     inference::{Purpose, RerankRequest},
 };
-use nerve_index::{Hit, document::DEFAULT_COLLECTION};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use nerve_events::{
+    documents::DEFAULT_COLLECTION,
+    feedback::{RankingWeights, UsedWeights},
+    retrieval::{DocumentsReranked, DroppedHit, Hit},
+};
+use serde::Deserialize;
 
 /// `with` of `rag/rerank`.
 #[derive(Debug, Clone, Copy, Deserialize)]
@@ -58,44 +61,6 @@ pub(crate) struct Reranker {
     pub(crate) options: RerankOptions,
 }
 
-#[derive(Serialize, Deserialize)]
-struct RankedDocuments {
-    question: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    collection: Option<String>,
-    documents: Vec<RankedHit>,
-    /// Documents that were dropped, for `rag/learn`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    dropped: Vec<DroppedHit>,
-    /// Weights of the rankings.
-    #[serde(default)]
-    weights: Value,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct RankedHit {
-    #[serde(flatten)]
-    hit: Hit,
-    /// Relevance by the model, from 0 to 1.
-    #[serde(default)]
-    relevance: f32,
-}
-
-/// A dropped document: its ranks without its text.
-#[derive(Serialize, Deserialize)]
-struct DroppedHit {
-    id: String,
-    document: String,
-    name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    lexical_rank: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    dense_rank: Option<usize>,
-    relevance: f32,
-}
-
 #[async_trait]
 impl Function for Reranker {
     async fn invoke(&self, batch: Vec<Event>, context: Context) -> Vec<Outcome> {
@@ -106,36 +71,38 @@ impl Function for Reranker {
 
 impl Reranker {
     async fn rerank(&self, event: &Event, views: Option<&dyn Views>) -> Outcome {
-        let retrieved: Result<RankedDocuments, _> = serde_json::from_slice(&event.data);
+        let retrieved: Result<DocumentsReranked, _> = serde_json::from_slice(&event.data);
         let mut retrieved =
             retrieved.map_err(|error| invalid(format!("its data is not a question with documents: {error}")))?;
+        Hit::complete(&mut retrieved.documents);
         let relevances = match self.cross_encoder {
             true => self.cross_encoder_scores(&retrieved).await?,
             false => self.similarity_scores(&retrieved).await?,
         };
-        let collection = retrieved.collection.as_deref().unwrap_or(DEFAULT_COLLECTION);
+        let collection = retrieved.parameters.collection.as_deref().unwrap_or(DEFAULT_COLLECTION);
         let weights = self.options.weights(views, collection).await?;
         let count = retrieved.documents.len();
-        for (ranked, relevance) in retrieved.documents.iter_mut().zip(relevances) {
-            ranked.relevance = relevance;
-        }
-        let documents = std::mem::take(&mut retrieved.documents).into_iter().enumerate();
-        let mut scored: Vec<(f32, RankedHit)> =
-            documents.map(|(rank, ranked)| (weights.rerank(ranked.relevance, rank, count), ranked)).collect();
+        let documents = std::mem::take(&mut retrieved.documents).into_iter().zip(relevances).enumerate();
+        let mut scored: Vec<Hit> = documents
+            .map(|(rank, (hit, relevance))| Hit {
+                score: rerank_score(&weights, relevance, rank, count),
+                relevance: Some(relevance),
+                ..hit
+            })
+            .collect();
         // The sort is stable.
-        scored.sort_by(|a, b| b.0.total_cmp(&a.0));
+        scored.sort_by(|a, b| b.score.total_cmp(&a.score));
         let dropped = scored.split_off(self.options.limit.min(scored.len()));
-        retrieved.dropped = dropped.into_iter().map(|(_, ranked)| DroppedHit::of(ranked)).collect();
-        merge_weights(
-            &mut retrieved.weights,
-            json!({"relevance": rounded(weights.relevance), "retrieved": rounded(weights.retrieved)}),
-        );
-        retrieved.documents = scored.into_iter().map(|(score, ranked)| with_score(ranked, score)).collect();
+        retrieved.dropped = dropped.into_iter().map(without_text).collect();
+        let (relevance, retrieved_weight) = (Some(rounded(weights.relevance)), Some(rounded(weights.retrieved)));
+        let used = retrieved.weights.take().unwrap_or_default();
+        retrieved.weights = Some(UsedWeights { relevance, retrieved: retrieved_weight, ..used });
+        retrieved.documents = scored;
         self.context.output(event, &retrieved)
     }
 
-    async fn cross_encoder_scores(&self, retrieved: &RankedDocuments) -> Result<Vec<f32>, FunctionError> {
-        let documents = retrieved.documents.iter().map(|ranked| ranked.hit.chunk.text.clone()).collect();
+    async fn cross_encoder_scores(&self, retrieved: &DocumentsReranked) -> Result<Vec<f32>, FunctionError> {
+        let documents = retrieved.documents.iter().map(|hit| hit.chunk.text.clone()).collect();
         let request = RerankRequest { query: retrieved.question.clone(), documents, raw: false };
         let Embedder { inference, model } = &self.embedder;
         let relevances = inference.rerank(model, request).await.map_err(|error| inference_failed(&error))?;
@@ -143,31 +110,24 @@ impl Reranker {
     }
 
     /// Similarities from the index; embeds the documents that have none because only the lexical ranking found them.
-    async fn similarity_scores(&self, retrieved: &RankedDocuments) -> Result<Vec<f32>, FunctionError> {
+    async fn similarity_scores(&self, retrieved: &DocumentsReranked) -> Result<Vec<f32>, FunctionError> {
         let documents = &retrieved.documents;
-        let without_similarity = documents.iter().filter(|ranked| ranked.hit.similarity.is_none());
-        let texts: Vec<String> = without_similarity.map(|ranked| ranked.hit.chunk.text.clone()).collect();
+        let without_similarity = documents.iter().filter(|hit| hit.similarity.is_none());
+        let texts: Vec<String> = without_similarity.map(|hit| hit.chunk.text.clone()).collect();
         let question = match texts.is_empty() {
             true => Vec::new(),
             false => self.embedder.question(&retrieved.question).await?,
         };
         let mut embedded = self.embedder.embed(texts, Purpose::Document).await?.into_iter();
-        let similarity = |ranked: &RankedHit| {
-            let indexed = ranked.hit.similarity;
+        let similarity = |hit: &Hit| {
+            let indexed = hit.similarity;
             indexed.unwrap_or_else(|| embedded.next().map_or(0.0, |vector| cosine(&question, &vector))).clamp(0.0, 1.0)
         };
         Ok(documents.iter().map(similarity).collect())
     }
 }
 
-impl DroppedHit {
-    fn of(ranked: RankedHit) -> Self {
-        let Hit { id, document, name, lexical_rank, dense_rank, .. } = ranked.hit;
-        Self { id, document, name, lexical_rank, dense_rank, relevance: ranked.relevance }
-    }
-}
-
-fn with_score(mut ranked: RankedHit, score: f32) -> RankedHit {
-    ranked.hit.score = score;
-    ranked
+fn without_text(hit: Hit) -> DroppedHit {
+    let Hit { id, document, name, lexical_rank, dense_rank, relevance, .. } = hit;
+    DroppedHit { id, document, name, lexical_rank, dense_rank, relevance }
 }

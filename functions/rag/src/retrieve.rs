@@ -3,17 +3,20 @@
 use crate::{
     embedder::Embedder,
     function::{FunctionContext, blocking, index_failed, invalid},
-    learn::{merge_weights, rounded, weights},
-    remember::{self, ConversationHistory},
+    learn::{rounded, weights},
+    remember,
 };
 use async_trait::async_trait;
 use futures::future::join_all;
 use nerve_core::{Context, Event, Function, FunctionError, Outcome, function::Views};
-use nerve_index::{
-    FusionWeights, Hit, Index, Query, collections::conversation_collection, document::DEFAULT_COLLECTION,
+use nerve_events::{
+    documents::DEFAULT_COLLECTION,
+    feedback::UsedWeights,
+    retrieval::{ConversationHistory, DocumentsRetrieved, Hit, PromptReceived, QuestionParameters},
 };
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use nerve_index::{FusionWeights, Index, Query, collections::conversation_collection};
+use serde::Deserialize;
+use serde_json::Map;
 use std::sync::Arc;
 use time::format_description::well_known::Rfc3339;
 
@@ -48,7 +51,7 @@ impl RetrieveOptions {
         &self,
         views: Option<&dyn Views>,
         collection: &str,
-    ) -> Result<(FusionWeights, Value), FunctionError> {
+    ) -> Result<(FusionWeights, UsedWeights), FunctionError> {
         let defaults = FusionWeights::default();
         let (weights, version) = match (self.lexical, self.dense) {
             (None, None) => match weights::live_version(views, collection).await? {
@@ -62,11 +65,8 @@ impl RetrieveOptions {
                 (FusionWeights { lexical, dense }, None)
             }
         };
-        let mut used_weights = json!({"lexical": rounded(weights.lexical), "dense": rounded(weights.dense)});
-        if let Some(version) = version {
-            merge_weights(&mut used_weights, json!({ "version": version }));
-        }
-        Ok((weights, used_weights))
+        let (lexical, dense) = (Some(rounded(weights.lexical)), Some(rounded(weights.dense)));
+        Ok((weights, UsedWeights { lexical, dense, version, ..UsedWeights::default() }))
     }
 }
 
@@ -78,42 +78,11 @@ pub(crate) struct Retriever {
     pub(crate) options: RetrieveOptions,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Prompt {
-    #[serde(alias = "prompt", alias = "text")]
-    question: String,
-    #[serde(default = "default_collection")]
+/// A question with its collection.
+struct Question {
+    text: String,
     collection: String,
-    #[serde(default, skip_serializing_if = "Map::is_empty")]
-    filter: Map<String, Value>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    limit: Option<usize>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    conversation: Option<String>,
-    /// Other fields of the prompt, passed through.
-    #[serde(flatten)]
-    rest: Map<String, Value>,
-}
-
-fn default_collection() -> String {
-    DEFAULT_COLLECTION.to_owned()
-}
-
-#[derive(Serialize)]
-struct DocumentsRetrieved {
-    #[serde(flatten)]
-    prompt: Prompt,
-    /// Time of the question (RFC 3339).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    asked_at: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    history: Option<ConversationHistory>,
-    /// Earlier answers of the conversation similar to the question.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    recalled: Vec<Hit>,
-    /// Weights of the rankings, and their version if they were learned.
-    weights: Value,
-    documents: Vec<Hit>,
+    parameters: QuestionParameters,
 }
 
 #[async_trait]
@@ -126,53 +95,63 @@ impl Function for Retriever {
 
 impl Retriever {
     async fn retrieve(&self, event: &Event, views: Option<&dyn Views>) -> Outcome {
-        let prompt: Result<Prompt, _> = serde_json::from_slice(&event.data);
+        let prompt: Result<PromptReceived, _> = serde_json::from_slice(&event.data);
         let mut prompt = prompt.map_err(|error| invalid(format!("its data is not a prompt: {error}")))?;
-        for own in ["documents", "history", "recalled", "asked_at", "weights"] {
-            prompt.rest.remove(own);
+        let text = prompt.take_question().ok_or_else(|| invalid("its data is not a prompt: it has no `question`"))?;
+        let parameters = prompt.parameters.clone();
+        let collection = parameters.collection.clone().unwrap_or_else(|| DEFAULT_COLLECTION.to_owned());
+        let mut question = Question { text, collection, parameters };
+        let mut rest = prompt.into_rest();
+        for own in ["documents", "dropped", "history", "recalled", "asked_at", "weights"] {
+            rest.remove(own);
         }
-        let history = match (&prompt.conversation, views) {
-            (Some(conversation), Some(views)) => {
-                remember::read_history(views, &prompt.collection, conversation).await?
-            }
+        let Question { collection, parameters, .. } = &question;
+        let history = match (&parameters.conversation, views) {
+            (Some(conversation), Some(views)) => remember::read_history(views, collection, conversation).await?,
             _ => None,
         };
-        let (weights, used_weights) = self.options.weights(views, &prompt.collection).await?;
-        let query = self.query(&prompt, history.as_ref(), weights).await?;
-        let recalled = match (&prompt.conversation, &history) {
+        let (weights, used_weights) = self.options.weights(views, collection).await?;
+        let query = self.query(&question, history.as_ref(), weights).await?;
+        let recalled = match (&parameters.conversation, &history) {
             (Some(conversation), Some(history)) if !history.summary.is_empty() => {
-                self.recall_answers(&query, conversation_collection(&prompt.collection, conversation)).await?
+                self.recall_answers(&query, conversation_collection(collection, conversation)).await?
             }
             _ => Vec::new(),
         };
         let documents = self.search(query).await?;
-        let asked_at = event.time.and_then(|time| time.format(&Rfc3339).ok());
-        let history = history.map(ConversationHistory::without_ids);
-        self.context.output(
-            event,
-            &DocumentsRetrieved { prompt, asked_at, history, recalled, weights: used_weights, documents },
-        )
+        question.parameters.collection = Some(question.collection);
+        let retrieved = DocumentsRetrieved {
+            question: question.text,
+            parameters: question.parameters,
+            asked_at: event.time.and_then(|time| time.format(&Rfc3339).ok()),
+            history,
+            recalled,
+            weights: Some(used_weights),
+            documents,
+            rest,
+        };
+        self.context.output(event, &retrieved)
     }
 
     /// Builds the query. A short question is combined with the preceding one.
     async fn query(
         &self,
-        prompt: &Prompt,
+        question: &Question,
         history: Option<&ConversationHistory>,
         weights: FusionWeights,
     ) -> Result<Query, FunctionError> {
         let previous_question = history.and_then(|history| history.turns.last()).map(|turn| turn.question.as_str());
-        let is_short = prompt.question.split_whitespace().count() < SHORT_QUESTION_WORDS;
+        let is_short = question.text.split_whitespace().count() < SHORT_QUESTION_WORDS;
         let text = match previous_question.filter(|_| is_short) {
-            Some(previous_question) => format!("{previous_question} {}", prompt.question),
-            None => prompt.question.clone(),
+            Some(previous_question) => format!("{previous_question} {}", question.text),
+            None => question.text.clone(),
         };
         Ok(Query {
-            collection: prompt.collection.clone(),
+            collection: question.collection.clone(),
             vector: self.embedder.question(&text).await?,
             text,
-            filter: prompt.filter.clone(),
-            limit: prompt.limit.unwrap_or(self.options.limit).clamp(1, 100),
+            filter: question.parameters.filter.clone(),
+            limit: question.parameters.limit.unwrap_or(self.options.limit).clamp(1, 100),
             weights,
         })
     }

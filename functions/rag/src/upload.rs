@@ -3,9 +3,7 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use nerve_core::Event;
-use nerve_index::document::{DEFAULT_COLLECTION, Document};
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use nerve_events::documents::{DEFAULT_COLLECTION, Document, DocumentUploaded};
 
 /// An uploaded document, not yet read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,19 +20,6 @@ pub(crate) struct UploadedDocument {
     pub(crate) sent_as_text: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct UploadData {
-    collection: Option<String>,
-    document: Option<String>,
-    name: Option<String>,
-    media_type: Option<String>,
-    text: Option<String>,
-    /// Binary content in Base64.
-    data: Option<String>,
-    metadata: Map<String, Value>,
-}
-
 impl UploadedDocument {
     /// Reads an event: JSON with `text` or `data`, or the document itself as the body.
     ///
@@ -42,11 +27,11 @@ impl UploadedDocument {
     /// Tells the sender which part of the event is invalid.
     pub(crate) fn read(event: &Event) -> Result<Self, String> {
         let mut bytes = None;
-        let upload = if event.is_json() {
+        let upload: DocumentUploaded = if event.is_json() {
             serde_json::from_slice(&event.data).map_err(|error| format!("its data is not a document: {error}"))?
         } else {
             bytes = Some(event.data.clone());
-            UploadData { media_type: event.content_type.clone(), ..UploadData::default() }
+            DocumentUploaded { media_type: event.content_type.clone(), ..DocumentUploaded::default() }
         };
         if let Some(data) = &upload.data {
             let decoded = BASE64_STANDARD.decode(data).map_err(|error| format!("its `data` is not Base64: {error}"))?;
@@ -83,7 +68,7 @@ impl UploadedDocument {
 mod tests {
     use super::*;
     use nerve_core::EventType;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn event(media: &str, data: impl AsRef<[u8]>) -> Event {
         let event = Event::new("e1", "/test", EventType::parse("document.uploaded").unwrap());

@@ -107,7 +107,7 @@ pub use progress::RestoredConsumer;
 pub use progress::{BoundConsumer, ProgressRecorder};
 pub use provenance::Provenance;
 pub use results::{CommittedResults, RunResult};
-pub use retry::{RETRY_CONSUMER, RetryOutcome, RetryRequest, unfinished_leaves};
+pub use retry::{RETRY_CONSUMER, RetryOutcome, unfinished_leaves};
 pub use run_history::{Resumption, RunHistory};
 pub use trim::{Returns, Trimmer};
 

@@ -2,11 +2,9 @@
 
 use nerve_broker::bus::EVENTS;
 use nerve_core::{FunctionSpec, Name, Pattern, answer, manifest::RuntimeSpec, subject::EVENTS_PREFIX, tool};
-use nerve_events::known_types;
+use nerve_events::{EventData, known_types, retrieval::PromptReceived};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Type of the event that requests an answer.
-const QUESTION_TYPE: &str = "prompt.received";
 /// Maximum warnings of a plan.
 const MAX_WARNINGS: usize = 10;
 
@@ -122,7 +120,7 @@ impl<'f> Graph<'f> {
 
     /// Returns warnings about pairs of functions that answer the same questions, at any step.
     fn duplicate_answers(&self) -> Vec<String> {
-        let Ok(question) = Pattern::parse(QUESTION_TYPE) else { return Vec::new() };
+        let Ok(question) = Pattern::parse(PromptReceived::TYPE) else { return Vec::new() };
         let mut reached: BTreeSet<&Name> = BTreeSet::new();
         let mut next: Vec<&Name> = Vec::new();
         next.extend(self.functions.iter().filter(|(_, spec)| consumes(spec, &question)).map(|(name, _)| *name));
@@ -139,8 +137,9 @@ impl<'f> Graph<'f> {
         let pairs = self.pairs().into_iter().filter(|(one, other)| answers(one) && answers(other));
         let warning = |(one, other): (&Name, &Name)| {
             format!(
-                "{one} and {other} both lead from {QUESTION_TYPE} to {}: a question may be answered twice. Remove one of them, or have \
+                "{one} and {other} both lead from {} to {}: a question may be answered twice. Remove one of them, or have \
                  them consume events of different types",
+                PromptReceived::TYPE,
                 answer::GENERATED
             )
         };

@@ -1,8 +1,7 @@
-//! Tools: deployed functions that an agent calls by an event, and the data of calls and results.
+//! Tools: deployed functions that an agent calls by an event.
 //!
-//! An agent emits `tool.called.NAME`, whose data is a [`ToolCall`]. The function with `tool` in its table receives only
-//! the arguments as the data of that event. The data that it emits as `tool.returned` becomes a [`ToolResult`]: the
-//! worker adds the call's id and the agent's state.
+//! An agent emits `tool.called.NAME`. The function with `tool` in its table receives only the arguments as the data of
+//! that event. To the data that it emits as `tool.returned` the worker adds the call's id and the agent's state.
 
 use crate::{EventType, FunctionSpec, subject::EVENTS_PREFIX};
 use serde::{Deserialize, Serialize};
@@ -41,49 +40,6 @@ pub struct Tool {
     pub name: String,
     /// Its description for agents.
     pub spec: ToolSpec,
-}
-
-/// The data of `tool.called.NAME`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ToolCall {
-    /// The call's id, chosen by the agent.
-    pub call: String,
-    /// The tool's name.
-    pub tool: String,
-    /// The arguments.
-    pub arguments: Map<String, Value>,
-    /// The agent's state, which the function does not receive.
-    #[serde(default, skip_serializing_if = "Value::is_null")]
-    pub agent: Value,
-}
-
-/// The data of `tool.returned`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ToolResult {
-    /// The call's id.
-    pub call: String,
-    /// The tool's name.
-    pub tool: String,
-    /// The result.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub result: Option<Value>,
-    /// The error.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// The agent's state, unchanged.
-    #[serde(default, skip_serializing_if = "Value::is_null")]
-    pub agent: Value,
-}
-
-impl ToolCall {
-    /// Creates the result of this call.
-    pub fn into_result(self, result: Result<Value, String>) -> ToolResult {
-        let (result, error) = match result {
-            Ok(result) => (Some(result), None),
-            Err(error) => (None, Some(error)),
-        };
-        ToolResult { call: self.call, tool: self.tool, result, error, agent: self.agent }
-    }
 }
 
 /// Returns the name of the tool that events of this type call.

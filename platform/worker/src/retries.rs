@@ -3,10 +3,11 @@
 use super::{WorkerShared, reopen::reopen_until};
 use futures::FutureExt;
 use nerve_broker::bus::{
-    BodyError, BusError, Delivery, EVENTS, PublishError, Puller, RETRY_CONSUMER, Resumption, RetryOutcome,
-    RetryRequest, RunHistory, unfinished_leaves,
+    BodyError, BusError, Delivery, EVENTS, PublishError, Puller, RETRY_CONSUMER, Resumption, RetryOutcome, RunHistory,
+    unfinished_leaves,
 };
 use nerve_core::{Event, EventType, Fault, FunctionError, Identity, Name, answer};
+use nerve_events::control::ControlRetryRequested;
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
@@ -105,7 +106,6 @@ impl Request {
 
     /// Publishes the outcome of the request and acknowledges it.
     async fn answer(self, shared: &WorkerShared, event: &Event, retried: RetryOutcome) -> Result<(), BusError> {
-        let retried = RetryOutcome { request: event.id.clone(), ..retried };
         match shared.bus.publish_retry_outcome(event, &retried).await {
             Ok(()) => self.delivery.ack().await,
             Err(PublishError::Unavailable(_)) => self.delivery.retry_after(RETRY_INTERVAL).await,
@@ -164,13 +164,14 @@ fn with_causes(error: &BusError) -> String {
 
 async fn retry(shared: &WorkerShared, event: &Event) -> Result<RetryOutcome, BusError> {
     let refused = |why: &str| BusError::refused("retrying", why);
-    let request: RetryRequest = serde_json::from_slice(&event.data).map_err(|error| refused(&error.to_string()))?;
+    let request: ControlRetryRequested =
+        serde_json::from_slice(&event.data).map_err(|error| refused(&error.to_string()))?;
     match request {
-        RetryRequest { dead_letter: Some(id), .. } => retry_dead_letter(shared, event, id).await,
-        RetryRequest { answer: Some(id), .. } => {
+        ControlRetryRequested { dead_letter: Some(id), .. } => retry_dead_letter(shared, event, id).await,
+        ControlRetryRequested { answer: Some(id), .. } => {
             Ok(RetryOutcome { answer: Some(id.clone()), ..retry_answer(shared, event, &id).await? })
         }
-        RetryRequest { .. } => Err(refused("`dead_letter` or `answer` is required")),
+        ControlRetryRequested { .. } => Err(refused("`dead_letter` or `answer` is required")),
     }
 }
 

@@ -4,8 +4,12 @@
 //! If its retries are exhausted, the error is published as the result.
 
 use nerve_core::{
-    Emission, Event, EventType, Fault, FunctionError, FunctionSpec,
-    tool::{self, RETURNED, Tool, ToolCall},
+    Emission, Event, Fault, FunctionError, FunctionSpec,
+    tool::{self, Tool},
+};
+use nerve_events::{
+    EventData,
+    agent::{ToolCalled, ToolReturned},
 };
 use nerve_registry::Catalogue;
 use serde_json::Value;
@@ -22,7 +26,7 @@ pub(super) fn is_call(spec: &FunctionSpec, event: &Event) -> bool {
 
 /// Replaces the data of a call by its arguments. An event that is no call is unchanged.
 pub(super) fn arguments_of(event: Event) -> Event {
-    let Ok(call) = serde_json::from_slice::<ToolCall>(&event.data) else { return event };
+    let Ok(call) = serde_json::from_slice::<ToolCalled>(&event.data) else { return event };
     let arguments = Value::Object(call.arguments).to_string().into_bytes();
     event.with_data("application/json", arguments)
 }
@@ -32,17 +36,20 @@ pub(super) fn arguments_of(event: Event) -> Event {
 /// # Errors
 /// [`Fault::Invalid`] for more than one result.
 pub(super) fn complete_results(call: &Event, mut emissions: Vec<Emission>) -> Result<Vec<Emission>, FunctionError> {
-    let count = emissions.iter().filter(|emission| emission.ty.as_str() == RETURNED).count();
+    let count = emissions.iter().filter(|emission| emission.ty.as_str() == ToolReturned::TYPE).count();
     match count {
         0 => emissions.push(emission(&Value::Null)?),
         1 => {}
         count => {
-            let message = format!("a tool returns a call once; the function emitted {count} events of type {RETURNED}");
+            let message = format!(
+                "a tool returns a call once; the function emitted {count} events of type {}",
+                ToolReturned::TYPE
+            );
             return Err(FunctionError::new(Fault::Invalid, message));
         }
     }
-    for emission in emissions.iter_mut().filter(|emission| emission.ty.as_str() == RETURNED) {
-        let Ok(call) = serde_json::from_slice::<ToolCall>(&call.data) else { continue };
+    for emission in emissions.iter_mut().filter(|emission| emission.ty.as_str() == ToolReturned::TYPE) {
+        let Ok(call) = serde_json::from_slice::<ToolCalled>(&call.data) else { continue };
         let text = || Value::String(String::from_utf8_lossy(&emission.data).into_owned());
         let result = serde_json::from_slice(&emission.data).unwrap_or_else(|_| text());
         emission.data = bytes_of(&call.into_result(Ok(result)))?;
@@ -53,14 +60,13 @@ pub(super) fn complete_results(call: &Event, mut emissions: Vec<Emission>) -> Re
 
 /// Builds the result of a tool whose retries are exhausted. Returns `None` if the event is no call.
 pub(super) fn failed_result(call: &Event, why: &str) -> Option<Emission> {
-    let call: ToolCall = serde_json::from_slice(&call.data).ok()?;
+    let call: ToolCalled = serde_json::from_slice(&call.data).ok()?;
     let returned = serde_json::to_value(call.into_result(Err(why.to_owned()))).ok()?;
     emission(&returned).ok()
 }
 
 fn emission(data: &Value) -> Result<Emission, FunctionError> {
-    let crash = |error: &dyn std::fmt::Display| FunctionError::new(Fault::Crash, error.to_string());
-    let ty = EventType::parse(RETURNED).map_err(|error| crash(&error))?;
+    let ty = ToolReturned::event_type();
     Ok(Emission { ty, data: bytes_of(data)?, content_type: None, subject: None, partition_key: None })
 }
 
@@ -72,6 +78,7 @@ fn bytes_of(value: &impl serde::Serialize) -> Result<bytes::Bytes, FunctionError
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nerve_core::EventType;
     use serde_json::json;
 
     fn call() -> Event {
@@ -100,7 +107,7 @@ mod tests {
     fn failed_tool_returns_its_error() {
         let answer = failed_result(&call(), "no such thing").unwrap();
         let expected = json!({"call": "1", "tool": "find", "error": "no such thing", "agent": {"steps": 2}});
-        assert_eq!((answer.ty.as_str(), value(&answer.data)), (RETURNED, expected));
+        assert_eq!((answer.ty.as_str(), value(&answer.data)), (ToolReturned::TYPE, expected));
         let other = Event::new("1", "/s", EventType::parse("a").unwrap()).with_data("application/json", "{}");
         assert!(failed_result(&other, "x").is_none());
     }

@@ -1,8 +1,11 @@
 //! Rows of SQLite as values.
 
 use super::store::ChunkChange;
-use crate::{document::Document, fusion::Candidate, query::Hit};
-use nerve_text::chunk::Chunk;
+use crate::fusion::Candidate;
+use nerve_events::{
+    documents::{Chunk, Document},
+    retrieval::Hit,
+};
 use rusqlite::Row;
 
 /// The document whose columns start at `first`.
@@ -62,5 +65,6 @@ pub(super) fn hit_of(row: &Row<'_>, found: &Candidate) -> rusqlite::Result<Hit> 
         similarity: found.similarity,
         lexical_rank: found.lexical_rank,
         dense_rank: found.dense_rank,
+        relevance: None,
     })
 }

@@ -143,9 +143,9 @@ mod tests {
     use crate::{
         Change, Index, Query,
         collections::conversation_collection,
-        document::Document,
         tests::{for_both_kinds, open, query, replace, texts},
     };
+    use nerve_events::documents::Document;
     use std::path::Path;
 
     /// A word that only the tenant's documents contain.

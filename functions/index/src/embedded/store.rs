@@ -3,14 +3,15 @@
 use super::rows::{chunk_change_of, chunk_of, document_of, hit_of, vector_of};
 use crate::{
     change::{Change, ChangeResult},
-    document::Document,
     error::IndexError,
     fusion::Candidate,
-    query::Hit,
     stored::{StoredDocument, same_chunks},
 };
 use nerve_core::quota::Quotas;
-use nerve_text::chunk::Chunk;
+use nerve_events::{
+    documents::{Chunk, Document},
+    retrieval::Hit,
+};
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use std::{collections::HashMap, path::Path};
 

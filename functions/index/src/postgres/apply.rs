@@ -2,12 +2,11 @@
 
 use super::{error::failed, tsvector::TsvectorAnalyzer};
 use crate::change::{Change, ChangeResult};
-use crate::document::Document;
 use crate::error::IndexError;
 use crate::stored::{StoredDocument, same_chunks};
 use deadpool_postgres::Transaction;
 use nerve_core::quota::Quotas;
-use nerve_text::chunk::Chunk;
+use nerve_events::documents::{Chunk, Document};
 use pgvector::Vector;
 use std::collections::{BTreeSet, HashMap};
 

@@ -7,10 +7,10 @@ use super::{
 use crate::{
     error::IndexError,
     fusion::{Candidate, fuse},
-    query::{Hit, Query},
+    query::Query,
 };
 use deadpool_postgres::Transaction;
-use nerve_text::chunk::Chunk;
+use nerve_events::{documents::Chunk, retrieval::Hit};
 use pgvector::Vector;
 use serde_json::{Value, json};
 use std::collections::{HashMap, HashSet};
@@ -243,5 +243,6 @@ fn hit_of(row: &tokio_postgres::Row, found: &Candidate) -> Result<Hit, tokio_pos
         similarity: row.try_get(9)?,
         lexical_rank: found.lexical_rank,
         dense_rank: found.dense_rank,
+        relevance: None,
     })
 }

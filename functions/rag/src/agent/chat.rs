@@ -1,7 +1,8 @@
 //! Conversations with tools, in the format of OpenAI's chat completions.
 
 use crate::function::invalid;
-use nerve_core::{Fault, FunctionError, limits, tool::Tool};
+use nerve_core::{Fault, FunctionError, tool::Tool};
+use nerve_events::answers::Usage;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -16,7 +17,7 @@ pub(super) struct Decision {
     /// Requested tool calls.
     pub(super) calls: Vec<RequestedCall>,
     pub(super) finish: String,
-    pub(super) usage: crate::generate::Usage,
+    pub(super) usage: Usage,
 }
 
 /// A tool call that the model requests.
@@ -33,14 +34,6 @@ struct Completion {
     choices: Vec<Choice>,
     #[serde(default)]
     usage: Option<Usage>,
-}
-
-#[derive(Debug, Default, Clone, Copy, Deserialize)]
-pub(super) struct Usage {
-    #[serde(default, deserialize_with = "limits::count")]
-    pub(super) prompt_tokens: usize,
-    #[serde(default, deserialize_with = "limits::count")]
-    pub(super) completion_tokens: usize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,7 +91,7 @@ impl Decision {
             text: choice.message.content.unwrap_or_default(),
             calls: calls.map(requested_call).collect(),
             finish: choice.finish_reason.unwrap_or_else(|| "stop".to_owned()),
-            usage: usage.unwrap_or_default().into(),
+            usage: usage.unwrap_or_default(),
         })
     }
 

@@ -58,7 +58,7 @@ fn question_starts_a_conversation_that_calls_its_tools() {
     let question_data =
         json!({"prompt": "What is it?", "collection": "c", "messages": [{"role": "user", "content": "Hello"}]});
     let (ty, step) = only(agent.start(&event("prompt.received", &question_data)));
-    assert_eq!((ty.as_str(), &step["question"]), (STEP_EVENT, &json!("What is it?")));
+    assert_eq!((ty.as_str(), &step["question"]), (AgentStep::TYPE, &json!("What is it?")));
     assert_eq!(step["agent"]["asked"], json!({"question": "What is it?", "collection": "c"}));
     let expected: Vec<&str> =
         step["agent"]["messages"].as_array().unwrap().iter().map(|one| one["content"].as_str().unwrap()).collect();
@@ -80,7 +80,7 @@ fn question_starts_a_conversation_that_calls_its_tools() {
     let returned = json!({"call": "2", "tool": "find", "error": "broken", "agent": second["agent"]});
     let (ty, step) = only(agent.handle_result(&event("tool.returned", &returned)));
     let messages = step["agent"]["messages"].as_array().unwrap();
-    assert_eq!(ty, STEP_EVENT);
+    assert_eq!(ty, AgentStep::TYPE);
     let tool_message = |call: &str, content: &str| json!({"role": "tool", "tool_call_id": call, "content": content});
     assert_eq!(messages[3..], [tool_message("1", r#"{"price":3}"#), tool_message("2", "Error: broken")]);
     assert_eq!(step["agent"]["called"], json!(["find", "find"]));
@@ -143,12 +143,12 @@ fn decision_is_parsed_in_every_server_format() {
 async fn exhausted_budget_ends_the_conversation() {
     let started_at = datetime!(2026-01-01 00:00 UTC);
     let question = json!({"question": "?", "collection": "c"}).as_object().cloned().unwrap();
-    let state = AgentState::new("agent", question, "s", started_at).unwrap();
+    let state = state::initial("agent", question, "s", started_at).unwrap();
     let budget = Budget { steps: 2, tokens: 100, time: Duration::from_secs(60) };
     let spent = |change: &dyn Fn(&mut AgentState), seconds| {
         let mut state = state.clone();
         change(&mut state);
-        state.exhausted_budget(budget, started_at + Duration::from_secs(seconds))
+        state::exhausted_budget(&state, budget, started_at + Duration::from_secs(seconds))
     };
     assert_eq!(spent(&|_| (), 59), None);
     assert_eq!(spent(&|_| (), 60).as_deref(), Some("1m"));
@@ -157,7 +157,7 @@ async fn exhausted_budget_ends_the_conversation() {
 
     // The time budget of the question is exhausted, so the model is not called.
     let emitter = RecordingEmitter::default();
-    let step = event(STEP_EVENT, &json!({"question": "?", "agent": state}));
+    let step = event(AgentStep::TYPE, &json!({"question": "?", "agent": state}));
     let context =
         Context { emitter: std::sync::Arc::new(RecordingEmitter::default()), views: None, quotas: <_>::default() };
     let usage = UsageTracker::of(&context);

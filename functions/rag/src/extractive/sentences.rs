@@ -1,6 +1,6 @@
 //! Splits a chunk into sentences: finds its prose, splits it, and removes Markdown.
 
-use nerve_index::Hit;
+use nerve_events::retrieval::Hit;
 use pulldown_cmark::{BrokenLink, CowStr, Event, LinkType, Options, Parser, Tag, TagEnd};
 use std::ops::Range;
 use unicode_segmentation::UnicodeSegmentation;

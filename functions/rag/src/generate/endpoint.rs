@@ -10,6 +10,7 @@ use nerve_core::{
     inference::{Finish, GenerateRequest, Message, Piece, Role},
     limits, redact,
 };
+use nerve_events::answers::Usage;
 use reqwest::{StatusCode, Url, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -61,7 +62,7 @@ struct CompletionChunk {
     #[serde(default)]
     choices: Vec<StreamChoice>,
     #[serde(default)]
-    usage: Option<super::Usage>,
+    usage: Option<Usage>,
     #[serde(default)]
     error: Option<Value>,
 }
@@ -239,7 +240,7 @@ struct StreamReader {
     /// Number of buffered bytes without a line end, so that a line in many network chunks is searched once.
     searched: usize,
     finish: Option<Finish>,
-    usage: Option<super::Usage>,
+    usage: Option<Usage>,
     /// Number of pieces, used as the token count if the endpoint reports none.
     pieces: usize,
     finished: bool,
@@ -305,8 +306,8 @@ impl StreamReader {
             let message = "the endpoint's stream ended before the answer was complete";
             return Err(FunctionError::new(Fault::Retry { after: None }, message));
         }
-        let usage = self.usage.unwrap_or(super::Usage { prompt_tokens: 0, completion_tokens: self.pieces });
-        let super::Usage { prompt_tokens, completion_tokens } = usage;
+        let usage = self.usage.unwrap_or(Usage { prompt_tokens: 0, completion_tokens: self.pieces });
+        let Usage { prompt_tokens, completion_tokens } = usage;
         Ok(Piece::End { finish: self.finish.unwrap_or(Finish::Stop), prompt_tokens, completion_tokens })
     }
 

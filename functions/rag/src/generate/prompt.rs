@@ -2,6 +2,7 @@
 
 use super::GenerateInput;
 use nerve_core::inference::{Message, Role};
+use nerve_events::retrieval;
 
 /// Default of `system`.
 pub(super) const DEFAULT_SYSTEM_PROMPT: &str = "Answer the question from the numbered documents and from nothing else. End each \
@@ -22,7 +23,7 @@ pub(super) fn messages(system: &str, input: &GenerateInput, partial: &str) -> Ve
             messages.push(message(Role::Assistant, turn.answer.clone()));
         }
     }
-    messages.extend(input.messages.iter().cloned());
+    messages.extend(input.messages.iter().filter_map(earlier_message));
     let mut prompt = String::from("Documents:\n\n");
     for (index, hit) in input.documents.iter().enumerate() {
         let location: Vec<&str> =
@@ -35,4 +36,15 @@ pub(super) fn messages(system: &str, input: &GenerateInput, partial: &str) -> Ve
         messages.push(message(Role::Assistant, partial.to_owned()));
     }
     messages
+}
+
+/// A message of the caller. Those of tools and of unknown authors are left out.
+fn earlier_message(earlier: &retrieval::Message) -> Option<Message> {
+    let role = match earlier.role.as_str() {
+        "system" | "developer" => Role::System,
+        "user" => Role::User,
+        "assistant" => Role::Assistant,
+        _ => return None,
+    };
+    Some(Message { role, content: earlier.content.clone() })
 }

@@ -1,9 +1,12 @@
 //! Publication of an answer's parts.
 
-use crate::{extractive::Citation, function::FunctionContext};
-use nerve_core::{Emission, Fault, FunctionError, answer, function::Emitter};
+use crate::function::FunctionContext;
+use nerve_core::{Emission, Fault, FunctionError, function::Emitter};
+use nerve_events::{
+    EventData,
+    answers::{AnswerCitation, AnswerToken, Citation},
+};
 use serde::Serialize;
-use std::collections::BTreeMap;
 
 /// Publishes parts of one answer to its readers.
 pub(crate) struct AnswerPublisher<'c> {
@@ -17,8 +20,8 @@ impl AnswerPublisher<'_> {
     ///
     /// # Errors
     /// If the event cannot be published.
-    async fn publish<T: Serialize + Sync>(&self, ty: &'static str, data: &T) -> Result<(), FunctionError> {
-        let Some(ty) = self.context.auxiliary_output(ty) else { return Ok(()) };
+    async fn publish<T: EventData + Serialize + Sync>(&self, data: &T) -> Result<(), FunctionError> {
+        let Some(ty) = self.context.auxiliary_output(T::TYPE) else { return Ok(()) };
         let data = serde_json::to_vec(data).map_err(|error| FunctionError::new(Fault::Crash, error.to_string()))?;
         let output =
             Emission { ty: ty.clone(), data: data.into(), content_type: None, subject: None, partition_key: None };
@@ -26,10 +29,10 @@ impl AnswerPublisher<'_> {
     }
 
     pub(super) async fn text(&self, text: &str) -> Result<(), FunctionError> {
-        self.publish(answer::TOKEN, &BTreeMap::from([("text", text)])).await
+        self.publish(&AnswerToken { text: text.to_owned() }).await
     }
 
     pub(super) async fn citation(&self, citation: &Citation) -> Result<(), FunctionError> {
-        self.publish(answer::CITATION, citation).await
+        self.publish(&AnswerCitation { citation: citation.clone() }).await
     }
 }

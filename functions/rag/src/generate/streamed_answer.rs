@@ -1,10 +1,13 @@
 //! The answer of a language model while it is written, and its citations: `[2]` cites the second document.
 
-use super::{GeneratedAnswer, Usage};
-use crate::extractive::{self, Citation};
-use nerve_core::{Emission, answer, inference::Finish};
-use nerve_index::Hit;
-use serde::Deserialize;
+use super::GeneratedAnswer;
+use crate::extractive;
+use nerve_core::{Emission, inference::Finish};
+use nerve_events::{
+    EventData,
+    answers::{AnswerToken, Citation, Usage},
+    retrieval::Hit,
+};
 use std::collections::BTreeSet;
 
 /// Maximum length of a citation marker in bytes.
@@ -23,14 +26,10 @@ pub(super) struct StreamedAnswer<'d> {
 impl<'d> StreamedAnswer<'d> {
     /// The answer that an earlier attempt started.
     pub(super) fn resumed(documents: &'d [Hit], published: &[Emission]) -> Self {
-        #[derive(Deserialize)]
-        struct Token {
-            text: String,
-        }
         let mut answer =
             Self { documents, text: String::new(), scanned: 0, cited: BTreeSet::new(), citations: Vec::new() };
-        for output in published.iter().filter(|output| output.ty.as_str() == answer::TOKEN) {
-            if let Ok(Token { text }) = serde_json::from_slice(&output.data) {
+        for output in published.iter().filter(|output| output.ty.as_str() == AnswerToken::TYPE) {
+            if let Ok(AnswerToken { text }) = serde_json::from_slice(&output.data) {
                 answer.add(&text);
             }
         }
@@ -107,8 +106,7 @@ fn sentence_before(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nerve_core::EventType;
-    use nerve_text::chunk::Chunk;
+    use nerve_events::documents::Chunk;
 
     fn documents() -> Vec<Hit> {
         let hit = |id: &str, text: &str| Hit {
@@ -142,7 +140,7 @@ mod tests {
     fn interrupted_answer_is_resumed() {
         let documents = documents();
         let token = |text: &str| Emission {
-            ty: EventType::parse(answer::TOKEN).unwrap(),
+            ty: AnswerToken::event_type(),
             data: serde_json::json!({ "text": text }).to_string().into(),
             content_type: None,
             subject: None,

@@ -3,10 +3,8 @@
 //! Only the shares of the rankings in a weighted sum matter, so there are two parameters. nDCG is a step function
 //! without a gradient, so a grid search over both finds the best values without a learning rate.
 
-use super::{
-    ranking::{JudgedCandidate, quality},
-    weights::{Ndcg, RankingWeights},
-};
+use super::ranking::{JudgedCandidate, quality};
+use nerve_events::feedback::{Ndcg, RankingWeights};
 
 /// Grid of a share, in steps of [`SHARE_STEP`]; neither ranking is ever ignored.
 const SHARE_STEPS: std::ops::RangeInclusive<u8> = 1..=19;

@@ -1,6 +1,8 @@
 //! Relevance judgments derived from feedback, and the quality of a ranking: nDCG (Järvelin and Kekäläinen, 2002).
 
-use crate::{extractive, learn::weights::RankingWeights};
+use super::weights::rerank_score;
+use crate::extractive;
+use nerve_events::feedback::{FeedbackSubmitted, RankingWeights};
 use nerve_index::fusion::rank_score;
 use serde::{Deserialize, Serialize};
 
@@ -40,23 +42,6 @@ impl Candidate {
     }
 }
 
-/// Data of `feedback.submitted`.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-pub(super) struct SubmittedFeedback {
-    /// Id of the answer.
-    #[serde(default)]
-    pub(super) answer: String,
-    /// Rating from -1 (wrong) to 1 (right).
-    #[serde(default)]
-    pub(super) rating: Option<f32>,
-    /// The correct answer.
-    #[serde(default)]
-    pub(super) correction: Option<String>,
-    /// Id of the correct chunk or document.
-    #[serde(default)]
-    pub(super) citation: Option<String>,
-}
-
 /// A candidate with its relevance judgment.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(super) struct JudgedCandidate {
@@ -75,7 +60,7 @@ pub(super) struct JudgedCandidate {
 pub(super) fn judge(
     candidates: &[Candidate],
     cited: &[String],
-    feedback: &SubmittedFeedback,
+    feedback: &FeedbackSubmitted,
 ) -> Option<Vec<JudgedCandidate>> {
     let judged = |candidate: &Candidate| JudgedCandidate {
         lexical_rank: candidate.lexical_rank,
@@ -88,7 +73,7 @@ pub(super) fn judge(
     judged.iter().any(|one| (one.gain - first).abs() > f32::EPSILON).then_some(judged)
 }
 
-fn gain(candidate: &Candidate, cited: &[String], feedback: &SubmittedFeedback) -> f32 {
+fn gain(candidate: &Candidate, cited: &[String], feedback: &FeedbackSubmitted) -> f32 {
     if let Some(chosen) = &feedback.citation {
         return f32::from(u8::from([&candidate.id, &candidate.document, &candidate.name].contains(&chosen)));
     }
@@ -98,7 +83,9 @@ fn gain(candidate: &Candidate, cited: &[String], feedback: &SubmittedFeedback) -
         return coverage;
     }
     let is_cited = cited.contains(&candidate.id);
-    match feedback.rating {
+    // A rating from -1 to 1 fits.
+    #[expect(clippy::cast_possible_truncation)]
+    match feedback.rating.map(|rating| rating as f32) {
         Some(rating) if rating > 0.0 && is_cited => RATING_GAIN * rating,
         // The cited documents are wrong, so any other may be right.
         Some(rating) if rating < 0.0 && feedback.correction.is_none() && !is_cited => RATING_GAIN * -rating,
@@ -128,7 +115,7 @@ pub(super) fn reranked(ranking: &[JudgedCandidate], fused: &[usize], weights: &R
     let mut scores = vec![0.0; ranking.len()];
     for (rank, at) in fused.iter().enumerate() {
         let relevance = ranking.get(*at)?.relevance?;
-        *scores.get_mut(*at)? = weights.rerank(relevance, rank, ranking.len());
+        *scores.get_mut(*at)? = rerank_score(weights, relevance, rank, ranking.len());
     }
     Some(ordered_by(fused, &scores))
 }
@@ -179,25 +166,25 @@ mod tests {
         ]
     }
 
-    fn gains(cited: &[&str], feedback: SubmittedFeedback) -> Option<Vec<f32>> {
+    fn gains(cited: &[&str], feedback: FeedbackSubmitted) -> Option<Vec<f32>> {
         let cited: Vec<String> = cited.iter().map(|id| (*id).to_owned()).collect();
         judge(&candidates(), &cited, &feedback).map(|judged| judged.iter().map(|one| one.gain).collect())
     }
 
     #[test]
     fn feedback_judges_each_candidate() {
-        let feedback = SubmittedFeedback::default;
+        let feedback = FeedbackSubmitted::default;
         let chosen =
-            |citation: &str| SubmittedFeedback { citation: Some(citation.into()), rating: Some(-1.0), ..feedback() };
+            |citation: &str| FeedbackSubmitted { citation: Some(citation.into()), rating: Some(-1.0), ..feedback() };
         assert_eq!(gains(&["1"], chosen("2")), Some(vec![0.0, 1.0, 0.0]));
         assert_eq!(gains(&["1"], chosen("3.md")), Some(vec![0.0, 0.0, 1.0]));
         assert_eq!(gains(&["1"], chosen("somewhere else")), None, "it was not found");
-        let rated = |rating| SubmittedFeedback { rating: Some(rating), ..feedback() };
+        let rated = |rating| FeedbackSubmitted { rating: Some(rating), ..feedback() };
         assert_eq!(gains(&["1"], rated(1.0)), Some(vec![0.5, 0.0, 0.0]));
         assert_eq!(gains(&["1"], rated(-0.5)), Some(vec![0.0, 0.25, 0.25]));
         assert_eq!((gains(&["1"], rated(0.0)), gains(&[], rated(1.0))), (None, None));
         assert_eq!(gains(&["1", "2", "3"], rated(1.0)), None, "it tells none from another");
-        let corrected = SubmittedFeedback { correction: Some("Refunds are paid in a week".into()), ..rated(-1.0) };
+        let corrected = FeedbackSubmitted { correction: Some("Refunds are paid in a week".into()), ..rated(-1.0) };
         let gains = gains(&["1"], corrected).unwrap();
         assert!(gains[1] > 0.6 && gains[0] == 0.0 && gains[2] == 0.0, "{gains:?}");
     }
@@ -207,7 +194,7 @@ mod tests {
         let ranking = judge(
             &candidates(),
             &[],
-            &SubmittedFeedback { citation: Some("2".into()), ..SubmittedFeedback::default() },
+            &FeedbackSubmitted { citation: Some("2".into()), ..FeedbackSubmitted::default() },
         )
         .unwrap();
         let weights = |lexical, dense| RankingWeights { lexical, dense, ..RankingWeights::default() };
@@ -222,7 +209,7 @@ mod tests {
         let mut ranking = judge(
             &candidates(),
             &[],
-            &SubmittedFeedback { citation: Some("3".into()), ..SubmittedFeedback::default() },
+            &FeedbackSubmitted { citation: Some("3".into()), ..FeedbackSubmitted::default() },
         )
         .unwrap();
         for (one, relevance) in ranking.iter_mut().zip([0.1, 0.2, 0.9]) {

@@ -1,12 +1,13 @@
 //! Synthetic feedback, for which the right ranking is known.
 
 use super::{
-    weights::{RankingWeights, WeightsVersion, live_version},
+    weights::{WeightsVersion, live_version},
     *,
 };
 use crate::views::tests::InMemoryViews;
 use nerve_core::{EventType, function::Emitter};
-use serde_json::json;
+use nerve_events::feedback::RankingWeights;
+use serde_json::{Value, json};
 use std::{sync::Arc, time::Duration};
 
 struct NoEmitter;
@@ -58,7 +59,7 @@ fn learner(options: LearnOptions) -> Learner {
     let ty = |ty: &str| EventType::parse(ty).unwrap();
     let context = FunctionContext {
         emits: ty("weights.updated"),
-        auxiliary_outputs: vec![ty(WEIGHTS_REJECTED), ty(WEIGHTS_ROLLED_BACK)],
+        auxiliary_outputs: vec![ty(WeightsRejected::TYPE), ty(WeightsRolledBack::TYPE)],
         timeout: Duration::from_secs(30),
     };
     Learner { context, options, logs: LogSink::new(|_| ()) }
@@ -152,7 +153,7 @@ async fn weights_follow_the_ranking_that_readers_prefer() {
         );
         // More feedback of the same kind changes little and rolls nothing back.
         let published = world.submit_ratings(&learner, chosen, 60).await;
-        assert!(!types(&published).contains(&WEIGHTS_ROLLED_BACK), "{published:?}");
+        assert!(!types(&published).contains(&WeightsRolledBack::TYPE), "{published:?}");
     }
 }
 
@@ -191,7 +192,7 @@ async fn feedback_that_avoids_held_out_answers_is_rejected() {
         published.extend(world.submit(&learner, events.to_vec()).await);
         judged += 1;
     }
-    assert_eq!(types(&published), [WEIGHTS_REJECTED]);
+    assert_eq!(types(&published), [WeightsRejected::TYPE]);
     let (_, rejected) = &published[0];
     assert!(rejected["ndcg"]["after"].as_f64() < rejected["ndcg"]["before"].as_f64(), "{rejected}");
     assert!(rejected.get("version").is_none() && world.live().await.is_none(), "{rejected}");
@@ -203,7 +204,11 @@ async fn worse_version_is_rolled_back() {
     let learner = learner(LearnOptions { enough: 40, every: 500, ..LearnOptions::default() });
     assert_eq!(types(&world.submit_ratings(&learner, Chosen::Lexical, 40).await), ["weights.updated"]);
     let published = world.submit_ratings(&learner, Chosen::Dense, 20).await;
-    assert_eq!(types(&published), [WEIGHTS_ROLLED_BACK], "once, as there is nothing before the first to go back to");
+    assert_eq!(
+        types(&published),
+        [WeightsRolledBack::TYPE],
+        "once, as there is nothing before the first to go back to"
+    );
     let (_, back) = &published[0];
     assert_eq!((&back["from"], &back["to"], &back["version"]), (&json!(1), &json!(0), &json!(2)), "{back}");
     assert!(back["ndcg"]["after"].as_f64() > back["ndcg"]["before"].as_f64(), "{back}");
@@ -224,7 +229,7 @@ async fn version_is_rolled_back_on_request() {
     assert!(refused[0].as_ref().unwrap_err().message.contains("version 9 is unknown"), "{refused:?}");
     let learned = world.live().await.unwrap();
     let published = world.submit(&learner, vec![ask(json!({"collection": "c"}))]).await;
-    assert_eq!((types(&published), &published[0].1["reason"]), (vec![WEIGHTS_ROLLED_BACK], &json!("requested")));
+    assert_eq!((types(&published), &published[0].1["reason"]), (vec![WeightsRolledBack::TYPE], &json!("requested")));
     assert_eq!(world.live().await.unwrap().weights, RankingWeights::default());
     world.submit(&learner, vec![ask(json!({"collection": "c", "version": 1}))]).await;
     let live = world.live().await.unwrap();

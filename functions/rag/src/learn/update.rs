@@ -4,10 +4,10 @@ use super::{
     LearnOptions,
     fit::{self, Comparison},
     memory::CollectionFeedback,
-    weights::{Ndcg, RankingWeights, VersionedWeights, WeightsVersion},
+    weights::{VersionedWeights, WeightsVersion},
 };
 use crate::views::ViewChange;
-use serde::Serialize;
+use nerve_events::feedback::WeightsChange;
 
 /// Minimum number of ratings since a version went live before it is judged.
 const MIN_RATINGS_SINCE_LIVE: usize = 6;
@@ -19,7 +19,7 @@ const MIN_HELD_OUT_RATINGS: usize = 2;
 pub(super) enum LearnOutcome {
     /// No change, and no event.
     Unchanged,
-    /// New weights are live.
+    /// New weights are live. As in the others, the caller names the collection.
     Updated(WeightsChange),
     /// Fitted weights are not better.
     Rejected(WeightsChange),
@@ -27,28 +27,6 @@ pub(super) enum LearnOutcome {
     RolledBack(WeightsChange),
     /// The requested version does not exist.
     Impossible(String),
-}
-
-/// Data of the event that reports a change.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(super) struct WeightsChange {
-    /// The new live version; `None` if it did not change.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) version: Option<u64>,
-    /// The live version before the change.
-    pub(super) from: u64,
-    /// The version whose weights were restored.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) to: Option<u64>,
-    pub(super) weights: RankingWeights,
-    pub(super) previous: RankingWeights,
-    /// Number of ratings used for fitting.
-    pub(super) training: usize,
-    pub(super) held_out: usize,
-    /// nDCG on the held-out ratings.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) ndcg: Option<Ndcg>,
-    pub(super) reason: String,
 }
 
 /// Rolls back if the live version is worse than its parent. Otherwise fits weights if enough feedback is available,
@@ -83,6 +61,7 @@ pub(super) fn advance(
         held_out: held_out.len(),
         ndcg: Some(comparison.ndcg),
         reason: "better on the feedback held out".to_owned(),
+        ..WeightsChange::default()
     };
     if held_out.len() < MIN_HELD_OUT_RATINGS || !comparison.is_better(options.margin) {
         change.reason = "not better on the feedback held out, or by chance only".to_owned();
@@ -155,5 +134,6 @@ fn restore(versions: &mut VersionedWeights, to: WeightsVersion, newest: u64, rea
         held_out: 0,
         ndcg: None,
         reason,
+        ..WeightsChange::default()
     }
 }

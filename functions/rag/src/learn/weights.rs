@@ -2,39 +2,19 @@
 
 use crate::views;
 use nerve_core::{FunctionError, function::Views};
+use nerve_events::feedback::{Ndcg, RankingWeights};
 use nerve_index::collections::name_digest;
 use serde::{Deserialize, Serialize};
 
 /// Maximum number of stored versions.
 const MAX_VERSIONS: usize = 20;
 
-/// Weights of the rankings.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) struct RankingWeights {
-    /// Weight of the lexical ranking in the fusion.
-    pub(crate) lexical: f32,
-    /// Weight of the dense ranking in the fusion.
-    pub(crate) dense: f32,
-    /// Weight of the model's relevance in the reranking.
-    pub(crate) relevance: f32,
-    /// Weight of the original rank in the reranking.
-    pub(crate) retrieved: f32,
-}
-
-impl Default for RankingWeights {
-    fn default() -> Self {
-        Self { lexical: 1.0, dense: 1.0, relevance: 1.0, retrieved: 0.5 }
-    }
-}
-
-impl RankingWeights {
-    /// Score of a document with this relevance and original rank (from 0) among `count` documents.
-    pub(crate) fn rerank(&self, relevance: f32, rank: usize, count: usize) -> f32 {
-        // Ranks are far below the integer precision of an f32.
-        #[expect(clippy::cast_precision_loss)]
-        let rank_score = 1.0 - rank as f32 / count.max(1) as f32;
-        self.relevance * relevance + self.retrieved * rank_score
-    }
+/// Score of a document with this relevance and original rank (from 0) among `count` documents.
+pub(crate) fn rerank_score(weights: &RankingWeights, relevance: f32, rank: usize, count: usize) -> f32 {
+    // Ranks are far below the integer precision of an f32.
+    #[expect(clippy::cast_precision_loss)]
+    let rank_score = 1.0 - rank as f32 / count.max(1) as f32;
+    weights.relevance * relevance + weights.retrieved * rank_score
 }
 
 /// One version of the weights.
@@ -58,13 +38,6 @@ pub(crate) struct WeightsVersion {
     /// Sequence number of the newest feedback when it went live.
     #[serde(default)]
     pub(crate) since: u64,
-}
-
-/// nDCG before and after a change.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Ndcg {
-    pub(crate) before: f32,
-    pub(crate) after: f32,
 }
 
 /// All stored versions of one collection's weights.

@@ -6,11 +6,17 @@ use async_nats::jetstream::{message::StreamMessage, stream::DirectGetErrorKind};
 use data_encoding::HEXLOWER;
 use futures::{Stream, StreamExt};
 use nerve_core::{
-    Event, EventType, Subject,
-    answer::{self, FAILED, Part},
+    Event, Subject,
+    answer::{self, Part},
     event::{CAUSATION_ID, CORRELATION_ID},
 };
-use serde_json::json;
+use nerve_events::{
+    EventData,
+    answers::{AnswerFailed, AnswerOpened, FailureKind},
+    control::{ControlCancelled, ControlTimeout},
+    documents::DEFAULT_COLLECTION,
+};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
@@ -22,10 +28,6 @@ const CANCEL_SUBJECT: &str = "nerve.cancel";
 const RESUME_SUBJECT: &str = "nerve.resume";
 /// Grace period for the resume signal to reach all workers, which may be on other servers of a cluster.
 const RESUME_DELAY: std::time::Duration = std::time::Duration::from_millis(250);
-/// Type: an answer was cancelled.
-const CANCELLED: &str = "control.cancelled";
-/// Type: an answer timed out.
-const TIMED_OUT: &str = "control.timeout";
 
 /// A part of an answer, as stored in ANSWERS.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,17 +139,21 @@ impl Bus {
     /// Ends an unfinished answer: informs its readers, and stops the workers. No-op for a finished one,
     /// whose readers have left.
     pub async fn end_answer(&self, id: &str, ending: EndReason) -> Result<(), PublishError> {
-        let (ty, message) = match ending {
-            EndReason::Cancelled => (CANCELLED, "the answer was cancelled"),
+        let (kind, message) = match ending {
+            EndReason::Cancelled => (FailureKind::Cancelled, "the answer was cancelled"),
             EndReason::Timeout => {
-                (TIMED_OUT, "the answer took too long; `nerve trace` and `nerve logs` show where it is")
+                (FailureKind::Timeout, "the answer took too long; `nerve trace` and `nerve logs` show where it is")
             }
         };
-        let kind = ty.trim_start_matches("control.");
         let Some(position) = self.unfinished_position(id).await? else { return Ok(()) };
-        let failed = json!({"kind": kind, "message": message});
-        self.publish_own(&control(id, FAILED, position, &failed)?).await?;
-        self.publish_own(&control(id, ty, position, &json!({"answer": id}))?).await?;
+        let failed = AnswerFailed { kind, message: message.to_owned(), function: None };
+        let answer = id.to_owned();
+        let ended = match ending {
+            EndReason::Cancelled => control(id, position, &ControlCancelled { answer })?,
+            EndReason::Timeout => control(id, position, &ControlTimeout { answer, function: None })?,
+        };
+        self.publish_own(&control(id, position, &failed)?).await?;
+        self.publish_own(&ended).await?;
         let sent = self.client.publish(CANCEL_SUBJECT, id.to_owned().into()).await;
         sent.map_err(|error| PublishError::Unavailable(error.into()))
     }
@@ -155,12 +161,13 @@ impl Bus {
     /// Informs the readers of an answer that it failed.
     pub async fn fail_answer(&self, id: &str, failure: AnswerFailure<'_>) -> Result<(), PublishError> {
         let AnswerFailure { function, message, timeout } = failure;
-        let kind = if timeout { "timeout" } else { "failed" };
+        let kind = if timeout { FailureKind::Timeout } else { FailureKind::Failed };
         let Some(position) = self.unfinished_position(id).await? else { return Ok(()) };
-        let data = json!({"kind": kind, "function": function, "message": message});
-        self.publish_own(&control(id, FAILED, position, &data)?).await?;
+        let (message, function) = (message.to_owned(), Some(function.to_owned()));
+        let failed = AnswerFailed { kind, message, function: function.clone() };
+        self.publish_own(&control(id, position, &failed)?).await?;
         if timeout {
-            self.publish_own(&control(id, TIMED_OUT, position, &json!({"answer": id, "function": function}))?).await?;
+            self.publish_own(&control(id, position, &ControlTimeout { answer: id.to_owned(), function })?).await?;
         }
         Ok(())
     }
@@ -179,9 +186,9 @@ impl Bus {
         if let Some(state) = failed {
             let mut opened = state.first;
             opened.id = format!("{id}#{}#{request}", answer::OPENED);
-            opened.ty = EventType::parse(answer::OPENED).refused(what)?;
+            opened.ty = AnswerOpened::event_type();
             let collection = collection_of(&opened);
-            opened.data = json!({ "collection": collection }).to_string().into_bytes().into();
+            opened.data = serde_json::to_vec(&AnswerOpened { collection }).refused(what)?.into();
             self.publish_own(&opened).await.unavailable(what)?;
             let stream = self.jetstream.get_stream_no_info(ANSWERS).await.unavailable(what)?;
             // Deleted already if the request was delivered twice.
@@ -218,7 +225,7 @@ impl Bus {
 /// The collection of an answer, from its first part.
 fn collection_of(first: &Event) -> String {
     let data: serde_json::Value = serde_json::from_slice(&first.data).unwrap_or_default();
-    data.get("collection").and_then(serde_json::Value::as_str).unwrap_or("default").to_owned()
+    data.get("collection").and_then(serde_json::Value::as_str).unwrap_or(DEFAULT_COLLECTION).to_owned()
 }
 
 fn stored_event(message: StreamMessage) -> Event {
@@ -236,11 +243,10 @@ fn stored_event(message: StreamMessage) -> Event {
 }
 
 /// An event about an answer, whose id makes it unique at this position.
-fn control(id: &str, ty: &str, position: u64, data: &serde_json::Value) -> Result<Event, PublishError> {
-    let ty = EventType::parse(ty).map_err(|error| PublishError::Invalid(error.to_string()))?;
-    let event = Event::new(format!("{id}#{ty}#{position}"), "/nerve/answers", ty);
-    let mut event =
-        event.with_extension(CORRELATION_ID, id).with_data("application/json", data.to_string().into_bytes());
+fn control<T: EventData + Serialize>(id: &str, position: u64, data: &T) -> Result<Event, PublishError> {
+    let data = serde_json::to_vec(data).map_err(|error| PublishError::Invalid(error.to_string()))?;
+    let event = Event::new(format!("{id}#{}#{position}", T::TYPE), "/nerve/answers", T::event_type());
+    let mut event = event.with_extension(CORRELATION_ID, id).with_data("application/json", data);
     event.time = Some(OffsetDateTime::now_utc());
     Ok(event)
 }

@@ -19,11 +19,12 @@ pub use views::StoredView;
 use super::error::ResultExt as _;
 use super::{Bus, BusError};
 use ledger::{Location, MessageRecord, Owner};
-use nerve_core::{Event, EventType, Identity};
+use nerve_core::{Event, Identity};
+use nerve_events::{EventData, control::CollectionErased};
 use remove::{LinkedRecords, Object};
 use serde::Serialize;
 use std::{collections::HashSet, ops::AddAssign, time::Duration};
-use survey::{ERASED, Survey, key};
+use survey::{Survey, key};
 use time::OffsetDateTime;
 
 /// Maximum passes over new messages: a tenant with active callers never ends.
@@ -132,10 +133,10 @@ impl Bus {
     /// If it cannot be published.
     pub async fn publish_erased(&self, collection: &str, erased: &impl Serialize) -> Result<(), BusError> {
         let what = || format!("publishing that {collection} was erased");
-        let ty = EventType::parse(ERASED).refused(what)?;
-        let data = serde_json::json!({"collection": collection, "erased": erased});
-        let event = Event::new(uuid::Uuid::now_v7().to_string(), "/nerve/collections", ty);
-        let mut event = event.with_data("application/json", data.to_string().into_bytes());
+        let erased = serde_json::to_value(erased).and_then(serde_json::from_value).refused(what)?;
+        let data = serde_json::to_vec(&CollectionErased { collection: collection.to_owned(), erased }).refused(what)?;
+        let (id, ty) = (uuid::Uuid::now_v7().to_string(), CollectionErased::event_type());
+        let mut event = Event::new(id, "/nerve/collections", ty).with_data("application/json", data);
         event.time = Some(OffsetDateTime::now_utc());
         let published = self.publish_own(&event).await;
         published.map(drop).unavailable(what)

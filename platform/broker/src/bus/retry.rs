@@ -9,45 +9,27 @@ use super::{
 };
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::DirectGetErrorKind;
-use nerve_core::{Event, EventType, Identity, Subject, event::CORRELATION_ID};
-use serde::{Deserialize, Serialize};
+use nerve_core::{Event, Identity, Subject, event::CORRELATION_ID};
+use nerve_events::{
+    EventData,
+    control::{ControlRetried, ControlRetryRefused, ControlRetryRequested},
+};
 use std::{collections::HashSet, time::Duration};
 use time::OffsetDateTime;
 
 /// The consumer of retry requests. It cannot collide with a function's, which begins with `nerve-`.
 pub const RETRY_CONSUMER: &str = "nerve_retries";
-const REQUESTED_TYPE: &str = "events.control.retry_requested";
-/// Types: the retry was started; it was refused.
-const RETRIED_TYPE: &str = "control.retried";
-const REFUSED_TYPE: &str = "control.retry_refused";
-
-/// A retry request.
-#[derive(Debug, Deserialize)]
-pub struct RetryRequest {
-    /// The id of a dead letter.
-    #[serde(default)]
-    pub dead_letter: Option<u64>,
-    /// The id of an answer.
-    #[serde(default)]
-    pub answer: Option<String>,
-}
 
 /// The outcome of a retry request.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RetryOutcome {
-    /// The request's id.
-    pub request: String,
     /// The answer that is generated again.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub answer: Option<String>,
     /// Redriven dead letters.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dead_letters: Vec<u64>,
     /// The republished event.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub event: Option<String>,
     /// The reason of a refusal.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
@@ -57,8 +39,8 @@ impl Bus {
         let binding = ConsumerSpec {
             stream: EVENTS,
             consumer: RETRY_CONSUMER.to_owned(),
-            description: "Nerve's workers, for control.retry_requested".to_owned(),
-            subjects: vec![REQUESTED_TYPE.to_owned()],
+            description: format!("Nerve's workers, for {}", ControlRetryRequested::TYPE),
+            subjects: vec![ControlRetryRequested::event_type().subject().as_str().to_owned()],
             ack_wait,
             in_flight: MAX_ACK_PENDING,
             beginning: StartPosition::New,
@@ -88,10 +70,19 @@ impl Bus {
 
     /// Publishes the outcome of a retry request.
     pub async fn publish_retry_outcome(&self, request: &Event, retried: &RetryOutcome) -> Result<(), PublishError> {
-        let ty = if retried.reason.is_some() { REFUSED_TYPE } else { RETRIED_TYPE };
-        let invalid = |error: &dyn std::fmt::Display| PublishError::Invalid(error.to_string());
-        let data = serde_json::to_vec(retried).map_err(|error| invalid(&error))?;
-        let ty = EventType::parse(ty).map_err(|error| invalid(&error))?;
+        let (id, answer) = (request.id.clone(), retried.answer.clone());
+        let (ty, data) = match &retried.reason {
+            Some(reason) => {
+                let refused = ControlRetryRefused { request: id, answer, reason: reason.clone() };
+                (ControlRetryRefused::event_type(), serde_json::to_vec(&refused))
+            }
+            None => {
+                let (dead_letters, event) = (retried.dead_letters.clone(), retried.event.clone());
+                let started = ControlRetried { request: id, answer, dead_letters, event };
+                (ControlRetried::event_type(), serde_json::to_vec(&started))
+            }
+        };
+        let data = data.map_err(|error| PublishError::Invalid(error.to_string()))?;
         let event = Event::new(format!("{}#{ty}", request.id), "/nerve/retries", ty);
         let mut event = event.with_data("application/json", data);
         event = event.with_extension(nerve_core::event::CAUSATION_ID, request.id.as_str());

@@ -10,15 +10,17 @@ use crate::{
 use clap::Args;
 use nerve_broker::bus::AnswerPart;
 use nerve_core::{
-    Event, EventType,
+    Event,
     answer::{self, Part},
 };
-use serde_json::{Map, Value, json};
+use nerve_events::{
+    EventData,
+    retrieval::{PromptReceived, QuestionParameters},
+};
+use serde_json::Value;
 use std::{fmt::Write, time::Duration};
 use time::OffsetDateTime;
 use uuid::Uuid;
-
-const QUESTION_TYPE: &str = "prompt.received";
 
 /// Ask a question about the ingested documents; streams the answer with citations
 #[derive(Debug, Args)]
@@ -50,7 +52,7 @@ pub(crate) struct Ask {
 impl Ask {
     pub(crate) async fn run(self, globals: &Globals) -> anyhow::Result<()> {
         let connection = Connection::open(globals, &self.folder).await?;
-        prepare(&connection, QUESTION_TYPE, Some(answer::GENERATED), globals.output).await?;
+        prepare(&connection, PromptReceived::TYPE, Some(answer::GENERATED), globals.output).await?;
         let prompt = self.prompt()?;
         let mut parts = connection.bus.answer(&prompt.id, None).await?;
         connection.bus.publish_own(&prompt).await?;
@@ -88,12 +90,15 @@ impl Ask {
     }
 
     fn prompt(&self) -> anyhow::Result<Event> {
-        let filter: Map<String, Value> = self.filter.iter().cloned().collect();
-        let mut data = json!({"question": self.question, "collection": self.collection, "filter": filter});
-        if let (Some(conversation), Value::Object(fields)) = (&self.conversation, &mut data) {
-            fields.insert("conversation".to_owned(), conversation.as_str().into());
-        }
-        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ask", EventType::parse(QUESTION_TYPE)?);
+        let parameters = QuestionParameters {
+            collection: Some(self.collection.clone()),
+            conversation: self.conversation.clone(),
+            filter: self.filter.iter().cloned().collect(),
+            ..QuestionParameters::default()
+        };
+        let question = Some(self.question.clone());
+        let data = PromptReceived { question, parameters, ..PromptReceived::default() };
+        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ask", PromptReceived::event_type());
         let mut event = event.with_data("application/json", serde_json::to_vec(&data)?);
         event.time = Some(OffsetDateTime::now_utc());
         Ok(event)
@@ -131,6 +136,7 @@ fn rest(answer: &Value, streamed: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn filter_value_is_text_unless_it_is_json() {

@@ -14,6 +14,7 @@ use crate::{
 use clap::Args;
 use data_encoding::HEXLOWER;
 use nerve_core::answer;
+use nerve_events::{EventData, retrieval::PromptReceived};
 use report::{EvalReport, EvalRun};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -79,7 +80,7 @@ impl Eval {
         let text = text.map_err(|error| unreadable(&self.file, error, "pass a file of questions"))?;
         let questions = self.questions(&text)?;
         let connection = Connection::open(globals, &self.folder).await?;
-        prepare(&connection, "prompt.received", Some(answer::GENERATED), globals.output).await?;
+        prepare(&connection, PromptReceived::TYPE, Some(answer::GENERATED), globals.output).await?;
         let results = run::ask_all(&connection.bus, &questions, (self.at_once.into(), self.patience)).await?;
         let run = EvalRun::of(&questions, results);
         let key = key(&questions);

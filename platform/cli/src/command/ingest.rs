@@ -19,9 +19,13 @@ use clap::Args;
 use futures::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 use nerve_broker::bus::{Bus, Start, Tail};
-use nerve_core::{Event, EventType, FunctionSpec, Pattern};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use nerve_core::{Event, FunctionSpec, Pattern};
+use nerve_events::{
+    EventData,
+    documents::{DocumentIndexed, DocumentUploaded},
+};
+use serde::Serialize;
+use serde_json::Map;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io::IsTerminal,
@@ -33,8 +37,6 @@ use uuid::Uuid;
 
 /// The default pipeline, deployed if no function handles documents yet.
 const PIPELINE: &str = include_str!("../../../../functions/rag/nerve.toml");
-const UPLOADED_TYPE: &str = "document.uploaded";
-const INDEXED_TYPE: &str = "document.indexed";
 /// Maximum files read concurrently.
 const MAX_CONCURRENT_READS: usize = 8;
 /// Maximum documents of a group. The index checks a group in one request, then its changed documents are uploaded.
@@ -109,8 +111,8 @@ impl Ingest {
             true => None,
             false => IndexCheck::find(&connection.registry().await?).await?,
         };
-        let awaited = (!self.no_wait).then_some(INDEXED_TYPE);
-        prepare(&connection, UPLOADED_TYPE, awaited, globals.output).await?;
+        let awaited = (!self.no_wait).then_some(DocumentIndexed::TYPE);
+        prepare(&connection, DocumentUploaded::TYPE, awaited, globals.output).await?;
         let (summary, waiting) = (Summary::default(), HashMap::new());
         let bar = ProgressBar::hidden();
         let ingestion = Ingestion { options: &self, bus: &connection.bus, check, bar, summary, waiting };
@@ -120,20 +122,21 @@ impl Ingest {
     /// Creates the upload event with a new id, so that a repeated upload is not dropped as a duplicate.
     fn event(&self, name: &str, content: &[u8]) -> anyhow::Result<Event> {
         // A PDF is binary even if all of its bytes are ASCII.
-        let fields = match std::str::from_utf8(content) {
-            Ok(text) if !content.starts_with(PDF) => json!({"text": text}),
-            _ => json!({"data": BASE64_STANDARD.encode(content)}),
+        let (text, data) = match std::str::from_utf8(content) {
+            Ok(text) if !content.starts_with(PDF) => (Some(text.to_owned()), None),
+            _ => (None, Some(BASE64_STANDARD.encode(content))),
         };
-        let mut document = json!({
-            "collection": self.collection,
-            "document": name,
-            "name": name,
-            "metadata": {"path": name, "folder": folder_of(name)},
-        });
-        if let (Value::Object(document), Value::Object(fields)) = (&mut document, fields) {
-            document.extend(fields);
-        }
-        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ingest", EventType::parse(UPLOADED_TYPE)?);
+        let metadata = [("path".to_owned(), name.into()), ("folder".to_owned(), folder_of(name).into())];
+        let document = DocumentUploaded {
+            collection: Some(self.collection.clone()),
+            document: Some(name.to_owned()),
+            name: Some(name.to_owned()),
+            metadata: Map::from_iter(metadata),
+            text,
+            data,
+            media_type: None,
+        };
+        let event = Event::new(Uuid::now_v7().to_string(), "/nerve/ingest", DocumentUploaded::event_type());
         let mut event = event.with_data("application/json", serde_json::to_vec(&document)?);
         event.subject = Some(name.to_owned());
         event.time = Some(OffsetDateTime::now_utc());
@@ -152,20 +155,11 @@ struct Ingestion<'a> {
     waiting: HashMap<String, String>,
 }
 
-/// Data of `document.indexed`. All fields are optional, because user functions may emit it.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct IndexResult {
-    chunks: u64,
-    stale: bool,
-    unchanged: bool,
-}
-
 impl Ingestion<'_> {
     async fn run(mut self, format: Format) -> anyhow::Result<()> {
         let started = Instant::now();
         let tails = (
-            self.bus.tail(&Pattern::parse(format!("events.{INDEXED_TYPE}"))?, Start::New).await?,
+            self.bus.tail(&Pattern::parse(format!("events.{}", DocumentIndexed::TYPE))?, Start::New).await?,
             self.bus.tail_dead(Start::New).await?,
         );
         let files = find_files(&self.options.paths)?;
@@ -329,15 +323,15 @@ fn bar(files: usize, format: Format) -> ProgressBar {
 
 impl Summary {
     /// Counts an indexed document.
-    fn add(&mut self, name: String, indexed: IndexResult) {
+    fn add(&mut self, name: String, indexed: DocumentIndexed) {
         match indexed {
-            IndexResult { unchanged: true, .. } => self.unchanged += 1,
-            IndexResult { stale: true, .. } => {
+            DocumentIndexed { unchanged: true, .. } => self.unchanged += 1,
+            DocumentIndexed { stale: true, .. } => {
                 self.superseded.insert(name);
             }
-            IndexResult { chunks, .. } => {
+            DocumentIndexed { chunks, .. } => {
                 self.indexed += 1;
-                self.chunks += chunks;
+                self.chunks += u64::try_from(chunks).unwrap_or_default();
             }
         }
     }

@@ -33,18 +33,19 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use nerve_broker::bus::{AnswerState, EndReason};
-use nerve_core::{Event, EventType, Origin, event::CORRELATION_ID};
+use nerve_core::{Event, Origin, event::CORRELATION_ID};
+use nerve_events::{
+    EventData,
+    answers::{AnswerFailed, FailureKind},
+    control::ControlRetryRequested,
+};
 use prompt::{Prompt, Question, QuestionRequest};
-use serde_json::Value;
 use stream::AnswerStream;
 use time::OffsetDateTime;
 use utoipa::openapi::{
     RefOr, Schema,
     schema::{AllOfBuilder, ObjectBuilder},
 };
-
-/// The type of a request to generate an answer again.
-const RETRY_REQUESTED: &str = "control.retry_requested";
 
 /// Asks a question. Streams the answer, or responds with the complete one on request.
 pub(crate) async fn post(
@@ -181,11 +182,13 @@ pub(crate) async fn retry(
         };
         return Err(Problem::new(ProblemType::Conflict, detail));
     }
-    let ty = EventType::parse(RETRY_REQUESTED).map_err(|error| Problem::invalid_request(error.to_string()))?;
     // Repeated requests at the same point of the answer are one.
-    let event = Event::new(format!("{id}#retry#{}", state.last_sequence), "/v1/answers", ty);
+    let request_id = format!("{id}#retry#{}", state.last_sequence);
+    let event = Event::new(request_id, "/v1/answers", ControlRetryRequested::event_type());
     let event = event.with_extension(CORRELATION_ID, &*id);
-    let mut event = event.with_data("application/json", serde_json::json!({"answer": id}).to_string().into_bytes());
+    let request = ControlRetryRequested { answer: Some(id), dead_letter: None };
+    let data = serde_json::to_vec(&request).map_err(|error| Problem::invalid_request(error.to_string()))?;
+    let mut event = event.with_data("application/json", data);
     event.time = Some(OffsetDateTime::now_utc());
     let receipt = publish(gateway.bus(), &event, caller.origin().identify(&event)).await?;
     Ok(json(StatusCode::ACCEPTED, &receipt))
@@ -269,16 +272,17 @@ fn wants_json(headers: &HeaderMap) -> bool {
 }
 
 /// The problem of a failed answer.
-fn failure(data: &Value) -> Problem {
-    let text = |name: &str| data.get(name).and_then(Value::as_str).unwrap_or_default();
-    let detail = match text("function") {
-        "" => text("message").to_owned(),
-        function => format!("the function `{function}` failed: {}", text("message")),
+fn failure(data: &[u8]) -> Problem {
+    let unknown = |_| AnswerFailed { kind: FailureKind::Failed, message: String::new(), function: None };
+    let AnswerFailed { kind, message, function } = serde_json::from_slice(data).unwrap_or_else(unknown);
+    let detail = match function {
+        None => message,
+        Some(function) => format!("the function `{function}` failed: {message}"),
     };
-    let ty = match text("kind") {
-        "timeout" => ProblemType::Timeout,
-        "cancelled" => ProblemType::Conflict,
-        _ => ProblemType::FunctionFailed,
+    let ty = match kind {
+        FailureKind::Timeout => ProblemType::Timeout,
+        FailureKind::Cancelled => ProblemType::Conflict,
+        FailureKind::Failed => ProblemType::FunctionFailed,
     };
     Problem::new(ty, detail)
 }

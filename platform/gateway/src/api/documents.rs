@@ -18,16 +18,16 @@ use axum::{
     extract::{Extension, Path, Query, Request, State, rejection::QueryRejection},
 };
 use bytes::Bytes;
-use nerve_core::{Event, EventType, event::CORRELATION_ID};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use nerve_core::{Event, event::CORRELATION_ID};
+use nerve_events::{
+    EventData,
+    documents::{DEFAULT_COLLECTION, DocumentDeleted, DocumentUploaded},
+    feedback::FeedbackSubmitted,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
-use utoipa::{IntoParams, ToSchema};
-
-const UPLOADED: &str = "document.uploaded";
-const DELETED: &str = "document.deleted";
-const FEEDBACK: &str = "feedback.submitted";
-const DEFAULT_COLLECTION: &str = "default";
+use utoipa::IntoParams;
 
 /// The query of an upload whose body is the document.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -53,7 +53,7 @@ pub(crate) async fn post(
     let (parts, body) = gateway.read(request, gateway.config().max_document).await?;
     let mut data = match essence(&parts.headers).as_str() {
         "application/json" => body.json("document")?,
-        media_type => raw(&body.bytes, media_type, &query)?,
+        media_type => fields(&raw(&body.bytes, media_type, &query)?)?,
     };
     let named = data.get("collection").and_then(Value::as_str).map(str::to_owned).or(query.collection);
     let collection = caller.collection(named, DEFAULT_COLLECTION)?;
@@ -72,7 +72,7 @@ pub(crate) async fn post(
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     let keyed = Keyed { caller: &caller, route: "POST /v1/documents", head: &parts, body: &body.bytes };
     let once = Once::open(gateway.bus(), keyed).await?;
-    let mut event = event(once.id(), UPLOADED, data)?;
+    let mut event = event::<DocumentUploaded>(once.id(), &data)?;
     event.subject = Some(document.clone());
     let (collection, wanted) = (Some(collection.as_str()), QuotaUse::Document(&document, bytes));
     publish_once(&gateway, &caller, once, Submission { event, collection, wanted }).await
@@ -88,12 +88,16 @@ pub(crate) async fn delete(
 ) -> HttpResult {
     let Query(query) = query.map_err(unknown_parameter)?;
     let collection = caller.collection(query.collection, DEFAULT_COLLECTION)?;
-    let data = json!({"document": document, "collection": &collection});
+    let deleted = DocumentDeleted {
+        document: document.clone(),
+        collection: Some(collection.clone()),
+        ..DocumentDeleted::default()
+    };
     // A deletion has no body.
     let (parts, _) = request.into_parts();
     let keyed = Keyed { caller: &caller, route: "DELETE /v1/documents", head: &parts, body: b"" };
     let once = Once::open(gateway.bus(), keyed).await?;
-    let mut event = event(once.id(), DELETED, data.as_object().cloned().unwrap_or_default())?;
+    let mut event = event::<DocumentDeleted>(once.id(), &deleted)?;
     event.subject = Some(document);
     let (collection, wanted) = (Some(collection.as_str()), QuotaUse::Event);
     publish_once(&gateway, &caller, once, Submission { event, collection, wanted }).await
@@ -123,22 +127,6 @@ async fn publish_once(gateway: &Gateway, caller: &Caller, once: Once<'_>, submit
     once.settle(outcome).await.map(|receipt| accepted(&receipt))
 }
 
-/// A rating or correction of an answer.
-#[derive(Debug, Deserialize, ToSchema)]
-struct Feedback {
-    /// The answer's id.
-    answer: String,
-    /// From -1, wrong, to 1, right.
-    rating: Option<f64>,
-    /// The right answer.
-    correction: Option<String>,
-    /// The chunk that supports it.
-    citation: Option<String>,
-    #[serde(flatten)]
-    #[schema(value_type = HashMap<String, Value>)]
-    rest: Map<String, Value>,
-}
-
 /// Accepts feedback on an answer.
 pub(crate) async fn feedback(
     State(gateway): State<Gateway>,
@@ -146,7 +134,7 @@ pub(crate) async fn feedback(
     request: Request<Body>,
 ) -> HttpResult {
     let (parts, body) = gateway.read_api(request).await?;
-    let given: Feedback = body.json("feedback")?;
+    let given: FeedbackSubmitted = body.json("feedback")?;
     if given.rating.is_none() && given.correction.is_none() && given.citation.is_none() {
         let detail = "feedback requires `rating` (-1 to 1), `correction` or `citation` (a chunk)";
         return Err(Problem::invalid_request(detail));
@@ -164,15 +152,7 @@ pub(crate) async fn feedback(
     {
         return once.settle(Err(problem)).await.map(|receipt| accepted(&receipt));
     }
-    let mut data = given.rest;
-    let said = [
-        ("rating", given.rating.map(Value::from)),
-        ("correction", given.correction.map(Value::from)),
-        ("citation", given.citation.map(Value::from)),
-    ];
-    data.extend(said.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
-    data.insert("answer".to_owned(), given.answer.as_str().into());
-    let event = event(once.id(), FEEDBACK, data)?.with_extension(CORRELATION_ID, given.answer);
+    let event = event::<FeedbackSubmitted>(once.id(), &given)?.with_extension(CORRELATION_ID, given.answer);
     let collection = match &caller {
         Caller::Collection(own) => Some(own.as_str()),
         Caller::Any(_) => None,
@@ -181,30 +161,29 @@ pub(crate) async fn feedback(
 }
 
 /// The data of a body that is the document.
-fn raw(body: &Bytes, media_type: &str, query: &DocumentQuery) -> HttpResult<Map<String, Value>> {
+fn raw(body: &Bytes, media_type: &str, query: &DocumentQuery) -> HttpResult<DocumentUploaded> {
     use base64::{Engine, prelude::BASE64_STANDARD};
-    let mut data = Map::new();
-    match std::str::from_utf8(body) {
+    let (text, data) = match std::str::from_utf8(body) {
         Ok("") => return Err(Problem::invalid_request("the body is empty")),
-        Ok(text) => data.insert("text".to_owned(), text.into()),
-        Err(_) => data.insert("data".to_owned(), BASE64_STANDARD.encode(body).into()),
+        Ok(text) => (Some(text.to_owned()), None),
+        Err(_) => (None, Some(BASE64_STANDARD.encode(body))),
     };
-    if !media_type.is_empty()
-        && media_type != "application/octet-stream"
-        && media_type != "application/x-www-form-urlencoded"
-    {
-        data.insert("media_type".to_owned(), media_type.into());
-    }
-    if let Some(name) = query.name.as_ref().or(query.document.as_ref()) {
-        data.insert("name".to_owned(), name.as_str().into());
-    }
-    Ok(data)
+    let says_nothing = ["", "application/octet-stream", "application/x-www-form-urlencoded"].contains(&media_type);
+    let media_type = (!says_nothing).then(|| media_type.to_owned());
+    let name = query.name.clone().or_else(|| query.document.clone());
+    Ok(DocumentUploaded { text, data, media_type, name, ..DocumentUploaded::default() })
 }
 
-fn event(id: &str, ty: &str, data: Map<String, Value>) -> HttpResult<Event> {
-    let ty = EventType::parse(ty).map_err(|error| Problem::invalid_request(error.to_string()))?;
-    let event = Event::new(id, "/v1/documents", ty);
-    let mut event = event.with_data("application/json", Value::Object(data).to_string().into_bytes());
+/// The fields of a document, as those of a body that describes it.
+fn fields(document: &DocumentUploaded) -> HttpResult<Map<String, Value>> {
+    let fields = serde_json::to_value(document).and_then(serde_json::from_value);
+    fields.map_err(|error| Problem::invalid_request(error.to_string()))
+}
+
+fn event<T: EventData>(id: &str, data: &impl Serialize) -> HttpResult<Event> {
+    let data = serde_json::to_vec(data).map_err(|error| Problem::invalid_request(error.to_string()))?;
+    let event = Event::new(id, "/v1/documents", T::event_type());
+    let mut event = event.with_data("application/json", data);
     event.time = Some(OffsetDateTime::now_utc());
     Ok(event)
 }
@@ -221,7 +200,7 @@ const QUOTAS: &[ProblemType] =
 pub(crate) fn post_docs(docs: Docs) -> Docs {
     let docs = docs
         .query::<DocumentQuery>()
-        .body_like("application/json", event_schema(UPLOADED))
+        .body_like("application/json", event_schema(DocumentUploaded::TYPE))
         .body_like("text/plain", text())
         .body_like("text/markdown", text())
         .body_like("application/octet-stream", text());
@@ -236,26 +215,26 @@ pub(crate) fn delete_docs(docs: Docs) -> Docs {
 
 /// The documentation of [`feedback`].
 pub(crate) fn feedback_docs(docs: Docs) -> Docs {
-    let docs = docs.body::<Feedback>().problems(&[ProblemType::NotFound]);
+    let docs =
+        docs.body_like("application/json", event_schema(FeedbackSubmitted::TYPE)).problems(&[ProblemType::NotFound]);
     accepted_docs(docs).idempotent().problems(QUOTAS)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn raw_body_keeps_its_content_and_media_type() {
         let query = DocumentQuery { document: Some("a.md".into()), ..DocumentQuery::default() };
         let text = raw(&Bytes::from_static(b"# Fees"), "text/markdown", &query).unwrap();
-        assert_eq!(Value::Object(text), json!({"text": "# Fees", "media_type": "text/markdown", "name": "a.md"}));
+        let expected = json!({"text": "# Fees", "media_type": "text/markdown", "name": "a.md"});
+        assert_eq!(Value::Object(fields(&text).unwrap()), expected);
         let bytes = raw(&Bytes::from_static(b"%PDF\xff"), "application/pdf", &query).unwrap();
-        assert_eq!(bytes["data"], "JVBERv8=");
+        assert_eq!(bytes.data.as_deref(), Some("JVBERv8="));
         assert!(raw(&Bytes::new(), "text/plain", &query).is_err());
-        assert!(
-            !raw(&Bytes::from_static(b"x"), "application/x-www-form-urlencoded", &query)
-                .unwrap()
-                .contains_key("media_type")
-        );
+        let form = raw(&Bytes::from_static(b"x"), "application/x-www-form-urlencoded", &query).unwrap();
+        assert_eq!(form.media_type, None);
     }
 }

@@ -19,6 +19,7 @@ use nerve_core::{
     manifest::RuntimeSpec,
     quota::{CollectionUsage, Quota, QuotaExceeded, QuotaKind, rate_key, seconds_until_midnight, usage_key},
 };
+use nerve_events::documents::DocumentIndexed;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -132,10 +133,6 @@ impl Gateway {
 
     /// Whether the index has a document. Its new content may replace the old one within the quota, so then the index decides.
     async fn has_document(&self, collection: &str, document: &str) -> bool {
-        #[derive(Deserialize)]
-        struct Has {
-            replaced: bool,
-        }
         let catalogue = self.catalogue();
         let is_index =
             |run: &RuntimeSpec| matches!(run, RuntimeSpec::Builtin { function, .. } if function == "rag/index");
@@ -146,8 +143,8 @@ impl Gateway {
         let event = event.with_data("application/json", data.to_string().into_bytes());
         let name: &Name = &index.name;
         let answered = self.bus().invoke(name, &event, CHECK_TIMEOUT).await.unwrap_or_default();
-        let has = answered.first().and_then(|answer| serde_json::from_slice::<Has>(&answer.data).ok());
-        has.is_some_and(|has| has.replaced)
+        let indexed = answered.first().and_then(|answer| serde_json::from_slice::<DocumentIndexed>(&answer.data).ok());
+        indexed.is_some_and(|indexed| indexed.replaced)
     }
 
     async fn take_event(&self, collection: &str, bound: u64) -> HttpResult<()> {

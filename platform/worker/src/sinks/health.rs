@@ -2,9 +2,9 @@
 
 use super::{super::WorkerShared, verdict::PostResult};
 use nerve_broker::bus::BusError;
-use nerve_core::{Event, EventType, Name};
+use nerve_core::{Event, Name};
+use nerve_events::{EventData, sinks::SinkDisabled};
 use nerve_registry::{DisabledInfo, SinkState};
-use serde_json::json;
 use std::time::Duration;
 use time::OffsetDateTime;
 
@@ -105,16 +105,15 @@ impl Health {
         revision: u64,
     ) -> Result<Event, BusError> {
         let sink = &self.sink;
-        let ty =
-            EventType::parse("sink.disabled").map_err(|error| BusError::refused("publishing sink.disabled", error))?;
-        let data = json!({
-            "sink": sink,
-            "host": self.host,
-            "reason": disabled.reason,
-            "failing_since": super::format_time(failing_since),
-        });
-        let mut event = Event::new(format!("{sink}-disabled-{revision}"), format!("/sinks/{sink}"), ty)
-            .with_data("application/json", data.to_string());
+        let data = SinkDisabled {
+            sink: sink.to_string(),
+            host: Some(self.host.clone()),
+            reason: disabled.reason.clone(),
+            failing_since: Some(super::format_time(failing_since)),
+        };
+        let data = serde_json::to_vec(&data).map_err(|error| BusError::refused("publishing sink.disabled", error))?;
+        let (id, source) = (format!("{sink}-disabled-{revision}"), format!("/sinks/{sink}"));
+        let mut event = Event::new(id, source, SinkDisabled::event_type()).with_data("application/json", data);
         event.time = Some(disabled.since);
         Ok(event)
     }

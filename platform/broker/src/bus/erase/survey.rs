@@ -18,22 +18,36 @@ use nerve_core::{
     Event, EventType, Identity, answer,
     event::{CAUSATION_ID, CORRELATION_ID, DATA_REF},
 };
+use nerve_events::{
+    EventData,
+    agent::AgentAsked,
+    control::{CollectionErased, ControlCancelled, ControlRetried, ControlRetryRequested, ControlTimeout},
+    documents::{DEFAULT_COLLECTION, DocumentDeleted, DocumentUploaded},
+    feedback::{FeedbackSubmitted, WeightsRollbackRequested},
+    retrieval::PromptReceived,
+};
 use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// Type: a tenant was erased. It names the collection, and is not the tenant's data.
-pub(super) const ERASED: &str = "collection.erased";
 /// The extension attribute by which an event of a type unknown to Nerve names its collection.
 const COLLECTION: &str = "collection";
-/// The collection of events that name none.
-const DEFAULT_COLLECTION: &str = "default";
 /// The types whose consumers assume that collection.
-const TYPES_WITH_DEFAULT: [&str; 5] =
-    ["document.uploaded", "document.deleted", "prompt.received", "agent.asked", "weights.rollback_requested"];
+const TYPES_WITH_DEFAULT: [&str; 5] = [
+    DocumentUploaded::TYPE,
+    DocumentDeleted::TYPE,
+    PromptReceived::TYPE,
+    AgentAsked::TYPE,
+    WeightsRollbackRequested::TYPE,
+];
 /// The types whose data names an answer.
-const TYPES_ABOUT_ANSWERS: [&str; 5] =
-    ["feedback.submitted", "control.cancelled", "control.timeout", "control.retry_requested", "control.retried"];
+const TYPES_ABOUT_ANSWERS: [&str; 5] = [
+    FeedbackSubmitted::TYPE,
+    ControlCancelled::TYPE,
+    ControlTimeout::TYPE,
+    ControlRetryRequested::TYPE,
+    ControlRetried::TYPE,
+];
 
 /// The subjects to read, in reading order.
 const LOCATIONS: [(Location, &str, &[&str]); 5] = [
@@ -169,7 +183,8 @@ fn collection_of(event: &Event) -> Option<String> {
         collection: Option<Value>,
     }
     let of_extension = || event.extension(COLLECTION).map(str::to_owned);
-    if event.ty.as_str() == ERASED {
+    // It names the collection, and is not the tenant's data.
+    if event.ty.as_str() == CollectionErased::TYPE {
         return None;
     }
     if !nerve_events::names_collection(&event.ty) {
@@ -231,7 +246,7 @@ mod tests {
         let claims = |ty: &str, data: Value| collection_of(&event(ty, &data).with_extension(COLLECTION, "acme"));
         assert_eq!(claims("shop.sold", json!({})), acme);
         assert_eq!(claims("prompt.received", json!({"collection": "other"})).as_deref(), Some("other"));
-        assert_eq!(named(ERASED, json!({"collection": "acme"})), None);
+        assert_eq!(named(CollectionErased::TYPE, json!({"collection": "acme"})), None);
     }
 
     #[test]

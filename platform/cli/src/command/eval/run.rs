@@ -4,8 +4,13 @@ use super::Question;
 use crate::failure::Failure;
 use futures::{StreamExt, stream};
 use nerve_broker::bus::{Bus, Start};
-use nerve_core::{Event, EventType, Pattern, answer::Part, event::CORRELATION_ID};
-use serde_json::{Value, json};
+use nerve_core::{Event, Pattern, answer::Part, event::CORRELATION_ID};
+use nerve_events::{
+    EventData,
+    answers::AnswerEvaluated,
+    retrieval::{PromptReceived, QuestionParameters},
+};
+use serde_json::Value;
 use std::{collections::HashMap, time::Duration};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -29,7 +34,7 @@ pub(super) async fn ask_all(
     questions: &[Question],
     (at_once, patience): (usize, Duration),
 ) -> anyhow::Result<Vec<QuestionResult>> {
-    let mut evaluated = bus.tail(&Pattern::parse("events.answer.evaluated")?, Start::New).await?;
+    let mut evaluated = bus.tail(&Pattern::parse(format!("events.{}", AnswerEvaluated::TYPE))?, Start::New).await?;
     let pending = stream::iter(questions).map(|question| ask(bus, question, patience)).buffered(at_once);
     let results: Vec<(String, QuestionResult)> =
         pending.collect::<Vec<_>>().await.into_iter().collect::<anyhow::Result<_>>()?;
@@ -54,9 +59,10 @@ pub(super) async fn ask_all(
 }
 
 async fn ask(bus: &Bus, question: &Question, patience: Duration) -> anyhow::Result<(String, QuestionResult)> {
-    let data = json!({"question": question.question, "collection": question.collection});
+    let parameters = QuestionParameters { collection: question.collection.clone(), ..QuestionParameters::default() };
+    let data = PromptReceived { question: Some(question.question.clone()), parameters, ..PromptReceived::default() };
     let id = Uuid::now_v7().to_string();
-    let event = Event::new(id.as_str(), "/nerve/eval", EventType::parse("prompt.received")?);
+    let event = Event::new(id.as_str(), "/nerve/eval", PromptReceived::event_type());
     let mut event = event.with_data("application/json", serde_json::to_vec(&data)?);
     event.time = Some(OffsetDateTime::now_utc());
     let mut parts = bus.answer(&id, None).await?;

@@ -1,12 +1,12 @@
 //! Checks which documents the index already has unchanged.
 
-use super::UPLOADED_TYPE;
 use nerve_broker::bus::{Bus, InvokeError};
 use nerve_core::{Event, EventType, Name, manifest::RuntimeSpec};
-use nerve_rag::{
-    check::{CHECK_REQUESTED, CheckRequest, CheckResult, Chunking},
-    document::Document,
+use nerve_events::{
+    EventData,
+    documents::{Document, DocumentIndexed, DocumentUploaded},
 };
+use nerve_rag::check::{CHECK_REQUESTED, CheckRequest, Chunking};
 use nerve_registry::{Entry, FunctionRecord, Registry};
 use std::{collections::HashMap, time::Duration};
 use time::OffsetDateTime;
@@ -27,7 +27,7 @@ impl IndexCheck {
     /// deployed.
     pub(super) async fn find(registry: &Registry) -> anyhow::Result<Option<Self>> {
         let functions = registry.functions().await?;
-        let subject = format!("events.{UPLOADED_TYPE}");
+        let subject = format!("events.{}", DocumentUploaded::TYPE);
         let consumes_uploads = |entry: &&Entry<FunctionRecord>| {
             builtin(entry, "rag/chunk") && entry.record.spec.on.iter().any(|pattern| pattern.covers(&subject))
         };
@@ -54,14 +54,14 @@ impl IndexCheck {
         bus: &Bus,
         collection: &str,
         uploads: &[(Event, String)],
-    ) -> HashMap<String, CheckResult> {
+    ) -> HashMap<String, DocumentIndexed> {
         if self.failure.is_some() || uploads.is_empty() {
             return HashMap::new();
         }
         match self.request(bus, collection, uploads).await {
             Ok(results) => {
                 let checked = results.iter().filter_map(|result| serde_json::from_slice(&result.data).ok());
-                checked.map(|checked: CheckResult| (checked.document.clone(), checked)).collect()
+                checked.map(|checked: DocumentIndexed| (checked.document.document.clone(), checked)).collect()
             }
             Err(error) => {
                 self.failure = Some(error);

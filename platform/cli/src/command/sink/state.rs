@@ -7,9 +7,14 @@ use crate::{
     globals::{DataFolder, Globals},
 };
 use clap::Args;
-use nerve_core::{Event, EventType, Name};
+use nerve_core::{Event, Name};
+use nerve_events::{
+    EventData,
+    sinks::{SinkDisabled, SinkEnabled},
+};
 use nerve_registry::{DisabledInfo, SinkState};
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::json;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -33,7 +38,8 @@ impl NamedSink {
             Some(state) => registry.clear_sink_state(name, state.revision).await?,
         };
         if changed {
-            connection.bus.publish_own(&event(name, "sink.enabled", json!({"sink": name}))?).await?;
+            let enabled = SinkEnabled { sink: name.to_string() };
+            connection.bus.publish_own(&event(name, &enabled)?).await?;
         }
         globals.output.show(&json!({"sink": name, "enabled": true, "changed": changed}), |_| match changed {
             true => format!("enabled {name}; pending events are being posted"),
@@ -58,8 +64,9 @@ impl NamedSink {
                 let cause = "its state changed concurrently";
                 return Err(Failure::new(format!("cannot disable {name}")).cause(cause).next("try again").into());
             }
-            let data = json!({"sink": name, "reason": "by hand"});
-            connection.bus.publish_own(&event(name, "sink.disabled", data)?).await?;
+            let (sink, reason) = (name.to_string(), "by hand".to_owned());
+            let disabled = SinkDisabled { sink, reason, ..SinkDisabled::default() };
+            connection.bus.publish_own(&event(name, &disabled)?).await?;
         }
         globals.output.show(&json!({"sink": name, "enabled": false, "changed": changed}), |_| match changed {
             true => format!("disabled {name}; its events are kept until `nerve sink enable {name}`"),
@@ -68,9 +75,9 @@ impl NamedSink {
     }
 }
 
-fn event(sink: &Name, ty: &str, data: Value) -> anyhow::Result<Event> {
-    let event = Event::new(Uuid::now_v7().to_string(), format!("/sinks/{sink}"), EventType::parse(ty)?);
-    let mut event = event.with_data("application/json", data.to_string());
+fn event<T: EventData + Serialize>(sink: &Name, data: &T) -> anyhow::Result<Event> {
+    let event = Event::new(Uuid::now_v7().to_string(), format!("/sinks/{sink}"), T::event_type());
+    let mut event = event.with_data("application/json", serde_json::to_vec(data)?);
     event.time = Some(OffsetDateTime::now_utc());
     Ok(event)
 }

@@ -285,7 +285,7 @@ impl Frames for ChatStream {
                 Part::Done => return Some(self.finish(&data)),
                 Part::Error => {
                     self.state = Progress::Rest(vec![Bytes::from_static(b"data: [DONE]\n\n")]);
-                    return Some(frame(&json!(failure(&data).to_openai())));
+                    return Some(frame(&json!(failure(&part.event.data).to_openai())));
                 }
                 Part::Opened | Part::Retrieved | Part::Citation => {}
             }

@@ -4,14 +4,13 @@ use crate::{
     api::auth::Caller,
     http::problem::{HttpResult, Problem},
 };
-use nerve_core::{Event, EventType, answer, event::CORRELATION_ID};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use nerve_core::{Event, event::CORRELATION_ID};
+use nerve_events::{EventData, answers::AnswerOpened, documents::DEFAULT_COLLECTION, retrieval::PromptReceived};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-/// The collection of requests that name none.
-const DEFAULT_COLLECTION: &str = "default";
 /// The source of a question and of the first part of its answer. External events and events of functions cannot have it.
 const SOURCE: &str = "/v1/answers";
 
@@ -33,7 +32,7 @@ pub(crate) struct QuestionRequest {
 
 /// A valid question.
 pub(crate) struct Question {
-    /// The data of its event.
+    /// The data of its event: [`PromptReceived`], with the fields as they came.
     data: Map<String, Value>,
     collection: String,
 }
@@ -67,38 +66,35 @@ impl Question {
 
     /// Its events, for the answer with this id.
     pub(crate) fn prompt(self, id: &str) -> HttpResult<Prompt> {
-        let opened = event(id, answer::OPENED, &json!({ "collection": self.collection }))?;
-        let event = event(id, "prompt.received", &Value::Object(self.data))?;
+        let opened = AnswerOpened { collection: self.collection.clone() };
+        let mut opened = event::<AnswerOpened>(id, &opened)?;
+        // Two events with the same source need different ids.
+        opened.id = format!("{id}#opened");
+        let event = event::<PromptReceived>(id, &self.data)?;
         Ok(Prompt { event, opened, collection: self.collection })
     }
 }
 
-fn event(id: &str, ty: &str, data: &Value) -> HttpResult<Event> {
-    let ty = EventType::parse(ty).map_err(|error| Problem::invalid_request(error.to_string()))?;
-    let event = Event::new(id, SOURCE, ty).with_extension(CORRELATION_ID, id);
-    let mut event = event.with_data("application/json", data.to_string().into_bytes());
-    // Two events with the same source need different ids.
-    if event.ty.as_str() == answer::OPENED {
-        event.id = format!("{id}#opened");
-    }
+fn event<T: EventData>(id: &str, data: &impl Serialize) -> HttpResult<Event> {
+    let data = serde_json::to_vec(data).map_err(|error| Problem::invalid_request(error.to_string()))?;
+    let event = Event::new(id, SOURCE, T::event_type()).with_extension(CORRELATION_ID, id);
+    let mut event = event.with_data("application/json", data);
     event.time = Some(OffsetDateTime::now_utc());
     Ok(event)
 }
 
 /// The collection that owns an answer, from its first part; `None` for any other part.
 pub(crate) fn owner_of(part: &Event) -> Option<String> {
-    #[derive(Deserialize)]
-    struct About {
-        collection: String,
-    }
-    let is_opened = part.ty.as_str() == answer::OPENED && part.source == SOURCE;
-    let about = is_opened.then(|| serde_json::from_slice::<About>(&part.data).ok()).flatten();
-    about.map(|about| about.collection)
+    let is_opened = part.ty.as_str() == AnswerOpened::TYPE && part.source == SOURCE;
+    let opened = is_opened.then(|| serde_json::from_slice::<AnswerOpened>(&part.data).ok()).flatten();
+    opened.map(|opened| opened.collection)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nerve_events::retrieval::DocumentsRetrieved;
+    use serde_json::json;
 
     fn prompt(body: Value, caller: &Caller) -> Result<Prompt, u16> {
         let question = Question::of(serde_json::from_value(body).unwrap(), caller);
@@ -137,7 +133,7 @@ mod tests {
     fn only_the_part_that_the_gateway_opens_names_an_owner() {
         let opened = prompt(json!({"question": "?", "collection": "own"}), &any()).unwrap().opened;
         let of_a_function = Event { source: "/functions/f".into(), ..opened.clone() };
-        let another_part = Event { ty: EventType::parse(answer::RETRIEVED).unwrap(), ..opened };
+        let another_part = Event { ty: DocumentsRetrieved::event_type(), ..opened };
         assert_eq!((owner_of(&of_a_function), owner_of(&another_part)), (None, None));
     }
 }

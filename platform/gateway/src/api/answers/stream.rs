@@ -104,7 +104,7 @@ impl AnswerStream {
             let Step::Part(part) = step else { continue };
             match part.part {
                 Part::Done => return Ok(with_id(&part.event.data, &self.id)),
-                Part::Error => return Err(super::failure(&with_id(&part.event.data, &self.id))),
+                Part::Error => return Err(super::failure(&part.event.data)),
                 _ => {}
             }
         }
