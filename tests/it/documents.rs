@@ -109,7 +109,7 @@ async fn an_upload_replaces_and_a_deletion_removes() {
     );
     assert_eq!(answers[0]["citations"][0]["source"], "fees");
     // What is no document is dead at once, and nothing waits for it.
-    upload(&nerve, "4", json!({"document": "broken"})).await;
+    upload(&nerve, "4", json!({"document": "broken", "data": "%"})).await;
     streams.reaches("DEAD", "dead.chunk", 1, seconds(20)).await;
 }
 
