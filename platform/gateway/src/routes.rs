@@ -35,11 +35,14 @@ pub(crate) struct Route {
     pub(crate) thread: Thread,
     /// One line, for the front page and OpenAPI.
     pub(crate) summary: &'static str,
-    handler: fn() -> MethodRouter<Gateway>,
+    handler: MakeHandler,
     /// Adds the handler's part to the documentation.
-    pub(crate) docs: fn(Docs) -> Docs,
+    pub(crate) docs: AddDocs,
     pub(crate) errors: ErrorFormat,
 }
+
+type MakeHandler = fn() -> MethodRouter<Gateway>;
+type AddDocs = fn(Docs) -> Docs;
 
 /// Who may use a route.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -101,7 +104,7 @@ const fn route(
     path: &'static str,
     (access, thread): (Access, Thread),
     summary: &'static str,
-    (handler, docs): (fn() -> MethodRouter<Gateway>, fn(Docs) -> Docs),
+    (handler, docs): (MakeHandler, AddDocs),
 ) -> Route {
     Route { method, path, access, thread, summary, handler, docs, errors: ErrorFormat::Problem }
 }

@@ -132,7 +132,7 @@ impl ChatRequest {
             rest.insert("options".to_owned(), options.into());
         }
         let collection = self.metadata.get("collection").and_then(Value::as_str).map(str::to_owned);
-        Ok((self.model, QuestionRequest { question, collection, stream: None, rest }))
+        Ok((self.model, QuestionRequest { question, collection, limit: None, stream: None, rest }))
     }
 }
 

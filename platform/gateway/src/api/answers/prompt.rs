@@ -23,6 +23,9 @@ pub(crate) struct QuestionRequest {
     pub(crate) question: String,
     /// The collection to search.
     pub(crate) collection: Option<String>,
+    /// Maximum number of documents to retrieve.
+    #[schema(minimum = 1)]
+    pub(crate) limit: Option<u64>,
     /// Whether to stream the answer.
     pub(crate) stream: Option<bool>,
     #[serde(flatten)]
@@ -53,7 +56,7 @@ impl Question {
     /// # Errors
     /// 400 if it is empty, 403 for a collection that the caller may not search.
     pub(crate) fn of(asked: QuestionRequest, caller: &Caller) -> HttpResult<Self> {
-        let QuestionRequest { question, collection, rest, .. } = asked;
+        let QuestionRequest { question, collection, limit, rest, .. } = asked;
         if question.trim().is_empty() {
             return Err(Problem::invalid_request("`question` is empty"));
         }
@@ -61,6 +64,7 @@ impl Question {
         let mut data = rest;
         data.insert("question".to_owned(), question.into());
         data.insert("collection".to_owned(), collection.as_str().into());
+        data.extend(limit.map(|limit| ("limit".to_owned(), limit.into())));
         Ok(Self { data, collection })
     }
 
@@ -113,6 +117,15 @@ mod tests {
         let data: Value = serde_json::from_slice(&event.data).unwrap();
         assert_eq!(data, json!({"question": "why?", "limit": 3, "conversation": "c", "collection": "default"}));
         assert_eq!((opened.id.as_str(), owner_of(&opened).as_deref()), ("7#opened", Some("default")));
+    }
+
+    #[test]
+    fn limit_that_no_function_can_read_is_refused() {
+        // JSON Schema takes the first three for integers.
+        for limit in ["3.0", "1e3", "1e30", "-1", "\"3\""] {
+            let body = format!(r#"{{"question": "why?", "limit": {limit}}}"#);
+            assert!(serde_json::from_str::<QuestionRequest>(&body).is_err(), "{limit}");
+        }
     }
 
     #[test]
