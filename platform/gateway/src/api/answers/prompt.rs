@@ -19,7 +19,7 @@ const SOURCE: &str = "/v1/answers";
 pub(crate) struct QuestionRequest {
     /// The question.
     #[schema(min_length = 1)]
-    #[serde(alias = "prompt", alias = "text")]
+    #[serde(alias = "prompt")]
     pub(crate) question: String,
     /// The collection to search.
     pub(crate) collection: Option<String>,
@@ -126,16 +126,6 @@ mod tests {
             let body = format!(r#"{{"question": "why?", "limit": {limit}}}"#);
             assert!(serde_json::from_str::<QuestionRequest>(&body).is_err(), "{limit}");
         }
-    }
-
-    #[test]
-    fn question_has_one_name() {
-        let question = |body: Value| serde_json::from_value::<QuestionRequest>(body).map(|request| request.question);
-        for name in ["question", "prompt", "text"] {
-            assert_eq!(question(json!({ name: "why?" })).unwrap(), "why?");
-        }
-        // The functions take the names for one field too.
-        assert!(question(json!({"question": "why?", "text": "how?"})).is_err());
     }
 
     #[test]
