@@ -166,8 +166,8 @@ async fn without_onnx_runtime_nerve_starts_says_so_and_loses_nothing() {
     .await;
     let body = json!({"input": "a"});
     let answer = reqwest::Client::new().post(nerve.url("/v1/embeddings")).json(&body).send().await.unwrap();
-    let (status, problem) = crate::problem(answer).await;
-    assert!(status == 503 && problem["detail"].as_str().unwrap().contains("make setup"), "{problem}");
+    let (status, message) = crate::openai_error(answer).await;
+    assert!(status == 503 && message.contains("make setup"), "{message}");
     nerve.cli().deploy(Folder::new(EMBED).path()).await;
     assert_eq!(crate::post_event(&nerve, "doc", "1", r#"{"text": "a"}"#).await / 100, 2);
     assert!(nerve.sigterm(seconds(20)).await.success());

@@ -215,8 +215,9 @@ pub(crate) fn delete_docs(docs: Docs) -> Docs {
 
 /// The documentation of [`feedback`].
 pub(crate) fn feedback_docs(docs: Docs) -> Docs {
-    let docs =
-        docs.body_like("application/json", event_schema(FeedbackSubmitted::TYPE)).problems(&[ProblemType::NotFound]);
+    let docs = docs
+        .body_like("application/json", event_schema(FeedbackSubmitted::TYPE))
+        .problems(&[ProblemType::NotFound, ProblemType::InvalidJson]);
     accepted_docs(docs).idempotent().problems(QUOTAS)
 }
 
