@@ -21,6 +21,7 @@ pub(crate) struct StoredDocument {
 
 impl StoredDocument {
     /// The stored state after a change.
+    #[cfg(feature = "postgres")]
     pub(crate) fn after(change: &Change) -> Self {
         let Document { name, version, digest, uploaded_at, metadata, .. } = change.document().clone();
         Self { uploaded_at, removed: matches!(change, Change::Remove(_)), name, version, digest, metadata }

@@ -12,6 +12,7 @@ pub(crate) use absent::*;
 mod absent {
     use async_trait::async_trait;
     use nerve_core::{Deployment, Function, Host, LoadError};
+    #[cfg(not(feature = "rag"))]
     use serde_json::{Map, Value};
     use std::sync::Arc;
 
