@@ -8,7 +8,7 @@ from math import log
 
 
 def words(text):
-    # The first five letters stand for a word, so that `fee` meets `fees`, and `invoices` meets `invoice`.
+    # Words are compared by their first five letters, so that `fee` meets `fees`, and `invoices` meets `invoice`.
     return {word[:5].rstrip("s") for word in re.findall(r"\w+", text.lower())}
 
 
@@ -21,7 +21,7 @@ WORDS = [words(one["text"]) for one in PARAGRAPHS]
 
 
 def weight(word):
-    # What stands in every paragraph tells nothing.
+    # A word that is in every paragraph does not distinguish them.
     return log(len(WORDS) / sum(word in those for those in WORDS))
 
 

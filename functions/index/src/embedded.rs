@@ -27,7 +27,7 @@ use dense::Dense;
 use lexical::Lexical;
 use nerve_core::quota::Quotas;
 use nerve_events::{documents::Document, retrieval::Hit};
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use parking_lot::{Mutex, RwLock};
 use serde_json::{Map, Value};
 use std::{collections::HashMap, path::Path};
 use store::Store;
@@ -61,7 +61,7 @@ impl Embedded {
             documents: RwLock::new(documents),
             store: Mutex::new(store),
         };
-        let store = index.store();
+        let store = index.store.lock();
         index.catch_up(&store)?;
         drop(store);
         Ok(index)
@@ -69,12 +69,12 @@ impl Embedded {
 
     /// Applies changes atomically. They are searchable when this returns.
     pub(crate) fn apply(&self, changes: &[Change], quotas: &Quotas) -> Result<Vec<ChangeResult>, IndexError> {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let applied = store.apply(changes, quotas)?;
         let (documents, owners) = store.catalog_of(&applied)?;
         // A chunk is visible to searches only once its owner is known.
-        write(&self.documents).extend(documents);
-        write(&self.owners).extend(owners);
+        self.documents.write().extend(documents);
+        self.owners.write().extend(owners);
         self.catch_up(&store)?;
         Ok(applied.into_iter().map(|one| one.applied).collect())
     }
@@ -84,7 +84,7 @@ impl Embedded {
         self.lexical.catch_up(store)?;
         self.dense.catch_up(store)?;
         let removed = store.prune_changes(self.lexical.position().min(self.dense.saved()))?;
-        let mut owners = write(&self.owners);
+        let mut owners = self.owners.write();
         for chunk in removed {
             owners.remove(&chunk);
         }
@@ -94,7 +94,7 @@ impl Embedded {
     /// Returns the best chunks, best first.
     pub(crate) fn search(&self, query: &Query) -> Result<Vec<Hit>, IndexError> {
         let limit = query.candidates();
-        let (owners, documents) = (read(&self.owners), read(&self.documents));
+        let (owners, documents) = (self.owners.read(), self.documents.read());
         let filter = |chunk: u64| {
             let document = owners.get(&chunk).and_then(|owner| documents.get(owner));
             document.is_some_and(|document| document.collection == query.collection && matches(document, &query.filter))
@@ -108,17 +108,17 @@ impl Embedded {
         for found in best.iter_mut().filter(|found| found.similarity.is_none()) {
             found.similarity = self.dense.similarity(found.chunk, &query.vector)?;
         }
-        self.store().hits(&best)
+        self.store.lock().hits(&best)
     }
 
     /// Number of documents in a collection, and the size of their text in bytes.
     pub(crate) fn collection_usage(&self, collection: &str) -> Result<(u64, u64), IndexError> {
-        self.store().collection_usage(collection)
+        self.store.lock().collection_usage(collection)
     }
 
     /// Number of chunks in all collections.
     pub(crate) fn len(&self) -> Result<usize, IndexError> {
-        self.store().len()
+        self.store.lock().len()
     }
 
     pub(crate) fn dimensions(&self) -> usize {
@@ -127,21 +127,9 @@ impl Embedded {
 
     /// Saves what a restart would otherwise have to rebuild.
     pub(crate) fn save(&self) -> Result<(), IndexError> {
-        let store = self.store();
+        let store = self.store.lock();
         self.dense.save(&store)
     }
-
-    pub(crate) fn store(&self) -> MutexGuard<'_, Store> {
-        self.store.lock()
-    }
-}
-
-fn read<T>(lock: &RwLock<T>) -> parking_lot::RwLockReadGuard<'_, T> {
-    lock.read()
-}
-
-pub(crate) fn write<T>(lock: &RwLock<T>) -> parking_lot::RwLockWriteGuard<'_, T> {
-    lock.write()
 }
 
 fn matches(document: &Document, filter: &Map<String, Value>) -> bool {

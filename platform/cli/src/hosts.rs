@@ -8,7 +8,7 @@ use nerve_sandbox::Pool;
 use std::sync::Arc;
 
 /// Creates the hosts of all runtimes. Compiled code and working directories of processes are in the data directory.
-pub(crate) fn of_functions(config: &Config, helpers: &Pool, models: &ModelRunner) -> anyhow::Result<Arc<dyn Host>> {
+pub(crate) fn function_host(config: &Config, helpers: &Pool, models: &ModelRunner) -> anyhow::Result<Arc<dyn Host>> {
     let processes = ProcessConfig::new(config.data.dir.join("processes"));
     let shim = Some(sandbox::shim(config.private_paths()?, &processes.work_dir));
     let process = ProcessHost::new(ProcessConfig { shim, ..processes });

@@ -7,7 +7,6 @@
 use super::{
     Embedded,
     store::{Store, failed},
-    write,
 };
 use crate::{
     collections::{ErasedDocuments, TenantCollections},
@@ -25,14 +24,14 @@ const SCRUB_PENDING: &str = "unscrubbed";
 impl Embedded {
     /// Counts the documents of a tenant.
     pub(crate) fn count_tenant(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
-        self.store().count_tenant(tenant)
+        self.store.lock().count_tenant(tenant)
     }
 
     /// Deletes the documents of a tenant and rebuilds the files.
     pub(crate) fn erase(&self, tenant: &TenantCollections) -> Result<ErasedDocuments, IndexError> {
-        let mut store = self.store();
+        let mut store = self.store.lock();
         let (erased, scrub_pending) = store.erase(tenant)?;
-        write(&self.documents).retain(|_, document| !tenant.owns(&document.collection));
+        self.documents.write().retain(|_, document| !tenant.owns(&document.collection));
         self.catch_up(&store)?;
         drop(store);
         if scrub_pending {
@@ -44,18 +43,18 @@ impl Embedded {
     fn scrub(&self) -> Result<(), IndexError> {
         // The graph takes longest to rebuild; changes continue meanwhile.
         let store = loop {
-            let graph = self.dense.successor(self.store().position()?)?;
+            let graph = self.dense.successor(self.store.lock().position()?)?;
             let from = graph.position();
             let mut last = 0;
             loop {
-                let page = self.store().vectors(last)?;
+                let page = self.store.lock().vectors(last)?;
                 let Some((end, _)) = page.last() else { break };
                 last = *end;
                 for (chunk, vector) in page {
                     graph.add(chunk, vector)?;
                 }
             }
-            let store = self.store();
+            let store = self.store.lock();
             if store.has_changes_since(from)? {
                 self.dense.replace_with(graph, &store)?;
                 break store;

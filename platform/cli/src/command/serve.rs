@@ -226,7 +226,7 @@ impl InProcessServer {
         let worker = match role {
             Role::Gateway => None,
             Role::Worker | Role::Both => {
-                Some(Runners { host: hosts::of_functions(&config, &helpers, &models)?, helpers: helpers.clone() })
+                Some(Runners { host: hosts::function_host(&config, &helpers, &models)?, helpers: helpers.clone() })
             }
         };
         let roles = Roles { gateway: role != Role::Worker, worker, inference: models.inference() };
